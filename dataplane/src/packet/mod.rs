@@ -1,0 +1,3 @@
+//! Packets: the buffers that hold them, and the headers in them.
+
+pub mod buffer;

@@ -1,0 +1,54 @@
+//! Generates the Rust side of the wire contract. `protox` parses the files, so that no `protoc` is needed.
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let files = ["objects", "host", "node", "intent"].map(|name| format!("weft/v1/{name}.proto"));
+    for file in &files {
+        println!("cargo:rerun-if-changed={file}");
+    }
+    let descriptors = protox::compile(&files, ["."])?;
+    // Objects and what they hold appear in files that people write, so they read and write as text too; a misspelt field is an error.
+    let mut builder = tonic_prost_build::configure();
+    for name in [
+        "Objects",
+        "ObjectKey",
+        "Violation",
+        "Host",
+        "Vpc",
+        "Subnet",
+        "RouteTable",
+        "Route",
+        "NextHop",
+        "NetworkAcl",
+        "AclRule",
+        "PrefixList",
+        "SecurityGroup",
+        "SecurityRule",
+        "Port",
+        "AddressPair",
+        "Device",
+        "Status",
+        "WorkerStatus",
+        "PortStatus",
+        "NodeStateReply",
+        "Drops",
+        "DropCount",
+        "Stats",
+        "PortCounters",
+        "TableCounters",
+        "FrameCounters",
+        "SessionList",
+        "Session",
+        "TraceReply",
+        "TraceStep",
+        "ChangeReply",
+        "HostStatusReply",
+        "HostStatus",
+    ] {
+        builder = builder.message_attribute(
+            format!("weft.v1.{name}"),
+            "#[derive(serde::Serialize, serde::Deserialize)] #[serde(default, deny_unknown_fields)]",
+        );
+    }
+    builder.compile_fds(descriptors)?;
+    Ok(())
+}
