@@ -2,4 +2,8 @@
 //!
 //! The tables and the pipeline know nothing of sockets, gRPC or threads: tests, fuzzers and benchmarks drive them from memory.
 
+pub mod encap;
 pub mod packet;
+pub mod policy;
+pub mod route;
+pub mod session;
