@@ -14,7 +14,7 @@ use super::{
     Endpoint, Map, NextHop, Peer, Place, Port, Snapshot, Subnet, TUNNEL_SLOTS, Target, Tunnel, Vpc,
 };
 use crate::encap::{Encapsulation, Template};
-use crate::packet::parse::{address_word, protocol};
+use crate::packet::parse::{address_word, protocol, word_address};
 use crate::packet::{Family, Mac};
 use crate::policy::{
     Acl, AclEntry, AddressSet, GroupRules, Remote, Rule, Service, protocol_number,
@@ -243,6 +243,13 @@ impl Compiler<'_> {
                     uplink: way.uplink,
                 });
             }
+        }
+        // Of two families, the one that the host names first is in use while a way of it is up.
+        if let Some(first) = tunnels
+            .first()
+            .map(|tunnel| word_address(tunnel.remote).is_ipv4())
+        {
+            tunnels.retain(|tunnel| word_address(tunnel.remote).is_ipv4() == first);
         }
         // Each slot takes the way that it scores highest for, so that a way that goes moves no flow of the others.
         let identity = |way: &Tunnel| {
