@@ -1,5 +1,7 @@
 //! The program itself: what it acknowledged survives its being killed, and it stops cleanly when asked.
 
+#![allow(clippy::unwrap_used)]
+
 mod support;
 
 use std::path::Path;

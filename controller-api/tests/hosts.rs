@@ -1,5 +1,7 @@
 //! The host protocol as a host sees it (behaviour 34, the controller's side).
 
+#![allow(clippy::unwrap_used)]
+
 mod support;
 
 use std::time::Duration;

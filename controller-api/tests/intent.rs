@@ -1,5 +1,7 @@
 //! The intent API over TCP and over a unix socket (behaviours 31 to 33).
 
+#![allow(clippy::unwrap_used)]
+
 mod support;
 
 use support::{Controller, key, list, topology, yaml};

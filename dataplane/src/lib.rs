@@ -2,4 +2,5 @@
 //!
 //! The tables and the pipeline know nothing of sockets, gRPC or threads: tests, fuzzers and benchmarks drive them from memory.
 
+pub mod agent;
 pub mod packet;

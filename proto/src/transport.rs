@@ -156,7 +156,7 @@ pub async fn connect(address: &str) -> Result<Channel, TransportError> {
 }
 
 /// The error at the bottom: "transport error" alone tells nobody anything.
-fn innermost(mut error: &dyn std::error::Error) -> String {
+pub fn innermost(mut error: &dyn std::error::Error) -> String {
     while let Some(source) = error.source() {
         error = source;
     }
