@@ -1,1 +1,95 @@
-fn main() {}
+//! weft-controller: holds the intent of all tenants and streams to each host what it needs.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use anyhow::{Context, Result};
+use clap::{Parser, Subcommand};
+use tokio::signal::unix::{SignalKind, signal};
+use weft_controller::config::Config;
+use weft_controller::intent::Intent;
+use weft_controller::{server, store};
+use weft_proto::transport::Listener;
+
+/// Holds the intent of all tenants and streams to each host what it needs.
+#[derive(Debug, Parser)]
+#[command(
+    version,
+    args_conflicts_with_subcommands = true,
+    arg_required_else_help = true
+)]
+struct Arguments {
+    /// Run with this configuration file (TOML).
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Check a configuration file and do nothing else.
+    Check {
+        /// The configuration file.
+        file: PathBuf,
+    },
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let filter = tracing_subscriber::EnvFilter::try_from_default_env()
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .init();
+    let result = match (arguments.config, arguments.command) {
+        (_, Some(Command::Check { file })) => check(&file),
+        (Some(file), None) => run(&file),
+        (None, None) => Err(anyhow::anyhow!("--config FILE is missing")),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("weft-controller: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn check(file: &std::path::Path) -> Result<()> {
+    let config = Config::read(file)?;
+    println!(
+        "{}: good; would listen at {}",
+        file.display(),
+        config.listen
+    );
+    Ok(())
+}
+
+#[tokio::main]
+async fn run(file: &std::path::Path) -> Result<()> {
+    let config = Config::read(file)?;
+    let mut terminate = signal(SignalKind::terminate()).context("cannot handle SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("cannot handle SIGINT")?;
+    let store = store::open(&config.store).context("cannot open the store")?;
+    let intent = Arc::new(Intent::load(store).context("cannot read the store")?);
+    let version = intent.current();
+    let listener = Listener::bind(&config.listen).await?;
+    tracing::info!(
+        address = listener.address()?,
+        revision = version.revision,
+        objects = version.state.len(),
+        "serving"
+    );
+    server::serve(intent, listener, async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        tracing::info!("stopping");
+    })
+    .await?;
+    Ok(())
+}

@@ -2,6 +2,7 @@
 //!
 //! The tables and the pipeline know nothing of sockets, gRPC or threads: tests, fuzzers and benchmarks drive them from memory.
 
+pub mod agent;
 pub mod encap;
 pub mod fabric;
 pub mod packet;

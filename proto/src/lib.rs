@@ -9,7 +9,11 @@ pub mod v1 {
     tonic::include_proto!("weft.v1");
 }
 
+pub mod address;
+pub mod mtu;
 pub mod state;
+pub mod transport;
+pub mod validate;
 
 /// Version of the host protocol that this crate speaks.
 pub const HOST_PROTOCOL: u32 = 1;

@@ -128,6 +128,23 @@ impl Object {
         }
     }
 
+    /// The object of that kind and wire form.
+    ///
+    /// # Errors
+    /// The bytes are no such object.
+    pub fn decode(kind: Kind, bytes: &[u8]) -> Result<Self, prost::DecodeError> {
+        Ok(match kind {
+            Kind::Host => Self::Host(v1::Host::decode(bytes)?),
+            Kind::Vpc => Self::Vpc(v1::Vpc::decode(bytes)?),
+            Kind::Subnet => Self::Subnet(v1::Subnet::decode(bytes)?),
+            Kind::RouteTable => Self::RouteTable(v1::RouteTable::decode(bytes)?),
+            Kind::NetworkAcl => Self::NetworkAcl(v1::NetworkAcl::decode(bytes)?),
+            Kind::PrefixList => Self::PrefixList(v1::PrefixList::decode(bytes)?),
+            Kind::SecurityGroup => Self::SecurityGroup(v1::SecurityGroup::decode(bytes)?),
+            Kind::Port => Self::Port(v1::Port::decode(bytes)?),
+        })
+    }
+
     /// The object's wire form.
     pub fn encode(&self) -> Vec<u8> {
         each!(self, o => o.encode_to_vec())
@@ -144,6 +161,19 @@ pub struct Key {
 }
 
 impl Key {
+    /// The key of that wire form.
+    ///
+    /// # Errors
+    /// An unknown kind.
+    pub fn from_wire(wire: &ObjectKey) -> Result<Self, StateError> {
+        let kind = Kind::from_name(&wire.kind)
+            .ok_or_else(|| StateError::UnknownKind(wire.kind.clone()))?;
+        Ok(Self {
+            kind,
+            id: wire.id.clone(),
+        })
+    }
+
     /// The key's wire form.
     pub fn to_wire(&self) -> ObjectKey {
         ObjectKey {
@@ -268,12 +298,7 @@ impl State {
     pub fn patched(&self, upserts: Objects, deletes: &[ObjectKey]) -> Result<Self, StateError> {
         let mut next = self.clone();
         for wire in deletes {
-            let kind = Kind::from_name(&wire.kind)
-                .ok_or_else(|| StateError::UnknownKind(wire.kind.clone()))?;
-            let key = Key {
-                kind,
-                id: wire.id.clone(),
-            };
+            let key = Key::from_wire(wire)?;
             if next.objects.remove(&key).is_none() {
                 return Err(StateError::Missing(key));
             }

@@ -1,0 +1,176 @@
+//! The intent API over gRPC: wire forms in, status codes out, nothing decided here.
+
+use std::sync::Arc;
+
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status};
+use weft_proto::state::{Key, Kind, Object, StateError, collect};
+use weft_proto::v1::intent_server;
+use weft_proto::v1::{
+    ApplyRequest, ChangeReply, CreateRequest, DeleteRequest, GetRequest, HostStatusReply,
+    ListHostStatusRequest, ListReply, ListRequest,
+};
+
+use crate::hosts::Hosts;
+use crate::intent::{ChangeError, Intent, Outcome};
+
+/// Objects per message of a list.
+const CHUNK: usize = 500;
+
+/// The longest error text that is sent: it travels as an HTTP/2 header, of which peers accept 16 KiB by default.
+const MAX_ERROR: usize = 8000;
+
+pub(crate) struct Api {
+    pub(crate) intent: Arc<Intent>,
+    pub(crate) hosts: Arc<Hosts>,
+}
+
+impl Api {
+    /// Runs a change where blocking on the disk is allowed.
+    async fn change(
+        &self,
+        change: impl FnOnce(&Intent) -> Result<Outcome, ChangeError> + Send + 'static,
+    ) -> Result<Response<ChangeReply>, Status> {
+        let intent = self.intent.clone();
+        let outcome = tokio::task::spawn_blocking(move || change(&intent))
+            .await
+            .map_err(|_| Status::internal("the change failed; see the controller's log"))?
+            .map_err(|error| to_status(&error))?;
+        let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+        Ok(Response::new(ChangeReply {
+            revision: outcome.revision,
+            created: count(outcome.created),
+            updated: count(outcome.updated),
+            deleted: count(outcome.deleted),
+        }))
+    }
+}
+
+#[tonic::async_trait]
+impl intent_server::Intent for Api {
+    async fn create(
+        &self,
+        request: Request<CreateRequest>,
+    ) -> Result<Response<ChangeReply>, Status> {
+        let objects = request.into_inner().objects.unwrap_or_default();
+        self.change(move |intent| intent.create(objects)).await
+    }
+
+    async fn apply(&self, request: Request<ApplyRequest>) -> Result<Response<ChangeReply>, Status> {
+        let request = request.into_inner();
+        let objects = request.objects.unwrap_or_default();
+        self.change(move |intent| intent.apply(objects, request.prune, request.dry_run))
+            .await
+    }
+
+    async fn delete(
+        &self,
+        request: Request<DeleteRequest>,
+    ) -> Result<Response<ChangeReply>, Status> {
+        let keys = request.into_inner().objects;
+        self.change(move |intent| intent.delete(&keys)).await
+    }
+
+    async fn get(&self, request: Request<GetRequest>) -> Result<Response<ListReply>, Status> {
+        let wire = request.into_inner().object.unwrap_or_default();
+        let key =
+            Key::from_wire(&wire).map_err(|error| Status::invalid_argument(error.to_string()))?;
+        let version = self.intent.current();
+        let object = version
+            .state
+            .get(&key)
+            .ok_or_else(|| Status::not_found(format!("{key} does not exist")))?;
+        Ok(Response::new(ListReply {
+            revision: version.revision,
+            objects: Some(collect(std::iter::once(object.clone()))),
+        }))
+    }
+
+    type ListStream = ReceiverStream<Result<ListReply, Status>>;
+
+    async fn list(
+        &self,
+        request: Request<ListRequest>,
+    ) -> Result<Response<Self::ListStream>, Status> {
+        let ListRequest { kind, vpc } = request.into_inner();
+        let kind = if kind.is_empty() {
+            None
+        } else {
+            let unknown =
+                || Status::invalid_argument(StateError::UnknownKind(kind.clone()).to_string());
+            Some(Kind::from_name(&kind).ok_or_else(unknown)?)
+        };
+        let version = self.intent.current();
+        let (sender, receiver) = mpsc::channel(2);
+        tokio::spawn(async move {
+            let wanted = |object: &&Object| {
+                kind.is_none_or(|kind| kind == object.kind())
+                    && (vpc.is_empty() || object.vpc() == Some(&vpc))
+            };
+            let mut objects = version.state.iter().filter(wanted).cloned().peekable();
+            // One message at least, so that the revision is told also when there is nothing.
+            loop {
+                let reply = ListReply {
+                    revision: version.revision,
+                    objects: Some(collect(objects.by_ref().take(CHUNK))),
+                };
+                if sender.send(Ok(reply)).await.is_err() || objects.peek().is_none() {
+                    break;
+                }
+            }
+        });
+        Ok(Response::new(ReceiverStream::new(receiver)))
+    }
+
+    async fn list_host_status(
+        &self,
+        _: Request<ListHostStatusRequest>,
+    ) -> Result<Response<HostStatusReply>, Status> {
+        let version = self.intent.current();
+        Ok(Response::new(HostStatusReply {
+            revision: version.revision,
+            hosts: self.hosts.status(&version),
+        }))
+    }
+}
+
+fn to_status(error: &ChangeError) -> Status {
+    let text = shortened(error.to_string());
+    match error {
+        ChangeError::Exists(_) => Status::already_exists(text),
+        ChangeError::Missing(_) => Status::not_found(text),
+        ChangeError::Malformed(_) | ChangeError::Refused(_) => Status::invalid_argument(text),
+        ChangeError::InUse(_) => Status::failed_precondition(text),
+        ChangeError::Store(error) => {
+            tracing::error!(%error, "a change could not be stored");
+            Status::unavailable(text)
+        }
+    }
+}
+
+/// As many whole lines as fit in an error.
+fn shortened(text: String) -> String {
+    if text.len() <= MAX_ERROR {
+        return text;
+    }
+    let cut = text.floor_char_boundary(MAX_ERROR);
+    let kept = &text[..text[..cut].rfind('\n').unwrap_or(cut)];
+    let left = text[kept.len()..].lines().filter(|l| !l.is_empty()).count();
+    format!("{kept}\nand {left} more")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_long_error_keeps_whole_lines_and_counts_the_rest() {
+        let line = "x".repeat(99);
+        let text = vec![line.as_str(); 200].join("\n");
+        let short = shortened(text);
+        assert!(short.len() <= MAX_ERROR + 20);
+        assert_eq!(short.lines().count(), 81);
+        assert!(short.ends_with("and 120 more"), "{short}");
+    }
+}

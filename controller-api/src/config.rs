@@ -1,0 +1,84 @@
+//! The controller's configuration file: TOML, in which an unknown field is an error.
+
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+
+/// What `weft-controller --config FILE` reads.
+///
+/// ```
+/// let config: weft_controller::config::Config = toml::from_str(r#"
+///     listen = "127.0.0.1:7470"
+///     store = { kind = "embedded", path = "/var/lib/weft/intent.redb" }
+/// "#).unwrap();
+/// assert_eq!(config.listen, "127.0.0.1:7470");
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// `HOST:PORT`, or `unix:/path`.
+    pub listen: String,
+    /// Where the intent is kept.
+    pub store: StoreConfig,
+}
+
+/// Where the intent is kept.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(tag = "kind", rename_all = "lowercase", deny_unknown_fields)]
+pub enum StoreConfig {
+    /// A database file of the controller's own.
+    Embedded {
+        /// The file; it is made when it does not exist, its directory is not.
+        path: PathBuf,
+    },
+}
+
+/// Why a configuration file is refused.
+#[derive(Debug, thiserror::Error)]
+#[allow(missing_docs)]
+pub enum ConfigError {
+    #[error("cannot read {path}: {source}")]
+    Read {
+        path: PathBuf,
+        source: std::io::Error,
+    },
+    #[error("{path}: {source}")]
+    Parse {
+        path: PathBuf,
+        source: Box<toml::de::Error>,
+    },
+}
+
+impl Config {
+    /// Reads a configuration file.
+    ///
+    /// # Errors
+    /// The file cannot be read, or says what is not understood.
+    pub fn read(path: &Path) -> Result<Self, ConfigError> {
+        let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Read {
+            path: path.to_owned(),
+            source,
+        })?;
+        toml::from_str(&text).map_err(|source| ConfigError::Parse {
+            path: path.to_owned(),
+            source: Box::new(source),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_unknown_field_is_an_error() {
+        for text in [
+            "listen = '[::1]:1'\nstore = { kind = 'embedded', path = '/x' }\nlisten_too = 1",
+            "listen = '[::1]:1'\nstore = { kind = 'embedded', path = '/x', size = 1 }",
+            "listen = '[::1]:1'\nstore = { kind = 'remote', path = '/x' }",
+            "listen = '[::1]:1'",
+        ] {
+            assert!(toml::from_str::<Config>(text).is_err(), "{text}");
+        }
+    }
+}

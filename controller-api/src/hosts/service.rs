@@ -1,0 +1,105 @@
+//! The host protocol's service: a stream opens, says who it is, and becomes a session.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{mpsc, watch};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status, Streaming};
+use weft_proto::HOST_PROTOCOL;
+use weft_proto::v1::host_control_server::HostControl;
+use weft_proto::v1::{FromHost, Hello, ToHost, Welcome, from_host, to_host};
+
+use super::Hosts;
+use super::session::Session;
+use crate::intent::Intent;
+
+/// How long a stream may stay silent before it says who it is.
+const HELLO_DEADLINE: Duration = Duration::from_secs(10);
+
+pub(crate) struct Control {
+    pub(crate) intent: Arc<Intent>,
+    pub(crate) hosts: Arc<Hosts>,
+    /// True when the controller stops: the streams would never end by themselves.
+    pub(crate) stopping: watch::Receiver<bool>,
+}
+
+#[tonic::async_trait]
+impl HostControl for Control {
+    type AttachStream = ReceiverStream<Result<ToHost, Status>>;
+
+    async fn attach(
+        &self,
+        request: Request<Streaming<FromHost>>,
+    ) -> Result<Response<Self::AttachStream>, Status> {
+        let mut inbound = request.into_inner();
+        // One state is outstanding at a time, so that more than Welcome, one state and a final status never wait.
+        let (sender, receiver) = mpsc::channel(3);
+        let intent = self.intent.clone();
+        let hosts = self.hosts.clone();
+        let mut stopping = self.stopping.clone();
+        tokio::spawn(async move {
+            let result = tokio::select! {
+                result = run(&mut inbound, &sender, &intent, hosts) => result,
+                _ = stopping.wait_for(|stopping| *stopping) => {
+                    Err(Status::unavailable("the controller stops"))
+                }
+            };
+            if let Err(status) = result {
+                // The host may be gone, and then nobody needs to be told.
+                let _ = sender.send(Err(status)).await;
+            }
+        });
+        Ok(Response::new(ReceiverStream::new(receiver)))
+    }
+}
+
+async fn run(
+    inbound: &mut Streaming<FromHost>,
+    sender: &mpsc::Sender<Result<ToHost, Status>>,
+    intent: &Intent,
+    hosts: Arc<Hosts>,
+) -> Result<(), Status> {
+    let hello = hello(inbound).await?;
+    let id = rand::random::<u64>().max(1);
+    let welcome = to_host::Message::Welcome(Welcome {
+        session: id,
+        protocol: HOST_PROTOCOL,
+        capabilities: Vec::new(),
+    });
+    let welcome = ToHost {
+        message: Some(welcome),
+    };
+    if sender.send(Ok(welcome)).await.is_err() {
+        return Ok(());
+    }
+    let host = hello.host.clone();
+    tracing::info!(host, revision = hello.revision, "attached");
+    let result = Session::open(id, &hello, hosts, sender.clone())
+        .run(inbound, intent.watch())
+        .await;
+    match &result {
+        Ok(()) => tracing::info!(host, "detached"),
+        Err(status) => tracing::info!(host, reason = status.message(), "detached"),
+    }
+    result
+}
+
+async fn hello(inbound: &mut Streaming<FromHost>) -> Result<Hello, Status> {
+    let first = tokio::time::timeout(HELLO_DEADLINE, inbound.message())
+        .await
+        .map_err(|_| Status::deadline_exceeded("the stream did not say Hello"))??;
+    let Some(from_host::Message::Hello(hello)) = first.and_then(|first| first.message) else {
+        return Err(Status::invalid_argument("the first message must be Hello"));
+    };
+    if hello.protocol != HOST_PROTOCOL {
+        return Err(Status::failed_precondition(format!(
+            "the host speaks version {} of the host protocol, the controller {HOST_PROTOCOL}",
+            hello.protocol
+        )));
+    }
+    if hello.host.is_empty() {
+        return Err(Status::invalid_argument("Hello names no host"));
+    }
+    Ok(hello)
+}

@@ -1,0 +1,269 @@
+//! One host's session: brings the host to the newest version, one state at a time.
+//!
+//! While a state is outstanding newer versions wait; the next one sent takes them all in. A delta starts from what the host last
+//! acknowledged, refused states in between or not.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use tokio::sync::{mpsc, oneshot, watch};
+use tonic::{Status, Streaming};
+use weft_proto::state::State;
+use weft_proto::v1::{Ack, Delta, FromHost, FullState, Hello, Refusal, ToHost, from_host, to_host};
+
+use super::{Hosts, NodeState};
+use crate::compile::compile;
+use crate::version::Version;
+
+pub(super) struct Session {
+    id: u64,
+    host: String,
+    hosts: Arc<Hosts>,
+    sender: mpsc::Sender<Result<ToHost, Status>>,
+    /// Fails when a newer session takes this one's place.
+    taken: oneshot::Receiver<()>,
+    /// What the host said it has in force, until something is known to be.
+    claimed: (u64, Vec<u8>),
+    /// What the host has in force, if we know what that is.
+    acknowledged: Option<NodeState>,
+    outstanding: Option<NodeState>,
+    /// The digest of the state that was refused last: it is not sent again.
+    refused: Option<[u8; 32]>,
+    considered: Option<Considered>,
+}
+
+/// What was last compiled, to tell whether a newer version concerns the host.
+struct Considered {
+    revision: u64,
+    vpcs: BTreeSet<String>,
+}
+
+impl Session {
+    pub(super) fn open(
+        id: u64,
+        hello: &Hello,
+        hosts: Arc<Hosts>,
+        sender: mpsc::Sender<Result<ToHost, Status>>,
+    ) -> Self {
+        let (taken, remembered) = hosts.attach(&hello.host, id);
+        let same = |known: &NodeState| {
+            known.revision == hello.revision && known.digest[..] == hello.digest[..]
+        };
+        Self {
+            id,
+            host: hello.host.clone(),
+            hosts,
+            sender,
+            taken,
+            claimed: (hello.revision, hello.digest.clone()),
+            acknowledged: remembered.filter(same),
+            outstanding: None,
+            refused: None,
+            considered: None,
+        }
+    }
+
+    /// Runs until the host goes, a newer session takes over, or either end breaks the protocol.
+    pub(super) async fn run(
+        mut self,
+        inbound: &mut Streaming<FromHost>,
+        mut versions: watch::Receiver<Arc<Version>>,
+    ) -> Result<(), Status> {
+        loop {
+            if self.outstanding.is_none() {
+                let version = versions.borrow_and_update().clone();
+                self.bring_to(version).await?;
+            }
+            tokio::select! {
+                changed = versions.changed(), if self.outstanding.is_none() => {
+                    changed.map_err(|_| Status::unavailable("the controller stops"))?;
+                }
+                message = inbound.message() => match message? {
+                    Some(message) => self.hear(message)?,
+                    None => return Ok(()),
+                },
+                _ = &mut self.taken => {
+                    return Err(Status::aborted("a newer session of this host took over"));
+                }
+            }
+        }
+    }
+
+    /// Sends what leads the host to a version, if anything does.
+    async fn bring_to(&mut self, version: Arc<Version>) -> Result<(), Status> {
+        if let Some(considered) = &self.considered
+            && version.unchanged_since(considered.revision, considered.vpcs.iter())
+            && version.unchanged_since(considered.revision, version.vpcs_of(&self.host).iter())
+        {
+            if self.refused.is_none() {
+                self.note_current(version.revision);
+            }
+            return Ok(());
+        }
+        let Some(next) = self.compiled(version).await? else {
+            return Ok(());
+        };
+        let in_force = self.acknowledged.as_ref();
+        if in_force.is_some_and(|known| known.digest == next.digest) {
+            self.refused = None;
+            self.note_current(next.revision);
+            return Ok(());
+        }
+        if in_force.is_none() && self.claimed.1 == next.digest {
+            let revision = next.revision;
+            self.set_acknowledged(NodeState {
+                revision: self.claimed.0,
+                ..next
+            });
+            self.note_current(revision);
+            return Ok(());
+        }
+        if self.refused == Some(next.digest) {
+            return Ok(());
+        }
+        self.send(next).await
+    }
+
+    /// The host's state at a version. Nothing for a host that the intent does not name: it keeps what it has until it is named,
+    /// but one that was named and no longer is loses everything.
+    async fn compiled(&mut self, version: Arc<Version>) -> Result<Option<NodeState>, Status> {
+        let host = self.host.clone();
+        let was_named = self.considered.is_some();
+        let compiled = tokio::task::spawn_blocking(move || {
+            let state = compile(&version, &host).or_else(|| was_named.then(State::default))?;
+            let vpcs = version.vpcs_of(&host);
+            let next = NodeState {
+                revision: version.revision,
+                digest: state.digest(),
+                state: Arc::new(state),
+            };
+            Some((next, vpcs))
+        })
+        .await
+        .map_err(|_| Status::internal("compiling the host's state failed"))?;
+        Ok(compiled.map(|(next, vpcs)| {
+            self.considered = Some(Considered {
+                revision: next.revision,
+                vpcs,
+            });
+            next
+        }))
+    }
+
+    async fn send(&mut self, next: NodeState) -> Result<(), Status> {
+        let message = match &self.acknowledged {
+            Some(known) => {
+                let (upserts, deletes) = known.state.delta_to(&next.state);
+                to_host::Message::Delta(Delta {
+                    from_revision: known.revision,
+                    revision: next.revision,
+                    digest: next.digest.to_vec(),
+                    upserts: Some(upserts),
+                    deletes,
+                })
+            }
+            None => to_host::Message::Full(FullState {
+                revision: next.revision,
+                digest: next.digest.to_vec(),
+                state: Some(next.state.to_objects()),
+            }),
+        };
+        self.hosts.update(&self.host, self.id, |entry| {
+            entry.sent_revision = next.revision;
+        });
+        self.outstanding = Some(next);
+        let message = ToHost {
+            message: Some(message),
+        };
+        self.sender
+            .send(Ok(message))
+            .await
+            .map_err(|_| Status::cancelled("the host is gone"))
+    }
+
+    fn hear(&mut self, message: FromHost) -> Result<(), Status> {
+        match message.message {
+            Some(from_host::Message::Ack(ack)) if ack.session == self.id => self.acknowledge(&ack),
+            Some(from_host::Message::Refusal(refusal)) if refusal.session == self.id => {
+                self.note_refusal(refusal);
+                Ok(())
+            }
+            // Those of an earlier session say nothing of what this one sent.
+            Some(from_host::Message::Ack(_) | from_host::Message::Refusal(_)) => Ok(()),
+            Some(from_host::Message::Event(event)) => {
+                let object = event.object.unwrap_or_default();
+                tracing::info!(
+                    host = self.host,
+                    kind = event.kind,
+                    object = object.id,
+                    "{}",
+                    event.text
+                );
+                Ok(())
+            }
+            Some(from_host::Message::Hello(_)) => {
+                Err(Status::invalid_argument("Hello is said once"))
+            }
+            None => Err(Status::invalid_argument("a message of a kind not known")),
+        }
+    }
+
+    fn acknowledge(&mut self, ack: &Ack) -> Result<(), Status> {
+        let Some(sent) = self
+            .outstanding
+            .take_if(|sent| sent.revision == ack.revision)
+        else {
+            return Ok(());
+        };
+        if sent.digest[..] != ack.digest[..] {
+            self.acknowledged = None;
+            self.hosts
+                .update(&self.host, self.id, |entry| entry.acknowledged = None);
+            return Err(Status::data_loss(
+                "the host acknowledged a state other than the one sent",
+            ));
+        }
+        self.refused = None;
+        self.note_current(sent.revision);
+        self.set_acknowledged(sent);
+        self.hosts.update(&self.host, self.id, |entry| {
+            entry.effect_microseconds = ack.effect_microseconds;
+        });
+        Ok(())
+    }
+
+    fn note_refusal(&mut self, refusal: Refusal) {
+        let Some(sent) = self
+            .outstanding
+            .take_if(|sent| sent.revision == refusal.revision)
+        else {
+            return;
+        };
+        tracing::warn!(host = self.host, revision = sent.revision, violations = ?refusal.violations, "refused");
+        self.refused = Some(sent.digest);
+        self.hosts.update(&self.host, self.id, |entry| {
+            entry.violations = refusal.violations;
+        });
+    }
+
+    fn set_acknowledged(&mut self, known: NodeState) {
+        self.acknowledged = Some(known.clone());
+        self.hosts.update(&self.host, self.id, |entry| {
+            entry.acknowledged = Some(known);
+        });
+    }
+
+    /// The host has in force what a revision says of it.
+    fn note_current(&self, revision: u64) {
+        self.hosts.update(&self.host, self.id, |entry| {
+            entry.acknowledged_revision = revision;
+            entry.violations.clear();
+        });
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        self.hosts.detach(&self.host, self.id);
+    }
+}

@@ -1,0 +1,206 @@
+//! The intent of all tenants: changed whole or not at all, stored before it is acknowledged, then published.
+//!
+//! The gRPC service calls the changes; every attached host's session watches the versions.
+
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use tokio::sync::watch;
+use weft_proto::state::{Key, Object, State, StateError};
+use weft_proto::v1::{self, Objects};
+use weft_proto::validate::{Scope, describe, validate};
+
+use crate::store::{Change, Store, StoreError};
+use crate::version::Version;
+
+/// Why a change is refused; nothing of it happened.
+#[derive(Debug, thiserror::Error)]
+#[allow(missing_docs)]
+pub enum ChangeError {
+    #[error("{}", list(.0, "exists already"))]
+    Exists(Vec<Key>),
+    #[error("{}", list(.0, "does not exist"))]
+    Missing(Vec<Key>),
+    #[error(transparent)]
+    Malformed(#[from] StateError),
+    #[error("{}", lines(.0))]
+    Refused(Vec<v1::Violation>),
+    #[error("still referred to:\n{}", lines(.0))]
+    InUse(Vec<v1::Violation>),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+fn list(keys: &[Key], what: &str) -> String {
+    let lines: Vec<_> = keys.iter().map(|key| format!("{key} {what}")).collect();
+    lines.join("\n")
+}
+
+fn lines(violations: &[v1::Violation]) -> String {
+    let lines: Vec<_> = violations.iter().map(describe).collect();
+    lines.join("\n")
+}
+
+/// What a change did, or would do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[allow(missing_docs)]
+pub struct Outcome {
+    /// The revision after the change; the one before when nothing changed.
+    pub revision: u64,
+    pub created: usize,
+    pub updated: usize,
+    pub deleted: usize,
+}
+
+/// The intent and its store. Changes block on the disk: call them where blocking is allowed.
+pub struct Intent {
+    store: Box<dyn Store>,
+    /// Held from reading the current version to publishing the next.
+    writer: Mutex<()>,
+    current: watch::Sender<Arc<Version>>,
+}
+
+impl Intent {
+    /// The intent that a store holds.
+    ///
+    /// # Errors
+    /// The store cannot be read.
+    pub fn load(store: Box<dyn Store>) -> Result<Self, StoreError> {
+        let (revision, state) = store.load()?;
+        Ok(Self {
+            store,
+            writer: Mutex::new(()),
+            current: watch::Sender::new(Arc::new(Version::loaded(revision, state))),
+        })
+    }
+
+    /// The newest version.
+    pub fn current(&self) -> Arc<Version> {
+        self.current.borrow().clone()
+    }
+
+    /// The newest version, and notice of each newer one.
+    pub fn watch(&self) -> watch::Receiver<Arc<Version>> {
+        self.current.subscribe()
+    }
+
+    /// Creates objects.
+    ///
+    /// # Errors
+    /// Any of them exists, or the result breaks a rule, or it cannot be stored.
+    pub fn create(&self, objects: Objects) -> Result<Outcome, ChangeError> {
+        let new = State::from_objects(objects)?;
+        self.change(false, |version| {
+            let taken: Vec<_> = new
+                .iter()
+                .map(Object::key)
+                .filter(|key| version.state.get(key).is_some())
+                .collect();
+            if !taken.is_empty() {
+                return Err(ChangeError::Exists(taken));
+            }
+            Ok((new.iter().cloned().collect(), Vec::new()))
+        })
+    }
+
+    /// Creates or replaces objects; with `prune`, deletes all others; with `dry_run`, only says what would be.
+    ///
+    /// # Errors
+    /// The result breaks a rule, or it cannot be stored.
+    pub fn apply(
+        &self,
+        objects: Objects,
+        prune: bool,
+        dry_run: bool,
+    ) -> Result<Outcome, ChangeError> {
+        let new = State::from_objects(objects)?;
+        self.change(dry_run, |version| {
+            let differs = |object: &&Object| version.state.get(&object.key()) != Some(*object);
+            let upserts = new.iter().filter(differs).cloned().collect();
+            let deletes = if prune {
+                let keys = version.state.iter().map(Object::key);
+                keys.filter(|key| new.get(key).is_none()).collect()
+            } else {
+                Vec::new()
+            };
+            Ok((upserts, deletes))
+        })
+    }
+
+    /// Deletes objects.
+    ///
+    /// # Errors
+    /// Any of them does not exist or is still referred to, or the change cannot be stored.
+    pub fn delete(&self, keys: &[v1::ObjectKey]) -> Result<Outcome, ChangeError> {
+        let keys = keys
+            .iter()
+            .map(Key::from_wire)
+            .collect::<Result<BTreeSet<_>, _>>()?;
+        let changed = self.change(false, |version| {
+            let missing: Vec<_> = keys
+                .iter()
+                .filter(|key| version.state.get(key).is_none())
+                .cloned()
+                .collect();
+            if !missing.is_empty() {
+                return Err(ChangeError::Missing(missing));
+            }
+            Ok((Vec::new(), keys.iter().cloned().collect()))
+        });
+        // What was good before a deletion can only break by what it refers to.
+        changed.map_err(|error| match error {
+            ChangeError::Refused(violations) => ChangeError::InUse(violations),
+            other => other,
+        })
+    }
+
+    fn change(
+        &self,
+        dry_run: bool,
+        decide: impl FnOnce(&Version) -> Result<(Vec<Object>, Vec<Key>), ChangeError>,
+    ) -> Result<Outcome, ChangeError> {
+        // A panic while it was held published nothing, so what it guards is whole.
+        let _writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
+        let version = self.current();
+        let (upserts, deletes) = decide(&version)?;
+        if upserts.is_empty() && deletes.is_empty() {
+            return Ok(Outcome {
+                revision: version.revision,
+                ..Outcome::default()
+            });
+        }
+        let mut state = version.state.clone();
+        for key in &deletes {
+            state.remove(key);
+        }
+        let mut updated = 0;
+        for object in &upserts {
+            updated += usize::from(state.insert(object.clone()).is_some());
+        }
+        let violations = validate(&state, Scope::Intent);
+        if !violations.is_empty() {
+            return Err(ChangeError::Refused(violations));
+        }
+        let change = Change {
+            revision: version.revision + 1,
+            upserts,
+            deletes,
+        };
+        let outcome = Outcome {
+            revision: if dry_run {
+                version.revision
+            } else {
+                change.revision
+            },
+            created: change.upserts.len() - updated,
+            updated,
+            deleted: change.deletes.len(),
+        };
+        if !dry_run {
+            self.store.commit(&change)?;
+            self.current
+                .send_replace(Arc::new(version.next(&change, state)));
+        }
+        Ok(outcome)
+    }
+}

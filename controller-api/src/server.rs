@@ -1,0 +1,53 @@
+//! The controller as a running server.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::watch;
+use weft_proto::transport::{self, Listener, MAX_MESSAGE, TransportError};
+use weft_proto::v1::host_control_server::HostControlServer;
+use weft_proto::v1::intent_server::IntentServer;
+
+use crate::api::Api;
+use crate::hosts::{Control, Hosts};
+use crate::intent::Intent;
+
+/// How long a stop waits for calls to end before it cuts them off.
+const STOP_DEADLINE: Duration = Duration::from_secs(5);
+
+/// Serves the intent API and the host protocol until `stop` is ready; then ends the hosts' streams and lets other calls finish.
+///
+/// # Errors
+/// The transport's.
+pub async fn serve(
+    intent: Arc<Intent>,
+    listener: Listener,
+    stop: impl Future<Output = ()>,
+) -> Result<(), TransportError> {
+    let hosts = Arc::new(Hosts::default());
+    let (stopping, watched) = watch::channel(false);
+    let control = Control {
+        intent: intent.clone(),
+        hosts: hosts.clone(),
+        stopping: watched.clone(),
+    };
+    let router = transport::server()
+        .add_service(
+            IntentServer::new(Api { intent, hosts }).max_decoding_message_size(MAX_MESSAGE),
+        )
+        .add_service(HostControlServer::new(control).max_decoding_message_size(MAX_MESSAGE));
+    let mut drained = watched.clone();
+    let served = transport::serve(router, listener, async {
+        stop.await;
+        stopping.send_replace(true);
+    });
+    tokio::select! {
+        result = served => result,
+        () = async {
+            // The sender lives in the other branch and outlasts this one.
+            let _ = drained.wait_for(|stopping| *stopping).await;
+            tokio::time::sleep(STOP_DEADLINE).await;
+        } => Ok(()),
+    }
+}

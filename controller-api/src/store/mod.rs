@@ -1,0 +1,57 @@
+//! Where the intent outlives the controller. A change is durable when `commit` returns, or it never happened.
+
+mod embedded;
+
+use weft_proto::state::{Key, Object, State};
+
+pub use embedded::Embedded;
+
+use crate::config::StoreConfig;
+
+/// One accepted change, as the step to a revision.
+#[derive(Debug, Clone, Default)]
+pub struct Change {
+    /// The revision that the change leads to.
+    pub revision: u64,
+    /// Objects added or replaced.
+    pub upserts: Vec<Object>,
+    /// Objects deleted.
+    pub deletes: Vec<Key>,
+}
+
+/// Keeps the intent. Calls block; `commit` is never called twice at a time.
+pub trait Store: Send + Sync + 'static {
+    /// The revision and the objects of the last commit; revision 0 and nothing when there was none.
+    ///
+    /// # Errors
+    /// What is stored cannot be read or understood.
+    fn load(&self) -> Result<(u64, State), StoreError>;
+
+    /// Stores a change, all of it or none, and returns when it will survive a crash.
+    ///
+    /// # Errors
+    /// It could not be stored.
+    fn commit(&self, change: &Change) -> Result<(), StoreError>;
+}
+
+/// Why the intent cannot be kept or read.
+#[derive(Debug, thiserror::Error)]
+#[allow(missing_docs)]
+pub enum StoreError {
+    #[error("the database failed: {0}")]
+    Database(Box<redb::Error>),
+    #[error("the database holds format {0}, and this program reads format {1}")]
+    Format(u64, u64),
+    #[error("the database holds '{0}', which is not understood")]
+    Content(String),
+}
+
+/// Opens the store that the configuration names.
+///
+/// # Errors
+/// It cannot be opened.
+pub fn open(config: &StoreConfig) -> Result<Box<dyn Store>, StoreError> {
+    match config {
+        StoreConfig::Embedded { path } => Ok(Box::new(Embedded::open(path)?)),
+    }
+}

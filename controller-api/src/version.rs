@@ -1,0 +1,128 @@
+//! One version of the intent: a revision, its objects, and who is concerned by what.
+//!
+//! Immutable once made, shared by every stream. The index is made by whoever needs it first, once.
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::OnceLock;
+
+use weft_proto::state::{Key, Kind, Object, State};
+
+use crate::store::Change;
+
+/// The intent as of one revision.
+#[derive(Debug, Default)]
+pub struct Version {
+    /// Increases by one with each change.
+    pub revision: u64,
+    /// Every object.
+    pub state: State,
+    /// When each VPC, or any object in it, last changed.
+    vpc_changed: HashMap<String, u64>,
+    /// When any host last changed.
+    hosts_changed: u64,
+    index: OnceLock<Index>,
+}
+
+#[derive(Debug, Default)]
+struct Index {
+    objects_of_vpc: HashMap<String, Vec<Key>>,
+    vpcs_of_host: HashMap<String, BTreeSet<String>>,
+}
+
+impl Version {
+    /// The version that was stored.
+    pub fn loaded(revision: u64, state: State) -> Self {
+        Self {
+            revision,
+            state,
+            hosts_changed: revision,
+            ..Self::default()
+        }
+    }
+
+    /// The version after a change that led to `state`.
+    pub fn next(&self, change: &Change, state: State) -> Self {
+        let mut vpc_changed = self.vpc_changed.clone();
+        let mut hosts_changed = self.hosts_changed;
+        let old = change.deletes.iter().filter_map(|key| self.state.get(key));
+        let replaced = change
+            .upserts
+            .iter()
+            .filter_map(|object| self.state.get(&object.key()));
+        for object in old.chain(replaced).chain(&change.upserts) {
+            match object.vpc() {
+                Some(vpc) => drop(vpc_changed.insert(vpc.to_owned(), change.revision)),
+                None => hosts_changed = change.revision,
+            }
+        }
+        Self {
+            revision: change.revision,
+            state,
+            vpc_changed,
+            hosts_changed,
+            index: OnceLock::new(),
+        }
+    }
+
+    /// The host of that id, if it is one that runs weftd.
+    pub fn host(&self, id: &str) -> Option<&weft_proto::v1::Host> {
+        let key = Key {
+            kind: Kind::Host,
+            id: id.to_owned(),
+        };
+        match self.state.get(&key) {
+            Some(Object::Host(host)) if !host.foreign => Some(host),
+            _ => None,
+        }
+    }
+
+    /// The VPCs that have ports on a host.
+    pub fn vpcs_of(&self, host: &str) -> BTreeSet<String> {
+        let vpcs = self.index().vpcs_of_host.get(host);
+        vpcs.cloned().unwrap_or_default()
+    }
+
+    /// Every object in a VPC, the VPC itself among them, in key order.
+    pub fn objects_of(&self, vpc: &str) -> impl Iterator<Item = &Object> {
+        let keys = self.index().objects_of_vpc.get(vpc);
+        keys.into_iter()
+            .flatten()
+            .filter_map(|key| self.state.get(key))
+    }
+
+    /// Whether nothing that could concern a host with ports in these VPCs has changed since a revision.
+    ///
+    /// A host gains or loses a VPC only by a change to one of its ports, which is a change in a VPC of the old or the new set.
+    pub fn unchanged_since<'a>(
+        &self,
+        revision: u64,
+        mut vpcs: impl Iterator<Item = &'a String>,
+    ) -> bool {
+        self.hosts_changed <= revision
+            && vpcs.all(|vpc| self.vpc_changed.get(vpc).is_none_or(|at| *at <= revision))
+    }
+
+    fn index(&self) -> &Index {
+        self.index.get_or_init(|| {
+            let mut index = Index::default();
+            for object in self.state.iter() {
+                let Some(vpc) = object.vpc() else { continue };
+                if let Some(keys) = index.objects_of_vpc.get_mut(vpc) {
+                    keys.push(object.key());
+                } else {
+                    let keys = vec![object.key()];
+                    index.objects_of_vpc.insert(vpc.to_owned(), keys);
+                }
+                if let Object::Port(port) = object
+                    && !port.host.is_empty()
+                {
+                    let vpcs = index.vpcs_of_host.entry(port.host.clone()).or_default();
+                    if !vpcs.contains(vpc) {
+                        vpcs.insert(vpc.to_owned());
+                    }
+                }
+            }
+            index
+        })
+    }
+}

@@ -1,0 +1,138 @@
+//! The program itself: what it acknowledged survives its being killed, and it stops cleanly when asked.
+
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+
+use support::{DEADLINE, list, topology, until};
+use weft_proto::transport::connect;
+use weft_proto::v1::intent_client::IntentClient;
+use weft_proto::v1::{ApplyRequest, CreateRequest, Objects, Vpc};
+
+struct Program {
+    child: Child,
+    address: String,
+}
+
+impl Program {
+    fn start(directory: &Path) -> Self {
+        let address = format!("unix:{}", directory.join("socket").display());
+        let config = directory.join("controller.toml");
+        let store = directory.join("intent.redb");
+        let text = format!(
+            "listen = '{address}'\n[store]\nkind = 'embedded'\npath = '{}'\n",
+            store.display()
+        );
+        std::fs::write(&config, text).unwrap();
+        let child = Command::new(env!("CARGO_BIN_EXE_weft-controller"))
+            .arg("--config")
+            .arg(&config)
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        Self { child, address }
+    }
+
+    async fn intent(&self) -> IntentClient<tonic::transport::Channel> {
+        let channel = until(|| connect(&self.address), Result::is_ok).await;
+        IntentClient::new(channel.unwrap())
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[tokio::test]
+async fn nothing_acknowledged_is_lost_when_the_program_is_killed() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut acknowledged = topology().vpcs;
+    for round in 0..3u32 {
+        let mut program = Program::start(directory.path());
+        let mut client = program.intent().await;
+        if round == 0 {
+            let objects = Some(topology());
+            client.create(CreateRequest { objects }).await.unwrap();
+        }
+        for n in 0..20 {
+            let vpc = Vpc {
+                id: format!("v-{round}-{n}"),
+                vni: 100 + round * 20 + n,
+            };
+            let objects = Objects {
+                vpcs: vec![vpc.clone()],
+                ..Objects::default()
+            };
+            let request = ApplyRequest {
+                objects: Some(objects),
+                ..ApplyRequest::default()
+            };
+            client.apply(request).await.unwrap();
+            acknowledged.push(vpc);
+        }
+        program.child.kill().unwrap();
+        program.child.wait().unwrap();
+    }
+    let program = Program::start(directory.path());
+    let mut client = program.intent().await;
+    let replies = list(&mut client, "vpc", "").await;
+    assert_eq!(replies[0].revision, 61);
+    let mut stored = replies[0].objects.clone().unwrap().vpcs;
+    stored.sort_by(|a, b| a.id.cmp(&b.id));
+    acknowledged.sort_by(|a, b| a.id.cmp(&b.id));
+    assert_eq!(stored, acknowledged);
+}
+
+#[tokio::test]
+async fn it_stops_cleanly_when_asked() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut program = Program::start(directory.path());
+    // A stream that would never end by itself is open.
+    let mut host = support::FakeHost::attach(&program.address, "h1", 0, vec![]).await;
+    let kill = Command::new("kill")
+        .arg(program.child.id().to_string())
+        .status()
+        .unwrap();
+    assert!(kill.success());
+    assert!(support::within(host.stream.message()).await.is_err());
+    let start = std::time::Instant::now();
+    let status = loop {
+        if let Some(status) = program.child.try_wait().unwrap() {
+            break status;
+        }
+        assert!(start.elapsed() < DEADLINE, "still running");
+        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+    };
+    assert_eq!(status.code(), Some(0));
+    assert!(!directory.path().join("socket").exists());
+}
+
+#[test]
+fn check_accepts_a_good_file_and_names_what_is_wrong_with_a_bad_one() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("c.toml");
+    let check = |text: &str| {
+        std::fs::write(&file, text).unwrap();
+        Command::new(env!("CARGO_BIN_EXE_weft-controller"))
+            .arg("check")
+            .arg(&file)
+            .output()
+            .unwrap()
+    };
+    let good = "listen = '127.0.0.1:1'\nstore = { kind = 'embedded', path = '/x' }\n";
+    assert_eq!(check(good).status.code(), Some(0));
+    let bad = check(&format!("{good}colour = 'blue'\n"));
+    assert_eq!(bad.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&bad.stderr).contains("colour"));
+    let usage = Command::new(env!("CARGO_BIN_EXE_weft-controller"))
+        .arg("--colour")
+        .output()
+        .unwrap();
+    assert_eq!(usage.status.code(), Some(2));
+}

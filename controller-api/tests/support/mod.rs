@@ -1,0 +1,236 @@
+//! A controller in this process, over real sockets, and a small topology.
+
+// Each test file is a crate of its own, and uses what it needs.
+#![allow(dead_code, unreachable_pub, clippy::unwrap_used)]
+
+use std::future::Future;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+use tonic::transport::Channel;
+use weft_controller::intent::Intent;
+use weft_controller::server;
+use weft_controller::store::Embedded;
+use weft_proto::state::State;
+use weft_proto::transport::{Listener, connect};
+use weft_proto::v1::host_control_client::HostControlClient;
+use weft_proto::v1::intent_client::IntentClient;
+use weft_proto::v1::{
+    Ack, FromHost, Hello, ListReply, ListRequest, ObjectKey, Objects, Refusal, ToHost, Violation,
+    from_host, to_host,
+};
+
+pub const DEADLINE: Duration = Duration::from_secs(20);
+
+pub const TOPOLOGY: &str = r#"
+hosts: [{id: h1, vteps: [192.0.2.1]}, {id: h2, vteps: [192.0.2.2]}]
+vpcs: [{id: blue, vni: 1}, {id: red, vni: 2}]
+subnets:
+  - {id: blue-a, vpc: blue, cidrs: [10.0.0.0/24]}
+  - {id: red-a, vpc: red, cidrs: [10.0.0.0/24]}
+security_groups:
+  - {id: web, vpc: blue, rules: [{direction: ingress, remote_group: web}]}
+ports:
+  - {id: b1, vpc: blue, subnet: blue-a, mac: "02:00:00:00:00:01", addresses: [10.0.0.11], security_groups: [web],
+     host: h1, device: {kind: netdev, name: b1}}
+  - {id: b2, vpc: blue, subnet: blue-a, mac: "02:00:00:00:00:02", addresses: [10.0.0.12], security_groups: [web],
+     host: h2, device: {kind: netdev, name: b2}}
+  - {id: r2, vpc: red, subnet: red-a, mac: "02:00:00:00:00:01", addresses: [10.0.0.11],
+     host: h2, device: {kind: netdev, name: r2}}
+"#;
+
+pub fn yaml(text: &str) -> Objects {
+    serde_yaml_ng::from_str(text).unwrap()
+}
+
+pub fn topology() -> Objects {
+    yaml(TOPOLOGY)
+}
+
+pub fn key(kind: &str, id: &str) -> ObjectKey {
+    ObjectKey {
+        kind: kind.into(),
+        id: id.into(),
+    }
+}
+
+pub struct Controller {
+    pub address: String,
+    stop: oneshot::Sender<()>,
+    served: JoinHandle<()>,
+}
+
+impl Controller {
+    /// Serves at `listen` from the store in a directory.
+    pub async fn start(directory: &Path, listen: &str) -> Self {
+        let store = Embedded::open(&directory.join("intent.redb")).unwrap();
+        let intent = Arc::new(Intent::load(Box::new(store)).unwrap());
+        let listener = Listener::bind(listen).await.unwrap();
+        let address = listener.address().unwrap();
+        let (stop, stopped) = oneshot::channel();
+        let served = tokio::spawn(async move {
+            let stop = async { drop(stopped.await) };
+            server::serve(intent, listener, stop).await.unwrap();
+        });
+        Self {
+            address,
+            stop,
+            served,
+        }
+    }
+
+    pub async fn intent(&self) -> IntentClient<Channel> {
+        IntentClient::new(connect(&self.address).await.unwrap())
+    }
+
+    pub async fn stop(self) {
+        self.stop.send(()).unwrap();
+        within(self.served).await.unwrap();
+    }
+}
+
+/// The result, or a panic when it takes too long.
+pub async fn within<T>(future: impl Future<Output = T>) -> T {
+    tokio::time::timeout(DEADLINE, future)
+        .await
+        .expect("the deadline has passed")
+}
+
+/// Every message of a list.
+pub async fn list(client: &mut IntentClient<Channel>, kind: &str, vpc: &str) -> Vec<ListReply> {
+    let request = ListRequest {
+        kind: kind.into(),
+        vpc: vpc.into(),
+    };
+    let mut stream = client.list(request).await.unwrap().into_inner();
+    let mut replies = Vec::new();
+    while let Some(reply) = stream.message().await.unwrap() {
+        replies.push(reply);
+    }
+    replies
+}
+
+/// Asks again until the answer pleases.
+pub async fn until<T, F: Future<Output = T>>(
+    mut ask: impl FnMut() -> F,
+    pleases: impl Fn(&T) -> bool,
+) -> T
+where
+    T: std::fmt::Debug,
+{
+    let start = std::time::Instant::now();
+    loop {
+        let answer = ask().await;
+        if pleases(&answer) {
+            return answer;
+        }
+        assert!(start.elapsed() < DEADLINE, "still {answer:?}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// A host that speaks the protocol by hand.
+pub struct FakeHost {
+    pub session: u64,
+    pub stream: tonic::Streaming<ToHost>,
+    pub sender: tokio::sync::mpsc::Sender<FromHost>,
+    pub state: State,
+    pub revision: u64,
+}
+
+impl FakeHost {
+    pub async fn attach(address: &str, host: &str, revision: u64, digest: Vec<u8>) -> Self {
+        let channel = until(|| connect(address), Result::is_ok).await.unwrap();
+        let (sender, receiver) = tokio::sync::mpsc::channel(8);
+        let hello = from_host::Message::Hello(Hello {
+            host: host.into(),
+            protocol: weft_proto::HOST_PROTOCOL,
+            capabilities: vec![],
+            revision,
+            digest,
+        });
+        send(&sender, hello).await;
+        let outbound = tokio_stream::wrappers::ReceiverStream::new(receiver);
+        let mut stream = within(HostControlClient::new(channel).attach(outbound))
+            .await
+            .unwrap()
+            .into_inner();
+        let first = within(stream.message()).await.unwrap().unwrap();
+        let Some(to_host::Message::Welcome(welcome)) = first.message else {
+            panic!("{first:?}")
+        };
+        Self {
+            session: welcome.session,
+            stream,
+            sender,
+            state: State::default(),
+            revision,
+        }
+    }
+
+    pub async fn receive(&mut self) -> to_host::Message {
+        let message = within(self.stream.message()).await.unwrap().unwrap();
+        message.message.unwrap()
+    }
+
+    /// Applies the next message, whatever it is, and checks the digest that it promises.
+    pub async fn take(&mut self) -> to_host::Message {
+        let message = self.receive().await;
+        let (state, revision, digest) = match message.clone() {
+            to_host::Message::Full(full) => {
+                let state = State::from_objects(full.state.unwrap()).unwrap();
+                (state, full.revision, full.digest)
+            }
+            to_host::Message::Delta(delta) => {
+                assert_eq!(delta.from_revision, self.revision);
+                let upserts = delta.upserts.unwrap_or_default();
+                let state = self.state.patched(upserts, &delta.deletes).unwrap();
+                (state, delta.revision, delta.digest)
+            }
+            to_host::Message::Welcome(_) => panic!("a second Welcome"),
+        };
+        assert_eq!(state.digest()[..], digest[..]);
+        self.state = state;
+        self.revision = revision;
+        message
+    }
+
+    pub async fn acknowledge(&self, session: u64, revision: u64) {
+        let ack = from_host::Message::Ack(Ack {
+            session,
+            revision,
+            digest: self.state.digest().to_vec(),
+            effect_microseconds: 77,
+        });
+        send(&self.sender, ack).await;
+    }
+
+    pub async fn take_and_acknowledge(&mut self) -> to_host::Message {
+        let message = self.take().await;
+        self.acknowledge(self.session, self.revision).await;
+        message
+    }
+
+    pub async fn refuse(&self, revision: u64) {
+        let refusal = from_host::Message::Refusal(Refusal {
+            session: self.session,
+            revision,
+            violations: vec![Violation {
+                object: Some(key("port", "b1")),
+                field: "device".into(),
+                rule: "no such interface".into(),
+            }],
+        });
+        send(&self.sender, refusal).await;
+    }
+}
+
+async fn send(sender: &tokio::sync::mpsc::Sender<FromHost>, message: from_host::Message) {
+    let message = FromHost {
+        message: Some(message),
+    };
+    sender.send(message).await.unwrap();
+}

@@ -1,0 +1,143 @@
+//! Hosts and VPC-IDs: what the underlay is told, and whether every tunnel that a VPC needs can be made and carries its packets.
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+
+use super::{At, Index, Report};
+use crate::address::parse_address;
+use crate::state::{Kind, Object};
+use crate::{mtu, v1};
+
+/// The largest VXLAN network identifier: 24 bits (RFC 7348 §5).
+const MAX_VNI: u32 = 0xff_ffff;
+
+pub(super) fn check_vpc(at: At<'_>, vpc: &v1::Vpc, report: &mut Report) {
+    if vpc.vni == 0 || vpc.vni > MAX_VNI {
+        report.add(at, "vni", format!("{} is outside 1 to {MAX_VNI}", vpc.vni));
+    }
+}
+
+pub(super) fn check_host(at: At<'_>, host: &v1::Host, report: &mut Report) {
+    if host.vteps.is_empty() {
+        report.add(at, "vteps", "a host has at least one tunnel address");
+    }
+    for (i, text) in host.vteps.iter().enumerate() {
+        let field = format!("vteps[{i}]");
+        let Some(address) = report.take(at, field.clone(), parse_address(text)) else {
+            continue;
+        };
+        if address.is_unspecified() || address.is_multicast() || address.is_loopback() {
+            report.add(at, field, format!("{text} is not a unicast address"));
+        }
+    }
+    if !matches!(host.encapsulation.as_str(), "" | "vxlan" | "gre") {
+        report.add(
+            at,
+            "encapsulation",
+            format!("'{}' is neither vxlan nor gre", host.encapsulation),
+        );
+    }
+    let least = if mtu::has_ipv6(host) { 1280 } else { 576 };
+    let carried = mtu::underlay(host);
+    if carried < least || carried > 65535 {
+        report.add(
+            at,
+            "underlay_mtu",
+            format!("{carried} is outside {least} to 65535"),
+        );
+    }
+}
+
+/// A VPC-ID belongs to one VPC, a tunnel address to one host.
+pub(super) fn check_uniqueness(index: &Index<'_>, report: &mut Report) {
+    let mut vnis = HashMap::new();
+    let mut vteps = HashMap::new();
+    for object in index.state.iter() {
+        match object {
+            Object::Vpc(vpc) => match vnis.entry(vpc.vni) {
+                Entry::Occupied(other) => {
+                    let at = At {
+                        kind: Kind::Vpc,
+                        id: &vpc.id,
+                    };
+                    let rule = format!("{} is taken by vpc '{}'", vpc.vni, other.get());
+                    report.add(at, "vni", rule);
+                }
+                Entry::Vacant(free) => drop(free.insert(&vpc.id)),
+            },
+            Object::Host(host) => {
+                let at = At {
+                    kind: Kind::Host,
+                    id: &host.id,
+                };
+                for (i, text) in host.vteps.iter().enumerate() {
+                    let Ok(address) = parse_address(text) else {
+                        continue;
+                    };
+                    if let Some(other) = vteps.insert(address, &host.id) {
+                        let rule = format!("{address} is taken by host '{other}'");
+                        report.add(at, format!("vteps[{i}]"), rule);
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+}
+
+/// Every two hosts that carry a VPC have a tunnel between them, and it carries the VPC's largest packets.
+pub(super) fn check_carriers(index: &Index<'_>, report: &mut Report) {
+    let mut largest: HashMap<&str, (u32, &str)> = HashMap::new();
+    for object in index.state.iter() {
+        if let Object::Subnet(subnet) = object {
+            let mtu = mtu::effective(subnet, index.carriers_of(&subnet.vpc));
+            let entry = largest.entry(&subnet.vpc).or_insert((mtu, &subnet.id));
+            if mtu > entry.0 {
+                *entry = (mtu, &subnet.id);
+            }
+        }
+    }
+    for object in index.state.iter() {
+        let Object::Vpc(vpc) = object else { continue };
+        check_families(vpc, index, report);
+        let Some(&(mtu, subnet)) = largest.get(vpc.id.as_str()) else {
+            continue;
+        };
+        let at = At {
+            kind: Kind::Subnet,
+            id: subnet,
+        };
+        for host in index.carriers_of(&vpc.id) {
+            let (overhead, carried) = (mtu::overhead(host), mtu::underlay(host));
+            if mtu + overhead > carried {
+                let rule = format!(
+                    "{mtu} and {overhead} of tunnel exceed the underlay_mtu {carried} of host '{}'; at most {} fits",
+                    host.id,
+                    carried.saturating_sub(overhead)
+                );
+                report.add(at, "mtu", rule);
+            }
+        }
+    }
+}
+
+fn check_families(vpc: &v1::Vpc, index: &Index<'_>, report: &mut Report) {
+    let only = |v6: bool| {
+        move |host: &&v1::Host| {
+            !host.vteps.is_empty() && host.vteps.iter().all(|vtep| vtep.contains(':') == v6)
+        }
+    };
+    let v4 = index.carriers_of(&vpc.id).find(only(false));
+    let v6 = index.carriers_of(&vpc.id).find(only(true));
+    if let (Some(v4), Some(v6)) = (v4, v6) {
+        let at = At {
+            kind: Kind::Vpc,
+            id: &vpc.id,
+        };
+        let rule = format!(
+            "host '{}' has only IPv4 tunnel addresses and host '{}' only IPv6: no tunnel can join them",
+            v4.id, v6.id
+        );
+        report.add(at, "", rule);
+    }
+}

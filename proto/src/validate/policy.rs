@@ -1,0 +1,239 @@
+//! Network ACLs, security groups and prefix lists.
+
+use std::collections::HashMap;
+
+use super::{At, Index, Report, Scope, check_reference};
+use crate::address::{parse_address, parse_prefix, parse_protocol};
+use crate::v1;
+
+const MAX_RULE_NUMBER: u32 = 32767;
+
+pub(super) fn check_acl(at: At<'_>, acl: &v1::NetworkAcl, index: &Index<'_>, report: &mut Report) {
+    index.require_vpc(at, &acl.vpc, report);
+    let mut numbers = HashMap::new();
+    for (i, rule) in acl.rules.iter().enumerate() {
+        let field = format!("rules[{i}]");
+        if rule.number == 0 || rule.number > MAX_RULE_NUMBER {
+            let text = format!("{} is outside 1 to {MAX_RULE_NUMBER}", rule.number);
+            report.add(at, format!("{field}.number"), text);
+        }
+        if let Some(first) = numbers.insert((&rule.direction, rule.number), i) {
+            let text = format!("{} is taken by rules[{first}]", rule.number);
+            report.add(at, format!("{field}.number"), text);
+        }
+        if !matches!(rule.action.as_str(), "allow" | "deny") {
+            let text = format!("'{}' is neither allow nor deny", rule.action);
+            report.add(at, format!("{field}.action"), text);
+        }
+        let matcher = Match {
+            direction: &rule.direction,
+            protocol: &rule.protocol,
+            cidr: &rule.cidr,
+            cidr_field: "cidr",
+            family: "",
+            port_min: rule.port_min,
+            port_max: rule.port_max,
+            icmp_type: rule.icmp_type,
+            icmp_code: rule.icmp_code,
+        };
+        matcher.check(at, &field, report);
+    }
+}
+
+pub(super) fn check_group(
+    at: At<'_>,
+    group: &v1::SecurityGroup,
+    index: &Index<'_>,
+    scope: Scope<'_>,
+    report: &mut Report,
+) {
+    index.require_vpc(at, &group.vpc, report);
+    if scope == Scope::Intent && !group.members.is_empty() {
+        let rule = "filled by the controller; name the group in the ports' security_groups instead";
+        report.add(at, "members", rule);
+    }
+    for (i, member) in group.members.iter().enumerate() {
+        report.take(at, format!("members[{i}]"), parse_address(member));
+    }
+    for (i, rule) in group.rules.iter().enumerate() {
+        let field = format!("rules[{i}]");
+        let remotes = [
+            &rule.remote_cidr,
+            &rule.remote_group,
+            &rule.remote_prefix_list,
+        ];
+        if remotes.iter().filter(|remote| !remote.is_empty()).count() > 1 {
+            let text = "at most one of remote_cidr, remote_group and remote_prefix_list is set";
+            report.add(at, &field, text);
+        }
+        check_reference!(
+            index,
+            security_groups,
+            "security_group",
+            rule.remote_group,
+            &group.vpc,
+            at,
+            format!("{field}.remote_group"),
+            report
+        );
+        check_reference!(
+            index,
+            prefix_lists,
+            "prefix_list",
+            rule.remote_prefix_list,
+            &group.vpc,
+            at,
+            format!("{field}.remote_prefix_list"),
+            report
+        );
+        let matcher = Match {
+            direction: &rule.direction,
+            protocol: &rule.protocol,
+            cidr: &rule.remote_cidr,
+            cidr_field: "remote_cidr",
+            family: &rule.family,
+            port_min: rule.port_min,
+            port_max: rule.port_max,
+            icmp_type: rule.icmp_type,
+            icmp_code: rule.icmp_code,
+        };
+        matcher.check(at, &field, report);
+    }
+}
+
+pub(super) fn check_prefix_list(
+    at: At<'_>,
+    list: &v1::PrefixList,
+    index: &Index<'_>,
+    report: &mut Report,
+) {
+    index.require_vpc(at, &list.vpc, report);
+    for (i, text) in list.prefixes.iter().enumerate() {
+        report.take(at, format!("prefixes[{i}]"), parse_prefix(text));
+    }
+}
+
+/// What an ACL's rule and a group's rule have in common.
+struct Match<'a> {
+    direction: &'a str,
+    protocol: &'a str,
+    cidr: &'a str,
+    cidr_field: &'a str,
+    family: &'a str,
+    port_min: Option<u32>,
+    port_max: Option<u32>,
+    icmp_type: Option<u32>,
+    icmp_code: Option<u32>,
+}
+
+impl Match<'_> {
+    fn check(&self, at: At<'_>, field: &str, report: &mut Report) {
+        if !matches!(self.direction, "ingress" | "egress") {
+            let rule = format!("'{}' is neither ingress nor egress", self.direction);
+            report.add(at, format!("{field}.direction"), rule);
+        }
+        let Some(protocol) = report.take(
+            at,
+            format!("{field}.protocol"),
+            parse_protocol(self.protocol),
+        ) else {
+            return;
+        };
+        self.check_family(at, field, protocol, report);
+        self.check_ports(at, field, protocol, report);
+        self.check_icmp(at, field, protocol, report);
+    }
+
+    fn check_family(&self, at: At<'_>, field: &str, protocol: Option<u8>, report: &mut Report) {
+        let family = match self.family {
+            "" => None,
+            "ipv4" => Some(true),
+            "ipv6" => Some(false),
+            other => {
+                let rule = format!("'{other}' is neither ipv4 nor ipv6");
+                report.add(at, format!("{field}.family"), rule);
+                return;
+            }
+        };
+        let of_protocol = match protocol {
+            Some(1) => Some(true),
+            Some(58) => Some(false),
+            _ => None,
+        };
+        let of_cidr = if self.cidr.is_empty() {
+            None
+        } else {
+            let field = format!("{field}.{}", self.cidr_field);
+            report
+                .take(at, field, parse_prefix(self.cidr))
+                .map(|prefix| prefix.is_ipv4())
+        };
+        let given: Vec<bool> = [family, of_protocol, of_cidr]
+            .into_iter()
+            .flatten()
+            .collect();
+        if given.iter().any(|v4| *v4 != given[0]) {
+            let mut parts = Vec::new();
+            if family.is_some() {
+                parts.push(format!("family {}", self.family));
+            }
+            if of_protocol.is_some() {
+                parts.push(format!("protocol {}", self.protocol));
+            }
+            if of_cidr.is_some() {
+                parts.push(self.cidr.to_owned());
+            }
+            let rule = format!("IPv4 and IPv6 are mixed: {}", parts.join(", "));
+            report.add(at, field, rule);
+        }
+    }
+
+    fn check_ports(&self, at: At<'_>, field: &str, protocol: Option<u8>, report: &mut Report) {
+        let bounds = [("port_min", self.port_min), ("port_max", self.port_max)];
+        if bounds.iter().all(|(_, bound)| bound.is_none()) {
+            return;
+        }
+        if !matches!(protocol, Some(6 | 17 | 132)) {
+            let rule = "only tcp, udp and sctp have ports";
+            report.add(at, format!("{field}.port_min"), rule);
+            return;
+        }
+        for (name, bound) in bounds {
+            match bound {
+                None => {
+                    let rule = "port_min and port_max go together";
+                    report.add(at, format!("{field}.{name}"), rule);
+                }
+                Some(port) if port > 65535 => {
+                    let rule = format!("{port} is outside 0 to 65535");
+                    report.add(at, format!("{field}.{name}"), rule);
+                }
+                Some(_) => {}
+            }
+        }
+        if let (Some(min), Some(max)) = (self.port_min, self.port_max)
+            && min > max
+        {
+            let rule = format!("{min} to {max} is an empty range");
+            report.add(at, format!("{field}.port_min"), rule);
+        }
+    }
+
+    fn check_icmp(&self, at: At<'_>, field: &str, protocol: Option<u8>, report: &mut Report) {
+        let is_icmp = matches!(protocol, Some(1 | 58));
+        for (name, value) in [("icmp_type", self.icmp_type), ("icmp_code", self.icmp_code)] {
+            let Some(value) = value else { continue };
+            if !is_icmp {
+                let rule = format!("only icmp and icmpv6 have an {name}");
+                report.add(at, format!("{field}.{name}"), rule);
+            } else if value > 255 {
+                let rule = format!("{value} is outside 0 to 255");
+                report.add(at, format!("{field}.{name}"), rule);
+            }
+        }
+        if is_icmp && self.icmp_code.is_some() && self.icmp_type.is_none() {
+            let rule = "a code needs an icmp_type";
+            report.add(at, format!("{field}.icmp_code"), rule);
+        }
+    }
+}

@@ -1,0 +1,205 @@
+//! Ports: addresses, MACs, groups, where they live and by what device.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+
+use super::network::{prefixes_and_gateways, reserved};
+use super::{At, Index, Report, Scope, check_reference};
+use crate::address::{DEFAULT_GATEWAY_MAC, parse_address, parse_mac, parse_prefix_or_address};
+use crate::state::{Kind, Object};
+use crate::v1;
+
+const MAX_ADDRESSES: usize = 16;
+const MAX_GROUPS: usize = 16;
+/// Linux's IFNAMSIZ less the closing zero.
+const MAX_DEVICE_NAME: usize = 15;
+
+pub(super) fn check(
+    at: At<'_>,
+    port: &v1::Port,
+    index: &Index<'_>,
+    scope: Scope<'_>,
+    report: &mut Report,
+) {
+    index.require_vpc(at, &port.vpc, report);
+    let vpc = &port.vpc;
+    if port.subnet.is_empty() {
+        report.add(at, "subnet", "a port has a subnet");
+    }
+    check_reference!(
+        index,
+        subnets,
+        "subnet",
+        port.subnet,
+        vpc,
+        at,
+        "subnet",
+        report
+    );
+    let subnet = index.subnets.get(port.subnet.as_str()).copied();
+    if let Some(mac) = report.take(at, "mac", parse_mac(&port.mac))
+        && subnet.is_some_and(|subnet| mac == gateway_mac(subnet))
+    {
+        report.add(at, "mac", "this is the MAC of the subnet's gateway");
+    }
+    check_addresses(at, port, subnet, report);
+    for (i, pair) in port.allowed_pairs.iter().enumerate() {
+        let field = format!("allowed_pairs[{i}]");
+        report.take(
+            at,
+            format!("{field}.cidr"),
+            parse_prefix_or_address(&pair.cidr),
+        );
+        if !pair.mac.is_empty() {
+            report.take(at, format!("{field}.mac"), parse_mac(&pair.mac));
+        }
+    }
+    check_groups(at, port, index, report);
+    check_place(at, port, index, scope, report);
+}
+
+fn gateway_mac(subnet: &v1::Subnet) -> [u8; 6] {
+    parse_mac(&subnet.gateway_mac).unwrap_or(DEFAULT_GATEWAY_MAC)
+}
+
+fn check_addresses(at: At<'_>, port: &v1::Port, subnet: Option<&v1::Subnet>, report: &mut Report) {
+    if port.addresses.len() > MAX_ADDRESSES {
+        let rule = format!("a port has at most {MAX_ADDRESSES} addresses");
+        report.add(at, "addresses", rule);
+    }
+    let prefixes = subnet.map(prefixes_and_gateways);
+    for (i, text) in port.addresses.iter().enumerate() {
+        let field = format!("addresses[{i}]");
+        let Some(address) = report.take(at, field.clone(), parse_address(text)) else {
+            continue;
+        };
+        let Some(prefixes) = &prefixes else { continue };
+        let Some((prefix, gateway)) = prefixes.iter().find(|(p, _)| p.contains(address)) else {
+            let rule = format!("{address} is in no prefix of subnet '{}'", port.subnet);
+            report.add(at, field, rule);
+            continue;
+        };
+        if address == *gateway {
+            let rule = format!("{address} is the gateway of subnet '{}'", port.subnet);
+            report.add(at, field, rule);
+        } else if let Some(what) = reserved(*prefix, address) {
+            let rule = format!("{address} is the {what} address of {prefix}");
+            report.add(at, field, rule);
+        }
+    }
+}
+
+fn check_groups(at: At<'_>, port: &v1::Port, index: &Index<'_>, report: &mut Report) {
+    if port.security_groups.len() > MAX_GROUPS {
+        let rule = format!("a port has at most {MAX_GROUPS} security groups");
+        report.add(at, "security_groups", rule);
+        return;
+    }
+    for (i, group) in port.security_groups.iter().enumerate() {
+        let field = format!("security_groups[{i}]");
+        if port.security_groups[..i].contains(group) {
+            report.add(at, field, format!("'{group}' is given twice"));
+            continue;
+        }
+        if group.is_empty() {
+            report.add(at, field, "an empty id");
+            continue;
+        }
+        check_reference!(
+            index,
+            security_groups,
+            "security_group",
+            group,
+            &port.vpc,
+            at,
+            field,
+            report
+        );
+    }
+}
+
+fn check_place(
+    at: At<'_>,
+    port: &v1::Port,
+    index: &Index<'_>,
+    scope: Scope<'_>,
+    report: &mut Report,
+) {
+    if port.host.is_empty() {
+        // Not bound yet: nothing reaches it, and no host is told of it.
+        if let Scope::Node { .. } = scope {
+            report.add(at, "host", "a port lives on a host");
+        }
+        return;
+    }
+    let Some(host) = index.hosts.get(port.host.as_str()) else {
+        report.add(at, "host", format!("there is no host '{}'", port.host));
+        return;
+    };
+    let needs_device = match scope {
+        Scope::Intent => !host.foreign,
+        Scope::Node { host } => port.host == host,
+    };
+    match &port.device {
+        None if needs_device => {
+            let rule = "a port on a host that runs weftd has a device, such as {kind: netdev, name: veth0}";
+            report.add(at, "device", rule);
+        }
+        None => {}
+        Some(device) => {
+            if device.kind != "netdev" {
+                let rule = format!("'{}' is not a kind of device; netdev is", device.kind);
+                report.add(at, "device.kind", rule);
+            }
+            let bad = |b: u8| b == b'/' || !b.is_ascii_graphic();
+            if device.name.is_empty()
+                || device.name.len() > MAX_DEVICE_NAME
+                || device.name.bytes().any(bad)
+            {
+                let rule = format!(
+                    "'{}' is not an interface's name: 1 to {MAX_DEVICE_NAME} characters without space or slash",
+                    device.name
+                );
+                report.add(at, "device.name", rule);
+            }
+        }
+    }
+}
+
+/// MACs and addresses are unique in a VPC, devices on a host.
+pub(super) fn check_uniqueness(index: &Index<'_>, report: &mut Report) {
+    let mut macs: HashMap<(&str, [u8; 6]), &str> = HashMap::new();
+    let mut addresses: HashMap<(&str, IpAddr), &str> = HashMap::new();
+    let mut devices: HashMap<(&str, &str), &str> = HashMap::new();
+    for object in index.state.iter() {
+        let Object::Port(port) = object else { continue };
+        let at = At {
+            kind: Kind::Port,
+            id: &port.id,
+        };
+        if let Ok(mac) = parse_mac(&port.mac)
+            && let Some(other) = macs.insert((&port.vpc, mac), &port.id)
+        {
+            let rule = format!("{} is taken by port '{other}' of the same vpc", port.mac);
+            report.add(at, "mac", rule);
+        }
+        for (i, text) in port.addresses.iter().enumerate() {
+            if let Ok(address) = text.parse()
+                && let Some(other) = addresses.insert((&port.vpc, address), &port.id)
+            {
+                let rule = format!("{address} is taken by port '{other}' of the same vpc");
+                report.add(at, format!("addresses[{i}]"), rule);
+            }
+        }
+        if let Some(device) = &port.device
+            && !port.host.is_empty()
+            && let Some(other) = devices.insert((&port.host, &device.name), &port.id)
+        {
+            let rule = format!(
+                "'{}' of host '{}' is taken by port '{other}'",
+                device.name, port.host
+            );
+            report.add(at, "device.name", rule);
+        }
+    }
+}

@@ -1,0 +1,130 @@
+//! Route tables: every route leads to exactly one place, and that place exists.
+
+use std::collections::{HashMap, HashSet};
+
+use super::{At, Index, Report};
+use crate::address::{parse_mac, parse_prefix};
+use crate::v1;
+
+const MAX_MEMBERS: usize = 256;
+const MAX_WEIGHT: u32 = 65535;
+
+/// The hosts that a table's routes point to.
+pub(super) fn hosts_of(table: &v1::RouteTable) -> impl Iterator<Item = &str> {
+    table
+        .routes
+        .iter()
+        .flat_map(|route| {
+            let members = route.ecmp.iter().map(|hop| hop.host.as_str());
+            members.chain([route.host.as_str()])
+        })
+        .filter(|host| !host.is_empty())
+}
+
+pub(super) fn check(at: At<'_>, table: &v1::RouteTable, index: &Index<'_>, report: &mut Report) {
+    index.require_vpc(at, &table.vpc, report);
+    let mut prefixes = HashMap::new();
+    for (i, route) in table.routes.iter().enumerate() {
+        let field = format!("routes[{i}]");
+        if let Some(prefix) =
+            report.take(at, format!("{field}.prefix"), parse_prefix(&route.prefix))
+            && let Some(first) = prefixes.insert(prefix, i)
+        {
+            let rule = format!("{prefix} has a route already, routes[{first}]");
+            report.add(at, format!("{field}.prefix"), rule);
+        }
+        check_route(at, &field, table, route, index, report);
+    }
+}
+
+fn check_route(
+    at: At<'_>,
+    field: &str,
+    table: &v1::RouteTable,
+    route: &v1::Route,
+    index: &Index<'_>,
+    report: &mut Report,
+) {
+    let targets = [
+        route.blackhole,
+        route.local,
+        !route.port.is_empty(),
+        !route.host.is_empty(),
+        !route.ecmp.is_empty(),
+    ];
+    if targets.iter().filter(|given| **given).count() != 1 {
+        let rule = "exactly one of blackhole, local, port, host and ecmp is set";
+        report.add(at, field, rule);
+    }
+    let hop = v1::NextHop {
+        weight: 0,
+        port: route.port.clone(),
+        host: route.host.clone(),
+        next_hop_mac: route.next_hop_mac.clone(),
+    };
+    check_hop(at, field, &table.vpc, &hop, index, report);
+    if route.ecmp.len() > MAX_MEMBERS {
+        let rule = format!("at most {MAX_MEMBERS} next hops");
+        report.add(at, format!("{field}.ecmp"), rule);
+        return;
+    }
+    let mut seen = HashSet::new();
+    for (i, hop) in route.ecmp.iter().enumerate() {
+        let field = format!("{field}.ecmp[{i}]");
+        if hop.port.is_empty() == hop.host.is_empty() {
+            report.add(at, &field, "exactly one of port and host is set");
+        } else if !seen.insert((&hop.port, &hop.host, &hop.next_hop_mac)) {
+            let rule = "the same next hop is given twice; raise its weight instead";
+            report.add(at, &field, rule);
+        }
+        if hop.weight > MAX_WEIGHT {
+            let rule = format!("{} is outside 1 to {MAX_WEIGHT}", hop.weight);
+            report.add(at, format!("{field}.weight"), rule);
+        }
+        check_hop(at, &field, &table.vpc, hop, index, report);
+    }
+}
+
+/// What a next hop names exists, and can be sent to.
+fn check_hop(
+    at: At<'_>,
+    field: &str,
+    vpc: &str,
+    hop: &v1::NextHop,
+    index: &Index<'_>,
+    report: &mut Report,
+) {
+    if !hop.port.is_empty() {
+        let field = format!("{field}.port");
+        match index.ports.get(hop.port.as_str()) {
+            None => {
+                let rule = format!("a route to nowhere: there is no port '{}'", hop.port);
+                report.add(at, field, rule);
+            }
+            Some(port) if port.vpc != vpc => {
+                let rule = format!(
+                    "port '{}' belongs to vpc '{}', not to '{vpc}'",
+                    hop.port, port.vpc
+                );
+                report.add(at, field, rule);
+            }
+            Some(port) if port.host.is_empty() => {
+                let rule = format!("a route to nowhere: port '{}' is on no host", hop.port);
+                report.add(at, field, rule);
+            }
+            Some(_) => {}
+        }
+    }
+    if !hop.host.is_empty() && !index.hosts.contains_key(hop.host.as_str()) {
+        let rule = format!("a route to nowhere: there is no host '{}'", hop.host);
+        report.add(at, format!("{field}.host"), rule);
+    }
+    if !hop.next_hop_mac.is_empty() {
+        let field = format!("{field}.next_hop_mac");
+        if hop.host.is_empty() {
+            report.add(at, field, "only a route to a host has a next_hop_mac");
+        } else {
+            report.take(at, field, parse_mac(&hop.next_hop_mac));
+        }
+    }
+}

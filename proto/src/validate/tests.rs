@@ -1,0 +1,737 @@
+//! One good topology, and each rule broken in it.
+
+use std::time::{Duration, Instant};
+
+use super::*;
+use crate::v1::{
+    AclRule, AddressPair, Device, Host, NetworkAcl, NextHop, Objects, Port, PrefixList, Route,
+    RouteTable, SecurityGroup, SecurityRule, Subnet, Vpc,
+};
+
+fn port(id: &str, subnet: &str, host: &str, n: u8) -> Port {
+    Port {
+        id: id.into(),
+        vpc: "blue".into(),
+        subnet: subnet.into(),
+        mac: format!("02:00:00:00:00:{n:02x}"),
+        addresses: vec![format!("10.0.0.{n}"), format!("fd00::{n:x}")],
+        security_groups: vec!["web".into()],
+        host: host.into(),
+        device: Some(Device {
+            kind: "netdev".into(),
+            name: format!("veth-{id}"),
+        }),
+        ..Port::default()
+    }
+}
+
+fn host(id: &str, vteps: &[&str]) -> Host {
+    Host {
+        id: id.into(),
+        vteps: vteps.iter().map(|v| (*v).to_owned()).collect(),
+        ..Host::default()
+    }
+}
+
+fn good() -> Objects {
+    Objects {
+        hosts: vec![host("h1", &["192.0.2.1"]), host("h2", &["192.0.2.2"])],
+        vpcs: vec![
+            Vpc {
+                id: "blue".into(),
+                vni: 7,
+            },
+            Vpc {
+                id: "red".into(),
+                vni: 8,
+            },
+        ],
+        subnets: vec![
+            Subnet {
+                id: "front".into(),
+                vpc: "blue".into(),
+                cidrs: vec!["10.0.0.0/24".into(), "fd00::/64".into()],
+                route_table: "main".into(),
+                network_acl: "edge".into(),
+                ..Subnet::default()
+            },
+            Subnet {
+                id: "red-front".into(),
+                vpc: "red".into(),
+                cidrs: vec!["10.0.0.0/24".into()],
+                ..Subnet::default()
+            },
+        ],
+        route_tables: vec![RouteTable {
+            id: "main".into(),
+            vpc: "blue".into(),
+            routes: vec![
+                Route {
+                    prefix: "0.0.0.0/0".into(),
+                    ecmp: vec![
+                        NextHop {
+                            port: "p1".into(),
+                            weight: 2,
+                            ..NextHop::default()
+                        },
+                        NextHop {
+                            host: "h2".into(),
+                            next_hop_mac: "02:00:00:00:01:00".into(),
+                            ..NextHop::default()
+                        },
+                    ],
+                    ..Route::default()
+                },
+                Route {
+                    prefix: "10.9.0.0/16".into(),
+                    blackhole: true,
+                    ..Route::default()
+                },
+            ],
+        }],
+        network_acls: vec![NetworkAcl {
+            id: "edge".into(),
+            vpc: "blue".into(),
+            rules: vec![
+                AclRule {
+                    number: 100,
+                    direction: "ingress".into(),
+                    action: "allow".into(),
+                    protocol: "tcp".into(),
+                    cidr: "10.0.0.0/8".into(),
+                    port_min: Some(80),
+                    port_max: Some(443),
+                    ..AclRule::default()
+                },
+                AclRule {
+                    number: 100,
+                    direction: "egress".into(),
+                    action: "deny".into(),
+                    protocol: "icmpv6".into(),
+                    icmp_type: Some(128),
+                    icmp_code: Some(0),
+                    ..AclRule::default()
+                },
+            ],
+        }],
+        prefix_lists: vec![PrefixList {
+            id: "offices".into(),
+            vpc: "blue".into(),
+            prefixes: vec!["198.51.100.0/24".into(), "2001:db8::/32".into()],
+        }],
+        security_groups: vec![SecurityGroup {
+            id: "web".into(),
+            vpc: "blue".into(),
+            rules: vec![
+                SecurityRule {
+                    direction: "ingress".into(),
+                    remote_group: "web".into(),
+                    ..SecurityRule::default()
+                },
+                SecurityRule {
+                    direction: "ingress".into(),
+                    protocol: "47".into(),
+                    remote_prefix_list: "offices".into(),
+                    family: "ipv4".into(),
+                    ..SecurityRule::default()
+                },
+            ],
+            members: vec![],
+        }],
+        ports: vec![
+            port("p1", "front", "h1", 11),
+            Port {
+                allowed_pairs: vec![AddressPair {
+                    cidr: "10.7.0.0/16".into(),
+                    mac: String::new(),
+                }],
+                ..port("p2", "front", "h2", 12)
+            },
+            // The same MAC and address in another VPC.
+            Port {
+                vpc: "red".into(),
+                addresses: vec!["10.0.0.11".into()],
+                security_groups: vec![],
+                device: Some(Device {
+                    kind: "netdev".into(),
+                    name: "veth-r1".into(),
+                }),
+                ..port("r1", "red-front", "h1", 11)
+            },
+        ],
+    }
+}
+
+fn violations(change: impl FnOnce(&mut Objects), scope: Scope<'_>) -> Vec<String> {
+    let mut objects = good();
+    change(&mut objects);
+    let state = State::from_objects(objects).unwrap();
+    validate(&state, scope)
+        .into_iter()
+        .map(|v| {
+            let object = v.object.unwrap();
+            format!("{} {} {}: {}", object.kind, object.id, v.field, v.rule)
+        })
+        .collect()
+}
+
+/// Exactly one violation, which starts so.
+#[track_caller]
+fn refused(expected: &str, change: impl FnOnce(&mut Objects)) {
+    let found = violations(change, Scope::Intent);
+    assert!(
+        found.len() == 1 && found[0].starts_with(expected),
+        "expected '{expected}', found {found:#?}"
+    );
+}
+
+#[track_caller]
+fn accepted(change: impl FnOnce(&mut Objects)) {
+    assert_eq!(violations(change, Scope::Intent), Vec::<String>::new());
+}
+
+#[test]
+fn a_good_topology_passes() {
+    accepted(|_| {});
+}
+
+#[test]
+fn an_id_of_other_characters_is_refused() {
+    refused("vpc a b id: an id is", |o| {
+        o.vpcs.push(Vpc {
+            id: "a b".into(),
+            vni: 9,
+        });
+    });
+}
+
+#[test]
+fn a_vpc_id_out_of_range_or_taken_is_refused() {
+    refused("vpc red vni: 16777216 is outside 1 to 16777215", |o| {
+        o.vpcs[1].vni = 16_777_216;
+    });
+    refused("vpc red vni: 0 is outside", |o| o.vpcs[1].vni = 0);
+    refused("vpc red vni: 7 is taken by vpc 'blue'", |o| {
+        o.vpcs[1].vni = 7;
+    });
+}
+
+#[test]
+fn references_lead_to_what_exists_in_the_same_vpc() {
+    refused(
+        "subnet front route_table: there is no route_table 'x'",
+        |o| {
+            o.subnets[0].route_table = "x".into();
+        },
+    );
+    refused(
+        "subnet red-front network_acl: network_acl 'edge' belongs to vpc 'blue', not to 'red'",
+        |o| o.subnets[1].network_acl = "edge".into(),
+    );
+    refused("prefix_list offices vpc: there is no vpc 'x'", |o| {
+        o.security_groups[0].rules.pop();
+        o.prefix_lists[0].vpc = "x".into();
+    });
+    refused(
+        "port p1 security_groups[0]: there is no security_group 'x'",
+        |o| {
+            o.ports[0].security_groups[0] = "x".into();
+        },
+    );
+    refused(
+        "port p1 subnet: subnet 'red-front' belongs to vpc 'red'",
+        |o| {
+            o.ports[0].subnet = "red-front".into();
+            o.ports[0].addresses = vec!["10.0.0.21".into()];
+        },
+    );
+    refused("port p1 host: there is no host 'h9'", |o| {
+        o.ports[0].host = "h9".into();
+    });
+    refused(
+        "security_group web rules[1].remote_prefix_list: there is no prefix_list 'x'",
+        |o| o.security_groups[0].rules[1].remote_prefix_list = "x".into(),
+    );
+}
+
+#[test]
+fn a_subnet_prefix_with_host_bits_is_refused_with_the_corrected_form() {
+    refused(
+        "subnet red-front cidrs[0]: '10.0.0.9/24' has host bits set; the prefix is 10.0.0.0/24",
+        |o| {
+            o.ports.pop();
+            o.subnets[1].cidrs[0] = "10.0.0.9/24".into();
+        },
+    );
+}
+
+#[test]
+fn a_subnet_has_one_prefix_of_a_family_and_at_least_one() {
+    refused(
+        "subnet front cidrs[2]: a subnet has at most one IPv4",
+        |o| {
+            o.subnets[0].cidrs.push("10.1.0.0/24".into());
+        },
+    );
+    refused("subnet red-front cidrs: a subnet has at least one", |o| {
+        o.ports.pop();
+        o.subnets[1].cidrs.clear();
+    });
+    refused("subnet red-front cidrs[0]: 224.0.0.0/24 is no range", |o| {
+        o.ports.pop();
+        o.subnets[1].cidrs[0] = "224.0.0.0/24".into();
+    });
+    refused("subnet red-front cidrs[0]: a prefix longer than /30", |o| {
+        o.ports.pop();
+        o.subnets[1].cidrs[0] = "10.0.0.0/31".into();
+    });
+}
+
+#[test]
+fn overlapping_subnets_of_a_vpc_are_refused() {
+    let other = |cidr: &str, vpc: &str| Subnet {
+        id: "other".into(),
+        vpc: vpc.into(),
+        cidrs: vec![cidr.into()],
+        ..Subnet::default()
+    };
+    refused(
+        "subnet other cidrs[0]: 10.0.0.128/25 overlaps 10.0.0.0/24",
+        |o| {
+            o.subnets.push(other("10.0.0.128/25", "blue"));
+        },
+    );
+    refused(
+        "subnet front cidrs[0]: 10.0.0.0/24 overlaps 10.0.0.0/8",
+        |o| {
+            o.subnets.push(other("10.0.0.0/8", "blue"));
+        },
+    );
+    refused("subnet other cidrs[0]: fd00::/64 overlaps fd00::/64", |o| {
+        o.subnets.push(other("fd00::/64", "blue"));
+    });
+    accepted(|o| o.subnets.push(other("10.0.1.0/24", "blue")));
+}
+
+#[test]
+fn gateways_are_one_per_prefix_and_inside_it() {
+    let set = |gateways: &'static [&'static str]| {
+        move |o: &mut Objects| {
+            o.subnets[0].gateways = gateways.iter().map(|g| (*g).to_owned()).collect();
+        }
+    };
+    accepted(set(&["10.0.0.254", "fd00::ff"]));
+    refused(
+        "subnet front gateways: either none or one",
+        set(&["10.0.0.1"]),
+    );
+    refused(
+        "subnet front gateways[1]: fd01::1 is in no prefix",
+        set(&["10.0.0.1", "fd01::1"]),
+    );
+    refused(
+        "subnet front gateways[1]: 10.0.0.0/24 already has a gateway",
+        set(&["10.0.0.1", "10.0.0.2"]),
+    );
+    refused(
+        "subnet front gateways[0]: 10.0.0.255 is the broadcast address",
+        set(&["10.0.0.255", "fd00::1"]),
+    );
+    refused(
+        "port p1 addresses[0]: 10.0.0.11 is the gateway",
+        set(&["10.0.0.11", "fd00::1"]),
+    );
+}
+
+#[test]
+fn macs_are_unicast_and_unique_in_a_vpc() {
+    refused("port p1 mac: '01:00:00:00:00:01' is not a unicast", |o| {
+        o.ports[0].mac = "01:00:00:00:00:01".into();
+    });
+    refused(
+        "port p2 mac: 02:00:00:00:00:0B is taken by port 'p1'",
+        |o| {
+            o.ports[1].mac = "02:00:00:00:00:0B".into();
+        },
+    );
+    refused(
+        "port p1 mac: this is the MAC of the subnet's gateway",
+        |o| {
+            o.ports[0].mac = "02:77:65:66:74:01".into();
+        },
+    );
+    refused("subnet front gateway_mac: 'x' is not a MAC", |o| {
+        o.subnets[0].gateway_mac = "x".into();
+    });
+}
+
+#[test]
+fn port_addresses_are_inside_the_subnet_free_and_unique() {
+    let set = |address: &'static str| {
+        move |o: &mut Objects| o.ports[0].addresses = vec![address.to_owned()]
+    };
+    refused(
+        "port p1 addresses[0]: 10.0.1.5 is in no prefix",
+        set("10.0.1.5"),
+    );
+    refused(
+        "port p1 addresses[0]: 10.0.0.1 is the gateway",
+        set("10.0.0.1"),
+    );
+    refused(
+        "port p1 addresses[0]: 10.0.0.0 is the network",
+        set("10.0.0.0"),
+    );
+    refused(
+        "port p1 addresses[0]: 10.0.0.255 is the broadcast",
+        set("10.0.0.255"),
+    );
+    refused("port p1 addresses[0]: fd00:: is the network", set("fd00::"));
+    refused("port p1 addresses[0]: 'x' is not an IP", set("x"));
+    refused(
+        "port p2 addresses[1]: fd00::c is taken by port 'p1'",
+        set("fd00:0::c"),
+    );
+    refused("port p1 addresses: a port has at most 16", |o| {
+        o.ports[0].addresses = (0..17).map(|n| format!("10.0.0.{}", 20 + n)).collect();
+    });
+}
+
+#[test]
+fn allowed_pairs_are_prefixes_or_addresses_with_unicast_macs() {
+    refused(
+        "port p2 allowed_pairs[0].cidr: '10.7.0.1/16' has host bits",
+        |o| {
+            o.ports[1].allowed_pairs[0].cidr = "10.7.0.1/16".into();
+        },
+    );
+    refused(
+        "port p2 allowed_pairs[0].mac: 'ff:ff:ff:ff:ff:ff' is not",
+        |o| {
+            o.ports[1].allowed_pairs[0].mac = "ff:ff:ff:ff:ff:ff".into();
+        },
+    );
+    accepted(|o| o.ports[1].allowed_pairs[0].cidr = "10.7.0.1".into());
+}
+
+#[test]
+fn a_route_has_exactly_one_target_that_exists() {
+    let set =
+        |change: fn(&mut Route)| move |o: &mut Objects| change(&mut o.route_tables[0].routes[1]);
+    refused(
+        "route_table main routes[1]: exactly one of",
+        set(|r| r.blackhole = false),
+    );
+    refused(
+        "route_table main routes[1]: exactly one of",
+        set(|r| r.local = true),
+    );
+    refused(
+        "route_table main routes[1].port: a route to nowhere: there is no port 'x'",
+        set(|r| {
+            r.blackhole = false;
+            r.port = "x".into();
+        }),
+    );
+    refused(
+        "route_table main routes[1].host: a route to nowhere: there is no host 'x'",
+        set(|r| {
+            r.blackhole = false;
+            r.host = "x".into();
+        }),
+    );
+    refused(
+        "route_table main routes[1].port: port 'r1' belongs to vpc 'red'",
+        set(|r| {
+            r.blackhole = false;
+            r.port = "r1".into();
+        }),
+    );
+    refused(
+        "route_table main routes[1].next_hop_mac: only a route to a host",
+        set(|r| r.next_hop_mac = "02:00:00:00:00:01".into()),
+    );
+    refused(
+        "route_table main routes[1].prefix: 0.0.0.0/0 has a route already",
+        set(|r| r.prefix = "0.0.0.0/0".into()),
+    );
+    refused(
+        "route_table main routes[0].ecmp[0].port: a route to nowhere: port 'p1' is on no host",
+        |o| {
+            o.ports[0].host.clear();
+        },
+    );
+}
+
+#[test]
+fn ecmp_members_are_bounded_distinct_and_lead_to_one_place() {
+    let set = |change: fn(&mut Vec<NextHop>)| {
+        move |o: &mut Objects| change(&mut o.route_tables[0].routes[0].ecmp)
+    };
+    refused(
+        "route_table main routes[0].ecmp[0].weight: 65536 is outside",
+        set(|e| e[0].weight = 65536),
+    );
+    refused(
+        "route_table main routes[0].ecmp[0]: exactly one",
+        set(|e| e[0].host = "h1".into()),
+    );
+    refused(
+        "route_table main routes[0].ecmp[2]: the same next hop",
+        set(|e| e.push(e[0].clone())),
+    );
+    refused(
+        "route_table main routes[0].ecmp: at most 256",
+        set(|e| *e = vec![e[0].clone(); 257]),
+    );
+}
+
+#[test]
+fn acl_rules_have_a_free_number_and_known_words() {
+    let set =
+        |change: fn(&mut AclRule)| move |o: &mut Objects| change(&mut o.network_acls[0].rules[1]);
+    let at = "network_acl edge rules[1]";
+    refused(&format!("{at}.number: 0 is outside"), set(|r| r.number = 0));
+    refused(
+        &format!("{at}.number: 32768 is outside"),
+        set(|r| r.number = 32768),
+    );
+    refused(
+        &format!("{at}.number: 100 is taken by rules[0]"),
+        set(|r| r.direction = "ingress".into()),
+    );
+    refused(
+        &format!("{at}.direction: 'in' is neither"),
+        set(|r| r.direction = "in".into()),
+    );
+    refused(
+        &format!("{at}.action: 'drop' is neither"),
+        set(|r| r.action = "drop".into()),
+    );
+    refused(
+        &format!("{at}.protocol: 'ospf' is not"),
+        set(|r| r.protocol = "ospf".into()),
+    );
+}
+
+#[test]
+fn ports_and_icmp_types_fit_their_protocol() {
+    let set =
+        |change: fn(&mut AclRule)| move |o: &mut Objects| change(&mut o.network_acls[0].rules[0]);
+    let at = "network_acl edge rules[0]";
+    refused(
+        &format!("{at}.port_max: 65536 is outside"),
+        set(|r| r.port_max = Some(65536)),
+    );
+    refused(
+        &format!("{at}.port_min: 80 to 79 is an empty range"),
+        set(|r| r.port_max = Some(79)),
+    );
+    refused(
+        &format!("{at}.port_max: port_min and port_max go together"),
+        set(|r| r.port_max = None),
+    );
+    refused(
+        &format!("{at}.port_min: only tcp, udp and sctp"),
+        set(|r| r.protocol = "47".into()),
+    );
+    refused(
+        &format!("{at}.icmp_type: only icmp"),
+        set(|r| r.icmp_type = Some(8)),
+    );
+    let set =
+        |change: fn(&mut AclRule)| move |o: &mut Objects| change(&mut o.network_acls[0].rules[1]);
+    let at = "network_acl edge rules[1]";
+    refused(
+        &format!("{at}.icmp_type: 256 is outside"),
+        set(|r| r.icmp_type = Some(256)),
+    );
+    refused(
+        &format!("{at}.icmp_code: a code needs"),
+        set(|r| r.icmp_type = None),
+    );
+}
+
+#[test]
+fn mixed_families_in_one_rule_are_refused() {
+    refused(
+        "network_acl edge rules[1]: IPv4 and IPv6 are mixed: protocol icmpv6, 10.0.0.0/8",
+        |o| {
+            o.network_acls[0].rules[1].cidr = "10.0.0.0/8".into();
+        },
+    );
+    refused(
+        "security_group web rules[0]: IPv4 and IPv6 are mixed: family ipv4, fd00::/8",
+        |o| {
+            let rule = &mut o.security_groups[0].rules[0];
+            rule.remote_group.clear();
+            rule.family = "ipv4".into();
+            rule.remote_cidr = "fd00::/8".into();
+        },
+    );
+    refused("security_group web rules[0].family: 'v4' is neither", |o| {
+        o.security_groups[0].rules[0].family = "v4".into();
+    });
+}
+
+#[test]
+fn a_group_rule_has_at_most_one_remote() {
+    refused("security_group web rules[0]: at most one of", |o| {
+        o.security_groups[0].rules[0].remote_cidr = "10.0.0.0/8".into();
+    });
+}
+
+#[test]
+fn members_are_for_hosts_alone() {
+    let members = |o: &mut Objects| o.security_groups[0].members = vec!["10.0.0.11".into()];
+    refused(
+        "security_group web members: filled by the controller",
+        members,
+    );
+    assert!(violations(members, Scope::Node { host: "h1" }).is_empty());
+}
+
+#[test]
+fn prefix_lists_hold_prefixes() {
+    refused(
+        "prefix_list offices prefixes[0]: 'x' is not a prefix",
+        |o| {
+            o.prefix_lists[0].prefixes[0] = "x".into();
+        },
+    );
+}
+
+#[test]
+fn hosts_have_unique_tunnel_addresses_and_a_known_encapsulation() {
+    let set = |change: fn(&mut Host)| move |o: &mut Objects| change(&mut o.hosts[1]);
+    refused(
+        "host h2 vteps: a host has at least one",
+        set(|h| h.vteps.clear()),
+    );
+    refused(
+        "host h2 vteps[0]: 'x' is not an IP",
+        set(|h| h.vteps = vec!["x".into()]),
+    );
+    refused(
+        "host h2 vteps[0]: 127.0.0.1 is not a unicast",
+        set(|h| h.vteps = vec!["127.0.0.1".into()]),
+    );
+    refused(
+        "host h2 vteps[0]: 192.0.2.1 is taken by host 'h1'",
+        set(|h| h.vteps = vec!["192.0.2.1".into()]),
+    );
+    refused(
+        "host h2 encapsulation: 'geneve' is neither",
+        set(|h| h.encapsulation = "geneve".into()),
+    );
+}
+
+#[test]
+fn an_mtu_that_cannot_carry_the_tunnel_is_refused() {
+    refused(
+        "subnet front mtu: 1451 and 50 of tunnel exceed the underlay_mtu 1500 of host 'h1'; at most 1450",
+        |o| {
+            o.hosts[1].underlay_mtu = 9000;
+            o.ports[2].host = "h2".into();
+            o.subnets[0].mtu = 1451;
+        },
+    );
+    refused(
+        "subnet front mtu: 1450 and 50 of tunnel exceed the underlay_mtu 1400 of host 'h2'",
+        |o| {
+            o.hosts[1].underlay_mtu = 1400;
+        },
+    );
+    // An IPv6 tunnel costs 20 more, which the default MTU allows for; one that is set must.
+    accepted(|o| o.hosts[1].vteps.push("2001:db8::2".into()));
+    refused("subnet front mtu: 1450 and 70 of tunnel exceed", |o| {
+        o.hosts[1].vteps.push("2001:db8::2".into());
+        o.subnets[0].mtu = 1450;
+    });
+    accepted(|o| {
+        for host in &mut o.hosts {
+            host.encapsulation = "gre".into();
+        }
+        o.subnets[0].mtu = 1458;
+    });
+    refused("subnet front mtu: 1279 is outside 1280", |o| {
+        o.subnets[0].mtu = 1279;
+    });
+}
+
+#[test]
+fn hosts_that_share_no_family_cannot_carry_one_vpc() {
+    refused(
+        "vpc blue : host 'h1' has only IPv4 tunnel addresses and host 'h2' only IPv6",
+        |o| {
+            o.hosts[1].vteps = vec!["2001:db8::2".into()];
+        },
+    );
+}
+
+#[test]
+fn devices_are_needed_where_weftd_runs_and_unique_there() {
+    let none = |o: &mut Objects| o.ports[1].device = None;
+    refused(
+        "port p2 device: a port on a host that runs weftd has a device",
+        none,
+    );
+    assert!(violations(none, Scope::Node { host: "h1" }).is_empty());
+    assert_eq!(violations(none, Scope::Node { host: "h2" }).len(), 1);
+    accepted(|o| {
+        o.hosts[1].foreign = true;
+        o.ports[1].device = None;
+    });
+    let set = |name: &'static str| {
+        move |o: &mut Objects| o.ports[0].device.as_mut().unwrap().name = name.to_owned()
+    };
+    refused(
+        "port p1 device.name: '' is not an interface's name",
+        set(""),
+    );
+    refused(
+        "port p1 device.name: 'a-name-too-long0' is not",
+        set("a-name-too-long0"),
+    );
+    refused(
+        "port r1 device.name: 'veth-r1' of host 'h1' is taken by port 'p1'",
+        set("veth-r1"),
+    );
+    refused("port p1 device.kind: 'tap' is not a kind", |o| {
+        o.ports[0].device.as_mut().unwrap().kind = "tap".into();
+    });
+}
+
+#[test]
+fn a_port_that_is_not_bound_needs_no_device() {
+    accepted(|o| {
+        o.ports[1].host.clear();
+        o.ports[1].device = None;
+    });
+}
+
+#[test]
+fn a_hundred_thousand_ports_are_checked_in_seconds() {
+    let mut objects = good();
+    for n in 0..100_000u32 {
+        let [_, a, b, c] = n.to_be_bytes();
+        objects.ports.push(Port {
+            id: format!("many-{n}"),
+            mac: format!("06:00:00:{a:02x}:{b:02x}:{c:02x}"),
+            addresses: vec![format!("fd00::1:{a:x}:{b:x}:{c:x}")],
+            device: Some(Device {
+                kind: "netdev".into(),
+                name: format!("v{n}"),
+            }),
+            ..port("x", "front", "h1", 99)
+        });
+    }
+    let state = State::from_objects(objects).unwrap();
+    let start = Instant::now();
+    assert_eq!(validate(&state, Scope::Intent), vec![]);
+    assert!(
+        start.elapsed() < Duration::from_secs(10),
+        "took {:?}",
+        start.elapsed()
+    );
+}
