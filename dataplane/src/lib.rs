@@ -3,3 +3,4 @@
 //! The tables and the pipeline know nothing of sockets, gRPC or threads: tests, fuzzers and benchmarks drive them from memory.
 
 pub mod packet;
+pub mod port;

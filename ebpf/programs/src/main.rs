@@ -70,9 +70,10 @@ fn redirect(ctx: &XdpContext, otherwise: u32) -> u32 {
 /// For uplinks: tunnel packets to our addresses go to the ring, everything else to the kernel.
 #[xdp]
 pub fn weft_uplink(ctx: XdpContext) -> u32 {
-    let counter = match parse::classify(&ctx) {
-        Class::Tunnel(to) if is_vtep(&to) => return redirect(&ctx, XDP_PASS),
-        Class::Fragment(to) if is_vtep(&to) => Counter::FragmentsPassed,
+    let mut to = [0; 16];
+    let counter = match parse::classify(&ctx, &mut to) {
+        Class::Tunnel if is_vtep(&to) => return redirect(&ctx, XDP_PASS),
+        Class::Fragment if is_vtep(&to) => Counter::FragmentsPassed,
         Class::Malformed => Counter::Malformed,
         _ => Counter::Passed,
     };
