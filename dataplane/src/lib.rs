@@ -11,3 +11,4 @@ pub mod policy;
 pub mod route;
 pub mod session;
 pub mod snapshot;
+pub mod port;
