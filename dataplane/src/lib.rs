@@ -13,4 +13,5 @@ pub mod port;
 pub mod route;
 pub mod session;
 pub mod snapshot;
+pub mod underlay;
 pub mod worker;

@@ -382,7 +382,7 @@ impl Core {
         }
         match parsed.fragment {
             Some(fragment) if fragment.offset == 0 => {
-                self.first_fragment(snapshot, io, packet, entry, session)
+                self.first_fragment(snapshot, io, packet, entry, session);
             }
             Some(fragment) => {
                 let origin = (entry.ingress, snapshot.vpcs[entry.vpc].vni);
@@ -391,11 +391,11 @@ impl Core {
                         .later(origin, &parsed.flow, fragment, packet, self.now);
                 match later {
                     Later::Flow(packet, ports) => {
-                        self.later_fragment(snapshot, io, packet, entry, ports)
+                        self.later_fragment(snapshot, io, packet, entry, ports);
                     }
                     Later::Waits => {}
                     Later::Drop(packet, reason) => {
-                        self.drop(snapshot, io, packet, entry.ingress, reason)
+                        self.drop(snapshot, io, packet, entry.ingress, reason);
                     }
                 }
             }
@@ -827,10 +827,10 @@ impl Core {
             rewrite::macs(frame, destination, source);
             rewrite::decrement_ttl(frame, parsed);
         }
-        if let Some(class) = entry.outer_class {
-            if let Err(reason) = rewrite::propagate_congestion(frame, parsed, class) {
-                return self.drop(snapshot, io, packet, entry.ingress, reason);
-            }
+        if let Some(class) = entry.outer_class
+            && let Err(reason) = rewrite::propagate_congestion(frame, parsed, class)
+        {
+            return self.drop(snapshot, io, packet, entry.ingress, reason);
         }
         if parsed.tcp_flags & tcp_flags::SYN != 0 {
             self.clamp(snapshot, frame, entry, action, tunnel);
@@ -966,16 +966,16 @@ impl Core {
     #[cold]
     #[inline(never)]
     fn flood(&mut self, snapshot: &Snapshot, io: &mut impl Io, packet: Packet, entry: &Entry) {
-        if let Ingress::Port(index) = entry.ingress {
-            if !self.broadcasts.take(index, self.now) {
-                return self.drop(
-                    snapshot,
-                    io,
-                    packet,
-                    entry.ingress,
-                    DropReason::BroadcastLimit,
-                );
-            }
+        if let Ingress::Port(index) = entry.ingress
+            && !self.broadcasts.take(index, self.now)
+        {
+            return self.drop(
+                snapshot,
+                io,
+                packet,
+                entry.ingress,
+                DropReason::BroadcastLimit,
+            );
         }
         let receivers = flood::receivers(snapshot, entry.ingress, entry.vpc, &entry.parsed);
         let ways = receivers

@@ -38,7 +38,7 @@ const SWEEP: usize = 64;
 /// What a worker is told.
 enum Command {
     /// Read this queue from now on.
-    Open(Source, XskQueue),
+    Open(Source, Box<XskQueue>),
     /// Hand back the queues of this place.
     Close(Source),
 }
@@ -171,11 +171,10 @@ impl Workers {
             };
             let core = *core;
             let thread = std::thread::Builder::new().name(format!("worker-{index}")).spawn(move || {
-                if let Some(core) = core {
-                    if let Err(error) = bell::pin(core) {
+                if let Some(core) = core
+                    && let Err(error) = bell::pin(core) {
                         tracing::warn!(worker = index, core, %error, "cannot pin the worker to its core");
                     }
-                }
                 worker.run();
             })?;
             let bell = Arc::clone(&inboxes[index].bell);
@@ -225,7 +224,7 @@ impl Workers {
     /// Has a queue read from now on.
     pub fn open(&self, place: Source, queue: XskQueue) {
         let owner = self.owner(place, queue.queue());
-        self.tell(owner, Command::Open(place, queue));
+        self.tell(owner, Command::Open(place, Box::new(queue)));
     }
 
     /// Takes the queues of a place out of service; they come back to [`Self::collect`].
@@ -272,10 +271,10 @@ impl Workers {
         self.common.stop.store(true, Ordering::Release);
         for handle in &mut self.handles {
             handle.bell.ring();
-            if let Some(thread) = handle.thread.take() {
-                if thread.join().is_err() {
-                    tracing::error!("a worker had panicked");
-                }
+            if let Some(thread) = handle.thread.take()
+                && thread.join().is_err()
+            {
+                tracing::error!("a worker had panicked");
             }
         }
         self.collect();
@@ -385,7 +384,7 @@ impl Worker {
     fn obey(&mut self) {
         while let Ok(command) = self.commands.try_recv() {
             match command {
-                Command::Open(place, queue) => self.io.open(place, queue, self.workers),
+                Command::Open(place, queue) => self.io.open(place, *queue, self.workers),
                 Command::Close(place) => self.io.give_back(&self.returned, |other| other == place),
             }
         }
