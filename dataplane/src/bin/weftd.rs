@@ -34,7 +34,7 @@ fn main() -> ExitCode {
         (Some(Command::Check { file }), _) => Config::read(&file)
             .map(|_| println!("{}: good", file.display()))
             .map_err(anyhow::Error::from),
-        (None, Some(path)) => serve(path),
+        (None, Some(path)) => serve(&path),
         (None, None) => unreachable!("clap asks for a configuration file"),
     };
     match result {
@@ -46,7 +46,7 @@ fn main() -> ExitCode {
     }
 }
 
-fn serve(path: PathBuf) -> anyhow::Result<()> {
+fn serve(path: &std::path::Path) -> anyhow::Result<()> {
     let filter =
         tracing_subscriber::EnvFilter::try_from_env("WEFT_LOG").unwrap_or_else(|_| "info".into());
     tracing_subscriber::fmt()
@@ -54,10 +54,10 @@ fn serve(path: PathBuf) -> anyhow::Result<()> {
         .with_writer(std::io::stderr)
         .with_ansi(false)
         .init();
-    let config = Config::read(&path)?;
+    let config = Config::read(path)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
         .build()?;
-    runtime.block_on(daemon::run(&path, config))
+    runtime.block_on(daemon::run(path, config))
 }
