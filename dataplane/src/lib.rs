@@ -3,4 +3,12 @@
 //! The tables and the pipeline know nothing of sockets, gRPC or threads: tests, fuzzers and benchmarks drive them from memory.
 
 pub mod agent;
+pub mod encap;
+pub mod fabric;
 pub mod packet;
+pub mod pipeline;
+pub mod policy;
+pub mod route;
+pub mod session;
+pub mod snapshot;
+pub mod port;

@@ -1,1 +1,21 @@
-//! End-to-end tests.
+//! The lab in which weft is tested and shown: hosts and workloads as network namespaces of this machine.
+//!
+//! A [`Lab`] makes namespaces, links and workloads, and removes them when it is dropped, after a panic too; everything happens
+//! inside namespaces that it made itself. [`RawSocket`] sends and receives frames in one of them, [`Capture`] records and decodes,
+//! [`Daemon`] is a program that runs there, [`wait_until`] waits for a condition with a deadline. Needs root.
+
+mod capture;
+mod daemon;
+mod error;
+mod lab;
+mod namespace;
+mod raw_socket;
+mod wait;
+
+pub use capture::Capture;
+pub use daemon::Daemon;
+pub use error::LabError;
+pub use lab::{Lab, LinkOptions, Workload, WorkloadOptions};
+pub use namespace::Namespace;
+pub use raw_socket::RawSocket;
+pub use wait::wait_until;

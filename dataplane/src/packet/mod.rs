@@ -1,3 +1,12 @@
 //! Packets: the buffers that hold them, and the headers in them.
 
 pub mod buffer;
+pub mod checksum;
+pub mod drop_reason;
+pub mod mac;
+pub mod parse;
+
+pub use buffer::{Frame, FrameMemory, Packet, PlainMemory};
+pub use drop_reason::DropReason;
+pub use mac::Mac;
+pub use parse::{Family, Flow, Fragment, Inner, Parsed};

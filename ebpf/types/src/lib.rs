@@ -1,2 +1,82 @@
-//! Plain types that the XDP programs and the daemon share.
+//! Plain types that the XDP programs and the daemon share: names of programs and maps, keys, counters.
+//!
+//! No dependency and no standard library, since it is compiled for the kernel's virtual machine too. Whatever is here is a
+//! contract between the object file and the daemon that embeds it; both are built from the same tree.
 #![no_std]
+#![forbid(unsafe_code)]
+
+/// UDP destination port of VXLAN (RFC 7348 §5).
+pub const VXLAN_PORT: u16 = 4789;
+/// IP protocol number of GRE (RFC 2784).
+pub const PROTOCOL_GRE: u8 = 47;
+/// GRE payload type of an Ethernet frame (transparent Ethernet bridging).
+pub const GRE_ETHERNET: u16 = 0x6558;
+
+/// Name of the program for uplinks in the object file.
+pub const UPLINK_PROGRAM: &str = "weft_uplink";
+/// Name of the program for ports in the object file.
+pub const PORT_PROGRAM: &str = "weft_port";
+/// Name of the map from receive queue to AF_XDP socket.
+pub const SOCKETS_MAP: &str = "WEFT_SOCKETS";
+/// Name of the map of our tunnel addresses.
+pub const VTEPS_MAP: &str = "WEFT_VTEPS";
+/// Name of the per-CPU counters.
+pub const COUNTERS_MAP: &str = "WEFT_COUNTERS";
+/// Name of the constant by which the port program grows the head of a packet.
+pub const HEADROOM_GLOBAL: &str = "WEFT_HEADROOM";
+
+/// The most receive queues of one interface.
+pub const MAX_QUEUES: u32 = 256;
+/// The most tunnel addresses of one host.
+pub const MAX_VTEPS: u32 = 256;
+
+/// An IP address as the maps know it: 16 bytes, IPv4 mapped into IPv6 (RFC 4291 §2.5.5.2).
+pub type AddressKey = [u8; 16];
+
+/// The key of an IPv4 address.
+pub const fn mapped_v4(octets: [u8; 4]) -> AddressKey {
+    let [a, b, c, d] = octets;
+    [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, a, b, c, d]
+}
+
+/// What the programs count, each one cell of a per-CPU array.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Counter {
+    /// Packets handed to a ring.
+    Redirected = 0,
+    /// Packets left to the kernel's stack.
+    Passed = 1,
+    /// Fragments addressed to one of our tunnel addresses, left to the kernel's stack.
+    FragmentsPassed = 2,
+    /// Packets whose headers are truncated or contradict themselves, left to the kernel's stack.
+    Malformed = 3,
+    /// Packets that were ours, on a receive queue which has no ring.
+    NoRing = 4,
+    /// Packets of a port whose head couldn't grow; dropped.
+    NoHeadroom = 5,
+}
+
+impl Counter {
+    /// Every counter, in the order of the map.
+    pub const ALL: [Self; 6] = [
+        Self::Redirected,
+        Self::Passed,
+        Self::FragmentsPassed,
+        Self::Malformed,
+        Self::NoRing,
+        Self::NoHeadroom,
+    ];
+
+    /// The name in statistics.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Redirected => "redirected",
+            Self::Passed => "passed",
+            Self::FragmentsPassed => "fragments_passed",
+            Self::Malformed => "malformed",
+            Self::NoRing => "no_ring",
+            Self::NoHeadroom => "no_headroom",
+        }
+    }
+}

@@ -1,0 +1,211 @@
+//! Reading of outer headers: where the inner frame begins, which VPC it belongs to, and who sent it.
+//!
+//! The underlay is hostile until its source proves to be a known VTEP: every length is checked, checksums that are there are
+//! verified, reserved bits are ignored on receipt (RFC 7348 §5).
+
+use super::{GRE_ETHERNET, VXLAN_PORT};
+use crate::packet::DropReason;
+use crate::packet::checksum;
+use crate::packet::parse::{
+    ETHERNET, ETHERTYPE_IPV4, ETHERTYPE_IPV6, Family, IPV4_MAPPED, protocol,
+};
+
+/// What the outer headers say.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Outer {
+    /// The sending VTEP.
+    pub source: u128,
+    /// The VTEP that it was sent to.
+    pub destination: u128,
+    /// VNI or key.
+    pub vni: u32,
+    /// Offset of the inner Ethernet header.
+    pub inner: u16,
+    /// End of the inner frame.
+    pub end: u16,
+    /// DSCP and ECN of the outer header.
+    pub traffic_class: u8,
+}
+
+/// Parses a tunnel packet from its outer Ethernet header on; up to two VLAN tags are skipped.
+///
+/// # Errors
+/// Why the packet is to be dropped.
+pub fn outer(frame: &[u8]) -> Result<Outer, DropReason> {
+    if frame.len() > usize::from(u16::MAX) {
+        return Err(DropReason::OuterHeader);
+    }
+    let mut l3 = ETHERNET;
+    for _ in 0..2 {
+        if matches!(word(frame, l3 - 2)?, 0x8100 | 0x88a8) {
+            l3 += 4;
+        }
+    }
+    match word(frame, l3 - 2)? {
+        ETHERTYPE_IPV4 => ipv4(frame, l3),
+        ETHERTYPE_IPV6 => ipv6(frame, l3),
+        _ => Err(DropReason::OuterHeader),
+    }
+}
+
+fn word(frame: &[u8], at: usize) -> Result<u16, DropReason> {
+    frame
+        .get(at..at + 2)
+        .map(|pair| u16::from_be_bytes([pair[0], pair[1]]))
+        .ok_or(DropReason::OuterHeader)
+}
+
+fn ipv4(frame: &[u8], l3: usize) -> Result<Outer, DropReason> {
+    let header: &[u8; 20] = frame
+        .get(l3..l3 + 20)
+        .and_then(|h| h.try_into().ok())
+        .ok_or(DropReason::OuterHeader)?;
+    let header_len = usize::from(header[0] & 0x0f) * 4;
+    let total = usize::from(u16::from_be_bytes([header[2], header[3]]));
+    if header[0] >> 4 != 4 || header_len < 20 || total < header_len || l3 + total > frame.len() {
+        return Err(DropReason::OuterHeader);
+    }
+    if u16::from_be_bytes([header[6], header[7]]) & 0x3fff != 0 {
+        return Err(DropReason::OuterFragment);
+    }
+    if checksum::fold(checksum::sum(&frame[l3..l3 + header_len])) != 0xffff {
+        return Err(DropReason::OuterChecksum);
+    }
+    let source = IPV4_MAPPED
+        | u128::from(u32::from_be_bytes([
+            header[12], header[13], header[14], header[15],
+        ]));
+    let destination = IPV4_MAPPED
+        | u128::from(u32::from_be_bytes([
+            header[16], header[17], header[18], header[19],
+        ]));
+    let payload = Payload {
+        family: Family::Ipv4,
+        l4: l3 + header_len,
+        end: l3 + total,
+        source,
+        destination,
+        traffic_class: header[1],
+    };
+    payload.tunnel(frame, header[9])
+}
+
+fn ipv6(frame: &[u8], l3: usize) -> Result<Outer, DropReason> {
+    let header: &[u8; 40] = frame
+        .get(l3..l3 + 40)
+        .and_then(|h| h.try_into().ok())
+        .ok_or(DropReason::OuterHeader)?;
+    let end = l3 + 40 + usize::from(u16::from_be_bytes([header[4], header[5]]));
+    if header[0] >> 4 != 6 || end > frame.len() {
+        return Err(DropReason::OuterHeader);
+    }
+    let address = |at: usize| -> [u8; 16] { std::array::from_fn(|i| header[at + i]) };
+    let payload = Payload {
+        family: Family::Ipv6,
+        l4: l3 + 40,
+        end,
+        source: u128::from_be_bytes(address(8)),
+        destination: u128::from_be_bytes(address(24)),
+        traffic_class: header[0] << 4 | header[1] >> 4,
+    };
+    payload.tunnel(frame, header[6])
+}
+
+/// What lies behind the outer IP header.
+struct Payload {
+    family: Family,
+    l4: usize,
+    end: usize,
+    source: u128,
+    destination: u128,
+    traffic_class: u8,
+}
+
+impl Payload {
+    fn tunnel(&self, frame: &[u8], next: u8) -> Result<Outer, DropReason> {
+        match next {
+            protocol::UDP => self.vxlan(frame),
+            protocol::GRE => self.gre(frame),
+            _ => Err(DropReason::OuterHeader),
+        }
+    }
+
+    fn outer(&self, vni: u32, inner: usize, end: usize) -> Outer {
+        let Self {
+            source,
+            destination,
+            traffic_class,
+            ..
+        } = *self;
+        Outer {
+            source,
+            destination,
+            vni,
+            inner: inner as u16,
+            end: end as u16,
+            traffic_class,
+        }
+    }
+
+    /// RFC 7348 §5. A UDP checksum of zero is accepted over both families (RFC 6935), another must be right.
+    fn vxlan(&self, frame: &[u8]) -> Result<Outer, DropReason> {
+        let header = frame
+            .get(self.l4..self.end)
+            .filter(|h| h.len() >= 16)
+            .ok_or(DropReason::OuterHeader)?;
+        let length = usize::from(u16::from_be_bytes([header[4], header[5]]));
+        if u16::from_be_bytes([header[2], header[3]]) != VXLAN_PORT
+            || length < 16
+            || length > header.len()
+        {
+            return Err(DropReason::OuterHeader);
+        }
+        if header[6..8] != [0, 0] {
+            let pseudo = checksum::pseudo_header(
+                self.family,
+                self.source,
+                self.destination,
+                protocol::UDP,
+                length as u32,
+            );
+            if checksum::fold(pseudo + checksum::sum(&header[..length])) != 0xffff {
+                return Err(DropReason::OuterChecksum);
+            }
+        }
+        if header[8] & 0x08 == 0 {
+            return Err(DropReason::VxlanFlags);
+        }
+        let vni = u32::from_be_bytes([0, header[12], header[13], header[14]]);
+        Ok(self.outer(vni, self.l4 + 16, self.l4 + length))
+    }
+
+    /// RFC 2784 §2, RFC 2890 §2. Checksum and sequence number are parsed though we never ask for them.
+    fn gre(&self, frame: &[u8]) -> Result<Outer, DropReason> {
+        let header = frame
+            .get(self.l4..self.end)
+            .filter(|h| h.len() >= 4)
+            .ok_or(DropReason::OuterHeader)?;
+        let flags = u16::from_be_bytes([header[0], header[1]]);
+        // Version, and the routing and strict source route bits of RFC 1701.
+        if flags & 0x4807 != 0 || u16::from_be_bytes([header[2], header[3]]) != GRE_ETHERNET {
+            return Err(DropReason::GreVersion);
+        }
+        if flags & 0x2000 == 0 {
+            return Err(DropReason::GreNoKey);
+        }
+        let mut at = 4;
+        if flags & 0x8000 != 0 {
+            if checksum::fold(checksum::sum(header)) != 0xffff {
+                return Err(DropReason::OuterChecksum);
+            }
+            at += 4;
+        }
+        let key = header.get(at..at + 4).ok_or(DropReason::OuterHeader)?;
+        let key = u32::from_be_bytes([key[0], key[1], key[2], key[3]]);
+        at += if flags & 0x1000 != 0 { 8 } else { 4 };
+        if at > header.len() {
+            return Err(DropReason::OuterHeader);
+        }
+        Ok(self.outer(key, self.l4 + at, self.end))
+    }
+}

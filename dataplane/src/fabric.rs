@@ -1,0 +1,336 @@
+//! A fabric in memory: the pipelines of several hosts, joined by an underlay that loses nothing. Tests, fuzzers and benchmarks drive it;
+//! the daemon does not.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use weft_proto::state::State;
+use weft_proto::v1::Violation;
+
+use crate::packet::parse::{address_word, macs};
+use crate::packet::{DropReason, Frame, FrameMemory, Mac, Packet, PlainMemory};
+use crate::pipeline::{Destination, Io, Pipeline, Settings, Shared, Source};
+use crate::session::{Limits, SessionTable};
+use crate::snapshot::compile::{Adjacency, Context, Registries, Underlay, compile};
+
+/// Bytes of IP packet that the underlay carries.
+pub const UNDERLAY_MTU: u16 = 1500;
+const FRAMES: u32 = 1024;
+const FRAME_SIZE: usize = 4096;
+const HEADROOM: usize = 128;
+
+/// Plain memory with a way out: packets pile up until somebody takes them.
+#[derive(Debug)]
+pub struct MemoryIo {
+    /// The buffers.
+    pub memory: PlainMemory,
+    /// What was sent.
+    pub sent: VecDeque<(Destination, Packet)>,
+}
+
+impl MemoryIo {
+    /// So many frames of so many bytes.
+    pub fn new(frames: u32, size: usize) -> Self {
+        Self {
+            memory: PlainMemory::new(frames, size),
+            sent: VecDeque::new(),
+        }
+    }
+}
+
+impl FrameMemory for MemoryIo {
+    fn bytes(&self, frame: &Frame) -> &[u8] {
+        self.memory.bytes(frame)
+    }
+
+    fn bytes_mut(&mut self, frame: &mut Frame) -> &mut [u8] {
+        self.memory.bytes_mut(frame)
+    }
+
+    fn alloc(&mut self) -> Option<Frame> {
+        self.memory.alloc()
+    }
+
+    fn free(&mut self, frame: Frame) {
+        self.memory.free(frame);
+    }
+}
+
+impl Io for MemoryIo {
+    fn send(&mut self, to: Destination, packet: Packet) {
+        self.sent.push_back((to, packet));
+    }
+}
+
+/// One host.
+#[derive(Debug)]
+pub struct MemoryHost {
+    /// Its id.
+    pub id: String,
+    /// Its one worker.
+    pub pipeline: Pipeline,
+    /// Its buffers and what it sends.
+    pub io: MemoryIo,
+    /// What workers share.
+    pub shared: Shared,
+    registries: Registries,
+    generation: u32,
+}
+
+/// A frame that came out at a port.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Delivered {
+    /// The port's id.
+    pub port: String,
+    /// The frame.
+    pub frame: Vec<u8>,
+}
+
+/// Hosts and the underlay between them.
+#[derive(Debug)]
+pub struct Fabric {
+    /// By id.
+    pub hosts: BTreeMap<String, MemoryHost>,
+    /// The time in milliseconds, as the pipelines are told it.
+    pub now: u32,
+    /// Every frame that crossed the underlay, in order.
+    pub crossed: Vec<Vec<u8>>,
+    /// VTEP addresses to which no way leads.
+    pub down: Vec<IpAddr>,
+    state: State,
+}
+
+fn vtep_mac(address: u128) -> Mac {
+    Mac::from_word(0x0600_0000_0000 | address as u64 & 0xffff_ffff)
+}
+
+impl Fabric {
+    /// A fabric with every host of the state that is not foreign.
+    ///
+    /// # Errors
+    /// What the state breaks.
+    pub fn new(state: State, settings: &Settings, limits: Limits) -> Result<Self, Vec<Violation>> {
+        let mut hosts = BTreeMap::new();
+        for host in state.to_objects().hosts.iter().filter(|host| !host.foreign) {
+            let shared = Shared {
+                sessions: Arc::new(SessionTable::new(limits)),
+                fragments: Arc::default(),
+            };
+            let host = MemoryHost {
+                id: host.id.clone(),
+                pipeline: Pipeline::new(shared.clone(), settings),
+                io: MemoryIo::new(FRAMES, FRAME_SIZE),
+                shared,
+                registries: Registries::new(settings.ports as u16, 1024, limits.vpcs as u32),
+                generation: 0,
+            };
+            hosts.insert(host.id.clone(), host);
+        }
+        let mut fabric = Self {
+            hosts,
+            now: 1,
+            crossed: Vec::new(),
+            down: Vec::new(),
+            state: State::default(),
+        };
+        fabric.set(state)?;
+        Ok(fabric)
+    }
+
+    /// The state in force.
+    pub fn state(&self) -> &State {
+        &self.state
+    }
+
+    /// Puts another state in force on every host, or on none. New hosts do not appear.
+    ///
+    /// # Errors
+    /// What the state breaks.
+    pub fn set(&mut self, state: State) -> Result<(), Vec<Violation>> {
+        let objects = state.to_objects();
+        let mut snapshots = Vec::new();
+        for host in self.hosts.values() {
+            let own = objects.hosts.iter().find(|other| other.id == host.id);
+            let own: Vec<u128> = own
+                .into_iter()
+                .flat_map(|own| &own.vteps)
+                .filter_map(|t| t.parse().ok())
+                .map(address_word)
+                .collect();
+            let mut underlay = Underlay::default();
+            for remote in objects
+                .hosts
+                .iter()
+                .flat_map(|other| &other.vteps)
+                .filter_map(|text| text.parse::<IpAddr>().ok())
+            {
+                let word = address_word(remote);
+                let local = own.iter().find(|own| {
+                    crate::packet::parse::word_address(**own).is_ipv4() == remote.is_ipv4()
+                });
+                if let Some(source) = local.filter(|_| !self.down.contains(&remote)) {
+                    let way = Adjacency {
+                        source: *source,
+                        source_mac: vtep_mac(*source),
+                        next_hop_mac: vtep_mac(word),
+                        uplink: 0,
+                        mtu: UNDERLAY_MTU,
+                    };
+                    underlay.insert(word, vec![way]);
+                }
+            }
+            let context = Context {
+                host: &host.id,
+                generation: host.generation + 1,
+                revision: 0,
+                underlay: &underlay,
+            };
+            let mut registries = host.registries.clone();
+            let snapshot = compile(&state, &context, &mut registries)?;
+            snapshots.push((snapshot, registries));
+        }
+        for (host, (snapshot, registries)) in self.hosts.values_mut().zip(snapshots) {
+            host.generation += 1;
+            host.registries = registries;
+            host.pipeline.set_snapshot(Arc::new(snapshot));
+        }
+        self.state = state;
+        Ok(())
+    }
+
+    /// Where a port is: its host and index.
+    pub fn find_port(&self, id: &str) -> Option<(String, u16)> {
+        self.hosts.values().find_map(|host| {
+            let position = host
+                .pipeline
+                .snapshot()
+                .ports
+                .iter()
+                .position(|port| port.as_ref().is_some_and(|port| port.id == id))?;
+            Some((host.id.clone(), position as u16))
+        })
+    }
+
+    /// Lets a port send a frame; answers what comes out at ports anywhere.
+    pub fn send(&mut self, port: &str, frame: &[u8]) -> Vec<Delivered> {
+        let Some((host, index)) = self.find_port(port) else {
+            return Vec::new();
+        };
+        self.inject(&host, Source::Port(index), frame);
+        self.settle()
+    }
+
+    /// Hands a host a frame as if it came over its uplink.
+    pub fn send_from_underlay(&mut self, host: &str, frame: &[u8]) -> Vec<Delivered> {
+        self.inject(host, Source::Uplink(0), frame);
+        self.settle()
+    }
+
+    fn inject(&mut self, host: &str, source: Source, frame: &[u8]) {
+        let now = self.now;
+        let Some(host) = self.hosts.get_mut(host) else {
+            return;
+        };
+        let Some(packet) = host.io.memory.packet(HEADROOM, frame) else {
+            return;
+        };
+        host.pipeline
+            .process(&mut host.io, source, &mut vec![packet], now);
+    }
+
+    /// Carries frames between hosts until all is quiet.
+    fn settle(&mut self) -> Vec<Delivered> {
+        let mut delivered = Vec::new();
+        loop {
+            let mut crossing = Vec::new();
+            for host in self.hosts.values_mut() {
+                while let Some((to, packet)) = host.io.sent.pop_front() {
+                    let frame = packet.bytes(&host.io.memory).to_vec();
+                    host.io.free(packet.frame);
+                    match to {
+                        Destination::Port(index) => {
+                            let port = host
+                                .pipeline
+                                .snapshot()
+                                .port(index)
+                                .map(|port| port.id.clone())
+                                .unwrap_or_default();
+                            delivered.push(Delivered { port, frame });
+                        }
+                        Destination::Uplink(_) => crossing.push(frame),
+                    }
+                }
+            }
+            if crossing.is_empty() {
+                return delivered;
+            }
+            for frame in crossing {
+                let target = macs(&frame).map(|(destination, _)| destination);
+                let receiver = self.hosts.values().find(|host| {
+                    host.pipeline
+                        .snapshot()
+                        .vteps
+                        .iter()
+                        .any(|vtep| Some(vtep_mac(*vtep)) == target)
+                });
+                let receiver = receiver.map(|host| host.id.clone());
+                self.crossed.push(frame.clone());
+                if let Some(receiver) = receiver {
+                    self.inject(&receiver, Source::Uplink(0), &frame);
+                }
+            }
+        }
+    }
+
+    /// Lets time pass.
+    pub fn advance(&mut self, milliseconds: u32) {
+        self.now += milliseconds;
+        let timeouts = crate::session::Timeouts::default();
+        for host in self.hosts.values_mut() {
+            let capacity = host.shared.sessions.statistics().capacity as usize;
+            host.shared.sessions.sweep(0, capacity, self.now, &timeouts);
+            host.pipeline.tick(&mut host.io, self.now);
+        }
+    }
+
+    /// Drops of a host for a reason, wherever they are booked.
+    pub fn drops(&self, host: &str, reason: DropReason) -> u64 {
+        let Some(host) = self.hosts.get(host) else {
+            return 0;
+        };
+        let counters = host.pipeline.counters();
+        let ports = host.pipeline.snapshot().ports.len() as u16;
+        (0..ports)
+            .map(|port| counters.port(port).drops(reason))
+            .sum::<u64>()
+            + counters.uplink(0).drops(reason)
+    }
+
+    /// Every drop of every host so far, by reason.
+    pub fn all_drops(&self) -> BTreeMap<DropReason, u64> {
+        let mut all = BTreeMap::new();
+        for host in self.hosts.keys() {
+            for reason in DropReason::ALL {
+                let count = self.drops(host, *reason);
+                if count > 0 {
+                    *all.entry(*reason).or_default() += count;
+                }
+            }
+        }
+        all
+    }
+
+    /// Frames that are neither free nor waiting for a first fragment: leaked, when nothing is being sent.
+    pub fn missing_frames(&self) -> usize {
+        let missing = |host: &MemoryHost| {
+            let waiting = host
+                .shared
+                .fragments
+                .lock()
+                .map_or(0, |fragments| fragments.waiting());
+            FRAMES as usize - host.io.memory.available() - waiting - host.io.sent.len()
+        };
+        self.hosts.values().map(missing).sum()
+    }
+}

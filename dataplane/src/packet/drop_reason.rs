@@ -1,0 +1,113 @@
+//! Why a packet was dropped: the one list that the pipeline, the counters, the command line and the documents share.
+//!
+//! Every dropped packet carries exactly one of these (invariant 6, "accounted").
+
+macro_rules! drop_reasons {
+    ($($(#[$attribute:meta])* $variant:ident = $name:literal: $meaning:literal,)*) => {
+        /// Why a packet was dropped.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        #[repr(u8)]
+        pub enum DropReason {
+            $(#[doc = $meaning] $variant,)*
+        }
+
+        impl DropReason {
+            /// Every reason, in order of its number.
+            pub const ALL: &'static [Self] = &[$(Self::$variant,)*];
+
+            /// The name by which counters and the command line show it.
+            pub fn name(self) -> &'static str {
+                match self { $(Self::$variant => $name,)* }
+            }
+
+            /// What it means, in one line.
+            pub fn meaning(self) -> &'static str {
+                match self { $(Self::$variant => $meaning,)* }
+            }
+        }
+    };
+}
+
+drop_reasons! {
+    Truncated = "truncated": "the frame ends before its headers do",
+    EtherType = "ether_type": "an inner frame that is neither IPv4, IPv6 nor ARP, or carries a VLAN tag",
+    Ipv4Header = "ipv4_header": "an IPv4 header with a wrong version, header length or total length",
+    Ipv4Checksum = "ipv4_checksum": "an IPv4 header whose checksum is wrong (RFC 1812 5.2.2)",
+    Ipv4SourceRoute = "ipv4_source_route": "an IPv4 source route option (RFC 7126)",
+    Ipv6Header = "ipv6_header": "an IPv6 header with a wrong version or payload length, or a jumbogram",
+    Ipv6Extension = "ipv6_extension": "IPv6 extension headers out of order, too many, or malformed (RFC 8200 4.1)",
+    Ipv6RoutingType0 = "ipv6_routing_type_0": "an IPv6 routing header of type 0 (RFC 5095)",
+    Martian = "martian": "an address that no packet may carry there: loopback, multicast source, IPv4-mapped, source equal to destination",
+    TransportHeader = "transport_header": "a TCP, UDP, SCTP or ICMP header that is cut short or lies about its length",
+    TcpFlags = "tcp_flags": "a combination of TCP flags that no stack sends",
+    FragmentTiny = "fragment_tiny": "a first fragment too short for its transport header, or one that could overwrite it (RFC 1858, RFC 3128)",
+    FragmentOverlap = "fragment_overlap": "a fragment that overlaps another of its datagram, or a datagram condemned by one (RFC 5722)",
+    FragmentDuplicate = "fragment_duplicate": "a fragment that was seen before",
+    FragmentOrphan = "fragment_orphan": "a fragment whose first fragment did not come in time or was dropped",
+    FragmentTable = "fragment_table": "no room to track one more fragmented datagram",
+    SpoofedMac = "spoofed_mac": "a source MAC that does not belong to the sending port",
+    SpoofedAddress = "spoofed_address": "a source address that does not belong to the sending port",
+    SpoofedBoth = "spoofed_both": "neither source MAC nor source address belong to the sending port",
+    SpoofedArp = "spoofed_arp": "an ARP sender that does not belong to the sending port",
+    SpoofedNeighbor = "spoofed_neighbor": "a neighbour advertisement or solicitation for what does not belong to the sending port",
+    ArpMalformed = "arp_malformed": "an ARP packet that is not Ethernet and IPv4, or cut short",
+    ArpUnanswered = "arp_unanswered": "an ARP request for an address that nobody has, or an announcement that nobody needs",
+    NeighborMalformed = "neighbor_malformed": "a neighbour discovery packet that breaks RFC 4861 7.1",
+    NeighborUnanswered = "neighbor_unanswered": "a neighbour solicitation or advertisement that needs no answer",
+    RogueServer = "rogue_server": "a router advertisement or DHCP server message from a guest",
+    GatewayUnserved = "gateway_unserved": "to a gateway address, for a service that the gateway does not offer",
+    UnknownMac = "unknown_mac": "to a MAC that no port of the subnet has",
+    NoRoute = "no_route": "no route for the destination",
+    Blackhole = "blackhole": "the route says blackhole",
+    NoPort = "no_port": "the route is local but no port of the VPC has the address",
+    NextHopGone = "next_hop_gone": "the route's port or host is not there",
+    HairpinTunnel = "hairpin_tunnel": "from a tunnel and would have to leave by a tunnel again",
+    AclDenied = "acl_denied": "denied by the subnet's network ACL",
+    GroupDenied = "group_denied": "no rule of the port's security groups admits it",
+    IcmpUnrelated = "icmp_unrelated": "an ICMP error about a packet that no session knows",
+    TcpInvalid = "tcp_invalid": "a TCP segment that cannot begin a connection and belongs to none",
+    TcpWindow = "tcp_window": "a TCP segment outside the window of its connection",
+    SessionTableFull = "session_table_full": "no room for one more session and no half-open one to give way",
+    SessionPortBudget = "session_port_budget": "the port holds as many sessions as it may",
+    SessionVpcBudget = "session_vpc_budget": "the VPC holds as many sessions on this host as it may",
+    TtlExceeded = "ttl_exceeded": "the TTL or hop limit ran out",
+    TooBig = "too_big": "larger than the path carries, and may not be fragmented",
+    BroadcastLimit = "broadcast_limit": "more broadcast or multicast than one port may send",
+    NoReceiver = "no_receiver": "broadcast or multicast that nobody in the subnet may or can receive",
+    ReplyLimit = "reply_limit": "an ICMP error or other reply was owed, but the limit on them is reached",
+    OuterHeader = "outer_header": "a tunnel packet whose outer headers are malformed",
+    OuterChecksum = "outer_checksum": "a tunnel packet with a wrong outer checksum",
+    OuterFragment = "outer_fragment": "a fragment of a tunnel packet",
+    NotOurVtep = "not_our_vtep": "a tunnel packet to an address that is not ours",
+    GreVersion = "gre_version": "a GRE version other than 0, a routing field, or another payload than Ethernet",
+    GreNoKey = "gre_no_key": "a GRE packet without a key",
+    VxlanFlags = "vxlan_flags": "a VXLAN header without the I flag",
+    UnknownVtep = "unknown_vtep": "a tunnel packet from an address that is no known VTEP",
+    UnknownVni = "unknown_vni": "a VNI or key that is no VPC of this host",
+    NotHere = "not_here": "a tunnel packet for a port that is not on this host",
+    SpoofedInner = "spoofed_inner": "a tunnel packet whose inner source belongs to a port of this host, or does not live behind its sender",
+    EcnMismatch = "ecn_mismatch": "congestion marked on the tunnel, but the inner packet cannot carry the mark (RFC 6040)",
+    UnderlayUnresolved = "underlay_unresolved": "the next hop towards the VTEP is not resolved yet",
+    PortDown = "port_down": "the destination port's device is not up",
+    RingFull = "ring_full": "the destination's ring has no room",
+    NoBuffer = "no_buffer": "no free packet buffer for a copy or a reply",
+}
+
+impl DropReason {
+    /// How many reasons there are.
+    pub const COUNT: usize = Self::ALL.len();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_positions_and_names_are_unique() {
+        let mut names = std::collections::HashSet::new();
+        for (position, reason) in DropReason::ALL.iter().enumerate() {
+            assert_eq!(*reason as usize, position);
+            assert!(names.insert(reason.name()), "{} twice", reason.name());
+        }
+    }
+}

@@ -1,0 +1,105 @@
+//! Counters: one set per worker, written by that worker alone with plain loads and stores, read by anybody.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::packet::DropReason;
+
+/// A counter with one writer.
+#[derive(Debug, Default)]
+pub struct Counter(AtomicU64);
+
+impl Counter {
+    /// Adds; only the owning worker calls it, so no bus lock is needed.
+    #[inline]
+    pub fn add(&self, amount: u64) {
+        self.0.store(
+            self.0.load(Ordering::Relaxed).wrapping_add(amount),
+            Ordering::Relaxed,
+        );
+    }
+
+    /// The count.
+    pub fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// What passed through one port or uplink. For each, received + generated = drops + sent elsewhere (invariant 6).
+#[derive(Debug)]
+#[allow(missing_docs)]
+pub struct Traffic {
+    pub rx_packets: Counter,
+    pub rx_bytes: Counter,
+    pub tx_packets: Counter,
+    pub tx_bytes: Counter,
+    /// Copies, fragments and replies that did not come in as packets.
+    pub generated: Counter,
+    drops: [Counter; DropReason::COUNT],
+}
+
+impl Default for Traffic {
+    fn default() -> Self {
+        Self {
+            rx_packets: Counter::default(),
+            rx_bytes: Counter::default(),
+            tx_packets: Counter::default(),
+            tx_bytes: Counter::default(),
+            generated: Counter::default(),
+            drops: std::array::from_fn(|_| Counter::default()),
+        }
+    }
+}
+
+impl Traffic {
+    /// Counts a drop.
+    #[inline]
+    pub fn drop(&self, reason: DropReason) {
+        self.drops[reason as usize].add(1);
+    }
+
+    /// Drops for a reason.
+    pub fn drops(&self, reason: DropReason) -> u64 {
+        self.drops[reason as usize].get()
+    }
+
+    /// Drops for any reason.
+    pub fn all_drops(&self) -> u64 {
+        self.drops.iter().map(Counter::get).sum()
+    }
+}
+
+/// The counters of one worker. About 0.6 KiB per port.
+#[derive(Debug)]
+pub struct Counters {
+    ports: Box<[Traffic]>,
+    uplinks: Box<[Traffic]>,
+    /// Packets that found a decision of this generation in their session.
+    pub hits: Counter,
+    /// Packets that had to be judged.
+    pub misses: Counter,
+}
+
+impl Counters {
+    /// Zeroes, for so many ports and uplinks.
+    pub fn new(ports: usize, uplinks: usize) -> Self {
+        let zeroes = |count: usize| (0..count.max(1)).map(|_| Traffic::default()).collect();
+        Self {
+            ports: zeroes(ports),
+            uplinks: zeroes(uplinks),
+            hits: Counter::default(),
+            misses: Counter::default(),
+        }
+    }
+
+    /// Of a port. An index beyond the cap, which no snapshot holds, is counted with the last.
+    #[inline]
+    pub fn port(&self, index: u16) -> &Traffic {
+        &self.ports[usize::from(index).min(self.ports.len() - 1)]
+    }
+
+    /// Of an uplink.
+    #[inline]
+    pub fn uplink(&self, index: u16) -> &Traffic {
+        &self.uplinks[usize::from(index).min(self.uplinks.len() - 1)]
+    }
+}

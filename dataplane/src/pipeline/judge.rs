@@ -1,0 +1,338 @@
+//! Judgement: what the snapshot says of a packet, when no session answers. Reads tables, changes nothing; the packet trace runs it too.
+//!
+//! Order (design, "Packet path"): from a port, ACL out, group out, route, then for a port of this host ACL in and group in; from the uplink,
+//! the target port, ACL in, group in. Groups are stateful: they are held against the flow as its opener sent it, whichever way this packet
+//! goes. ACLs are stateless: they are held against this packet.
+
+use super::trace::Tracer;
+use crate::packet::parse::{Parsed, word_address};
+use crate::packet::{DropReason, Flow, Mac};
+use crate::policy::{Subject, acl_verdict};
+use crate::route::ecmp;
+use crate::session::table::{Action, Egress, Ingress};
+use crate::snapshot::{Endpoint, NextHop, Place, Port, Snapshot, Subnet, Target};
+
+/// What is judged.
+#[derive(Debug, Clone, Copy)]
+pub struct Case<'a> {
+    /// The packet; for later fragments with the ports of the first.
+    pub parsed: &'a Parsed,
+    /// Where it came in.
+    pub ingress: Ingress,
+    /// Its VPC, by place.
+    pub vpc: usize,
+    /// How the groups are to see it.
+    pub standing: Standing,
+}
+
+/// How a packet stands to the flow that it is of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Standing {
+    /// It opens the flow, or goes the way of the packet that did.
+    Forward,
+    /// It goes against the packet that opened the flow.
+    Backward,
+    /// An ICMP error about a tracked packet: no group has a say.
+    Related,
+}
+
+/// Judges a packet.
+///
+/// # Errors
+/// Why it is dropped.
+pub fn judge(
+    snapshot: &Snapshot,
+    case: &Case<'_>,
+    trace: &mut impl Tracer,
+) -> Result<Action, DropReason> {
+    let parsed = case.parsed;
+    let (egress, rewrite) = match case.ingress {
+        Ingress::Port(index) => {
+            let port = snapshot.port(index).ok_or(DropReason::PortDown)?;
+            acl(snapshot, port, case, false, trace)?;
+            groups(snapshot, port, case, false, trace)?;
+            from_port(snapshot, (index, port), parsed, trace)?
+        }
+        Ingress::Peer(peer) => from_peer(snapshot, case.vpc, peer, parsed, trace)?,
+    };
+    if let Egress::Port(index) = egress {
+        let port = snapshot.port(index).ok_or(DropReason::PortDown)?;
+        acl(snapshot, port, case, true, trace)?;
+        groups(snapshot, port, case, true, trace)?;
+    }
+    Ok(Action {
+        eth_dst: parsed.eth_dst,
+        eth_src: parsed.eth_src,
+        egress,
+        rewrite,
+    })
+}
+
+type Way = (Egress, Option<(Mac, Mac)>);
+
+fn egress_of(endpoint: &Endpoint) -> Egress {
+    match endpoint.place {
+        Place::Here(port) => Egress::Port(port),
+        Place::There(peer) => Egress::Peer(peer),
+    }
+}
+
+/// Where a packet from a port goes: within the subnet by its MAC, through the gateway by its route.
+fn from_port(
+    snapshot: &Snapshot,
+    sender: (u16, &Port),
+    parsed: &Parsed,
+    trace: &mut impl Tracer,
+) -> Result<Way, DropReason> {
+    let (index, port) = sender;
+    let subnet = &snapshot.subnets[port.subnet];
+    let (egress, rewrite) = if parsed.eth_dst == subnet.gateway_mac {
+        route(snapshot, port, subnet, &parsed.flow, trace)?
+    } else {
+        let endpoint = snapshot.vpcs[port.vpc]
+            .by_mac
+            .get(&parsed.eth_dst)
+            .filter(|endpoint| endpoint.subnet == port.subnet);
+        let Some(endpoint) = endpoint else {
+            trace.step("bridge", || {
+                format!("{} is no port of subnet {}", parsed.eth_dst, subnet.id)
+            });
+            return Err(DropReason::UnknownMac);
+        };
+        trace.step("bridge", || {
+            format!("{} is within subnet {}", parsed.eth_dst, subnet.id)
+        });
+        (egress_of(endpoint), None)
+    };
+    if egress == Egress::Port(index) {
+        return Err(DropReason::UnknownMac);
+    }
+    Ok((egress, rewrite))
+}
+
+fn route(
+    snapshot: &Snapshot,
+    port: &Port,
+    subnet: &Subnet,
+    flow: &Flow,
+    trace: &mut impl Tracer,
+) -> Result<Way, DropReason> {
+    let destination = flow.destination;
+    let Some((len, target)) = subnet.routes.lookup(destination) else {
+        trace.step("route", || {
+            format!(
+                "no route for {} in subnet {}",
+                word_address(destination),
+                subnet.id
+            )
+        });
+        return Err(DropReason::NoRoute);
+    };
+    let say = |what: String| {
+        let len = if word_address(destination).is_ipv4() {
+            len - 96
+        } else {
+            len
+        };
+        format!("{} matches a /{len}: {what}", word_address(destination))
+    };
+    let hop = match target {
+        Target::Blackhole => {
+            trace.step("route", || say("blackhole".to_owned()));
+            return Err(DropReason::Blackhole);
+        }
+        Target::Local => {
+            let Some(endpoint) = snapshot.vpcs[port.vpc].by_address.get(&destination) else {
+                trace.step("route", || {
+                    say("local, but no port has the address".to_owned())
+                });
+                return Err(DropReason::NoPort);
+            };
+            NextHop::Port(*endpoint)
+        }
+        Target::Hop(hop) => *hop,
+        Target::Ecmp(members) => {
+            let chosen = ecmp::choose(members, ecmp::flow_hash(flow));
+            trace.step("ecmp", || format!("one of {} next hops", members.len()));
+            chosen.map_or(NextHop::Gone, |member| member.target)
+        }
+    };
+    trace.step("route", || say(describe(snapshot, &hop)));
+    match hop {
+        NextHop::Port(endpoint) => Ok((
+            egress_of(&endpoint),
+            Some((endpoint.mac, snapshot.subnets[endpoint.subnet].gateway_mac)),
+        )),
+        NextHop::Peer(peer, mac) => Ok((Egress::Peer(peer), Some((mac, subnet.gateway_mac)))),
+        NextHop::Gone => Err(DropReason::NextHopGone),
+    }
+}
+
+fn describe(snapshot: &Snapshot, hop: &NextHop) -> String {
+    let host = |peer: u16| {
+        snapshot
+            .peer(peer)
+            .map_or("gone", |peer| peer.host.as_str())
+    };
+    match hop {
+        NextHop::Port(Endpoint {
+            place: Place::Here(port),
+            ..
+        }) => {
+            format!(
+                "port {}",
+                snapshot.port(*port).map_or("gone", |port| port.id.as_str())
+            )
+        }
+        NextHop::Port(Endpoint {
+            place: Place::There(peer),
+            mac,
+            ..
+        }) => format!("port {mac} on host {}", host(*peer)),
+        NextHop::Peer(peer, mac) => format!("host {}, inner MAC {mac}", host(*peer)),
+        NextHop::Gone => "a next hop that is not there".to_owned(),
+    }
+}
+
+/// Where a packet from a tunnel goes: to a port of this host, never back into a tunnel.
+fn from_peer(
+    snapshot: &Snapshot,
+    vpc: usize,
+    peer: u16,
+    parsed: &Parsed,
+    trace: &mut impl Tracer,
+) -> Result<Way, DropReason> {
+    let vpc = &snapshot.vpcs[vpc];
+    // What claims to come from a port of this host, or carries the MAC of a port behind somebody else, is a lie.
+    let mac_place = vpc
+        .by_mac
+        .get(&parsed.eth_src)
+        .map(|endpoint| endpoint.place);
+    let address_here = matches!(
+        vpc.by_address.get(&parsed.flow.source),
+        Some(Endpoint {
+            place: Place::Here(_),
+            ..
+        })
+    );
+    if address_here || mac_place.is_some_and(|place| place != Place::There(peer)) {
+        trace.step("tunnel", || {
+            format!(
+                "{} {} does not live behind its sender",
+                parsed.eth_src,
+                word_address(parsed.flow.source)
+            )
+        });
+        return Err(DropReason::SpoofedInner);
+    }
+    if let Some(endpoint) = vpc.by_mac.get(&parsed.eth_dst) {
+        return match endpoint.place {
+            Place::Here(port) => Ok((Egress::Port(port), None)),
+            Place::There(_) => Err(DropReason::NotHere),
+        };
+    }
+    // Routers behind a tunnel send to the virtual router's MAC.
+    let is_router = parsed.eth_dst == Mac::ROUTER
+        || snapshot
+            .subnets
+            .iter()
+            .any(|subnet| subnet.gateway_mac == parsed.eth_dst);
+    if !is_router {
+        return Err(DropReason::NotHere);
+    }
+    let endpoint = vpc
+        .by_address
+        .get(&parsed.flow.destination)
+        .ok_or(DropReason::NoPort)?;
+    match endpoint.place {
+        Place::Here(port) => Ok((
+            Egress::Port(port),
+            Some((endpoint.mac, snapshot.subnets[endpoint.subnet].gateway_mac)),
+        )),
+        Place::There(_) => Err(DropReason::HairpinTunnel),
+    }
+}
+
+/// The subnet's network ACL, held against this packet.
+fn acl(
+    snapshot: &Snapshot,
+    port: &Port,
+    case: &Case<'_>,
+    towards: bool,
+    trace: &mut impl Tracer,
+) -> Result<(), DropReason> {
+    let Some(acl) = snapshot.subnets[port.subnet]
+        .acl
+        .and_then(|acl| snapshot.acls.get(acl))
+    else {
+        return Ok(());
+    };
+    let flow = &case.parsed.flow;
+    let (entries, remote, stage) = if towards {
+        (&acl.ingress, flow.source, "acl in")
+    } else {
+        (&acl.egress, flow.destination, "acl out")
+    };
+    let (number, allow) = acl_verdict(
+        entries,
+        &Subject::of(flow, case.parsed.icmp, remote),
+        &snapshot.sets,
+    );
+    trace.step(stage, || {
+        let verdict = if allow { "allow" } else { "deny" };
+        number.map_or_else(
+            || format!("{}: no rule matches, deny", acl.id),
+            |number| format!("{}: rule {number}, {verdict}", acl.id),
+        )
+    });
+    if allow {
+        Ok(())
+    } else {
+        Err(DropReason::AclDenied)
+    }
+}
+
+/// The port's security groups, held against the flow as its opener sent it.
+fn groups(
+    snapshot: &Snapshot,
+    port: &Port,
+    case: &Case<'_>,
+    towards: bool,
+    trace: &mut impl Tracer,
+) -> Result<(), DropReason> {
+    let opened = match case.standing {
+        Standing::Forward => case.parsed.flow,
+        Standing::Backward => case.parsed.flow.reversed(),
+        Standing::Related => return Ok(()),
+    };
+    // The port is the opener's end if it sends forward or receives backward.
+    let receives = towards == (case.standing == Standing::Forward);
+    let (rules, remote, stage) = if receives {
+        (&port.ingress, opened.source, "group in")
+    } else {
+        (&port.egress, opened.destination, "group out")
+    };
+    // The opener's ICMP type and code stand in its destination port (see `Flow`).
+    let icmp = if case.standing == Standing::Forward {
+        case.parsed.icmp
+    } else {
+        opened.destination_port
+    };
+    let allow = rules.allow(&Subject::of(&opened, icmp, remote), &snapshot.sets);
+    trace.step(stage, || {
+        format!(
+            "port {}: {}",
+            port.id,
+            if allow {
+                "admitted"
+            } else {
+                "no rule admits it"
+            }
+        )
+    });
+    if allow {
+        Ok(())
+    } else {
+        Err(DropReason::GroupDenied)
+    }
+}

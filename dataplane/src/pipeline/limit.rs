@@ -1,0 +1,60 @@
+//! Token buckets for what a port may make us do: replies and copies. One per port and worker.
+
+/// A bucket that fills with time.
+#[derive(Debug, Clone, Copy)]
+struct Bucket {
+    /// Thousandths of a token.
+    tokens: u64,
+    last: u32,
+}
+
+/// Buckets of one kind for all ports.
+#[derive(Debug)]
+pub struct Limiter {
+    rate: u32,
+    burst: u32,
+    buckets: Box<[Bucket]>,
+}
+
+impl Limiter {
+    /// `rate` a second, `burst` at once, for each of `ports` ports.
+    pub fn new(rate: u32, burst: u32, ports: usize) -> Self {
+        let full = Bucket {
+            tokens: u64::from(burst) * 1000,
+            last: 0,
+        };
+        Self {
+            rate,
+            burst,
+            buckets: vec![full; ports.max(1)].into(),
+        }
+    }
+
+    /// Takes a token of the port at the time `now` (milliseconds); answers whether there was one.
+    pub fn take(&mut self, port: u16, now: u32) -> bool {
+        let last = self.buckets.len() - 1;
+        let bucket = &mut self.buckets[usize::from(port).min(last)];
+        let elapsed = u64::from(now.wrapping_sub(bucket.last));
+        bucket.tokens =
+            (bucket.tokens + elapsed * u64::from(self.rate)).min(u64::from(self.burst) * 1000);
+        bucket.last = now;
+        let enough = bucket.tokens >= 1000;
+        if enough {
+            bucket.tokens -= 1000;
+        }
+        enough
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn burst_then_rate_and_ports_apart() {
+        let mut limiter = Limiter::new(10, 5, 2);
+        assert_eq!((0..20).filter(|_| limiter.take(0, 1)).count(), 5);
+        assert!(limiter.take(1, 1));
+        assert_eq!((0..20).filter(|_| limiter.take(0, 301)).count(), 3);
+    }
+}

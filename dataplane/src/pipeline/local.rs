@@ -1,0 +1,275 @@
+//! What the distributed gateway answers itself: ARP (RFC 826), neighbour discovery (RFC 4861) and ping.
+//!
+//! Each function rewrites the packet in place into the reply, and says so; nothing is flooded.
+
+use crate::packet::checksum;
+use crate::packet::parse::{ETHERNET, Family, Flow, IPV4_MAPPED, Parsed, protocol};
+use crate::packet::{DropReason, Mac};
+use crate::snapshot::{Place, Port, Snapshot};
+
+/// Bytes of an ARP packet with its Ethernet header.
+const ARP: usize = ETHERNET + 28;
+
+/// Who asks: a port, or a peer through the tunnel.
+#[derive(Debug, Clone, Copy)]
+pub enum Asker<'a> {
+    /// A port of this host, with its index.
+    Port(u16, &'a Port),
+    /// A peer, with the place of the VPC that it asks in.
+    Peer(u16, usize),
+}
+
+/// The MAC that an asker may be told for an address: of a gateway, or of another port of its subnet.
+fn neighbour(snapshot: &Snapshot, asker: Asker<'_>, address: u128) -> Option<Mac> {
+    let (place, subnet) = match asker {
+        Asker::Port(_, port) => (port.vpc, Some(port.subnet)),
+        Asker::Peer(_, vpc) => (vpc, None),
+    };
+    let vpc = snapshot.vpcs.get(place)?;
+    if let Some(gateway) = vpc.gateways.get(&address) {
+        // A guest is told of its own gateway; equipment behind a tunnel, of the subnet's.
+        return (subnet.is_none() || subnet == Some(*gateway))
+            .then(|| snapshot.subnets[*gateway].gateway_mac);
+    }
+    let endpoint = vpc.by_address.get(&address)?;
+    let allowed = match asker {
+        Asker::Port(index, _) => {
+            Some(endpoint.subnet) == subnet && endpoint.place != Place::Here(index)
+        }
+        Asker::Peer(..) => matches!(endpoint.place, Place::Here(_)),
+    };
+    allowed.then_some(endpoint.mac)
+}
+
+/// Turns an ARP request into its reply.
+///
+/// # Errors
+/// Why there is none.
+pub fn arp(snapshot: &Snapshot, asker: Asker<'_>, frame: &mut [u8]) -> Result<(), DropReason> {
+    let packet: &mut [u8; ARP] = frame
+        .get_mut(..ARP)
+        .and_then(|bytes| bytes.try_into().ok())
+        .ok_or(DropReason::ArpMalformed)?;
+    // Ethernet, IPv4, their lengths.
+    if packet[14..20] != [0, 1, 8, 0, 6, 4] {
+        return Err(DropReason::ArpMalformed);
+    }
+    let operation = u16::from_be_bytes([packet[20], packet[21]]);
+    let mac_at = |at: usize| Mac::from_bytes(std::array::from_fn(|i| packet[at + i]));
+    let address_at = |at: usize| {
+        IPV4_MAPPED | u128::from(u32::from_be_bytes(std::array::from_fn(|i| packet[at + i])))
+    };
+    let (eth_src, sender_mac, sender, target) =
+        (mac_at(6), mac_at(22), address_at(28), address_at(38));
+    let probe = sender == IPV4_MAPPED;
+    if let Asker::Port(_, port) = asker {
+        let honest = eth_src == sender_mac
+            && port.owns_mac(sender_mac)
+            && (probe || port.owns(sender, sender_mac));
+        if port.guarded && !honest {
+            return Err(DropReason::SpoofedArp);
+        }
+    }
+    if operation != 1 || sender == target {
+        return Err(DropReason::ArpUnanswered);
+    }
+    let mac = neighbour(snapshot, asker, target).ok_or(DropReason::ArpUnanswered)?;
+    packet[..6].copy_from_slice(&sender_mac.bytes());
+    packet[6..12].copy_from_slice(&mac.bytes());
+    packet[21] = 2;
+    packet.copy_within(22..32, 32);
+    packet[22..28].copy_from_slice(&mac.bytes());
+    packet[28..32].copy_from_slice(&(target as u32).to_be_bytes());
+    Ok(())
+}
+
+/// What to do with a neighbour discovery packet.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Neighbor {
+    /// The frame has become the reply; it is that many bytes long.
+    Reply(u16),
+    /// It is none: go on with it.
+    NotMine,
+}
+
+/// Answers neighbour solicitations; swallows the rest of neighbour discovery.
+///
+/// # Errors
+/// Why there is no answer.
+pub fn neighbor(
+    snapshot: &Snapshot,
+    asker: Asker<'_>,
+    frame: &mut [u8],
+    parsed: &Parsed,
+) -> Result<Neighbor, DropReason> {
+    if parsed.family != Family::Ipv6
+        || parsed.flow.protocol != protocol::ICMPV6
+        || parsed.fragment.is_some()
+    {
+        return Ok(Neighbor::NotMine);
+    }
+    let kind = (parsed.icmp >> 8) as u8;
+    if !(133..=137).contains(&kind) {
+        return Ok(Neighbor::NotMine);
+    }
+    let (l3, l4, end) = (
+        usize::from(parsed.l3),
+        usize::from(parsed.l4),
+        usize::from(parsed.end),
+    );
+    let sum = checksum::pseudo_header(
+        Family::Ipv6,
+        parsed.flow.source,
+        parsed.flow.destination,
+        protocol::ICMPV6,
+        (end - l4) as u32,
+    );
+    if parsed.ttl != 255
+        || parsed.icmp & 0xff != 0
+        || l4 != l3 + 40
+        || checksum::fold(sum + checksum::sum(&frame[l4..end])) != 0xffff
+    {
+        return Err(DropReason::NeighborMalformed);
+    }
+    match kind {
+        135 => {}
+        136 => return Err(advertisement(asker, &frame[l4..end], parsed)),
+        _ => return Err(DropReason::NeighborUnanswered),
+    }
+    let target: [u8; 16] = frame[l4..end]
+        .get(8..24)
+        .and_then(|t| t.try_into().ok())
+        .ok_or(DropReason::NeighborMalformed)?;
+    let target = u128::from_be_bytes(target);
+    let detection = parsed.flow.source == 0;
+    if let Asker::Port(_, port) = asker {
+        let own = port.owns(parsed.flow.source, parsed.eth_src)
+            || parsed.flow.source >> 118 == 0xfe80 >> 6 && port.owns_mac(parsed.eth_src)
+            || detection && port.owns_mac(parsed.eth_src);
+        let option = source_option(&frame[l4 + 24..end]);
+        if port.guarded && (!own || option.is_some_and(|mac| !port.owns_mac(mac))) {
+            return Err(DropReason::SpoofedNeighbor);
+        }
+        if detection && port.owns_address(target) {
+            return Err(DropReason::NeighborUnanswered);
+        }
+    }
+    let mac = neighbour(snapshot, asker, target).ok_or(DropReason::NeighborUnanswered)?;
+    if frame.len() < l4 + 32 {
+        // The answer is 32 bytes; a solicitation without its option is 24. Such a frame has room behind it or is a strange one.
+        return Err(DropReason::NeighborMalformed);
+    }
+    Ok(Neighbor::Reply(advertise(
+        frame, parsed, mac, target, detection,
+    )))
+}
+
+fn advertisement(asker: Asker<'_>, message: &[u8], parsed: &Parsed) -> DropReason {
+    let Asker::Port(_, port) = asker else {
+        return DropReason::NeighborUnanswered;
+    };
+    let target = message
+        .get(8..24)
+        .and_then(|t| <[u8; 16]>::try_from(t).ok())
+        .map(u128::from_be_bytes);
+    let own = target
+        .is_some_and(|target| port.owns(target, parsed.eth_src) || target >> 118 == 0xfe80 >> 6);
+    if port.guarded && !(own && port.owns_mac(parsed.eth_src)) {
+        DropReason::SpoofedNeighbor
+    } else {
+        DropReason::NeighborUnanswered
+    }
+}
+
+/// The source link-layer address option (RFC 4861 §4.6.1).
+fn source_option(mut options: &[u8]) -> Option<Mac> {
+    while let [kind, units, rest @ ..] = options {
+        let len = usize::from(*units) * 8;
+        if len == 0 || options.len() < len {
+            return None;
+        }
+        if *kind == 1 && len == 8 {
+            return rest[..6].try_into().ok().map(Mac::from_bytes);
+        }
+        options = &options[len..];
+    }
+    None
+}
+
+/// Writes the advertisement (RFC 4861 §4.4) over the solicitation: solicited to the asker, or to all nodes when it was detecting a
+/// duplicate. Answers the frame's new length.
+fn advertise(frame: &mut [u8], parsed: &Parsed, mac: Mac, target: u128, detection: bool) -> u16 {
+    const ALL_NODES: u128 = 0xff02 << 112 | 1;
+    let (l3, l4) = (usize::from(parsed.l3), usize::from(parsed.l4));
+    let (destination, eth_dst) = if detection {
+        (ALL_NODES, Mac::from_word(0x3333_0000_0001))
+    } else {
+        (parsed.flow.source, parsed.eth_src)
+    };
+    frame[..6].copy_from_slice(&eth_dst.bytes());
+    frame[6..12].copy_from_slice(&mac.bytes());
+    frame[l3 + 4..l3 + 6].copy_from_slice(&32u16.to_be_bytes());
+    frame[l3 + 8..l3 + 24].copy_from_slice(&target.to_be_bytes());
+    frame[l3 + 24..l3 + 40].copy_from_slice(&destination.to_be_bytes());
+    let message = &mut frame[l4..l4 + 32];
+    message.fill(0);
+    message[0] = 136;
+    // Router (every answer stands for one at least potentially only for gateways, so it is left out), solicited, override.
+    message[4] = if detection { 0x20 } else { 0x60 };
+    message[8..24].copy_from_slice(&target.to_be_bytes());
+    message[24] = 2;
+    message[25] = 1;
+    message[26..32].copy_from_slice(&mac.bytes());
+    let sum = checksum::pseudo_header(Family::Ipv6, target, destination, protocol::ICMPV6, 32)
+        + checksum::sum(message);
+    message[2..4].copy_from_slice(&checksum::finish(sum).to_be_bytes());
+    (l4 + 32) as u16
+}
+
+/// Whether the packet is for a gateway of the port's VPC.
+pub fn is_for_gateway(snapshot: &Snapshot, vpc: usize, flow: &Flow) -> bool {
+    snapshot
+        .vpcs
+        .get(vpc)
+        .is_some_and(|vpc| vpc.gateways.contains_key(&flow.destination))
+}
+
+/// Turns an echo request to the gateway into its reply (RFC 792, RFC 4443 §4.2). Fragments are turned too, each by itself: addresses
+/// swap in all of them, the type changes in the first, which also holds the checksum of the whole.
+///
+/// # Errors
+/// The packet is no echo request.
+pub fn ping(frame: &mut [u8], parsed: &Parsed) -> Result<(), DropReason> {
+    let (l3, l4) = (usize::from(parsed.l3), usize::from(parsed.l4));
+    let (request, reply) = match (parsed.family, parsed.flow.protocol) {
+        (Family::Ipv4, protocol::ICMP) => (8, 0),
+        (Family::Ipv6, protocol::ICMPV6) => (128, 129),
+        _ => return Err(DropReason::GatewayUnserved),
+    };
+    if !parsed.is_later_fragment() {
+        if parsed.icmp != request << 8 {
+            return Err(DropReason::GatewayUnserved);
+        }
+        let field = u16::from_be_bytes([frame[l4 + 2], frame[l4 + 3]]);
+        frame[l4] = reply as u8;
+        frame[l4 + 2..l4 + 4]
+            .copy_from_slice(&checksum::update(field, request << 8, reply << 8).to_be_bytes());
+    }
+    frame[..6].copy_from_slice(&parsed.eth_src.bytes());
+    frame[6..12].copy_from_slice(&parsed.eth_dst.bytes());
+    match parsed.family {
+        Family::Ipv4 => {
+            // Swapping the addresses leaves the header's sum as it was; the TTL starts afresh.
+            let addresses: [u8; 8] = std::array::from_fn(|i| frame[l3 + 12 + i]);
+            frame[l3 + 12..l3 + 16].copy_from_slice(&addresses[4..]);
+            frame[l3 + 16..l3 + 20].copy_from_slice(&addresses[..4]);
+            super::rewrite::set_ipv4_ttl(&mut frame[l3..], 64);
+        }
+        Family::Ipv6 => {
+            frame[l3 + 8..l3 + 24].copy_from_slice(&parsed.flow.destination.to_be_bytes());
+            frame[l3 + 24..l3 + 40].copy_from_slice(&parsed.flow.source.to_be_bytes());
+            frame[l3 + 7] = 64;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,145 @@
+//! Changes to a packet on its way: MACs, TTL, congestion marks, the MSS option, partial checksums. Checksums stay right.
+
+use crate::packet::checksum;
+use crate::packet::parse::{Family, Parsed, protocol};
+use crate::packet::{DropReason, Mac};
+use crate::session::tcp;
+
+/// Writes both MACs.
+#[inline]
+pub fn macs(frame: &mut [u8], destination: Mac, source: Mac) {
+    if let Some(header) = frame.first_chunk_mut::<12>() {
+        header[..6].copy_from_slice(&destination.bytes());
+        header[6..].copy_from_slice(&source.bytes());
+    }
+}
+
+/// Takes one from the TTL or hop limit. The caller has seen that it is above one.
+#[inline]
+pub fn decrement_ttl(frame: &mut [u8], parsed: &Parsed) {
+    let l3 = usize::from(parsed.l3);
+    match parsed.family {
+        Family::Ipv4 => set_ipv4_ttl(&mut frame[l3..], parsed.ttl - 1),
+        Family::Ipv6 => frame[l3 + 7] = parsed.ttl - 1,
+    }
+}
+
+/// Sets the TTL of an IPv4 header.
+#[inline]
+pub fn set_ipv4_ttl(header: &mut [u8], ttl: u8) {
+    let old = u16::from_be_bytes([header[8], header[9]]);
+    header[8] = ttl;
+    let new = u16::from_be_bytes([header[8], header[9]]);
+    let field = u16::from_be_bytes([header[10], header[11]]);
+    header[10..12].copy_from_slice(&checksum::update(field, old, new).to_be_bytes());
+}
+
+/// Carries a congestion mark of the tunnel inwards (RFC 6040 §4.2).
+///
+/// # Errors
+/// The inner packet cannot carry it.
+#[inline]
+pub fn propagate_congestion(
+    frame: &mut [u8],
+    parsed: &Parsed,
+    outer_traffic_class: u8,
+) -> Result<(), DropReason> {
+    const CE: u8 = 3;
+    let (outer, inner) = (outer_traffic_class & 3, parsed.traffic_class & 3);
+    match (outer, inner) {
+        (CE, 0) => Err(DropReason::EcnMismatch),
+        (CE, 1 | 2) => {
+            mark(frame, parsed, CE);
+            Ok(())
+        }
+        // The other transition of the table: ECT(1) outside an ECT(0) packet.
+        (1, 2) => {
+            mark(frame, parsed, 1);
+            Ok(())
+        }
+        _ => Ok(()),
+    }
+}
+
+#[cold]
+fn mark(frame: &mut [u8], parsed: &Parsed, mark: u8) {
+    let l3 = usize::from(parsed.l3);
+    match parsed.family {
+        Family::Ipv4 => {
+            let old = u16::from_be_bytes([frame[l3], frame[l3 + 1]]);
+            frame[l3 + 1] = frame[l3 + 1] & !3 | mark;
+            let new = u16::from_be_bytes([frame[l3], frame[l3 + 1]]);
+            let field = u16::from_be_bytes([frame[l3 + 10], frame[l3 + 11]]);
+            frame[l3 + 10..l3 + 12]
+                .copy_from_slice(&checksum::update(field, old, new).to_be_bytes());
+        }
+        Family::Ipv6 => frame[l3 + 1] = frame[l3 + 1] & !0x30 | mark << 4,
+    }
+}
+
+/// Lowers the MSS option of a SYN to what the path carries (RFC 879, RFC 6691); adds none.
+pub fn clamp_mss(frame: &mut [u8], parsed: &Parsed, path_mtu: u16) {
+    let l4 = usize::from(parsed.l4);
+    let headers = match parsed.family {
+        Family::Ipv4 => 40,
+        Family::Ipv6 => 60,
+    };
+    let limit = path_mtu.saturating_sub(headers);
+    let header_len = usize::from(frame[l4 + 12] >> 4) * 4;
+    let Some(options) = frame.get(l4 + 20..l4 + header_len) else {
+        return;
+    };
+    let Some(at) = tcp::find_option(options, 2, 4) else {
+        return;
+    };
+    let place = l4 + 20 + at + 2;
+    let old = u16::from_be_bytes([frame[place], frame[place + 1]]);
+    if old <= limit {
+        return;
+    }
+    frame[place..place + 2].copy_from_slice(&limit.to_be_bytes());
+    let field = u16::from_be_bytes([frame[l4 + 16], frame[l4 + 17]]);
+    // An option may begin at an odd offset: its bytes then count in the other halves of two words.
+    let (old, new) = if (20 + at) % 2 == 0 {
+        (old, limit)
+    } else {
+        (old.swap_bytes(), limit.swap_bytes())
+    };
+    frame[l4 + 16..l4 + 18].copy_from_slice(&checksum::update(field, old, new).to_be_bytes());
+}
+
+/// Completes a checksum that the sender's kernel left to its device: it then holds the sum of the pseudo-header alone. A right checksum
+/// that looks like this comes out unchanged, so nothing needs to be known of the sender.
+#[inline]
+pub fn complete_checksum(frame: &mut [u8], parsed: &Parsed) {
+    let at = match parsed.flow.protocol {
+        protocol::TCP => 16,
+        protocol::UDP => 6,
+        _ => return,
+    };
+    if parsed.fragment.is_some() {
+        return;
+    }
+    let (l4, end) = (usize::from(parsed.l4), usize::from(parsed.end));
+    let pseudo = checksum::pseudo_header(
+        parsed.family,
+        parsed.flow.source,
+        parsed.flow.destination,
+        parsed.flow.protocol,
+        (end - l4) as u32,
+    );
+    let field = u16::from_be_bytes([frame[l4 + at], frame[l4 + at + 1]]);
+    if field == checksum::fold(pseudo) && field != 0 {
+        fill_checksum(&mut frame[l4..end], at, pseudo);
+    }
+}
+
+#[cold]
+fn fill_checksum(segment: &mut [u8], at: usize, pseudo: u64) {
+    segment[at..at + 2].fill(0);
+    let sum = match checksum::finish(pseudo + checksum::sum(segment)) {
+        0 => 0xffff,
+        sum => sum,
+    };
+    segment[at..at + 2].copy_from_slice(&sum.to_be_bytes());
+}

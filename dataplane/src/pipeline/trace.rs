@@ -1,0 +1,145 @@
+//! The packet trace: what would happen to a packet, step by step. Runs the same judgement as real packets; sends nothing, makes no session.
+
+use super::guard;
+use super::judge::{self, Case, Standing};
+use super::local;
+use crate::packet::parse::{self, Inner, is_icmp_error, word_address};
+use crate::packet::{DropReason, Parsed};
+use crate::session::table::{Action, Egress, Ingress};
+use crate::session::{Key, SessionTable};
+use crate::snapshot::Snapshot;
+
+/// Listens to the steps of a judgement.
+pub trait Tracer {
+    /// One step. The text is made only when somebody listens.
+    fn step(&mut self, stage: &'static str, text: impl FnOnce() -> String);
+}
+
+/// Nobody listens; the steps cost nothing.
+#[derive(Debug)]
+pub struct Silent;
+
+impl Tracer for Silent {
+    #[inline]
+    fn step(&mut self, _stage: &'static str, _text: impl FnOnce() -> String) {}
+}
+
+/// The steps, kept.
+#[derive(Debug, Default)]
+pub struct Steps(pub Vec<(&'static str, String)>);
+
+impl Tracer for Steps {
+    fn step(&mut self, stage: &'static str, text: impl FnOnce() -> String) {
+        self.0.push((stage, text()));
+    }
+}
+
+/// Traces a frame that a port would send. Answers the steps and the verdict in words.
+pub fn trace(
+    snapshot: &Snapshot,
+    sessions: &SessionTable,
+    port: u16,
+    frame: &[u8],
+) -> (Steps, String) {
+    let mut steps = Steps::default();
+    let verdict = match run(snapshot, sessions, port, frame, &mut steps) {
+        Ok(verdict) => verdict,
+        Err(reason) => format!("drop {}: {}", reason.name(), reason.meaning()),
+    };
+    (steps, verdict)
+}
+
+fn run(
+    snapshot: &Snapshot,
+    sessions: &SessionTable,
+    index: u16,
+    frame: &[u8],
+    steps: &mut Steps,
+) -> Result<String, DropReason> {
+    let port = snapshot.port(index).ok_or(DropReason::PortDown)?;
+    steps.step("port", || {
+        format!("{} in generation {}", port.id, snapshot.generation)
+    });
+    let parsed = match parse::inner(frame)? {
+        Inner::Ip(parsed) => parsed,
+        Inner::Arp => {
+            local::arp(
+                snapshot,
+                local::Asker::Port(index, port),
+                &mut frame.to_vec(),
+            )?;
+            return Ok("reply from the gateway".to_owned());
+        }
+    };
+    steps.step("parse", || describe(&parsed));
+    if guard::is_rogue_server(&parsed) {
+        return Err(DropReason::RogueServer);
+    }
+    guard::check(port, &parsed)?;
+    steps.step("guard", || "source belongs to the port".to_owned());
+    if local::is_for_gateway(snapshot, port.vpc, &parsed.flow) {
+        local::ping(&mut frame.to_vec(), &parsed)?;
+        return Ok("reply from the gateway".to_owned());
+    }
+    let vni = snapshot.vpcs[port.vpc].vni;
+    let tracked = if is_icmp_error(&parsed) {
+        let quote = frame
+            .get(usize::from(parsed.l4) + 8..usize::from(parsed.end))
+            .unwrap_or_default();
+        let quoted = parse::quoted(parsed.family, quote).ok_or(DropReason::IcmpUnrelated)?;
+        sessions
+            .find(&Key::new(sessions.seeds(), &quoted, vni))
+            .ok_or(DropReason::IcmpUnrelated)?;
+        Standing::Related
+    } else {
+        let session = sessions.find(&Key::new(sessions.seeds(), &parsed.flow, vni));
+        steps.step("session", || {
+            session.map_or("none".to_owned(), |session| {
+                session.state().name().to_owned()
+            })
+        });
+        if session.is_none_or(|session| session.from_origin()) {
+            Standing::Forward
+        } else {
+            Standing::Backward
+        }
+    };
+    let case = Case {
+        parsed: &parsed,
+        ingress: Ingress::Port(index),
+        vpc: port.vpc,
+        standing: tracked,
+    };
+    let action = judge::judge(snapshot, &case, steps)?;
+    Ok(verdict(snapshot, &action))
+}
+
+fn describe(parsed: &Parsed) -> String {
+    let flow = &parsed.flow;
+    format!(
+        "{} port {} to {} port {}, protocol {}, {} bytes, TTL {}",
+        word_address(flow.source),
+        flow.source_port,
+        word_address(flow.destination),
+        flow.destination_port,
+        flow.protocol,
+        parsed.ip_len(),
+        parsed.ttl
+    )
+}
+
+/// An action in words.
+pub fn verdict(snapshot: &Snapshot, action: &Action) -> String {
+    match action.egress {
+        Egress::Port(port) => format!(
+            "port {}",
+            snapshot.port(port).map_or("gone", |port| port.id.as_str())
+        ),
+        Egress::Peer(peer) => format!(
+            "host {}",
+            snapshot
+                .peer(peer)
+                .map_or("gone", |peer| peer.host.as_str())
+        ),
+    }
+}

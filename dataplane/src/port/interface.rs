@@ -1,0 +1,162 @@
+//! A network device as the kernel has it: index, MAC, MTU, whether it is up, how many receive queues.
+//!
+//! Asked once when a port or an uplink is opened, by ioctl on the calling thread's network namespace. Changes later are the
+//! business of [`crate::underlay`].
+
+#![allow(unsafe_code)]
+
+use std::{
+    io, mem,
+    os::fd::{AsRawFd, FromRawFd, OwnedFd},
+};
+
+use super::PortError;
+
+const ETHTOOL_GCHANNELS: u32 = 0x3c;
+const SIOCETHTOOL: libc::c_ulong = 0x8946;
+
+/// A network device.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Interface {
+    /// Its name.
+    pub name: String,
+    /// The kernel's number of it, within the network namespace.
+    pub index: u32,
+    /// Its hardware address.
+    pub mac: [u8; 6],
+    /// Bytes of payload that a frame may carry.
+    pub mtu: u32,
+    /// Whether it is administratively up.
+    pub up: bool,
+    /// Receive queues in use.
+    pub receive_queues: u32,
+}
+
+/// `struct ethtool_channels` of `linux/ethtool.h`.
+#[repr(C)]
+#[derive(Default)]
+struct Channels {
+    cmd: u32,
+    max_rx: u32,
+    max_tx: u32,
+    max_other: u32,
+    max_combined: u32,
+    rx_count: u32,
+    tx_count: u32,
+    other_count: u32,
+    combined_count: u32,
+}
+
+impl Interface {
+    /// Looks the device up by its name.
+    pub fn lookup(name: &str) -> Result<Self, PortError> {
+        let failed = |source: io::Error| match source.raw_os_error() {
+            Some(libc::ENODEV) => PortError::NoInterface {
+                interface: name.to_owned(),
+            },
+            _ => PortError::Io {
+                what: format!("interface {name}: reading its settings"),
+                source,
+            },
+        };
+        let asking =
+            Asking::new(name).ok_or_else(|| failed(io::Error::from_raw_os_error(libc::ENODEV)))?;
+        let socket = socket().map_err(failed)?;
+        let ask = |what| asking.ask(&socket, what).map_err(failed);
+        let index = ask(libc::SIOCGIFINDEX)?;
+        let flags = ask(libc::SIOCGIFFLAGS)?;
+        let mtu = ask(libc::SIOCGIFMTU)?;
+        let hardware = ask(libc::SIOCGIFHWADDR)?;
+        // SAFETY: each call filled the member of the union that belongs to it; all are plain integers.
+        let (index, up, mtu, mac) = unsafe {
+            (
+                index.ifr_ifru.ifru_ifindex.cast_unsigned(),
+                i32::from(flags.ifr_ifru.ifru_flags) & libc::IFF_UP != 0,
+                mtu.ifr_ifru.ifru_mtu.cast_unsigned(),
+                hardware.ifr_ifru.ifru_hwaddr.sa_data,
+            )
+        };
+        Ok(Self {
+            name: name.to_owned(),
+            index,
+            mac: std::array::from_fn(|at| mac[at].cast_unsigned()),
+            mtu,
+            up,
+            receive_queues: asking.receive_queues(&socket),
+        })
+    }
+}
+
+/// A request about one device.
+struct Asking(libc::ifreq);
+
+impl Asking {
+    /// None if the name can't be one.
+    fn new(name: &str) -> Option<Self> {
+        // SAFETY: a plain C structure, for which all zero is a value.
+        let mut request: libc::ifreq = unsafe { mem::zeroed() };
+        if name.is_empty() || name.len() >= request.ifr_name.len() {
+            return None;
+        }
+        for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
+            *to = from.cast_signed();
+        }
+        Some(Self(request))
+    }
+
+    fn ask(&self, socket: &OwnedFd, what: libc::c_ulong) -> io::Result<libc::ifreq> {
+        let mut request = self.0;
+        // SAFETY: the kernel reads the name and writes the union of `request`, which outlives the call.
+        let result = unsafe { libc::ioctl(socket.as_raw_fd(), what, &raw mut request) };
+        if result == 0 {
+            Ok(request)
+        } else {
+            Err(io::Error::last_os_error())
+        }
+    }
+
+    /// Devices that know no channels have one queue.
+    fn receive_queues(&self, socket: &OwnedFd) -> u32 {
+        let mut channels = Channels {
+            cmd: ETHTOOL_GCHANNELS,
+            ..Channels::default()
+        };
+        let mut request = self.0;
+        request.ifr_ifru.ifru_data = (&raw mut channels).cast();
+        // SAFETY: the kernel reads the name and the pointer, and writes a `struct ethtool_channels` there, which `channels` is
+        // laid out as; both outlive the call.
+        let result = unsafe { libc::ioctl(socket.as_raw_fd(), SIOCETHTOOL, &raw mut request) };
+        if result == 0 {
+            (channels.rx_count + channels.combined_count).max(1)
+        } else {
+            1
+        }
+    }
+}
+
+fn socket() -> io::Result<OwnedFd> {
+    // SAFETY: a plain system call.
+    let fd = unsafe { libc::socket(libc::AF_INET, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the call just opened it, and nobody else knows of it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_loopback_device_is_found_and_others_are_named_in_the_error() {
+        let loopback = Interface::lookup("lo").unwrap();
+        assert_eq!((loopback.index, loopback.receive_queues), (1, 1));
+        let error = Interface::lookup("weft-none").unwrap_err();
+        assert!(error.to_string().contains("weft-none"), "{error}");
+        assert!(matches!(
+            Interface::lookup("a-name-that-is-too-long"),
+            Err(PortError::NoInterface { .. })
+        ));
+    }
+}

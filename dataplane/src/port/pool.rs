@@ -1,0 +1,283 @@
+//! Free frames: one pool for the process, one cache for each worker, and the books that say where every frame is.
+//!
+//! A cache gives and takes frames without a lock; it exchanges them with the pool 64 at a time, which is one atomic operation for 64
+//! frames. Every holder publishes how many frames it has in counters of its own, so [`Umem::accounting`] can add them up:
+//! when traffic rests, the sum is the number of frames, or one is lost or doubled.
+
+#![allow(unsafe_code)]
+
+use std::sync::{
+    Arc, Mutex, PoisonError,
+    atomic::{AtomicI64, Ordering},
+};
+
+use crossbeam::queue::ArrayQueue;
+
+use super::umem::Umem;
+use crate::packet::buffer::{Frame, FrameMemory};
+
+/// Frames that move between the pool and a cache at once.
+pub(super) const BATCH: usize = 64;
+
+/// The frames that nobody has.
+#[derive(Debug)]
+pub(super) struct Pool {
+    batches: ArrayQueue<[u32; BATCH]>,
+    loose: ArrayQueue<u32>,
+}
+
+impl Pool {
+    /// A pool with all frames below `count`.
+    pub(super) fn full(count: u32) -> Self {
+        let pool = Self {
+            batches: ArrayQueue::new(count as usize / BATCH + 1),
+            loose: ArrayQueue::new(count as usize),
+        };
+        let indices: Vec<u32> = (0..count).collect();
+        let (batches, rest) = indices.as_chunks::<BATCH>();
+        batches.iter().for_each(|batch| pool.put_batch(*batch));
+        rest.iter().for_each(|&index| pool.put(index));
+        pool
+    }
+
+    fn put_batch(&self, batch: [u32; BATCH]) {
+        // Both queues have room for every frame there is, so pushing fails only if a frame came twice.
+        if self.batches.push(batch).is_err() {
+            tracing::error!("more free frames than there are: a frame was freed twice");
+        }
+    }
+
+    /// Gives one frame back.
+    pub(super) fn put(&self, index: u32) {
+        if self.loose.push(index).is_err() {
+            tracing::error!("more free frames than there are: a frame was freed twice");
+        }
+    }
+
+    fn len(&self) -> usize {
+        self.batches.len() * BATCH + self.loose.len()
+    }
+}
+
+/// What one holder (a cache, a ring) has; written by its owner alone.
+#[derive(Debug, Default)]
+pub(super) struct Holding {
+    /// Free frames in a cache.
+    pub(super) cached: AtomicI64,
+    /// Frames that a worker took from this cache or its rings, less those that it gave back through them. Negative for a worker that
+    /// frees what others received.
+    pub(super) held: AtomicI64,
+    /// Frames in a fill ring, in the kernel's hands, or in a receive ring.
+    pub(super) fill: AtomicI64,
+    /// Frames in a transmit ring, in the kernel's hands, or in a completion ring.
+    pub(super) transmit: AtomicI64,
+}
+
+/// All holders, and what those that are gone left behind.
+#[derive(Debug, Default)]
+pub(super) struct Ledger {
+    holdings: Mutex<Vec<Arc<Holding>>>,
+}
+
+impl Ledger {
+    /// Opens the books of one holder.
+    pub(super) fn open(&self) -> Arc<Holding> {
+        let holding = Arc::new(Holding::default());
+        self.lock().push(Arc::clone(&holding));
+        holding
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Vec<Arc<Holding>>> {
+        self.holdings.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn sum(&self) -> Accounting {
+        let mut sum = Accounting::default();
+        let mut gone = 0;
+        self.lock().retain(|holding| {
+            let read = |cell: &AtomicI64| cell.load(Ordering::Relaxed);
+            let held = read(&holding.held);
+            sum.cached += read(&holding.cached);
+            sum.held += held;
+            sum.fill += read(&holding.fill);
+            sum.transmit += read(&holding.transmit);
+            // The holder is gone, and only what its frames became elsewhere remains of it.
+            let is_gone = Arc::strong_count(holding) == 1;
+            if is_gone {
+                gone += held;
+            }
+            !is_gone
+        });
+        if gone != 0 {
+            let rest = self.open();
+            rest.held.store(gone, Ordering::Relaxed);
+        }
+        sum
+    }
+}
+
+/// Where all frames are. Exact when no packet moves while it is taken.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Accounting {
+    /// How many frames there are.
+    pub total: i64,
+    /// Free, in the pool.
+    pub free: i64,
+    /// Free, in workers' caches.
+    pub cached: i64,
+    /// Given to the kernel to receive into.
+    pub fill: i64,
+    /// Given to the kernel to send.
+    pub transmit: i64,
+    /// In packets in workers' hands.
+    pub held: i64,
+}
+
+impl Accounting {
+    /// Whether every frame is somewhere exactly once.
+    pub fn balances(&self) -> bool {
+        self.free + self.cached + self.fill + self.transmit + self.held == self.total
+    }
+}
+
+impl Umem {
+    /// Where all frames are.
+    pub fn accounting(&self) -> Accounting {
+        Accounting {
+            total: i64::from(self.frame_count()),
+            free: self.pool.len() as i64,
+            ..self.ledger.sum()
+        }
+    }
+}
+
+/// A worker's free frames, and its way to the bytes of the frames that it holds.
+#[derive(Debug)]
+pub struct FrameCache {
+    umem: Arc<Umem>,
+    free: Vec<u32>,
+    held: i64,
+    holding: Arc<Holding>,
+}
+
+impl FrameCache {
+    /// An empty cache; it fills itself from the pool when a frame is wanted.
+    pub fn new(umem: &Arc<Umem>) -> Self {
+        Self {
+            umem: Arc::clone(umem),
+            free: Vec::with_capacity(3 * BATCH),
+            held: 0,
+            holding: umem.ledger.open(),
+        }
+    }
+
+    /// The memory that the frames belong to.
+    pub fn umem(&self) -> &Arc<Umem> {
+        &self.umem
+    }
+
+    /// One free frame to give to a ring.
+    #[inline]
+    pub(super) fn take(&mut self) -> Option<u32> {
+        if self.free.is_empty() {
+            self.refill();
+        }
+        self.free.pop()
+    }
+
+    /// One free frame from a ring.
+    #[inline]
+    pub(super) fn put(&mut self, index: u32) {
+        if self.free.len() >= 2 * BATCH {
+            self.spill();
+        }
+        self.free.push(index);
+    }
+
+    /// Frames became packets in the worker's hands (or, negative, went out of them).
+    #[inline]
+    pub(super) fn note_held(&mut self, change: i64) {
+        self.held += change;
+        self.publish();
+    }
+
+    /// Shows what the cache has to the books.
+    #[inline]
+    pub(super) fn publish(&self) {
+        self.holding
+            .cached
+            .store(self.free.len() as i64, Ordering::Relaxed);
+        self.holding.held.store(self.held, Ordering::Relaxed);
+    }
+
+    #[cold]
+    fn refill(&mut self) {
+        if let Some(batch) = self.umem.pool.batches.pop() {
+            self.free.extend_from_slice(&batch);
+            return;
+        }
+        while self.free.len() < BATCH {
+            let Some(index) = self.umem.pool.loose.pop() else {
+                return;
+            };
+            self.free.push(index);
+        }
+    }
+
+    #[cold]
+    fn spill(&mut self) {
+        let at = self.free.len() - BATCH;
+        if let Some(batch) = self.free.last_chunk::<BATCH>() {
+            self.umem.pool.put_batch(*batch);
+            self.free.truncate(at);
+        }
+    }
+}
+
+impl Drop for FrameCache {
+    fn drop(&mut self) {
+        for index in self.free.drain(..) {
+            self.umem.pool.put(index);
+        }
+        self.publish();
+    }
+}
+
+impl FrameMemory for FrameCache {
+    #[inline]
+    fn bytes(&self, frame: &Frame) -> &[u8] {
+        // SAFETY: the token of a frame exists once, and whoever has it is the only one to touch the bytes: rings turn a frame
+        // into a token when the kernel has given it back, and take the token when they give it to the kernel. The
+        // cache holds the memory alive.
+        unsafe {
+            std::slice::from_raw_parts(
+                self.umem.frame_pointer(frame.index()),
+                self.umem.frame_size(),
+            )
+        }
+    }
+
+    #[inline]
+    fn bytes_mut(&mut self, frame: &mut Frame) -> &mut [u8] {
+        // SAFETY: as in `bytes`, and the token is borrowed mutably.
+        unsafe {
+            std::slice::from_raw_parts_mut(
+                self.umem.frame_pointer(frame.index()),
+                self.umem.frame_size(),
+            )
+        }
+    }
+
+    #[inline]
+    fn alloc(&mut self) -> Option<Frame> {
+        let frame = self.take().map(Frame::from_index);
+        self.note_held(i64::from(frame.is_some()));
+        frame
+    }
+
+    #[inline]
+    fn free(&mut self, frame: Frame) {
+        self.put(frame.into_index());
+        self.note_held(-1);
+    }
+}

@@ -1,0 +1,539 @@
+//! One AF_XDP socket: a device's queue with its four rings on the shared memory.
+//!
+//! A worker owns the queue and calls, for every turn: [`XskQueue::receive`], its own work, [`XskQueue::send`] for what goes out here,
+//! [`XskQueue::kick`] once, [`XskQueue::reap`]. No call allocates, locks or fails; `kick` is a system call when the kernel wants one.
+//!
+//! The queue knows which frames the kernel has of it. That is why a frame that the kernel returns twice can't become two
+//! packets, and why closing gives all of them back.
+
+#![allow(unsafe_code)]
+
+use std::{
+    io,
+    os::fd::{AsRawFd, RawFd},
+    sync::{Arc, atomic::Ordering},
+    thread,
+    time::{Duration, Instant},
+};
+
+use xsk_rs::{
+    CompQueue, FillQueue, FrameDesc, RxQueue, Socket, TxQueue,
+    config::{Interface, SocketConfig},
+};
+
+use super::{
+    error::{PortError, io_error_of},
+    frame_set::FrameSet,
+    pool::{FrameCache, Holding},
+    socket_options,
+    umem::{DATA_OFFSET, Umem, socket_config},
+};
+use crate::packet::buffer::{Frame, FrameMemory, Packet};
+
+/// Descriptors that move between a ring and us at once.
+const BATCH: usize = 64;
+
+/// How long closing waits for the kernel to send what it was given.
+const CLOSE_WAIT: Duration = Duration::from_millis(100);
+
+/// How long opening waits for the kernel to let go of a queue that was closed.
+const REOPEN_WAIT: Duration = Duration::from_millis(500);
+
+/// Driving the device from our own calls instead of from interrupts.
+#[derive(Debug, Clone, Copy)]
+pub struct BusyPoll {
+    /// How long a call polls, in microseconds.
+    pub microseconds: u32,
+    /// How many packets a poll takes at most.
+    pub budget: u32,
+}
+
+/// How a queue is opened.
+#[derive(Debug, Clone, Copy)]
+pub struct QueueOptions {
+    /// Entries of the receive ring and the transmit ring; a power of two.
+    pub ring_size: u32,
+    /// Frames to keep with the kernel for receiving; at most the UMEM's ring size.
+    pub fill: u32,
+    /// Bytes by which the XDP program of this interface grows the head of each packet.
+    pub headroom: u16,
+    /// Busy polling, if wanted.
+    pub busy_poll: Option<BusyPoll>,
+}
+
+impl Default for QueueOptions {
+    fn default() -> Self {
+        Self {
+            ring_size: 2048,
+            fill: 1024,
+            headroom: 0,
+            busy_poll: None,
+        }
+    }
+}
+
+/// What happened on a queue since it was opened.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct QueueCounters {
+    /// Packets received.
+    pub received: u64,
+    /// Packets given to the kernel to send.
+    pub sent: u64,
+    /// Packets that had to be moved to where a frame's descriptor points before they could be sent.
+    pub moved: u64,
+    /// Packets that are too long for a frame; freed, not sent.
+    pub too_long: u64,
+    /// Received packets shorter than the headroom that they should bring, or that leave their frame; freed.
+    pub malformed: u64,
+    /// Frames that the kernel returned though it didn't have them; ignored.
+    pub unexpected: u64,
+    /// Doorbells rung for sending.
+    pub doorbells: u64,
+    /// Doorbells that the kernel answered with an error other than "try again".
+    pub doorbell_errors: u64,
+    /// Dropped by the kernel: no frame in the fill ring, or another reason that it doesn't name.
+    pub kernel_dropped: u64,
+    /// Dropped by the kernel: the receive ring was full.
+    pub kernel_ring_full: u64,
+    /// Descriptors that the kernel refused.
+    pub kernel_invalid: u64,
+}
+
+/// One queue of one device.
+#[derive(Debug)]
+pub struct XskQueue {
+    name: String,
+    queue: u32,
+    umem: Arc<Umem>,
+    rings: Option<Rings>,
+    fd: RawFd,
+    headroom: u16,
+    fill_target: u32,
+    ring_size: u32,
+    busy_poll: bool,
+    zero_copy: bool,
+    filled: FrameSet,
+    sending: FrameSet,
+    needs_bell: bool,
+    scratch: [FrameDesc; BATCH],
+    counters: QueueCounters,
+    holding: Arc<Holding>,
+}
+
+#[derive(Debug)]
+struct Rings {
+    transmit: TxQueue,
+    receive: RxQueue,
+    fill: FillQueue,
+    completion: CompQueue,
+}
+
+impl XskQueue {
+    /// Opens queue `queue` of `interface`, a name in the calling thread's network namespace. Packets arrive once the queue is registered with
+    /// the interface's XDP program ([`Attachment::register`](super::Attachment::register)) and filled by the first
+    /// [`XskQueue::receive`].
+    pub fn open(
+        umem: &Arc<Umem>,
+        interface: &str,
+        queue: u32,
+        options: QueueOptions,
+    ) -> Result<Self, PortError> {
+        let name: Interface = interface.parse().map_err(|_| PortError::NoInterface {
+            interface: interface.to_owned(),
+        })?;
+        let config = socket_config(options.ring_size)?;
+        // The kernel stops sending when the completion ring is full, so that must hold what the transmit ring holds.
+        for (what, value) in [
+            ("frames to receive into", options.fill),
+            ("ring size", options.ring_size),
+        ] {
+            if value > umem.ring_size() {
+                return Err(PortError::Setting {
+                    what,
+                    value: u64::from(value),
+                    rule: "more than the packet memory's rings hold",
+                });
+            }
+        }
+        let (transmit, receive, own) = bind(umem, &name, queue, config)
+            .map_err(|source| bind_error(interface, queue, source))?;
+        let Some((fill, completion)) = own else {
+            return Err(PortError::QueueBusy {
+                interface: interface.to_owned(),
+                queue,
+            });
+        };
+        let fd = transmit.fd().as_raw_fd();
+        socket_options::close_on_exec(&fd)?;
+        socket_options::raise_send_budget(fd, options.ring_size.min(256));
+        let named = |source| PortError::Io {
+            what: format!("interface {interface} queue {queue}: socket options"),
+            source,
+        };
+        if let Some(poll) = options.busy_poll {
+            socket_options::prefer_busy_poll(fd, poll.microseconds, poll.budget).map_err(named)?;
+        }
+        let zero_copy = socket_options::is_zero_copy(fd).map_err(named)?;
+        Ok(Self {
+            name: interface.to_owned(),
+            queue,
+            umem: Arc::clone(umem),
+            rings: Some(Rings {
+                transmit,
+                receive,
+                fill,
+                completion,
+            }),
+            fd,
+            headroom: options.headroom,
+            fill_target: options.fill,
+            ring_size: options.ring_size,
+            busy_poll: options.busy_poll.is_some(),
+            zero_copy,
+            filled: FrameSet::new(umem.frame_count()),
+            sending: FrameSet::new(umem.frame_count()),
+            needs_bell: false,
+            scratch: [FrameDesc::default(); BATCH],
+            counters: QueueCounters::default(),
+            holding: umem.ledger.open(),
+        })
+    }
+
+    /// The interface's name.
+    pub fn interface(&self) -> &str {
+        &self.name
+    }
+
+    /// Which of the interface's queues this is.
+    pub fn queue(&self) -> u32 {
+        self.queue
+    }
+
+    /// To wait on with poll(2): readable when packets have arrived.
+    pub fn fd(&self) -> RawFd {
+        self.fd
+    }
+
+    /// Whether the device reads and writes the frames itself.
+    pub fn is_zero_copy(&self) -> bool {
+        self.zero_copy
+    }
+
+    /// Takes up to `max` packets that have arrived, appends them to `out`, and says how many. Before, gives the kernel frames for
+    /// those to come. `out` should have room for `max` more.
+    #[inline]
+    pub fn receive(&mut self, cache: &mut FrameCache, out: &mut Vec<Packet>, max: usize) -> usize {
+        self.refill(cache);
+        let before = out.len();
+        let mut left = max;
+        while left > 0 {
+            let Some(rings) = &mut self.rings else { break };
+            let wanted = left.min(BATCH);
+            // SAFETY: the descriptors are written only; the frames that they name are ours from here on (checked below).
+            let got = unsafe { rings.receive.consume(&mut self.scratch[..wanted]) };
+            for at in 0..got {
+                let desc = self.scratch[at];
+                self.accept(&desc, cache, out);
+            }
+            left -= got;
+            if got < wanted {
+                break;
+            }
+        }
+        let received = out.len() - before;
+        if received > 0 {
+            self.counters.received += received as u64;
+            cache.note_held(received as i64);
+            self.publish();
+        } else if self.busy_poll {
+            // The poll is the work; whatever it says, the ring tells what came.
+            let _ = socket_options::ring_receive_bell(self.fd);
+        }
+        received
+    }
+
+    /// Makes a packet of a received descriptor.
+    #[inline]
+    fn accept(&mut self, desc: &FrameDesc, cache: &mut FrameCache, out: &mut Vec<Packet>) {
+        let (index, offset) = self.umem.locate(desc.addr());
+        if !self.filled.remove(index) {
+            self.counters.unexpected += 1;
+            return;
+        }
+        let headroom = usize::from(self.headroom);
+        let len = desc.lengths().data();
+        if len <= headroom || offset + len > self.umem.frame_size() {
+            self.counters.malformed += 1;
+            cache.put(index);
+            return;
+        }
+        // Both fit: a frame has at most 4096 bytes.
+        out.push(Packet {
+            frame: Frame::from_index(index),
+            start: (offset + headroom) as u16,
+            len: (len - headroom) as u16,
+        });
+    }
+
+    /// Gives the kernel frames to receive into, in batches, until it has as many as it should.
+    #[inline]
+    fn refill(&mut self, cache: &mut FrameCache) {
+        let Some(rings) = &mut self.rings else { return };
+        let mut changed = false;
+        while self.filled.len() + (BATCH as u32).min(self.fill_target) <= self.fill_target {
+            let mut count = 0;
+            while count < BATCH.min(self.fill_target as usize) {
+                let Some(index) = cache.take() else { break };
+                self.scratch[count] = self.umem.descriptor(index);
+                count += 1;
+            }
+            // SAFETY: the frames came out of the cache, so nobody else has them, and they are entered below.
+            let given = unsafe { rings.fill.produce(&self.scratch[..count]) };
+            // The ring takes all or nothing.
+            for desc in &self.scratch[..count] {
+                let (index, _) = self.umem.locate(desc.addr());
+                if given == count {
+                    self.filled.insert(index);
+                } else {
+                    cache.put(index);
+                }
+            }
+            changed = true;
+            if count == 0 || given != count {
+                break;
+            }
+        }
+        if changed {
+            if rings.fill.needs_wakeup() {
+                // The driver sleeps for want of frames. A failure shows as packets that don't arrive, and is tried again.
+                let _ = socket_options::ring_receive_bell(self.fd);
+            }
+            cache.publish();
+            self.publish();
+        }
+    }
+
+    /// Puts packets into the transmit ring, and says how many. Those are taken out of `packets` from the front; what doesn't fit
+    /// stays there, for the caller to keep or to free. A packet that doesn't begin at [`DATA_OFFSET`] of its frame is moved there
+    /// first; one too long for that is freed and counted as `too_long`. They leave with the next [`XskQueue::kick`].
+    #[inline]
+    pub fn send(&mut self, cache: &mut FrameCache, packets: &mut Vec<Packet>) -> usize {
+        let Some(rings) = &mut self.rings else {
+            return 0;
+        };
+        let room = (self.ring_size - self.sending.len().min(self.ring_size)) as usize;
+        let taken = room.min(packets.len());
+        let (mut sent, mut count) = (0, 0);
+        let longest = self.umem.frame_size() - usize::from(DATA_OFFSET);
+        for mut packet in packets.drain(..taken) {
+            if usize::from(packet.len) > longest {
+                self.counters.too_long += 1;
+                cache.free(packet.frame);
+                continue;
+            }
+            if packet.start != DATA_OFFSET {
+                let start = usize::from(packet.start);
+                let bytes = cache.bytes_mut(&mut packet.frame);
+                bytes.copy_within(
+                    start..start + usize::from(packet.len),
+                    usize::from(DATA_OFFSET),
+                );
+                self.counters.moved += 1;
+            }
+            let index = packet.frame.into_index();
+            let mut desc = self.umem.descriptor(index);
+            // SAFETY: we hold the frame's token, so nobody else touches its bytes; only the descriptor's length is set.
+            unsafe { self.umem.kernel().data_mut(&mut desc) }
+                .cursor()
+                .set_pos(usize::from(packet.len));
+            self.sending.insert(index);
+            self.scratch[count] = desc;
+            count += 1;
+            if count == BATCH {
+                sent += produce(&mut rings.transmit, &self.scratch[..count]);
+                count = 0;
+            }
+        }
+        if count > 0 {
+            sent += produce(&mut rings.transmit, &self.scratch[..count]);
+        }
+        if sent > 0 {
+            self.needs_bell = true;
+            self.counters.sent += sent as u64;
+            cache.note_held(-(sent as i64));
+            self.publish();
+        }
+        sent
+    }
+
+    /// Tells the kernel to send what is in the ring, if there is anything and the kernel wants to be told.
+    #[inline]
+    pub fn kick(&mut self) {
+        if self.needs_bell {
+            self.needs_bell = self.ring_bell();
+        }
+    }
+
+    /// Rings until the kernel has taken everything or can't take more now; whether something is left.
+    fn ring_bell(&mut self) -> bool {
+        let Some(rings) = &mut self.rings else {
+            return false;
+        };
+        // In copy mode a call sends a bounded number of packets and then says "again".
+        for _ in 0..=self.ring_size / 32 {
+            if !rings.transmit.needs_wakeup() {
+                return false;
+            }
+            self.counters.doorbells += 1;
+            match socket_options::ring_transmit_bell(self.fd) {
+                Ok(()) => {}
+                Err(error) => match error.raw_os_error() {
+                    // A bounded number is sent, or one packet was dropped by the device, and the rest waits.
+                    Some(libc::EAGAIN | libc::EBUSY) => {}
+                    // No buffers now, or the device is down: the packets wait in the ring.
+                    _ => {
+                        self.counters.doorbell_errors += 1;
+                        return true;
+                    }
+                },
+            }
+            if rings.transmit.nb_free_exact() == self.ring_size {
+                return false;
+            }
+        }
+        true
+    }
+
+    /// Takes back the frames of packets that have been sent.
+    #[inline]
+    pub fn reap(&mut self, cache: &mut FrameCache) {
+        if self.sending.len() == 0 {
+            return;
+        }
+        self.complete(|index| cache.put(index));
+        cache.publish();
+        self.publish();
+        // Room in the completion ring may be what the kernel waits for.
+        if self.needs_bell {
+            self.kick();
+        }
+    }
+
+    fn complete(&mut self, mut each: impl FnMut(u32)) {
+        let Some(rings) = &mut self.rings else { return };
+        loop {
+            // SAFETY: the descriptors are written only; the frames that they name are ours from here on (checked below).
+            let got = unsafe { rings.completion.consume(&mut self.scratch) };
+            for desc in &self.scratch[..got] {
+                let (index, _) = self.umem.locate(desc.addr());
+                if self.sending.remove(index) {
+                    each(index);
+                } else {
+                    self.counters.unexpected += 1;
+                }
+            }
+            if got < BATCH {
+                return;
+            }
+        }
+    }
+
+    /// Whether packets wait for the kernel to take them.
+    pub fn has_unsent(&self) -> bool {
+        self.needs_bell
+    }
+
+    /// Frames that the kernel has to receive into, and to send.
+    pub fn frames(&self) -> (u32, u32) {
+        (self.filled.len(), self.sending.len())
+    }
+
+    /// What happened, the kernel's own counts included.
+    pub fn counters(&self) -> QueueCounters {
+        let kernel = self
+            .rings
+            .as_ref()
+            .and_then(|rings| rings.transmit.fd().xdp_statistics().ok())
+            .unwrap_or_default();
+        QueueCounters {
+            kernel_dropped: kernel.rx_dropped(),
+            kernel_ring_full: kernel.rx_ring_full(),
+            kernel_invalid: kernel.rx_invalid_descs() + kernel.tx_invalid_descs(),
+            ..self.counters
+        }
+    }
+
+    #[inline]
+    fn publish(&self) {
+        let (fill, transmit) = (i64::from(self.filled.len()), i64::from(self.sending.len()));
+        self.holding.fill.store(fill, Ordering::Relaxed);
+        self.holding.transmit.store(transmit, Ordering::Relaxed);
+    }
+}
+
+/// Room was counted before, so the ring takes them all.
+#[inline]
+fn produce(ring: &mut TxQueue, descriptors: &[FrameDesc]) -> usize {
+    // SAFETY: the frames' tokens were taken, so nobody touches them until the completion ring returns them.
+    let taken = unsafe { ring.produce(descriptors) };
+    debug_assert_eq!(
+        taken,
+        descriptors.len(),
+        "the transmit ring was counted wrong"
+    );
+    taken
+}
+
+impl Drop for XskQueue {
+    /// Lets the kernel send what it was given, for a while, closes the socket, and gives all frames back to the pool.
+    fn drop(&mut self) {
+        let deadline = Instant::now() + CLOSE_WAIT;
+        let umem = Arc::clone(&self.umem);
+        loop {
+            self.complete(|index| umem.pool.put(index));
+            if self.sending.len() == 0 || Instant::now() > deadline {
+                break;
+            }
+            self.needs_bell = true;
+            self.kick();
+            thread::sleep(Duration::from_micros(200));
+        }
+        // The kernel unbinds the socket before close returns: from here on it neither reads nor writes the frames.
+        self.rings = None;
+        self.filled.drain(|index| umem.pool.put(index));
+        self.sending.drain(|index| umem.pool.put(index));
+        self.publish();
+    }
+}
+
+type Bound = (TxQueue, RxQueue, Option<(FillQueue, CompQueue)>);
+
+/// Binds a socket. The kernel lets go of a closed socket's queue some time after it was closed, so "busy" is asked again.
+fn bind(umem: &Umem, interface: &Interface, queue: u32, config: SocketConfig) -> io::Result<Bound> {
+    let deadline = Instant::now() + REOPEN_WAIT;
+    loop {
+        // SAFETY: every descriptor given to this socket comes from `umem`, and a frame is given away only with its token.
+        let error = match unsafe { Socket::new(config, umem.kernel(), interface, queue) } {
+            Ok(bound) => return Ok(bound),
+            Err(error) => io_error_of(&error),
+        };
+        if error.raw_os_error() != Some(libc::EBUSY) || Instant::now() > deadline {
+            return Err(error);
+        }
+        thread::sleep(Duration::from_millis(2));
+    }
+}
+
+fn bind_error(interface: &str, queue: u32, source: io::Error) -> PortError {
+    let interface = interface.to_owned();
+    match source.raw_os_error() {
+        Some(libc::ENODEV | libc::ENXIO) => PortError::NoInterface { interface },
+        Some(libc::EBUSY) => PortError::QueueBusy { interface, queue },
+        Some(libc::EINVAL) => PortError::NoQueue { interface, queue },
+        _ => PortError::from_io(
+            format!("interface {interface} queue {queue}: opening an AF_XDP socket"),
+            "CAP_NET_RAW and CAP_NET_ADMIN",
+            source,
+        ),
+    }
+}

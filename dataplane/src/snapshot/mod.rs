@@ -1,0 +1,253 @@
+//! The snapshot: everything that workers need to judge a packet, compiled and immutable, under one generation number.
+//!
+//! The agent builds it ([`compile`]) and publishes it whole; a worker takes one for each vector of packets, so that every packet is judged by
+//! exactly one generation. Objects refer to each other by index.
+
+pub mod compile;
+pub mod registry;
+
+use std::collections::HashMap;
+
+use foldhash::fast::FixedState;
+
+use crate::encap::{Encapsulation, Template};
+use crate::packet::{Family, Mac};
+use crate::policy::{Acl, AddressSet, GroupRules};
+use crate::route::ecmp::Member;
+use crate::route::{Lpm, Prefix};
+
+/// A map from a key of the configuration: small, fast, not attackable since guests choose no keys.
+pub type Map<K, V> = HashMap<K, V, FixedState>;
+
+/// Everything that workers need, for one generation.
+#[derive(Debug, Default)]
+pub struct Snapshot {
+    /// Rises with every snapshot; never 0 in one that is in force.
+    pub generation: u32,
+    /// Revision of the node state that this was compiled from.
+    pub revision: u64,
+    /// This host's VTEP addresses.
+    pub vteps: Vec<u128>,
+    /// VPCs present on this host.
+    pub vpcs: Vec<Vpc>,
+    /// Place in `vpcs` by VNI.
+    pub vpc_by_vni: Map<u32, usize>,
+    /// Subnets of those VPCs.
+    pub subnets: Vec<Subnet>,
+    /// Ports of this host, by port index; the index of a port stays while the port lives.
+    pub ports: Vec<Option<Port>>,
+    /// Remote VTEP owners, by peer index; the index of a peer stays while it is known.
+    pub peers: Vec<Option<Peer>>,
+    /// Peer index by VTEP address.
+    pub peer_by_vtep: Map<u128, u16>,
+    /// Network ACLs in use.
+    pub acls: Vec<Acl>,
+    /// Address sets that rules refer to.
+    pub sets: Vec<AddressSet>,
+}
+
+/// A VPC on this host.
+#[derive(Debug, Default)]
+pub struct Vpc {
+    /// Its id.
+    pub id: String,
+    /// VNI and GRE key.
+    pub vni: u32,
+    /// Index for budgets; stays while the VPC is known.
+    pub index: u32,
+    /// Who has an address.
+    pub by_address: Map<u128, Endpoint>,
+    /// Who has a MAC.
+    pub by_mac: Map<Mac, Endpoint>,
+    /// Subnet, by the address of its gateway.
+    pub gateways: Map<u128, usize>,
+    /// Addresses of ports, with the prefix lengths of the subnets that hold them, for choosing the subnet of an address.
+    pub subnets: Lpm<usize>,
+}
+
+/// A port somewhere in the fabric, as others see it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Endpoint {
+    /// Its MAC.
+    pub mac: Mac,
+    /// Its subnet, by place in [`Snapshot::subnets`].
+    pub subnet: usize,
+    /// Where it is.
+    pub place: Place,
+}
+
+/// Where a port is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Place {
+    /// On this host, by port index.
+    Here(u16),
+    /// Behind a peer, by peer index.
+    There(u16),
+}
+
+/// A subnet.
+#[derive(Debug, Default)]
+pub struct Subnet {
+    /// Its id.
+    pub id: String,
+    /// Its VPC, by place in [`Snapshot::vpcs`].
+    pub vpc: usize,
+    /// The virtual router's MAC.
+    pub gateway_mac: Mac,
+    /// The virtual router's IPv4 address, if the subnet has IPv4.
+    pub gateway_v4: Option<u128>,
+    /// The virtual router's IPv6 address, if the subnet has IPv6.
+    pub gateway_v6: Option<u128>,
+    /// Its prefixes.
+    pub prefixes: Vec<Prefix>,
+    /// Its routes.
+    pub routes: Lpm<Target>,
+    /// Its network ACL, by place in [`Snapshot::acls`]; none lets everything pass.
+    pub acl: Option<usize>,
+    /// Ports of the subnet on this host.
+    pub ports: Vec<u16>,
+    /// Peers that have ports of the subnet.
+    pub peers: Vec<u16>,
+}
+
+impl Subnet {
+    /// The gateway's address in a family.
+    pub fn gateway(&self, family: Family) -> Option<u128> {
+        match family {
+            Family::Ipv4 => self.gateway_v4,
+            Family::Ipv6 => self.gateway_v6,
+        }
+    }
+
+    /// Whether the address lies in one of the subnet's prefixes.
+    pub fn holds(&self, address: u128) -> bool {
+        self.prefixes.iter().any(|prefix| prefix.contains(address))
+    }
+}
+
+/// Where a route leads.
+#[derive(Debug, Clone)]
+pub enum Target {
+    /// To whoever has the destination address.
+    Local,
+    /// Nowhere.
+    Blackhole,
+    /// To one next hop.
+    Hop(NextHop),
+    /// To one of several, by the flow's hash.
+    Ecmp(Vec<Member<NextHop>>),
+}
+
+/// One next hop.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NextHop {
+    /// A port, wherever it is.
+    Port(Endpoint),
+    /// A peer's VTEP, with the inner destination MAC.
+    Peer(u16, Mac),
+    /// The port or host that the route names is not known here.
+    Gone,
+}
+
+/// A port of this host.
+#[derive(Debug)]
+pub struct Port {
+    /// Its id.
+    pub id: String,
+    /// The device it is attached by.
+    pub device: String,
+    /// Its VPC, by place in [`Snapshot::vpcs`].
+    pub vpc: usize,
+    /// Its subnet, by place in [`Snapshot::subnets`].
+    pub subnet: usize,
+    /// Its MAC.
+    pub mac: Mac,
+    /// Its addresses.
+    pub addresses: Vec<u128>,
+    /// What it may use besides.
+    pub pairs: Vec<(Prefix, Mac)>,
+    /// Whether what it sends is checked against the above.
+    pub guarded: bool,
+    /// Whether MSS options of its connections are clamped.
+    pub clamp_mss: bool,
+    /// Rules towards the port.
+    pub ingress: GroupRules,
+    /// Rules from the port.
+    pub egress: GroupRules,
+}
+
+impl Port {
+    /// Whether the port may send from the address, with its own MAC or with `mac`.
+    pub fn owns(&self, address: u128, mac: Mac) -> bool {
+        (mac == self.mac && self.addresses.contains(&address))
+            || self
+                .pairs
+                .iter()
+                .any(|(prefix, pair_mac)| *pair_mac == mac && prefix.contains(address))
+    }
+
+    /// Whether the port may send from the MAC at all.
+    pub fn owns_mac(&self, mac: Mac) -> bool {
+        mac == self.mac || self.pairs.iter().any(|(_, pair_mac)| *pair_mac == mac)
+    }
+
+    /// Whether the port may send from the address with any of its MACs.
+    pub fn owns_address(&self, address: u128) -> bool {
+        self.addresses.contains(&address)
+            || self
+                .pairs
+                .iter()
+                .any(|(prefix, _)| prefix.contains(address))
+    }
+}
+
+/// So many slots a peer's tunnels share flows by.
+pub const TUNNEL_SLOTS: usize = 64;
+
+/// The owner of remote VTEP addresses.
+#[derive(Debug)]
+pub struct Peer {
+    /// The host's id.
+    pub host: String,
+    /// How it wants its packets.
+    pub encapsulation: Encapsulation,
+    /// Its VTEP addresses.
+    pub vteps: Vec<u128>,
+    /// Resolved ways there.
+    pub tunnels: Vec<Tunnel>,
+    /// Which tunnel a flow takes, by its hash; empty while no way is resolved. When one goes, only its slots change.
+    pub slots: Vec<u8>,
+}
+
+impl Peer {
+    /// The tunnel of a flow.
+    pub fn tunnel(&self, hash: u64) -> Option<&Tunnel> {
+        let slot = self.slots.get(hash as usize % TUNNEL_SLOTS)?;
+        self.tunnels.get(usize::from(*slot))
+    }
+}
+
+/// One way to a peer: between two VTEP addresses, over one uplink.
+#[derive(Debug, Clone)]
+pub struct Tunnel {
+    /// The address that it ends at.
+    pub remote: u128,
+    /// Outer header.
+    pub template: Template,
+    /// Bytes of inner IP packet that fit.
+    pub inner_mtu: u16,
+    /// The uplink that leads there.
+    pub uplink: u16,
+}
+
+impl Snapshot {
+    /// The port of an index.
+    pub fn port(&self, index: u16) -> Option<&Port> {
+        self.ports.get(usize::from(index))?.as_ref()
+    }
+
+    /// The peer of an index.
+    pub fn peer(&self, index: u16) -> Option<&Peer> {
+        self.peers.get(usize::from(index))?.as_ref()
+    }
+}

@@ -1,0 +1,10 @@
+//! Behaviours that users of such systems rely on, in memory: packet in, packet out. Tests are named after the numbers of the list of
+//! behaviours.
+
+mod frames;
+mod neighbours;
+mod overlay;
+mod policy;
+mod router;
+mod topology;
+mod transport;

@@ -1,0 +1,214 @@
+//! Neighbours and addresses: behaviours 1, 2, 3, 6 and 7.
+
+use weft_dataplane::packet::DropReason;
+use weft_proto::v1;
+
+use crate::frames::{A1, A2, A3, B1, arp, echo, echo6, icmp6, read, solicit, udp};
+use crate::topology::{ROUTER, fabric, port};
+
+#[test]
+fn b001_arp_for_the_gateway_and_for_a_neighbour_is_answered_here() {
+    let mut fabric = fabric(|_| {});
+    for (target, mac) in [([10, 0, 1, 1], ROUTER), (A2.v4, A2.mac), (A3.v4, A3.mac)] {
+        let out = fabric.send("a1", &arp(A1.mac, 1, (A1.mac, A1.v4), ([0; 6], target)));
+        assert_eq!(out.len(), 1);
+        assert_eq!(out[0].port, "a1");
+        let mut expected = arp(mac, 2, (mac, target), (A1.mac, A1.v4));
+        expected[..6].copy_from_slice(&A1.mac);
+        assert_eq!(out[0].frame, expected);
+    }
+    assert!(fabric.crossed.is_empty(), "nothing is flooded");
+}
+
+#[test]
+fn b001_arp_for_nobody_another_subnet_or_oneself_stays_unanswered() {
+    let mut fabric = fabric(|_| {});
+    for target in [[10, 0, 1, 99], B1.v4, A1.v4, [10, 0, 2, 1]] {
+        assert!(
+            fabric
+                .send("a1", &arp(A1.mac, 1, (A1.mac, A1.v4), ([0; 6], target)))
+                .is_empty()
+        );
+    }
+    assert_eq!(fabric.drops("h1", DropReason::ArpUnanswered), 4);
+    assert_eq!(fabric.missing_frames(), 0);
+}
+
+#[test]
+fn b002_neighbour_solicitation_for_gateway_and_neighbour() {
+    let mut fabric = fabric(|_| {});
+    let mut gateway = [0; 16];
+    gateway[..4].copy_from_slice(&[0xfd, 0, 0, 1]);
+    gateway[15] = 1;
+    for (target, mac) in [(gateway, ROUTER), (A2.v6, A2.mac)] {
+        let out = fabric.send("a1", &solicit(A1, A1.v6, target));
+        assert_eq!(out.len(), 1);
+        let seen = read(&out[0].frame);
+        assert_eq!((seen.src, seen.dst, seen.ttl), (mac, A1.mac, 255));
+        assert_eq!(out[0].frame[54], 136);
+        assert_eq!(out[0].frame[58], 0x60, "solicited and override");
+        assert_eq!(out[0].frame[62..78], target);
+        assert_eq!(out[0].frame[78..86], [&[2, 1][..], &mac].concat());
+    }
+}
+
+#[test]
+fn b002_duplicate_address_detection() {
+    let mut fabric = fabric(|_| {});
+    assert!(
+        fabric.send("a1", &solicit(A1, [0; 16], A1.v6)).is_empty(),
+        "for its own address: silence"
+    );
+    let out = fabric.send("a1", &solicit(A1, [0; 16], A2.v6));
+    assert_eq!(out.len(), 1, "for another's: an answer");
+    assert_eq!(read(&out[0].frame).destination.to_string(), "ff02::1");
+    assert_eq!(out[0].frame[..6], [0x33, 0x33, 0, 0, 0, 1]);
+}
+
+#[test]
+fn b003_router_advertisements_and_server_messages_of_guests_are_dropped() {
+    let mut fabric = fabric(|_| {});
+    let mut all_nodes = [0; 16];
+    (all_nodes[0], all_nodes[1], all_nodes[15]) = (0xff, 2, 1);
+    let advertisement = icmp6(
+        A1.mac,
+        [0x33, 0x33, 0, 0, 0, 1],
+        A1.v6,
+        all_nodes,
+        134,
+        &[0; 12],
+    );
+    assert!(fabric.send("a1", &advertisement).is_empty());
+    assert!(
+        fabric
+            .send("a1", &udp(A1, A2, A2.mac, (67, 68), b"offer"))
+            .is_empty()
+    );
+    assert_eq!(fabric.drops("h1", DropReason::RogueServer), 2);
+}
+
+#[test]
+fn b006_ping_to_the_gateway_in_both_families() {
+    let mut fabric = fabric(|_| {});
+    let mut gateway = A1;
+    gateway.v4 = [10, 0, 1, 1];
+    gateway.v6[15] = 1;
+    for size in [0, 1, 56, 1400] {
+        let payload: Vec<u8> = (0..size).map(|i| i as u8).collect();
+        for request in [
+            echo(A1, gateway, ROUTER, 77, &payload),
+            echo6(A1, gateway, ROUTER, 77, &payload),
+        ] {
+            let out = fabric.send("a1", &request);
+            let seen = read(&out[0].frame);
+            assert_eq!((seen.src, seen.dst), (ROUTER, A1.mac));
+            assert_eq!(seen.payload, payload);
+            assert_eq!(out[0].frame.len(), request.len());
+        }
+    }
+    // The gateway of another subnet answers too; other services of it do not exist.
+    gateway.v4 = [10, 0, 2, 1];
+    assert_eq!(
+        fabric.send("a1", &echo(A1, gateway, ROUTER, 1, b"x")).len(),
+        1
+    );
+    assert!(
+        fabric
+            .send("a1", &udp(A1, gateway, ROUTER, (1, 53), b"?"))
+            .is_empty()
+    );
+    assert_eq!(fabric.drops("h1", DropReason::GatewayUnserved), 1);
+}
+
+#[test]
+fn b007_spoofed_sources_are_dropped_each_with_its_own_reason() {
+    let mut fabric = fabric(|_| {});
+    let mac = crate::frames::End { mac: A3.mac, ..A1 };
+    let address = crate::frames::End { v4: A3.v4, ..A1 };
+    for (from, reason) in [
+        (mac, DropReason::SpoofedMac),
+        (address, DropReason::SpoofedAddress),
+        (A3, DropReason::SpoofedBoth),
+    ] {
+        assert!(
+            fabric
+                .send("a1", &udp(from, A2, A2.mac, (1, 2), b"x"))
+                .is_empty()
+        );
+        assert_eq!(fabric.drops("h1", reason), 1, "{}", reason.name());
+    }
+    for (eth, sender) in [
+        (A1.mac, (A3.mac, A1.v4)),
+        (A1.mac, (A1.mac, A3.v4)),
+        (A3.mac, (A3.mac, A1.v4)),
+    ] {
+        assert!(
+            fabric
+                .send("a1", &arp(eth, 1, sender, ([0; 6], A2.v4)))
+                .is_empty()
+        );
+    }
+    assert_eq!(fabric.drops("h1", DropReason::SpoofedArp), 3);
+    assert!(fabric.send("a1", &solicit(A1, A3.v6, A2.v6)).is_empty());
+    assert_eq!(fabric.drops("h1", DropReason::SpoofedNeighbor), 1);
+    assert!(fabric.crossed.is_empty());
+}
+
+#[test]
+fn b007_a_session_of_one_port_gives_no_other_port_a_way() {
+    let mut fabric = fabric(|_| {});
+    let frame = udp(A1, A2, A2.mac, (1, 2), b"x");
+    assert_eq!(fabric.send("a1", &frame).len(), 1);
+    assert!(
+        fabric.send("a3", &frame).is_empty(),
+        "same flow, same VPC, another port"
+    );
+    assert!(fabric.send("b1", &frame).is_empty());
+    assert_eq!(fabric.drops("h1", DropReason::SpoofedBoth), 2);
+    assert_eq!(fabric.send("a1", &frame).len(), 1);
+}
+
+#[test]
+fn b007_allowed_pairs_and_prefixes_pass() {
+    let mut fabric = fabric(|objects| {
+        let pair = |cidr: &str, mac: &str| v1::AddressPair {
+            cidr: cidr.into(),
+            mac: mac.into(),
+        };
+        port(objects, "a1").allowed_pairs = vec![
+            pair("172.16.0.0/12", ""),
+            pair("10.0.1.200/32", "00:00:5e:00:01:01"),
+        ];
+    });
+    let forwarded = crate::frames::End {
+        v4: [172, 20, 1, 2],
+        ..A1
+    };
+    assert_eq!(
+        fabric
+            .send("a1", &udp(forwarded, A2, A2.mac, (1, 2), b"x"))
+            .len(),
+        1
+    );
+    let floating = crate::frames::End {
+        v4: [10, 0, 1, 200],
+        mac: [0, 0, 0x5e, 0, 1, 1],
+        ..A1
+    };
+    assert_eq!(
+        fabric
+            .send("a1", &udp(floating, A2, A2.mac, (1, 2), b"x"))
+            .len(),
+        1
+    );
+    let mixed = crate::frames::End {
+        v4: [10, 0, 1, 200],
+        ..A1
+    };
+    assert!(
+        fabric
+            .send("a1", &udp(mixed, A2, A2.mac, (1, 2), b"x"))
+            .is_empty(),
+        "the pair's address with another MAC"
+    );
+}

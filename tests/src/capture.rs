@@ -1,0 +1,92 @@
+//! Recording what passes an interface, and decoding it with what we did not write.
+
+use std::{fs, path::PathBuf, process::Command, time::Duration};
+
+use crate::{Daemon, LabError, Namespace, namespace::output};
+
+/// A running capture. Dropping it stops it and removes the file.
+#[derive(Debug)]
+pub struct Capture {
+    tcpdump: Daemon,
+    file: PathBuf,
+}
+
+impl Capture {
+    /// Starts to record `interface` of the namespace; returns when the recorder listens. `filter` is tcpdump's, and may be empty.
+    pub fn start(namespace: &Namespace, interface: &str, filter: &str) -> Result<Self, LabError> {
+        let file = std::env::temp_dir().join(format!(
+            "{}-{interface}-{}.pcap",
+            namespace.name(),
+            unique()
+        ));
+        let path = file.display().to_string();
+        let mut args = vec![
+            "-i",
+            interface,
+            "-n",
+            "-U",
+            "--immediate-mode",
+            "-Z",
+            "root",
+            "-w",
+            &path,
+        ];
+        args.extend(filter.split_whitespace());
+        let mut tcpdump = namespace.spawn("tcpdump", &args)?;
+        tcpdump.wait_for_output("listening on", Duration::from_secs(5))?;
+        Ok(Self { tcpdump, file })
+    }
+
+    /// Stops recording.
+    pub fn stop(&mut self) -> Result<(), LabError> {
+        if self.tcpdump.is_running() {
+            self.tcpdump.signal(libc::SIGINT);
+            self.tcpdump.wait(Duration::from_secs(5))?;
+        }
+        Ok(())
+    }
+
+    /// What tshark makes of the packets that `filter` (tshark's) selects: one line for each, with the `fields` separated by
+    /// tabs. Checksums are verified.
+    pub fn decode(&self, filter: &str, fields: &[&str]) -> Result<Vec<String>, LabError> {
+        let mut tshark = Command::new("tshark");
+        tshark
+            .arg("-r")
+            .arg(&self.file)
+            .args(["-n", "-T", "fields"]);
+        for field in fields {
+            tshark.args(["-e", field]);
+        }
+        for protocol in ["ip", "tcp", "udp"] {
+            tshark.args(["-o", &format!("{protocol}.check_checksum:TRUE")]);
+        }
+        if !filter.is_empty() {
+            tshark.args(["-Y", filter]);
+        }
+        Ok(output(&mut tshark)?
+            .lines()
+            .map(ToOwned::to_owned)
+            .collect())
+    }
+
+    /// Packets that tshark finds malformed or with a wrong checksum, one line for each.
+    pub fn faults(&self) -> Result<Vec<String>, LabError> {
+        let bad = "_ws.malformed || ip.checksum.status == 0 || tcp.checksum.status == 0 || udp.checksum.status == 0 \
+                   || icmp.checksum.status == 0 || icmpv6.checksum.status == 0";
+        self.decode(bad, &["frame.number", "_ws.col.Protocol", "_ws.col.Info"])
+    }
+}
+
+impl Drop for Capture {
+    fn drop(&mut self) {
+        // The file may not exist yet.
+        let _ = self.stop();
+        let _ = fs::remove_file(&self.file);
+    }
+}
+
+fn unique() -> u32 {
+    use std::sync::atomic::{AtomicU32, Ordering};
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    NEXT.fetch_add(1, Ordering::Relaxed)
+}

@@ -1,0 +1,115 @@
+//! Frames in and out of an interface of a namespace, byte for byte (AF_PACKET).
+
+#![allow(unsafe_code)]
+
+use std::{
+    ffi::CString,
+    io, mem,
+    os::fd::{AsRawFd, FromRawFd, OwnedFd},
+    time::{Duration, Instant},
+};
+
+use crate::{LabError, Namespace};
+
+/// `PACKET_IGNORE_OUTGOING` of `linux/if_packet.h`.
+const PACKET_IGNORE_OUTGOING: libc::c_int = 23;
+
+/// A socket on one interface. It sees what arrives there, not what is sent from there.
+#[derive(Debug)]
+pub struct RawSocket {
+    fd: OwnedFd,
+}
+
+impl RawSocket {
+    /// Opens a socket on `interface` of the namespace.
+    pub fn open(namespace: &Namespace, interface: &str) -> Result<Self, LabError> {
+        let what = format!("{}: raw socket on {interface}", namespace.label());
+        namespace
+            .enter(|| open(interface))?
+            .map_err(LabError::io(what))
+    }
+
+    /// Sends one frame, Ethernet header first.
+    pub fn send(&self, frame: &[u8]) -> Result<(), LabError> {
+        // SAFETY: the kernel reads `frame.len()` bytes of `frame`.
+        let sent =
+            unsafe { libc::send(self.fd.as_raw_fd(), frame.as_ptr().cast(), frame.len(), 0) };
+        if sent < 0 {
+            return Err(LabError::io("sending a frame")(io::Error::last_os_error()));
+        }
+        Ok(())
+    }
+
+    /// The next frame that `wanted` accepts, if one comes in time. Others are dropped.
+    pub fn receive(
+        &self,
+        within: Duration,
+        mut wanted: impl FnMut(&[u8]) -> bool,
+    ) -> Option<Vec<u8>> {
+        let deadline = Instant::now() + within;
+        let mut buffer = vec![0; 65536];
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let mut poll = libc::pollfd {
+                fd: self.fd.as_raw_fd(),
+                events: libc::POLLIN,
+                revents: 0,
+            };
+            let milliseconds = i32::try_from(left.as_millis()).unwrap_or(i32::MAX);
+            // SAFETY: one structure, which outlives the call.
+            let ready = unsafe { libc::poll(&raw mut poll, 1, milliseconds) };
+            if ready > 0 {
+                // SAFETY: the kernel writes at most `buffer.len()` bytes into `buffer`.
+                let got = unsafe {
+                    let to = buffer.as_mut_ptr().cast();
+                    libc::recv(self.fd.as_raw_fd(), to, buffer.len(), libc::MSG_DONTWAIT)
+                };
+                if let Ok(len) = usize::try_from(got)
+                    && wanted(&buffer[..len])
+                {
+                    buffer.truncate(len);
+                    return Some(buffer);
+                }
+            }
+            if left.is_zero() {
+                return None;
+            }
+        }
+    }
+}
+
+fn open(interface: &str) -> io::Result<RawSocket> {
+    let name = CString::new(interface)?;
+    let protocol = (libc::ETH_P_ALL as u16).to_be();
+    // SAFETY: plain system calls; `name` ends with a zero; the descriptor is new and nobody else's; the address and the option
+    // are read by the kernel in the lengths given.
+    unsafe {
+        let index = libc::if_nametoindex(name.as_ptr());
+        if index == 0 {
+            return Err(io::Error::last_os_error());
+        }
+        let fd = libc::socket(libc::AF_PACKET, libc::SOCK_RAW | libc::SOCK_CLOEXEC, 0);
+        if fd < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        let fd = OwnedFd::from_raw_fd(fd);
+        let one: libc::c_int = 1;
+        let ignored = libc::setsockopt(
+            fd.as_raw_fd(),
+            libc::SOL_PACKET,
+            PACKET_IGNORE_OUTGOING,
+            (&raw const one).cast(),
+            mem::size_of_val(&one) as libc::socklen_t,
+        );
+        let mut address: libc::sockaddr_ll = mem::zeroed();
+        address.sll_family = libc::AF_PACKET as u16;
+        address.sll_protocol = protocol;
+        address.sll_ifindex = index.cast_signed();
+        let len = mem::size_of_val(&address) as libc::socklen_t;
+        let bound = libc::bind(fd.as_raw_fd(), (&raw const address).cast(), len);
+        if ignored != 0 || bound != 0 {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(RawSocket { fd })
+    }
+}

@@ -1,0 +1,489 @@
+//! The XDP programs on an interface: what they take, what they leave to the kernel, and that they go with the process.
+
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use std::{env, net::IpAddr, process::Command, thread, time::Duration};
+
+use common::{SOON, collect, frame, open, pair, small_umem};
+use weft_dataplane::{
+    packet::buffer::FrameMemory,
+    port::{Attachment, FrameCache, PortError, QueueOptions, Role, XskQueue},
+};
+use weft_ebpf_types::Counter;
+use weft_tests::{Namespace, RawSocket, wait_until};
+
+const DUT: [u8; 4] = [192, 0, 2, 1];
+const VTEP: [u8; 4] = [192, 0, 2, 11];
+const VTEP6: &str = "2001:db8::11";
+
+fn uplink() -> Role {
+    Role::Uplink {
+        vteps: vec![IpAddr::from(VTEP), VTEP6.parse().unwrap()],
+    }
+}
+
+fn ethernet(ethertype: &[u16], payload: &[u8]) -> Vec<u8> {
+    let mut frame = vec![0xff; 6];
+    frame.extend([2, 0, 0, 0, 0, 9]);
+    for (at, word) in ethertype.iter().enumerate() {
+        frame.extend(word.to_be_bytes());
+        if at + 1 < ethertype.len() {
+            frame.extend([0, 42]);
+        }
+    }
+    frame.extend(payload);
+    frame
+}
+
+struct V4 {
+    to: [u8; 4],
+    protocol: u8,
+    options: usize,
+    fragment: u16,
+}
+
+impl V4 {
+    fn packet(&self, payload: &[u8]) -> Vec<u8> {
+        let header = 20 + self.options;
+        let mut packet = vec![0x40 | (header / 4) as u8, 0];
+        packet.extend(((header + payload.len()) as u16).to_be_bytes());
+        packet.extend([0, 1]);
+        packet.extend(self.fragment.to_be_bytes());
+        packet.extend([64, self.protocol, 0, 0, 192, 0, 2, 2]);
+        packet.extend(self.to);
+        packet.extend(vec![1; self.options]);
+        packet.extend(payload);
+        packet
+    }
+}
+
+const PLAIN: V4 = V4 {
+    to: VTEP,
+    protocol: 17,
+    options: 0,
+    fragment: 0,
+};
+
+fn udp(port: u16) -> Vec<u8> {
+    let mut segment = vec![0xc0, 0];
+    segment.extend(port.to_be_bytes());
+    segment.extend([0, 24, 0, 0, 8, 0, 0, 0, 0, 0, 7, 0]);
+    segment.extend([0; 8]);
+    segment
+}
+
+fn gre(payload_type: u16) -> Vec<u8> {
+    let mut header = vec![0x20, 0];
+    header.extend(payload_type.to_be_bytes());
+    header.extend([0, 0, 7, 0, 0, 0, 0, 0]);
+    header
+}
+
+fn v6(to: &str, headers: &[(u8, Vec<u8>)], last: u8, payload: &[u8]) -> Vec<u8> {
+    let to: std::net::Ipv6Addr = to.parse().unwrap();
+    let len: usize = headers.iter().map(|(_, bytes)| bytes.len()).sum::<usize>() + payload.len();
+    let mut next = headers.iter().map(|(protocol, _)| *protocol).chain([last]);
+    let mut packet = vec![0x60, 0, 0, 0];
+    packet.extend((len as u16).to_be_bytes());
+    packet.extend([next.next().unwrap(), 64]);
+    packet.extend([0x20, 1, 0xd, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2]);
+    packet.extend(to.octets());
+    for (_, bytes) in headers {
+        let mut bytes = bytes.clone();
+        bytes[0] = next.next().unwrap();
+        packet.extend(bytes);
+    }
+    packet.extend(payload);
+    packet
+}
+
+/// The packets of the underlay and what must become of them: true is ours.
+fn cases() -> Vec<(&'static str, Vec<u8>, Option<Counter>)> {
+    let ours = None;
+    let passed = Some(Counter::Passed);
+    let fragment = Some(Counter::FragmentsPassed);
+    let malformed = Some(Counter::Malformed);
+    let v4 = |v4: V4, payload: &[u8]| ethernet(&[0x0800], &v4.packet(payload));
+    let vxlan = udp(4789);
+    let hop_by_hop = (0, vec![0, 0, 1, 4, 0, 0, 0, 0]);
+    let destination = (60, vec![0, 1, 1, 12, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+    let fragment_header = (44, vec![0, 0, 0, 1, 0, 0, 0, 9]);
+    let other = [192, 0, 2, 99];
+    vec![
+        ("vxlan", v4(PLAIN, &vxlan), ours),
+        (
+            "vxlan with options",
+            v4(
+                V4 {
+                    options: 24,
+                    ..PLAIN
+                },
+                &vxlan,
+            ),
+            ours,
+        ),
+        (
+            "vxlan with DF",
+            v4(
+                V4 {
+                    fragment: 0x4000,
+                    ..PLAIN
+                },
+                &vxlan,
+            ),
+            ours,
+        ),
+        (
+            "vxlan with a tag",
+            ethernet(&[0x8100, 0x0800], &PLAIN.packet(&vxlan)),
+            ours,
+        ),
+        (
+            "vxlan with two tags",
+            ethernet(&[0x88a8, 0x8100, 0x0800], &PLAIN.packet(&vxlan)),
+            ours,
+        ),
+        (
+            "vxlan with three tags",
+            ethernet(&[0x88a8, 0x8100, 0x8100, 0x0800], &PLAIN.packet(&vxlan)),
+            passed,
+        ),
+        (
+            "gre with ethernet",
+            v4(
+                V4 {
+                    protocol: 47,
+                    ..PLAIN
+                },
+                &gre(0x6558),
+            ),
+            ours,
+        ),
+        (
+            "gre with ip",
+            v4(
+                V4 {
+                    protocol: 47,
+                    ..PLAIN
+                },
+                &gre(0x0800),
+            ),
+            passed,
+        ),
+        (
+            "vxlan to another address",
+            v4(V4 { to: other, ..PLAIN }, &vxlan),
+            passed,
+        ),
+        ("another port", v4(PLAIN, &udp(4790)), passed),
+        (
+            "tcp",
+            v4(
+                V4 {
+                    protocol: 6,
+                    ..PLAIN
+                },
+                &vxlan,
+            ),
+            passed,
+        ),
+        (
+            "first fragment",
+            v4(
+                V4 {
+                    fragment: 0x2000,
+                    ..PLAIN
+                },
+                &vxlan,
+            ),
+            fragment,
+        ),
+        (
+            "later fragment",
+            v4(
+                V4 {
+                    fragment: 0x0010,
+                    ..PLAIN
+                },
+                &vxlan,
+            ),
+            fragment,
+        ),
+        (
+            "fragment of others",
+            v4(
+                V4 {
+                    fragment: 0x0010,
+                    to: other,
+                    ..PLAIN
+                },
+                &vxlan,
+            ),
+            passed,
+        ),
+        (
+            "header length 16",
+            ethernet(
+                &[0x0800],
+                &[&[0x44][..], &PLAIN.packet(&vxlan)[1..]].concat(),
+            ),
+            malformed,
+        ),
+        (
+            "truncated ipv4",
+            ethernet(&[0x0800], &PLAIN.packet(&[])[..12]),
+            malformed,
+        ),
+        ("truncated udp", v4(PLAIN, &[0, 1]), malformed),
+        (
+            "v6 vxlan",
+            ethernet(&[0x86dd], &v6(VTEP6, &[], 17, &vxlan)),
+            ours,
+        ),
+        (
+            "v6 gre",
+            ethernet(&[0x86dd], &v6(VTEP6, &[], 47, &gre(0x6558))),
+            ours,
+        ),
+        (
+            "v6 vxlan with a tag",
+            ethernet(&[0x8100, 0x86dd], &v6(VTEP6, &[], 17, &vxlan)),
+            ours,
+        ),
+        (
+            "v6 with extension headers",
+            ethernet(
+                &[0x86dd],
+                &v6(
+                    VTEP6,
+                    &[hop_by_hop.clone(), destination.clone()],
+                    17,
+                    &vxlan,
+                ),
+            ),
+            ours,
+        ),
+        (
+            "v6 five extension headers",
+            ethernet(&[0x86dd], &v6(VTEP6, &vec![destination; 5], 17, &vxlan)),
+            passed,
+        ),
+        (
+            "v6 fragment",
+            ethernet(
+                &[0x86dd],
+                &v6(VTEP6, &[hop_by_hop, fragment_header], 17, &vxlan),
+            ),
+            fragment,
+        ),
+        (
+            "v6 to another address",
+            ethernet(&[0x86dd], &v6("2001:db8::99", &[], 17, &vxlan)),
+            passed,
+        ),
+        (
+            "truncated v6",
+            ethernet(&[0x86dd], &v6(VTEP6, &[], 17, &vxlan)[..30]),
+            malformed,
+        ),
+        ("arp", ethernet(&[0x0806], &[0; 28]), passed),
+        ("unknown type", frame(1, 60), passed),
+    ]
+}
+
+fn quiet(namespace: &Namespace, interface: &str) {
+    namespace
+        .run(&[
+            "sysctl",
+            "-qw",
+            &format!("net.ipv6.conf.{interface}.disable_ipv6=1"),
+        ])
+        .unwrap();
+}
+
+#[test]
+fn the_uplink_takes_tunnel_packets_to_us_and_nothing_else() {
+    let lab = pair();
+    // Nothing but what the test sends.
+    quiet(&lab.dut, "under0");
+    quiet(&lab.peer, "peer0");
+    let umem = small_umem();
+    let mut cache = FrameCache::new(&umem);
+    let (mut queue, attachment) = open(&lab.dut, &umem, "under0", &uplink(), None);
+    let sender = RawSocket::open(&lab.peer, "peer0").unwrap();
+    let kernel = RawSocket::open(&lab.dut, "under0").unwrap();
+    queue.receive(&mut cache, &mut Vec::new(), 64);
+    for (what, sent, counted) in cases() {
+        let before = attachment.counters().unwrap();
+        sender.send(&sent).unwrap();
+        let counter = counted.unwrap_or(Counter::Redirected);
+        if counted.is_none() {
+            let packets = collect(&mut queue, &mut cache, 1);
+            assert_eq!(packets.len(), 1, "{what}: not ours");
+            assert_eq!(packets[0].bytes(&cache), sent, "{what}");
+            packets
+                .into_iter()
+                .for_each(|packet| cache.free(packet.frame));
+        } else {
+            // The kernel strips a tag before a socket sees the frame.
+            let tail = sent[sent.len() - 8..].to_vec();
+            assert!(
+                kernel.receive(SOON, |got| got.ends_with(&tail)).is_some(),
+                "{what}: not the kernel's"
+            );
+        }
+        for ((known, now), (_, then)) in attachment.counters().unwrap().into_iter().zip(before) {
+            assert_eq!(
+                now - then,
+                u64::from(known == counter),
+                "{what}: {}",
+                known.name()
+            );
+        }
+    }
+}
+
+#[test]
+fn the_hosts_own_traffic_crosses_the_uplink() {
+    let lab = pair();
+    lab.dut.ip("address add 192.0.2.1/24 dev under0").unwrap();
+    lab.peer.ip("address add 192.0.2.2/24 dev peer0").unwrap();
+    lab.dut
+        .ip("address add 2001:db8::1/64 dev under0 nodad")
+        .unwrap();
+    lab.peer
+        .ip("address add 2001:db8::2/64 dev peer0 nodad")
+        .unwrap();
+    let umem = small_umem();
+    let (_queue, _attachment) = open(&lab.dut, &umem, "under0", &uplink(), None);
+    assert!(lab.peer.pings("192.0.2.1", 3) && lab.dut.pings("192.0.2.2", 3));
+    assert!(lab.peer.pings("2001:db8::1", 3));
+    // Fragments of pings too.
+    lab.peer
+        .run(&["ping", "-c", "2", "-s", "4000", "-W", "1", "192.0.2.1"])
+        .unwrap();
+}
+
+#[test]
+fn tunnel_addresses_change_while_attached() {
+    let lab = pair();
+    let umem = small_umem();
+    let mut cache = FrameCache::new(&umem);
+    let (mut queue, mut attachment) = open(&lab.dut, &umem, "under0", &uplink(), None);
+    queue.receive(&mut cache, &mut Vec::new(), 64);
+    let sender = RawSocket::open(&lab.peer, "peer0").unwrap();
+    let to_dut = ethernet(&[0x0800], &V4 { to: DUT, ..PLAIN }.packet(&udp(4789)));
+    let to_vtep = ethernet(&[0x0800], &PLAIN.packet(&udp(4789)));
+    attachment.set_vteps(&[IpAddr::from(DUT)]).unwrap();
+    sender.send(&to_vtep).unwrap();
+    sender.send(&to_dut).unwrap();
+    let packets = collect(&mut queue, &mut cache, 1);
+    assert_eq!(packets.len(), 1);
+    assert_eq!(packets[0].bytes(&cache), to_dut);
+    let too_many: Vec<_> = (0..257_u32)
+        .map(|n| IpAddr::from(n.to_be_bytes()))
+        .collect();
+    assert!(matches!(
+        attachment.set_vteps(&too_many),
+        Err(PortError::Setting { .. })
+    ));
+    packets
+        .into_iter()
+        .for_each(|packet| cache.free(packet.frame));
+}
+
+#[test]
+fn a_port_without_a_ring_drops_and_the_stack_sees_nothing() {
+    let lab = pair();
+    let attach = || Attachment::attach("under0", &Role::Port { headroom: 50 }, None);
+    let attachment = lab.dut.enter(attach).unwrap().unwrap();
+    let sender = RawSocket::open(&lab.peer, "peer0").unwrap();
+    let kernel = RawSocket::open(&lab.dut, "under0").unwrap();
+    sender.send(&frame(5, 60)).unwrap();
+    wait_until("the drop", SOON, || {
+        attachment.counter(Counter::NoRing).unwrap() > 0
+    })
+    .unwrap();
+    assert!(
+        kernel
+            .receive(Duration::from_millis(100), |_| true)
+            .is_none()
+    );
+}
+
+#[test]
+fn a_second_program_is_refused_by_name() {
+    let lab = pair();
+    let attach = || Attachment::attach("under0", &uplink(), None);
+    let first = lab.dut.enter(attach).unwrap().unwrap();
+    let error = lab.dut.enter(attach).unwrap().unwrap_err();
+    assert!(matches!(error, PortError::ProgramBusy { .. }), "{error}");
+    drop(first);
+    lab.dut.enter(attach).unwrap().unwrap();
+}
+
+fn has_program(namespace: &Namespace, interface: &str) -> bool {
+    namespace
+        .ip(&format!("link show {interface}"))
+        .unwrap()
+        .contains("xdp")
+}
+
+/// The variable that makes this test the process which holds the attachment.
+const HOLD: &str = "WEFT_TEST_HOLD";
+
+#[test]
+fn after_a_kill_the_interface_is_as_before() {
+    if let Ok(interface) = env::var(HOLD) {
+        let umem = small_umem();
+        let mut attachment = Attachment::attach(&interface, &uplink(), None).unwrap();
+        let queue = XskQueue::open(&umem, &interface, 0, QueueOptions::default()).unwrap();
+        attachment.register(&queue).unwrap();
+        thread::sleep(12 * SOON);
+        return;
+    }
+    let lab = pair();
+    let me = env::current_exe().unwrap();
+    let args = ["--exact", "after_a_kill_the_interface_is_as_before"];
+    let assignment = format!("{HOLD}=under0");
+    let line: Vec<_> = [assignment.as_str(), me.to_str().unwrap()]
+        .into_iter()
+        .chain(args)
+        .collect();
+    let mut holder = lab.dut.spawn("env", &line).unwrap();
+    wait_until("the attachment", SOON, || has_program(&lab.dut, "under0"))
+        .unwrap_or_else(|error| panic!("{error}: {}", holder.log()));
+    holder.signal(9);
+    holder.wait(SOON).unwrap();
+    wait_until("the end of the attachment", SOON, || {
+        !has_program(&lab.dut, "under0")
+    })
+    .unwrap();
+    // The queue is free as well.
+    let umem = small_umem();
+    let open = || XskQueue::open(&umem, "under0", 0, QueueOptions::default());
+    lab.dut.enter(open).unwrap().unwrap();
+}
+
+#[test]
+fn the_lab_leaves_nothing_behind() {
+    let name = {
+        let lab = pair();
+        lab.dut.name().to_owned()
+    };
+    let list = Command::new("ip").args(["netns", "list"]).output().unwrap();
+    assert!(!String::from_utf8_lossy(&list.stdout).contains(&name));
+    let caught = std::panic::catch_unwind(|| {
+        let lab = pair();
+        panic!("{}", lab.dut.name());
+    });
+    let name = caught
+        .unwrap_err()
+        .downcast_ref::<String>()
+        .cloned()
+        .unwrap();
+    let list = Command::new("ip").args(["netns", "list"]).output().unwrap();
+    assert!(!String::from_utf8_lossy(&list.stdout).contains(&name));
+}

@@ -1,0 +1,61 @@
+//! `cargo xtask test`: what continuous integration runs, cheapest check first.
+
+use std::time::Instant;
+
+use anyhow::Result;
+
+use crate::{binaries, run, setup};
+
+pub(crate) fn test() -> Result<()> {
+    let begun = Instant::now();
+    setup::setup()?;
+    run::step("formatting", run::cargo().args(["fmt", "--all", "--check"]))?;
+    run::step(
+        "formatting of the XDP programs",
+        run::cargo()
+            .args(["fmt", "--check"])
+            .current_dir(run::root().join("ebpf/programs")),
+    )?;
+    run::step(
+        "lints",
+        run::cargo().args([
+            "clippy",
+            "--workspace",
+            "--all-targets",
+            "--",
+            "-D",
+            "warnings",
+        ]),
+    )?;
+    binaries::build(&[])?;
+    run::step(
+        "tests",
+        run::cargo().args([
+            "test",
+            "--release",
+            "--workspace",
+            "--exclude",
+            "weft-tests",
+        ]),
+    )?;
+    // The end-to-end tests share the machine's network and cores: one at a time.
+    run::step(
+        "end-to-end tests",
+        run::cargo().args([
+            "test",
+            "--release",
+            "--package",
+            "weft-tests",
+            "--",
+            "--test-threads=1",
+        ]),
+    )?;
+    run::step(
+        "documentation",
+        run::cargo()
+            .args(["doc", "--workspace", "--no-deps"])
+            .env("RUSTDOCFLAGS", "-D warnings"),
+    )?;
+    eprintln!("── all passed in {:.0} s", begun.elapsed().as_secs_f64());
+    Ok(())
+}
