@@ -1,1 +1,139 @@
-fn main() {}
+//! weftctl: weft's command line. It talks to the controller (the intent) and to the daemon of a host (what happens there).
+
+#![forbid(unsafe_code)]
+
+mod client;
+mod edit;
+mod frame;
+mod hosts;
+mod kinds;
+mod node;
+mod objects;
+mod output;
+mod rules;
+mod trace;
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+use client::Targets;
+use output::Format;
+
+/// Asks and tells weft's controller and daemons.
+#[derive(Debug, Parser)]
+#[command(name = "weftctl", version)]
+struct Arguments {
+    #[command(flatten)]
+    targets: Targets,
+    /// How to print what is asked for.
+    #[arg(short, long, global = true, value_enum, default_value_t = Format::Table)]
+    output: Format,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Create or replace the objects of a topology file, all or none.
+    Apply(objects::Apply),
+    /// Tenants' address spaces.
+    #[command(subcommand)]
+    Vpc(objects::Action<kinds::Vpc>),
+    /// Prefixes of a VPC.
+    #[command(subcommand)]
+    Subnet(objects::Action<kinds::Subnet>),
+    /// Virtual network interfaces.
+    #[command(subcommand)]
+    Port(objects::Action<kinds::Port>),
+    /// Tables of routes.
+    #[command(subcommand)]
+    RouteTable(objects::Action<kinds::RouteTable>),
+    /// Routes in a table.
+    #[command(subcommand)]
+    Route(edit::RouteAction),
+    /// Security groups: stateful, per port.
+    #[command(subcommand)]
+    Sg(edit::GroupAction),
+    /// Network ACLs: stateless, per subnet.
+    #[command(subcommand)]
+    Acl(edit::AclAction),
+    /// Named lists of prefixes.
+    #[command(subcommand)]
+    PrefixList(objects::Action<kinds::PrefixList>),
+    /// Hypervisor hosts and foreign equipment.
+    #[command(subcommand)]
+    Host(objects::Action<kinds::Host>),
+    /// How far each host has come: attached, acknowledged, refused and why.
+    Hosts,
+    /// The daemon of a host.
+    #[command(subcommand)]
+    Node(node::NodeAction),
+    /// Flows that the host tracks.
+    #[command(subcommand)]
+    Session(node::SessionAction),
+    /// What would happen to a packet, step by step; nothing is sent.
+    Trace(trace::Trace),
+    /// Dropped packets by reason.
+    Drops,
+    /// Counters of ports, sessions and packet buffers.
+    Stats(node::Stats),
+}
+
+/// The command was called in a way that it does not understand.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct Usage(String);
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let Err(error) = run(arguments) else {
+        return ExitCode::SUCCESS;
+    };
+    let broken_pipe = |e: &std::io::Error| e.kind() == std::io::ErrorKind::BrokenPipe;
+    if error.downcast_ref().is_some_and(broken_pipe) {
+        // Whoever read has seen enough.
+        return ExitCode::SUCCESS;
+    }
+    let text = match error.downcast_ref::<tonic::Status>() {
+        Some(status) if status.message().is_empty() => status.code().to_string(),
+        Some(status) => status.message().to_owned(),
+        None => format!("{error:#}"),
+    };
+    for line in text.lines() {
+        eprintln!("weftctl: {line}");
+    }
+    if error.is::<Usage>() {
+        ExitCode::from(2)
+    } else {
+        ExitCode::FAILURE
+    }
+}
+
+#[tokio::main(flavor = "current_thread")]
+async fn run(arguments: Arguments) -> Result<()> {
+    let Arguments {
+        targets,
+        output,
+        command,
+    } = arguments;
+    match command {
+        Command::Apply(apply) => apply.run(&targets, output).await,
+        Command::Vpc(action) => action.run(&targets, output).await,
+        Command::Subnet(action) => action.run(&targets, output).await,
+        Command::Port(action) => action.run(&targets, output).await,
+        Command::RouteTable(action) => action.run(&targets, output).await,
+        Command::Route(action) => action.run(&targets, output).await,
+        Command::Sg(action) => action.run(&targets, output).await,
+        Command::Acl(action) => action.run(&targets, output).await,
+        Command::PrefixList(action) => action.run(&targets, output).await,
+        Command::Host(action) => action.run(&targets, output).await,
+        Command::Hosts => hosts::run(&targets, output).await,
+        Command::Node(action) => action.run(&targets, output).await,
+        Command::Session(action) => action.run(&targets, output).await,
+        Command::Trace(trace) => trace.run(&targets, output).await,
+        Command::Drops => node::drops(&targets, output).await,
+        Command::Stats(stats) => stats.run(&targets, output).await,
+    }
+}

@@ -59,9 +59,7 @@ impl intent_server::Intent for Api {
 
     async fn apply(&self, request: Request<ApplyRequest>) -> Result<Response<ChangeReply>, Status> {
         let request = request.into_inner();
-        let objects = request.objects.unwrap_or_default();
-        self.change(move |intent| intent.apply(objects, request.prune, request.dry_run))
-            .await
+        self.change(move |intent| intent.apply(request)).await
     }
 
     async fn delete(
@@ -142,6 +140,7 @@ fn to_status(error: &ChangeError) -> Status {
         ChangeError::Missing(_) => Status::not_found(text),
         ChangeError::Malformed(_) | ChangeError::Refused(_) => Status::invalid_argument(text),
         ChangeError::InUse(_) => Status::failed_precondition(text),
+        ChangeError::Overtaken(_) => Status::aborted(text),
         ChangeError::Store(error) => {
             tracing::error!(%error, "a change could not be stored");
             Status::unavailable(text)

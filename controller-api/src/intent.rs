@@ -27,6 +27,8 @@ pub enum ChangeError {
     Refused(Vec<v1::Violation>),
     #[error("still referred to:\n{}", lines(.0))]
     InUse(Vec<v1::Violation>),
+    #[error("the intent is at revision {0} by now")]
+    Overtaken(u64),
     #[error(transparent)]
     Store(#[from] StoreError),
 }
@@ -103,21 +105,19 @@ impl Intent {
         })
     }
 
-    /// Creates or replaces objects; with `prune`, deletes all others; with `dry_run`, only says what would be.
+    /// Creates or replaces objects, as the request says.
     ///
     /// # Errors
-    /// The result breaks a rule, or it cannot be stored.
-    pub fn apply(
-        &self,
-        objects: Objects,
-        prune: bool,
-        dry_run: bool,
-    ) -> Result<Outcome, ChangeError> {
-        let new = State::from_objects(objects)?;
-        self.change(dry_run, |version| {
+    /// The result breaks a rule, the intent is at another revision than required, or the change cannot be stored.
+    pub fn apply(&self, request: v1::ApplyRequest) -> Result<Outcome, ChangeError> {
+        let new = State::from_objects(request.objects.unwrap_or_default())?;
+        self.change(request.dry_run, |version| {
+            if request.if_revision != 0 && request.if_revision != version.revision {
+                return Err(ChangeError::Overtaken(version.revision));
+            }
             let differs = |object: &&Object| version.state.get(&object.key()) != Some(*object);
             let upserts = new.iter().filter(differs).cloned().collect();
-            let deletes = if prune {
+            let deletes = if request.prune {
                 let keys = version.state.iter().map(Object::key);
                 keys.filter(|key| new.get(key).is_none()).collect()
             } else {

@@ -1,5 +1,7 @@
 //! weft-controller: holds the intent of all tenants and streams to each host what it needs.
 
+#![forbid(unsafe_code)]
+
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;

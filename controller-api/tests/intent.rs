@@ -137,6 +137,7 @@ async fn applying_counts_what_changes_prunes_and_can_be_tried() {
         objects: Some(less),
         prune: true,
         dry_run: true,
+        if_revision: 1,
     };
     let would = client.apply(request.clone()).await.unwrap().into_inner();
     assert_eq!((would.revision, would.updated, would.deleted), (1, 1, 1));
@@ -145,8 +146,10 @@ async fn applying_counts_what_changes_prunes_and_can_be_tried() {
         dry_run: false,
         ..request
     };
-    let did = client.apply(request).await.unwrap().into_inner();
+    let did = client.apply(request.clone()).await.unwrap().into_inner();
     assert_eq!((did.revision, did.updated, did.deleted), (2, 1, 1));
+    let late = client.apply(request).await.unwrap_err();
+    assert_eq!(late.code(), Code::Aborted);
     assert!(client.get(get("port", "r2")).await.is_err());
     controller.stop().await;
 }

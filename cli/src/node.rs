@@ -1,0 +1,242 @@
+//! What the daemon of a host says of itself: status, state, sessions, drops, counters.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use anyhow::Result;
+use clap::{Args, Subcommand};
+use weft_proto::state::Kind;
+use weft_proto::v1::{
+    self, GetDropsRequest, GetStateRequest, GetStatsRequest, GetStatusRequest, ListSessionsRequest,
+    PortCounters, SessionList,
+};
+
+use crate::client::Targets;
+use crate::kinds;
+use crate::output::{Format, Table, brief, print, show};
+
+/// What can be asked of a daemon.
+#[derive(Debug, Subcommand)]
+pub(crate) enum NodeAction {
+    /// Its revision, controller, workers and ports.
+    Status,
+    /// The state in force.
+    State,
+}
+
+impl NodeAction {
+    pub(crate) async fn run(self, targets: &Targets, format: Format) -> Result<()> {
+        let mut client = targets.node().await?;
+        match self {
+            Self::Status => {
+                let status = client.get_status(GetStatusRequest {}).await?.into_inner();
+                show(format, &status, || status_text(&status))
+            }
+            Self::State => {
+                let reply = client.get_state(GetStateRequest {}).await?.into_inner();
+                show(format, &brief(&reply)?, || {
+                    let objects = reply.state.clone().unwrap_or_default();
+                    let tables = Kind::ALL.map(|kind| {
+                        format!("{}:\n{}\n", kind.name(), kinds::table(kind, &objects))
+                    });
+                    format!("revision {}\n\n{}", reply.revision, tables.concat())
+                })
+            }
+        }
+    }
+}
+
+fn status_text(status: &v1::Status) -> String {
+    let mut workers = Table::new(&["WORKER", "CORE", "PACKETS", "BUSY"]);
+    for worker in &status.workers {
+        let cycles = worker.busy_cycles + worker.idle_cycles;
+        let busy = (worker.busy_cycles * 100).checked_div(cycles).unwrap_or(0);
+        workers.row([
+            worker.index.to_string(),
+            worker.core.to_string(),
+            worker.packets.to_string(),
+            format!("{busy} %"),
+        ]);
+    }
+    let mut ports = Table::new(&["PORT", "DEVICE", "UP", "XDP", "ZERO-COPY"]);
+    for port in &status.ports {
+        let yes = |flag| if flag { "yes" } else { "no" }.to_owned();
+        ports.row([
+            port.port.clone(),
+            port.device.clone(),
+            yes(port.up),
+            port.xdp_mode.clone(),
+            yes(port.zero_copy),
+        ]);
+    }
+    format!(
+        "host {}, weftd {}\nrevision {}, generation {}, controller {}\nuplinks {}\n\n{}\n{}",
+        status.host,
+        status.version,
+        status.revision,
+        status.generation,
+        status.controller,
+        status.uplinks.join(", "),
+        workers.text(),
+        ports.text()
+    )
+}
+
+/// What can be asked of the session table.
+#[derive(Debug, Subcommand)]
+pub(crate) enum SessionAction {
+    /// List sessions.
+    List {
+        /// Only this VPC's.
+        #[arg(long, default_value = "", hide_default_value = true)]
+        vpc: String,
+        /// At most so many; 0 for all.
+        #[arg(long, default_value_t = 1000)]
+        limit: u32,
+    },
+}
+
+impl SessionAction {
+    pub(crate) async fn run(self, targets: &Targets, format: Format) -> Result<()> {
+        let Self::List { vpc, limit } = self;
+        let mut client = targets.node().await?;
+        let request = ListSessionsRequest { limit, vpc };
+        let mut stream = client.list_sessions(request).await?.into_inner();
+        let mut all = SessionList::default();
+        while let Some(list) = stream.message().await? {
+            all.sessions.extend(list.sessions);
+        }
+        show(format, &all, || {
+            let mut table = Table::new(&[
+                "VPC",
+                "PROTO",
+                "SOURCE",
+                "DESTINATION",
+                "STATE",
+                "IDLE",
+                "OUT",
+                "BACK",
+                "ACTION",
+            ]);
+            for s in &all.sessions {
+                table.row([
+                    s.vpc.clone(),
+                    s.protocol.to_string(),
+                    end(&s.source, s.source_port),
+                    end(&s.destination, s.destination_port),
+                    s.state.clone(),
+                    format!("{} s", s.idle_seconds),
+                    s.packets_out.to_string(),
+                    s.packets_back.to_string(),
+                    s.action_out.clone(),
+                ]);
+            }
+            table.text()
+        })
+    }
+}
+
+fn end(address: &str, port: u32) -> String {
+    if address.contains(':') {
+        format!("[{address}]:{port}")
+    } else {
+        format!("{address}:{port}")
+    }
+}
+
+pub(crate) async fn drops(targets: &Targets, format: Format) -> Result<()> {
+    let mut client = targets.node().await?;
+    let drops = client.get_drops(GetDropsRequest {}).await?.into_inner();
+    show(format, &drops, || {
+        let mut table = Table::new(&["PORT", "REASON", "PACKETS", "MEANING"]);
+        for drop in &drops.reasons {
+            table.row([
+                drop.port.clone(),
+                drop.reason.clone(),
+                drop.packets.to_string(),
+                drop.meaning.clone(),
+            ]);
+        }
+        table.text()
+    })
+}
+
+/// Flags of `stats`.
+#[derive(Debug, Args)]
+pub(crate) struct Stats {
+    /// Again every so many seconds (1 when none is given), with rates, until interrupted.
+    #[arg(long, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "1",
+          value_parser = clap::value_parser!(u64).range(1..))]
+    watch: Option<u64>,
+}
+
+impl Stats {
+    pub(crate) async fn run(self, targets: &Targets, format: Format) -> Result<()> {
+        let mut client = targets.node().await?;
+        let mut stats = client.get_stats(GetStatsRequest {}).await?.into_inner();
+        show(format, &stats, || stats_text(&stats, None, 1))?;
+        let Some(seconds) = self.watch else {
+            return Ok(());
+        };
+        let mut ticks = tokio::time::interval(Duration::from_secs(seconds));
+        ticks.tick().await;
+        loop {
+            ticks.tick().await;
+            let next = client.get_stats(GetStatsRequest {}).await?.into_inner();
+            match format {
+                Format::Table => print("\n")?,
+                Format::Yaml => print("---\n")?,
+                Format::Json => {}
+            }
+            show(format, &next, || stats_text(&next, Some(&stats), seconds))?;
+            stats = next;
+        }
+    }
+}
+
+/// Counters; with those of some seconds before, rates.
+fn stats_text(stats: &v1::Stats, before: Option<&v1::Stats>, seconds: u64) -> String {
+    let old: HashMap<&str, &PortCounters> = before
+        .iter()
+        .flat_map(|before| &before.ports)
+        .map(|port| (port.port.as_str(), port))
+        .collect();
+    let suffix = if before.is_some() { "/S" } else { "" };
+    let headings = ["RX-PACKETS", "RX-BYTES", "TX-PACKETS", "TX-BYTES", "DROPS"]
+        .map(|heading| format!("{heading}{suffix}"));
+    let [rx_packets, rx_bytes, tx_packets, tx_bytes, drops] = &headings;
+    let mut table = Table::new(&["PORT", rx_packets, rx_bytes, tx_packets, tx_bytes, drops]);
+    for port in &stats.ports {
+        let old = old.get(port.port.as_str()).copied();
+        let cell = |field: fn(&PortCounters) -> u64| {
+            let now = field(port);
+            let shown = match before {
+                None => now,
+                Some(_) => now.saturating_sub(old.map_or(0, field)) / seconds,
+            };
+            shown.to_string()
+        };
+        table.row([
+            port.port.clone(),
+            cell(|p| p.rx_packets),
+            cell(|p| p.rx_bytes),
+            cell(|p| p.tx_packets),
+            cell(|p| p.tx_bytes),
+            cell(|p| p.drops),
+        ]);
+    }
+    let mut text = table.text();
+    if let Some(s) = &stats.sessions {
+        text += &format!(
+            "\nsessions: {} of {}; installed {}, expired {}, evicted {}, refused {}\n",
+            s.live, s.capacity, s.installed, s.expired, s.evicted, s.refused
+        );
+    }
+    if let Some(f) = &stats.frames {
+        text += &format!(
+            "frames: {} = {} free + {} fill + {} transmit + {} held\n",
+            f.total, f.free, f.fill, f.transmit, f.held
+        );
+    }
+    text
+}

@@ -1,0 +1,202 @@
+//! What can be done with objects of any kind: apply, list, show, create, delete.
+
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use clap::{Args, Subcommand};
+use tonic::transport::Channel;
+use weft_proto::state::{Kind, Object, collect, explode};
+use weft_proto::v1::intent_client::IntentClient;
+use weft_proto::v1::{
+    ApplyRequest, ChangeReply, CreateRequest, DeleteRequest, GetRequest, ListReply, ListRequest,
+    ObjectKey, Objects,
+};
+
+use crate::Usage;
+use crate::client::Targets;
+use crate::kinds::{self, Flags};
+use crate::output::{Format, brief, show};
+
+/// Flags of `apply`.
+#[derive(Debug, Args)]
+pub(crate) struct Apply {
+    /// A topology: YAML of objects; - for standard input.
+    #[arg(short, long, value_name = "FILE")]
+    file: PathBuf,
+    /// Also delete every object that the file does not name.
+    #[arg(long)]
+    prune: bool,
+    /// Say what would change, change nothing.
+    #[arg(long)]
+    dry_run: bool,
+}
+
+impl Apply {
+    pub(crate) async fn run(self, targets: &Targets, format: Format) -> Result<()> {
+        let request = ApplyRequest {
+            objects: Some(read(&self.file)?),
+            prune: self.prune,
+            dry_run: self.dry_run,
+            if_revision: 0,
+        };
+        let mut client = targets.intent().await?;
+        let reply = client.apply(request).await?.into_inner();
+        say_change(format, &reply)
+    }
+}
+
+/// What can be done with every kind.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Action<F: Flags> {
+    /// List them.
+    List {
+        /// Only those of this VPC.
+        #[arg(long, default_value = "", hide_default_value = true)]
+        vpc: String,
+    },
+    /// Show one, whole.
+    Show {
+        /// Its id.
+        id: String,
+    },
+    /// Create one by flags, or several from a file.
+    Create(Create<F>),
+    /// Delete some, all or none.
+    Delete {
+        /// Their ids.
+        #[arg(required = true)]
+        ids: Vec<String>,
+    },
+}
+
+/// Flags of `create`.
+#[derive(Debug, Args)]
+pub(crate) struct Create<F: Flags> {
+    /// Its id.
+    #[arg(required_unless_present = "file", conflicts_with = "file")]
+    id: Option<String>,
+    /// YAML of objects of this kind; - for standard input.
+    #[arg(short, long, value_name = "FILE")]
+    file: Option<PathBuf>,
+    #[command(flatten)]
+    flags: F,
+}
+
+impl<F: Flags> Action<F> {
+    pub(crate) async fn run(self, targets: &Targets, format: Format) -> Result<()> {
+        let key = |id| ObjectKey {
+            kind: F::KIND.name().to_owned(),
+            id,
+        };
+        match self {
+            Self::List { vpc } => {
+                let mut client = targets.intent().await?;
+                let (_, objects) = list(&mut client, F::KIND, vpc).await?;
+                show(format, &brief(&objects)?, || {
+                    kinds::table(F::KIND, &objects)
+                })
+            }
+            Self::Show { id } => {
+                let mut client = targets.intent().await?;
+                let (_, object) = get(&mut client, key(id)).await?;
+                let objects = brief(&collect(std::iter::once(object)))?;
+                // One object has room for all its fields.
+                let format = if format == Format::Table {
+                    Format::Yaml
+                } else {
+                    format
+                };
+                show(format, &objects, String::new)
+            }
+            Self::Create(create) => {
+                let objects = create.objects()?;
+                let request = CreateRequest {
+                    objects: Some(objects),
+                };
+                let mut client = targets.intent().await?;
+                let reply = client.create(request).await?.into_inner();
+                say_change(format, &reply)
+            }
+            Self::Delete { ids } => {
+                let request = DeleteRequest {
+                    objects: ids.into_iter().map(key).collect(),
+                };
+                let mut client = targets.intent().await?;
+                let reply = client.delete(request).await?.into_inner();
+                say_change(format, &reply)
+            }
+        }
+    }
+}
+
+impl<F: Flags> Create<F> {
+    fn objects(self) -> Result<Objects> {
+        match (self.id, self.file) {
+            (Some(id), None) => Ok(collect(std::iter::once(self.flags.object(id)))),
+            (None, Some(file)) => {
+                let objects = read(&file)?;
+                if let Some(other) = explode(objects.clone()).find(|o| o.kind() != F::KIND) {
+                    let (key, kind) = (other.key(), F::KIND.name());
+                    bail!("{key} is no {kind}; `weftctl apply` takes a file of several kinds");
+                }
+                Ok(objects)
+            }
+            _ => Err(Usage("either an id with flags, or a file".to_owned()).into()),
+        }
+    }
+}
+
+/// The objects of a file; `-` is standard input.
+pub(crate) fn read(path: &Path) -> Result<Objects> {
+    let text = if path == Path::new("-") {
+        let mut text = String::new();
+        std::io::stdin()
+            .read_to_string(&mut text)
+            .context("cannot read standard input")?;
+        text
+    } else {
+        std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?
+    };
+    serde_yaml_ng::from_str(&text).with_context(|| path.display().to_string())
+}
+
+/// Every object of a kind, and the revision at which they are so.
+pub(crate) async fn list(
+    client: &mut IntentClient<Channel>,
+    kind: Kind,
+    vpc: String,
+) -> Result<(u64, Objects)> {
+    let request = ListRequest {
+        kind: kind.name().to_owned(),
+        vpc,
+    };
+    let mut stream = client.list(request).await?.into_inner();
+    let mut revision = 0;
+    let mut all = Vec::new();
+    while let Some(reply) = stream.message().await? {
+        revision = reply.revision;
+        all.extend(explode(reply.objects.unwrap_or_default()));
+    }
+    Ok((revision, collect(all.into_iter())))
+}
+
+/// One object, and the revision at which it is so.
+pub(crate) async fn get(
+    client: &mut IntentClient<Channel>,
+    key: ObjectKey,
+) -> Result<(u64, Object)> {
+    let request = GetRequest { object: Some(key) };
+    let ListReply { revision, objects } = client.get(request).await?.into_inner();
+    let object = explode(objects.unwrap_or_default()).next();
+    Ok((revision, object.context("the controller sent nothing")?))
+}
+
+pub(crate) fn say_change(format: Format, reply: &ChangeReply) -> Result<()> {
+    show(format, reply, || {
+        format!(
+            "{} created, {} updated, {} deleted; revision {}\n",
+            reply.created, reply.updated, reply.deleted, reply.revision
+        )
+    })
+}

@@ -1,0 +1,199 @@
+//! `weftctl trace`: what the daemon would do with a packet.
+//!
+//! What the flags leave open is filled in from the state in force, as the guest behind the port would: its own MAC and address, and
+//! as the destination MAC that of the neighbour, or of the gateway.
+
+use std::net::IpAddr;
+
+use anyhow::{Context, Result};
+use clap::Args;
+use ipnetwork::IpNetwork;
+use weft_proto::address::{DEFAULT_GATEWAY_MAC, parse_mac, parse_prefix, parse_protocol};
+use weft_proto::v1::{GetStateRequest, Objects, Port, TraceReply, TraceRequest};
+
+use crate::Usage;
+use crate::client::Targets;
+use crate::frame::{Packet, build, from_hex};
+use crate::output::{Format, Table, show};
+
+/// Flags of `trace`.
+#[derive(Debug, Args)]
+pub(crate) struct Trace {
+    /// The port that sends it; without, it comes from the uplink, and --hex must give it whole.
+    #[arg(long)]
+    port: Option<String>,
+    /// The Ethernet frame, whole, in hexadecimal.
+    #[arg(long, conflicts_with_all = ["src", "dst", "src_mac", "dst_mac"])]
+    hex: Option<String>,
+    /// The source address; the port's own by default.
+    #[arg(long)]
+    src: Option<IpAddr>,
+    /// The destination address.
+    #[arg(long, required_unless_present = "hex")]
+    dst: Option<IpAddr>,
+    /// The source MAC; the port's own by default.
+    #[arg(long, value_parser = parse_mac)]
+    src_mac: Option<[u8; 6]>,
+    /// The destination MAC; that of the neighbour or of the gateway by default.
+    #[arg(long, value_parser = parse_mac)]
+    dst_mac: Option<[u8; 6]>,
+    /// tcp (a SYN), udp, icmp or icmpv6 (an echo request), sctp or a number; icmp or icmpv6 by default.
+    #[arg(long)]
+    proto: Option<String>,
+    /// The source port.
+    #[arg(long, default_value_t = 40000)]
+    sport: u16,
+    /// The destination port.
+    #[arg(long, default_value_t = 80)]
+    dport: u16,
+    /// Time to live, or hop limit.
+    #[arg(long, default_value_t = 64)]
+    ttl: u8,
+    /// Bytes of payload.
+    #[arg(long, default_value_t = 0)]
+    size: usize,
+}
+
+impl Trace {
+    pub(crate) async fn run(self, targets: &Targets, format: Format) -> Result<()> {
+        let mut client = targets.node().await?;
+        let frame = match &self.hex {
+            Some(hex) => from_hex(hex)?,
+            None => {
+                let reply = client.get_state(GetStateRequest {}).await?.into_inner();
+                build(&self.packet(&reply.state.unwrap_or_default())?)?
+            }
+        };
+        let request = TraceRequest {
+            port: self.port.unwrap_or_default(),
+            frame,
+        };
+        let reply = client.trace(request).await?.into_inner();
+        show(format, &reply, || text(&reply))
+    }
+
+    fn packet(&self, state: &Objects) -> Result<Packet> {
+        let missing = |what: &str| Usage(format!("{what} is missing, or --hex"));
+        let id = self.port.as_ref().ok_or_else(|| missing("--port"))?;
+        let destination = self.dst.ok_or_else(|| missing("--dst"))?;
+        let port = state
+            .ports
+            .iter()
+            .find(|port| port.id == *id)
+            .with_context(|| format!("this host knows no port {id}"))?;
+        let own = || {
+            let addresses = port.addresses.iter().filter_map(|text| text.parse().ok());
+            addresses
+                .into_iter()
+                .find(|own: &IpAddr| own.is_ipv4() == destination.is_ipv4())
+                .with_context(|| format!("port {id} has no address of the family; give --src"))
+        };
+        let protocol = match &self.proto {
+            Some(word) => parse_protocol(word)?.ok_or_else(|| missing("a single --proto"))?,
+            None if destination.is_ipv4() => 1,
+            None => 58,
+        };
+        Ok(Packet {
+            source_mac: match self.src_mac {
+                Some(mac) => mac,
+                None => parse_mac(&port.mac)?,
+            },
+            destination_mac: match self.dst_mac {
+                Some(mac) => mac,
+                None => next_mac(state, port, destination)?,
+            },
+            source: self.src.map_or_else(own, Ok)?,
+            destination,
+            ttl: self.ttl,
+            protocol,
+            source_port: self.sport,
+            destination_port: self.dport,
+            payload: self.size,
+        })
+    }
+}
+
+/// Whom a guest behind the port would send it to: the neighbour of that address, else the gateway.
+fn next_mac(state: &Objects, port: &Port, destination: IpAddr) -> Result<[u8; 6]> {
+    let subnet = state
+        .subnets
+        .iter()
+        .find(|subnet| subnet.id == port.subnet)
+        .with_context(|| format!("this host knows no subnet {}", port.subnet))?;
+    let neighbour = |other: &&Port| {
+        let mut addresses = other.addresses.iter().filter_map(|text| text.parse().ok());
+        other.subnet == port.subnet && addresses.any(|address: IpAddr| address == destination)
+    };
+    let mut prefixes = subnet
+        .cidrs
+        .iter()
+        .filter_map(|text| parse_prefix(text).ok());
+    if prefixes.any(|prefix: IpNetwork| prefix.contains(destination))
+        && let Some(neighbour) = state.ports.iter().find(neighbour)
+    {
+        return Ok(parse_mac(&neighbour.mac)?);
+    }
+    if subnet.gateway_mac.is_empty() {
+        Ok(DEFAULT_GATEWAY_MAC)
+    } else {
+        Ok(parse_mac(&subnet.gateway_mac)?)
+    }
+}
+
+fn text(reply: &TraceReply) -> String {
+    let mut table = Table::new(&["STAGE", "WHAT HAPPENS"]);
+    for step in &reply.steps {
+        table.row([step.stage.clone(), step.text.clone()]);
+    }
+    format!("{}\nverdict: {}\n", table.text(), reply.verdict)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+
+    #[derive(Debug, Parser)]
+    struct Command {
+        #[command(flatten)]
+        trace: Trace,
+    }
+
+    fn packet(flags: &str) -> Result<Packet> {
+        let state = serde_yaml_ng::from_str(
+            r#"
+subnets: [{id: s, cidrs: [10.0.0.0/24, "fd00::/64"]}]
+ports:
+  - {id: p, subnet: s, mac: "02:00:00:00:00:01", addresses: [10.0.0.11, "fd00::b"]}
+  - {id: q, subnet: s, mac: "02:00:00:00:00:02", addresses: [10.0.0.12]}
+"#,
+        )?;
+        let words = format!("trace {flags}");
+        Command::try_parse_from(words.split_whitespace())?
+            .trace
+            .packet(&state)
+    }
+
+    #[test]
+    fn what_the_flags_leave_open_is_as_the_guest_would_send_it() {
+        let near = packet("--port p --dst 10.0.0.12").unwrap();
+        assert_eq!(near.source.to_string(), "10.0.0.11");
+        assert_eq!(near.source_mac[5], 1);
+        assert_eq!(near.destination_mac[5], 2, "the neighbour's");
+        assert_eq!(near.protocol, 1);
+        let far = packet("--port p --dst fd01::1 --proto tcp --dport 443").unwrap();
+        assert_eq!(far.source.to_string(), "fd00::b");
+        assert_eq!(far.destination_mac, DEFAULT_GATEWAY_MAC);
+        assert_eq!((far.protocol, far.destination_port), (6, 443));
+    }
+
+    #[test]
+    fn flags_win_over_what_the_guest_would_send() {
+        let spoofed =
+            packet("--port p --dst 10.0.0.12 --src 10.0.0.99 --src-mac 02:00:00:00:00:77").unwrap();
+        assert_eq!(spoofed.source.to_string(), "10.0.0.99");
+        assert_eq!(spoofed.source_mac[5], 0x77);
+        assert!(packet("--dst 10.0.0.12").is_err());
+        assert!(packet("--port x --dst 10.0.0.12").is_err());
+    }
+}

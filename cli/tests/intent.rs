@@ -1,0 +1,237 @@
+//! weftctl and the controller: what people type, and what they are told.
+
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use support::{Scene, TOPOLOGY};
+
+#[tokio::test]
+async fn a_topology_is_applied_tried_and_pruned() {
+    let scene = Scene::empty().await;
+    let tried = scene.run_with("apply -f - --dry-run", TOPOLOGY).await.ok();
+    assert_eq!(tried, "10 created, 0 updated, 0 deleted; revision 0\n");
+    let file = scene.path("topology.yaml");
+    std::fs::write(&file, TOPOLOGY).unwrap();
+    let words = format!("apply -f {}", file.display());
+    let done = scene.run(&words).await.ok();
+    assert_eq!(done, "10 created, 0 updated, 0 deleted; revision 1\n");
+    let again = scene.run(&format!("{words} -o json")).await.ok();
+    let again: serde_json::Value = serde_json::from_str(&again).unwrap();
+    assert_eq!(again["updated"], 0);
+
+    let less = TOPOLOGY.split("  - {id: b2").next().unwrap();
+    let pruned = scene.run_with("apply -f - --prune", less).await.ok();
+    assert_eq!(pruned, "0 created, 0 updated, 1 deleted; revision 2\n");
+}
+
+#[tokio::test]
+async fn every_violation_is_a_line_and_the_exit_code_is_1() {
+    let scene = Scene::with_topology().await;
+    let bad = r#"
+vpcs: [{id: red, vni: 1}]
+subnets: [{id: red-a, vpc: red, cidrs: [10.0.0.1/24]}]
+"#;
+    let said = scene.run_with("apply -f -", bad).await.failed(1);
+    assert_eq!(
+        said,
+        "weftctl: subnet red-a: cidrs[0]: '10.0.0.1/24' has host bits set; the prefix is 10.0.0.0/24\n\
+         weftctl: vpc red: vni: 1 is taken by vpc 'blue'\n"
+    );
+    let typo = scene
+        .run_with("apply -f -", "vpcs: [{id: x, vnj: 3}]")
+        .await
+        .failed(1);
+    assert!(typo.contains("vnj"), "{typo}");
+}
+
+#[tokio::test]
+async fn wrong_usage_is_2_and_an_unreachable_controller_is_1() {
+    let scene = Scene::empty().await;
+    for words in [
+        "",
+        "vpc",
+        "vpc create",
+        "vpc create x",
+        "vpc create x --vni one",
+        "vpc delete",
+        "route add main 10.9.0.0/16",
+        "sg rule add web --port x",
+        "sg rule add web --cidr 10.0.0.0/8 --remote-group web",
+        "trace",
+        "fly",
+    ] {
+        scene.run(words).await.failed(2);
+    }
+    let gone = scene
+        .run("vpc list --controller unix:/nowhere")
+        .await
+        .failed(1);
+    assert!(gone.contains("cannot reach unix:/nowhere"), "{gone}");
+    let gone = scene.run("node status").await.failed(1);
+    assert!(gone.contains("cannot reach"), "{gone}");
+}
+
+#[tokio::test]
+async fn each_kind_is_created_by_flags_listed_shown_and_deleted() {
+    let scene = Scene::empty().await;
+    for words in [
+        "host create h1 --vtep 192.0.2.1 --encapsulation gre --underlay-mtu 9000",
+        "vpc create blue --vni 7",
+        "route-table create main --vpc blue",
+        "acl create edge --vpc blue",
+        "sg create web --vpc blue",
+        "prefix-list create offices --vpc blue --prefix 198.51.100.0/24",
+        "subnet create a --vpc blue --cidr 10.0.0.0/24 --cidr fd00::/64 --route-table main --acl edge",
+        "port create p1 --vpc blue --subnet a --mac 02:00:00:00:00:01 --address 10.0.0.11 --sg web --host h1 --netdev v1 --allow 10.7.0.0/16",
+    ] {
+        scene.run(words).await.ok();
+    }
+    let ports = scene.run("port list").await.ok();
+    assert_eq!(
+        ports,
+        "ID  VPC   SUBNET  MAC                ADDRESSES  GROUPS  HOST  DEVICE\n\
+         p1  blue  a       02:00:00:00:00:01  10.0.0.11  web     h1    v1\n"
+    );
+    assert!(!scene.run("port list --vpc red").await.ok().contains("p1"));
+    let shown = scene.run("subnet show a").await.ok();
+    assert!(shown.contains("route_table: main"), "{shown}");
+    assert!(
+        !shown.contains("mtu"),
+        "what says nothing is left out: {shown}"
+    );
+
+    // What is shown can be given back.
+    let yaml = scene.run("port show p1 -o yaml").await.ok();
+    let used = scene.run("subnet delete a").await.failed(1);
+    assert!(
+        used.contains("port p1: subnet: there is no subnet 'a'"),
+        "{used}"
+    );
+    scene.run("port delete p1").await.ok();
+    scene.run("port show p1").await.failed(1);
+    scene.run_with("port create -f -", &yaml).await.ok();
+    assert_eq!(scene.run("port show p1 -o yaml").await.ok(), yaml);
+    let wrong = scene.run_with("vpc create -f -", &yaml).await.failed(1);
+    assert!(wrong.contains("port p1 is no vpc"), "{wrong}");
+    let twice = scene.run("vpc create blue --vni 8").await.failed(1);
+    assert_eq!(twice, "weftctl: vpc blue exists already\n");
+    for words in [
+        "port delete p1",
+        "subnet delete a",
+        "route-table delete main",
+        "acl delete edge",
+        "sg delete web",
+        "prefix-list delete offices",
+        "vpc delete blue",
+        "host delete h1",
+    ] {
+        scene.run(words).await.ok();
+    }
+}
+
+#[tokio::test]
+async fn routes_are_added_replaced_listed_and_deleted() {
+    let scene = Scene::with_topology().await;
+    scene
+        .run("route add main 10.9.0.0/16 --blackhole")
+        .await
+        .ok();
+    scene.run("route add main 10.9.0.0/16 --port b1").await.ok();
+    scene
+        .run("route add main 0.0.0.0/0 --ecmp port:b1@3 --ecmp host:h2")
+        .await
+        .ok();
+    scene
+        .run("route add main fd01::/64 --host h2 --next-hop-mac 02:00:00:00:00:99")
+        .await
+        .ok();
+    assert_eq!(
+        scene.run("route list main").await.ok(),
+        "TABLE  VPC   PREFIX       TARGET\n\
+         main   blue  10.9.0.0/16  port:b1\n\
+         main   blue  0.0.0.0/0    port:b1@3, host:h2@1\n\
+         main   blue  fd01::/64    host:h2 via 02:00:00:00:00:99\n"
+    );
+    let nowhere = scene
+        .run("route add main 10.8.0.0/16 --port x")
+        .await
+        .failed(1);
+    assert!(nowhere.contains("a route to nowhere"), "{nowhere}");
+    scene.run("route delete main 0.0.0.0/0").await.ok();
+    scene.run("route delete main 0.0.0.0/0").await.failed(1);
+    let left: serde_json::Value =
+        serde_json::from_str(&scene.run("route list -o json").await.ok()).unwrap();
+    let routes = left["route_tables"][0]["routes"].as_array().unwrap();
+    assert_eq!(routes.len(), 2);
+}
+
+#[tokio::test]
+async fn rules_of_groups_and_acls_are_added_and_deleted() {
+    let scene = Scene::with_topology().await;
+    let rule = "web --protocol tcp --port 8000-8999 --remote-prefix-list offices";
+    scene.run(&format!("sg rule add {rule}")).await.ok();
+    scene.run(&format!("sg rule add {rule}")).await.failed(1);
+    scene
+        .run("sg rule add web --protocol icmp --icmp-type 8 --icmp-code 0")
+        .await
+        .ok();
+    let shown = scene.run("sg show web -o json").await.ok();
+    let shown: serde_json::Value = serde_json::from_str(&shown).unwrap();
+    let rules = &shown["security_groups"][0]["rules"];
+    assert_eq!(rules[0]["port_max"], 8999);
+    assert_eq!(rules[1]["icmp_code"], 0, "a zero that matters");
+    scene.run(&format!("sg rule delete {rule}")).await.ok();
+    scene.run(&format!("sg rule delete {rule}")).await.failed(1);
+
+    scene
+        .run("acl rule add edge 100 --action allow --cidr 10.0.0.0/8")
+        .await
+        .ok();
+    scene.run("acl rule add edge 100 --action deny").await.ok();
+    scene
+        .run("acl rule add edge 100 --action allow --direction egress")
+        .await
+        .ok();
+    let listed = scene.run("acl list").await.ok();
+    assert!(listed.contains("edge  blue  2"), "{listed}");
+    scene.run("acl rule delete edge 100").await.ok();
+    scene.run("acl rule delete edge 100").await.failed(1);
+}
+
+#[tokio::test]
+async fn edits_at_the_same_time_all_take_effect() {
+    let scene = Scene::with_topology().await;
+    let words: Vec<_> = (0..6)
+        .map(|n| format!("route add main 10.{n}.0.0/16 --blackhole"))
+        .collect();
+    let (a, b, c, d, e, f) = tokio::join!(
+        scene.run(&words[0]),
+        scene.run(&words[1]),
+        scene.run(&words[2]),
+        scene.run(&words[3]),
+        scene.run(&words[4]),
+        scene.run(&words[5]),
+    );
+    for ran in [a, b, c, d, e, f] {
+        ran.ok();
+    }
+    let listed = scene.run("route list main").await.ok();
+    assert_eq!(listed.lines().count(), 7, "{listed}");
+}
+
+#[tokio::test]
+async fn hosts_shows_who_is_attached() {
+    let scene = Scene::with_topology().await;
+    let table = scene.run("hosts").await.ok();
+    let h1 = table.lines().nth(1).unwrap();
+    let cells: Vec<_> = h1.split_whitespace().collect();
+    assert_eq!(
+        cells,
+        ["h1", "no", "0", "0", "1", "0", "us", "-"],
+        "{table}"
+    );
+    let json: serde_json::Value =
+        serde_json::from_str(&scene.run("hosts -o json").await.ok()).unwrap();
+    assert_eq!(json["hosts"][1]["host"], "h2");
+}
