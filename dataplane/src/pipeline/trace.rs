@@ -152,7 +152,7 @@ fn run_from_uplink(
     frame: &[u8],
     steps: &mut Steps,
 ) -> Result<String, DropReason> {
-    let (outer, peer, vpc) = super::check_outer(snapshot, frame)?;
+    let (outer, peer, vpc) = super::enter::check_outer(snapshot, frame)?;
     steps.step("tunnel", || {
         let host = snapshot
             .peer(peer)
