@@ -6,11 +6,11 @@ use anyhow::{Result, bail};
 use clap::Subcommand;
 use tonic::Code;
 use weft_proto::state::{Kind, Object, collect};
-use weft_proto::v1::{ApplyRequest, ChangeReply, ObjectKey};
+use weft_proto::v1::{ApplyRequest, ChangeReply};
 
 use crate::client::Targets;
 use crate::kinds;
-use crate::objects::{self, Action, get, say_change};
+use crate::objects::{self, Action, get, key, say_change};
 use crate::output::{Format, Table, brief, show};
 use crate::rules::{AclRuleFlags, GroupRule, Target, same, target};
 
@@ -269,12 +269,5 @@ async fn edit(
             Err(status) if status.code() == Code::Aborted => {}
             Err(status) => return Err(status.into()),
         }
-    }
-}
-
-fn key(kind: Kind, id: &str) -> ObjectKey {
-    ObjectKey {
-        kind: kind.name().to_owned(),
-        id: id.to_owned(),
     }
 }

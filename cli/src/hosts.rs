@@ -1,44 +1,101 @@
 //! How far each host has come, as the controller knows it.
 
-use anyhow::Result;
-use weft_proto::v1::ListHostStatusRequest;
+use std::time::Duration;
+
+use anyhow::{Result, bail};
+use clap::Args;
+use tokio::time::Instant;
+use weft_proto::v1::{HostStatusReply, ListHostStatusRequest};
 use weft_proto::validate::describe;
 
 use crate::client::Targets;
 use crate::output::{Format, Table, show};
 
-pub(crate) async fn run(targets: &Targets, format: Format) -> Result<()> {
-    let mut client = targets.intent().await?;
-    let reply = client
-        .list_host_status(ListHostStatusRequest {})
-        .await?
-        .into_inner();
-    show(format, &reply, || {
-        let mut table = Table::new(&[
-            "HOST",
-            "ATTACHED",
-            "SENT",
-            "ACKNOWLEDGED",
-            "INTENT",
-            "EFFECT",
-            "REFUSED",
-        ]);
-        for host in &reply.hosts {
-            let refused: Vec<_> = host.violations.iter().map(describe).collect();
-            table.row([
-                host.host.clone(),
-                if host.attached { "yes" } else { "no" }.to_owned(),
-                host.sent_revision.to_string(),
-                host.acknowledged_revision.to_string(),
-                reply.revision.to_string(),
-                format!("{} us", host.effect_microseconds),
-                if refused.is_empty() {
-                    "-".to_owned()
-                } else {
-                    refused.join("; ")
-                },
-            ]);
+/// How often a wait asks again.
+const ASK_AGAIN: Duration = Duration::from_millis(20);
+
+/// Flags of `hosts`.
+#[derive(Debug, Args)]
+pub(crate) struct Hosts {
+    /// First wait until every attached host has the intent as it is now in force, at most so many seconds (10 when none is
+    /// given). It is a failure if a host refuses it or the time is up.
+    #[arg(long, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "10")]
+    wait: Option<u64>,
+}
+
+impl Hosts {
+    pub(crate) async fn run(self, targets: &Targets, format: Format) -> Result<()> {
+        let mut client = targets.intent().await?;
+        let first = client.list_host_status(ListHostStatusRequest {}).await?;
+        let mut reply = first.into_inner();
+        let wanted = reply.revision;
+        if let Some(seconds) = self.wait {
+            let deadline = Instant::now() + Duration::from_secs(seconds);
+            while behind(&reply, wanted).next().is_some()
+                && refusals(&reply).next().is_none()
+                && Instant::now() < deadline
+            {
+                tokio::time::sleep(ASK_AGAIN).await;
+                let next = client.list_host_status(ListHostStatusRequest {}).await?;
+                reply = next.into_inner();
+            }
         }
-        table.text()
+        show(format, &reply, || text(&reply))?;
+        if self.wait.is_some() {
+            let refused: Vec<_> = refusals(&reply).collect();
+            if !refused.is_empty() {
+                bail!(refused.join("\n"));
+            }
+            let behind: Vec<_> = behind(&reply, wanted).collect();
+            if !behind.is_empty() {
+                bail!("not at revision {wanted} yet: {}", behind.join(", "));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Attached hosts that have not come so far.
+fn behind(reply: &HostStatusReply, revision: u64) -> impl Iterator<Item = &str> {
+    reply
+        .hosts
+        .iter()
+        .filter(move |host| host.attached && host.acknowledged_revision < revision)
+        .map(|host| host.host.as_str())
+}
+
+fn refusals(reply: &HostStatusReply) -> impl Iterator<Item = String> {
+    reply.hosts.iter().flat_map(|host| {
+        let lines = host.violations.iter().map(describe);
+        lines.map(|line| format!("host {} refuses: {line}", host.host))
     })
+}
+
+fn text(reply: &HostStatusReply) -> String {
+    let mut table = Table::new(&[
+        "HOST",
+        "ATTACHED",
+        "SENT",
+        "ACKNOWLEDGED",
+        "INTENT",
+        "EFFECT",
+        "REFUSED",
+    ]);
+    for host in &reply.hosts {
+        let refused: Vec<_> = host.violations.iter().map(describe).collect();
+        table.row([
+            host.host.clone(),
+            if host.attached { "yes" } else { "no" }.to_owned(),
+            host.sent_revision.to_string(),
+            host.acknowledged_revision.to_string(),
+            reply.revision.to_string(),
+            format!("{} us", host.effect_microseconds),
+            if refused.is_empty() {
+                "-".to_owned()
+            } else {
+                refused.join("; ")
+            },
+        ]);
+    }
+    table.text()
 }

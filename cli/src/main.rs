@@ -66,7 +66,7 @@ enum Command {
     #[command(subcommand)]
     Host(objects::Action<kinds::Host>),
     /// How far each host has come: attached, acknowledged, refused and why.
-    Hosts,
+    Hosts(hosts::Hosts),
     /// The daemon of a host.
     #[command(subcommand)]
     Node(node::NodeAction),
@@ -129,7 +129,7 @@ async fn run(arguments: Arguments) -> Result<()> {
         Command::Acl(action) => action.run(&targets, output).await,
         Command::PrefixList(action) => action.run(&targets, output).await,
         Command::Host(action) => action.run(&targets, output).await,
-        Command::Hosts => hosts::run(&targets, output).await,
+        Command::Hosts(hosts) => hosts.run(&targets, output).await,
         Command::Node(action) => action.run(&targets, output).await,
         Command::Session(action) => action.run(&targets, output).await,
         Command::Trace(trace) => trace.run(&targets, output).await,

@@ -85,10 +85,6 @@ pub(crate) struct Create<F: Flags> {
 
 impl<F: Flags> Action<F> {
     pub(crate) async fn run(self, targets: &Targets, format: Format) -> Result<()> {
-        let key = |id| ObjectKey {
-            kind: F::KIND.name().to_owned(),
-            id,
-        };
         match self {
             Self::List { vpc } => {
                 let mut client = targets.intent().await?;
@@ -99,7 +95,7 @@ impl<F: Flags> Action<F> {
             }
             Self::Show { id } => {
                 let mut client = targets.intent().await?;
-                let (_, object) = get(&mut client, key(id)).await?;
+                let (_, object) = get(&mut client, key(F::KIND, &id)).await?;
                 let objects = brief(&collect(std::iter::once(object)))?;
                 // One object has room for all its fields.
                 let format = if format == Format::Table {
@@ -120,7 +116,7 @@ impl<F: Flags> Action<F> {
             }
             Self::Delete { ids } => {
                 let request = DeleteRequest {
-                    objects: ids.into_iter().map(key).collect(),
+                    objects: ids.iter().map(|id| key(F::KIND, id)).collect(),
                 };
                 let mut client = targets.intent().await?;
                 let reply = client.delete(request).await?.into_inner();
@@ -144,6 +140,14 @@ impl<F: Flags> Create<F> {
             }
             _ => Err(Usage("either an id with flags, or a file".to_owned()).into()),
         }
+    }
+}
+
+/// The name of an object, as it is sent.
+pub(crate) fn key(kind: Kind, id: &str) -> ObjectKey {
+    ObjectKey {
+        kind: kind.name().to_owned(),
+        id: id.to_owned(),
     }
 }
 

@@ -235,3 +235,29 @@ async fn hosts_shows_who_is_attached() {
         serde_json::from_str(&scene.run("hosts -o json").await.ok()).unwrap();
     assert_eq!(json["hosts"][1]["host"], "h2");
 }
+
+#[tokio::test]
+async fn hosts_can_be_waited_for() {
+    let scene = Scene::with_topology().await;
+    // Nobody is attached, so nobody is behind.
+    scene.run("hosts --wait").await.ok();
+    let address = format!("unix:{}", scene.path("controller").display());
+    let channel = weft_proto::transport::connect(&address).await.unwrap();
+    let (sender, receiver) = tokio::sync::mpsc::channel(4);
+    let hello = weft_proto::v1::from_host::Message::Hello(weft_proto::v1::Hello {
+        host: "h1".into(),
+        protocol: 1,
+        ..weft_proto::v1::Hello::default()
+    });
+    let hello = weft_proto::v1::FromHost {
+        message: Some(hello),
+    };
+    sender.send(hello).await.unwrap();
+    let outbound = tokio_stream::wrappers::ReceiverStream::new(receiver);
+    let mut client = weft_proto::v1::host_control_client::HostControlClient::new(channel);
+    let mut stream = client.attach(outbound).await.unwrap().into_inner();
+    stream.message().await.unwrap().unwrap();
+    // It is there and acknowledges nothing.
+    let late = scene.run("hosts --wait 1").await.failed(1);
+    assert_eq!(late, "weftctl: not at revision 1 yet: h1\n");
+}

@@ -107,13 +107,14 @@ impl<'a> Objects<'a> {
             .filter(|port| port.host == host)
             .map(|port| port.subnet.as_str())
             .collect();
+        let carriers = self.carriers(hosts);
         for subnet in &self.subnets {
             let mut seen = (*subnet).clone();
             // Told rather than derived: a host does not see every host that carries the VPC.
-            seen.mtu = mtu::effective(subnet, self.carriers(hosts));
+            seen.mtu = mtu::effective(subnet, carriers.iter().copied());
             if local.contains(subnet.id.as_str()) {
                 if let Some(table) = self.route_tables.get(subnet.route_table.as_str()) {
-                    needed.extend(route_hosts(table));
+                    needed.extend(table.hosts());
                     state.insert(Object::RouteTable((*table).clone()));
                 }
                 if let Some(acl) = self.network_acls.get(subnet.network_acl.as_str()) {
@@ -184,25 +185,14 @@ impl<'a> Objects<'a> {
     }
 
     /// Hosts on which the VPC has ports or to which its routes point.
-    fn carriers(&self, hosts: &BTreeMap<&str, &'a Host>) -> impl Iterator<Item = &'a Host> {
+    fn carriers(&self, hosts: &BTreeMap<&str, &'a Host>) -> Vec<&'a Host> {
         let ports = self.ports.iter().map(|port| port.host.as_str());
-        let routes = self
-            .route_tables
-            .values()
-            .flat_map(|table| route_hosts(table));
-        ports.chain(routes).filter_map(|id| hosts.get(id).copied())
+        let tables = self.route_tables.values();
+        let ids: BTreeSet<&str> = ports
+            .chain(tables.flat_map(|table| table.hosts()))
+            .collect();
+        ids.iter().filter_map(|id| hosts.get(id).copied()).collect()
     }
-}
-
-fn route_hosts(table: &RouteTable) -> impl Iterator<Item = &str> {
-    table
-        .routes
-        .iter()
-        .flat_map(|route| {
-            let members = route.ecmp.iter().map(|hop| hop.host.as_str());
-            members.chain([route.host.as_str()])
-        })
-        .filter(|host| !host.is_empty())
 }
 
 /// A port as other hosts need it: who it is and where it lives.

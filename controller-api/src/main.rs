@@ -75,7 +75,7 @@ async fn run(file: &std::path::Path) -> Result<()> {
     let config = Config::read(file)?;
     let mut terminate = signal(SignalKind::terminate()).context("cannot handle SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot handle SIGINT")?;
-    let store = store::open(&config.store).context("cannot open the store")?;
+    let store = store::open(&config.store)?;
     let intent = Arc::new(Intent::load(store).context("cannot read the store")?);
     let version = intent.current();
     let listener = Listener::bind(&config.listen).await?;

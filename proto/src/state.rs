@@ -151,6 +151,19 @@ impl Object {
     }
 }
 
+impl v1::RouteTable {
+    /// The hosts that the routes point to, as often as they do.
+    pub fn hosts(&self) -> impl Iterator<Item = &str> {
+        self.routes
+            .iter()
+            .flat_map(|route| {
+                let members = route.ecmp.iter().map(|hop| hop.host.as_str());
+                members.chain([route.host.as_str()])
+            })
+            .filter(|host| !host.is_empty())
+    }
+}
+
 /// Names one object.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Key {

@@ -192,7 +192,7 @@ impl Session {
             Some(from_host::Message::Ack(_) | from_host::Message::Refusal(_)) => Ok(()),
             Some(from_host::Message::Event(event)) => {
                 let object = event.object.unwrap_or_default();
-                tracing::info!(
+                tracing::debug!(
                     host = self.host,
                     kind = event.kind,
                     object = object.id,

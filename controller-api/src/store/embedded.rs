@@ -32,7 +32,10 @@ impl Embedded {
     /// # Errors
     /// The file is in use, is no database, or has another format.
     pub fn open(path: &Path) -> Result<Self, StoreError> {
-        let database = Database::create(path)?;
+        let database = Database::create(path).map_err(|source| StoreError::Open {
+            path: path.to_owned(),
+            source: Box::new(source),
+        })?;
         let transaction = database.begin_write()?;
         transaction.open_table(OBJECTS)?;
         {

@@ -2,6 +2,8 @@
 
 mod embedded;
 
+use std::path::PathBuf;
+
 use weft_proto::state::{Key, Object, State};
 
 pub use embedded::Embedded;
@@ -38,6 +40,11 @@ pub trait Store: Send + Sync + 'static {
 #[derive(Debug, thiserror::Error)]
 #[allow(missing_docs)]
 pub enum StoreError {
+    #[error("cannot open {path}: {source}")]
+    Open {
+        path: PathBuf,
+        source: Box<redb::DatabaseError>,
+    },
     #[error("the database failed: {0}")]
     Database(Box<redb::Error>),
     #[error("the database holds format {0}, and this program reads format {1}")]

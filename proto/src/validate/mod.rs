@@ -111,7 +111,7 @@ impl<'a> Index<'a> {
                 Object::RouteTable(o) => {
                     index.route_tables.insert(&o.id, o);
                     let carriers = index.carriers.entry(&o.vpc).or_default();
-                    carriers.extend(route::hosts_of(o));
+                    carriers.extend(o.hosts());
                 }
                 Object::NetworkAcl(o) => drop(index.network_acls.insert(&o.id, o)),
                 Object::PrefixList(o) => drop(index.prefix_lists.insert(&o.id, o)),

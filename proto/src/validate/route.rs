@@ -9,18 +9,6 @@ use crate::v1;
 const MAX_MEMBERS: usize = 256;
 const MAX_WEIGHT: u32 = 65535;
 
-/// The hosts that a table's routes point to.
-pub(super) fn hosts_of(table: &v1::RouteTable) -> impl Iterator<Item = &str> {
-    table
-        .routes
-        .iter()
-        .flat_map(|route| {
-            let members = route.ecmp.iter().map(|hop| hop.host.as_str());
-            members.chain([route.host.as_str()])
-        })
-        .filter(|host| !host.is_empty())
-}
-
 pub(super) fn check(at: At<'_>, table: &v1::RouteTable, index: &Index<'_>, report: &mut Report) {
     index.require_vpc(at, &table.vpc, report);
     let mut prefixes = HashMap::new();
