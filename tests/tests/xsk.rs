@@ -6,6 +6,7 @@ mod common;
 
 use std::{
     sync::Arc,
+    thread,
     time::{Duration, Instant},
 };
 
@@ -237,6 +238,56 @@ fn frames_that_one_worker_receives_and_another_frees_stay_in_the_books() {
     drop(other);
     let books = umem.accounting();
     assert!(books.balances() && books.held == 0, "{books:?}");
+}
+
+#[test]
+fn two_workers_exchange_frames_through_the_pool() {
+    let umem = small_umem();
+    let (give, take) = std::sync::mpsc::sync_channel(512);
+    let giver = Arc::clone(&umem);
+    thread::scope(|scope| {
+        scope.spawn(move || {
+            let mut cache = FrameCache::new(&giver);
+            let mut given = 0_u32;
+            while given < 1_000_000 {
+                if let Some(mut frame) = cache.alloc() {
+                    cache.bytes_mut(&mut frame)[..4].copy_from_slice(&given.to_be_bytes());
+                    give.send(frame).unwrap();
+                    given += 1;
+                }
+            }
+        });
+        let mut cache = FrameCache::new(&umem);
+        for (number, frame) in (0_u32..).zip(take) {
+            assert_eq!(cache.bytes(&frame)[..4], number.to_be_bytes());
+            cache.free(frame);
+        }
+    });
+    let books = umem.accounting();
+    assert_eq!((books.free, books.held), (books.total, 0), "{books:?}");
+}
+
+#[test]
+fn frames_run_out_and_come_back() {
+    let lab = pair();
+    let umem = small_umem();
+    let mut cache = FrameCache::new(&umem);
+    let (mut queue, _attachment) = open(&lab.dut, &umem, "under0", &PORT, None);
+    let mut all: Vec<_> = std::iter::from_fn(|| cache.alloc()).collect();
+    assert_eq!(all.len(), 4096);
+    let sender = RawSocket::open(&lab.peer, "peer0").unwrap();
+    assert!(collect_nothing(&mut queue, &mut cache));
+    sender.send(&frame(1, 60)).unwrap();
+    wait_until("the drop", SOON, || queue.counters().kernel_dropped > 0).unwrap();
+    all.drain(..).for_each(|frame| cache.free(frame));
+    assert!(collect_nothing(&mut queue, &mut cache));
+    sender.send(&frame(2, 60)).unwrap();
+    let packets = collect(&mut queue, &mut cache, 1);
+    assert_eq!(packets[0].bytes(&cache), frame(2, 60));
+    packets
+        .into_iter()
+        .for_each(|packet| cache.free(packet.frame));
+    settle(&umem);
 }
 
 #[test]

@@ -91,8 +91,10 @@ pub struct QueueCounters {
     pub doorbells: u64,
     /// Doorbells that the kernel answered with an error other than "try again".
     pub doorbell_errors: u64,
-    /// Dropped by the kernel: no frame in the fill ring, or another reason that it doesn't name.
+    /// Dropped by the kernel: no frame to receive into, or another reason that it doesn't name.
     pub kernel_dropped: u64,
+    /// Times that the kernel looked for a frame in the fill ring and found none.
+    pub kernel_fill_empty: u64,
     /// Dropped by the kernel: the receive ring was full.
     pub kernel_ring_full: u64,
     /// Descriptors that the kernel refused.
@@ -456,6 +458,7 @@ impl XskQueue {
             .unwrap_or_default();
         QueueCounters {
             kernel_dropped: kernel.rx_dropped(),
+            kernel_fill_empty: kernel.rx_fill_ring_empty_descs(),
             kernel_ring_full: kernel.rx_ring_full(),
             kernel_invalid: kernel.rx_invalid_descs() + kernel.tx_invalid_descs(),
             ..self.counters
