@@ -122,6 +122,14 @@ fn why_a_peer_cannot_be_reached_is_said() {
                 .await
                 .unwrap_err();
         }
+        // The kernel goes on trying: that is no news.
+        let mut watch = underlay.adjacencies();
+        watch.mark_unchanged();
+        assert!(
+            timeout(Duration::from_secs(4), watch.changed())
+                .await
+                .is_err()
+        );
     });
 }
 

@@ -117,8 +117,9 @@ impl Watcher {
         let neighbours = self.netlink.neighbours().await?;
         let mut found = BTreeMap::new();
         let mut needed = BTreeSet::new();
+        let present = Arc::clone(&self.publish.borrow());
         for peer in peers {
-            let way = match self.netlink.route(peer).await {
+            let mut way = match self.netlink.route(peer).await {
                 Ok(route) => {
                     let key = (route.interface, route.next_hop);
                     let neighbour = neighbours.get(&key);
@@ -129,6 +130,12 @@ impl Watcher {
                 }
                 Err(reason) => Err(reason),
             };
+            // The kernel tries again and again; that is no news until there is an answer.
+            if way == Err(Unreachable::Resolving)
+                && present.get(&peer) == Some(&Err(Unreachable::NoAnswer))
+            {
+                way = Err(Unreachable::NoAnswer);
+            }
             found.insert(peer, way);
         }
         self.keep(needed, &neighbours).await;
