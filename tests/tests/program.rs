@@ -293,22 +293,9 @@ fn cases() -> Vec<(&'static str, Vec<u8>, Option<Counter>)> {
     ]
 }
 
-fn quiet(namespace: &Namespace, interface: &str) {
-    namespace
-        .run(&[
-            "sysctl",
-            "-qw",
-            &format!("net.ipv6.conf.{interface}.disable_ipv6=1"),
-        ])
-        .unwrap();
-}
-
 #[test]
 fn the_uplink_takes_tunnel_packets_to_us_and_nothing_else() {
     let lab = pair();
-    // Nothing but what the test sends.
-    quiet(&lab.dut, "under0");
-    quiet(&lab.peer, "peer0");
     let umem = small_umem();
     let mut cache = FrameCache::new(&umem);
     let (mut queue, attachment) = open(&lab.dut, &umem, "under0", &uplink(), None);
@@ -348,6 +335,10 @@ fn the_uplink_takes_tunnel_packets_to_us_and_nothing_else() {
 #[test]
 fn the_hosts_own_traffic_crosses_the_uplink() {
     let lab = pair();
+    for (namespace, interface) in [(&lab.dut, "under0"), (&lab.peer, "peer0")] {
+        let setting = format!("net.ipv6.conf.{interface}.disable_ipv6=0");
+        namespace.run(&["sysctl", "-qw", &setting]).unwrap();
+    }
     lab.dut.ip("address add 192.0.2.1/24 dev under0").unwrap();
     lab.peer.ip("address add 192.0.2.2/24 dev peer0").unwrap();
     lab.dut

@@ -33,6 +33,11 @@ pub(crate) fn pair() -> Pair {
     let mut lab = Lab::new().unwrap();
     let dut = lab.host("dut").unwrap();
     let peer = lab.host("peer").unwrap();
+    // Nothing is on the link but what the test sends: no reports and solicitations of IPv6.
+    for namespace in [&dut, &peer] {
+        let line = ["sysctl", "-qw", "net.ipv6.conf.default.disable_ipv6=1"];
+        namespace.run(&line).unwrap();
+    }
     lab.link((&dut, "under0"), (&peer, "peer0"), LinkOptions::default())
         .unwrap();
     Pair {
