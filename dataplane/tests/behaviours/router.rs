@@ -257,3 +257,15 @@ fn b029_ecmp_spreads_by_weight_and_a_member_gone_moves_only_its_flows() {
         assert_ne!(is, "b1");
     }
 }
+
+#[test]
+fn b026_a_source_that_ends_in_zeros_gets_its_error_too() {
+    let mut v6 = A1.v6;
+    v6[8..].copy_from_slice(&[0, 0, 0, 5, 0, 0, 0, 0]);
+    let mut fabric = fabric(|objects| port(objects, "a1").addresses.push("fd00:1::5:0:0".into()));
+    let mut frame = udp6(End { v6, ..A1 }, B2, ROUTER, (1, 2), b"traceroute");
+    frame[21] = 1;
+    let out = fabric.send("a1", &frame);
+    assert_eq!(out[0].port, "a1");
+    assert_eq!(out[0].frame[54..56], [3, 0]);
+}
