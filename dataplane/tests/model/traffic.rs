@@ -256,7 +256,8 @@ fn twist_after(plan: &PacketPlan, ends: Ends, protocol: u8, frame: &mut Vec<u8>)
         6 if v4 => frame[IP + 10] ^= 0x55,
         7 | 33 => frame.extend(vec![0; usize::from(plan.cut % 40)]),
         34 | 35 if matches!(protocol, TCP | UDP) => craft::leave_checksum(frame, ends, protocol),
-        36 => {
+        // Where a checksum would be updated, it has to be right before.
+        36 if protocol == UDP => {
             let at = IP + if v4 { 2 } else { 4 };
             let lie = word(frame, at).wrapping_add(plan.cut % 64).wrapping_sub(32);
             frame[at..at + 2].copy_from_slice(&lie.to_be_bytes());
