@@ -27,6 +27,8 @@ struct Guest {
     heard: Option<u32>,
     /// It has got a SYN, for which it has no first number yet.
     asked: bool,
+    /// It has got a SYN since it sent its own, and owes the acknowledgement of it in a SYN.
+    crossed: bool,
     finished: bool,
     /// How many connections it has begun; each has numbers far from the others'.
     connections: u32,
@@ -45,7 +47,7 @@ impl Guest {
         };
         self.connections += 1;
         (self.next, self.acknowledged) = (self.first, self.first);
-        (self.asked, self.finished) = (false, false);
+        (self.asked, self.crossed, self.finished) = (false, false, false);
         true
     }
 }
@@ -80,6 +82,7 @@ impl Connection {
             acknowledged: first,
             heard: None,
             asked: false,
+            crossed: false,
             finished: false,
             connections: 0,
         };
@@ -103,8 +106,15 @@ impl Connection {
     pub fn act(&mut self, side: usize, act: Act, settled: bool) -> Option<Sending> {
         let never_reconnected = self.guests.iter().all(|guest| guest.connections <= 1);
         let heard = self.guests[side].heard;
+        if heard.is_none() && !matches!(act, Act::Syn | Act::BareRst | Act::FarRst) {
+            return None;
+        }
         let guest = &mut self.guests[side];
         let (mut payload, mut dont_fragment) = (0, true);
+        let owes = guest.asked || guest.crossed;
+        if owes && !matches!(act, Act::Syn | Act::SynAck | Act::Rst | Act::BareRst) {
+            return None;
+        }
         let far = settled && never_reconnected;
         let (flags, seq, ack) = match act {
             Act::Handshake => return None,
@@ -123,6 +133,7 @@ impl Connection {
                     }
                     guest.next = guest.next.wrapping_add(1);
                 }
+                guest.crossed = false;
                 (SYN | ACK, guest.first, heard?)
             }
             Act::Ack => (ACK, guest.next, heard?),
@@ -212,6 +223,7 @@ impl Connection {
             // Unless it has just sent a SYN itself, and waits for an answer.
             let waits = guest.connections > 0 && guest.heard.is_none();
             guest.asked |= opens && !waits;
+            guest.crossed |= opens && waits;
             guest.heard = Some(after);
         } else if guest.heard == Some(segment.seq) {
             guest.heard = Some(after);

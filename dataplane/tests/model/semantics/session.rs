@@ -195,7 +195,9 @@ fn in_window(segment: &Segment, sender: &mut End, receiver: &mut End) -> bool {
             return false;
         }
     }
-    if ahead(next, sender.next) > 0 {
+    // Who has not spoken may begin anywhere, but has sent what was acknowledged.
+    let anew = !sender.spoke && is_far(ahead(next, sender.next));
+    if anew || ahead(next, sender.next) > 0 {
         sender.next = next;
     }
     sender.spoke = true;
