@@ -245,12 +245,10 @@ pub fn window(segment: &Segment, sender: &mut Side, receiver: &mut Side) -> bool
     if sender.max_window == 0 {
         // The side has not spoken before: what it says is taken. After a pick-up in mid-stream it has sent all that was acknowledged, so
         // that an old segment, sent again, takes nothing back.
-        let unknown = *sender == Side::default();
-        if unknown || before(sender.end, end) {
+        let lag = sender.end.wrapping_sub(end);
+        if lag > receiver.max_window.max(66_000) {
             sender.end = end;
-        }
-        if unknown || before(sender.max_end, end) {
-            sender.max_end = end;
+            sender.max_end = end.wrapping_add(receiver.max_window);
         }
         sender.max_window = 1;
     }
