@@ -16,7 +16,7 @@ use weft_proto::v1::{Objects, Port};
 use crate::connection::Connection;
 use crate::craft;
 use crate::generate::{Act, FabricPlan, Step};
-use crate::semantics::frame::{Decoded, IP, decode, ones_sum, v4_at, v6_at, word};
+use crate::semantics::frame::{Decoded, IP, RST, decode, ones_sum, v4_at, v6_at, word};
 use crate::semantics::{Crossing, Model, Outcome};
 use crate::traffic;
 
@@ -122,7 +122,10 @@ impl Run {
             Step::Answer(n) => {
                 back(&self.got, *n).and_then(|(port, frame)| Some((port, traffic::answer(&frame)?)))
             }
-            Step::Repeat(n) => back(&self.sent, *n).map(|(port, frame)| (port, self.anew(frame))),
+            // Not resets: an old one lies before the window, and how far it may is not modelled.
+            Step::Repeat(n) => back(&self.sent, *n)
+                .filter(|(_, frame)| !is_reset(frame))
+                .map(|(port, frame)| (port, self.anew(frame))),
             Step::Report {
                 back: n,
                 stranger,
@@ -373,6 +376,11 @@ impl Run {
             missing => Err(TestCaseError::fail(format!("{missing} frames leaked"))),
         }
     }
+}
+
+fn is_reset(frame: &[u8]) -> bool {
+    let packet = decode(frame);
+    matches!(packet, Ok(Decoded::Ip(packet)) if packet.tcp.is_some_and(|tcp| tcp.has(RST)))
 }
 
 fn show(outcome: &Outcome) -> String {

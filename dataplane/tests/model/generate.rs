@@ -29,6 +29,8 @@ const PREFIXES: [&str; 16] = [
 
 #[derive(Debug, Clone)]
 pub struct FabricPlan {
+    /// Every port admits everything, so that what comes after policy is reached.
+    pub open: bool,
     /// Which families the hosts' tunnel addresses are of.
     pub underlay: u8,
     /// For each host: GRE, a small underlay MTU, two addresses.
@@ -214,7 +216,7 @@ fn acl() -> impl Strategy<Value = Option<AclPlan>> {
     let often = || prop::bool::weighted(0.8);
     let plan = (vec((any::<bool>(), rule()), 0..4), (often(), often()))
         .prop_map(|(rules, rest)| AclPlan { rules, rest });
-    prop::option::weighted(0.3, plan)
+    prop::option::weighted(0.25, plan)
 }
 
 fn group() -> impl Strategy<Value = GroupPlan> {
@@ -283,12 +285,17 @@ fn vpc() -> impl Strategy<Value = VpcPlan> {
 
 pub fn fabric() -> impl Strategy<Value = FabricPlan> {
     let host = || (any::<bool>(), prop::bool::weighted(0.2), any::<bool>());
-    (0u8..8, [host(), host(), host()], vec(vpc(), 1..4)).prop_map(|(underlay, hosts, vpcs)| {
-        FabricPlan {
-            underlay,
-            hosts,
-            vpcs,
-        }
+    let plan = (
+        any::<bool>(),
+        0u8..8,
+        [host(), host(), host()],
+        vec(vpc(), 1..4),
+    );
+    plan.prop_map(|(open, underlay, hosts, vpcs)| FabricPlan {
+        open,
+        underlay,
+        hosts,
+        vpcs,
     })
 }
 
@@ -419,7 +426,7 @@ impl FabricPlan {
             ..v1::Host::default()
         });
         for (v, vpc) in self.vpcs.iter().enumerate() {
-            vpc.add_to(&format!("v{v}"), 100 + v as u32, &mut objects);
+            vpc.add_to(&format!("v{v}"), 100 + v as u32, self.open, &mut objects);
         }
         objects
     }
@@ -455,7 +462,7 @@ fn number(subnet: usize) -> usize {
 }
 
 impl VpcPlan {
-    fn add_to(&self, vpc: &str, vni: u32, objects: &mut Objects) {
+    fn add_to(&self, vpc: &str, vni: u32, open: bool, objects: &mut Objects) {
         objects.vpcs.push(v1::Vpc {
             id: vpc.into(),
             vni,
@@ -496,7 +503,12 @@ impl VpcPlan {
         });
         for (p, port) in self.ports.iter().enumerate() {
             if !port.absent {
-                objects.ports.push(self.port(p, port, vpc));
+                let mut port = self.port(p, port, vpc);
+                let first = format!("{vpc}-g0");
+                if open && !port.security_groups.contains(&first) {
+                    port.security_groups.push(first);
+                }
+                objects.ports.push(port);
             }
         }
         for (g, group) in self.groups.iter().enumerate() {
@@ -511,9 +523,15 @@ impl VpcPlan {
                 .iter()
                 .map(|rule| self.security_rule(rule, vpc))
                 .collect();
-            if group.open {
+            let directions = ["ingress", "egress"];
+            let opened = directions.iter().take(match (open && g == 0, group.open) {
+                (true, _) => 2,
+                (_, true) => 1,
+                _ => 0,
+            });
+            for direction in opened {
                 rules.push(v1::SecurityRule {
-                    direction: "ingress".into(),
+                    direction: (*direction).into(),
                     ..v1::SecurityRule::default()
                 });
             }

@@ -270,7 +270,13 @@ fn twist_after(plan: &PacketPlan, ends: Ends, protocol: u8, frame: &mut Vec<u8>)
         }
         38 => frame[12..14].copy_from_slice(&[0x88, 0xcc]),
         39 => frame[IP] = plan.cut as u8,
-        40 if protocol == TCP => frame[l4 + 12] = plan.cut as u8,
+        40 if protocol == TCP => {
+            frame[l4 + 12] = plan.cut as u8;
+            if let Some(mut packet) = ip(frame) {
+                packet.write_checksum(packet.l4 + 16);
+                *frame = packet.bytes;
+            }
+        }
         _ => {}
     }
 }

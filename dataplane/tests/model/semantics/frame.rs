@@ -495,17 +495,24 @@ impl Packet {
         let end = self.l4 + usize::from(self.bytes[self.l4 + 12] >> 4) * 4;
         let mut at = self.l4 + 20;
         while at < end {
-            match self.bytes[at] {
+            let (kind, length) = match self.bytes[at] {
                 0 => return,
-                1 => at += 1,
-                kind => {
-                    if kind == 2 && usize::from(word(&self.bytes, at + 2)) > limit {
-                        self.bytes[at + 2..at + 4].copy_from_slice(&(limit as u16).to_be_bytes());
-                        self.write_checksum(self.l4 + 16);
-                    }
-                    at += usize::from(self.bytes[at + 1]).max(2);
-                }
+                1 => (1, 1),
+                kind if at + 1 < end => (kind, usize::from(self.bytes[at + 1])),
+                _ => return,
+            };
+            // What is malformed is left alone.
+            if length == 0 || (kind > 1 && length < 2) || at + length > end {
+                return;
             }
+            if (kind, length) == (2, 4) {
+                if usize::from(word(&self.bytes, at + 2)) > limit {
+                    self.bytes[at + 2..at + 4].copy_from_slice(&(limit as u16).to_be_bytes());
+                    self.write_checksum(self.l4 + 16);
+                }
+                return;
+            }
+            at += length;
         }
     }
 

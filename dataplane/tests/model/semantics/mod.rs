@@ -136,11 +136,14 @@ impl Model {
         }
     }
 
-    /// Whether every session of the flow has seen both sides.
+    /// Whether the flow is tracked, and by everybody who does both sides were seen.
     pub fn is_settled(&self, vpc: &str, flow: &Flow) -> bool {
         let vni = self.world.vni(vpc);
-        let mut all = self.sessions.values().flatten();
-        all.all(|session| session.direction(vni, flow).is_none() || session.is_settled())
+        let all = self.sessions.values().flatten();
+        let mut of_flow = all
+            .filter(|session| session.direction(vni, flow).is_some())
+            .peekable();
+        of_flow.peek().is_some() && of_flow.all(Session::is_settled)
     }
 
     /// What each host tracks, for people.

@@ -66,9 +66,11 @@ impl Session {
 
     /// Whether the flow is of the session, and goes its opener's way.
     pub fn direction(&self, vni: u32, flow: &Flow) -> Option<bool> {
+        // An ICMP message that is no query has no answer: one of the same type that comes back is a flow of its own.
+        let answerable = !matches!(flow.detail, Detail::Message(..));
         match self.vni == vni {
             true if self.flow == *flow => Some(true),
-            true if self.flow.reversed() == *flow => Some(false),
+            true if answerable && self.flow.reversed() == *flow => Some(false),
             _ => None,
         }
     }
