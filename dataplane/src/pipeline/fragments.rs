@@ -36,19 +36,28 @@ struct Datagram {
 #[derive(Debug)]
 struct Track {
     deadline: u32,
-    /// Ports of the first fragment, once it has passed.
-    ports: Option<(u16, u16)>,
+    /// What the first fragment leaves to the others, once it has passed.
+    first: Option<First>,
     /// Why all further fragments are dropped.
     condemned: Option<DropReason>,
     pieces: Vec<(u32, u32)>,
     waiting: Vec<Packet>,
 }
 
+/// What a first fragment leaves to the others of its datagram.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct First {
+    /// Its ports.
+    pub ports: (u16, u16),
+    /// Of TCP, the sequence number that stands for offset 0: that of the first data byte, less the header's length.
+    pub sequence: Option<u32>,
+}
+
 /// What to do with a later fragment.
 #[derive(Debug)]
 pub enum Later {
-    /// It belongs to a flow with these ports: judge it so.
-    Flow(Packet, (u16, u16)),
+    /// It belongs to the flow of this first fragment: judge it so.
+    Flow(Packet, First),
     /// It waits for its first fragment.
     Waits,
     /// It is to be dropped.
@@ -94,7 +103,7 @@ impl Fragments {
             self.order.push_back((deadline, datagram));
             let track = Track {
                 deadline,
-                ports: None,
+                first: None,
                 condemned: None,
                 pieces: Vec::new(),
                 waiting: Vec::new(),
@@ -148,19 +157,24 @@ impl Fragments {
         Self::place(track, fragment)
     }
 
-    /// The first fragment was judged: it passed, or was dropped. Gives back what waited for it.
+    /// The first fragment was judged: it passed (with the sequence number of [`First`]), or was dropped. Gives back what waited for it.
     pub fn judged(
         &mut self,
         origin: Origin,
         flow: &Flow,
         fragment: Fragment,
-        verdict: Result<(), DropReason>,
+        verdict: Result<Option<u32>, DropReason>,
     ) -> Vec<Packet> {
         let Some(track) = self.tracks.get_mut(&name(origin, flow, fragment)) else {
             return Vec::new();
         };
         match verdict {
-            Ok(()) => track.ports = Some((flow.source_port, flow.destination_port)),
+            Ok(sequence) => {
+                track.first = Some(First {
+                    ports: (flow.source_port, flow.destination_port),
+                    sequence,
+                });
+            }
             Err(_) => track.condemned = Some(DropReason::FragmentOrphan),
         }
         self.waiting -= track.waiting.len();
@@ -187,8 +201,8 @@ impl Fragments {
         if let Err(reason) = Self::place(track, fragment) {
             return Later::Drop(packet, reason);
         }
-        match track.ports {
-            Some(ports) => Later::Flow(packet, ports),
+        match track.first {
+            Some(first) => Later::Flow(packet, first),
             None if room && track.waiting.len() < WAITING_EACH => {
                 track.waiting.push(packet);
                 self.waiting += 1;

@@ -58,8 +58,8 @@ impl Core {
                     self.fragments()
                         .later(origin, &parsed.flow, fragment, packet, self.now);
                 match later {
-                    Later::Flow(packet, ports) => {
-                        self.later_fragment(tables, io, packet, entry, ports);
+                    Later::Flow(packet, first) => {
+                        self.later_fragment(tables, io, packet, entry, first);
                     }
                     Later::Waits => {}
                     Later::Drop(packet, reason) => {

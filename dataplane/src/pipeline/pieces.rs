@@ -1,12 +1,14 @@
 //! Fragments on their way through the pipeline: the first is judged, the others follow it (see [`super::fragments`]).
 
+use super::fragments::First;
 use super::judge::{self, Case, Standing};
 use super::trace::Silent;
 use super::{Core, Entry, Io, Tables};
-use crate::packet::parse::{self, Inner, protocol};
+use crate::packet::parse::{self, Inner, protocol, tcp_flags};
 use crate::packet::{DropReason, Family, Packet, Parsed};
 use crate::session::Key;
 use crate::session::table::SessionRef;
+use crate::session::tcp::{self, Segment};
 
 impl Core {
     pub(super) fn first_fragment(
@@ -29,9 +31,10 @@ impl Core {
             return self.drop(tables, io, packet, entry.ingress, reason);
         }
         let verdict = self.decide(tables, packet.bytes(io), entry, session);
+        let sequence = first_sequence(&entry.parsed, packet.bytes(io));
         let waiting = self
             .fragments()
-            .judged(origin, &flow, fragment, verdict.map(|_| ()));
+            .judged(origin, &flow, fragment, verdict.map(|_| sequence));
         match verdict {
             Ok(action) => self.execute(tables, io, packet, entry, &action),
             Err(reason) => self.drop(tables, io, packet, entry.ingress, reason),
@@ -59,13 +62,13 @@ impl Core {
         io: &mut impl Io,
         packet: Packet,
         entry: &Entry,
-        ports: (u16, u16),
+        first: First,
     ) {
         let mut entry = *entry;
         (
             entry.parsed.flow.source_port,
             entry.parsed.flow.destination_port,
-        ) = ports;
+        ) = first.ports;
         entry.key = Key::new(
             tables.sessions.seeds(),
             &entry.parsed.flow,
@@ -86,6 +89,7 @@ impl Core {
             }
             Some(_) => Standing::Forward,
         };
+        let end = first.sequence.zip(entry.parsed.fragment);
         if let Some(icmp) = fragment_icmp(&entry.parsed, standing) {
             entry.parsed.icmp = icmp;
         }
@@ -96,10 +100,31 @@ impl Core {
             standing,
         };
         match judge::judge(tables.snapshot, &case, &mut Silent) {
-            Ok(action) => self.execute(tables, io, packet, &entry, &action),
+            Ok(action) => {
+                if let (Some(session), Some((sequence, fragment))) = (session, end) {
+                    let reach = u32::from(fragment.offset) + u32::from(fragment.len);
+                    let (mut sender, receiver) = session.tcp();
+                    tcp::extend(&mut sender, sequence.wrapping_add(reach));
+                    session.set_tcp(sender, receiver);
+                }
+                self.execute(tables, io, packet, &entry, &action);
+            }
             Err(reason) => self.drop(tables, io, packet, entry.ingress, reason),
         }
     }
+}
+
+/// The sequence number that stands for offset 0 of a TCP segment in fragments (see [`First`]).
+fn first_sequence(parsed: &Parsed, frame: &[u8]) -> Option<u32> {
+    if parsed.flow.protocol != protocol::TCP {
+        return None;
+    }
+    let header = frame.get(usize::from(parsed.l4)..)?;
+    let segment = Segment::read(header, parsed.end - parsed.l4)?;
+    let header_len = u32::from(*header.get(12)? >> 4) * 4;
+    // A FIN counts behind the last byte of data.
+    let fin = u32::from(segment.flags & tcp_flags::FIN != 0);
+    Some(segment.seq.wrapping_sub(header_len).wrapping_add(fin))
 }
 
 /// Type and code of the ICMP message whose later fragment this is, from the ports of its first.

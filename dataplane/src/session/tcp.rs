@@ -285,6 +285,13 @@ pub fn window(segment: &Segment, sender: &mut Side, receiver: &mut Side) -> bool
     true
 }
 
+/// Notes that a side has sent up to `end`, in a later fragment of a segment whose first was in the window.
+pub fn extend(sender: &mut Side, end: u32) {
+    if before(sender.end, end) {
+        sender.end = end;
+    }
+}
+
 /// The sender of this segment lets the other side send up to its acknowledgement plus its window.
 fn allow(segment: &Segment, sender: &mut Side, receiver: &mut Side, scale: u8) {
     let granted = u32::from(segment.window) << scale;
