@@ -115,6 +115,16 @@ impl Connection {
         if owes && !matches!(act, Act::Syn | Act::SynAck | Act::Rst | Act::BareRst) {
             return None;
         }
+        // Before its SYN is acknowledged it sends nothing else.
+        let opened = guest.acknowledged != guest.first;
+        if !opened
+            && matches!(
+                act,
+                Act::Ack | Act::Data(_) | Act::BigData | Act::Old | Act::Fin
+            )
+        {
+            return None;
+        }
         let far = settled && never_reconnected;
         let (flags, seq, ack) = match act {
             Act::Handshake => return None,

@@ -23,7 +23,7 @@ use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 
 use compare::Run;
 
-const CASES: u32 = 10_000;
+const CASES: u32 = 6_000;
 
 fn setting(name: &str, default: u32) -> u32 {
     let value = std::env::var(name).ok().and_then(|text| text.parse().ok());

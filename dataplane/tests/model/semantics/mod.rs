@@ -197,17 +197,22 @@ impl Model {
         self.onward(world, (&port.host, &port.vpc), ingress, packet, outcome)
     }
 
-    /// A host takes a frame off a tunnel.
+    /// A host takes a frame off a tunnel, or the fragments of one packet, of which the first is judged.
     fn from_tunnel(
         &mut self,
         world: &World,
         (from, to, vpc): (&str, &str, &str),
-        frame: &[u8],
+        frames: &[Vec<u8>],
         outcome: &mut Outcome,
     ) -> Result<(), DropReason> {
-        let Decoded::Ip(packet) = decode(frame)? else {
+        let Decoded::Ip(mut packet) = decode(&frames[0])? else {
             return Err(DropReason::ArpMalformed);
         };
+        if let Some(segment) = &mut packet.tcp {
+            // What is in the other fragments is of the segment too.
+            let rest = frames[1..].iter().map(|piece| piece.len() - frame::IP - 20);
+            segment.space += rest.sum::<usize>() as u32;
+        }
         self.onward(world, (to, vpc), Ingress::Tunnel(from), packet, outcome)
     }
 
@@ -556,7 +561,7 @@ impl Model {
             return;
         }
         let mut first = Outcome::default();
-        let result = self.from_tunnel(world, (from, to, vpc), &frames[0], &mut first);
+        let result = self.from_tunnel(world, (from, to, vpc), &frames, &mut first);
         let rest = &frames[1..];
         match (result, first.delivered.first()) {
             (Ok(()), Some((port, whole))) if !rest.is_empty() => {
@@ -575,7 +580,12 @@ impl Model {
             (Ok(()), _) => {}
             (Err(reason), _) => {
                 outcome.dropped.push((to.to_owned(), reason));
-                let orphan = (to.to_owned(), DropReason::FragmentOrphan);
+                // The TTL runs out for each of them.
+                let others = match reason {
+                    DropReason::TtlExceeded => reason,
+                    _ => DropReason::FragmentOrphan,
+                };
+                let orphan = (to.to_owned(), others);
                 outcome.dropped.extend(rest.iter().map(|_| orphan.clone()));
             }
         }
