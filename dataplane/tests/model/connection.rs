@@ -262,7 +262,7 @@ impl Sending {
             ..Header::default()
         };
         let payload = vec![0x5a; self.payload];
-        let mss = (id % 2 == 0).then_some(1460);
+        let mss = id.is_multiple_of(2).then_some(1460);
         let segment = craft::tcp(ends, self.ports, self.flags, self.numbers, mss, &payload);
         craft::ip(ends, &header, TCP, &segment)
     }

@@ -266,7 +266,7 @@ fn twist_after(plan: &PacketPlan, ends: Ends, protocol: u8, frame: &mut Vec<u8>)
             }
         }
         37 if protocol == UDP => {
-            frame[l4 + 4..l4 + 6].copy_from_slice(&(plan.cut % 64).to_be_bytes())
+            frame[l4 + 4..l4 + 6].copy_from_slice(&(plan.cut % 64).to_be_bytes());
         }
         38 => frame[12..14].copy_from_slice(&[0x88, 0xcc]),
         39 => frame[IP] = plan.cut as u8,
@@ -311,8 +311,15 @@ fn body(plan: &PacketPlan, ends: Ends) -> (u8, Vec<u8>) {
     match plan.body {
         8..12 => icmp(request, query),
         12 => icmp(reply, query),
-        13 if v4 => icmp(if plan.ports % 2 == 0 { 13 } else { 14 }, query),
-        13 => icmp(if plan.ports % 2 == 0 { 143 } else { 134 }, query),
+        13 if v4 => icmp(if plan.ports.is_multiple_of(2) { 13 } else { 14 }, query),
+        13 => icmp(
+            if plan.ports.is_multiple_of(2) {
+                143
+            } else {
+                134
+            },
+            query,
+        ),
         14 => (47, payload),
         15 => {
             let udp = craft::udp(ends, ports, &payload);

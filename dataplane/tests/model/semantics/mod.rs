@@ -157,14 +157,14 @@ impl Model {
         let world = Rc::clone(&self.world);
         let mut outcome = Outcome::default();
         if let Some(port) = world.port(port)
-            && let Err(reason) = self.from_port(&world, port, frame, &mut outcome)
+            && let Err(reason) = self.enter_from_port(&world, port, frame, &mut outcome)
         {
             outcome.dropped.push((port.host.clone(), reason));
         }
         outcome.sorted()
     }
 
-    fn from_port(
+    fn enter_from_port(
         &mut self,
         world: &World,
         port: &v1::Port,
@@ -198,7 +198,7 @@ impl Model {
     }
 
     /// A host takes a frame off a tunnel, or the fragments of one packet, of which the first is judged.
-    fn from_tunnel(
+    fn enter_from_tunnel(
         &mut self,
         world: &World,
         (from, to, vpc): (&str, &str, &str),
@@ -510,7 +510,7 @@ impl Model {
             (host, to, vpc),
             tunnel,
             packet.class,
-            frames,
+            &frames,
             outcome,
         );
         Ok(())
@@ -543,10 +543,10 @@ impl Model {
         (from, to, vpc): (&str, &str, &str),
         tunnel: Tunnel,
         class: u8,
-        frames: Vec<Vec<u8>>,
+        frames: &[Vec<u8>],
         outcome: &mut Outcome,
     ) {
-        for inner in &frames {
+        for inner in frames {
             outcome.crossed.push(Crossing {
                 from: from.to_owned(),
                 to: to.to_owned(),
@@ -561,7 +561,7 @@ impl Model {
             return;
         }
         let mut first = Outcome::default();
-        let result = self.from_tunnel(world, (from, to, vpc), &frames, &mut first);
+        let result = self.enter_from_tunnel(world, (from, to, vpc), frames, &mut first);
         let rest = &frames[1..];
         match (result, first.delivered.first()) {
             (Ok(()), Some((port, whole))) if !rest.is_empty() => {
@@ -642,7 +642,7 @@ impl Model {
                     (host, to, vpc),
                     tunnel,
                     packet.class,
-                    frames,
+                    &frames,
                     outcome,
                 );
             }
