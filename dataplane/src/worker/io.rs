@@ -237,12 +237,12 @@ impl WorkerIo {
 
 impl FrameMemory for WorkerIo {
     #[inline]
-    fn bytes(&self, frame: &Frame) -> &[u8] {
+    fn bytes<'a>(&'a self, frame: &'a Frame) -> &'a [u8] {
         self.cache.bytes(frame)
     }
 
     #[inline]
-    fn bytes_mut(&mut self, frame: &mut Frame) -> &mut [u8] {
+    fn bytes_mut<'a>(&'a mut self, frame: &'a mut Frame) -> &'a mut [u8] {
         self.cache.bytes_mut(frame)
     }
 
