@@ -3,12 +3,15 @@
 //! The tables and the pipeline know nothing of sockets, gRPC or threads: tests, fuzzers and benchmarks drive them from memory.
 
 pub mod agent;
+pub mod daemon;
 pub mod encap;
 pub mod fabric;
 pub mod packet;
 pub mod pipeline;
 pub mod policy;
+pub mod port;
 pub mod route;
 pub mod session;
 pub mod snapshot;
-pub mod port;
+pub mod underlay;
+pub mod worker;

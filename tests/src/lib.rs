@@ -17,5 +17,5 @@ pub use daemon::Daemon;
 pub use error::LabError;
 pub use lab::{Lab, LinkOptions, Workload, WorkloadOptions};
 pub use namespace::Namespace;
-pub use raw_socket::RawSocket;
+pub use raw_socket::{RawSocket, is_readable};
 pub use wait::wait_until;

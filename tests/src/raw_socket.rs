@@ -5,7 +5,7 @@
 use std::{
     ffi::CString,
     io, mem,
-    os::fd::{AsRawFd, FromRawFd, OwnedFd},
+    os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd},
     time::{Duration, Instant},
 };
 
@@ -50,15 +50,7 @@ impl RawSocket {
         let mut buffer = vec![0; 65536];
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
-            let mut poll = libc::pollfd {
-                fd: self.fd.as_raw_fd(),
-                events: libc::POLLIN,
-                revents: 0,
-            };
-            let milliseconds = i32::try_from(left.as_millis()).unwrap_or(i32::MAX);
-            // SAFETY: one structure, which outlives the call.
-            let ready = unsafe { libc::poll(&raw mut poll, 1, milliseconds) };
-            if ready > 0 {
+            if is_readable(self.fd.as_raw_fd(), left) {
                 // SAFETY: the kernel writes at most `buffer.len()` bytes into `buffer`.
                 let got = unsafe {
                     let to = buffer.as_mut_ptr().cast();
@@ -76,6 +68,18 @@ impl RawSocket {
             }
         }
     }
+}
+
+/// Waits until a descriptor can be read; false if it can't within the time.
+pub fn is_readable(fd: RawFd, within: Duration) -> bool {
+    let mut poll = libc::pollfd {
+        fd,
+        events: libc::POLLIN,
+        revents: 0,
+    };
+    let milliseconds = i32::try_from(within.as_millis()).unwrap_or(i32::MAX);
+    // SAFETY: one structure, which outlives the call.
+    unsafe { libc::poll(&raw mut poll, 1, milliseconds) > 0 }
 }
 
 fn open(interface: &str) -> io::Result<RawSocket> {

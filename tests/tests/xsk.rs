@@ -4,14 +4,18 @@
 
 mod common;
 
-use std::{sync::Arc, time::Instant};
+use std::{
+    sync::Arc,
+    thread,
+    time::{Duration, Instant},
+};
 
 use common::{SOON, collect, frame, open, pair, small_umem};
 use weft_dataplane::{
     packet::buffer::{FrameMemory, Packet},
     port::{
-        AttachMode, DATA_OFFSET, FrameCache, Interface, PortError, QueueOptions, Role, Umem,
-        UmemOptions, XskQueue,
+        AttachMode, Attachment, BusyPoll, DATA_OFFSET, FrameCache, Interface, PortError,
+        QueueOptions, Role, Umem, UmemOptions, XskQueue,
     },
 };
 use weft_tests::{Lab, LinkOptions, Namespace, RawSocket, wait_until};
@@ -237,6 +241,56 @@ fn frames_that_one_worker_receives_and_another_frees_stay_in_the_books() {
 }
 
 #[test]
+fn two_workers_exchange_frames_through_the_pool() {
+    let umem = small_umem();
+    let (give, take) = std::sync::mpsc::sync_channel(512);
+    let giver = Arc::clone(&umem);
+    thread::scope(|scope| {
+        scope.spawn(move || {
+            let mut cache = FrameCache::new(&giver);
+            let mut given = 0_u32;
+            while given < 1_000_000 {
+                if let Some(mut frame) = cache.alloc() {
+                    cache.bytes_mut(&mut frame)[..4].copy_from_slice(&given.to_be_bytes());
+                    give.send(frame).unwrap();
+                    given += 1;
+                }
+            }
+        });
+        let mut cache = FrameCache::new(&umem);
+        for (number, frame) in (0_u32..).zip(take) {
+            assert_eq!(cache.bytes(&frame)[..4], number.to_be_bytes());
+            cache.free(frame);
+        }
+    });
+    let books = umem.accounting();
+    assert_eq!((books.free, books.held), (books.total, 0), "{books:?}");
+}
+
+#[test]
+fn frames_run_out_and_come_back() {
+    let lab = pair();
+    let umem = small_umem();
+    let mut cache = FrameCache::new(&umem);
+    let (mut queue, _attachment) = open(&lab.dut, &umem, "under0", &PORT, None);
+    let mut all: Vec<_> = std::iter::from_fn(|| cache.alloc()).collect();
+    assert_eq!(all.len(), 4096);
+    let sender = RawSocket::open(&lab.peer, "peer0").unwrap();
+    assert!(collect_nothing(&mut queue, &mut cache));
+    sender.send(&frame(1, 60)).unwrap();
+    wait_until("the drop", SOON, || queue.counters().kernel_dropped > 0).unwrap();
+    all.drain(..).for_each(|frame| cache.free(frame));
+    assert!(collect_nothing(&mut queue, &mut cache));
+    sender.send(&frame(2, 60)).unwrap();
+    let packets = collect(&mut queue, &mut cache, 1);
+    assert_eq!(packets[0].bytes(&cache), frame(2, 60));
+    packets
+        .into_iter()
+        .for_each(|packet| cache.free(packet.frame));
+    settle(&umem);
+}
+
+#[test]
 fn a_queue_can_be_closed_and_opened_again() {
     let lab = pair();
     let umem = small_umem();
@@ -302,4 +356,88 @@ fn the_queues_of_an_interface_are_counted() {
         (interface.receive_queues, interface.mtu, interface.up),
         (3, 1400, true)
     );
+}
+
+#[test]
+fn an_idle_worker_can_wait_for_the_descriptor() {
+    let lab = pair();
+    let umem = small_umem();
+    let mut cache = FrameCache::new(&umem);
+    let (mut queue, _attachment) = open(&lab.dut, &umem, "under0", &PORT, None);
+    assert!(collect_nothing(&mut queue, &mut cache));
+    let sender = RawSocket::open(&lab.peer, "peer0").unwrap();
+    assert!(!weft_tests::is_readable(
+        queue.fd(),
+        Duration::from_millis(50)
+    ));
+    sender.send(&frame(1, 60)).unwrap();
+    assert!(weft_tests::is_readable(queue.fd(), SOON));
+    let packets = collect(&mut queue, &mut cache, 1);
+    packets
+        .into_iter()
+        .for_each(|packet| cache.free(packet.frame));
+    assert!(!weft_tests::is_readable(queue.fd(), Duration::ZERO));
+}
+
+#[test]
+fn a_queue_that_polls_busily_receives_too() {
+    let lab = pair();
+    let umem = small_umem();
+    let mut cache = FrameCache::new(&umem);
+    let options = QueueOptions {
+        busy_poll: Some(BusyPoll {
+            microseconds: 20,
+            budget: 64,
+        }),
+        ..QueueOptions::default()
+    };
+    let open = || {
+        let queue = XskQueue::open(&umem, "under0", 0, options).unwrap();
+        let mut attachment =
+            Attachment::attach("under0", &Role::Port { headroom: 0 }, None).unwrap();
+        attachment.register(&queue).unwrap();
+        (queue, attachment)
+    };
+    let (mut queue, _attachment) = lab.dut.enter(open).unwrap();
+    assert!(collect_nothing(&mut queue, &mut cache));
+    let sender = RawSocket::open(&lab.peer, "peer0").unwrap();
+    (0..200).for_each(|n| sender.send(&frame(n, 60)).unwrap());
+    let packets = collect(&mut queue, &mut cache, 200);
+    assert_eq!(packets.len(), 200, "{:?}", queue.counters());
+    packets
+        .into_iter()
+        .for_each(|packet| cache.free(packet.frame));
+}
+
+#[test]
+fn memory_does_without_huge_pages_where_there_are_none() {
+    let huge = |wanted| {
+        let options = UmemOptions {
+            frame_size: 4096,
+            frames: 2048,
+            huge_pages: wanted,
+            ..UmemOptions::default()
+        };
+        Umem::new(options).unwrap()
+    };
+    assert!(!huge(false).has_huge_pages());
+    // With or without, according to the machine.
+    let umem = huge(true);
+    assert_eq!((umem.frame_size(), umem.frame_count()), (4096, 2048));
+    let mut cache = FrameCache::new(&umem);
+    let mut frames: Vec<_> = std::iter::from_fn(|| cache.alloc()).collect();
+    assert_eq!(frames.len(), 2048);
+    for frame in &mut frames {
+        let mark = frame.index() as u8;
+        cache.bytes_mut(frame).fill(mark);
+    }
+    for frame in &frames {
+        assert!(
+            cache
+                .bytes(frame)
+                .iter()
+                .all(|byte| *byte == frame.index() as u8)
+        );
+    }
+    frames.into_iter().for_each(|frame| cache.free(frame));
 }

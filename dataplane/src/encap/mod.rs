@@ -94,7 +94,7 @@ impl Template {
     }
 
     /// Bytes of outer header, Ethernet included.
-    pub fn len(&self) -> usize {
+    pub fn overhead(&self) -> usize {
         usize::from(self.len)
     }
 
@@ -114,7 +114,7 @@ impl Template {
         traffic_class: u8,
         entropy: u16,
     ) -> bool {
-        let len = self.len();
+        let len = self.overhead();
         if !make_headroom(
             memory,
             &mut packet.frame,

@@ -396,7 +396,7 @@ fn ipv6_extensions(
             let (offset, more) = (bits & 0xfff8, bits & 1 != 0);
             let payload = packet.len() - (at + 8);
             if fragment.is_some()
-                || (more && payload % 8 != 0)
+                || (more && !payload.is_multiple_of(8))
                 || usize::from(offset) + payload > 65535
             {
                 return Err(DropReason::Ipv6Extension);
@@ -442,16 +442,16 @@ fn check_ipv6_addresses(source: u128, destination: u128) -> Result<(), DropReaso
 /// Ports, flags and ICMP type from the transport header; none in later fragments.
 fn transport(frame: &[u8], parsed: &mut Parsed) -> Result<(), DropReason> {
     let (l4, end) = (usize::from(parsed.l4), usize::from(parsed.end));
-    if let Some(fragment) = parsed.fragment {
-        if fragment.offset != 0 {
-            // A second fragment at 8 bytes could overwrite the flags of a TCP header (RFC 1858 §3.2, RFC 3128).
-            let tiny = fragment.offset < 16 && parsed.flow.protocol == protocol::TCP;
-            return if tiny {
-                Err(DropReason::FragmentTiny)
-            } else {
-                Ok(())
-            };
-        }
+    if let Some(fragment) = parsed.fragment
+        && fragment.offset != 0
+    {
+        // A second fragment at 8 bytes could overwrite the flags of a TCP header (RFC 1858 §3.2, RFC 3128).
+        let tiny = fragment.offset < 16 && parsed.flow.protocol == protocol::TCP;
+        return if tiny {
+            Err(DropReason::FragmentTiny)
+        } else {
+            Ok(())
+        };
     }
     let header = &frame[l4..end];
     let cut_short = if parsed.fragment.is_some() {

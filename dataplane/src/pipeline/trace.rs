@@ -81,8 +81,26 @@ fn run(
         local::ping(&mut frame.to_vec(), &parsed)?;
         return Ok("reply from the gateway".to_owned());
     }
-    let vni = snapshot.vpcs[port.vpc].vni;
-    let tracked = if is_icmp_error(&parsed) {
+    judge_traced(
+        snapshot,
+        sessions,
+        frame,
+        (&parsed, Ingress::Port(index), port.vpc),
+        steps,
+    )
+}
+
+/// What real packets meet after the checks of their ingress.
+fn judge_traced(
+    snapshot: &Snapshot,
+    sessions: &SessionTable,
+    frame: &[u8],
+    packet: (&Parsed, Ingress, usize),
+    steps: &mut Steps,
+) -> Result<String, DropReason> {
+    let (parsed, ingress, vpc) = packet;
+    let vni = snapshot.vpcs[vpc].vni;
+    let standing = if is_icmp_error(parsed) {
         let quote = frame
             .get(usize::from(parsed.l4) + 8..usize::from(parsed.end))
             .unwrap_or_default();
@@ -105,13 +123,58 @@ fn run(
         }
     };
     let case = Case {
-        parsed: &parsed,
-        ingress: Ingress::Port(index),
-        vpc: port.vpc,
-        standing: tracked,
+        parsed,
+        ingress,
+        vpc,
+        standing,
     };
     let action = judge::judge(snapshot, &case, steps)?;
     Ok(verdict(snapshot, &action))
+}
+
+/// Traces a frame that comes in over the uplink, outer headers included.
+pub fn trace_from_uplink(
+    snapshot: &Snapshot,
+    sessions: &SessionTable,
+    frame: &[u8],
+) -> (Steps, String) {
+    let mut steps = Steps::default();
+    let verdict = match run_from_uplink(snapshot, sessions, frame, &mut steps) {
+        Ok(verdict) => verdict,
+        Err(reason) => format!("drop {}: {}", reason.name(), reason.meaning()),
+    };
+    (steps, verdict)
+}
+
+fn run_from_uplink(
+    snapshot: &Snapshot,
+    sessions: &SessionTable,
+    frame: &[u8],
+    steps: &mut Steps,
+) -> Result<String, DropReason> {
+    let (outer, peer, vpc) = super::enter::check_outer(snapshot, frame)?;
+    steps.step("tunnel", || {
+        let host = snapshot
+            .peer(peer)
+            .map_or("gone", |peer| peer.host.as_str());
+        format!(
+            "from host {host}, VPC {}, in generation {}",
+            snapshot.vpcs[vpc].id, snapshot.generation
+        )
+    });
+    let inner = &frame[usize::from(outer.inner)..usize::from(outer.end)];
+    let Inner::Ip(parsed) = parse::inner(inner)? else {
+        local::arp(snapshot, local::Asker::Peer(peer, vpc), &mut inner.to_vec())?;
+        return Ok("reply from the gateway".to_owned());
+    };
+    steps.step("parse", || describe(&parsed));
+    judge_traced(
+        snapshot,
+        sessions,
+        inner,
+        (&parsed, Ingress::Peer(peer), vpc),
+        steps,
+    )
 }
 
 fn describe(parsed: &Parsed) -> String {

@@ -91,8 +91,10 @@ pub struct QueueCounters {
     pub doorbells: u64,
     /// Doorbells that the kernel answered with an error other than "try again".
     pub doorbell_errors: u64,
-    /// Dropped by the kernel: no frame in the fill ring, or another reason that it doesn't name.
+    /// Dropped by the kernel: no frame to receive into, or another reason that it doesn't name.
     pub kernel_dropped: u64,
+    /// Times that the kernel looked for a frame in the fill ring and found none.
+    pub kernel_fill_empty: u64,
     /// Dropped by the kernel: the receive ring was full.
     pub kernel_ring_full: u64,
     /// Descriptors that the kernel refused.
@@ -224,6 +226,10 @@ impl XskQueue {
     #[inline]
     pub fn receive(&mut self, cache: &mut FrameCache, out: &mut Vec<Packet>, max: usize) -> usize {
         self.refill(cache);
+        if self.busy_poll {
+            // The device is driven from here. Whatever the call says, the ring tells what came.
+            let _ = socket_options::ring_receive_bell(self.fd);
+        }
         let before = out.len();
         let mut left = max;
         while left > 0 {
@@ -245,9 +251,6 @@ impl XskQueue {
             self.counters.received += received as u64;
             cache.note_held(received as i64);
             self.publish();
-        } else if self.busy_poll {
-            // The poll is the work; whatever it says, the ring tells what came.
-            let _ = socket_options::ring_receive_bell(self.fd);
         }
         received
     }
@@ -374,34 +377,32 @@ impl XskQueue {
         }
     }
 
-    /// Rings until the kernel has taken everything or can't take more now; whether something is left.
+    /// Rings until the kernel has taken everything, or takes nothing more now; whether something is left.
     fn ring_bell(&mut self) -> bool {
         let Some(rings) = &mut self.rings else {
             return false;
         };
-        // In copy mode a call sends a bounded number of packets and then says "again".
-        for _ in 0..=self.ring_size / 32 {
+        let mut free = rings.transmit.nb_free_exact();
+        while free < self.ring_size {
             if !rings.transmit.needs_wakeup() {
                 return false;
             }
             self.counters.doorbells += 1;
-            match socket_options::ring_transmit_bell(self.fd) {
-                Ok(()) => {}
-                Err(error) => match error.raw_os_error() {
-                    // A bounded number is sent, or one packet was dropped by the device, and the rest waits.
-                    Some(libc::EAGAIN | libc::EBUSY) => {}
-                    // No buffers now, or the device is down: the packets wait in the ring.
-                    _ => {
-                        self.counters.doorbell_errors += 1;
-                        return true;
-                    }
-                },
+            // In copy mode a call sends a bounded number of packets and then says "again"; it says "busy" when the device dropped one.
+            // With anything else (no buffers, device down) the packets wait in the ring.
+            if let Err(error) = socket_options::ring_transmit_bell(self.fd)
+                && !matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::EBUSY))
+            {
+                self.counters.doorbell_errors += 1;
+                return true;
             }
-            if rings.transmit.nb_free_exact() == self.ring_size {
-                return false;
+            let now_free = rings.transmit.nb_free_exact();
+            if now_free == free {
+                return true;
             }
+            free = now_free;
         }
-        true
+        false
     }
 
     /// Takes back the frames of packets that have been sent.
@@ -457,6 +458,7 @@ impl XskQueue {
             .unwrap_or_default();
         QueueCounters {
             kernel_dropped: kernel.rx_dropped(),
+            kernel_fill_empty: kernel.rx_fill_ring_empty_descs(),
             kernel_ring_full: kernel.rx_ring_full(),
             kernel_invalid: kernel.rx_invalid_descs() + kernel.tx_invalid_descs(),
             ..self.counters

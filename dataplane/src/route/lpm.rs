@@ -35,12 +35,12 @@ impl<T> Lpm<T> {
             Family::Ipv4 => &mut self.ipv4,
             Family::Ipv6 => &mut self.ipv6,
         };
-        let position = levels.partition_point(|(len, _)| *len > prefix.len());
+        let position = levels.partition_point(|(len, _)| *len > prefix.length());
         if levels
             .get(position)
-            .is_none_or(|(len, _)| *len != prefix.len())
+            .is_none_or(|(len, _)| *len != prefix.length())
         {
-            levels.insert(position, (prefix.len(), HashMap::default()));
+            levels.insert(position, (prefix.length(), HashMap::default()));
         }
         levels[position].1.insert(prefix.bits(), value)
     }
@@ -116,7 +116,7 @@ mod tests {
                     n if take_near => prefixes[near.index(n)].bits() ^ u128::from(random & 0xff),
                     _ => IPV4_MAPPED | u128::from(random),
                 };
-                let twin = prefixes.iter().enumerate().filter(|(_, p)| p.contains(address)).max_by_key(|(value, p)| (p.len(), *value));
+                let twin = prefixes.iter().enumerate().filter(|(_, p)| p.contains(address)).max_by_key(|(value, p)| (p.length(), *value));
                 prop_assert_eq!(table.lookup(address).map(|(_, value)| *value), twin.map(|(value, _)| value));
             }
         }

@@ -33,7 +33,7 @@ impl Prefix {
     }
 
     /// Length in the 128-bit form.
-    pub fn len(&self) -> u8 {
+    pub fn length(&self) -> u8 {
         self.len
     }
 

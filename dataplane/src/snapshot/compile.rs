@@ -379,7 +379,7 @@ impl Compiler<'_> {
                         });
                     }
                     (Err(rule), ..) => {
-                        self.violate(Kind::NetworkAcl, &acl.id, format!("rules[{i}]"), rule)
+                        self.violate(Kind::NetworkAcl, &acl.id, format!("rules[{i}]"), rule);
                     }
                     _ => self.violate(
                         Kind::NetworkAcl,
@@ -606,7 +606,7 @@ impl Compiler<'_> {
                         "is ingress or egress",
                     ),
                     (Err(rule), _) => {
-                        self.violate(Kind::SecurityGroup, id, format!("rules[{i}]"), rule)
+                        self.violate(Kind::SecurityGroup, id, format!("rules[{i}]"), rule);
                     }
                 }
             }

@@ -243,8 +243,8 @@ pub fn read(frame: &[u8]) -> Seen {
     let ethernet = packet
         .link
         .as_ref()
-        .and_then(|link| link.to_header())
-        .and_then(|link| link.ethernet2())
+        .and_then(etherparse::LinkSlice::to_header)
+        .and_then(etherparse::LinkHeader::ethernet2)
         .unwrap();
     let payload = match packet.transport.as_ref() {
         Some(TransportSlice::Udp(udp)) => {

@@ -1,6 +1,8 @@
 //! Behaviours that users of such systems rely on, in memory: packet in, packet out. Tests are named after the numbers of the list of
 //! behaviours.
 
+#![allow(clippy::unwrap_used)]
+
 mod frames;
 mod neighbours;
 mod overlay;

@@ -76,7 +76,8 @@ fn b009_what_comes_from_strangers_or_lies_is_dropped_by_name() {
     let good = outer_of(&mut fabric);
     assert_eq!(fabric.send_from_underlay("h2", &good).len(), 1);
     // Each change goes into the outer source, the VNI, the inner MACs or addresses; checksums of headers are made good again.
-    let cases: [(&str, fn(&mut Vec<u8>), DropReason); 6] = [
+    type Damage = fn(&mut Vec<u8>);
+    let cases: [(&str, Damage, DropReason); 6] = [
         ("unknown VTEP", |f| f[29] = 9, DropReason::UnknownVtep),
         ("unknown VNI", |f| f[48] = 99, DropReason::UnknownVni),
         (

@@ -210,7 +210,7 @@ fn b016_acls_are_ordered_and_stateless() {
         "the reply by its own rule"
     );
     change(&mut fabric, |objects| {
-        drop(objects.network_acls[0].rules.pop())
+        drop(objects.network_acls[0].rules.pop());
     });
     assert_eq!(fabric.send("b1", &out(53)).len(), 1);
     assert!(
@@ -245,7 +245,7 @@ fn b017_a_flow_whose_rule_is_removed_ends_both_ways_and_is_forgotten() {
             "forgotten"
         );
         change(&mut fabric, |objects| {
-            group(objects, "open").rules = vec![ingress("udp", Some(53))]
+            group(objects, "open").rules = vec![ingress("udp", Some(53))];
         });
         assert_eq!(fabric.send("a1", &there).len(), 1, "and may come back");
     }
@@ -289,7 +289,7 @@ fn b035_a_deleted_port_takes_its_sessions_along() {
     let frame = udp(A1, A3, A3.mac, (1, 2), b"x");
     assert_eq!(fabric.send("a1", &frame).len(), 1);
     change(&mut fabric, |objects| {
-        objects.ports.retain(|port| port.id != "a3")
+        objects.ports.retain(|port| port.id != "a3");
     });
     assert!(fabric.send("a1", &frame).is_empty());
     assert_eq!(fabric.drops("h1", DropReason::UnknownMac), 1);

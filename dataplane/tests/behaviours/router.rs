@@ -193,7 +193,7 @@ fn b029_the_longer_prefix_wins_and_a_custom_route_beats_the_implied_one() {
         objects.route_tables[0].routes.push(Route {
             port: "b1".into(),
             ..route("10.0.2.0/24")
-        })
+        });
     });
     assert_eq!(
         fabric.send("a1", &to(B2.v4))[0].port,
@@ -201,7 +201,7 @@ fn b029_the_longer_prefix_wins_and_a_custom_route_beats_the_implied_one() {
         "custom beats implied, at once"
     );
     change(&mut fabric, |objects| {
-        drop(objects.route_tables[0].routes.pop())
+        drop(objects.route_tables[0].routes.pop());
     });
     assert_eq!(
         fabric.send("a1", &to(B2.v4))[0].port,
@@ -249,7 +249,7 @@ fn b029_ecmp_spreads_by_weight_and_a_member_gone_moves_only_its_flows() {
     assert!((660..840).contains(&counts["b2"]), "{counts:?}");
     assert!((310..440).contains(&counts["b1"]), "{counts:?}");
     change(&mut fabric, |objects| {
-        drop(objects.route_tables[0].routes[0].ecmp.remove(0))
+        drop(objects.route_tables[0].routes[0].ecmp.remove(0));
     });
     let after = choices(&mut fabric);
     for (was, is) in before.iter().zip(&after) {

@@ -232,7 +232,7 @@ fn b024_fragments_follow_the_first_in_any_order() {
             .sum();
         assert_eq!(arrived, 3, "{order:?} {:?}", fabric.all_drops());
         let mut denied = crate::topology::fabric(|objects| {
-            group(objects, "open").rules = vec![ingress("udp", Some(54))]
+            group(objects, "open").rules = vec![ingress("udp", Some(54))];
         });
         let arrived: usize = order
             .iter()

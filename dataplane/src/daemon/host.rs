@@ -1,0 +1,273 @@
+//! The host as a whole: state in, snapshot and devices out. This is where the agent, the underlay and the workers meet.
+
+use std::collections::{BTreeMap, HashMap};
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use weft_proto::state::State;
+use weft_proto::v1::Violation;
+
+use super::config::Config;
+use super::devices::Devices;
+use crate::agent::Apply;
+use crate::packet::Mac;
+use crate::packet::parse::{address_word, word_address};
+use crate::pipeline::Shared;
+use crate::port::{PortError, Umem, UmemOptions};
+use crate::session::SessionTable;
+use crate::snapshot::compile::{Adjacency, Context, Registries, Underlay, compile};
+use crate::underlay::Adjacencies;
+use crate::worker::{Plan, Workers};
+
+/// The host, shared by the agent, the watcher of the underlay and the node service.
+#[derive(Debug)]
+pub struct Host {
+    /// Its id.
+    pub id: String,
+    /// Sessions and fragments.
+    pub shared: Shared,
+    /// Packet memory.
+    pub umem: Arc<Umem>,
+    /// Interfaces of the uplinks.
+    pub uplinks: Vec<String>,
+    inner: Mutex<Inner>,
+}
+
+/// What changes under the lock.
+#[derive(Debug)]
+pub struct Inner {
+    /// The workers.
+    pub workers: Workers,
+    /// Open devices.
+    pub devices: Devices,
+    /// The state in force.
+    pub state: Arc<State>,
+    /// Its revision.
+    pub revision: u64,
+    registries: Registries,
+    generation: u32,
+    underlay: Underlay,
+    adjacencies: Adjacencies,
+    wanted: BTreeMap<u16, String>,
+}
+
+impl Host {
+    /// Makes packet memory, workers and uplinks. No state is in force yet.
+    ///
+    /// # Errors
+    /// What the system refuses, with the remedy.
+    pub fn new(config: &Config) -> Result<Self, PortError> {
+        let memory = UmemOptions {
+            frame_size: config.memory.frame_size,
+            frames: config.memory.frames,
+            ring_size: config.memory.ring_size,
+            huge_pages: config.memory.huge_pages,
+        };
+        let umem = Umem::new(memory)?;
+        tracing::info!(
+            frames = config.memory.frames,
+            huge_pages = umem.has_huge_pages(),
+            "packet memory"
+        );
+        let shared = Shared {
+            sessions: Arc::new(SessionTable::new(config.session_limits())),
+            fragments: Arc::default(),
+        };
+        let cores: Vec<Option<usize>> = if config.workers.cores.is_empty() {
+            vec![None]
+        } else {
+            config.workers.cores.iter().copied().map(Some).collect()
+        };
+        let plan = Plan {
+            cores: &cores,
+            settings: &config.settings(),
+            shared: &shared,
+            timeouts: config.timeouts(),
+            spin: config.workers.spin,
+            umem: &umem,
+        };
+        let workers = Workers::start(&plan).map_err(|source| PortError::Io {
+            what: "starting workers".to_owned(),
+            source,
+        })?;
+        let devices = Devices::open(config, &umem, &workers)?;
+        let registries =
+            Registries::new(config.limits.ports, config.limits.peers, config.limits.vpcs);
+        let inner = Inner {
+            workers,
+            devices,
+            state: Arc::default(),
+            revision: 0,
+            registries,
+            generation: 0,
+            underlay: Underlay::default(),
+            adjacencies: Adjacencies::default(),
+            wanted: BTreeMap::new(),
+        };
+        let uplinks = config
+            .uplinks
+            .iter()
+            .map(|uplink| uplink.interface.clone())
+            .collect();
+        Ok(Self {
+            id: config.host.clone(),
+            shared,
+            umem,
+            uplinks,
+            inner: Mutex::new(inner),
+        })
+    }
+
+    /// The parts that change.
+    pub fn inner(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Addresses of remote VTEPs that the underlay has to know the way to.
+    pub fn remote_vteps(&self) -> Vec<IpAddr> {
+        let objects = self.inner().state.to_objects();
+        let remote = objects.hosts.iter().filter(|host| host.id != self.id);
+        remote
+            .flat_map(|host| &host.vteps)
+            .filter_map(|text| text.parse().ok())
+            .collect()
+    }
+
+    /// Judges by other ways through the underlay from now on.
+    pub fn set_adjacencies(&self, adjacencies: &Adjacencies) {
+        let mut inner = self.inner();
+        inner.adjacencies = Arc::clone(adjacencies);
+        let state = Arc::clone(&inner.state);
+        if let Err(violations) = self.put_in_force(&mut inner, &state, None) {
+            // The state was in force before, so this cannot be its fault.
+            tracing::error!(?violations, "the state in force does not compile any more");
+        }
+    }
+
+    /// Looks whether devices of ports have come or gone. Answers the ids of ports that came up and that went down.
+    pub fn settle_devices(&self) -> (Vec<String>, Vec<String>) {
+        let mut inner = self.inner();
+        let Inner {
+            workers,
+            devices,
+            wanted,
+            ..
+        } = &mut *inner;
+        let (up, down) = devices.settle(wanted, workers);
+        let snapshot = workers.common().snapshot.load();
+        let names = |indexes: Vec<u16>| {
+            indexes
+                .into_iter()
+                .filter_map(|index| Some(snapshot.port(index)?.id.clone()))
+                .collect()
+        };
+        (names(up), names(down))
+    }
+
+    /// Compiles a state and has the workers judge by it. `revision`: it is a new one.
+    fn put_in_force(
+        &self,
+        inner: &mut Inner,
+        state: &Arc<State>,
+        revision: Option<u64>,
+    ) -> Result<(), Vec<Violation>> {
+        let objects = state.to_objects();
+        let own = objects.hosts.iter().find(|host| host.id == self.id);
+        let vteps: Vec<IpAddr> = own
+            .into_iter()
+            .flat_map(|host| &host.vteps)
+            .filter_map(|text| text.parse().ok())
+            .collect();
+        inner.underlay = underlay(&inner.adjacencies, &vteps, &self.uplinks);
+        let generation = if inner.generation == u32::MAX {
+            1
+        } else {
+            inner.generation + 1
+        };
+        let context = Context {
+            host: &self.id,
+            generation,
+            revision: revision.unwrap_or(inner.revision),
+            underlay: &inner.underlay,
+        };
+        let mut registries = inner.registries.clone();
+        let snapshot = Arc::new(compile(state, &context, &mut registries)?);
+        let before = inner.workers.common().snapshot.load_full();
+        // Nothing below fails. Sessions of ports that go are removed when no worker can make new ones for them.
+        inner.registries = registries;
+        inner.generation = generation;
+        inner.state = Arc::clone(state);
+        inner.revision = revision.unwrap_or(inner.revision);
+        if let Err(error) = inner.devices.set_vteps(&vteps) {
+            tracing::error!(%error, "the uplinks' programs do not take the tunnel addresses");
+        }
+        if !inner.workers.publish(Arc::clone(&snapshot)) {
+            tracing::warn!(
+                generation,
+                "a worker has not taken up the new generation within a second"
+            );
+        }
+        for (index, port) in (0u16..).zip(&before.ports) {
+            let same = |port: &crate::snapshot::Port| {
+                snapshot.port(index).is_some_and(|now| now.id == port.id)
+            };
+            if port.as_ref().is_some_and(|port| !same(port)) {
+                self.shared.sessions.remove_port(index);
+            }
+        }
+        let present = (0u16..)
+            .zip(&snapshot.ports)
+            .filter_map(|(index, port)| Some((index, port.as_ref()?.device.clone())));
+        inner.wanted = present.filter(|(_, device)| !device.is_empty()).collect();
+        let Inner {
+            workers,
+            devices,
+            wanted,
+            ..
+        } = inner;
+        devices.settle(wanted, workers);
+        Ok(())
+    }
+
+    /// Stops the workers and closes every device.
+    pub fn stop(&self) {
+        self.inner().workers.stop();
+    }
+}
+
+impl Apply for Host {
+    fn apply(&self, revision: u64, state: &State) -> Result<(), Vec<Violation>> {
+        let mut inner = self.inner();
+        self.put_in_force(&mut inner, &Arc::new(state.clone()), Some(revision))
+    }
+}
+
+/// The ways through the underlay in the form that snapshots are compiled from.
+fn underlay(adjacencies: &Adjacencies, vteps: &[IpAddr], uplinks: &[String]) -> Underlay {
+    let by_name: HashMap<&str, u16> = uplinks.iter().map(String::as_str).zip(0u16..).collect();
+    let mut ways = Underlay::default();
+    for (remote, way) in adjacencies.iter() {
+        let Ok(way) = way else { continue };
+        let Some(uplink) = by_name.get(way.uplink.as_str()).copied() else {
+            tracing::warn!(%remote, interface = %way.uplink, "the way to a VTEP leads over an interface that is no uplink of ours");
+            continue;
+        };
+        // The kernel's choice of source, if it is one of our tunnel addresses.
+        let same_family = |address: &&IpAddr| address.is_ipv4() == remote.is_ipv4();
+        let source = way
+            .source
+            .filter(|source| vteps.contains(source))
+            .or_else(|| vteps.iter().find(same_family).copied());
+        let Some(source) = source else { continue };
+        let adjacency = Adjacency {
+            source: address_word(source),
+            source_mac: Mac::from_bytes(way.source_mac),
+            next_hop_mac: Mac::from_bytes(way.next_hop_mac),
+            uplink,
+            mtu: way.mtu,
+        };
+        debug_assert_eq!(word_address(address_word(*remote)), *remote);
+        ways.insert(address_word(*remote), vec![adjacency]);
+    }
+    ways
+}

@@ -1,0 +1,10 @@
+//! The daemon: configuration, the host that it makes of it, and the service by which it can be looked at.
+
+pub mod config;
+pub mod devices;
+pub mod host;
+pub mod node;
+mod run;
+
+pub use config::Config;
+pub use run::run;

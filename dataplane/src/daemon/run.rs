@@ -1,0 +1,159 @@
+//! weftd from start to stop.
+
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use tokio::net::UnixListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_stream::wrappers::UnixListenerStream;
+use weft_proto::v1::node_server::NodeServer;
+use weft_proto::v1::{Event, ObjectKey};
+
+use super::config::Config;
+use super::host::Host;
+use super::node::NodeService;
+use crate::agent::{self, AgentConfig, AgentHandle, Source};
+use crate::underlay::Underlay;
+
+/// How often devices of ports are looked for.
+const SETTLE: Duration = Duration::from_millis(250);
+
+/// Runs the daemon until it is told to stop.
+///
+/// # Errors
+/// What keeps it from starting, with the remedy where there is one.
+pub async fn run(path: &Path, config: Config) -> anyhow::Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut hangup = signal(SignalKind::hangup())?;
+    let host = Arc::new(Host::new(&config)?);
+    let underlay = Underlay::start()?;
+    let source = match (&config.controller, &config.state_file) {
+        (Some(address), _) => Source::Controller {
+            address: address.clone(),
+            state_directory: config.state_directory.clone(),
+        },
+        (None, Some(file)) => Source::File(file.clone()),
+        (None, None) => anyhow::bail!("neither controller nor state_file is set"),
+    };
+    let capabilities = ["vxlan", "gre", "netdev"].map(str::to_owned).to_vec();
+    let agent_config = AgentConfig {
+        host: config.host.clone(),
+        capabilities,
+        source,
+    };
+    let agent = Arc::new(agent::start(agent_config, Arc::clone(&host)).await?);
+    let listener = listen(&config.socket)?;
+    let service = NodeService {
+        host: Arc::clone(&host),
+        agent: Arc::clone(&agent),
+    };
+    let server = tonic::transport::Server::builder()
+        .add_service(NodeServer::new(service))
+        .serve_with_incoming(UnixListenerStream::new(listener));
+    let server = tokio::spawn(server);
+    tracing::info!(host = %config.host, socket = %config.socket.display(), "weftd is ready");
+
+    let mut adjacencies = underlay.adjacencies();
+    let mut states = agent.watch();
+    underlay.set_peers(host.remote_vteps());
+    let mut settle = tokio::time::interval(SETTLE);
+    loop {
+        tokio::select! {
+            _ = terminate.recv() => break,
+            _ = interrupt.recv() => break,
+            _ = hangup.recv() => reload(path, &host, &agent).await,
+            changed = adjacencies.changed() => {
+                if changed.is_err() {
+                    anyhow::bail!("the watcher of the underlay ended");
+                }
+                let now = adjacencies.borrow_and_update().clone();
+                let host = Arc::clone(&host);
+                tokio::task::spawn_blocking(move || host.set_adjacencies(&now)).await?;
+            }
+            changed = states.changed() => {
+                if changed.is_err() {
+                    anyhow::bail!("the agent ended");
+                }
+                states.mark_unchanged();
+                underlay.set_peers(host.remote_vteps());
+            }
+            _ = settle.tick() => {
+                let looking = Arc::clone(&host);
+                let (up, down) = tokio::task::spawn_blocking(move || looking.settle_devices()).await?;
+                report(&agent, "port_up", up);
+                report(&agent, "port_down", down);
+            }
+        }
+    }
+    tracing::info!("stopping");
+    server.abort();
+    drop(underlay);
+    let stopping = Arc::clone(&host);
+    tokio::task::spawn_blocking(move || stopping.stop()).await?;
+    let _ = std::fs::remove_file(&config.socket);
+    Ok(())
+}
+
+fn report(agent: &AgentHandle, kind: &str, ports: Vec<String>) {
+    for id in ports {
+        let object = Some(ObjectKey {
+            kind: "port".to_owned(),
+            id,
+        });
+        agent.report(Event {
+            session: 0,
+            kind: kind.to_owned(),
+            object,
+            text: String::new(),
+        });
+    }
+}
+
+/// The local socket, for its owner and group only. One that a dead daemon left behind is taken over; a live one's is not.
+fn listen(socket: &Path) -> anyhow::Result<UnixListener> {
+    if let Some(directory) = socket.parent() {
+        std::fs::create_dir_all(directory)
+            .with_context(|| format!("cannot make {}", directory.display()))?;
+    }
+    if std::os::unix::net::UnixStream::connect(socket).is_ok() {
+        anyhow::bail!("another weftd answers at {}", socket.display());
+    }
+    match std::fs::remove_file(socket) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            return Err(error).context(format!("cannot replace {}", socket.display()));
+        }
+        _ => {}
+    }
+    let listener = UnixListener::bind(socket)
+        .with_context(|| format!("cannot listen at {}", socket.display()))?;
+    std::fs::set_permissions(socket, std::fs::Permissions::from_mode(0o660))?;
+    Ok(listener)
+}
+
+/// SIGHUP: takes up what can change live, and says what cannot.
+async fn reload(path: &Path, host: &Host, agent: &AgentHandle) {
+    match Config::read(path) {
+        Ok(config) => {
+            let inner = host.inner();
+            let common = inner.workers.common();
+            common.timeouts.store(Arc::new(config.timeouts()));
+            common
+                .spin
+                .store(config.workers.spin, std::sync::atomic::Ordering::Relaxed);
+            tracing::info!(
+                "session idle times and idle mode taken up; other settings need a restart"
+            );
+        }
+        Err(error) => tracing::error!(%error, "the configuration stays as it was"),
+    }
+    if agent.status().connection == agent::Connection::File {
+        match agent.reload().await {
+            Ok(revision) => tracing::info!(revision, "state file taken up"),
+            Err(error) => tracing::error!(%error, "the state stays as it was"),
+        }
+    }
+}

@@ -1,0 +1,133 @@
+//! What a packet turns into besides itself: the ICMP error about it, its fragments, copies for a whole subnet.
+
+use super::icmp_error::{self, Problem};
+use super::{Core, Destination, Entry, Io, Tables, flood, rewrite, split};
+use crate::packet::{DropReason, Packet};
+use crate::session::table::{Action, Ingress};
+use crate::snapshot::Tunnel;
+
+impl Core {
+    /// Sends the ICMP error that is owed to a port, in place of the packet; drops the packet if none may be sent.
+    #[cold]
+    #[inline(never)]
+    pub(super) fn report(
+        &mut self,
+        tables: Tables<'_>,
+        io: &mut impl Io,
+        mut packet: Packet,
+        entry: &Entry,
+        problem: Problem,
+    ) {
+        let reason = match problem {
+            Problem::TimeExceeded => DropReason::TtlExceeded,
+            Problem::TooBig(_) => DropReason::TooBig,
+        };
+        let Ingress::Port(index) = entry.ingress else {
+            return self.drop(tables, io, packet, entry.ingress, reason);
+        };
+        let gateway = tables.snapshot.port(index).and_then(|port| {
+            let subnet = &tables.snapshot.subnets[port.subnet];
+            Some((subnet.gateway_mac, subnet.gateway(entry.parsed.family)?))
+        });
+        let Some(gateway) = gateway.filter(|_| icmp_error::may_report(&entry.parsed)) else {
+            return self.drop(tables, io, packet, entry.ingress, reason);
+        };
+        if !self.errors.take(index, self.now) {
+            return self.drop(tables, io, packet, entry.ingress, DropReason::ReplyLimit);
+        }
+        if icmp_error::turn(io, &mut packet, &entry.parsed, gateway, problem) {
+            // The packet is dropped; the error is a new one.
+            self.counters.port(index).drop(reason);
+            self.counters.port(index).generated.add(1);
+            io.send(Destination::Port(index), packet);
+        } else {
+            self.drop(tables, io, packet, entry.ingress, reason);
+        }
+    }
+
+    /// Fragments an IPv4 packet that the tunnel can't carry whole, and sends the pieces.
+    #[cold]
+    #[inline(never)]
+    pub(super) fn split(
+        &mut self,
+        tables: Tables<'_>,
+        io: &mut impl Io,
+        mut packet: Packet,
+        entry: &Entry,
+        action: &Action,
+        tunnel: &Tunnel,
+    ) {
+        let frame = packet.bytes_mut(io);
+        if let Some((destination, source)) = action.rewrite {
+            rewrite::macs(frame, destination, source);
+            rewrite::decrement_ttl(frame, &entry.parsed);
+        }
+        match split::split(io, &packet, &entry.parsed, tunnel.inner_mtu) {
+            Ok(pieces) => {
+                let traffic = self.traffic(tables, entry.ingress);
+                traffic.generated.add(pieces.len() as u64 - 1);
+                io.free(packet.frame);
+                for piece in pieces {
+                    self.encapsulate(tables, io, piece, entry, tunnel);
+                }
+            }
+            Err(reason) => self.drop(tables, io, packet, entry.ingress, reason),
+        }
+    }
+
+    /// Copies a packet to everybody in its subnet who may have it.
+    #[cold]
+    #[inline(never)]
+    pub(super) fn flood(
+        &mut self,
+        tables: Tables<'_>,
+        io: &mut impl Io,
+        packet: Packet,
+        entry: &Entry,
+    ) {
+        if let Ingress::Port(index) = entry.ingress
+            && !self.broadcasts.take(index, self.now)
+        {
+            return self.drop(
+                tables,
+                io,
+                packet,
+                entry.ingress,
+                DropReason::BroadcastLimit,
+            );
+        }
+        let receivers = flood::receivers(tables.snapshot, entry.ingress, entry.vpc, &entry.parsed);
+        let ways = receivers
+            .peers
+            .iter()
+            .filter_map(|peer| tables.snapshot.peer(*peer)?.tunnel(entry.key.hash));
+        let copies = receivers.ports.len() + ways.clone().count();
+        let traffic = self.traffic(tables, entry.ingress);
+        if copies == 0 {
+            return self.drop(tables, io, packet, entry.ingress, DropReason::NoReceiver);
+        }
+        traffic.generated.add(copies as u64 - 1);
+        let copy = |io: &mut _| {
+            let copy = split::copy(io, &packet);
+            if copy.is_none() {
+                traffic.drop(DropReason::NoBuffer);
+            }
+            copy
+        };
+        for port in &receivers.ports {
+            if let Some(copy) = copy(io) {
+                io.send(Destination::Port(*port), copy);
+            }
+        }
+        for tunnel in ways {
+            if let Some(copy) = copy(io) {
+                if entry.parsed.ip_len() > tunnel.inner_mtu {
+                    self.drop(tables, io, copy, entry.ingress, DropReason::TooBig);
+                } else {
+                    self.encapsulate(tables, io, copy, entry, tunnel);
+                }
+            }
+        }
+        io.free(packet.frame);
+    }
+}

@@ -1,0 +1,182 @@
+//! The way in: the first pass over a vector, which parses and calls for the session index, and what is aside of plain IP packets.
+
+use super::{Core, Destination, Entry, Io, Source, Tables, local, rewrite};
+use crate::encap::decap;
+use crate::packet::parse::{self, Inner};
+use crate::packet::{DropReason, Packet, Parsed};
+use crate::session::Key;
+use crate::session::table::Ingress;
+use crate::snapshot::Snapshot;
+
+impl Core {
+    /// First pass over a packet from a port. None: not plain IP; [`Self::aside`] looks again.
+    #[inline]
+    pub(super) fn enter_from_port(
+        &self,
+        tables: Tables<'_>,
+        io: &mut impl Io,
+        index: u16,
+        packet: &mut Packet,
+    ) -> Option<Entry> {
+        let traffic = self.counters.port(index);
+        traffic.rx_packets.add(1);
+        traffic.rx_bytes.add(packet.len.into());
+        let port = tables.snapshot.port(index)?;
+        let frame = packet.bytes_mut(io);
+        let Ok(Inner::Ip(parsed)) = parse::inner(frame) else {
+            return None;
+        };
+        rewrite::complete_checksum(frame, &parsed);
+        Some(self.entry(tables, parsed, Ingress::Port(index), port.vpc, None))
+    }
+
+    #[inline]
+    pub(super) fn entry(
+        &self,
+        tables: Tables<'_>,
+        parsed: Parsed,
+        ingress: Ingress,
+        vpc: usize,
+        outer_class: Option<u8>,
+    ) -> Entry {
+        let key = Key::new(
+            tables.sessions.seeds(),
+            &parsed.flow,
+            tables.snapshot.vpcs[vpc].vni,
+        );
+        tables.sessions.prefetch(&key);
+        Entry {
+            parsed,
+            key,
+            ingress,
+            vpc,
+            outer_class,
+        }
+    }
+
+    /// First pass over a packet from the uplink: takes the outer headers off. None: [`Self::aside`] looks again.
+    #[inline]
+    pub(super) fn enter_from_uplink(
+        &self,
+        tables: Tables<'_>,
+        io: &mut impl Io,
+        index: u16,
+        packet: &mut Packet,
+    ) -> Option<Entry> {
+        let traffic = self.counters.uplink(index);
+        traffic.rx_packets.add(1);
+        traffic.rx_bytes.add(packet.len.into());
+        let (outer, peer, vpc) = check_outer(tables.snapshot, packet.bytes(io)).ok()?;
+        let frame = &packet.bytes(io)[usize::from(outer.inner)..usize::from(outer.end)];
+        let Ok(Inner::Ip(parsed)) = parse::inner(frame) else {
+            return None;
+        };
+        packet.start += outer.inner;
+        packet.len = outer.end - outer.inner;
+        Some(self.entry(
+            tables,
+            parsed,
+            Ingress::Peer(peer),
+            vpc,
+            Some(outer.traffic_class),
+        ))
+    }
+
+    /// Packets that are not plain IP, and those that have to be dropped: looks again, for the reason.
+    #[cold]
+    #[inline(never)]
+    pub(super) fn aside(
+        &mut self,
+        tables: Tables<'_>,
+        io: &mut impl Io,
+        source: Source,
+        mut packet: Packet,
+    ) {
+        let result = match source {
+            Source::Port(index) => self.aside_from_port(tables, io, index, &mut packet),
+            Source::Uplink(_) => self.aside_from_uplink(tables, io, &mut packet),
+        };
+        match (result, source) {
+            (Ok(to), _) => io.send(to, packet),
+            (Err(reason), source) => {
+                match source {
+                    Source::Port(index) => self.counters.port(index).drop(reason),
+                    Source::Uplink(index) => self.counters.uplink(index).drop(reason),
+                }
+                io.free(packet.frame);
+            }
+        }
+    }
+
+    pub(super) fn aside_from_port(
+        &mut self,
+        tables: Tables<'_>,
+        io: &mut impl Io,
+        index: u16,
+        packet: &mut Packet,
+    ) -> Result<Destination, DropReason> {
+        let port = tables.snapshot.port(index).ok_or(DropReason::PortDown)?;
+        match parse::inner(packet.bytes(io))? {
+            Inner::Arp => local::arp(
+                tables.snapshot,
+                local::Asker::Port(index, port),
+                packet.bytes_mut(io),
+            )?,
+            Inner::Ip(_) => return Err(DropReason::PortDown),
+        }
+        self.may_reply(index)?;
+        Ok(Destination::Port(index))
+    }
+
+    pub(super) fn aside_from_uplink(
+        &mut self,
+        tables: Tables<'_>,
+        io: &mut impl Io,
+        packet: &mut Packet,
+    ) -> Result<Destination, DropReason> {
+        let (outer, peer, vpc) = check_outer(tables.snapshot, packet.bytes(io))?;
+        let (inner, end) = (usize::from(outer.inner), usize::from(outer.end));
+        match parse::inner(&packet.bytes(io)[inner..end])? {
+            Inner::Arp => {}
+            Inner::Ip(_) => return Err(DropReason::OuterHeader),
+        }
+        packet.start += outer.inner;
+        packet.len = outer.end - outer.inner;
+        local::arp(
+            tables.snapshot,
+            local::Asker::Peer(peer, vpc),
+            packet.bytes_mut(io),
+        )?;
+        let tunnel = tables
+            .snapshot
+            .peer(peer)
+            .and_then(|peer| peer.tunnel(0))
+            .ok_or(DropReason::UnderlayUnresolved)?;
+        if tunnel.template.push(io, packet, outer.vni, 0, 0) {
+            Ok(Destination::Uplink(tunnel.uplink))
+        } else {
+            Err(DropReason::NoBuffer)
+        }
+    }
+}
+
+/// Outer checks: well-formed, to us, from a known VTEP, for a known VPC. Answers the peer's index and the VPC's place too.
+#[inline]
+pub(super) fn check_outer(
+    snapshot: &Snapshot,
+    frame: &[u8],
+) -> Result<(decap::Outer, u16, usize), DropReason> {
+    let outer = decap::outer(frame)?;
+    if !snapshot.vteps.contains(&outer.destination) {
+        return Err(DropReason::NotOurVtep);
+    }
+    let peer = snapshot
+        .peer_by_vtep
+        .get(&outer.source)
+        .ok_or(DropReason::UnknownVtep)?;
+    let vpc = snapshot
+        .vpc_by_vni
+        .get(&outer.vni)
+        .ok_or(DropReason::UnknownVni)?;
+    Ok((outer, *peer, *vpc))
+}

@@ -1,0 +1,240 @@
+//! The hot path: a session that knows what to do, and doing it. No table but the session's, the peer's and the packet itself is touched.
+
+use super::icmp_error::Problem;
+use super::{Core, Destination, Entry, Io, Tables, rewrite};
+use crate::packet::parse::{protocol, tcp_flags};
+use crate::packet::{DropReason, Packet, Parsed};
+use crate::session::State;
+use crate::session::table::{Action, Egress, Ingress, SessionRef};
+use crate::session::tcp::{self, Segment, Side, Step};
+use crate::snapshot::Tunnel;
+
+impl Core {
+    /// The common case: a session that knows what to do.
+    #[inline]
+    pub(super) fn forward(
+        &mut self,
+        tables: Tables<'_>,
+        io: &mut impl Io,
+        packet: Packet,
+        entry: &Entry,
+    ) {
+        let Some(session) = tables.sessions.find(&entry.key) else {
+            return self.miss(tables, io, packet, entry, None);
+        };
+        let parsed = &entry.parsed;
+        let hit = session
+            .action(tables.snapshot.generation, entry.ingress)
+            .filter(|action| action.eth_dst == parsed.eth_dst && action.eth_src == parsed.eth_src);
+        let plain = parsed.fragment.is_none()
+            && parsed.tcp_flags & (tcp_flags::SYN | tcp_flags::FIN | tcp_flags::RST) == 0;
+        let Some(action) = hit.filter(|_| plain) else {
+            return self.miss(tables, io, packet, entry, Some(session));
+        };
+        match follow(&session, parsed, packet.bytes(io)) {
+            Follow::Pass(standings) => {
+                standings.keep(&session, self.now);
+                self.counters.hits.add(1);
+                self.execute(tables, io, packet, entry, &action);
+            }
+            Follow::Reopen => self.miss(tables, io, packet, entry, Some(session)),
+            Follow::Drop(reason) => self.drop(tables, io, packet, entry.ingress, reason),
+        }
+    }
+
+    /// Does what was decided: the hot path's last stage.
+    #[inline]
+    pub(super) fn execute(
+        &mut self,
+        tables: Tables<'_>,
+        io: &mut impl Io,
+        mut packet: Packet,
+        entry: &Entry,
+        action: &Action,
+    ) {
+        let parsed = &entry.parsed;
+        if action.rewrite.is_some() && parsed.ttl <= 1 {
+            return self.report(tables, io, packet, entry, Problem::TimeExceeded);
+        }
+        let tunnel = match action.egress {
+            Egress::Port(_) => None,
+            Egress::Peer(peer) => {
+                let Some(tunnel) = tables
+                    .snapshot
+                    .peer(peer)
+                    .and_then(|peer| peer.tunnel(entry.key.hash))
+                else {
+                    return self.drop(
+                        tables,
+                        io,
+                        packet,
+                        entry.ingress,
+                        DropReason::UnderlayUnresolved,
+                    );
+                };
+                Some(tunnel)
+            }
+        };
+        if let Some(tunnel) = tunnel.filter(|tunnel| parsed.ip_len() > tunnel.inner_mtu) {
+            if !parsed.dont_fragment && self.fragment {
+                return self.split(tables, io, packet, entry, action, tunnel);
+            }
+            return self.report(tables, io, packet, entry, Problem::TooBig(tunnel.inner_mtu));
+        }
+        let frame = packet.bytes_mut(io);
+        if let Some((destination, source)) = action.rewrite {
+            rewrite::macs(frame, destination, source);
+            rewrite::decrement_ttl(frame, parsed);
+        }
+        if let Some(class) = entry.outer_class
+            && let Err(reason) = rewrite::propagate_congestion(frame, parsed, class)
+        {
+            return self.drop(tables, io, packet, entry.ingress, reason);
+        }
+        if parsed.tcp_flags & tcp_flags::SYN != 0 {
+            self.clamp(tables, frame, entry, action, tunnel);
+        }
+        match (action.egress, tunnel) {
+            (_, Some(tunnel)) => self.encapsulate(tables, io, packet, entry, tunnel),
+            (Egress::Port(index), None) => io.send(Destination::Port(index), packet),
+            (Egress::Peer(_), None) => self.drop(
+                tables,
+                io,
+                packet,
+                entry.ingress,
+                DropReason::UnderlayUnresolved,
+            ),
+        }
+    }
+
+    #[inline]
+    pub(super) fn encapsulate(
+        &self,
+        tables: Tables<'_>,
+        io: &mut impl Io,
+        mut packet: Packet,
+        entry: &Entry,
+        tunnel: &Tunnel,
+    ) {
+        let vni = tables.snapshot.vpcs[entry.vpc].vni;
+        // Entropy from bits of the hash that the choice of the tunnel does not use.
+        let entropy = (entry.key.hash >> 32) as u16;
+        if tunnel
+            .template
+            .push(io, &mut packet, vni, entry.parsed.traffic_class, entropy)
+        {
+            io.send(Destination::Uplink(tunnel.uplink), packet);
+        } else {
+            self.drop(tables, io, packet, entry.ingress, DropReason::NoBuffer);
+        }
+    }
+
+    /// MSS clamping of a SYN, where either end of it on this host asks for it.
+    #[cold]
+    pub(super) fn clamp(
+        &self,
+        tables: Tables<'_>,
+        frame: &mut [u8],
+        entry: &Entry,
+        action: &Action,
+        tunnel: Option<&Tunnel>,
+    ) {
+        let asks = |index: u16| {
+            tables
+                .snapshot
+                .port(index)
+                .is_some_and(|port| port.clamp_mss)
+        };
+        let sender = matches!(entry.ingress, Ingress::Port(index) if asks(index));
+        let receiver = matches!(action.egress, Egress::Port(index) if asks(index));
+        let way = match entry.ingress {
+            Ingress::Port(_) => tunnel,
+            Ingress::Peer(peer) => tables
+                .snapshot
+                .peer(peer)
+                .and_then(|peer| peer.tunnel(entry.key.hash)),
+        };
+        if let (true, Some(tunnel)) = (sender || receiver, way) {
+            rewrite::clamp_mss(frame, &entry.parsed, tunnel.inner_mtu);
+        }
+    }
+}
+
+/// What a packet would make of its session.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Follow {
+    /// It belongs there; once it has passed, this is how the session stands.
+    Pass(Standings),
+    /// The connection is over and the packet opens another.
+    Reopen,
+    /// It cannot be.
+    Drop(DropReason),
+}
+
+/// How a session stands after a packet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Standings {
+    state: State,
+    tcp: Option<(Side, Side)>,
+}
+
+impl Standings {
+    /// Keeps it: the packet has passed.
+    #[inline]
+    pub(super) fn keep(&self, session: &SessionRef<'_>, now: u32) {
+        if let Some((sender, receiver)) = self.tcp {
+            session.set_tcp(sender, receiver);
+        }
+        if self.state != session.state() {
+            session.set_state(self.state);
+        }
+        session.touch(now);
+    }
+}
+
+/// Follows a session with a packet of it; changes nothing yet.
+#[inline]
+pub(super) fn follow(session: &SessionRef<'_>, parsed: &Parsed, frame: &[u8]) -> Follow {
+    let state = session.state();
+    if parsed.flow.protocol != protocol::TCP || parsed.is_later_fragment() {
+        let answered = state == State::OneWay && !session.from_origin();
+        let state = if answered { State::BothWays } else { state };
+        return Follow::Pass(Standings { state, tcp: None });
+    }
+    let header = frame.get(usize::from(parsed.l4)..);
+    let Some(segment) = header.and_then(|header| Segment::read(header, parsed.end - parsed.l4))
+    else {
+        return Follow::Drop(DropReason::TransportHeader);
+    };
+    let (mut sender, mut receiver) = session.tcp();
+    let quiet = segment.flags & (tcp_flags::SYN | tcp_flags::FIN | tcp_flags::RST) == 0;
+    if quiet
+        && matches!(
+            state,
+            State::TcpEstablished | State::TcpFinOrigin | State::TcpFinReply
+        )
+    {
+        if !tcp::window(&segment, &mut sender, &mut receiver) {
+            return Follow::Drop(DropReason::TcpWindow);
+        }
+        return Follow::Pass(Standings {
+            state,
+            tcp: Some((sender, receiver)),
+        });
+    }
+    match tcp::step(
+        state,
+        session.from_origin(),
+        &segment,
+        &mut sender,
+        &mut receiver,
+    ) {
+        Step::Pass(next) => Follow::Pass(Standings {
+            state: next,
+            tcp: Some((sender, receiver)),
+        }),
+        Step::Reopen => Follow::Reopen,
+        Step::Invalid => Follow::Drop(DropReason::TcpInvalid),
+        Step::OutOfWindow => Follow::Drop(DropReason::TcpWindow),
+    }
+}

@@ -1,0 +1,314 @@
+//! The long way round: local services, guard, judgement, and the session that keeps the judgement.
+
+use super::fragments::Later;
+use super::hit::{Follow, follow};
+use super::judge::{self, Case, Standing};
+use super::trace::Silent;
+use super::{Core, Destination, Entry, Io, Tables, guard, local};
+use crate::packet::parse::{self, is_icmp_error, protocol};
+use crate::packet::{DropReason, Family, Packet, Parsed};
+use crate::session::table::{Action, Egress, Ingress, NewSession, SessionRef};
+use crate::session::tcp::{self, Segment, Side};
+use crate::session::{InsertError, Key, State};
+use crate::snapshot::Port;
+
+impl Core {
+    /// No session, or none that can answer: the packet is judged.
+    #[cold]
+    #[inline(never)]
+    pub(super) fn miss(
+        &mut self,
+        tables: Tables<'_>,
+        io: &mut impl Io,
+        mut packet: Packet,
+        entry: &Entry,
+        session: Option<SessionRef<'_>>,
+    ) {
+        self.counters.misses.add(1);
+        let parsed = &entry.parsed;
+        if let Ingress::Port(index) = entry.ingress {
+            let Some(port) = tables.snapshot.port(index) else {
+                return self.drop(tables, io, packet, entry.ingress, DropReason::PortDown);
+            };
+            match self.at_port(tables, io, (index, port), &mut packet, entry) {
+                Ok(true) => return io.send(Destination::Port(index), packet),
+                Ok(false) => {}
+                Err(reason) => return self.drop(tables, io, packet, entry.ingress, reason),
+            }
+        } else {
+            match self.neighbor(tables, io, &mut packet, entry) {
+                Ok(true) => return self.answer_peer(tables, io, packet, entry),
+                Ok(false) => {}
+                Err(reason) => return self.drop(tables, io, packet, entry.ingress, reason),
+            }
+        }
+        if parsed.eth_dst.is_group() {
+            return self.flood(tables, io, packet, entry);
+        }
+        if guard::is_group(parsed.flow.destination) {
+            return self.drop(tables, io, packet, entry.ingress, DropReason::Martian);
+        }
+        match parsed.fragment {
+            Some(fragment) if fragment.offset == 0 => {
+                self.first_fragment(tables, io, packet, entry, session);
+            }
+            Some(fragment) => {
+                let origin = (entry.ingress, tables.snapshot.vpcs[entry.vpc].vni);
+                let later =
+                    self.fragments()
+                        .later(origin, &parsed.flow, fragment, packet, self.now);
+                match later {
+                    Later::Flow(packet, ports) => {
+                        self.later_fragment(tables, io, packet, entry, ports);
+                    }
+                    Later::Waits => {}
+                    Later::Drop(packet, reason) => {
+                        self.drop(tables, io, packet, entry.ingress, reason);
+                    }
+                }
+            }
+            None => match self.decide(tables, packet.bytes(io), entry, session) {
+                Ok(action) => self.execute(tables, io, packet, entry, &action),
+                Err(reason) => self.drop(tables, io, packet, entry.ingress, reason),
+            },
+        }
+    }
+
+    /// What concerns the sending port alone: spoofing, and what the gateway answers itself. True: the packet has become the answer.
+    pub(super) fn at_port(
+        &mut self,
+        tables: Tables<'_>,
+        io: &mut impl Io,
+        sender: (u16, &Port),
+        packet: &mut Packet,
+        entry: &Entry,
+    ) -> Result<bool, DropReason> {
+        let (index, port) = sender;
+        let parsed = &entry.parsed;
+        if guard::is_rogue_server(parsed) {
+            return Err(DropReason::RogueServer);
+        }
+        if self.neighbor(tables, io, packet, entry)? {
+            return self.may_reply(index);
+        }
+        guard::check(port, parsed)?;
+        if local::is_for_gateway(tables.snapshot, port.vpc, &parsed.flow) {
+            local::ping(packet.bytes_mut(io), parsed)?;
+            return self.may_reply(index);
+        }
+        Ok(false)
+    }
+
+    pub(super) fn may_reply(&mut self, port: u16) -> Result<bool, DropReason> {
+        if self.replies.take(port, self.now) {
+            Ok(true)
+        } else {
+            Err(DropReason::ReplyLimit)
+        }
+    }
+
+    /// Neighbour discovery. True: the packet has become the answer.
+    pub(super) fn neighbor(
+        &self,
+        tables: Tables<'_>,
+        io: &mut impl Io,
+        packet: &mut Packet,
+        entry: &Entry,
+    ) -> Result<bool, DropReason> {
+        let parsed = &entry.parsed;
+        if parsed.family != Family::Ipv6
+            || parsed.flow.protocol != protocol::ICMPV6
+            || !(133..=137).contains(&(parsed.icmp >> 8))
+        {
+            return Ok(false);
+        }
+        let asker = match entry.ingress {
+            Ingress::Port(index) => local::Asker::Port(
+                index,
+                tables.snapshot.port(index).ok_or(DropReason::PortDown)?,
+            ),
+            Ingress::Peer(peer) => local::Asker::Peer(peer, entry.vpc),
+        };
+        // The answer may be longer than the question by an option.
+        let (room, needed) = (
+            io.bytes(&packet.frame).len() - usize::from(packet.start),
+            parsed.l4 + 32,
+        );
+        if room < usize::from(needed) {
+            return Err(DropReason::NeighborMalformed);
+        }
+        packet.len = packet.len.max(needed);
+        match local::neighbor(tables.snapshot, asker, packet.bytes_mut(io), parsed)? {
+            local::Neighbor::Reply(len) => {
+                packet.len = len;
+                Ok(true)
+            }
+            local::Neighbor::NotMine => Ok(false),
+        }
+    }
+
+    /// Sends an answer of the gateway back to the peer that asked.
+    pub(super) fn answer_peer(
+        &mut self,
+        tables: Tables<'_>,
+        io: &mut impl Io,
+        packet: Packet,
+        entry: &Entry,
+    ) {
+        let Ingress::Peer(peer) = entry.ingress else {
+            return io.free(packet.frame);
+        };
+        let tunnel = tables
+            .snapshot
+            .peer(peer)
+            .and_then(|peer| peer.tunnel(entry.key.hash));
+        match tunnel {
+            Some(tunnel) => self.encapsulate(tables, io, packet, entry, tunnel),
+            None => self.drop(
+                tables,
+                io,
+                packet,
+                entry.ingress,
+                DropReason::UnderlayUnresolved,
+            ),
+        }
+    }
+
+    /// Judges a packet and keeps the judgement in its session; a packet that opens a flow gets one.
+    pub(super) fn decide(
+        &mut self,
+        tables: Tables<'_>,
+        frame: &[u8],
+        entry: &Entry,
+        session: Option<SessionRef<'_>>,
+    ) -> Result<Action, DropReason> {
+        let parsed = &entry.parsed;
+        if is_icmp_error(parsed) {
+            return self.related(tables, frame, entry);
+        }
+        let mut known = None;
+        if let Some(session) = session {
+            match follow(&session, parsed, frame) {
+                Follow::Pass(standings) => known = Some((session, standings)),
+                Follow::Reopen => tables.sessions.remove(&session),
+                Follow::Drop(reason) => return Err(reason),
+            }
+        }
+        let standing = match &known {
+            Some((session, _)) if !session.from_origin() => Standing::Backward,
+            _ => Standing::Forward,
+        };
+        let opening = if known.is_none() {
+            Some(opening(parsed, frame)?)
+        } else {
+            None
+        };
+        let case = Case {
+            parsed,
+            ingress: entry.ingress,
+            vpc: entry.vpc,
+            standing,
+        };
+        let action = match judge::judge(tables.snapshot, &case, &mut Silent) {
+            Ok(action) => action,
+            Err(reason) => {
+                // What no longer stands before the groups is forgotten, both ways.
+                if let (DropReason::GroupDenied, Some((session, _))) = (reason, &known) {
+                    tables.sessions.remove(session);
+                }
+                return Err(reason);
+            }
+        };
+        let session = match (known, opening) {
+            (Some((session, standings)), _) => {
+                standings.keep(&session, self.now);
+                session
+            }
+            (None, Some((state, tcp))) => {
+                let port = match (entry.ingress, action.egress) {
+                    (Ingress::Port(port), _) | (_, Egress::Port(port)) => port,
+                    _ => return Err(DropReason::HairpinTunnel),
+                };
+                let new = NewSession {
+                    state,
+                    port,
+                    vpc: tables.snapshot.vpcs[entry.vpc].index,
+                    now: self.now,
+                    tcp,
+                };
+                let session =
+                    tables
+                        .sessions
+                        .insert(&entry.key, &new)
+                        .map_err(|error| match error {
+                            InsertError::Full => DropReason::SessionTableFull,
+                            InsertError::PortBudget => DropReason::SessionPortBudget,
+                            InsertError::VpcBudget => DropReason::SessionVpcBudget,
+                        })?;
+                session.touch(self.now);
+                session
+            }
+            (None, None) => return Err(DropReason::TcpInvalid),
+        };
+        session.set_action(tables.snapshot.generation, entry.ingress, &action);
+        Ok(action)
+    }
+
+    /// An ICMP error: passes if it quotes a packet of a session and goes to that packet's sender.
+    pub(super) fn related(
+        &self,
+        tables: Tables<'_>,
+        frame: &[u8],
+        entry: &Entry,
+    ) -> Result<Action, DropReason> {
+        let parsed = &entry.parsed;
+        let quote = frame
+            .get(usize::from(parsed.l4) + 8..usize::from(parsed.end))
+            .unwrap_or_default();
+        let quoted = parse::quoted(parsed.family, quote)
+            .filter(|quoted| quoted.source == parsed.flow.destination);
+        quoted
+            .and_then(|quoted| {
+                tables.sessions.find(&Key::new(
+                    tables.sessions.seeds(),
+                    &quoted,
+                    tables.snapshot.vpcs[entry.vpc].vni,
+                ))
+            })
+            .ok_or(DropReason::IcmpUnrelated)?;
+        let case = Case {
+            parsed,
+            ingress: entry.ingress,
+            vpc: entry.vpc,
+            standing: Standing::Related,
+        };
+        judge::judge(tables.snapshot, &case, &mut Silent)
+    }
+}
+
+/// The state and windows that a flow opened by this packet begins with.
+pub(super) fn opening(parsed: &Parsed, frame: &[u8]) -> Result<(State, (Side, Side)), DropReason> {
+    let kind = (parsed.icmp >> 8) as u8;
+    match (parsed.flow.protocol, parsed.family) {
+        (protocol::TCP, _) => {
+            let header = frame
+                .get(usize::from(parsed.l4)..)
+                .ok_or(DropReason::TransportHeader)?;
+            let segment =
+                Segment::read(header, parsed.end - parsed.l4).ok_or(DropReason::TransportHeader)?;
+            let state = tcp::begin(&segment).ok_or(DropReason::TcpInvalid)?;
+            let (mut opener, mut other) = (Side::default(), Side::default());
+            tcp::first(&segment, &mut opener, &mut other);
+            Ok((state, (opener, other)))
+        }
+        // An answer to nothing that was asked opens nothing.
+        (protocol::ICMP, Family::Ipv4) if matches!(kind, 0 | 14 | 16 | 18) => {
+            Err(DropReason::IcmpUnrelated)
+        }
+        (protocol::ICMPV6, Family::Ipv6) if kind == 129 => Err(DropReason::IcmpUnrelated),
+        (protocol::ICMP, Family::Ipv4) | (protocol::ICMPV6, Family::Ipv6) => {
+            Ok((State::IcmpQuery, Default::default()))
+        }
+        _ => Ok((State::OneWay, Default::default())),
+    }
+}

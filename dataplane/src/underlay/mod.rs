@@ -1,0 +1,57 @@
+//! What carries the tunnels: by which uplink, from which address and to which MAC address a peer's VTEP is reached.
+//!
+//! The kernel knows: it has the routes, and it resolves neighbours. [`Underlay`] asks it by netlink, has it keep the neighbours
+//! resolved, and publishes every change of the answer. The agent compiles [`Adjacencies`] into the snapshot; nothing of this runs on a
+//! worker.
+
+mod netlink;
+mod watcher;
+
+use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
+
+pub use watcher::Underlay;
+
+/// How one peer is reached.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Adjacency {
+    /// Name of the interface that leads there.
+    pub uplink: String,
+    /// The kernel's number of that interface.
+    pub interface_index: u32,
+    /// The address that the kernel would send from.
+    pub source: Option<IpAddr>,
+    /// MAC address of the interface.
+    pub source_mac: [u8; 6],
+    /// The gateway on the way, or the peer itself.
+    pub next_hop: IpAddr,
+    /// MAC address of the next hop.
+    pub next_hop_mac: [u8; 6],
+    /// Bytes of outer packet, IP header included, that the way carries: the route's limit, or the interface's.
+    pub mtu: u16,
+}
+
+/// Why a peer can't be reached now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Unreachable {
+    /// The kernel has no route, or one that rejects.
+    #[error("no route")]
+    NoRoute,
+    /// The address is the host's own.
+    #[error("an address of this host")]
+    Local,
+    /// The interface is down, or just went.
+    #[error("the uplink is down")]
+    UplinkDown,
+    /// The interface has no Ethernet addresses.
+    #[error("the way there is no Ethernet")]
+    NotEthernet,
+    /// The kernel waits for the next hop's answer.
+    #[error("the next hop has not answered yet")]
+    Resolving,
+    /// The next hop doesn't answer.
+    #[error("the next hop does not answer")]
+    NoAnswer,
+}
+
+/// Every peer that was asked for, with the way there or the reason why there is none.
+pub type Adjacencies = Arc<BTreeMap<IpAddr, Result<Adjacency, Unreachable>>>;

@@ -1,0 +1,205 @@
+//! Keeps the adjacencies of a set of peers up to date.
+//!
+//! One task: it waits for news from the kernel, for another set of peers, or for a while, then asks for everything anew and publishes
+//! the result if it changed. Asking anew is cheap (two listings and one question for each peer), and never out of step with
+//! the kernel, as following single events would be.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    net::IpAddr,
+    sync::Arc,
+    time::Duration,
+};
+
+use tokio::{sync::watch, task::JoinHandle, time};
+
+use super::{
+    Adjacencies, Adjacency, Unreachable,
+    netlink::{Events, Link, Neighbour, NeighbourKey, Netlink, skip_news, wait_for_news},
+};
+use crate::port::PortError;
+
+/// News come in bursts; one question answers a whole burst.
+const BURST: Duration = Duration::from_millis(10);
+/// How often the kernel is asked again to resolve those who don't answer.
+const RETRY: Duration = Duration::from_secs(1);
+/// How often everything is asked anew though there was no news.
+const REFRESH: Duration = Duration::from_secs(30);
+
+/// The watcher. Dropping it stops it.
+#[derive(Debug)]
+pub struct Underlay {
+    peers: watch::Sender<BTreeSet<IpAddr>>,
+    adjacencies: watch::Receiver<Adjacencies>,
+    task: JoinHandle<()>,
+}
+
+impl Underlay {
+    /// Starts to watch, with no peers yet, in the network namespace of the calling thread. Needs a tokio runtime.
+    pub fn start() -> Result<Self, PortError> {
+        let (netlink, events) = Netlink::connect()?;
+        let (peers, wanted) = watch::channel(BTreeSet::new());
+        let (publish, adjacencies) = watch::channel(Adjacencies::default());
+        let watcher = Watcher {
+            netlink,
+            wanted,
+            publish,
+            kept: BTreeSet::new(),
+        };
+        Ok(Self {
+            peers,
+            adjacencies,
+            task: tokio::spawn(watcher.run(events)),
+        })
+    }
+
+    /// Replaces the set of peers by these.
+    pub fn set_peers(&self, peers: impl IntoIterator<Item = IpAddr>) {
+        let peers: BTreeSet<_> = peers.into_iter().collect();
+        self.peers.send_if_modified(|present| {
+            let is_new = *present != peers;
+            *present = peers;
+            is_new
+        });
+    }
+
+    /// The adjacencies, now and whenever they change.
+    pub fn adjacencies(&self) -> watch::Receiver<Adjacencies> {
+        self.adjacencies.clone()
+    }
+}
+
+impl Drop for Underlay {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+struct Watcher {
+    netlink: Netlink,
+    wanted: watch::Receiver<BTreeSet<IpAddr>>,
+    publish: watch::Sender<Adjacencies>,
+    /// Neighbours which the kernel keeps resolved for us.
+    kept: BTreeSet<NeighbourKey>,
+}
+
+impl Watcher {
+    async fn run(mut self, mut events: Events) {
+        loop {
+            let all_reached = match self.refresh().await {
+                Ok(all_reached) => all_reached,
+                Err(error) => {
+                    tracing::warn!(%error, "cannot ask the kernel how the peers are reached");
+                    false
+                }
+            };
+            let pause = if all_reached { REFRESH } else { RETRY };
+            let kept = &self.kept;
+            tokio::select! {
+                changed = self.wanted.changed() => if changed.is_err() { return },
+                more = wait_for_news(&mut events, |key| kept.contains(key)) => {
+                    if !more {
+                        tracing::error!("the kernel's news ended; adjacencies stay as they are");
+                        return;
+                    }
+                    time::sleep(BURST).await;
+                }
+                () = time::sleep(pause) => {}
+            }
+            skip_news(&mut events);
+        }
+    }
+
+    /// Asks for everything, publishes what changed, and says whether all peers are reached.
+    async fn refresh(&mut self) -> Result<bool, PortError> {
+        let peers = self.wanted.borrow_and_update().clone();
+        let links = self.netlink.links().await?;
+        let neighbours = self.netlink.neighbours().await?;
+        let mut found = BTreeMap::new();
+        let mut needed = BTreeSet::new();
+        let present = Arc::clone(&self.publish.borrow());
+        for peer in peers {
+            let mut way = match self.netlink.route(peer).await {
+                Ok(route) => {
+                    let key = (route.interface, route.next_hop);
+                    let neighbour = neighbours.get(&key);
+                    if !neighbour.is_some_and(|entry| entry.permanent) {
+                        needed.insert(key);
+                    }
+                    adjacency(&links, neighbour, &route)
+                }
+                Err(reason) => Err(reason),
+            };
+            // The kernel tries again and again; that is no news until there is an answer.
+            if way == Err(Unreachable::Resolving)
+                && present.get(&peer) == Some(&Err(Unreachable::NoAnswer))
+            {
+                way = Err(Unreachable::NoAnswer);
+            }
+            found.insert(peer, way);
+        }
+        self.keep(needed, &neighbours).await;
+        let all_reached = found.values().all(Result::is_ok);
+        self.publish.send_if_modified(|present| {
+            let is_new = **present != found;
+            if is_new {
+                *present = Arc::new(found);
+            }
+            is_new
+        });
+        Ok(all_reached)
+    }
+
+    /// Has the kernel keep the neighbours that are `needed`, and no others any more.
+    async fn keep(
+        &mut self,
+        needed: BTreeSet<NeighbourKey>,
+        neighbours: &HashMap<NeighbourKey, Neighbour>,
+    ) {
+        for key in &needed {
+            let is_usable = neighbours.get(key).is_some_and(|entry| entry.mac.is_some());
+            if (!self.kept.contains(key) || !is_usable)
+                && let Err(error) = self.netlink.keep_resolved(*key).await
+            {
+                tracing::warn!(%error, "cannot have a next hop resolved");
+            }
+        }
+        for gone in self.kept.difference(&needed) {
+            // The interface may be gone, and the entry with it.
+            if neighbours.contains_key(gone)
+                && let Err(error) = self.netlink.let_go(*gone).await
+            {
+                tracing::debug!(%error, "cannot let go of a next hop");
+            }
+        }
+        self.kept = needed;
+    }
+}
+
+fn adjacency(
+    links: &HashMap<u32, Link>,
+    neighbour: Option<&Neighbour>,
+    route: &super::netlink::Route,
+) -> Result<Adjacency, Unreachable> {
+    let link = links.get(&route.interface).ok_or(Unreachable::UplinkDown)?;
+    if !link.up {
+        return Err(Unreachable::UplinkDown);
+    }
+    let source_mac = link.mac.ok_or(Unreachable::NotEthernet)?;
+    let neighbour = neighbour.ok_or(Unreachable::Resolving)?;
+    let reason = if neighbour.failed {
+        Unreachable::NoAnswer
+    } else {
+        Unreachable::Resolving
+    };
+    let mtu = route.mtu.map_or(link.mtu, |limit| limit.min(link.mtu));
+    Ok(Adjacency {
+        uplink: link.name.clone(),
+        interface_index: route.interface,
+        source: route.source,
+        source_mac,
+        next_hop: route.next_hop,
+        next_hop_mac: neighbour.mac.ok_or(reason)?,
+        mtu: u16::try_from(mtu).unwrap_or(u16::MAX),
+    })
+}

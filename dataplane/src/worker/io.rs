@@ -1,0 +1,279 @@
+//! A worker's queues: what it reads, what waits to be sent, and the way to other workers' queues.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crossbeam::channel::Sender;
+use crossbeam::queue::ArrayQueue;
+
+use super::bell::{self, Bell};
+use super::destination;
+use crate::packet::{DropReason, Frame, FrameMemory, Packet};
+use crate::pipeline::counters::{Counters, Traffic};
+use crate::pipeline::{Destination, Io, Settings, Source, VECTOR};
+use crate::port::{FrameCache, XskQueue};
+
+/// Packets that may wait for one queue within a round; a whole round of vectors fits, what is more is dropped.
+const PENDING: usize = 1024;
+
+/// The way into a worker from others.
+#[derive(Debug, Clone)]
+pub(super) struct Inbound {
+    pub(super) queue: Arc<ArrayQueue<(Destination, Packet)>>,
+    pub(super) bell: Arc<Bell>,
+}
+
+/// Which worker reads a queue. A port's queues and an uplink's queues are dealt out round.
+pub(super) fn owner(place: Source, queue: u32, workers: usize) -> usize {
+    match place {
+        Source::Port(index) => (usize::from(index) + queue as usize) % workers,
+        Source::Uplink(_) => queue as usize % workers,
+    }
+}
+
+/// One queue of this worker.
+#[derive(Debug)]
+struct Slot {
+    place: Source,
+    queue: XskQueue,
+    pending: Vec<Packet>,
+}
+
+/// What a worker reads from and writes to.
+#[derive(Debug)]
+pub(super) struct WorkerIo {
+    cache: FrameCache,
+    slots: Vec<Slot>,
+    /// Slot of each port, where this worker has one.
+    ports: Box<[Option<u16>]>,
+    uplinks: Box<[Option<u16>]>,
+    index: usize,
+    inboxes: Vec<Inbound>,
+    counters: Arc<Counters>,
+    descriptors: Vec<libc::pollfd>,
+}
+
+impl WorkerIo {
+    pub(super) fn new(
+        cache: FrameCache,
+        settings: &Settings,
+        index: usize,
+        inboxes: Vec<Inbound>,
+        counters: Arc<Counters>,
+    ) -> Self {
+        Self {
+            cache,
+            slots: Vec::new(),
+            ports: vec![None; settings.ports].into(),
+            uplinks: vec![None; settings.uplinks].into(),
+            index,
+            inboxes,
+            counters,
+            descriptors: Vec::new(),
+        }
+    }
+
+    pub(super) fn slots(&self) -> usize {
+        self.slots.len()
+    }
+
+    /// Takes a vector of packets from a queue.
+    #[inline]
+    pub(super) fn receive(&mut self, slot: usize, vector: &mut Vec<Packet>) -> (Source, usize) {
+        let slot = &mut self.slots[slot];
+        slot.queue.reap(&mut self.cache);
+        (
+            slot.place,
+            slot.queue.receive(&mut self.cache, vector, VECTOR),
+        )
+    }
+
+    /// Takes what other workers have for queues of this one.
+    #[inline]
+    pub(super) fn take_inbox(&mut self) -> usize {
+        let mut count = 0;
+        while count < super::INBOX {
+            let Some((to, packet)) = self.inboxes[self.index].queue.pop() else {
+                break;
+            };
+            count += 1;
+            match self.slot_of(to) {
+                Some(slot) => self.push(slot, packet),
+                None => self.lose(to, packet, DropReason::PortDown),
+            }
+        }
+        count
+    }
+
+    #[inline]
+    fn slot_of(&self, to: Destination) -> Option<usize> {
+        let slot = match to {
+            Destination::Port(index) => *self.ports.get(usize::from(index))?,
+            Destination::Uplink(index) => *self.uplinks.get(usize::from(index))?,
+        };
+        slot.map(usize::from)
+    }
+
+    fn traffic(&self, to: Destination) -> &Traffic {
+        match to {
+            Destination::Port(index) => self.counters.port(index),
+            Destination::Uplink(index) => self.counters.uplink(index),
+        }
+    }
+
+    #[cold]
+    fn lose(&mut self, to: Destination, packet: Packet, reason: DropReason) {
+        self.traffic(to).drop(reason);
+        self.cache.free(packet.frame);
+    }
+
+    #[inline]
+    fn push(&mut self, slot: usize, packet: Packet) {
+        let Slot { place, pending, .. } = &mut self.slots[slot];
+        if pending.len() < PENDING {
+            pending.push(packet);
+        } else {
+            let to = destination(*place);
+            self.lose(to, packet, DropReason::RingFull);
+        }
+    }
+
+    /// Gives every queue what waits for it, with one doorbell each.
+    #[inline]
+    pub(super) fn flush(&mut self) {
+        for Slot {
+            place,
+            queue,
+            pending,
+        } in &mut self.slots
+        {
+            if pending.is_empty() {
+                if queue.has_unsent() {
+                    queue.kick();
+                }
+                continue;
+            }
+            let traffic = match *place {
+                Source::Port(index) => self.counters.port(index),
+                Source::Uplink(index) => self.counters.uplink(index),
+            };
+            let before: u64 = pending.iter().map(|packet| u64::from(packet.len)).sum();
+            let sent = queue.send(&mut self.cache, pending);
+            queue.kick();
+            let mut left = 0;
+            for packet in pending.drain(..) {
+                left += u64::from(packet.len);
+                traffic.drop(DropReason::RingFull);
+                self.cache.free(packet.frame);
+            }
+            traffic.tx_packets.add(sent as u64);
+            traffic.tx_bytes.add(before - left);
+        }
+    }
+
+    /// Reads a queue from now on.
+    pub(super) fn open(&mut self, place: Source, queue: XskQueue, workers: usize) {
+        debug_assert_eq!(owner(place, queue.queue(), workers), self.index);
+        self.slots.push(Slot {
+            place,
+            queue,
+            pending: Vec::with_capacity(PENDING),
+        });
+        self.index_slots();
+    }
+
+    /// Hands back the queues of places that the condition picks, for somebody else to close.
+    pub(super) fn give_back(&mut self, to: &Sender<XskQueue>, condition: impl Fn(Source) -> bool) {
+        let mut at = 0;
+        while at < self.slots.len() {
+            if condition(self.slots[at].place) {
+                let Slot {
+                    place,
+                    queue,
+                    pending,
+                } = self.slots.swap_remove(at);
+                for packet in pending {
+                    self.lose(destination(place), packet, DropReason::PortDown);
+                }
+                // Nobody to receive it: it is closed here.
+                let _ = to.send(queue);
+            } else {
+                at += 1;
+            }
+        }
+        self.index_slots();
+    }
+
+    fn index_slots(&mut self) {
+        self.ports.fill(None);
+        self.uplinks.fill(None);
+        for (number, slot) in self.slots.iter().enumerate() {
+            let entry = match slot.place {
+                Source::Port(index) => self.ports.get_mut(usize::from(index)),
+                Source::Uplink(index) => self.uplinks.get_mut(usize::from(index)),
+            };
+            if let Some(entry) = entry {
+                entry.get_or_insert(number as u16);
+            }
+        }
+    }
+
+    /// Sleeps until a queue has packets, somebody rings, or the time is up.
+    pub(super) fn wait(&mut self, bell: &Bell, time: Duration) {
+        for slot in &mut self.slots {
+            slot.queue.reap(&mut self.cache);
+        }
+        self.descriptors.clear();
+        self.descriptors.extend(
+            self.slots
+                .iter()
+                .map(|slot| bell::readable(slot.queue.fd())),
+        );
+        bell.sleep(&mut self.descriptors, time, || {
+            !self.inboxes[self.index].queue.is_empty()
+        });
+    }
+}
+
+impl FrameMemory for WorkerIo {
+    #[inline]
+    fn bytes(&self, frame: &Frame) -> &[u8] {
+        self.cache.bytes(frame)
+    }
+
+    #[inline]
+    fn bytes_mut(&mut self, frame: &mut Frame) -> &mut [u8] {
+        self.cache.bytes_mut(frame)
+    }
+
+    #[inline]
+    fn alloc(&mut self) -> Option<Frame> {
+        self.cache.alloc()
+    }
+
+    #[inline]
+    fn free(&mut self, frame: Frame) {
+        self.cache.free(frame);
+    }
+}
+
+impl Io for WorkerIo {
+    #[inline]
+    fn send(&mut self, to: Destination, packet: Packet) {
+        if let Some(slot) = self.slot_of(to) {
+            return self.push(slot, packet);
+        }
+        let owner = match to {
+            Destination::Port(index) => owner(Source::Port(index), 0, self.inboxes.len()),
+            Destination::Uplink(index) => owner(Source::Uplink(index), 0, self.inboxes.len()),
+        };
+        if owner == self.index {
+            return self.lose(to, packet, DropReason::PortDown);
+        }
+        let Inbound { queue, bell } = &self.inboxes[owner];
+        match queue.push((to, packet)) {
+            Ok(()) => bell.ring_if_asleep(),
+            Err((to, packet)) => self.lose(to, packet, DropReason::RingFull),
+        }
+    }
+}

@@ -1,0 +1,400 @@
+//! Workers: one pinned thread per core, each with its own queues, counters and free frames, run to completion.
+//!
+//! A worker owns the queues that it reads. A packet for a queue of another worker goes through that worker's inbox; its frame moves by
+//! number, for all workers share one packet memory. Control reaches a worker by a channel, policy by a snapshot that it loads before
+//! each vector. A worker without work sleeps in `poll` unless told to spin.
+
+mod bell;
+mod io;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwap;
+use crossbeam::channel::{Receiver, Sender, unbounded};
+use crossbeam::queue::ArrayQueue;
+
+pub use bell::Bell;
+use io::{Inbound, WorkerIo};
+
+use crate::packet::Packet;
+use crate::pipeline::counters::Counters;
+use crate::pipeline::{Destination, Pipeline, Settings, Shared, Source, VECTOR};
+use crate::port::{FrameCache, Umem, XskQueue};
+use crate::session::Timeouts;
+use crate::snapshot::Snapshot;
+
+/// Packets that may wait in a worker's inbox.
+const INBOX: usize = 1024;
+/// Rounds without work after which a worker sleeps.
+const PATIENCE: u32 = 200;
+/// How long it sleeps at most, so that sessions age.
+const SLEEP: Duration = Duration::from_millis(20);
+/// Slots of the session table that a worker looks at each millisecond of work or wait.
+const SWEEP: usize = 64;
+
+/// What a worker is told.
+enum Command {
+    /// Read this queue from now on.
+    Open(Source, Box<XskQueue>),
+    /// Hand back the queues of this place.
+    Close(Source),
+}
+
+/// What workers share among themselves and with the agent.
+#[derive(Debug)]
+pub struct Common {
+    /// The snapshot in force.
+    pub snapshot: ArcSwap<Snapshot>,
+    /// How long sessions may idle.
+    pub timeouts: ArcSwap<Timeouts>,
+    /// Whether workers without work spin instead of sleeping.
+    pub spin: AtomicBool,
+    started: Instant,
+    stop: AtomicBool,
+}
+
+impl Common {
+    /// Milliseconds since the daemon started, as sessions are stamped.
+    pub fn now(&self) -> u32 {
+        self.started.elapsed().as_millis() as u32
+    }
+}
+
+/// A worker as others see it.
+#[derive(Debug)]
+pub struct Gauge {
+    /// The generation that it judges by.
+    pub generation: AtomicU32,
+    /// Packets that it took in.
+    pub packets: AtomicU64,
+    /// Nanoseconds at work.
+    pub busy: AtomicU64,
+    /// Nanoseconds without work.
+    pub idle: AtomicU64,
+}
+
+/// The agent's end of one worker.
+#[derive(Debug)]
+struct Handle {
+    core: Option<usize>,
+    commands: Sender<Command>,
+    bell: Arc<Bell>,
+    gauge: Arc<Gauge>,
+    counters: Arc<Counters>,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// All workers.
+#[derive(Debug)]
+pub struct Workers {
+    handles: Vec<Handle>,
+    common: Arc<Common>,
+    returned: Receiver<XskQueue>,
+}
+
+/// What workers are made with.
+#[derive(Debug)]
+pub struct Plan<'a> {
+    /// A core for each worker; none leaves it to the scheduler.
+    pub cores: &'a [Option<usize>],
+    /// Limits of the pipelines.
+    pub settings: &'a Settings,
+    /// Sessions and fragments.
+    pub shared: &'a Shared,
+    /// Idle times.
+    pub timeouts: Timeouts,
+    /// Whether to spin.
+    pub spin: bool,
+    /// Packet memory.
+    pub umem: &'a Arc<Umem>,
+}
+
+impl Workers {
+    /// Starts a worker for each core.
+    ///
+    /// # Errors
+    /// The system gives no thread or event descriptor.
+    pub fn start(plan: &Plan<'_>) -> std::io::Result<Self> {
+        let common = Arc::new(Common {
+            snapshot: ArcSwap::default(),
+            timeouts: ArcSwap::from_pointee(plan.timeouts),
+            spin: AtomicBool::new(plan.spin),
+            started: Instant::now(),
+            stop: AtomicBool::new(false),
+        });
+        let (give_back, returned) = unbounded();
+        let inboxes: Vec<Inbound> = plan
+            .cores
+            .iter()
+            .map(|_| {
+                Ok(Inbound {
+                    queue: Arc::new(ArrayQueue::new(INBOX)),
+                    bell: Arc::new(Bell::new()?),
+                })
+            })
+            .collect::<std::io::Result<_>>()?;
+        let mut handles = Vec::new();
+        for (index, core) in plan.cores.iter().enumerate() {
+            let (commands, inbox) = unbounded();
+            let pipeline = Pipeline::new(plan.shared.clone(), plan.settings);
+            let gauge = Arc::new(Gauge {
+                generation: AtomicU32::new(0),
+                packets: AtomicU64::new(0),
+                busy: AtomicU64::new(0),
+                idle: AtomicU64::new(0),
+            });
+            let counters = Arc::clone(pipeline.counters());
+            let io = WorkerIo::new(
+                FrameCache::new(plan.umem),
+                plan.settings,
+                index,
+                inboxes.clone(),
+                Arc::clone(&counters),
+            );
+            let worker = Worker {
+                index,
+                workers: plan.cores.len(),
+                common: Arc::clone(&common),
+                commands: inbox,
+                returned: give_back.clone(),
+                gauge: Arc::clone(&gauge),
+                bell: Arc::clone(&inboxes[index].bell),
+                pipeline,
+                io,
+                shared: plan.shared.clone(),
+                vector: Vec::with_capacity(VECTOR),
+                sweep: 0,
+                swept: 0,
+            };
+            let core = *core;
+            let thread = std::thread::Builder::new().name(format!("worker-{index}")).spawn(move || {
+                if let Some(core) = core
+                    && let Err(error) = bell::pin(core) {
+                        tracing::warn!(worker = index, core, %error, "cannot pin the worker to its core");
+                    }
+                worker.run();
+            })?;
+            let bell = Arc::clone(&inboxes[index].bell);
+            handles.push(Handle {
+                core,
+                commands,
+                bell,
+                gauge,
+                counters,
+                thread: Some(thread),
+            });
+        }
+        Ok(Self {
+            handles,
+            common,
+            returned,
+        })
+    }
+
+    /// What workers share.
+    pub fn common(&self) -> &Arc<Common> {
+        &self.common
+    }
+
+    /// How many workers there are.
+    pub fn len(&self) -> usize {
+        self.handles.len()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.handles.is_empty()
+    }
+
+    /// Gauges and counters of each worker, with the core that it was given.
+    pub fn gauges(&self) -> impl Iterator<Item = (Option<usize>, &Gauge, &Counters)> {
+        self.handles
+            .iter()
+            .map(|handle| (handle.core, &*handle.gauge, &*handle.counters))
+    }
+
+    /// The worker that reads a queue, and that all others hand packets for it.
+    fn owner(&self, place: Source, queue: u32) -> usize {
+        io::owner(place, queue, self.handles.len())
+    }
+
+    /// Has a queue read from now on.
+    pub fn open(&self, place: Source, queue: XskQueue) {
+        let owner = self.owner(place, queue.queue());
+        self.tell(owner, Command::Open(place, Box::new(queue)));
+    }
+
+    /// Takes the queues of a place out of service; they come back to [`Self::collect`].
+    pub fn close(&self, place: Source) {
+        for worker in 0..self.handles.len() {
+            self.tell(worker, Command::Close(place));
+        }
+    }
+
+    fn tell(&self, worker: usize, command: Command) {
+        let handle = &self.handles[worker];
+        if handle.commands.send(command).is_err() {
+            tracing::error!(worker, "the worker is gone");
+        }
+        handle.bell.ring();
+    }
+
+    /// Closes the queues that workers have handed back. Closing waits for the kernel, so it is not done by workers.
+    pub fn collect(&self) {
+        while self.returned.try_recv().is_ok() {}
+    }
+
+    /// Puts a snapshot in force and waits until every worker judges by it. Answers whether all did within a second.
+    pub fn publish(&self, snapshot: Arc<Snapshot>) -> bool {
+        let generation = snapshot.generation;
+        self.common.snapshot.store(snapshot);
+        for handle in &self.handles {
+            handle.bell.ring();
+        }
+        let deadline = Instant::now() + Duration::from_secs(1);
+        let behind =
+            |handle: &Handle| handle.gauge.generation.load(Ordering::Acquire) != generation;
+        while self.handles.iter().any(behind) {
+            if Instant::now() > deadline {
+                return false;
+            }
+            std::thread::sleep(Duration::from_micros(20));
+        }
+        true
+    }
+
+    /// Stops every worker and waits for it.
+    pub fn stop(&mut self) {
+        self.common.stop.store(true, Ordering::Release);
+        for handle in &mut self.handles {
+            handle.bell.ring();
+            if let Some(thread) = handle.thread.take()
+                && thread.join().is_err()
+            {
+                tracing::error!("a worker had panicked");
+            }
+        }
+        self.collect();
+    }
+}
+
+impl Drop for Workers {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+/// One worker, on its own thread.
+struct Worker {
+    index: usize,
+    workers: usize,
+    common: Arc<Common>,
+    commands: Receiver<Command>,
+    returned: Sender<XskQueue>,
+    gauge: Arc<Gauge>,
+    bell: Arc<Bell>,
+    pipeline: Pipeline,
+    io: WorkerIo,
+    shared: Shared,
+    vector: Vec<Packet>,
+    sweep: usize,
+    swept: u32,
+}
+
+impl Worker {
+    fn run(mut self) {
+        let mut bored = 0;
+        let mut last = Instant::now();
+        while !self.common.stop.load(Ordering::Acquire) {
+            let worked = self.round();
+            let now = Instant::now();
+            let spent = now.duration_since(last).as_nanos() as u64;
+            last = now;
+            let account = if worked > 0 {
+                &self.gauge.busy
+            } else {
+                &self.gauge.idle
+            };
+            account.store(account.load(Ordering::Relaxed) + spent, Ordering::Relaxed);
+            bored = if worked > 0 { 0 } else { bored + 1 };
+            if bored > PATIENCE && !self.common.spin.load(Ordering::Relaxed) {
+                self.io.wait(&self.bell, SLEEP);
+            }
+        }
+        self.io.give_back(&self.returned, |_| true);
+    }
+
+    /// One round over everything that may have work; answers how many packets there were.
+    fn round(&mut self) -> usize {
+        if self.bell.heard() {
+            self.obey();
+        }
+        let snapshot = self.common.snapshot.load();
+        if snapshot.generation != self.pipeline.snapshot().generation {
+            self.pipeline.set_snapshot(Arc::clone(&snapshot));
+            self.gauge
+                .generation
+                .store(snapshot.generation, Ordering::Release);
+        }
+        drop(snapshot);
+        let now = self.common.now();
+        let mut packets = 0;
+        for slot in 0..self.io.slots() {
+            let (place, got) = self.io.receive(slot, &mut self.vector);
+            if got > 0 {
+                packets += got;
+                self.pipeline
+                    .process(&mut self.io, place, &mut self.vector, now);
+            }
+        }
+        packets += self.io.take_inbox();
+        self.io.flush();
+        if now != self.swept {
+            self.age(now);
+        }
+        if packets > 0 {
+            self.gauge.packets.store(
+                self.gauge.packets.load(Ordering::Relaxed) + packets as u64,
+                Ordering::Relaxed,
+            );
+        }
+        packets
+    }
+
+    /// Lets sessions and fragments age: a few slots each millisecond, every worker its share of the table.
+    fn age(&mut self, now: u32) {
+        let timeouts = self.common.timeouts.load();
+        let elapsed = now.wrapping_sub(self.swept).min(100) as usize;
+        for _ in 0..elapsed {
+            self.sweep = self
+                .shared
+                .sessions
+                .sweep(self.sweep, SWEEP, now, &timeouts);
+        }
+        if self.index == 0 && now / 100 != self.swept / 100 {
+            self.pipeline.tick(&mut self.io, now);
+        }
+        self.swept = now;
+    }
+
+    #[cold]
+    fn obey(&mut self) {
+        while let Ok(command) = self.commands.try_recv() {
+            match command {
+                Command::Open(place, queue) => self.io.open(place, *queue, self.workers),
+                Command::Close(place) => self.io.give_back(&self.returned, |other| other == place),
+            }
+        }
+    }
+}
+
+/// Where a packet would be sent to reach a place.
+pub(crate) fn destination(place: Source) -> Destination {
+    match place {
+        Source::Port(index) => Destination::Port(index),
+        Source::Uplink(index) => Destination::Uplink(index),
+    }
+}
