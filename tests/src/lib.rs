@@ -8,8 +8,10 @@ mod capture;
 mod daemon;
 mod error;
 mod lab;
+pub mod load;
 mod namespace;
 mod raw_socket;
+pub mod site;
 mod wait;
 
 pub use capture::Capture;
@@ -18,4 +20,5 @@ pub use error::LabError;
 pub use lab::{Lab, LinkOptions, Workload, WorkloadOptions};
 pub use namespace::Namespace;
 pub use raw_socket::{RawSocket, is_readable};
+pub use site::{Site, SiteOptions};
 pub use wait::wait_until;
