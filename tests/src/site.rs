@@ -29,6 +29,8 @@ pub struct SiteOptions {
     pub checksum_offload: bool,
     /// Bytes of IP packet that the underlay carries.
     pub underlay_mtu: u32,
+    /// Bytes of IP packet that a workload's interface lets it send.
+    pub workload_mtu: u32,
 }
 
 impl Default for SiteOptions {
@@ -38,6 +40,7 @@ impl Default for SiteOptions {
             cores: Vec::new(),
             checksum_offload: true,
             underlay_mtu: 1500,
+            workload_mtu: 1430,
         }
     }
 }
@@ -62,6 +65,8 @@ pub struct Site {
     pub workloads: BTreeMap<String, Workload>,
     /// The controller, while it runs.
     pub controller: Option<Daemon>,
+    /// The bridge between the hosts, `br0` in a namespace of its own, when they are more than two: a capture there sees the tunnels.
+    pub underlay: Option<Namespace>,
     /// What was applied last.
     pub objects: Objects,
     directory: PathBuf,
@@ -101,6 +106,7 @@ impl Site {
             hosts: BTreeMap::new(),
             workloads: BTreeMap::new(),
             controller: None,
+            underlay: None,
             objects: objects.clone(),
             directory,
             controller_namespace,
@@ -157,6 +163,7 @@ impl Site {
             self.lab.link((a, UPLINK), (b, UPLINK), link)?;
         } else {
             let bridge = self.lab.host("underlay")?;
+            self.underlay = Some(bridge.clone());
             bridge.ip("link add br0 type bridge")?;
             bridge.ip("link set br0 up")?;
             for (number, namespace) in namespaces.iter().enumerate() {
@@ -166,6 +173,10 @@ impl Site {
             }
         }
         for (host, namespace) in objects.hosts.iter().zip(&namespaces) {
+            if host.foreign {
+                // A kernel leaves inner checksums to the device; a wire has no such thing.
+                namespace.offloads(UPLINK, "tx off")?;
+            }
             for vtep in &host.vteps {
                 let length = if vtep.contains(':') { "64 nodad" } else { "24" };
                 namespace.ip(&format!("address add {vtep}/{length} dev {UPLINK}")
@@ -221,7 +232,7 @@ impl Site {
                 addresses: &addresses.iter().map(String::as_str).collect::<Vec<_>>(),
                 gateways: &gateways.iter().map(String::as_str).collect::<Vec<_>>(),
                 link: LinkOptions {
-                    mtu: 1430,
+                    mtu: options.workload_mtu,
                     ..LinkOptions::default()
                 },
                 checksum_offload: options.checksum_offload,
