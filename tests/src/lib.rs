@@ -23,5 +23,5 @@ pub use lab::{Lab, LinkOptions, Workload, WorkloadOptions};
 pub use namespace::Namespace;
 pub use raw_socket::{RawSocket, is_readable};
 pub use site::{Site, SiteOptions};
-pub use topology::topology;
+pub use topology::{tenants, topology};
 pub use wait::wait_until;
