@@ -30,6 +30,19 @@ fn expect(stream: &mut TcpStream, wanted: &[u8]) -> io::Result<()> {
     }
 }
 
+/// A listener. One that was just closed may live on for a moment in a program that is being started, which inherits it until it runs.
+fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        match TcpListener::bind(address) {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse && Instant::now() < deadline => {
+                thread::sleep(Duration::from_millis(2));
+            }
+            result => return result,
+        }
+    }
+}
+
 /// Connects from one namespace to `address` in another by TCP, sends so many bytes, and gets as many back. Every byte is compared.
 pub fn tcp_exchange(
     from: &Namespace,
@@ -43,7 +56,7 @@ pub fn tcp_exchange(
         source,
     };
     let data = pattern(bytes);
-    let listener = to.enter(|| TcpListener::bind(address))?.map_err(error)?;
+    let listener = to.enter(|| listen(address))?.map_err(error)?;
     thread::scope(|scope| {
         let serving = scope.spawn(|| -> io::Result<()> {
             listener.set_nonblocking(true)?;
