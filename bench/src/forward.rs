@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use weft_proto::v1::Objects;
 use weft_tests::site::UPLINK;
-use weft_tests::{Lab, LinkOptions, Namespace, Site, SiteOptions, load};
+use weft_tests::{Lab, LinkOptions, Namespace, RawSocket, Site, SiteOptions, load};
 
 use crate::{Row, median};
 
@@ -113,7 +113,7 @@ fn ruleset(host: &Namespace) -> anyhow::Result<()> {
         .map(|number| format!("udp dport {} accept\n", 20_000 + number))
         .collect();
     let text = format!(
-        "table ip weft {{ chain forward {{ type filter hook forward priority 0; policy drop;\nct state established,related accept\n{rules}udp dport 9 accept\nip protocol icmp accept\n}} }}\n"
+        "table ip weft {{\nchain forward {{\ntype filter hook forward priority 0; policy drop;\nct state established,related accept\n{rules}udp dport 9 accept\nip protocol icmp accept\n}}\n}}\n"
     );
     let mut command: Command = host.command("nft");
     let mut child = command.args(["-f", "-"]).stdin(Stdio::piped()).spawn()?;
@@ -126,6 +126,17 @@ fn ruleset(host: &Namespace) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// One packet of each flow there and one back, so that a stateful rule sets them established.
+fn establish(from: &Namespace, to: &Namespace, frames: &[Vec<u8>]) -> anyhow::Result<()> {
+    let (there, back) = (RawSocket::open(from, "eth0")?, RawSocket::open(to, "eth0")?);
+    for frame in frames {
+        there.send(frame)?;
+        let port = u16::from_be_bytes([frame[34], frame[35]]);
+        back.send(&load::udp((A.0, B.0), (B.1, A.1), (9, port), 18))?;
+    }
+    Ok(())
+}
+
 pub(crate) fn rows(peers: bool) -> anyhow::Result<Vec<Row>> {
     let frames = load::udp_flows((B.0, A.0), (A.1, B.1), 64, 18);
     let site = ours()?;
@@ -134,6 +145,12 @@ pub(crate) fn rows(peers: bool) -> anyhow::Result<Vec<Row>> {
         &site.workloads["a"].namespace,
         &site.workloads["b"].namespace,
     );
+    establish(from, to, &frames)?;
+    load::sink(to, "eth0")?;
+    if let Some(kernel) = &kernel {
+        load::sink(&kernel.to, "eth0")?;
+        establish(&kernel.from, &kernel.to, &frames)?;
+    }
     let (mut samples, mut peer) = (Vec::new(), Vec::new());
     for _ in 0..SAMPLES {
         samples.push(load::measure((from, "eth0"), (to, "eth0"), &frames, TIME)?.arrived / 1e6);
