@@ -49,6 +49,7 @@ fn port_counters(port: String, sets: &[&Traffic]) -> v1::PortCounters {
         tx_packets: total(sets, |traffic| traffic.tx_packets.get()),
         tx_bytes: total(sets, |traffic| traffic.tx_bytes.get()),
         drops: total(sets, Traffic::all_drops),
+        kernel_drops: total(sets, |traffic| traffic.kernel_drops.get()),
     }
 }
 
@@ -79,10 +80,10 @@ impl Node for NodeService {
             .zip(inner.workers.gauges())
             .map(|(index, (core, gauge, _))| v1::WorkerStatus {
                 index,
-                core: core.map_or(u32::MAX, |core| core as u32),
+                core: core.map(|core| core as u32),
                 packets: gauge.packets.load(std::sync::atomic::Ordering::Relaxed),
-                busy_cycles: gauge.busy.load(std::sync::atomic::Ordering::Relaxed),
-                idle_cycles: gauge.idle.load(std::sync::atomic::Ordering::Relaxed),
+                busy_nanoseconds: gauge.busy.load(std::sync::atomic::Ordering::Relaxed),
+                idle_nanoseconds: gauge.idle.load(std::sync::atomic::Ordering::Relaxed),
             })
             .collect();
         let port = |(index, port): (u16, &crate::snapshot::Port)| {
