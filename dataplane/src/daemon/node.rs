@@ -13,7 +13,7 @@ use super::host::Host;
 use crate::agent::AgentHandle;
 use crate::packet::DropReason;
 use crate::packet::parse::word_address;
-use crate::pipeline::counters::Traffic;
+use crate::pipeline::counters::{Counters, Traffic};
 use crate::pipeline::trace;
 use crate::session::table::SessionView;
 use crate::snapshot::Snapshot;
@@ -33,6 +33,35 @@ pub struct NodeService {
 impl NodeService {
     fn snapshot(&self) -> Arc<Snapshot> {
         self.host.inner().workers.common().snapshot.load_full()
+    }
+}
+
+impl NodeService {
+    /// Shows every port and uplink by name, with its counters at each worker.
+    fn each_place(&self, mut show: impl FnMut(String, &[&Traffic])) {
+        let snapshot = self.snapshot();
+        let inner = self.host.inner();
+        let counters: Vec<&Counters> = inner
+            .workers
+            .gauges()
+            .map(|(_, _, counters)| counters)
+            .collect();
+        for (index, port) in (0u16..).zip(&snapshot.ports) {
+            if let Some(port) = port {
+                let sets: Vec<&Traffic> = counters
+                    .iter()
+                    .map(|counters| counters.port(index))
+                    .collect();
+                show(port.id.clone(), &sets);
+            }
+        }
+        for (index, interface) in (0u16..).zip(&self.host.uplinks) {
+            let sets: Vec<&Traffic> = counters
+                .iter()
+                .map(|counters| counters.uplink(index))
+                .collect();
+            show(format!("uplink:{interface}"), &sets);
+        }
     }
 }
 
@@ -134,25 +163,8 @@ impl Node for NodeService {
         &self,
         _request: Request<v1::GetDropsRequest>,
     ) -> Result<Response<v1::Drops>, RpcStatus> {
-        let snapshot = self.snapshot();
-        let inner = self.host.inner();
         let mut reasons = Vec::new();
-        for (index, port) in (0u16..).zip(&snapshot.ports) {
-            let sets: Vec<&Traffic> = inner
-                .workers
-                .gauges()
-                .map(|(_, _, counters)| counters.port(index))
-                .collect();
-            reasons.extend(port.iter().flat_map(|port| drop_counts(&port.id, &sets)));
-        }
-        for (index, interface) in (0u16..).zip(&self.host.uplinks) {
-            let sets: Vec<&Traffic> = inner
-                .workers
-                .gauges()
-                .map(|(_, _, counters)| counters.uplink(index))
-                .collect();
-            reasons.extend(drop_counts(&format!("uplink:{interface}"), &sets));
-        }
+        self.each_place(|name, sets| reasons.extend(drop_counts(&name, sets)));
         Ok(Response::new(v1::Drops { reasons }))
     }
 
@@ -160,28 +172,8 @@ impl Node for NodeService {
         &self,
         _request: Request<v1::GetStatsRequest>,
     ) -> Result<Response<v1::Stats>, RpcStatus> {
-        let snapshot = self.snapshot();
-        let inner = self.host.inner();
         let mut ports = Vec::new();
-        for (index, port) in (0u16..).zip(&snapshot.ports) {
-            let sets: Vec<&Traffic> = inner
-                .workers
-                .gauges()
-                .map(|(_, _, counters)| counters.port(index))
-                .collect();
-            ports.extend(
-                port.iter()
-                    .map(|port| port_counters(port.id.clone(), &sets)),
-            );
-        }
-        for (index, interface) in (0u16..).zip(&self.host.uplinks) {
-            let sets: Vec<&Traffic> = inner
-                .workers
-                .gauges()
-                .map(|(_, _, counters)| counters.uplink(index))
-                .collect();
-            ports.push(port_counters(format!("uplink:{interface}"), &sets));
-        }
+        self.each_place(|name, sets| ports.push(port_counters(name, sets)));
         let table = self.host.shared.sessions.statistics();
         let sessions = v1::TableCounters {
             live: table.live,
