@@ -171,7 +171,9 @@ impl Workers {
                 io,
                 shared: plan.shared.clone(),
                 vector: Vec::with_capacity(VECTOR),
-                sweep: 0,
+                // Workers go round the same table, from places apart.
+                sweep: plan.shared.sessions.statistics().capacity as usize / plan.cores.len()
+                    * index,
                 swept: 0,
             };
             let core = *core;
@@ -372,7 +374,7 @@ impl Worker {
         packets
     }
 
-    /// Lets sessions and fragments age: a few slots each millisecond, every worker its share of the table.
+    /// Lets sessions and fragments age: a few slots of the table each millisecond.
     fn age(&mut self, now: u32) {
         let timeouts = self.common.timeouts.load();
         let elapsed = now.wrapping_sub(self.swept).min(100) as usize;
