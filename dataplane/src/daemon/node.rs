@@ -12,7 +12,7 @@ use weft_proto::v1::node_server::Node;
 use super::host::Host;
 use crate::agent::AgentHandle;
 use crate::packet::DropReason;
-use crate::packet::parse::word_address;
+use crate::packet::parse::{protocol, word_address};
 use crate::pipeline::counters::{Counters, Traffic};
 use crate::pipeline::trace;
 use crate::session::table::SessionView;
@@ -294,13 +294,18 @@ fn session(snapshot: &Snapshot, view: &SessionView) -> v1::Session {
             |action| trace::verdict(snapshot, action),
         )
     };
+    // Of ICMP, the type and code.
+    let destination_port = match view.flow.protocol {
+        protocol::ICMP | protocol::ICMPV6 => view.flow.opening_icmp(),
+        _ => view.flow.destination_port,
+    };
     v1::Session {
         vpc: vpc.map_or_else(|| format!("vni {}", view.vni), |vpc| vpc.id.clone()),
         protocol: view.flow.protocol.into(),
         source: text(view.flow.source),
         source_port: view.flow.source_port.into(),
         destination: text(view.flow.destination),
-        destination_port: view.flow.destination_port.into(),
+        destination_port: destination_port.into(),
         state: view.state.name().to_owned(),
         generation: view.generation.into(),
         idle_seconds: (view.idle_ms / 1000).into(),
