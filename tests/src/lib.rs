@@ -12,6 +12,8 @@ pub mod load;
 mod namespace;
 mod raw_socket;
 pub mod site;
+mod topology;
+pub mod traffic;
 mod wait;
 
 pub use capture::Capture;
@@ -21,4 +23,5 @@ pub use lab::{Lab, LinkOptions, Workload, WorkloadOptions};
 pub use namespace::Namespace;
 pub use raw_socket::{RawSocket, is_readable};
 pub use site::{Site, SiteOptions};
+pub use topology::{tenants, topology};
 pub use wait::wait_until;

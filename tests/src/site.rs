@@ -5,7 +5,7 @@
 //! namespace with an uplink, and nothing else.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use weft_proto::v1::{Objects, Port};
 
 use crate::namespace::output;
+use crate::traffic::NumberedStream;
 use crate::{Daemon, Lab, LabError, LinkOptions, Namespace, Workload, WorkloadOptions, wait_until};
 
 /// The interface that leads from a host to the others.
@@ -29,6 +30,8 @@ pub struct SiteOptions {
     pub checksum_offload: bool,
     /// Bytes of IP packet that the underlay carries.
     pub underlay_mtu: u32,
+    /// Bytes of IP packet that a workload's interface lets it send.
+    pub workload_mtu: u32,
 }
 
 impl Default for SiteOptions {
@@ -38,6 +41,7 @@ impl Default for SiteOptions {
             cores: Vec::new(),
             checksum_offload: true,
             underlay_mtu: 1500,
+            workload_mtu: 1430,
         }
     }
 }
@@ -49,8 +53,9 @@ pub struct SiteHost {
     pub namespace: Namespace,
     /// Its weftd; none for foreign equipment, or while it is stopped.
     pub daemon: Option<Daemon>,
+    /// The daemon's configuration file.
+    pub config: PathBuf,
     socket: PathBuf,
-    config: PathBuf,
 }
 
 /// The site.
@@ -62,6 +67,8 @@ pub struct Site {
     pub workloads: BTreeMap<String, Workload>,
     /// The controller, while it runs.
     pub controller: Option<Daemon>,
+    /// The bridge between the hosts, `br0` in a namespace of its own, when they are more than two: a capture there sees the tunnels.
+    pub underlay: Option<Namespace>,
     /// What was applied last.
     pub objects: Objects,
     directory: PathBuf,
@@ -71,7 +78,7 @@ pub struct Site {
 }
 
 /// The path of one of weft's programs, beside the running one.
-fn program(name: &str) -> Result<PathBuf, LabError> {
+pub fn program(name: &str) -> Result<PathBuf, LabError> {
     let own = std::env::current_exe().map_err(LabError::io("finding the running program"))?;
     let candidates = own
         .ancestors()
@@ -101,6 +108,7 @@ impl Site {
             hosts: BTreeMap::new(),
             workloads: BTreeMap::new(),
             controller: None,
+            underlay: None,
             objects: objects.clone(),
             directory,
             controller_namespace,
@@ -111,7 +119,7 @@ impl Site {
             site.make_workload(port, options)?;
         }
         site.start_controller()?;
-        site.apply(objects)?;
+        site.apply_only(objects)?;
         for host in site.own_hosts() {
             site.start_daemon(&host)?;
         }
@@ -157,6 +165,7 @@ impl Site {
             self.lab.link((a, UPLINK), (b, UPLINK), link)?;
         } else {
             let bridge = self.lab.host("underlay")?;
+            self.underlay = Some(bridge.clone());
             bridge.ip("link add br0 type bridge")?;
             bridge.ip("link set br0 up")?;
             for (number, namespace) in namespaces.iter().enumerate() {
@@ -166,6 +175,10 @@ impl Site {
             }
         }
         for (host, namespace) in objects.hosts.iter().zip(&namespaces) {
+            if host.foreign {
+                // A kernel leaves inner checksums to the device; a wire has no such thing.
+                namespace.offloads(UPLINK, "tx off")?;
+            }
             for vtep in &host.vteps {
                 let length = if vtep.contains(':') { "64 nodad" } else { "24" };
                 namespace.ip(&format!("address add {vtep}/{length} dev {UPLINK}")
@@ -221,7 +234,7 @@ impl Site {
                 addresses: &addresses.iter().map(String::as_str).collect::<Vec<_>>(),
                 gateways: &gateways.iter().map(String::as_str).collect::<Vec<_>>(),
                 link: LinkOptions {
-                    mtu: 1430,
+                    mtu: options.workload_mtu,
                     ..LinkOptions::default()
                 },
                 checksum_offload: options.checksum_offload,
@@ -306,7 +319,8 @@ impl Site {
         })
     }
 
-    fn apply(&self, objects: &Objects) -> Result<(), LabError> {
+    /// Applies the intent, and waits for nobody.
+    pub fn apply_only(&self, objects: &Objects) -> Result<(), LabError> {
         let file = self.directory.join("topology.yaml");
         let text = serde_yaml_ng::to_string(objects).map_err(|source| LabError::Io {
             what: "writing the topology".to_owned(),
@@ -322,7 +336,7 @@ impl Site {
         let mut objects = self.objects.clone();
         change(&mut objects);
         let begun = Instant::now();
-        self.apply(&objects)?;
+        self.apply_only(&objects)?;
         self.objects = objects;
         self.wait_for_hosts()?;
         Ok(begun.elapsed())
@@ -413,6 +427,57 @@ impl Site {
             .iter()
             .filter_map(|text| text.parse::<IpAddr>().ok())
             .find(|address| address.is_ipv6() == ipv6)
+    }
+
+    /// A service of a port: its address of the family asked for, and the L4 port.
+    pub fn service(&self, port: &str, ipv6: bool, l4_port: u16) -> Result<SocketAddr, LabError> {
+        let address = self.address(port, ipv6).ok_or_else(|| LabError::Io {
+            what: format!("the address of {port}"),
+            source: std::io::Error::from(std::io::ErrorKind::NotFound),
+        })?;
+        Ok(SocketAddr::new(address, l4_port))
+    }
+
+    /// Starts a numbered stream from the workload of one port to that of another, by IPv4.
+    pub fn stream(
+        &self,
+        from: &str,
+        to: &str,
+        l4_port: u16,
+        per_second: u32,
+    ) -> Result<NumberedStream, LabError> {
+        NumberedStream::start(
+            &self.workloads[from].namespace,
+            &self.workloads[to].namespace,
+            self.service(to, false, l4_port)?,
+            per_second,
+        )
+        .map_err(|error| self.explain(error))
+    }
+
+    /// Waits until the books of every daemon's packet buffers are balanced: exact when nothing moves.
+    pub fn wait_for_frames(&self) -> Result<(), LabError> {
+        let mut last = String::new();
+        let balanced = || {
+            self.own_hosts().iter().all(|host| {
+                let Ok(stats) = self.node_json(host, &["stats"]) else {
+                    return false;
+                };
+                last = format!("{host}: {}", stats["frames"]);
+                let count = |what: &str| stats["frames"][what].as_u64().unwrap_or(0);
+                count("total") > 0
+                    && count("total") == count("free") + count("fill") + count("transmit")
+            })
+        };
+        let done = wait_until(
+            "every packet buffer is accounted for",
+            Duration::from_secs(5),
+            balanced,
+        );
+        done.map_err(|error| LabError::Explained {
+            source: Box::new(error),
+            text: format!(" ({last})"),
+        })
     }
 
     /// Where the site keeps its files.
