@@ -2,8 +2,10 @@
 
 #![allow(unsafe_code)]
 
+use std::fs::File;
 use std::io;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::os::unix::fs::FileExt;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::{LabError, Namespace, RawSocket};
@@ -11,8 +13,57 @@ use crate::{LabError, Namespace, RawSocket};
 /// Frames in one call.
 const BATCH: usize = 64;
 
-/// Sends frames, over and over, until told to stop; answers how many the kernel took.
-pub fn send_until(socket: &RawSocket, frames: &[Vec<u8>], stop: &AtomicBool) -> u64 {
+/// Frames that may be on their way at a time. A sender that does not wait for them would only measure how fast the first queue overflows,
+/// and take the time for it from those who forward.
+const WINDOW: u64 = 1024;
+/// How long nothing may arrive before what is on its way is given up as lost.
+const PATIENCE: Duration = Duration::from_millis(2);
+
+/// What an interface has received, by the kernel's own count.
+#[derive(Debug)]
+pub struct Arrivals {
+    counters: File,
+    interface: String,
+}
+
+impl Arrivals {
+    /// Opens the count of an interface of a namespace.
+    pub fn open(namespace: &Namespace, interface: &str) -> Result<Self, LabError> {
+        let path = "/proc/thread-self/net/dev";
+        let counters = namespace
+            .enter(|| File::open(path))?
+            .map_err(LabError::io(path))?;
+        Ok(Self {
+            counters,
+            interface: format!("{interface}:"),
+        })
+    }
+
+    /// Packets so far.
+    pub fn packets(&self) -> Result<u64, LabError> {
+        let mut text = [0; 4096];
+        let len = self
+            .counters
+            .read_at(&mut text, 0)
+            .map_err(LabError::io("reading an interface's counters"))?;
+        let text = String::from_utf8_lossy(&text[..len]);
+        let line = text
+            .lines()
+            .find_map(|line| line.trim_start().strip_prefix(&self.interface));
+        let packets = line.and_then(|line| line.split_whitespace().nth(1)?.parse().ok());
+        packets.ok_or_else(|| {
+            LabError::io("an interface's counters")(io::Error::from(io::ErrorKind::InvalidData))
+        })
+    }
+}
+
+/// Sends frames, over and over, until told to stop, as fast as they arrive; answers how many were sent.
+pub fn send_until(
+    socket: &RawSocket,
+    frames: &[Vec<u8>],
+    arrivals: &Arrivals,
+    stop: &AtomicBool,
+) -> Result<u64, LabError> {
     let mut vectors: Vec<libc::iovec> = frames
         .iter()
         .map(|frame| libc::iovec {
@@ -20,22 +71,29 @@ pub fn send_until(socket: &RawSocket, frames: &[Vec<u8>], stop: &AtomicBool) -> 
             iov_len: frame.len(),
         })
         .collect();
-    let mut sent = 0;
-    let mut at = 0;
+    // SAFETY: all zeroes is a valid message header.
+    let mut messages: [libc::mmsghdr; BATCH] = unsafe { std::mem::zeroed() };
+    let (mut sent, mut at) = (0, 0);
+    let mut base = arrivals.packets()?;
+    let mut last = (base, Instant::now());
     while !stop.load(Ordering::Relaxed) && !vectors.is_empty() {
+        let arrived = arrivals.packets()?;
+        if arrived != last.0 {
+            last = (arrived, Instant::now());
+        } else if last.1.elapsed() > PATIENCE {
+            // What has not come by now is lost, and leaves the window.
+            base = arrived.wrapping_sub(sent);
+            last.1 = Instant::now();
+        }
+        if sent.wrapping_sub(arrived.wrapping_sub(base)) + BATCH as u64 > WINDOW {
+            std::thread::yield_now();
+            continue;
+        }
         let count = BATCH.min(vectors.len() - at);
-        let first = vectors[at..].as_mut_ptr();
-        let mut messages: Vec<libc::mmsghdr> = (0..count)
-            .map(|i| {
-                // SAFETY: all zeroes is a valid message header, and `at + i` lies within the vectors.
-                unsafe {
-                    let mut message: libc::mmsghdr = std::mem::zeroed();
-                    message.msg_hdr.msg_iov = first.add(i);
-                    message.msg_hdr.msg_iovlen = 1;
-                    message
-                }
-            })
-            .collect();
+        for (message, vector) in messages.iter_mut().zip(&mut vectors[at..at + count]) {
+            message.msg_hdr.msg_iov = vector;
+            message.msg_hdr.msg_iovlen = 1;
+        }
         // SAFETY: the headers point to vectors, and these to frames, that outlive the call; the kernel only reads the frames.
         let taken = unsafe {
             libc::sendmmsg(
@@ -49,23 +107,24 @@ pub fn send_until(socket: &RawSocket, frames: &[Vec<u8>], stop: &AtomicBool) -> 
             sent += taken as u64;
             at = (at + taken as usize) % vectors.len();
         } else {
-            std::hint::spin_loop();
+            std::thread::yield_now();
         }
     }
-    sent
+    Ok(sent)
 }
 
-/// What an interface of a namespace has received, by the kernel's own count: packets and bytes.
-pub fn received(namespace: &Namespace, interface: &str) -> Result<(u64, u64), LabError> {
-    let read = |what: &str| -> Result<u64, LabError> {
-        let path = format!("/sys/class/net/{interface}/statistics/{what}");
-        let text = namespace.run(&["cat", &path])?;
-        text.trim().parse().map_err(|_| LabError::Io {
-            what: path,
-            source: io::Error::from(io::ErrorKind::InvalidData),
-        })
-    };
-    Ok((read("rx_packets")?, read("rx_bytes")?))
+/// Makes a workload's interface a sink: what arrives for UDP port 9 is counted by the device and dropped before the stack looks at it.
+pub fn sink(namespace: &Namespace, interface: &str) -> Result<(), LabError> {
+    namespace.run(&["nft", "add table netdev sink"])?;
+    namespace.run(&[
+        "nft",
+        &format!(
+            "add chain netdev sink in {{ type filter hook ingress device {interface} priority 0; }}"
+        ),
+    ])?;
+    namespace
+        .run(&["nft", "add rule netdev sink in udp dport 9 drop"])
+        .map(drop)
 }
 
 /// A rate that was measured.
@@ -77,7 +136,7 @@ pub struct Rate {
     pub arrived: f64,
 }
 
-/// Sends frames from one namespace for a while and counts what arrives in another.
+/// Sends frames from one namespace for a while, with a bounded number on their way, and counts what arrives in another.
 pub fn measure(
     from: (&Namespace, &str),
     to: (&Namespace, &str),
@@ -85,24 +144,27 @@ pub fn measure(
     time: Duration,
 ) -> Result<Rate, LabError> {
     let socket = RawSocket::open_for_load(from.0, from.1)?;
+    let (window, count) = (Arrivals::open(to.0, to.1)?, Arrivals::open(to.0, to.1)?);
     let stop = AtomicBool::new(false);
-    let sent = AtomicU64::new(0);
     std::thread::scope(|scope| {
-        scope.spawn(|| sent.store(send_until(&socket, frames, &stop), Ordering::Relaxed));
+        let begun = Instant::now();
+        let sending = scope.spawn(|| send_until(&socket, frames, &window, &stop));
         // The first moments are not counted: neighbours resolve, sessions are made, caches fill.
         std::thread::sleep(Duration::from_millis(300));
-        let result = received(to.0, to.1).and_then(|before| {
-            let begun = Instant::now();
+        let counting = count.packets().and_then(|before| {
+            let counted = Instant::now();
             std::thread::sleep(time);
-            let after = received(to.0, to.1)?;
-            Ok((after.0 - before.0) as f64 / begun.elapsed().as_secs_f64())
+            Ok((count.packets()? - before) as f64 / counted.elapsed().as_secs_f64())
         });
         stop.store(true, Ordering::Relaxed);
-        result
-    })
-    .map(|arrived| Rate {
-        offered: sent.load(Ordering::Relaxed) as f64 / (time.as_secs_f64() + 0.3),
-        arrived,
+        let sent = match sending.join() {
+            Ok(sent) => sent?,
+            Err(panic) => std::panic::resume_unwind(panic),
+        };
+        Ok(Rate {
+            offered: sent as f64 / begun.elapsed().as_secs_f64(),
+            arrived: counting?,
+        })
     })
 }
 

@@ -74,8 +74,9 @@ pub fn word_address(word: u128) -> std::net::IpAddr {
     }
 }
 
-/// Who talks to whom. For ICMP queries the identifier stands on the asking side and the type of the query on the other, so that
-/// an answer is the reverse of its question and of nothing else; for other ICMP, type and code stand in `destination_port`.
+/// Who talks to whom. For ICMP queries the identifier stands on the asking side, and on the other side the identifier plus a number that
+/// stands for the query's type, so that an answer is the reverse of its question and of nothing else, least of all of a question that
+/// the other end asks under some identifier. For other ICMP, type and code stand in `destination_port`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 #[allow(missing_docs)]
 pub struct Flow {
@@ -95,6 +96,16 @@ impl Flow {
             source_port: self.destination_port,
             destination_port: self.source_port,
             protocol: self.protocol,
+        }
+    }
+
+    /// ICMP type and code of a flow whose ports stand for them, seen the way in which it was opened. The code of a query is 0.
+    pub fn opening_icmp(&self) -> u16 {
+        let word = self.destination_port.wrapping_sub(self.source_port);
+        if is_query(self.family(), (word >> 8) as u8) {
+            word & 0xff00
+        } else {
+            word
         }
     }
 
@@ -521,13 +532,23 @@ fn icmp(header: &[u8], parsed: &mut Parsed, cut_short: DropReason) -> Result<(),
     Ok(())
 }
 
+/// Whether an ICMP type is a question that its receiver answers under the same identifier.
+fn is_query(family: Family, kind: u8) -> bool {
+    match family {
+        Family::Ipv4 => matches!(kind, 8 | 13 | 15 | 17),
+        Family::Ipv6 => kind == 128,
+    }
+}
+
 /// The port pair that stands for an ICMP message (see [`Flow`]).
 pub fn icmp_ports(family: Family, kind: u8, code: u8, id: u16) -> (u16, u16) {
+    // No two of these numbers add up to 0, so that no question of one end is the answer to a question of the other.
+    let other = |query: u8| id.wrapping_add(u16::from(query) << 8 | 1);
     match (family, kind) {
-        (Family::Ipv4, 8 | 13 | 15 | 17) | (Family::Ipv6, 128) => (id, u16::from(kind) << 8),
-        (Family::Ipv4, 0) => (8 << 8, id),
-        (Family::Ipv4, 14 | 16 | 18) => (u16::from(kind - 1) << 8, id),
-        (Family::Ipv6, 129) => (128 << 8, id),
+        _ if is_query(family, kind) => (id, other(kind)),
+        (Family::Ipv4, 0) => (other(8), id),
+        (Family::Ipv4, 14 | 16 | 18) => (other(kind - 1), id),
+        (Family::Ipv6, 129) => (other(128), id),
         _ => (0, u16::from_be_bytes([kind, code])),
     }
 }

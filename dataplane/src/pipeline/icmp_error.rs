@@ -1,7 +1,7 @@
 //! ICMP errors that the gateway owes: time exceeded, fragmentation needed, packet too big (RFC 792, RFC 1812 §4.3.2, RFC 4443 §3).
 
 use crate::packet::checksum;
-use crate::packet::parse::{ETHERNET, Family, Parsed, is_icmp_error, protocol};
+use crate::packet::parse::{ETHERNET, Family, IPV4_MAPPED, Parsed, is_icmp_error, protocol};
 use crate::packet::{FrameMemory, Mac, Packet};
 
 use super::guard::is_group;
@@ -15,13 +15,14 @@ pub enum Problem {
     TooBig(u16),
 }
 
-/// Whether an error may be sent about the packet at all: not about another error, nor to a group, nor about a later fragment.
+/// Whether an error may be sent about the packet at all: not about another error, nor to a group, nor about a later fragment,
+/// nor to nobody (RFC 4443 §2.4 (e.6)).
 pub fn may_report(parsed: &Parsed) -> bool {
     !is_icmp_error(parsed)
         && !parsed.is_later_fragment()
         && !parsed.eth_dst.is_group()
         && !is_group(parsed.flow.destination)
-        && parsed.flow.source as u32 != 0
+        && !matches!(parsed.flow.source, 0 | IPV4_MAPPED)
 }
 
 /// Turns a packet into the error about it, from the gateway to its sender. Answers false when the buffer has no room for that; the packet

@@ -312,11 +312,11 @@ fn groups(
     } else {
         (&port.egress, opened.destination, "group out")
     };
-    // The opener's ICMP type and code stand in its destination port (see `Flow`).
+    // The opener's ICMP type and code stand in its ports (see `Flow`).
     let icmp = if case.standing == Standing::Forward {
         case.parsed.icmp
     } else {
-        opened.destination_port
+        opened.opening_icmp()
     };
     let allow = rules.allow(&Subject::of(&opened, icmp, remote), &snapshot.sets);
     trace.step(stage, || {

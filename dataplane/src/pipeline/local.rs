@@ -3,7 +3,7 @@
 //! Each function rewrites the packet in place into the reply, and says so; nothing is flooded.
 
 use crate::packet::checksum;
-use crate::packet::parse::{ETHERNET, Family, Flow, IPV4_MAPPED, Parsed, protocol};
+use crate::packet::parse::{ETHERNET, Family, IPV4_MAPPED, Parsed, protocol};
 use crate::packet::{DropReason, Mac};
 use crate::snapshot::{Place, Port, Snapshot};
 
@@ -226,12 +226,14 @@ fn advertise(frame: &mut [u8], parsed: &Parsed, mac: Mac, target: u128, detectio
     (l4 + 32) as u16
 }
 
-/// Whether the packet is for a gateway of the port's VPC.
-pub fn is_for_gateway(snapshot: &Snapshot, vpc: usize, flow: &Flow) -> bool {
-    snapshot
-        .vpcs
-        .get(vpc)
-        .is_some_and(|vpc| vpc.gateways.contains_key(&flow.destination))
+/// Whether the packet is for a gateway of the port's VPC: by its address, and by the MAC of the gateway that the port has. What goes
+/// elsewhere in the subnet is not the gateway's, whatever its address says (RFC 1812 §5.3.4).
+pub fn is_for_gateway(snapshot: &Snapshot, port: &Port, parsed: &Parsed) -> bool {
+    parsed.eth_dst == snapshot.subnets[port.subnet].gateway_mac
+        && snapshot
+            .vpcs
+            .get(port.vpc)
+            .is_some_and(|vpc| vpc.gateways.contains_key(&parsed.flow.destination))
 }
 
 /// Turns an echo request to the gateway into its reply (RFC 792, RFC 4443 §4.2). Fragments are turned too, each by itself: addresses

@@ -92,7 +92,7 @@ impl Core {
             return self.may_reply(index);
         }
         guard::check(port, parsed)?;
-        if local::is_for_gateway(tables.snapshot, port.vpc, &parsed.flow) {
+        if local::is_for_gateway(tables.snapshot, port, parsed) {
             local::ping(packet.bytes_mut(io), parsed)?;
             return self.may_reply(index);
         }

@@ -104,7 +104,7 @@ impl Core {
 
 /// Type and code of the ICMP message whose later fragment this is, from the ports of its first.
 pub(super) fn fragment_icmp(parsed: &Parsed, standing: Standing) -> Option<u16> {
-    let query = parsed.flow.destination_port;
+    let query = parsed.flow.opening_icmp();
     match (parsed.family, parsed.flow.protocol, standing) {
         (Family::Ipv4, protocol::ICMP, Standing::Forward)
         | (Family::Ipv6, protocol::ICMPV6, Standing::Forward) => Some(query),

@@ -77,7 +77,7 @@ fn run(
     }
     guard::check(port, &parsed)?;
     steps.step("guard", || "source belongs to the port".to_owned());
-    if local::is_for_gateway(snapshot, port.vpc, &parsed.flow) {
+    if local::is_for_gateway(snapshot, port, &parsed) {
         local::ping(&mut frame.to_vec(), &parsed)?;
         return Ok("reply from the gateway".to_owned());
     }

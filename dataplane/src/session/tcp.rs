@@ -243,10 +243,14 @@ pub fn step(
 pub fn window(segment: &Segment, sender: &mut Side, receiver: &mut Side) -> bool {
     let end = segment.seq.wrapping_add(segment.space);
     if sender.max_window == 0 {
-        // The side has not spoken before (mid-stream pick-up): what it says is taken.
-        sender.end = end;
+        // The side has not spoken before: what it says is taken. After a pick-up in mid-stream it has sent all that was acknowledged, so
+        // that an old segment, sent again, takes nothing back.
+        let lag = sender.end.wrapping_sub(end);
+        if lag > receiver.max_window.max(66_000) {
+            sender.end = end;
+            sender.max_end = end.wrapping_add(receiver.max_window);
+        }
         sender.max_window = 1;
-        sender.max_end = sender.max_end.max(end);
     }
     // An acknowledgement of nothing stands for the highest seen (RST without ACK, RFC 9293 §3.10.7.4).
     let ack = if segment.has(ACK) {
@@ -544,6 +548,40 @@ mod tests {
         c.send(false, segment(ACK, 5001, 1001, 0));
         assert_eq!(
             c.send(true, segment(ACK, 1001 + 4_000_000, 5001, 1000)),
+            Step::Pass(State::TcpEstablished)
+        );
+    }
+
+    /// A connection of which only this segment of the opener is known.
+    fn picked_up(segment: Segment) -> Connection {
+        let (mut a, mut b) = (Side::default(), Side::default());
+        first(&segment, &mut a, &mut b);
+        Connection {
+            state: State::TcpEstablished,
+            sides: [a, b],
+        }
+    }
+
+    #[test]
+    fn a_window_picked_up_in_mid_stream_holds_where_numbers_wrap() {
+        let mut c = picked_up(segment(ACK, 1, 0xffff_ff00, 10));
+        for seq in [0xffff_ff00u32, 0xffff_ff64] {
+            assert_eq!(
+                c.send(false, segment(ACK, seq, 11, 100)),
+                Step::Pass(State::TcpEstablished)
+            );
+        }
+    }
+
+    #[test]
+    fn an_old_segment_after_a_pick_up_does_not_undo_what_was_acknowledged() {
+        let mut c = picked_up(segment(ACK, 1, 5000, 10));
+        assert_eq!(
+            c.send(false, segment(ACK, 4000, 11, 500)),
+            Step::Pass(State::TcpEstablished)
+        );
+        assert_eq!(
+            c.send(true, segment(ACK, 11, 5000, 0)),
             Step::Pass(State::TcpEstablished)
         );
     }

@@ -3,7 +3,7 @@
 use weft_dataplane::packet::DropReason;
 use weft_proto::v1;
 
-use crate::frames::{A1, A2, A3, B1, arp, echo, echo6, icmp6, read, solicit, udp};
+use crate::frames::{A1, A2, A3, B1, End, arp, echo, echo6, icmp6, read, solicit, udp};
 use crate::topology::{ROUTER, fabric, port};
 
 #[test]
@@ -211,4 +211,20 @@ fn b007_allowed_pairs_and_prefixes_pass() {
             .is_empty(),
         "the pair's address with another MAC"
     );
+}
+
+#[test]
+fn b006_a_ping_to_the_gateways_address_but_to_another_mac_is_not_the_gateways() {
+    let mut fabric = fabric(|_| {});
+    let gateway = End {
+        v4: [10, 0, 1, 1],
+        ..A1
+    };
+    for mac in [[0xff; 6], A3.mac, [2, 0, 0, 0, 0x77, 0x77]] {
+        let out = fabric.send("a1", &echo(A1, gateway, mac, 7, b"ping"));
+        assert!(
+            out.iter().all(|delivered| delivered.port != "a1"),
+            "no answer in the name of {mac:x?}"
+        );
+    }
 }

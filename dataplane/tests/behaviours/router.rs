@@ -5,7 +5,9 @@ use std::collections::HashMap;
 use weft_dataplane::packet::DropReason;
 use weft_proto::v1::{NextHop, Route};
 
-use crate::frames::{A1, A2, B1, B2, End, echo, echo6, read, syn_mss, udp, udp_ttl, udp6};
+use crate::frames::{
+    A1, A2, B1, B2, End, echo, echo_reply, echo6, read, syn_mss, udp, udp_ttl, udp6,
+};
 use crate::topology::{ROUTER, change, fabric, group, ingress, port, route};
 
 #[test]
@@ -255,5 +257,35 @@ fn b029_ecmp_spreads_by_weight_and_a_member_gone_moves_only_its_flows() {
     for (was, is) in before.iter().zip(&after) {
         assert!(was == "b1" || was == is);
         assert_ne!(is, "b1");
+    }
+}
+
+#[test]
+fn b026_a_source_that_ends_in_zeros_gets_its_error_too() {
+    let mut v6 = A1.v6;
+    v6[8..].copy_from_slice(&[0, 0, 0, 5, 0, 0, 0, 0]);
+    let mut fabric = fabric(|objects| port(objects, "a1").addresses.push("fd00:1::5:0:0".into()));
+    let mut frame = udp6(End { v6, ..A1 }, B2, ROUTER, (1, 2), b"traceroute");
+    frame[21] = 1;
+    let out = fabric.send("a1", &frame);
+    assert_eq!(out[0].port, "a1");
+    assert_eq!(out[0].frame[54..56], [3, 0]);
+}
+
+#[test]
+fn b022_no_identifier_makes_a_question_pass_for_an_answer() {
+    let mut fabric = fabric(|objects| port(objects, "a1").security_groups.clear());
+    for id in [0x0800, 0x0801, 0xf7ff, 0x8000, 0, 7] {
+        assert_eq!(fabric.send("a1", &echo(A1, A2, A2.mac, id, b"x")).len(), 1);
+        for other in [0x0800, 0x0801, 0xf7ff, 0x8000, id, id.wrapping_add(0x0801)] {
+            let question = echo(A2, A1, A1.mac, other, b"x");
+            assert!(fabric.send("a2", &question).is_empty(), "{id} {other}");
+        }
+        assert_eq!(
+            fabric
+                .send("a2", &echo_reply(A2, A1, A1.mac, id, b"x"))
+                .len(),
+            1
+        );
     }
 }

@@ -259,9 +259,9 @@ fn security_group(site: &mut Site) -> anyhow::Result<Vec<Line>> {
         site.change(|objects| {
             if let Ok(group) = group(objects, "blue") {
                 if open {
-                    group.rules.push(rule.clone())
+                    group.rules.push(rule.clone());
                 } else {
-                    group.rules.retain(|other| *other != rule)
+                    group.rules.retain(|other| *other != rule);
                 }
             }
         })?;
@@ -555,7 +555,7 @@ fn gre(site: &mut Site) -> anyhow::Result<Vec<Line>> {
             objects
                 .hosts
                 .iter_mut()
-                .for_each(|host| host.encapsulation = word.into())
+                .for_each(|host| host.encapsulation = word.into());
         })
     };
     set(site, "gre")?;

@@ -1,0 +1,768 @@
+//! Random fabrics and random traffic, as plans of small numbers: a plan shrinks well, and any plan makes sense.
+
+use proptest::collection::vec;
+use proptest::prelude::*;
+use weft_proto::v1::{self, Objects};
+
+/// Hosts that run weft; one more is foreign.
+pub const HOSTS: usize = 3;
+
+/// Prefixes that routes, rules and lists choose from.
+const PREFIXES: [&str; 16] = [
+    "0.0.0.0/0",
+    "::/0",
+    "10.0.0.0/16",
+    "10.0.1.0/24",
+    "10.0.2.0/24",
+    "10.0.1.11/32",
+    "10.0.1.12/31",
+    "10.0.2.12/31",
+    "fd00::/16",
+    "fd00:1::/64",
+    "fd00:2::/64",
+    "fd00:1::c/126",
+    "203.0.113.0/24",
+    "203.0.113.64/26",
+    "2001:db8:5::/48",
+    "198.51.100.0/24",
+];
+
+#[derive(Debug, Clone)]
+pub struct FabricPlan {
+    /// Every port admits everything, so that what comes after policy is reached.
+    pub open: bool,
+    /// Which families the hosts' tunnel addresses are of.
+    pub underlay: u8,
+    /// For each host: GRE, a small underlay MTU, two addresses.
+    pub hosts: [(bool, bool, bool); HOSTS],
+    pub vpcs: Vec<VpcPlan>,
+}
+
+#[derive(Debug, Clone)]
+pub struct VpcPlan {
+    pub subnets: Vec<SubnetPlan>,
+    pub groups: Vec<GroupPlan>,
+    pub list: Vec<u8>,
+    pub ports: Vec<PortPlan>,
+}
+
+#[derive(Debug, Clone)]
+pub struct SubnetPlan {
+    /// 0 IPv4, 1 IPv6, else both.
+    pub family: u8,
+    pub own_gateway: bool,
+    /// None lets everything pass.
+    pub acl: Option<AclPlan>,
+    pub routes: Vec<RoutePlan>,
+}
+
+#[derive(Debug, Clone)]
+pub struct AclPlan {
+    pub rules: Vec<(bool, RulePlan)>,
+    /// Whether what no rule matches is allowed, in and out.
+    pub rest: (bool, bool),
+}
+
+#[derive(Debug, Clone)]
+pub struct GroupPlan {
+    /// Admits everything in.
+    pub open: bool,
+    pub rules: Vec<RulePlan>,
+}
+
+#[derive(Debug, Clone)]
+pub struct RulePlan {
+    pub egress: bool,
+    pub protocol: u8,
+    pub range: u8,
+    pub remote: u8,
+    pub number: u16,
+}
+
+#[derive(Debug, Clone)]
+pub struct RoutePlan {
+    pub prefix: u8,
+    pub target: u8,
+    pub which: u8,
+}
+
+#[derive(Debug, Clone)]
+pub struct PortPlan {
+    pub absent: bool,
+    pub subnet: u8,
+    pub host: u8,
+    /// Groups by bit.
+    pub groups: u8,
+    /// What it may use besides.
+    pub pairs: u8,
+    pub unguarded: bool,
+    pub clamp_mss: bool,
+    /// An IPv6 address that ends in zeros.
+    pub odd_address: bool,
+}
+
+/// One step of a run.
+#[derive(Debug, Clone)]
+pub enum Step {
+    Packet(PacketPlan),
+    /// A port answers a frame that it got, so many back.
+    Answer(u8),
+    /// A port sends a frame again, so many back.
+    Repeat(u8),
+    /// A port that got a frame reports an error about it; or another port does.
+    Report {
+        back: u8,
+        stranger: bool,
+        cut: bool,
+    },
+    Tcp {
+        connection: u8,
+        from_server: bool,
+        act: Act,
+    },
+    Arp(NeighborPlan),
+    Solicit(NeighborPlan),
+    Change(Change),
+    Wait(u8),
+}
+
+#[derive(Debug, Clone)]
+pub struct NeighborPlan {
+    pub from: u8,
+    pub target: u8,
+    pub lie: u8,
+}
+
+#[derive(Debug, Clone)]
+pub struct PacketPlan {
+    pub from: u8,
+    pub to: u8,
+    pub v6: bool,
+    pub way: u8,
+    pub body: u8,
+    pub ports: u8,
+    pub size: u16,
+    pub ttl: u8,
+    pub class: u8,
+    pub twist: u8,
+    pub cut: u16,
+}
+
+#[derive(Debug, Clone, Copy)]
+pub enum Act {
+    Handshake,
+    Syn,
+    SynAck,
+    Ack,
+    Data(u16),
+    /// Too big for a tunnel, without "don't fragment".
+    BigData,
+    Old,
+    Fin,
+    Rst,
+    BareRst,
+    FarData,
+    FarAck,
+    FarRst,
+}
+
+#[derive(Debug, Clone)]
+pub enum Change {
+    /// The same again, under another generation.
+    Nothing,
+    Group {
+        vpc: u8,
+        group: u8,
+        plan: GroupPlan,
+    },
+    Acl {
+        vpc: u8,
+        subnet: u8,
+        plan: Option<AclPlan>,
+    },
+    Routes {
+        vpc: u8,
+        subnet: u8,
+        plan: Vec<RoutePlan>,
+    },
+    List {
+        vpc: u8,
+        plan: Vec<u8>,
+    },
+    Port {
+        vpc: u8,
+        port: u8,
+        plan: PortPlan,
+    },
+    Host {
+        host: u8,
+        gre: bool,
+    },
+}
+
+fn rule() -> impl Strategy<Value = RulePlan> {
+    (any::<bool>(), 0u8..10, 0u8..6, 0u8..28, 1u16..100).prop_map(
+        |(egress, protocol, range, remote, number)| RulePlan {
+            egress,
+            protocol,
+            range,
+            remote,
+            number,
+        },
+    )
+}
+
+fn acl() -> impl Strategy<Value = Option<AclPlan>> {
+    let often = || prop::bool::weighted(0.8);
+    let plan = (vec((any::<bool>(), rule()), 0..4), (often(), often()))
+        .prop_map(|(rules, rest)| AclPlan { rules, rest });
+    prop::option::weighted(0.25, plan)
+}
+
+fn group() -> impl Strategy<Value = GroupPlan> {
+    (prop::bool::weighted(0.5), vec(rule(), 0..4))
+        .prop_map(|(open, rules)| GroupPlan { open, rules })
+}
+
+fn routes() -> impl Strategy<Value = Vec<RoutePlan>> {
+    let route = (any::<u8>(), any::<u8>(), any::<u8>());
+    let plan = route.prop_map(|(prefix, target, which)| RoutePlan {
+        prefix,
+        target,
+        which,
+    });
+    vec(plan, 0..4)
+}
+
+fn port() -> impl Strategy<Value = PortPlan> {
+    let rarely = || prop::bool::weighted(0.1);
+    (
+        rarely(),
+        any::<u8>(),
+        any::<u8>(),
+        any::<u8>(),
+        0u8..12,
+        rarely(),
+        any::<bool>(),
+        rarely(),
+    )
+        .prop_map(
+            |(absent, subnet, host, groups, pairs, unguarded, clamp_mss, odd_address)| PortPlan {
+                absent,
+                subnet,
+                host,
+                groups,
+                pairs,
+                unguarded,
+                clamp_mss,
+                odd_address,
+            },
+        )
+}
+
+fn vpc() -> impl Strategy<Value = VpcPlan> {
+    let subnet = (0u8..6, prop::bool::weighted(0.2), acl(), routes()).prop_map(
+        |(family, own_gateway, acl, routes)| SubnetPlan {
+            family,
+            own_gateway,
+            acl,
+            routes,
+        },
+    );
+    (
+        vec(subnet, 1..4),
+        vec(group(), 1..4),
+        vec(any::<u8>(), 0..3),
+        vec(port(), 2..6),
+    )
+        .prop_map(|(subnets, groups, list, ports)| VpcPlan {
+            subnets,
+            groups,
+            list,
+            ports,
+        })
+}
+
+pub fn fabric() -> impl Strategy<Value = FabricPlan> {
+    let host = || (any::<bool>(), prop::bool::weighted(0.2), any::<bool>());
+    let plan = (
+        any::<bool>(),
+        0u8..8,
+        [host(), host(), host()],
+        vec(vpc(), 1..4),
+    );
+    plan.prop_map(|(open, underlay, hosts, vpcs)| FabricPlan {
+        open,
+        underlay,
+        hosts,
+        vpcs,
+    })
+}
+
+fn packet() -> impl Strategy<Value = PacketPlan> {
+    let addressing = (any::<u8>(), any::<u8>(), any::<bool>(), 0u8..20);
+    let content = (0u8..20, 0u8..12, 0u16..64, 0u8..20, 0u8..20);
+    (addressing, content, 0u8..60, any::<u16>()).prop_map(
+        |((from, to, v6, way), (body, ports, size, ttl, class), twist, cut)| PacketPlan {
+            from,
+            to,
+            v6,
+            way,
+            body,
+            ports,
+            size,
+            ttl,
+            class,
+            twist,
+            cut,
+        },
+    )
+}
+
+fn act() -> impl Strategy<Value = Act> {
+    prop_oneof![
+        4 => Just(Act::Handshake),
+        1 => Just(Act::Syn),
+        1 => Just(Act::SynAck),
+        3 => Just(Act::Ack),
+        5 => (1u16..500).prop_map(Act::Data),
+        1 => Just(Act::BigData),
+        1 => Just(Act::Old),
+        2 => Just(Act::Fin),
+        1 => Just(Act::Rst),
+        1 => Just(Act::BareRst),
+        1 => Just(Act::FarData),
+        1 => Just(Act::FarAck),
+        1 => Just(Act::FarRst),
+    ]
+}
+
+fn change() -> impl Strategy<Value = Change> {
+    let n = any::<u8>;
+    prop_oneof![
+        Just(Change::Nothing),
+        (n(), n(), group()).prop_map(|(vpc, group, plan)| Change::Group { vpc, group, plan }),
+        (n(), n(), acl()).prop_map(|(vpc, subnet, plan)| Change::Acl { vpc, subnet, plan }),
+        (n(), n(), routes()).prop_map(|(vpc, subnet, plan)| Change::Routes { vpc, subnet, plan }),
+        (n(), vec(n(), 0..3)).prop_map(|(vpc, plan)| Change::List { vpc, plan }),
+        (n(), n(), port()).prop_map(|(vpc, port, plan)| Change::Port { vpc, port, plan }),
+        (n(), any::<bool>()).prop_map(|(host, gre)| Change::Host { host, gre }),
+    ]
+}
+
+fn neighbor() -> impl Strategy<Value = NeighborPlan> {
+    (any::<u8>(), any::<u8>(), 0u8..12).prop_map(|(from, target, lie)| NeighborPlan {
+        from,
+        target,
+        lie,
+    })
+}
+
+pub fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let near = || 0u8..4;
+    let step = prop_oneof![
+        10 => packet().prop_map(Step::Packet),
+        8 => near().prop_map(Step::Answer),
+        5 => (0u8..8).prop_map(Step::Repeat),
+        2 => (near(), prop::bool::weighted(0.3), any::<bool>())
+            .prop_map(|(back, stranger, cut)| Step::Report { back, stranger, cut }),
+        14 => (0u8..3, any::<bool>(), act())
+            .prop_map(|(connection, from_server, act)| Step::Tcp { connection, from_server, act }),
+        1 => neighbor().prop_map(Step::Arp),
+        1 => neighbor().prop_map(Step::Solicit),
+        2 => change().prop_map(Step::Change),
+        1 => any::<u8>().prop_map(Step::Wait),
+    ];
+    vec(step, 1..80)
+}
+
+impl FabricPlan {
+    pub fn change(&mut self, change: &Change) {
+        fn pick<T>(list: &mut [T], index: u8) -> &mut T {
+            let len = list.len();
+            &mut list[usize::from(index) % len]
+        }
+        match change {
+            Change::Nothing => {}
+            Change::Group { vpc, group, plan } => {
+                *pick(&mut pick(&mut self.vpcs, *vpc).groups, *group) = plan.clone();
+            }
+            Change::Acl { vpc, subnet, plan } => {
+                pick(&mut pick(&mut self.vpcs, *vpc).subnets, *subnet).acl = plan.clone();
+            }
+            Change::Routes { vpc, subnet, plan } => {
+                pick(&mut pick(&mut self.vpcs, *vpc).subnets, *subnet).routes = plan.clone();
+            }
+            Change::List { vpc, plan } => pick(&mut self.vpcs, *vpc).list = plan.clone(),
+            Change::Port { vpc, port, plan } => {
+                let port = pick(&mut pick(&mut self.vpcs, *vpc).ports, *port);
+                // It moves, goes or comes, and its policy changes; it stays in its subnet, with its addresses.
+                *port = PortPlan {
+                    subnet: port.subnet,
+                    odd_address: port.odd_address,
+                    ..plan.clone()
+                };
+            }
+            Change::Host { host, gre } => pick(&mut self.hosts, *host).0 = *gre,
+        }
+    }
+
+    /// The configuration that the plan stands for.
+    pub fn objects(&self) -> Objects {
+        let mut objects = Objects::default();
+        for (i, (gre, small, two)) in self.hosts.iter().enumerate() {
+            objects.hosts.push(v1::Host {
+                id: format!("h{i}"),
+                vteps: self.vteps(i, *two),
+                encapsulation: if *gre { "gre" } else { "" }.into(),
+                underlay_mtu: if *small { 1400 } else { 0 },
+                foreign: false,
+            });
+        }
+        objects.hosts.push(v1::Host {
+            id: "foreign".into(),
+            vteps: self.vteps(9, false),
+            foreign: true,
+            ..v1::Host::default()
+        });
+        for (v, vpc) in self.vpcs.iter().enumerate() {
+            vpc.add_to(&format!("v{v}"), 100 + v as u32, self.open, &mut objects);
+        }
+        objects
+    }
+
+    fn vteps(&self, host: usize, two: bool) -> Vec<String> {
+        let v4 = format!("192.0.2.{}", host + 1);
+        let v6 = format!("2001:db8:ffff::{}", host + 31);
+        let mut vteps = match (self.underlay, host) {
+            (0..3, _) => vec![v4],
+            (3..5, _) => vec![v6],
+            (5, _) | (6, 0) => vec![v4, v6],
+            (6, _) => vec![v6, v4],
+            // Some can't reach each other.
+            (_, 0) => vec![v4],
+            (_, 1) => vec![v6],
+            _ => vec![v6, v4],
+        };
+        if two {
+            let second = if vteps[0].contains(':') {
+                format!("2001:db8:ffff::{}", host + 51)
+            } else {
+                format!("192.0.2.{}", host + 101)
+            };
+            vteps.push(second);
+        }
+        vteps
+    }
+}
+
+/// The subnet's number, which is in its addresses.
+fn number(subnet: usize) -> usize {
+    subnet + 1
+}
+
+impl VpcPlan {
+    fn add_to(&self, vpc: &str, vni: u32, open: bool, objects: &mut Objects) {
+        objects.vpcs.push(v1::Vpc {
+            id: vpc.into(),
+            vni,
+        });
+        for (s, subnet) in self.subnets.iter().enumerate() {
+            let mut cidrs = Vec::new();
+            if subnet.family != 1 {
+                cidrs.push(format!("10.0.{}.0/24", number(s)));
+            }
+            if subnet.family != 0 {
+                cidrs.push(format!("fd00:{}::/64", number(s)));
+            }
+            let id = format!("{vpc}-s{s}");
+            let mut row = v1::Subnet {
+                id: id.clone(),
+                vpc: vpc.into(),
+                cidrs,
+                route_table: id.clone(),
+                ..v1::Subnet::default()
+            };
+            if subnet.own_gateway {
+                row.gateway_mac = format!("02:aa:00:00:00:{s:02x}");
+                row.gateways = row.cidrs.iter().map(|cidr| own_gateway(cidr)).collect();
+            }
+            if let Some(acl) = &subnet.acl {
+                row.network_acl = id.clone();
+                objects.network_acls.push(acl.build(&id, vpc));
+            }
+            objects.subnets.push(row);
+            objects
+                .route_tables
+                .push(self.route_table(&id, vpc, &subnet.routes));
+        }
+        objects.prefix_lists.push(v1::PrefixList {
+            id: format!("{vpc}-list"),
+            vpc: vpc.into(),
+            prefixes: self.list.iter().map(|i| prefix(*i)).collect(),
+        });
+        for (p, port) in self.ports.iter().enumerate() {
+            if !port.absent {
+                let mut port = self.port(p, port, vpc);
+                let first = format!("{vpc}-g0");
+                if open && !port.security_groups.contains(&first) {
+                    port.security_groups.push(first);
+                }
+                objects.ports.push(port);
+            }
+        }
+        for (g, group) in self.groups.iter().enumerate() {
+            let id = format!("{vpc}-g{g}");
+            let members = objects
+                .ports
+                .iter()
+                .filter(|port| port.security_groups.contains(&id));
+            let members = members.flat_map(|port| port.addresses.clone()).collect();
+            let mut rules: Vec<v1::SecurityRule> = group
+                .rules
+                .iter()
+                .map(|rule| self.security_rule(rule, vpc))
+                .collect();
+            let directions = ["ingress", "egress"];
+            let opened = directions.iter().take(match (open && g == 0, group.open) {
+                (true, _) => 2,
+                (_, true) => 1,
+                _ => 0,
+            });
+            for direction in opened {
+                rules.push(v1::SecurityRule {
+                    direction: (*direction).into(),
+                    ..v1::SecurityRule::default()
+                });
+            }
+            objects.security_groups.push(v1::SecurityGroup {
+                id,
+                vpc: vpc.into(),
+                rules,
+                members,
+            });
+        }
+    }
+
+    fn port(&self, p: usize, plan: &PortPlan, vpc: &str) -> v1::Port {
+        let s = usize::from(plan.subnet) % self.subnets.len();
+        let subnet = &self.subnets[s];
+        let (s, n) = (number(s), p + 1);
+        let mut addresses = Vec::new();
+        if subnet.family != 1 {
+            addresses.push(format!("10.0.{s}.{}", 10 + n));
+        }
+        if subnet.family != 0 {
+            addresses.push(if plan.odd_address {
+                format!("fd00:{s}::{n}:0:0")
+            } else {
+                format!("fd00:{s}::{:x}", 10 + n)
+            });
+        }
+        let pair = |cidr: &str, mac: &str| v1::AddressPair {
+            cidr: cidr.into(),
+            mac: mac.into(),
+        };
+        let groups = 0..self.groups.len();
+        v1::Port {
+            id: format!("{vpc}-p{p}"),
+            vpc: vpc.into(),
+            subnet: format!("{vpc}-s{}", s - 1),
+            mac: format!("02:00:00:00:{s:02x}:{n:02x}"),
+            addresses,
+            allowed_pairs: match plan.pairs {
+                0 => vec![pair("203.0.113.0/24", "")],
+                1 => vec![pair("0.0.0.0/0", "02:00:00:00:09:09")],
+                2 => vec![pair("2001:db8:5::/48", ""), pair("198.51.100.1", "")],
+                _ => Vec::new(),
+            },
+            security_groups: groups
+                .filter(|g| plan.groups >> g & 1 != 0)
+                .map(|g| format!("{vpc}-g{g}"))
+                .collect(),
+            host: format!("h{}", usize::from(plan.host) % HOSTS),
+            unguarded: plan.unguarded,
+            clamp_mss: plan.clamp_mss,
+            ..v1::Port::default()
+        }
+    }
+
+    fn route_table(&self, id: &str, vpc: &str, plans: &[RoutePlan]) -> v1::RouteTable {
+        let mut routes: Vec<v1::Route> = Vec::new();
+        for plan in plans {
+            let prefix = prefix(plan.prefix);
+            if routes.iter().any(|route| route.prefix == prefix) {
+                continue;
+            }
+            let port = |i: u8| format!("{vpc}-p{}", usize::from(i) % self.ports.len());
+            let host = |i: u8| match usize::from(i) % (HOSTS + 1) {
+                HOSTS => "foreign".to_owned(),
+                h => format!("h{h}"),
+            };
+            let hop = |port: String, host: String| v1::NextHop {
+                weight: 1 + u32::from(plan.which % 3),
+                port,
+                host,
+                ..v1::NextHop::default()
+            };
+            let mut route = v1::Route {
+                prefix,
+                ..v1::Route::default()
+            };
+            match plan.target % 8 {
+                0 => route.blackhole = true,
+                1 => route.local = true,
+                2 | 3 => route.port = port(plan.which),
+                4 => route.host = host(plan.which),
+                5 => {
+                    route.host = host(plan.which);
+                    route.next_hop_mac = "02:00:00:00:01:02".into();
+                }
+                6 => {
+                    // Which ports, by bit.
+                    let chosen = (0..self.ports.len() as u8).filter(|i| plan.which >> i & 1 != 0);
+                    route.ecmp = chosen.map(|i| hop(port(i), String::new())).collect();
+                }
+                _ => {
+                    let chosen = (0..=HOSTS as u8).filter(|i| plan.which >> i & 1 != 0);
+                    route.ecmp = chosen.map(|i| hop(String::new(), host(i))).collect();
+                }
+            }
+            if plan.target % 8 >= 6 && route.ecmp.is_empty() {
+                route.blackhole = true;
+            }
+            routes.push(route);
+        }
+        v1::RouteTable {
+            id: id.into(),
+            vpc: vpc.into(),
+            routes,
+        }
+    }
+
+    fn security_rule(&self, plan: &RulePlan, vpc: &str) -> v1::SecurityRule {
+        let mut rule = v1::SecurityRule {
+            direction: if plan.egress { "egress" } else { "ingress" }.into(),
+            ..v1::SecurityRule::default()
+        };
+        match plan.remote {
+            0..16 => rule.remote_cidr = prefix(plan.remote),
+            16..22 => {
+                let group = usize::from(plan.remote) % self.groups.len();
+                rule.remote_group = format!("{vpc}-g{group}");
+            }
+            22..24 => rule.remote_prefix_list = format!("{vpc}-list"),
+            24 => rule.family = "ipv4".into(),
+            25 => rule.family = "ipv6".into(),
+            _ => {}
+        }
+        let v6 = rule.remote_cidr.contains(':') || rule.family == "ipv6";
+        let v4 = rule.remote_cidr.contains('.') || rule.family == "ipv4";
+        let service = plan.service(v4, v6);
+        rule.protocol = service.protocol.into();
+        (rule.port_min, rule.port_max) = service.ports;
+        (rule.icmp_type, rule.icmp_code) = service.icmp;
+        rule
+    }
+}
+
+struct Service {
+    protocol: &'static str,
+    ports: (Option<u32>, Option<u32>),
+    icmp: (Option<u32>, Option<u32>),
+}
+
+impl RulePlan {
+    /// What the rule is about; ICMP's family agrees with the rule's.
+    fn service(&self, v4: bool, v6: bool) -> Service {
+        let ports = match self.range {
+            0 => (Some(80), Some(80)),
+            1 => (Some(53), Some(1000)),
+            2 => (Some(0), Some(65535)),
+            _ => (None, None),
+        };
+        let none = (None, None);
+        let (protocol, ports, icmp) = match self.protocol {
+            0 | 1 => ("tcp", ports, none),
+            2 | 3 => ("udp", ports, none),
+            4 if !v6 => match self.range {
+                0 => ("icmp", none, (Some(8), Some(0))),
+                1 => ("icmp", none, (Some(8), None)),
+                2 => ("icmp", none, (Some(0), None)),
+                _ => ("icmp", none, none),
+            },
+            5 if !v4 => match self.range {
+                0 => ("icmpv6", none, (Some(128), None)),
+                1 => ("icmpv6", none, (Some(1), None)),
+                _ => ("icmpv6", none, none),
+            },
+            6 => ("sctp", ports, none),
+            7 => ("47", none, none),
+            8 => ("any", none, none),
+            _ => ("", none, none),
+        };
+        Service {
+            protocol,
+            ports,
+            icmp,
+        }
+    }
+}
+
+impl AclPlan {
+    fn build(&self, id: &str, vpc: &str) -> v1::NetworkAcl {
+        let mut rules: Vec<v1::AclRule> = Vec::new();
+        for (allow, plan) in &self.rules {
+            let direction = if plan.egress { "egress" } else { "ingress" };
+            let number = u32::from(plan.number);
+            if rules
+                .iter()
+                .any(|rule| rule.number == number && rule.direction == direction)
+            {
+                continue;
+            }
+            let cidr = match plan.remote {
+                remote @ 0..16 => prefix(remote),
+                _ => String::new(),
+            };
+            let service = plan.service(cidr.contains('.'), cidr.contains(':'));
+            rules.push(v1::AclRule {
+                number,
+                direction: direction.into(),
+                action: if *allow { "allow" } else { "deny" }.into(),
+                protocol: service.protocol.into(),
+                cidr,
+                port_min: service.ports.0,
+                port_max: service.ports.1,
+                icmp_type: service.icmp.0,
+                icmp_code: service.icmp.1,
+            });
+        }
+        for (direction, allow) in [("ingress", self.rest.0), ("egress", self.rest.1)] {
+            if allow {
+                rules.push(v1::AclRule {
+                    number: 1000,
+                    direction: direction.into(),
+                    action: "allow".into(),
+                    ..v1::AclRule::default()
+                });
+            }
+        }
+        v1::NetworkAcl {
+            id: id.into(),
+            vpc: vpc.into(),
+            rules,
+        }
+    }
+}
+
+fn prefix(i: u8) -> String {
+    PREFIXES[usize::from(i) % PREFIXES.len()].to_owned()
+}
+
+fn own_gateway(cidr: &str) -> String {
+    match cidr.split_once("0/24") {
+        Some((net, _)) => format!("{net}254"),
+        None => cidr.replace("/64", "fe"),
+    }
+}

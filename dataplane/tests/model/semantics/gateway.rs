@@ -1,0 +1,325 @@
+//! What stands between a port and the network: the guard, and what the gateway answers by itself (ARP, neighbour solicitations, ping,
+//! errors). Answers are built from scratch, not out of the question.
+
+use std::net::{IpAddr, Ipv6Addr};
+
+use weft_dataplane::packet::DropReason;
+use weft_proto::v1;
+
+use super::frame::{
+    Detail, ICMP, ICMPV6, IP, Mac, Packet, UDP, is_group, is_group_mac, mac_at, octets, ones_sum,
+    pseudo_header, v4_at, v6_at, word,
+};
+use super::world::{World, gateway_address, gateway_mac, has_address, mac, prefix_holds};
+
+fn pair_mac(port: &v1::Port, pair: &v1::AddressPair) -> Mac {
+    mac(if pair.mac.is_empty() {
+        &port.mac
+    } else {
+        &pair.mac
+    })
+}
+
+fn owns(port: &v1::Port, address: IpAddr, source: Mac) -> bool {
+    let own = mac(&port.mac) == source && has_address(port, address);
+    own || port
+        .allowed_pairs
+        .iter()
+        .any(|pair| pair_mac(port, pair) == source && prefix_holds(&pair.cidr, address))
+}
+
+fn owns_mac(port: &v1::Port, source: Mac) -> bool {
+    let mut pairs = port.allowed_pairs.iter();
+    mac(&port.mac) == source || pairs.any(|pair| pair_mac(port, pair) == source)
+}
+
+fn owns_address(port: &v1::Port, address: IpAddr) -> bool {
+    let mut pairs = port.allowed_pairs.iter();
+    has_address(port, address) || pairs.any(|pair| prefix_holds(&pair.cidr, address))
+}
+
+/// RFC 4291 appendix A.
+fn link_local(mac: Mac) -> IpAddr {
+    let [a, b, c, d, e, f] = mac;
+    let octets = [
+        0xfe,
+        0x80,
+        0,
+        0,
+        0,
+        0,
+        0,
+        0,
+        a ^ 2,
+        b,
+        c,
+        0xff,
+        0xfe,
+        d,
+        e,
+        f,
+    ];
+    Ipv6Addr::from(octets).into()
+}
+
+/// Anti-spoofing (b007).
+pub fn guard(port: &v1::Port, packet: &Packet) -> Result<(), DropReason> {
+    let own_link_local =
+        packet.src == mac(&port.mac) && packet.flow.source == link_local(packet.src);
+    if port.unguarded || owns(port, packet.flow.source, packet.src) || own_link_local {
+        return Ok(());
+    }
+    let mac_is_own = owns_mac(port, packet.src);
+    let address_is_own = owns_address(port, packet.flow.source);
+    Err(match (mac_is_own, address_is_own) {
+        (false, false) => DropReason::SpoofedBoth,
+        (false, true) => DropReason::SpoofedMac,
+        (true, _) => DropReason::SpoofedAddress,
+    })
+}
+
+/// What only routers and servers send (b003).
+pub fn is_rogue_server(packet: &Packet) -> bool {
+    let v4 = packet.is_v4();
+    match packet.flow.detail {
+        Detail::Ports(67, 68) => v4 && packet.flow.protocol == UDP,
+        Detail::Ports(547, 546) => !v4 && packet.flow.protocol == UDP,
+        Detail::Message(134, _) => !v4,
+        _ => false,
+    }
+}
+
+/// The MAC that a port may be told for an address: its own gateway's, or that of another port of its subnet.
+fn neighbour(world: &World, port: &v1::Port, address: IpAddr) -> Option<Mac> {
+    let subnet = world.subnet(&port.subnet);
+    if let Some(owner) = world.gateway(&port.vpc, address) {
+        return (owner.id == subnet.id).then(|| gateway_mac(subnet));
+    }
+    let other = world.port_by_address(&port.vpc, address)?;
+    (other.subnet == port.subnet && other.id != port.id).then(|| mac(&other.mac))
+}
+
+/// ARP (RFC 826): the answer to a request.
+pub fn arp(world: &World, port: &v1::Port, frame: &[u8]) -> Result<Vec<u8>, DropReason> {
+    if frame.len() < IP + 28 || frame[14..20] != [0, 1, 8, 0, 6, 4] {
+        return Err(DropReason::ArpMalformed);
+    }
+    let (sender_mac, sender, target) = (mac_at(frame, 22), v4_at(frame, 28), v4_at(frame, 38));
+    let probes = sender.is_unspecified() && owns_mac(port, sender_mac);
+    let honest = mac_at(frame, 6) == sender_mac && (probes || owns(port, sender, sender_mac));
+    if !port.unguarded && !honest {
+        return Err(DropReason::SpoofedArp);
+    }
+    let is_request = word(frame, 20) == 1 && sender != target;
+    let answer = neighbour(world, port, target).filter(|_| is_request);
+    let answer = answer.ok_or(DropReason::ArpUnanswered)?;
+    let mut reply = [&sender_mac[..], &answer, &[8, 6, 0, 1, 8, 0, 6, 4, 0, 2]].concat();
+    reply.extend(answer);
+    reply.extend(octets(target));
+    reply.extend(sender_mac);
+    reply.extend(octets(sender));
+    // Padding comes back as it came.
+    reply.extend(&frame[IP + 28..]);
+    Ok(reply)
+}
+
+/// Neighbour discovery (RFC 4861): none where the packet is of another kind; else the answer.
+pub fn neighbor_discovery(
+    world: &World,
+    port: &v1::Port,
+    packet: &Packet,
+) -> Option<Result<Vec<u8>, DropReason>> {
+    let (kind, code) = packet.icmp.filter(|_| !packet.is_v4())?;
+    (133..=137).contains(&kind).then(|| {
+        let message = &packet.bytes[packet.l4..packet.end];
+        let (source, destination) = (packet.flow.source, packet.flow.destination);
+        let pseudo = pseudo_header(source, destination, ICMPV6, message.len());
+        let whole = ones_sum(&[&pseudo, message]) == 0xffff;
+        if packet.ttl != 255 || code != 0 || packet.l4 != IP + 40 || !whole {
+            return Err(DropReason::NeighborMalformed);
+        }
+        match kind {
+            135 => solicitation(world, port, packet, message),
+            136 => Err(advertisement(port, packet, message)),
+            _ => Err(DropReason::NeighborUnanswered),
+        }
+    })
+}
+
+fn solicitation(
+    world: &World,
+    port: &v1::Port,
+    packet: &Packet,
+    message: &[u8],
+) -> Result<Vec<u8>, DropReason> {
+    if message.len() < 24 {
+        return Err(DropReason::NeighborMalformed);
+    }
+    let (source, target) = (packet.flow.source, v6_at(message, 8));
+    let detects = source.is_unspecified();
+    let own = owns(port, source, packet.src)
+        || ((detects || is_link_local(source)) && owns_mac(port, packet.src));
+    let option = source_option(&message[24..]);
+    let lies = option.is_some_and(|option| !owns_mac(port, option));
+    if !port.unguarded && (!own || lies) {
+        return Err(DropReason::SpoofedNeighbor);
+    }
+    if detects && owns_address(port, target) {
+        return Err(DropReason::NeighborUnanswered);
+    }
+    let answer = neighbour(world, port, target).ok_or(DropReason::NeighborUnanswered)?;
+    let all_nodes = IpAddr::from([0xff02, 0, 0, 0, 0, 0, 0, 1]);
+    let (to, to_mac, flags) = if detects {
+        (all_nodes, [0x33, 0x33, 0, 0, 0, 1], 0x20)
+    } else {
+        (source, packet.src, 0x60)
+    };
+    let mut message = vec![136, 0, 0, 0, flags, 0, 0, 0];
+    message.extend(octets(target));
+    message.extend([2, 1]);
+    message.extend(answer);
+    let sum = !ones_sum(&[&pseudo_header(target, to, ICMPV6, 32), &message]);
+    message[2..4].copy_from_slice(&sum.to_be_bytes());
+    let mut reply = [&to_mac[..], &answer, &[0x86, 0xdd]].concat();
+    // Version, class and flow label as they came.
+    reply.extend(&packet.bytes[IP..IP + 4]);
+    reply.extend([0, 32, ICMPV6, 255]);
+    reply.extend(octets(target));
+    reply.extend(octets(to));
+    reply.extend(message);
+    Ok(reply)
+}
+
+fn advertisement(port: &v1::Port, packet: &Packet, message: &[u8]) -> DropReason {
+    let own = message.len() >= 24 && {
+        let target = v6_at(message, 8);
+        owns(port, target, packet.src) || is_link_local(target)
+    };
+    if port.unguarded || (own && owns_mac(port, packet.src)) {
+        DropReason::NeighborUnanswered
+    } else {
+        DropReason::SpoofedNeighbor
+    }
+}
+
+fn is_link_local(address: IpAddr) -> bool {
+    prefix_holds("fe80::/10", address)
+}
+
+/// The source link-layer address option (RFC 4861 4.6.1).
+fn source_option(mut options: &[u8]) -> Option<Mac> {
+    while options.len() >= 2 {
+        let length = usize::from(options[1]) * 8;
+        if length == 0 || length > options.len() {
+            return None;
+        }
+        if options[0] == 1 && length == 8 {
+            return Some(mac_at(options, 2));
+        }
+        options = &options[length..];
+    }
+    None
+}
+
+/// The gateway's answer to a ping (RFC 792, RFC 4443 4.2); it serves nothing else.
+pub fn ping(packet: &Packet) -> Result<Vec<u8>, DropReason> {
+    let (request, reply) = if packet.is_v4() { (8, 0) } else { (128, 129) };
+    if packet.icmp != Some((request, 0)) {
+        return Err(DropReason::GatewayUnserved);
+    }
+    let mut answer = packet.clone();
+    answer.set_macs(packet.src, packet.dst);
+    let (from, to) = if packet.is_v4() { (12, 16) } else { (8, 24) };
+    let (source, destination) = (octets(packet.flow.destination), octets(packet.flow.source));
+    answer.bytes[IP + from..][..source.len()].copy_from_slice(&source);
+    answer.bytes[IP + to..][..source.len()].copy_from_slice(&destination);
+    answer.flow = packet.flow.reversed();
+    answer.set_ttl(64);
+    answer.bytes[answer.l4] = reply;
+    write_icmp_checksum(&mut answer);
+    Ok(answer.bytes)
+}
+
+fn write_icmp_checksum(packet: &mut Packet) {
+    let at = packet.l4 + 2;
+    packet.bytes[at..at + 2].fill(0);
+    let message = &packet.bytes[packet.l4..packet.end];
+    let pseudo = match packet.is_v4() {
+        true => Vec::new(),
+        false => pseudo_header(
+            packet.flow.source,
+            packet.flow.destination,
+            ICMPV6,
+            message.len(),
+        ),
+    };
+    let sum = !ones_sum(&[&pseudo, message]);
+    packet.bytes[at..at + 2].copy_from_slice(&sum.to_be_bytes());
+}
+
+/// What the router owes an error for.
+#[derive(Debug, Clone, Copy)]
+pub enum Problem {
+    TimeExceeded,
+    TooBig(usize),
+}
+
+/// The error about a packet, to its sender from the gateway of its subnet; none where none may be sent (RFC 1812 4.3.2.7, RFC 4443 2.4).
+pub fn error(world: &World, port: &v1::Port, packet: &Packet, problem: Problem) -> Option<Vec<u8>> {
+    let (v4, sender) = (packet.is_v4(), packet.flow.source);
+    let subnet = world.subnet(&port.subnet);
+    let gateway = gateway_address(subnet, v4)?;
+    if packet.is_icmp_error()
+        || is_group_mac(packet.dst)
+        || is_group(packet.flow.destination)
+        || sender.is_unspecified()
+    {
+        return None;
+    }
+    let (kind, code, word) = match (problem, v4) {
+        (Problem::TimeExceeded, true) => (11, 0, 0),
+        (Problem::TimeExceeded, false) => (3, 0, 0),
+        (Problem::TooBig(mtu), true) => (3, 4, mtu),
+        (Problem::TooBig(mtu), false) => (2, 0, mtu),
+    };
+    // Not more than 576 bytes (RFC 1812 4.3.2.3), not more than 1280 (RFC 4443 2.4 c).
+    let room = if v4 { 576 - 28 } else { 1280 - 48 };
+    let quote = &packet.bytes[IP..packet.end];
+    let mut message = vec![kind, code, 0, 0];
+    message.extend((word as u32).to_be_bytes());
+    message.extend(&quote[..quote.len().min(room)]);
+    let pseudo = match v4 {
+        true => Vec::new(),
+        false => pseudo_header(gateway, sender, ICMPV6, message.len()),
+    };
+    let sum = !ones_sum(&[&pseudo, &message]);
+    message[2..4].copy_from_slice(&sum.to_be_bytes());
+    let mut header = if v4 {
+        let mut header = vec![0x45, 0xc0];
+        header.extend((20 + message.len() as u16).to_be_bytes());
+        header.extend([0, 0, 0, 0, 64, ICMP, 0, 0]);
+        header
+    } else {
+        let mut header = vec![0x60, 0, 0, 0];
+        header.extend((message.len() as u16).to_be_bytes());
+        header.extend([ICMPV6, 64]);
+        header
+    };
+    header.extend(octets(gateway));
+    header.extend(octets(sender));
+    if v4 {
+        let sum = !ones_sum(&[&header]);
+        header[10..12].copy_from_slice(&sum.to_be_bytes());
+    }
+    let ether_type = if v4 { [8, 0] } else { [0x86, 0xdd] };
+    Some(
+        [
+            &packet.src[..],
+            &gateway_mac(subnet),
+            &ether_type,
+            &header,
+            &message,
+        ]
+        .concat(),
+    )
+}

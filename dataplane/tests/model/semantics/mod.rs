@@ -1,0 +1,738 @@
+//! What a fabric does with a frame, as plainly as it can be said: the packet path of the design, one step after the other.
+//!
+//! `frame` reads frames, `world` the configuration, `policy` and `session` judge, `gateway` answers. Here is the way through them: from
+//! the port over its host, and over the tunnel through another host, to the ports that get the frame or to the reason why none does.
+//!
+//! Not in this version: fragments that guests send (those that a host makes of what is too big are), congestion marks that the
+//! underlay sets, limits and budgets, foreign equipment that sends.
+
+pub mod frame;
+mod gateway;
+mod policy;
+pub mod session;
+mod world;
+
+use std::collections::BTreeMap;
+use std::rc::Rc;
+
+use weft_dataplane::packet::DropReason;
+use weft_proto::v1::{self, Objects};
+
+use frame::{Decoded, Flow, Mac, Packet, SYN, decode, is_group, is_group_mac};
+use gateway::Problem;
+use policy::{Question, acl_allows, groups_allow};
+use session::{Follow, Session, follow, open};
+use world::{ROUTER, Tunnel, World, gateway_mac, mac, prefix_holds};
+
+/// A frame on its way from one host to another, without its outer header.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Crossing {
+    pub from: String,
+    pub to: String,
+    pub gre: bool,
+    pub v6: bool,
+    pub vni: u32,
+    pub class: u8,
+    pub inner: Vec<u8>,
+}
+
+/// All that becomes of a frame. Order does not matter: both lists are kept sorted.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Outcome {
+    /// Port, and the frame that it gets.
+    pub delivered: Vec<(String, Vec<u8>)>,
+    /// Host, and the reason.
+    pub dropped: Vec<(String, DropReason)>,
+    pub crossed: Vec<Crossing>,
+}
+
+impl Outcome {
+    pub fn sorted(mut self) -> Self {
+        self.delivered.sort();
+        self.dropped.sort();
+        self.crossed.sort();
+        self
+    }
+}
+
+/// The way into a host.
+#[derive(Clone, Copy)]
+enum Ingress<'a> {
+    Port(&'a v1::Port),
+    /// From the host of this id.
+    Tunnel(&'a str),
+}
+
+/// How a packet stands to its flow.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Standing {
+    /// It opens the flow or goes its opener's way.
+    Forward,
+    Backward,
+    /// An error about a packet of a flow.
+    Related,
+}
+
+/// Where a packet goes.
+struct Way<'a> {
+    to: To<'a>,
+    /// Through the router: the new destination and source MAC.
+    rewrite: Option<(Mac, Mac)>,
+}
+
+#[derive(Clone, Copy)]
+enum To<'a> {
+    Port(&'a v1::Port),
+    Host(&'a str),
+}
+
+/// A next hop of an ECMP route.
+#[derive(Debug, Clone, PartialEq)]
+struct Hop(v1::NextHop);
+
+/// A next hop that a flow was seen to take, and those among which it was.
+#[derive(Debug, Clone)]
+struct Choice {
+    flow: Flow,
+    among: Vec<Hop>,
+    taken: Hop,
+}
+
+/// The fabric.
+#[derive(Debug, Clone)]
+pub struct Model {
+    world: Rc<World>,
+    /// What each host tracks.
+    sessions: BTreeMap<String, Vec<Session>>,
+    choices: Vec<Choice>,
+    /// Milliseconds.
+    now: u32,
+    /// Which of several allowed next hops is to be tried, and how many there were.
+    guess: usize,
+    pub guesses: usize,
+}
+
+impl Model {
+    pub fn new(objects: Objects, now: u32) -> Self {
+        Self {
+            world: Rc::new(World(objects)),
+            sessions: BTreeMap::new(),
+            choices: Vec::new(),
+            now,
+            guess: 0,
+            guesses: 1,
+        }
+    }
+
+    /// Puts another configuration in force. Nothing else changes: sessions are judged again as their packets come.
+    pub fn set(&mut self, objects: Objects) {
+        self.world = Rc::new(World(objects));
+    }
+
+    pub fn advance(&mut self, milliseconds: u32) {
+        self.now += milliseconds;
+        for sessions in self.sessions.values_mut() {
+            sessions.retain(|session| !session.is_expired(self.now));
+        }
+    }
+
+    /// Whether the flow is tracked, and by everybody who does both sides were seen.
+    pub fn is_settled(&self, vpc: &str, flow: &Flow) -> bool {
+        let vni = self.world.vni(vpc);
+        let all = self.sessions.values().flatten();
+        let mut of_flow = all
+            .filter(|session| session.direction(vni, flow).is_some())
+            .peekable();
+        of_flow.peek().is_some() && of_flow.all(Session::is_settled)
+    }
+
+    /// What each host tracks, for people.
+    pub fn tracked(&self) -> &BTreeMap<String, Vec<Session>> {
+        &self.sessions
+    }
+
+    /// A port sends a frame. Where several outcomes are allowed, `guess` chooses one of [`Self::guesses`].
+    pub fn send(&mut self, port: &str, frame: &[u8], guess: usize) -> Outcome {
+        (self.guess, self.guesses) = (guess, 1);
+        let world = Rc::clone(&self.world);
+        let mut outcome = Outcome::default();
+        if let Some(port) = world.port(port)
+            && let Err(reason) = self.from_port(&world, port, frame, &mut outcome)
+        {
+            outcome.dropped.push((port.host.clone(), reason));
+        }
+        outcome.sorted()
+    }
+
+    fn from_port(
+        &mut self,
+        world: &World,
+        port: &v1::Port,
+        frame: &[u8],
+        outcome: &mut Outcome,
+    ) -> Result<(), DropReason> {
+        let mut answer = |frame| outcome.delivered.push((port.id.clone(), frame));
+        let mut packet = match decode(frame)? {
+            Decoded::Arp => {
+                answer(gateway::arp(world, port, frame)?);
+                return Ok(());
+            }
+            Decoded::Ip(packet) => packet,
+        };
+        packet.complete_checksum();
+        if gateway::is_rogue_server(&packet) {
+            return Err(DropReason::RogueServer);
+        }
+        if let Some(result) = gateway::neighbor_discovery(world, port, &packet) {
+            answer(result?);
+            return Ok(());
+        }
+        gateway::guard(port, &packet)?;
+        let to_router = packet.dst == gateway_mac(world.subnet(&port.subnet));
+        if to_router && world.gateway(&port.vpc, packet.flow.destination).is_some() {
+            answer(gateway::ping(&packet)?);
+            return Ok(());
+        }
+        let ingress = Ingress::Port(port);
+        self.onward(world, (&port.host, &port.vpc), ingress, packet, outcome)
+    }
+
+    /// A host takes a frame off a tunnel.
+    fn from_tunnel(
+        &mut self,
+        world: &World,
+        (from, to, vpc): (&str, &str, &str),
+        frame: &[u8],
+        outcome: &mut Outcome,
+    ) -> Result<(), DropReason> {
+        let Decoded::Ip(packet) = decode(frame)? else {
+            return Err(DropReason::ArpMalformed);
+        };
+        self.onward(world, (to, vpc), Ingress::Tunnel(from), packet, outcome)
+    }
+
+    /// From either side: groups are served by copies, all else is judged and sent on its way.
+    fn onward(
+        &mut self,
+        world: &World,
+        place: (&str, &str),
+        ingress: Ingress<'_>,
+        packet: Packet,
+        outcome: &mut Outcome,
+    ) -> Result<(), DropReason> {
+        if is_group_mac(packet.dst) {
+            return self.flood(world, place, ingress, &packet, outcome);
+        }
+        if is_group(packet.flow.destination) {
+            return Err(DropReason::Martian);
+        }
+        let way = self.track(world, place, ingress, &packet)?;
+        self.forward(world, place, ingress, packet, &way, outcome)
+    }
+
+    /// Finds the packet's session or opens one, and judges the packet.
+    fn track<'a>(
+        &mut self,
+        world: &'a World,
+        place: (&str, &str),
+        ingress: Ingress<'_>,
+        packet: &Packet,
+    ) -> Result<Way<'a>, DropReason> {
+        let (host, vpc) = place;
+        let (vni, now) = (world.vni(vpc), self.now);
+        let sessions = self.sessions.entry(host.to_owned()).or_default();
+        let find = |sessions: &[Session], flow: &Flow| {
+            let mut all = sessions.iter().enumerate();
+            all.find_map(|(i, session)| Some((i, session.direction(vni, flow)?)))
+        };
+        if packet.is_icmp_error() {
+            // An error passes to the sender of a tracked packet (b022).
+            let quoted = packet
+                .quoted()
+                .filter(|quoted| quoted.source == packet.flow.destination);
+            quoted
+                .and_then(|quoted| find(sessions, &quoted))
+                .ok_or(DropReason::IcmpUnrelated)?;
+            return self.judge(world, place, ingress, packet, Standing::Related);
+        }
+        let mut known = find(sessions, &packet.flow);
+        let mut followed = None;
+        if let Some((i, from_opener)) = known {
+            match follow(&sessions[i], from_opener, packet) {
+                Follow::Pass(stage, ends) => followed = Some((stage, ends)),
+                Follow::Reopen => {
+                    sessions.remove(i);
+                    known = None;
+                }
+                Follow::Drop(reason) => return Err(reason),
+            }
+        }
+        let (stage, ends) = match followed {
+            Some(followed) => followed,
+            None => open(packet)?,
+        };
+        let standing = match known {
+            Some((_, false)) => Standing::Backward,
+            _ => Standing::Forward,
+        };
+        let judged = self.judge(world, place, ingress, packet, standing);
+        let sessions = self.sessions.entry(host.to_owned()).or_default();
+        match (&judged, known) {
+            (Ok(_), Some((i, _))) => {
+                (sessions[i].stage, sessions[i].ends) = (stage, ends);
+                sessions[i].last_seen = now;
+            }
+            (Ok(_), None) => sessions.push(Session {
+                vni,
+                flow: packet.flow,
+                stage,
+                ends,
+                last_seen: now,
+            }),
+            // What no rule admits any more is forgotten, both ways (b017).
+            (Err(DropReason::GroupDenied), Some((i, _))) => drop(sessions.remove(i)),
+            (Err(_), _) => {}
+        }
+        judged
+    }
+
+    /// ACL out, group out, route; for a port of this host ACL in and group in.
+    fn judge<'a>(
+        &mut self,
+        world: &'a World,
+        place: (&str, &str),
+        ingress: Ingress<'_>,
+        packet: &Packet,
+        standing: Standing,
+    ) -> Result<Way<'a>, DropReason> {
+        let way = match ingress {
+            Ingress::Port(port) => {
+                policy(world, port, packet, standing, false)?;
+                self.way_from_port(world, port, packet)?
+            }
+            Ingress::Tunnel(from) => way_from_tunnel(world, place, from, packet)?,
+        };
+        if let To::Port(target) = way.to {
+            policy(world, target, packet, standing, true)?;
+        }
+        Ok(way)
+    }
+
+    /// Within the subnet by MAC, through the gateway by route.
+    fn way_from_port<'a>(
+        &mut self,
+        world: &'a World,
+        port: &v1::Port,
+        packet: &Packet,
+    ) -> Result<Way<'a>, DropReason> {
+        let subnet = world.subnet(&port.subnet);
+        let way = if packet.dst == gateway_mac(subnet) {
+            self.route(world, port, &packet.flow)?
+        } else {
+            let target = world.port_by_mac(&port.vpc, packet.dst);
+            let target = target.filter(|target| target.subnet == port.subnet);
+            Way {
+                to: to_port(port, target.ok_or(DropReason::UnknownMac)?),
+                rewrite: None,
+            }
+        };
+        match way.to {
+            To::Port(target) if target.id == port.id => Err(DropReason::UnknownMac),
+            _ => Ok(way),
+        }
+    }
+
+    /// The longest prefix that holds the destination; of equal length, the custom one.
+    fn route<'a>(
+        &mut self,
+        world: &'a World,
+        port: &v1::Port,
+        flow: &Flow,
+    ) -> Result<Way<'a>, DropReason> {
+        let subnet = world.subnet(&port.subnet);
+        let implied = world
+            .subnets_of(&port.vpc)
+            .flat_map(|subnet| &subnet.cidrs)
+            .map(|prefix| v1::Route {
+                prefix: prefix.clone(),
+                local: true,
+                ..v1::Route::default()
+            });
+        let table = world
+            .0
+            .route_tables
+            .iter()
+            .find(|t| t.id == subnet.route_table);
+        let custom = table.into_iter().flat_map(|table| table.routes.clone());
+        let length = |route: &v1::Route| {
+            let network: ipnetwork::IpNetwork = route.prefix.parse().unwrap();
+            network.prefix()
+        };
+        // Of equals, `max_by_key` takes the last: custom routes come after the implied ones.
+        let route = implied
+            .chain(custom)
+            .filter(|route| prefix_holds(&route.prefix, flow.destination))
+            .max_by_key(length)
+            .ok_or(DropReason::NoRoute)?;
+        let through = |target: &'a v1::Port| Way {
+            to: to_port(port, target),
+            rewrite: Some((mac(&target.mac), gateway_mac(world.subnet(&target.subnet)))),
+        };
+        if route.blackhole {
+            return Err(DropReason::Blackhole);
+        }
+        if route.local {
+            let target = world.port_by_address(&port.vpc, flow.destination);
+            return target.map(through).ok_or(DropReason::NoPort);
+        }
+        let mut hops = route.ecmp.clone();
+        if hops.is_empty() {
+            hops.push(v1::NextHop {
+                port: route.port.clone(),
+                host: route.host.clone(),
+                next_hop_mac: route.next_hop_mac.clone(),
+                ..v1::NextHop::default()
+            });
+        }
+        // A host is no next hop to itself.
+        let is_there = |hop: &v1::NextHop| {
+            world.port(&hop.port).is_some()
+                || (hop.host != port.host && world.0.hosts.iter().any(|h| h.id == hop.host))
+        };
+        let hops: Vec<Hop> = hops.into_iter().filter(is_there).map(Hop).collect();
+        if hops.is_empty() {
+            return Err(DropReason::NextHopGone);
+        }
+        let Hop(hop) = self.choose(flow, &hops);
+        if let Some(target) = world.port(&hop.port) {
+            return Ok(through(target));
+        }
+        let host = world.0.hosts.iter().find(|host| host.id == hop.host);
+        let next_mac = if hop.next_hop_mac.is_empty() {
+            ROUTER
+        } else {
+            mac(&hop.next_hop_mac)
+        };
+        Ok(Way {
+            to: To::Host(&host.ok_or(DropReason::NextHopGone)?.id),
+            rewrite: Some((next_mac, gateway_mac(subnet))),
+        })
+    }
+
+    /// One of the members: for the same flow the same, whichever host asks; a change of members moves a flow only if its own is gone, and
+    /// only to one that is new otherwise (b029).
+    fn choose(&mut self, flow: &Flow, among: &[Hop]) -> Hop {
+        let may_be = |hop: &&Hop| {
+            let mut seen = self.choices.iter().filter(|choice| choice.flow == *flow);
+            seen.all(|choice| {
+                let stays = choice.taken == **hop;
+                let gone = !among.contains(&choice.taken);
+                let new = !choice.among.contains(*hop);
+                stays || gone || new
+            })
+        };
+        let allowed: Vec<&Hop> = among.iter().filter(may_be).collect();
+        self.guesses = allowed.len().max(1);
+        let taken = allowed
+            .get(self.guess)
+            .copied()
+            .unwrap_or(&among[0])
+            .clone();
+        let choice = Choice {
+            flow: *flow,
+            among: among.to_vec(),
+            taken: taken.clone(),
+        };
+        self.choices.push(choice);
+        taken
+    }
+
+    /// Through the router if need be, and out: to the port, or over the tunnel into the next host.
+    fn forward(
+        &mut self,
+        world: &World,
+        place: (&str, &str),
+        ingress: Ingress<'_>,
+        mut packet: Packet,
+        way: &Way<'_>,
+        outcome: &mut Outcome,
+    ) -> Result<(), DropReason> {
+        let (host, vpc) = place;
+        let mut report = |packet: &Packet, problem, reason| {
+            if let Ingress::Port(port) = ingress
+                && let Some(error) = gateway::error(world, port, packet, problem)
+            {
+                outcome.delivered.push((port.id.clone(), error));
+            }
+            Err(reason)
+        };
+        if way.rewrite.is_some() && packet.ttl <= 1 {
+            return report(&packet, Problem::TimeExceeded, DropReason::TtlExceeded);
+        }
+        let tunnel = match way.to {
+            To::Port(_) => None,
+            To::Host(to) => {
+                let tunnel = world.tunnel(host, to);
+                Some((to, tunnel.ok_or(DropReason::UnderlayUnresolved)?))
+            }
+        };
+        let too_big = tunnel.filter(|(_, tunnel)| packet.ip_len() > tunnel.mtu);
+        if let Some((_, tunnel)) = too_big.filter(|_| packet.dont_fragment) {
+            let problem = Problem::TooBig(tunnel.mtu);
+            return report(&packet, problem, DropReason::TooBig);
+        }
+        if let Some((dst, src)) = way.rewrite {
+            packet.set_macs(dst, src);
+            packet.set_ttl(packet.ttl - 1);
+        }
+        if packet.tcp.is_some_and(|segment| segment.has(SYN)) {
+            self.clamp(world, host, ingress, way, &mut packet);
+        }
+        let Some((to, tunnel)) = tunnel else {
+            if let To::Port(port) = way.to {
+                outcome.delivered.push((port.id.clone(), packet.bytes));
+            }
+            return Ok(());
+        };
+        let frames = match too_big {
+            None => vec![packet.bytes],
+            // What has options is not fragmented.
+            Some(_) if packet.l4 != frame::IP + 20 => return Err(DropReason::TooBig),
+            Some(_) => packet.pieces(tunnel.mtu),
+        };
+        self.cross(
+            world,
+            (host, to, vpc),
+            tunnel,
+            packet.class,
+            frames,
+            outcome,
+        );
+        Ok(())
+    }
+
+    /// MSS clamping, by either end that asks for it, to what the tunnel between them carries.
+    fn clamp(
+        &self,
+        world: &World,
+        host: &str,
+        ingress: Ingress<'_>,
+        way: &Way<'_>,
+        packet: &mut Packet,
+    ) {
+        let (port, tunnel) = match (ingress, way.to) {
+            (Ingress::Port(port), To::Host(to)) => (port, world.tunnel(host, to)),
+            (Ingress::Tunnel(from), To::Port(port)) => (port, world.tunnel(host, from)),
+            _ => return,
+        };
+        if let (true, Some(tunnel)) = (port.clamp_mss, tunnel) {
+            packet.clamp_mss(tunnel.mtu);
+        }
+    }
+
+    /// Frames of one packet cross from host to host. The first decides for the others: of a datagram whose first fragment was dropped,
+    /// the others are orphans.
+    fn cross(
+        &mut self,
+        world: &World,
+        (from, to, vpc): (&str, &str, &str),
+        tunnel: Tunnel,
+        class: u8,
+        frames: Vec<Vec<u8>>,
+        outcome: &mut Outcome,
+    ) {
+        for inner in &frames {
+            outcome.crossed.push(Crossing {
+                from: from.to_owned(),
+                to: to.to_owned(),
+                gre: tunnel.gre,
+                v6: tunnel.v6,
+                vni: world.vni(vpc),
+                class,
+                inner: inner.clone(),
+            });
+        }
+        if world.is_foreign(to) {
+            return;
+        }
+        let mut first = Outcome::default();
+        let result = self.from_tunnel(world, (from, to, vpc), &frames[0], &mut first);
+        let rest = &frames[1..];
+        match (result, first.delivered.first()) {
+            (Ok(()), Some((port, whole))) if !rest.is_empty() => {
+                for piece in rest {
+                    // Behind a router on that host, its MACs and TTL are those of the first.
+                    let Ok(Decoded::Ip(like)) = decode(whole) else {
+                        continue;
+                    };
+                    let mut bytes = piece.clone();
+                    bytes[..12].copy_from_slice(&whole[..12]);
+                    let mut piece = Packet { bytes, ..like };
+                    piece.set_ttl(piece.ttl);
+                    outcome.delivered.push((port.clone(), piece.bytes));
+                }
+            }
+            (Ok(()), _) => {}
+            (Err(reason), _) => {
+                outcome.dropped.push((to.to_owned(), reason));
+                let orphan = (to.to_owned(), DropReason::FragmentOrphan);
+                outcome.dropped.extend(rest.iter().map(|_| orphan.clone()));
+            }
+        }
+        outcome.delivered.append(&mut first.delivered);
+        outcome.dropped.append(&mut first.dropped);
+    }
+
+    /// Broadcast and multicast: a copy to each port of the subnet that may have it, one to each host that has such ports, none back (b030).
+    fn flood(
+        &mut self,
+        world: &World,
+        (host, vpc): (&str, &str),
+        ingress: Ingress<'_>,
+        packet: &Packet,
+        outcome: &mut Outcome,
+    ) -> Result<(), DropReason> {
+        let sender = match ingress {
+            Ingress::Port(port) => Some(port)
+                .filter(|port| policy(world, port, packet, Standing::Forward, false).is_ok()),
+            Ingress::Tunnel(from) => world
+                .port_by_mac(vpc, packet.src)
+                .filter(|port| port.host == from),
+        };
+        let sender = sender.ok_or(DropReason::NoReceiver)?;
+        let others = world
+            .0
+            .ports
+            .iter()
+            .filter(|port| port.subnet == sender.subnet && port.id != sender.id);
+        let mut copies = 0;
+        for port in others.clone().filter(|port| port.host == host) {
+            if policy(world, port, packet, Standing::Forward, true).is_ok() {
+                copies += 1;
+                outcome
+                    .delivered
+                    .push((port.id.clone(), packet.bytes.clone()));
+            }
+        }
+        let mut remote: Vec<&str> = others.map(|port| port.host.as_str()).collect();
+        remote.sort_unstable();
+        remote.dedup();
+        remote.retain(|other| *other != host && matches!(ingress, Ingress::Port(_)));
+        for to in remote {
+            let Some(tunnel) = world.tunnel(host, to) else {
+                continue;
+            };
+            copies += 1;
+            if packet.ip_len() > tunnel.mtu {
+                outcome.dropped.push((host.to_owned(), DropReason::TooBig));
+            } else {
+                let frames = vec![packet.bytes.clone()];
+                self.cross(
+                    world,
+                    (host, to, vpc),
+                    tunnel,
+                    packet.class,
+                    frames,
+                    outcome,
+                );
+            }
+        }
+        if copies == 0 {
+            return Err(DropReason::NoReceiver);
+        }
+        Ok(())
+    }
+}
+
+fn to_port<'a>(sender: &v1::Port, target: &'a v1::Port) -> To<'a> {
+    if target.host == sender.host {
+        To::Port(target)
+    } else {
+        To::Host(&target.host)
+    }
+}
+
+/// To a port of this host, never back into a tunnel.
+fn way_from_tunnel<'a>(
+    world: &'a World,
+    (host, vpc): (&str, &str),
+    from: &str,
+    packet: &Packet,
+) -> Result<Way<'a>, DropReason> {
+    // What claims to come from a port of this host, or carries the MAC of one that is not behind its sender, is a lie (b009).
+    let by_address = world.port_by_address(vpc, packet.flow.source);
+    let by_mac = world.port_by_mac(vpc, packet.src);
+    if by_address.is_some_and(|port| port.host == host)
+        || by_mac.is_some_and(|port| port.host != from)
+    {
+        return Err(DropReason::SpoofedInner);
+    }
+    if let Some(port) = world.port_by_mac(vpc, packet.dst) {
+        if port.host != host {
+            return Err(DropReason::NotHere);
+        }
+        return Ok(Way {
+            to: To::Port(port),
+            rewrite: None,
+        });
+    }
+    // Routers elsewhere send to the virtual router's MAC.
+    let mut gateways = world.subnets_of(vpc).map(gateway_mac);
+    if packet.dst != ROUTER && !gateways.any(|gateway| gateway == packet.dst) {
+        return Err(DropReason::NotHere);
+    }
+    match world.port_by_address(vpc, packet.flow.destination) {
+        None => Err(DropReason::NoPort),
+        Some(port) if port.host != host => Err(DropReason::HairpinTunnel),
+        Some(port) => Ok(Way {
+            to: To::Port(port),
+            rewrite: Some((mac(&port.mac), gateway_mac(world.subnet(&port.subnet)))),
+        }),
+    }
+}
+
+/// A port's ACL, held against the packet, and its groups, held against the flow as its opener sent it.
+fn policy(
+    world: &World,
+    port: &v1::Port,
+    packet: &Packet,
+    standing: Standing,
+    towards: bool,
+) -> Result<(), DropReason> {
+    let flow = &packet.flow;
+    let (direction, remote) = if towards {
+        ("ingress", flow.source)
+    } else {
+        ("egress", flow.destination)
+    };
+    let acl = world.acl(world.subnet(&port.subnet));
+    if !acl_allows(acl, direction, &Question::about(flow, packet.icmp, remote)) {
+        return Err(DropReason::AclDenied);
+    }
+    let (flow, icmp, towards) = match standing {
+        Standing::Related => return Ok(()),
+        Standing::Forward => (*flow, packet.icmp, towards),
+        Standing::Backward => {
+            let flow = flow.reversed();
+            let icmp = match flow.detail {
+                frame::Detail::Query { kind, .. } => Some((kind, 0)),
+                _ => None,
+            };
+            (flow, icmp, !towards)
+        }
+    };
+    let (direction, remote) = if towards {
+        ("ingress", flow.source)
+    } else {
+        ("egress", flow.destination)
+    };
+    if !groups_allow(
+        world,
+        port,
+        direction,
+        &Question::about(&flow, icmp, remote),
+    ) {
+        return Err(DropReason::GroupDenied);
+    }
+    Ok(())
+}

@@ -1,0 +1,175 @@
+//! The configuration as the model reads it: the objects themselves, searched from end to end for every question.
+
+use std::net::IpAddr;
+
+use ipnetwork::IpNetwork;
+use weft_proto::v1::{self, Objects};
+
+use super::frame::Mac;
+
+/// The virtual router's MAC where a subnet names none.
+pub const ROUTER: Mac = [0x02, 0x77, 0x65, 0x66, 0x74, 0x01];
+
+/// Bytes of IP packet that the underlay of a fabric in memory carries.
+const UNDERLAY_MTU: usize = 1500;
+
+#[derive(Debug)]
+pub struct World(pub Objects);
+
+/// How a host reaches another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Tunnel {
+    pub gre: bool,
+    pub v6: bool,
+    /// Bytes of inner IP packet that fit.
+    pub mtu: usize,
+}
+
+pub fn mac(text: &str) -> Mac {
+    let mut mac = Mac::default();
+    for (byte, part) in mac.iter_mut().zip(text.split(':')) {
+        *byte = u8::from_str_radix(part, 16).unwrap();
+    }
+    mac
+}
+
+pub fn gateway_mac(subnet: &v1::Subnet) -> Mac {
+    if subnet.gateway_mac.is_empty() {
+        ROUTER
+    } else {
+        mac(&subnet.gateway_mac)
+    }
+}
+
+/// The virtual router's address of a family: the one that is named for the prefix, or the prefix's first.
+pub fn gateway_address(subnet: &v1::Subnet, v4: bool) -> Option<IpAddr> {
+    let prefixes = subnet
+        .cidrs
+        .iter()
+        .map(|cidr| cidr.parse::<IpNetwork>().unwrap());
+    let prefix = prefixes.into_iter().find(|prefix| prefix.is_ipv4() == v4)?;
+    let mut named = subnet.gateways.iter().map(|text| text.parse().unwrap());
+    let first = match prefix.network() {
+        IpAddr::V4(network) => IpAddr::V4((network.to_bits() + 1).into()),
+        IpAddr::V6(network) => IpAddr::V6((network.to_bits() + 1).into()),
+    };
+    Some(
+        named
+            .find(|address| prefix.contains(*address))
+            .unwrap_or(first),
+    )
+}
+
+pub fn prefix_holds(prefix: &str, address: IpAddr) -> bool {
+    prefix.parse::<IpNetwork>().unwrap().contains(address)
+}
+
+pub fn has_address(port: &v1::Port, address: IpAddr) -> bool {
+    port.addresses
+        .iter()
+        .any(|text| text.parse() == Ok(address))
+}
+
+impl World {
+    pub fn port(&self, id: &str) -> Option<&v1::Port> {
+        self.0.ports.iter().find(|port| port.id == id)
+    }
+
+    pub fn subnet(&self, id: &str) -> &v1::Subnet {
+        self.0
+            .subnets
+            .iter()
+            .find(|subnet| subnet.id == id)
+            .unwrap()
+    }
+
+    pub fn vni(&self, vpc: &str) -> u32 {
+        self.0
+            .vpcs
+            .iter()
+            .find(|other| other.id == vpc)
+            .unwrap()
+            .vni
+    }
+
+    pub fn acl(&self, subnet: &v1::Subnet) -> Option<&v1::NetworkAcl> {
+        self.0
+            .network_acls
+            .iter()
+            .find(|acl| acl.id == subnet.network_acl)
+    }
+
+    pub fn group(&self, id: &str) -> &v1::SecurityGroup {
+        self.0
+            .security_groups
+            .iter()
+            .find(|group| group.id == id)
+            .unwrap()
+    }
+
+    pub fn prefix_list(&self, id: &str) -> &v1::PrefixList {
+        self.0
+            .prefix_lists
+            .iter()
+            .find(|list| list.id == id)
+            .unwrap()
+    }
+
+    pub fn is_foreign(&self, host: &str) -> bool {
+        self.0
+            .hosts
+            .iter()
+            .any(|other| other.id == host && other.foreign)
+    }
+
+    pub fn subnets_of<'a>(&'a self, vpc: &'a str) -> impl Iterator<Item = &'a v1::Subnet> {
+        self.0
+            .subnets
+            .iter()
+            .filter(move |subnet| subnet.vpc == vpc)
+    }
+
+    pub fn port_by_address(&self, vpc: &str, address: IpAddr) -> Option<&v1::Port> {
+        self.0
+            .ports
+            .iter()
+            .find(|port| port.vpc == vpc && has_address(port, address))
+    }
+
+    pub fn port_by_mac(&self, vpc: &str, address: Mac) -> Option<&v1::Port> {
+        self.0
+            .ports
+            .iter()
+            .find(|port| port.vpc == vpc && mac(&port.mac) == address)
+    }
+
+    /// The subnet of a VPC whose gateway has the address.
+    pub fn gateway<'a>(&'a self, vpc: &'a str, address: IpAddr) -> Option<&'a v1::Subnet> {
+        self.subnets_of(vpc)
+            .find(|subnet| gateway_address(subnet, address.is_ipv4()) == Some(address))
+    }
+
+    /// The tunnel from one host to another: over the family of the first address of the other that this one has an address for.
+    pub fn tunnel(&self, from: &str, to: &str) -> Option<Tunnel> {
+        let host = |id: &str| self.0.hosts.iter().find(|host| host.id == id);
+        let (from, to) = (host(from)?, host(to)?);
+        let is_v6 = |vtep: &String| vtep.contains(':');
+        let v6 = to
+            .vteps
+            .iter()
+            .map(is_v6)
+            .find(|v6| from.vteps.iter().any(|own| is_v6(own) == *v6))?;
+        let gre = to.encapsulation == "gre";
+        // Outer IP; GRE with a key, or UDP and VXLAN; inner Ethernet.
+        let overhead = if v6 { 40 } else { 20 } + if gre { 8 } else { 16 } + 14;
+        let underlay = match to.underlay_mtu {
+            0 => UNDERLAY_MTU,
+            mtu => UNDERLAY_MTU.min(mtu as usize),
+        };
+        Some(Tunnel {
+            gre,
+            v6,
+            mtu: underlay - overhead,
+        })
+    }
+}

@@ -1,0 +1,483 @@
+//! From plans to frames: packets between ports, answers to what came, errors about it, questions to the gateway.
+
+use std::net::IpAddr;
+
+use ipnetwork::IpNetwork;
+use weft_proto::v1::{self, Objects};
+
+use crate::craft::{self, Ends, Header};
+use crate::generate::{NeighborPlan, PacketPlan};
+use crate::semantics::frame::{Decoded, Detail, IP, Mac, Packet, TCP, UDP, decode, octets, word};
+
+const ROUTER: Mac = [0x02, 0x77, 0x65, 0x66, 0x74, 0x01];
+
+/// Addresses that no port has.
+const ELSEWHERE: [&str; 12] = [
+    "203.0.113.9",
+    "203.0.113.70",
+    "198.51.100.1",
+    "10.0.1.200",
+    "10.0.9.9",
+    "224.0.0.5",
+    "255.255.255.255",
+    "127.0.0.1",
+    "2001:db8:5::1",
+    "fd00:1::99",
+    "fd00:9::9",
+    "ff02::5",
+];
+
+pub fn mac(text: &str) -> Mac {
+    let mut bytes = text
+        .split(':')
+        .map(|part| u8::from_str_radix(part, 16).unwrap());
+    std::array::from_fn(|_| bytes.next().unwrap())
+}
+
+pub fn address(port: &v1::Port, v4: bool) -> Option<IpAddr> {
+    let mut all = port
+        .addresses
+        .iter()
+        .map(|text| text.parse::<IpAddr>().unwrap());
+    all.find(|address| address.is_ipv4() == v4)
+}
+
+fn gateway_mac(objects: &Objects, port: &v1::Port) -> Mac {
+    let subnet = objects
+        .subnets
+        .iter()
+        .find(|s| s.id == port.subnet)
+        .unwrap();
+    if subnet.gateway_mac.is_empty() {
+        ROUTER
+    } else {
+        mac(&subnet.gateway_mac)
+    }
+}
+
+/// Where a port sends what is for an address: to its owner in the subnet, else to the gateway.
+pub fn next_mac(objects: &Objects, from: &v1::Port, to: IpAddr) -> Mac {
+    let mut ports = objects.ports.iter();
+    let text = to.to_string();
+    let owner = ports.find(|port| port.subnet == from.subnet && port.addresses.contains(&text));
+    owner.map_or_else(|| gateway_mac(objects, from), |owner| mac(&owner.mac))
+}
+
+fn gateways(objects: &Objects, vpc: &str, v4: bool) -> Vec<IpAddr> {
+    let subnets = objects.subnets.iter().filter(|subnet| subnet.vpc == vpc);
+    let of = |subnet: &v1::Subnet| -> Vec<IpAddr> {
+        if subnet.gateways.is_empty() {
+            let cidrs = subnet
+                .cidrs
+                .iter()
+                .map(|cidr| cidr.parse::<IpNetwork>().unwrap());
+            cidrs.filter_map(|prefix| prefix.nth(1)).collect()
+        } else {
+            subnet
+                .gateways
+                .iter()
+                .map(|text| text.parse().unwrap())
+                .collect()
+        }
+    };
+    subnets
+        .flat_map(of)
+        .filter(|address| address.is_ipv4() == v4)
+        .collect()
+}
+
+trait Nth {
+    fn nth(&self, n: u32) -> Option<IpAddr>;
+}
+
+impl Nth for IpNetwork {
+    fn nth(&self, n: u32) -> Option<IpAddr> {
+        match self {
+            Self::V4(net) => net.nth(n).map(IpAddr::V4),
+            Self::V6(net) => net.nth(n.into()).map(IpAddr::V6),
+        }
+    }
+}
+
+fn pick<T>(list: &[T], index: impl Into<usize>) -> &T {
+    &list[index.into() % list.len()]
+}
+
+/// A packet from a port, and what is odd about it. None where the plan asks for what the fabric does not have.
+pub fn packet(objects: &Objects, plan: &PacketPlan, id: u16) -> Option<(String, Vec<u8>)> {
+    if objects.ports.is_empty() {
+        return None;
+    }
+    let from = pick(&objects.ports, plan.from);
+    let v4 = if plan.v6 {
+        address(from, false).is_none()
+    } else {
+        address(from, true).is_some()
+    };
+    let source = address(from, v4)?;
+    let peers: Vec<&v1::Port> = objects
+        .ports
+        .iter()
+        .filter(|port| port.vpc == from.vpc && port.id != from.id && address(port, v4).is_some())
+        .collect();
+    let target = (plan.to < 200 && !peers.is_empty()).then(|| *pick(&peers, plan.to));
+    let others: Vec<IpAddr> = ELSEWHERE
+        .iter()
+        .map(|text| text.parse().unwrap())
+        .filter(|address: &IpAddr| address.is_ipv4() == v4)
+        .chain(gateways(objects, &from.vpc, v4))
+        .collect();
+    let destination = match target {
+        Some(target) => address(target, v4)?,
+        None => *pick(&others, plan.to),
+    };
+    let dst = match plan.way {
+        0 => gateway_mac(objects, from),
+        1 => target.map_or(mac(&from.mac), |target| mac(&target.mac)),
+        2 => [2, 0, 0, 0, 0x77, 0x77],
+        3 => [0xff; 6],
+        4 => [0x33, 0x33, 0, 0, 0, 5],
+        5 => ROUTER,
+        _ => next_mac(objects, from, destination),
+    };
+    let mut ends = Ends {
+        dst,
+        src: mac(&from.mac),
+        source,
+        destination,
+    };
+    let mut header = Header {
+        ttl: match plan.ttl {
+            0 => 0,
+            1 | 2 => 1,
+            3 => 2,
+            _ => 64,
+        },
+        class: match plan.class {
+            0 => 0xb8,
+            1 => 0x01,
+            2 => 0x03,
+            3 => 0xba,
+            _ => 0,
+        },
+        id,
+        ..Header::default()
+    };
+    twist_before(plan, v4, &mut ends, &mut header, &peers);
+    let (protocol, payload) = body(plan, ends);
+    let mut frame = craft::ip(ends, &header, protocol, &payload);
+    twist_after(plan, ends, protocol, &mut frame);
+    Some((from.id.clone(), frame))
+}
+
+/// What is odd about addresses and header.
+fn twist_before(
+    plan: &PacketPlan,
+    v4: bool,
+    ends: &mut Ends,
+    header: &mut Header,
+    peers: &[&v1::Port],
+) {
+    let parse = |v4_text: &str, v6_text: &str| -> IpAddr {
+        if v4 { v4_text } else { v6_text }.parse().unwrap()
+    };
+    let other = peers.get(usize::from(plan.cut) % peers.len().max(1));
+    let stolen = other.and_then(|port| address(port, v4));
+    match plan.twist {
+        0 => ends.source = stolen.unwrap_or(parse("9.9.9.9", "2001:db8:9::9")),
+        1 => ends.src = other.map_or([2, 0, 0, 0, 9, 9], |port| mac(&port.mac)),
+        2 => {
+            ends.source = parse("9.9.9.9", "2001:db8:9::9");
+            ends.src = [2, 0, 0, 0, 8, 8];
+        }
+        8..=12 | 27 => header.dont_fragment = false,
+        13 => header.options = vec![1, 1, 1, 0],
+        14 => header.options = vec![0x94, 4, 0, 0],
+        15 => header.options = vec![131, 3, 4, 0],
+        16 => header.options = vec![7, 9, 4, 0],
+        17 => header.extensions = vec![(0, vec![59, 0, 1, 4, 0, 0, 0, 0])],
+        18 => {
+            let options = vec![59, 0, 1, 4, 0, 0, 0, 0];
+            header.extensions = vec![(0, options.clone()), (60, options.clone()), (60, options)];
+        }
+        19 => header.extensions = vec![(43, vec![59, 0, 0, 1, 0, 0, 0, 0])],
+        20 => header.extensions = vec![(43, vec![59, 0, 4, 0, 0, 0, 0, 0])],
+        21 => {
+            let options = vec![59, 0, 1, 4, 0, 0, 0, 0];
+            header.extensions = vec![(60, options.clone()), (0, options)];
+        }
+        22 => header.extensions = vec![(51, vec![59, 1, 0, 0, 0, 0, 0, 1, 0, 0, 0, 1])],
+        23 => header.extensions = vec![(60, vec![59, 200, 1, 4, 0, 0, 0, 0])],
+        24 => ends.source = parse("127.0.0.1", "::1"),
+        25 => ends.source = parse("224.0.0.1", "ff02::1"),
+        26 => ends.destination = ends.source,
+        28 => ends.source = parse("203.0.113.5", "2001:db8:5::5"),
+        29 => ends.src = [2, 0, 0, 0, 9, 9],
+        30 => ends.source = parse("0.0.0.0", "::"),
+        31 => {
+            let [a, b, c, d, e, f] = ends.src;
+            if !v4 {
+                let local = [
+                    0xfe,
+                    0x80,
+                    0,
+                    0,
+                    0,
+                    0,
+                    0,
+                    0,
+                    a ^ 2,
+                    b,
+                    c,
+                    0xff,
+                    0xfe,
+                    d,
+                    e,
+                    f,
+                ];
+                ends.source = local.into();
+            }
+        }
+        32 => ends.destination = parse("0.0.0.0", "::ffff:1.2.3.4"),
+        _ => {}
+    }
+}
+
+/// What is odd about the bytes.
+fn twist_after(plan: &PacketPlan, ends: Ends, protocol: u8, frame: &mut Vec<u8>) {
+    let v4 = ends.source.is_ipv4();
+    let l4 = IP + if v4 { 20 } else { 40 };
+    match plan.twist {
+        3 => {
+            let tag = [0x81, 0, 0, 7];
+            frame.splice(12..12, tag);
+        }
+        4 | 5 => frame.truncate(usize::from(plan.cut) % frame.len()),
+        6 if v4 => frame[IP + 10] ^= 0x55,
+        7 | 33 => frame.extend(vec![0; usize::from(plan.cut % 40)]),
+        34 | 35 if matches!(protocol, TCP | UDP) => craft::leave_checksum(frame, ends, protocol),
+        // Where a checksum would be updated, it has to be right before.
+        36 if protocol == UDP => {
+            let at = IP + if v4 { 2 } else { 4 };
+            let lie = word(frame, at).wrapping_add(plan.cut % 64).wrapping_sub(32);
+            frame[at..at + 2].copy_from_slice(&lie.to_be_bytes());
+            if v4 {
+                craft::fix_ipv4_checksum(frame);
+            }
+        }
+        37 if protocol == UDP => {
+            frame[l4 + 4..l4 + 6].copy_from_slice(&(plan.cut % 64).to_be_bytes())
+        }
+        38 => frame[12..14].copy_from_slice(&[0x88, 0xcc]),
+        39 => frame[IP] = plan.cut as u8,
+        40 if protocol == TCP => {
+            frame[l4 + 12] = plan.cut as u8;
+            if let Some(mut packet) = ip(frame) {
+                packet.write_checksum(packet.l4 + 16);
+                *frame = packet.bytes;
+            }
+        }
+        _ => {}
+    }
+}
+
+fn body(plan: &PacketPlan, ends: Ends) -> (u8, Vec<u8>) {
+    const PORTS: [(u16, u16); 6] = [
+        (1000, 53),
+        (1001, 80),
+        (40_000, 80),
+        (1000, 1000),
+        (5, 900),
+        (80, 1001),
+    ];
+    const IDS: [u16; 6] = [1, 2, 3, 0x0800, 0x8000, 0];
+    const BIG: [usize; 14] = [
+        1250, 1294, 1302, 1310, 1322, 1330, 1390, 1402, 1410, 1422, 1430, 1500, 2000, 3000,
+    ];
+    let v4 = ends.source.is_ipv4();
+    let size = match usize::from(plan.size) {
+        small @ 0..50 => small,
+        big => BIG[big - 50],
+    };
+    let payload: Vec<u8> = (0..size).map(|i| i as u8).collect();
+    let ports = *pick(&PORTS, plan.ports);
+    let [high, low] = pick(&IDS, plan.ports).to_be_bytes();
+    let query = [high, low, 0, 1];
+    let (request, reply) = if v4 { (8, 0) } else { (128, 129) };
+    let icmp = |kind, rest| {
+        let message = craft::icmp(ends, kind, 0, rest, &payload);
+        (craft::icmp_protocol(v4), message)
+    };
+    match plan.body {
+        8..12 => icmp(request, query),
+        12 => icmp(reply, query),
+        13 if v4 => icmp(if plan.ports % 2 == 0 { 13 } else { 14 }, query),
+        13 => icmp(if plan.ports % 2 == 0 { 143 } else { 134 }, query),
+        14 => (47, payload),
+        15 => {
+            let udp = craft::udp(ends, ports, &payload);
+            (132, [&udp, &[0; 8][..]].concat())
+        }
+        16 => {
+            let flags = (plan.ports * 7) & 0x3f;
+            (TCP, craft::tcp(ends, ports, flags, (1, 1), None, &[]))
+        }
+        17 => (TCP, craft::tcp(ends, ports, 2, (1, 1), Some(1460), &[])),
+        18 if v4 => (UDP, craft::udp(ends, (67, 68), &payload)),
+        18 => (UDP, craft::udp(ends, (547, 546), &payload)),
+        _ => (UDP, craft::udp(ends, ports, &payload)),
+    }
+}
+
+/// A port's answer to a frame that it got; none to what is no question.
+pub fn answer(frame: &[u8]) -> Option<Vec<u8>> {
+    let packet = ip(frame)?;
+    let flow = packet.flow.reversed();
+    let ends = Ends {
+        dst: packet.src,
+        src: packet.dst,
+        source: flow.source,
+        destination: flow.destination,
+    };
+    let payload = &packet.bytes[packet.l4..packet.end];
+    let transport = match flow.detail {
+        Detail::Ports(source, destination) if flow.protocol == UDP => {
+            craft::udp(ends, (source, destination), b"answer")
+        }
+        Detail::Query { answer: true, .. } => {
+            let kind = if payload[0] < 128 { payload[0] } else { 129 };
+            let kind = match kind {
+                8 => 0,
+                129 => 129,
+                other => other + 1,
+            };
+            let rest = payload[4..8].try_into().unwrap();
+            craft::icmp(ends, kind, 0, rest, &payload[8..])
+        }
+        Detail::Nothing => payload.to_vec(),
+        _ => return None,
+    };
+    Some(craft::ip(
+        ends,
+        &Header::default(),
+        flow.protocol,
+        &transport,
+    ))
+}
+
+/// An error about a frame that a port got, from that port or from a stranger.
+pub fn report(
+    objects: &Objects,
+    port: &v1::Port,
+    frame: &[u8],
+    stranger: bool,
+    cut: bool,
+) -> Option<(String, Vec<u8>)> {
+    let packet = ip(frame)?;
+    let v4 = packet.is_v4();
+    let is_stranger = |other: &&v1::Port| {
+        other.vpc == port.vpc && other.id != port.id && address(other, v4).is_some()
+    };
+    let reporter = if stranger {
+        objects.ports.iter().find(is_stranger)?
+    } else {
+        port
+    };
+    let ends = Ends {
+        dst: next_mac(objects, reporter, packet.flow.source),
+        src: mac(&reporter.mac),
+        source: address(reporter, v4)?,
+        destination: packet.flow.source,
+    };
+    let quote = &packet.bytes[IP..packet.end];
+    let room = if cut { packet.l4 - IP + 8 } else { 500 };
+    let quote = &quote[..quote.len().min(room)];
+    let (kind, code) = if v4 { (3, 3) } else { (1, 4) };
+    let message = craft::icmp(ends, kind, code, [0; 4], quote);
+    let frame = craft::ip(ends, &Header::default(), craft::icmp_protocol(v4), &message);
+    Some((reporter.id.clone(), frame))
+}
+
+fn ip(frame: &[u8]) -> Option<Packet> {
+    match decode(frame) {
+        Ok(Decoded::Ip(packet)) => Some(packet),
+        _ => None,
+    }
+}
+
+/// Addresses that a port may ask for.
+fn asked(objects: &Objects, from: &v1::Port, v4: bool, index: u8) -> IpAddr {
+    let ports = objects.ports.iter().filter(|port| port.vpc == from.vpc);
+    let mut all: Vec<IpAddr> = ports.filter_map(|port| address(port, v4)).collect();
+    all.extend(gateways(objects, &from.vpc, v4));
+    all.push(if v4 { "10.0.1.77" } else { "fd00:1::77" }.parse().unwrap());
+    *pick(&all, index)
+}
+
+pub fn arp(objects: &Objects, plan: &NeighborPlan) -> Option<(String, Vec<u8>)> {
+    let from = objects
+        .ports
+        .get(usize::from(plan.from) % objects.ports.len().max(1))?;
+    let mut sender = (mac(&from.mac), address(from, true)?);
+    let mut target = asked(objects, from, true, plan.target);
+    let (mut src, mut operation) = (sender.0, 1);
+    match plan.lie {
+        0 => sender.1 = "10.0.1.99".parse().unwrap(),
+        1 => sender.0 = [2, 0, 0, 0, 5, 5],
+        2 => src = [2, 0, 0, 0, 5, 5],
+        3 => operation = 2,
+        4 => sender.1 = "0.0.0.0".parse().unwrap(),
+        5 => target = sender.1,
+        _ => {}
+    }
+    let mut frame = craft::arp(src, operation, sender, ([0; 6], target));
+    match plan.lie {
+        6 => frame.truncate(30),
+        7 => frame.extend([0; 18]),
+        8 => frame[17] = 1,
+        _ => {}
+    }
+    Some((from.id.clone(), frame))
+}
+
+pub fn solicit(objects: &Objects, plan: &NeighborPlan) -> Option<(String, Vec<u8>)> {
+    let from = objects
+        .ports
+        .get(usize::from(plan.from) % objects.ports.len().max(1))?;
+    let own = address(from, false)?;
+    let IpAddr::V6(target) = asked(objects, from, false, plan.target) else {
+        return None;
+    };
+    let src = mac(&from.mac);
+    let (mut option, mut source) = (src, own);
+    match plan.lie {
+        0 => source = "fd00:1::66".parse().unwrap(),
+        1 => option = [2, 0, 0, 0, 5, 5],
+        2 | 3 => source = "::".parse().unwrap(),
+        4 => source = "fe80::1234".parse().unwrap(),
+        _ => {}
+    }
+    let mut frame = craft::solicit(src, option, source, target);
+    match plan.lie {
+        5 => *frame.last_mut().unwrap() ^= 1,
+        6 => frame[21] = 64,
+        7 | 8 => {
+            // An advertisement instead.
+            let ends = Ends {
+                dst: [0x33, 0x33, 0, 0, 0, 1],
+                src,
+                source,
+                destination: "ff02::1".parse().unwrap(),
+            };
+            let header = Header {
+                ttl: 255,
+                ..Header::default()
+            };
+            let body = octets(if plan.lie == 7 { own } else { target.into() });
+            let message = craft::icmp(ends, 136, 0, [0x20, 0, 0, 0], &body);
+            frame = craft::ip(ends, &header, 58, &message);
+        }
+        _ => {}
+    }
+    Some((from.id.clone(), frame))
+}
