@@ -32,7 +32,7 @@ impl Hosts {
         if let Some(seconds) = self.wait {
             let deadline = Instant::now() + Duration::from_secs(seconds);
             while behind(&reply, wanted).next().is_some()
-                && refusals(&reply).next().is_none()
+                && refusals(&reply, wanted).next().is_none()
                 && Instant::now() < deadline
             {
                 tokio::time::sleep(ASK_AGAIN).await;
@@ -42,7 +42,7 @@ impl Hosts {
         }
         show(format, &reply, || text(&reply))?;
         if self.wait.is_some() {
-            let refused: Vec<_> = refusals(&reply).collect();
+            let refused: Vec<_> = refusals(&reply, wanted).collect();
             if !refused.is_empty() {
                 bail!(refused.join("\n"));
             }
@@ -64,8 +64,11 @@ fn behind(reply: &HostStatusReply, revision: u64) -> impl Iterator<Item = &str> 
         .map(|host| host.host.as_str())
 }
 
-fn refusals(reply: &HostStatusReply) -> impl Iterator<Item = String> {
-    reply.hosts.iter().flat_map(|host| {
+/// What hosts say against a revision, or a later one: that they refused an earlier one says nothing of it.
+fn refusals(reply: &HostStatusReply, revision: u64) -> impl Iterator<Item = String> {
+    let hosts = reply.hosts.iter();
+    let refusing = hosts.filter(move |host| host.refused_revision >= revision);
+    refusing.flat_map(|host| {
         let lines = host.violations.iter().map(describe);
         lines.map(|line| format!("host {} refuses: {line}", host.host))
     })

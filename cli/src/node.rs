@@ -49,11 +49,15 @@ impl NodeAction {
 fn status_text(status: &v1::Status) -> String {
     let mut workers = Table::new(&["WORKER", "CORE", "PACKETS", "BUSY"]);
     for worker in &status.workers {
-        let cycles = worker.busy_cycles + worker.idle_cycles;
-        let busy = (worker.busy_cycles * 100).checked_div(cycles).unwrap_or(0);
+        let time = worker.busy_nanoseconds + worker.idle_nanoseconds;
+        let busy = (worker.busy_nanoseconds * 100)
+            .checked_div(time)
+            .unwrap_or(0);
         workers.row([
             worker.index.to_string(),
-            worker.core.to_string(),
+            worker
+                .core
+                .map_or_else(|| "any".to_owned(), |core| core.to_string()),
             worker.packets.to_string(),
             format!("{busy} %"),
         ]);
@@ -202,10 +206,32 @@ fn stats_text(stats: &v1::Stats, before: Option<&v1::Stats>, seconds: u64) -> St
         .map(|port| (port.port.as_str(), port))
         .collect();
     let suffix = if before.is_some() { "/S" } else { "" };
-    let headings = ["RX-PACKETS", "RX-BYTES", "TX-PACKETS", "TX-BYTES", "DROPS"]
-        .map(|heading| format!("{heading}{suffix}"));
-    let [rx_packets, rx_bytes, tx_packets, tx_bytes, drops] = &headings;
-    let mut table = Table::new(&["PORT", rx_packets, rx_bytes, tx_packets, tx_bytes, drops]);
+    let headings = [
+        "RX-PACKETS",
+        "RX-BYTES",
+        "TX-PACKETS",
+        "TX-BYTES",
+        "DROPS",
+        "KERNEL-DROPS",
+    ]
+    .map(|heading| format!("{heading}{suffix}"));
+    let [
+        rx_packets,
+        rx_bytes,
+        tx_packets,
+        tx_bytes,
+        drops,
+        kernel_drops,
+    ] = &headings;
+    let mut table = Table::new(&[
+        "PORT",
+        rx_packets,
+        rx_bytes,
+        tx_packets,
+        tx_bytes,
+        drops,
+        kernel_drops,
+    ]);
     for port in &stats.ports {
         let old = old.get(port.port.as_str()).copied();
         let cell = |field: fn(&PortCounters) -> u64| {
@@ -223,6 +249,7 @@ fn stats_text(stats: &v1::Stats, before: Option<&v1::Stats>, seconds: u64) -> St
             cell(|p| p.tx_packets),
             cell(|p| p.tx_bytes),
             cell(|p| p.drops),
+            cell(|p| p.kernel_drops),
         ]);
     }
     let mut text = table.text();

@@ -37,10 +37,10 @@ impl Node for Daemon {
             controller: "connected".into(),
             workers: vec![WorkerStatus {
                 index: 0,
-                core: 1,
+                core: Some(1),
                 packets: 5,
-                busy_cycles: 25,
-                idle_cycles: 75,
+                busy_nanoseconds: 25,
+                idle_nanoseconds: 75,
             }],
             ports: vec![PortStatus {
                 port: "b1".into(),

@@ -127,6 +127,13 @@ fn check_accepts_a_good_file_and_names_what_is_wrong_with_a_bad_one() {
     };
     let good = "listen = '127.0.0.1:1'\nstore = { kind = 'embedded', path = '/x' }\n";
     assert_eq!(check(good).status.code(), Some(0));
+    let missing = check("listen = '127.0.0.1:1'\n");
+    let said = String::from_utf8_lossy(&missing.stderr);
+    assert_eq!(
+        said.matches("missing field").count(),
+        1,
+        "said once: {said}"
+    );
     let bad = check(&format!("{good}colour = 'blue'\n"));
     assert_eq!(bad.status.code(), Some(1));
     assert!(String::from_utf8_lossy(&bad.stderr).contains("colour"));

@@ -172,14 +172,26 @@ async fn a_refusal_is_shown_and_does_not_block_a_later_good_state() {
 
     // What does not concern the host does not make the refused state good, nor is it sent again.
     apply(&mut scene.client, red("10.0.0.99")).await;
+    until(
+        || status(&scene.client, "h1"),
+        |status| status.refused_revision == 3,
+    )
+    .await;
     apply(&mut scene.client, group(2)).await;
-    let next = host.take_and_acknowledge().await;
+    let next = host.take().await;
+    let seen = status(&scene.client, "h1").await;
+    assert_eq!(
+        seen.refused_revision, 3,
+        "nothing is said against the next one yet"
+    );
+    host.acknowledge(host.session, host.revision).await;
     assert!(
         matches!(&next, to_host::Message::Delta(d) if (d.from_revision, d.revision) == (1, 4)),
         "{next:?}"
     );
     let seen = acknowledged(&scene.client, "h1", 4).await;
     assert!(seen.violations.is_empty());
+    assert_eq!(seen.refused_revision, 0);
     scene.controller.stop().await;
 }
 

@@ -40,11 +40,11 @@ impl MemoryIo {
 }
 
 impl FrameMemory for MemoryIo {
-    fn bytes(&self, frame: &Frame) -> &[u8] {
+    fn bytes<'a>(&'a self, frame: &'a Frame) -> &'a [u8] {
         self.memory.bytes(frame)
     }
 
-    fn bytes_mut(&mut self, frame: &mut Frame) -> &mut [u8] {
+    fn bytes_mut<'a>(&'a mut self, frame: &'a mut Frame) -> &'a mut [u8] {
         self.memory.bytes_mut(frame)
     }
 

@@ -26,13 +26,13 @@ pub const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(5);
 #[derive(Debug, thiserror::Error)]
 #[allow(missing_docs)]
 pub enum TransportError {
-    #[error("cannot listen at {address}: {source}")]
-    Bind { address: String, source: io::Error },
+    #[error("cannot listen at {address}: {reason}")]
+    Bind { address: String, reason: io::Error },
     #[error("'{0}' is no address: HOST:PORT, http://HOST:PORT or unix:/path")]
     Address(String),
     #[error("cannot reach {address}: {reason}")]
     Connect { address: String, reason: String },
-    #[error("serving failed: {0}")]
+    #[error(transparent)]
     Serve(#[from] tonic::transport::Error),
 }
 
@@ -55,9 +55,9 @@ impl Listener {
             Some(path) => bind_unix(path).await,
             None => TcpListener::bind(address).await.map(Self::Tcp),
         };
-        bound.map_err(|source| TransportError::Bind {
+        bound.map_err(|reason| TransportError::Bind {
             address: address.to_owned(),
-            source,
+            reason,
         })
     }
 

@@ -26,6 +26,11 @@ impl Capture {
             "-n",
             "-U",
             "--immediate-mode",
+            // By default a slot holds 256 KiB, and the recorder's memory eight packets.
+            "-s",
+            "2048",
+            "-B",
+            "16384",
             "-Z",
             "root",
             "-w",

@@ -31,6 +31,14 @@ pub enum LabError {
         /// Why not.
         source: io::Error,
     },
+    /// An error, with what a person would look at first.
+    #[error("{source}{text}")]
+    Explained {
+        /// The error.
+        source: Box<LabError>,
+        /// Logs and counters.
+        text: String,
+    },
     /// A condition didn't come true in time.
     #[error("{what}: not within {within:?}")]
     Deadline {

@@ -29,6 +29,33 @@ impl RawSocket {
             .map_err(LabError::io(what))
     }
 
+    /// Opens a socket for [`crate::load`]: frames go to the device directly, past the queueing discipline, and none are received.
+    pub fn open_for_load(namespace: &Namespace, interface: &str) -> Result<Self, LabError> {
+        let socket = Self::open(namespace, interface)?;
+        let one: libc::c_int = 1;
+        let len = mem::size_of_val(&one) as libc::socklen_t;
+        // SAFETY: the option is read by the kernel in the length given.
+        let set = unsafe {
+            let value = (&raw const one).cast();
+            libc::setsockopt(
+                socket.fd.as_raw_fd(),
+                libc::SOL_PACKET,
+                libc::PACKET_QDISC_BYPASS,
+                value,
+                len,
+            )
+        };
+        if set != 0 {
+            return Err(LabError::io("a socket for load")(io::Error::last_os_error()));
+        }
+        Ok(socket)
+    }
+
+    /// The descriptor.
+    pub fn descriptor(&self) -> RawFd {
+        self.fd.as_raw_fd()
+    }
+
     /// Sends one frame, Ethernet header first.
     pub fn send(&self, frame: &[u8]) -> Result<(), LabError> {
         // SAFETY: the kernel reads `frame.len()` bytes of `frame`.

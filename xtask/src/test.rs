@@ -6,6 +6,7 @@ use anyhow::Result;
 
 use crate::{binaries, run, setup};
 
+/// Everything is built in one profile, so that nothing is compiled twice.
 pub(crate) fn test() -> Result<()> {
     let begun = Instant::now();
     setup::setup()?;
@@ -20,6 +21,7 @@ pub(crate) fn test() -> Result<()> {
         "lints",
         run::cargo().args([
             "clippy",
+            "--release",
             "--workspace",
             "--all-targets",
             "--",
@@ -53,7 +55,7 @@ pub(crate) fn test() -> Result<()> {
     run::step(
         "documentation",
         run::cargo()
-            .args(["doc", "--workspace", "--no-deps"])
+            .args(["doc", "--release", "--workspace", "--no-deps"])
             .env("RUSTDOCFLAGS", "-D warnings"),
     )?;
     eprintln!("── all passed in {:.0} s", begun.elapsed().as_secs_f64());

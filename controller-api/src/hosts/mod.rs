@@ -35,6 +35,7 @@ struct Entry {
     acknowledged_revision: u64,
     effect_microseconds: u64,
     violations: Vec<Violation>,
+    refused_revision: u64,
 }
 
 /// Every host that ever attached.
@@ -70,6 +71,7 @@ impl Hosts {
                     acknowledged_revision: entry.acknowledged_revision,
                     effect_microseconds: entry.effect_microseconds,
                     violations: entry.violations.clone(),
+                    refused_revision: entry.refused_revision,
                 }
             })
             .collect()

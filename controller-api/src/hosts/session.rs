@@ -95,8 +95,9 @@ impl Session {
             && version.unchanged_since(considered.revision, considered.vpcs.iter())
             && version.unchanged_since(considered.revision, version.vpcs_of(&self.host).iter())
         {
-            if self.refused.is_none() {
-                self.note_current(version.revision);
+            match self.refused {
+                None => self.note_current(version.revision),
+                Some(_) => self.note_refused(version.revision),
             }
             return Ok(());
         }
@@ -119,6 +120,7 @@ impl Session {
             return Ok(());
         }
         if self.refused == Some(next.digest) {
+            self.note_refused(next.revision);
             return Ok(());
         }
         self.send(next).await
@@ -243,6 +245,14 @@ impl Session {
         self.refused = Some(sent.digest);
         self.hosts.update(&self.host, self.id, |entry| {
             entry.violations = refusal.violations;
+            entry.refused_revision = sent.revision;
+        });
+    }
+
+    /// What a revision says of the host is what it refused before.
+    fn note_refused(&self, revision: u64) {
+        self.hosts.update(&self.host, self.id, |entry| {
+            entry.refused_revision = revision;
         });
     }
 
@@ -258,6 +268,7 @@ impl Session {
         self.hosts.update(&self.host, self.id, |entry| {
             entry.acknowledged_revision = revision;
             entry.violations.clear();
+            entry.refused_revision = 0;
         });
     }
 }

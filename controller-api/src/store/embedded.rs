@@ -32,9 +32,9 @@ impl Embedded {
     /// # Errors
     /// The file is in use, is no database, or has another format.
     pub fn open(path: &Path) -> Result<Self, StoreError> {
-        let database = Database::create(path).map_err(|source| StoreError::Open {
+        let database = Database::create(path).map_err(|reason| StoreError::Open {
             path: path.to_owned(),
-            source: Box::new(source),
+            reason: Box::new(reason),
         })?;
         let transaction = database.begin_write()?;
         transaction.open_table(OBJECTS)?;

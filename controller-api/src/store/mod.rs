@@ -40,10 +40,10 @@ pub trait Store: Send + Sync + 'static {
 #[derive(Debug, thiserror::Error)]
 #[allow(missing_docs)]
 pub enum StoreError {
-    #[error("cannot open {path}: {source}")]
+    #[error("cannot open {path}: {reason}")]
     Open {
         path: PathBuf,
-        source: Box<redb::DatabaseError>,
+        reason: Box<redb::DatabaseError>,
     },
     #[error("the database failed: {0}")]
     Database(Box<redb::Error>),

@@ -12,17 +12,17 @@ use super::{AgentError, InForce};
 pub(super) async fn read(force: &Arc<Force>, path: &Path) -> Result<(), AgentError> {
     let text = tokio::fs::read_to_string(path)
         .await
-        .map_err(|source| AgentError::Read {
+        .map_err(|reason| AgentError::Read {
             path: path.to_owned(),
-            source,
+            reason,
         })?;
-    let objects = serde_yaml_ng::from_str(&text).map_err(|source| AgentError::Parse {
+    let objects = serde_yaml_ng::from_str(&text).map_err(|reason| AgentError::Parse {
         path: path.to_owned(),
-        source: Box::new(source),
+        reason: Box::new(reason),
     })?;
-    let state = State::from_objects(objects).map_err(|source| AgentError::Malformed {
+    let state = State::from_objects(objects).map_err(|reason| AgentError::Malformed {
         path: path.to_owned(),
-        source,
+        reason,
     })?;
     let status = force.status();
     let next = InForce::new(status.revision() + 1, state);

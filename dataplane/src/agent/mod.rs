@@ -119,27 +119,27 @@ impl AgentStatus {
 #[derive(Debug, thiserror::Error)]
 #[allow(missing_docs)]
 pub enum AgentError {
-    #[error("cannot read the state file {path}: {source}")]
+    #[error("cannot read the state file {path}: {reason}")]
     Read {
         path: PathBuf,
-        source: std::io::Error,
+        reason: std::io::Error,
     },
-    #[error("the state file {path} is not understood: {source}")]
+    #[error("the state file {path} is not understood: {reason}")]
     Parse {
         path: PathBuf,
-        source: Box<serde_yaml_ng::Error>,
+        reason: Box<serde_yaml_ng::Error>,
     },
-    #[error("the state file {path} has no meaning: {source}")]
-    Malformed { path: PathBuf, source: StateError },
+    #[error("the state file {path} has no meaning: {reason}")]
+    Malformed { path: PathBuf, reason: StateError },
     #[error("the state file {path} is refused:\n{}", lines(.violations))]
     Refused {
         path: PathBuf,
         violations: Vec<Violation>,
     },
-    #[error("cannot use the state directory {path}: {source}")]
+    #[error("cannot use the state directory {path}: {reason}")]
     Directory {
         path: PathBuf,
-        source: std::io::Error,
+        reason: std::io::Error,
     },
     #[error(transparent)]
     Address(#[from] weft_proto::transport::TransportError),
@@ -193,9 +193,9 @@ pub async fn start<A: Apply>(
             let force = Arc::new(Force::new(config.host, apply, Connection::Disconnected));
             let endpoint = weft_proto::transport::endpoint(&address)?;
             let keeper =
-                keep::Keeper::open(&state_directory).map_err(|source| AgentError::Directory {
+                keep::Keeper::open(&state_directory).map_err(|reason| AgentError::Directory {
                     path: state_directory,
-                    source,
+                    reason,
                 })?;
             run::start_headless(&force, &keeper).await;
             let runner = run::Runner {

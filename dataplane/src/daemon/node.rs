@@ -13,7 +13,7 @@ use super::host::Host;
 use crate::agent::AgentHandle;
 use crate::packet::DropReason;
 use crate::packet::parse::{protocol, word_address};
-use crate::pipeline::counters::Traffic;
+use crate::pipeline::counters::{Counters, Traffic};
 use crate::pipeline::trace;
 use crate::session::table::SessionView;
 use crate::snapshot::Snapshot;
@@ -36,6 +36,35 @@ impl NodeService {
     }
 }
 
+impl NodeService {
+    /// Shows every port and uplink by name, with its counters at each worker.
+    fn each_place(&self, mut show: impl FnMut(String, &[&Traffic])) {
+        let snapshot = self.snapshot();
+        let inner = self.host.inner();
+        let counters: Vec<&Counters> = inner
+            .workers
+            .gauges()
+            .map(|(_, _, counters)| counters)
+            .collect();
+        for (index, port) in (0u16..).zip(&snapshot.ports) {
+            if let Some(port) = port {
+                let sets: Vec<&Traffic> = counters
+                    .iter()
+                    .map(|counters| counters.port(index))
+                    .collect();
+                show(port.id.clone(), &sets);
+            }
+        }
+        for (index, interface) in (0u16..).zip(&self.host.uplinks) {
+            let sets: Vec<&Traffic> = counters
+                .iter()
+                .map(|counters| counters.uplink(index))
+                .collect();
+            show(format!("uplink:{interface}"), &sets);
+        }
+    }
+}
+
 /// Sums of one counter over the workers.
 fn total<'a>(sets: &[&'a Traffic], read: impl Fn(&'a Traffic) -> u64) -> u64 {
     sets.iter().copied().map(read).sum()
@@ -49,6 +78,7 @@ fn port_counters(port: String, sets: &[&Traffic]) -> v1::PortCounters {
         tx_packets: total(sets, |traffic| traffic.tx_packets.get()),
         tx_bytes: total(sets, |traffic| traffic.tx_bytes.get()),
         drops: total(sets, Traffic::all_drops),
+        kernel_drops: total(sets, |traffic| traffic.kernel_drops.get()),
     }
 }
 
@@ -79,10 +109,10 @@ impl Node for NodeService {
             .zip(inner.workers.gauges())
             .map(|(index, (core, gauge, _))| v1::WorkerStatus {
                 index,
-                core: core.map_or(u32::MAX, |core| core as u32),
+                core: core.map(|core| core as u32),
                 packets: gauge.packets.load(std::sync::atomic::Ordering::Relaxed),
-                busy_cycles: gauge.busy.load(std::sync::atomic::Ordering::Relaxed),
-                idle_cycles: gauge.idle.load(std::sync::atomic::Ordering::Relaxed),
+                busy_nanoseconds: gauge.busy.load(std::sync::atomic::Ordering::Relaxed),
+                idle_nanoseconds: gauge.idle.load(std::sync::atomic::Ordering::Relaxed),
             })
             .collect();
         let port = |(index, port): (u16, &crate::snapshot::Port)| {
@@ -133,25 +163,8 @@ impl Node for NodeService {
         &self,
         _request: Request<v1::GetDropsRequest>,
     ) -> Result<Response<v1::Drops>, RpcStatus> {
-        let snapshot = self.snapshot();
-        let inner = self.host.inner();
         let mut reasons = Vec::new();
-        for (index, port) in (0u16..).zip(&snapshot.ports) {
-            let sets: Vec<&Traffic> = inner
-                .workers
-                .gauges()
-                .map(|(_, _, counters)| counters.port(index))
-                .collect();
-            reasons.extend(port.iter().flat_map(|port| drop_counts(&port.id, &sets)));
-        }
-        for (index, interface) in (0u16..).zip(&self.host.uplinks) {
-            let sets: Vec<&Traffic> = inner
-                .workers
-                .gauges()
-                .map(|(_, _, counters)| counters.uplink(index))
-                .collect();
-            reasons.extend(drop_counts(&format!("uplink:{interface}"), &sets));
-        }
+        self.each_place(|name, sets| reasons.extend(drop_counts(&name, sets)));
         Ok(Response::new(v1::Drops { reasons }))
     }
 
@@ -159,28 +172,8 @@ impl Node for NodeService {
         &self,
         _request: Request<v1::GetStatsRequest>,
     ) -> Result<Response<v1::Stats>, RpcStatus> {
-        let snapshot = self.snapshot();
-        let inner = self.host.inner();
         let mut ports = Vec::new();
-        for (index, port) in (0u16..).zip(&snapshot.ports) {
-            let sets: Vec<&Traffic> = inner
-                .workers
-                .gauges()
-                .map(|(_, _, counters)| counters.port(index))
-                .collect();
-            ports.extend(
-                port.iter()
-                    .map(|port| port_counters(port.id.clone(), &sets)),
-            );
-        }
-        for (index, interface) in (0u16..).zip(&self.host.uplinks) {
-            let sets: Vec<&Traffic> = inner
-                .workers
-                .gauges()
-                .map(|(_, _, counters)| counters.uplink(index))
-                .collect();
-            ports.push(port_counters(format!("uplink:{interface}"), &sets));
-        }
+        self.each_place(|name, sets| ports.push(port_counters(name, sets)));
         let table = self.host.shared.sessions.statistics();
         let sessions = v1::TableCounters {
             live: table.live,

@@ -9,7 +9,7 @@ pub struct Frame(u32);
 
 impl Frame {
     /// Makes the token of the buffer `index`. Only the owner of the memory calls this, once for each buffer.
-    pub fn from_index(index: u32) -> Self {
+    pub(crate) fn from_index(index: u32) -> Self {
         Self(index)
     }
 
@@ -27,9 +27,9 @@ impl Frame {
 /// Where frames' bytes live, and where free frames come from.
 pub trait FrameMemory {
     /// The whole data area of the frame; the same length for every frame.
-    fn bytes(&self, frame: &Frame) -> &[u8];
+    fn bytes<'a>(&'a self, frame: &'a Frame) -> &'a [u8];
     /// The same, to write.
-    fn bytes_mut(&mut self, frame: &mut Frame) -> &mut [u8];
+    fn bytes_mut<'a>(&'a mut self, frame: &'a mut Frame) -> &'a mut [u8];
     /// A free frame, or none when all are in use.
     fn alloc(&mut self) -> Option<Frame>;
     /// Gives a frame back.
@@ -49,12 +49,12 @@ pub struct Packet {
 
 impl Packet {
     /// The packet's bytes.
-    pub fn bytes<'m>(&self, memory: &'m impl FrameMemory) -> &'m [u8] {
+    pub fn bytes<'m>(&'m self, memory: &'m impl FrameMemory) -> &'m [u8] {
         &memory.bytes(&self.frame)[usize::from(self.start)..][..usize::from(self.len)]
     }
 
     /// The packet's bytes, to write.
-    pub fn bytes_mut<'m>(&mut self, memory: &'m mut impl FrameMemory) -> &'m mut [u8] {
+    pub fn bytes_mut<'m>(&'m mut self, memory: &'m mut impl FrameMemory) -> &'m mut [u8] {
         let (start, len) = (usize::from(self.start), usize::from(self.len));
         &mut memory.bytes_mut(&mut self.frame)[start..][..len]
     }
@@ -99,11 +99,11 @@ impl PlainMemory {
 }
 
 impl FrameMemory for PlainMemory {
-    fn bytes(&self, frame: &Frame) -> &[u8] {
+    fn bytes<'a>(&'a self, frame: &'a Frame) -> &'a [u8] {
         &self.area[frame.index() as usize * self.size..][..self.size]
     }
 
-    fn bytes_mut(&mut self, frame: &mut Frame) -> &mut [u8] {
+    fn bytes_mut<'a>(&'a mut self, frame: &'a mut Frame) -> &'a mut [u8] {
         &mut self.area[frame.index() as usize * self.size..][..self.size]
     }
 

@@ -103,6 +103,15 @@ mod tests {
     use super::*;
 
     #[test]
+    fn the_operators_guide_lists_every_reason() {
+        let guide = include_str!("../../../docs/operations.md");
+        for reason in DropReason::ALL {
+            let row = format!("| `{}` | {} |", reason.name(), reason.meaning());
+            assert!(guide.contains(&row), "docs/operations.md lacks: {row}");
+        }
+    }
+
+    #[test]
     fn numbers_are_positions_and_names_are_unique() {
         let mut names = std::collections::HashSet::new();
         for (position, reason) in DropReason::ALL.iter().enumerate() {

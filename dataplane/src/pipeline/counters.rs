@@ -18,6 +18,11 @@ impl Counter {
         );
     }
 
+    /// Takes over a count that somebody else keeps.
+    pub fn set(&self, count: u64) {
+        self.0.store(count, Ordering::Relaxed);
+    }
+
     /// The count.
     pub fn get(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
@@ -34,6 +39,8 @@ pub struct Traffic {
     pub tx_bytes: Counter,
     /// Copies, fragments and replies that did not come in as packets.
     pub generated: Counter,
+    /// Packets that the kernel dropped at our rings, before or after we saw them; not among the drops by reason.
+    pub kernel_drops: Counter,
     drops: [Counter; DropReason::COUNT],
 }
 
@@ -45,6 +52,7 @@ impl Default for Traffic {
             tx_packets: Counter::default(),
             tx_bytes: Counter::default(),
             generated: Counter::default(),
+            kernel_drops: Counter::default(),
             drops: std::array::from_fn(|_| Counter::default()),
         }
     }

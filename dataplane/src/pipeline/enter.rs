@@ -73,6 +73,8 @@ impl Core {
         };
         packet.start += outer.inner;
         packet.len = outer.end - outer.inner;
+        // A tunnel that ends on a virtual link of this machine may carry what its kernel left to a device, too.
+        rewrite::complete_checksum(packet.bytes_mut(io), &parsed);
         Some(self.entry(
             tables,
             parsed,

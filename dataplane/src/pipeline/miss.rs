@@ -212,9 +212,8 @@ impl Core {
         let action = match judge::judge(tables.snapshot, &case, &mut Silent) {
             Ok(action) => action,
             Err(reason) => {
-                // What no longer stands before the groups is forgotten, both ways.
                 if let (DropReason::GroupDenied, Some((session, _))) = (reason, &known) {
-                    tables.sessions.remove(session);
+                    deny(tables, session, self.now);
                 }
                 return Err(reason);
             }
@@ -283,6 +282,18 @@ impl Core {
             standing: Standing::Related,
         };
         judge::judge(tables.snapshot, &case, &mut Silent)
+    }
+}
+
+/// What no longer stands before the groups is forgotten, both ways. But a connection is remembered as denied for as long as its ends try:
+/// forgotten, it would be picked up again in mid-stream by a segment of the side that may open flows, and its answers admitted.
+fn deny(tables: Tables<'_>, session: &SessionRef<'_>, now: u32) {
+    match session.state() {
+        State::TcpEstablished | State::TcpFinOrigin | State::TcpFinReply | State::TcpDenied => {
+            session.set_state(State::TcpDenied);
+            session.touch(now);
+        }
+        _ => tables.sessions.remove(session),
     }
 }
 

@@ -245,7 +245,7 @@ impl Drop for FrameCache {
 
 impl FrameMemory for FrameCache {
     #[inline]
-    fn bytes(&self, frame: &Frame) -> &[u8] {
+    fn bytes<'a>(&'a self, frame: &'a Frame) -> &'a [u8] {
         // SAFETY: the token of a frame exists once, and whoever has it is the only one to touch the bytes: rings turn a frame
         // into a token when the kernel has given it back, and take the token when they give it to the kernel. The
         // cache holds the memory alive.
@@ -258,7 +258,7 @@ impl FrameMemory for FrameCache {
     }
 
     #[inline]
-    fn bytes_mut(&mut self, frame: &mut Frame) -> &mut [u8] {
+    fn bytes_mut<'a>(&'a mut self, frame: &'a mut Frame) -> &'a mut [u8] {
         // SAFETY: as in `bytes`, and the token is borrowed mutably.
         unsafe {
             std::slice::from_raw_parts_mut(

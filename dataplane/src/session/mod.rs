@@ -42,6 +42,7 @@ states! {
     TcpFinReply = "fin_from_reply",
     TcpTimeWait = "time_wait",
     TcpClosed = "closed",
+    TcpDenied = "denied",
     OneWay = "one_way",
     BothWays = "both_ways",
     IcmpQuery = "icmp_query",
@@ -100,7 +101,8 @@ impl Timeouts {
             | State::TcpSimultaneousReply
             | State::TcpSynReceived => self.tcp_opening,
             State::TcpEstablished => self.tcp_established,
-            State::TcpFinOrigin | State::TcpFinReply => self.tcp_closing,
+            // Longer than the ends wait between two tries (RFC 6298 §5.5 allows for a minute; kernels take two).
+            State::TcpFinOrigin | State::TcpFinReply | State::TcpDenied => self.tcp_closing,
             State::TcpTimeWait | State::TcpClosed => self.tcp_closed,
             State::OneWay => self.one_way,
             State::BothWays => self.both_ways,

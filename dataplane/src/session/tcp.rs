@@ -310,7 +310,7 @@ fn allow(segment: &Segment, sender: &mut Side, receiver: &mut Side, scale: u8) {
 /// The state machine alone, without windows.
 fn transition(state: State, from_origin: bool, segment: &Segment) -> Step {
     use State::{
-        TcpClosed, TcpEstablished, TcpFinOrigin, TcpFinReply, TcpSimultaneous,
+        TcpClosed, TcpDenied, TcpEstablished, TcpFinOrigin, TcpFinReply, TcpSimultaneous,
         TcpSimultaneousOrigin, TcpSimultaneousReply, TcpSynReceived, TcpSynSent, TcpTimeWait,
     };
     let (syn, ack, fin, rst) = (
@@ -323,8 +323,11 @@ fn transition(state: State, from_origin: bool, segment: &Segment) -> Step {
         return Step::Pass(TcpClosed);
     }
     match state {
-        TcpClosed | TcpTimeWait if syn && !ack => Step::Reopen,
+        TcpClosed | TcpTimeWait | TcpDenied if syn && !ack => Step::Reopen,
         TcpClosed => Step::Invalid,
+        // Where policy admits it again, it goes on.
+        TcpDenied if syn => Step::Invalid,
+        TcpDenied => Step::Pass(TcpEstablished),
         TcpTimeWait => {
             if syn {
                 Step::Invalid

@@ -218,6 +218,29 @@ impl WorkerIo {
         }
     }
 
+    /// Takes over what the kernel says it dropped at the queues' rings.
+    #[cold]
+    pub(super) fn publish_kernel_drops(&self) {
+        for (number, slot) in self.slots.iter().enumerate() {
+            // Queues of one place follow each other only by chance: the first sums up for all.
+            let of_place = || {
+                self.slots
+                    .iter()
+                    .enumerate()
+                    .filter(|(_, other)| other.place == slot.place)
+            };
+            if of_place().next().is_some_and(|(first, _)| first == number) {
+                let counts = of_place().map(|(_, other)| other.queue.counters());
+                let dropped = counts
+                    .map(|counts| counts.kernel_dropped + counts.kernel_ring_full + counts.too_long)
+                    .sum();
+                self.traffic(destination(slot.place))
+                    .kernel_drops
+                    .set(dropped);
+            }
+        }
+    }
+
     /// Sleeps until a queue has packets, somebody rings, or the time is up.
     pub(super) fn wait(&mut self, bell: &Bell, time: Duration) {
         for slot in &mut self.slots {
@@ -237,12 +260,12 @@ impl WorkerIo {
 
 impl FrameMemory for WorkerIo {
     #[inline]
-    fn bytes(&self, frame: &Frame) -> &[u8] {
+    fn bytes<'a>(&'a self, frame: &'a Frame) -> &'a [u8] {
         self.cache.bytes(frame)
     }
 
     #[inline]
-    fn bytes_mut(&mut self, frame: &mut Frame) -> &mut [u8] {
+    fn bytes_mut<'a>(&'a mut self, frame: &'a mut Frame) -> &'a mut [u8] {
         self.cache.bytes_mut(frame)
     }
 

@@ -29,7 +29,7 @@ use crate::snapshot::Snapshot;
 /// Packets that may wait in a worker's inbox.
 const INBOX: usize = 1024;
 /// Rounds without work after which a worker sleeps.
-const PATIENCE: u32 = 200;
+const PATIENCE: u32 = 20;
 /// How long it sleeps at most, so that sessions age.
 const SLEEP: Duration = Duration::from_millis(20);
 /// Slots of the session table that a worker looks at each millisecond of work or wait.
@@ -59,7 +59,12 @@ pub struct Common {
 impl Common {
     /// Milliseconds since the daemon started, as sessions are stamped.
     pub fn now(&self) -> u32 {
-        self.started.elapsed().as_millis() as u32
+        self.stamp(Instant::now())
+    }
+
+    /// The same for a moment that was taken already.
+    fn stamp(&self, time: Instant) -> u32 {
+        time.duration_since(self.started).as_millis() as u32
     }
 }
 
@@ -166,7 +171,9 @@ impl Workers {
                 io,
                 shared: plan.shared.clone(),
                 vector: Vec::with_capacity(VECTOR),
-                sweep: 0,
+                // Workers go round the same table, from places apart.
+                sweep: plan.shared.sessions.statistics().capacity as usize / plan.cores.len()
+                    * index,
                 swept: 0,
             };
             let core = *core;
@@ -309,7 +316,7 @@ impl Worker {
         let mut bored = 0;
         let mut last = Instant::now();
         while !self.common.stop.load(Ordering::Acquire) {
-            let worked = self.round();
+            let worked = self.round(last);
             let now = Instant::now();
             let spent = now.duration_since(last).as_nanos() as u64;
             last = now;
@@ -322,13 +329,16 @@ impl Worker {
             bored = if worked > 0 { 0 } else { bored + 1 };
             if bored > PATIENCE && !self.common.spin.load(Ordering::Relaxed) {
                 self.io.wait(&self.bell, SLEEP);
+            } else if bored > 0 {
+                // Whoever shares the core may be the one that we wait for.
+                std::thread::yield_now();
             }
         }
         self.io.give_back(&self.returned, |_| true);
     }
 
     /// One round over everything that may have work; answers how many packets there were.
-    fn round(&mut self) -> usize {
+    fn round(&mut self, time: Instant) -> usize {
         if self.bell.heard() {
             self.obey();
         }
@@ -340,7 +350,7 @@ impl Worker {
                 .store(snapshot.generation, Ordering::Release);
         }
         drop(snapshot);
-        let now = self.common.now();
+        let now = self.common.stamp(time);
         let mut packets = 0;
         for slot in 0..self.io.slots() {
             let (place, got) = self.io.receive(slot, &mut self.vector);
@@ -364,7 +374,7 @@ impl Worker {
         packets
     }
 
-    /// Lets sessions and fragments age: a few slots each millisecond, every worker its share of the table.
+    /// Lets sessions and fragments age: a few slots of the table each millisecond.
     fn age(&mut self, now: u32) {
         let timeouts = self.common.timeouts.load();
         let elapsed = now.wrapping_sub(self.swept).min(100) as usize;
@@ -376,6 +386,9 @@ impl Worker {
         }
         if self.index == 0 && now / 100 != self.swept / 100 {
             self.pipeline.tick(&mut self.io, now);
+        }
+        if now / 1000 != self.swept / 1000 {
+            self.io.publish_kernel_drops();
         }
         self.swept = now;
     }

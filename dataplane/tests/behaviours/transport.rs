@@ -5,7 +5,7 @@ use weft_dataplane::packet::DropReason;
 use weft_dataplane::session::Limits;
 
 use crate::frames::{A1, A2, tcp, udp};
-use crate::topology::{LIMITS, fabric, group, ingress, objects, port};
+use crate::topology::{LIMITS, change, fabric, group, ingress, objects, port};
 
 /// Only TCP port 80 towards a2; a1 admits nothing.
 fn web() -> Fabric {
@@ -431,4 +431,46 @@ fn nothing_that_arrives_makes_the_pipeline_panic_or_leak() {
             Ok(())
         })
         .unwrap();
+}
+
+/// The far side may open flows, so a segment of it in mid-stream would begin one, were the connection forgotten.
+#[test]
+fn b017_a_connection_whose_rule_is_removed_is_not_picked_up_again() {
+    for reply_first in [false, true] {
+        let mut fabric = web();
+        establish(&mut fabric);
+        let (ask, answer) = (there("A", 101, 501, 10), back("A", 501, 101, 10));
+        change(&mut fabric, |objects| group(objects, "open").rules.clear());
+        if reply_first {
+            assert!(fabric.send("a2", &answer).is_empty());
+        }
+        for _ in 0..5 {
+            assert!(fabric.send("a1", &ask).is_empty());
+            assert!(fabric.send("a2", &answer).is_empty());
+            // The ends try again, ever more seldom.
+            fabric.advance(120_000);
+        }
+        let allow = |fabric: &mut Fabric| {
+            change(fabric, |objects| {
+                group(objects, "open").rules = vec![ingress("tcp", Some(80))];
+            });
+        };
+        allow(&mut fabric);
+        assert_eq!(
+            fabric.send("a1", &ask).len(),
+            1,
+            "admitted again, it goes on"
+        );
+        assert_eq!(fabric.send("a2", &answer).len(), 1);
+        change(&mut fabric, |objects| group(objects, "open").rules.clear());
+        assert!(fabric.send("a1", &ask).is_empty());
+        assert!(fabric.send("a1", &there("S", 90_000, 0, 0)).is_empty());
+        allow(&mut fabric);
+        assert_eq!(
+            fabric.send("a1", &there("S", 90_000, 0, 0)).len(),
+            1,
+            "a new connection on the tuple"
+        );
+        assert_eq!(fabric.send("a2", &back("SA", 700, 90_001, 0)).len(), 1);
+    }
 }

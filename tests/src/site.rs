@@ -1,0 +1,507 @@
+//! A running site: a controller, hosts with their daemons, the underlay between them, and a workload for each port. Everything real:
+//! the programs that users run, in namespaces that the [`Lab`] made.
+//!
+//! Hosts are linked directly when there are two, and by a bridge in a namespace of its own when there are more. Foreign hosts get a
+//! namespace with an uplink, and nothing else.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use weft_proto::v1::{Objects, Port};
+
+use crate::namespace::output;
+use crate::traffic::NumberedStream;
+use crate::{Daemon, Lab, LabError, LinkOptions, Namespace, Workload, WorkloadOptions, wait_until};
+
+/// The interface that leads from a host to the others.
+pub const UPLINK: &str = "u0";
+
+/// How a site is made.
+#[derive(Debug, Clone)]
+pub struct SiteOptions {
+    /// Lines added to each daemon's configuration.
+    pub daemon: String,
+    /// Cores of each host's workers, by the host's place among the hosts; empty leaves them to the scheduler.
+    pub cores: Vec<Vec<usize>>,
+    /// Whether workloads leave checksums to their device, as kernels do by default.
+    pub checksum_offload: bool,
+    /// Bytes of IP packet that the underlay carries.
+    pub underlay_mtu: u32,
+    /// Bytes of IP packet that a workload's interface lets it send.
+    pub workload_mtu: u32,
+}
+
+impl Default for SiteOptions {
+    fn default() -> Self {
+        Self {
+            daemon: String::new(),
+            cores: Vec::new(),
+            checksum_offload: true,
+            underlay_mtu: 1500,
+            workload_mtu: 1430,
+        }
+    }
+}
+
+/// One host of the site.
+#[derive(Debug)]
+pub struct SiteHost {
+    /// Where it runs.
+    pub namespace: Namespace,
+    /// Its weftd; none for foreign equipment, or while it is stopped.
+    pub daemon: Option<Daemon>,
+    /// The daemon's configuration file.
+    pub config: PathBuf,
+    socket: PathBuf,
+}
+
+/// The site.
+#[derive(Debug)]
+pub struct Site {
+    /// Hosts by id.
+    pub hosts: BTreeMap<String, SiteHost>,
+    /// Workloads by port id.
+    pub workloads: BTreeMap<String, Workload>,
+    /// The controller, while it runs.
+    pub controller: Option<Daemon>,
+    /// The bridge between the hosts, `br0` in a namespace of its own, when they are more than two: a capture there sees the tunnels.
+    pub underlay: Option<Namespace>,
+    /// What was applied last.
+    pub objects: Objects,
+    directory: PathBuf,
+    controller_namespace: Namespace,
+    // Last, so that daemons are stopped before their namespaces go.
+    lab: Lab,
+}
+
+/// The path of one of weft's programs, beside the running one.
+pub fn program(name: &str) -> Result<PathBuf, LabError> {
+    let own = std::env::current_exe().map_err(LabError::io("finding the running program"))?;
+    let candidates = own
+        .ancestors()
+        .skip(1)
+        .take(2)
+        .map(|directory| directory.join(name));
+    candidates
+        .clone()
+        .find(|path| path.exists())
+        .ok_or_else(|| LabError::Start {
+            command: format!("{name}, expected beside {}", own.display()),
+            source: std::io::Error::from(std::io::ErrorKind::NotFound),
+        })
+}
+
+fn write(path: &Path, text: &str) -> Result<(), LabError> {
+    std::fs::write(path, text).map_err(LabError::io(path.display().to_string()))
+}
+
+impl Site {
+    /// Makes everything that the objects name, starts it, and waits until every host has its state and every port is up.
+    pub fn start(mut lab: Lab, objects: &Objects, options: &SiteOptions) -> Result<Self, LabError> {
+        let controller_namespace = lab.host("control")?;
+        let directory = std::env::temp_dir().join(controller_namespace.name());
+        std::fs::create_dir_all(&directory).map_err(LabError::io("making the site's directory"))?;
+        let mut site = Self {
+            hosts: BTreeMap::new(),
+            workloads: BTreeMap::new(),
+            controller: None,
+            underlay: None,
+            objects: objects.clone(),
+            directory,
+            controller_namespace,
+            lab,
+        };
+        site.make_hosts(objects, options)?;
+        for port in &objects.ports {
+            site.make_workload(port, options)?;
+        }
+        site.start_controller()?;
+        site.apply_only(objects)?;
+        for host in site.own_hosts() {
+            site.start_daemon(&host)?;
+        }
+        site.wait_for_hosts()?;
+        site.wait_for_ports()?;
+        Ok(site)
+    }
+
+    fn make_hosts(&mut self, objects: &Objects, options: &SiteOptions) -> Result<(), LabError> {
+        let link = LinkOptions {
+            mtu: options.underlay_mtu,
+            ..LinkOptions::default()
+        };
+        for (place, host) in objects.hosts.iter().enumerate() {
+            let namespace = self.lab.host(&host.id)?;
+            let socket = self.directory.join(format!("{}.sock", host.id));
+            let config = self.directory.join(format!("{}.toml", host.id));
+            let cores = options.cores.get(place).cloned().unwrap_or_default();
+            let text = format!(
+                "host = '{id}'\ncontroller = 'unix:{directory}/controller.sock'\nstate_directory = '{directory}/{id}'\nsocket = '{socket}'\nuplinks = [{{ interface = '{UPLINK}' }}]\nworkers.cores = {cores:?}\n{more}\n",
+                id = host.id,
+                directory = self.directory.display(),
+                socket = socket.display(),
+                more = options.daemon,
+            );
+            write(&config, &text)?;
+            self.hosts.insert(
+                host.id.clone(),
+                SiteHost {
+                    namespace,
+                    daemon: None,
+                    socket,
+                    config,
+                },
+            );
+        }
+        let namespaces: Vec<Namespace> = objects
+            .hosts
+            .iter()
+            .map(|host| self.hosts[&host.id].namespace.clone())
+            .collect();
+        if let [a, b] = &namespaces[..] {
+            self.lab.link((a, UPLINK), (b, UPLINK), link)?;
+        } else {
+            let bridge = self.lab.host("underlay")?;
+            self.underlay = Some(bridge.clone());
+            bridge.ip("link add br0 type bridge")?;
+            bridge.ip("link set br0 up")?;
+            for (number, namespace) in namespaces.iter().enumerate() {
+                let end = format!("b{number}");
+                self.lab.link((namespace, UPLINK), (&bridge, &end), link)?;
+                bridge.ip(&format!("link set {end} master br0"))?;
+            }
+        }
+        for (host, namespace) in objects.hosts.iter().zip(&namespaces) {
+            if host.foreign {
+                // A kernel leaves inner checksums to the device; a wire has no such thing.
+                namespace.offloads(UPLINK, "tx off")?;
+            }
+            for vtep in &host.vteps {
+                let length = if vtep.contains(':') { "64 nodad" } else { "24" };
+                namespace.ip(&format!("address add {vtep}/{length} dev {UPLINK}")
+                    .replace("/64 nodad dev u0", "/64 dev u0 nodad"))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn make_workload(&mut self, port: &Port, options: &SiteOptions) -> Result<(), LabError> {
+        let Some(host) = self.hosts.get(&port.host).filter(|_| port.device.is_some()) else {
+            return Ok(());
+        };
+        let namespace = host.namespace.clone();
+        let subnet = self
+            .objects
+            .subnets
+            .iter()
+            .find(|subnet| subnet.id == port.subnet);
+        let cidrs: Vec<String> = subnet
+            .map(|subnet| subnet.cidrs.clone())
+            .unwrap_or_default();
+        let within = |address: &str| {
+            let length = cidrs
+                .iter()
+                .find(|cidr| cidr.contains(':') == address.contains(':'));
+            let length = length
+                .and_then(|cidr| cidr.split('/').nth(1))
+                .unwrap_or("32");
+            format!("{address}/{length}")
+        };
+        let addresses: Vec<String> = port
+            .addresses
+            .iter()
+            .map(|address| within(address))
+            .collect();
+        let has = |ipv6: bool| {
+            port.addresses
+                .iter()
+                .any(|address| address.contains(':') == ipv6)
+        };
+        let gateways: Vec<String> = cidrs
+            .iter()
+            .filter(|cidr| has(cidr.contains(':')))
+            .filter_map(|cidr| weft_proto::address::parse_prefix(cidr).ok())
+            .map(|prefix| weft_proto::address::first_address(prefix).to_string())
+            .collect();
+        let workload = self.lab.workload(
+            &namespace,
+            &port.id,
+            &WorkloadOptions {
+                mac: &port.mac,
+                addresses: &addresses.iter().map(String::as_str).collect::<Vec<_>>(),
+                gateways: &gateways.iter().map(String::as_str).collect::<Vec<_>>(),
+                link: LinkOptions {
+                    mtu: options.workload_mtu,
+                    ..LinkOptions::default()
+                },
+                checksum_offload: options.checksum_offload,
+            },
+        )?;
+        self.workloads.insert(port.id.clone(), workload);
+        Ok(())
+    }
+
+    fn own_hosts(&self) -> Vec<String> {
+        self.objects
+            .hosts
+            .iter()
+            .filter(|host| !host.foreign)
+            .map(|host| host.id.clone())
+            .collect()
+    }
+
+    /// Starts the controller, with what it has stored before.
+    pub fn start_controller(&mut self) -> Result<(), LabError> {
+        let config = self.directory.join("controller.toml");
+        let directory = self.directory.display();
+        write(
+            &config,
+            &format!(
+                "listen = 'unix:{directory}/controller.sock'\nstore = {{ kind = 'embedded', path = '{directory}/intent.redb' }}\n"
+            ),
+        )?;
+        let daemon = self.controller_namespace.spawn(
+            program("weft-controller")?,
+            &["--config".as_ref(), config.as_os_str()],
+        )?;
+        self.controller = Some(daemon);
+        let deadline = Duration::from_secs(20);
+        wait_until("the controller answers", deadline, || {
+            self.ctl(&["hosts"]).is_ok()
+        })
+    }
+
+    /// Starts the weftd of a host, with what it has kept before.
+    pub fn start_daemon(&mut self, host: &str) -> Result<(), LabError> {
+        let Some(entry) = self.hosts.get_mut(host) else {
+            return Ok(());
+        };
+        entry.daemon = Some(entry.namespace.spawn(
+            program("weftd")?,
+            &["--config".as_ref(), entry.config.as_os_str()],
+        )?);
+        Ok(())
+    }
+
+    /// Runs weftctl against the controller.
+    pub fn ctl(&self, arguments: &[&str]) -> Result<String, LabError> {
+        let controller = format!("unix:{}/controller.sock", self.directory.display());
+        output(
+            Command::new(program("weftctl")?)
+                .args(["--controller", &controller])
+                .args(arguments),
+        )
+    }
+
+    /// Runs weftctl against the daemon of a host.
+    pub fn node(&self, host: &str, arguments: &[&str]) -> Result<String, LabError> {
+        let socket = self
+            .hosts
+            .get(host)
+            .map(|host| format!("unix:{}", host.socket.display()))
+            .unwrap_or_default();
+        output(
+            Command::new(program("weftctl")?)
+                .args(["--node", &socket])
+                .args(arguments),
+        )
+    }
+
+    /// What a daemon answers, as JSON.
+    pub fn node_json(&self, host: &str, arguments: &[&str]) -> Result<serde_json::Value, LabError> {
+        let text = self.node(host, &[arguments, &["-o", "json"]].concat())?;
+        serde_json::from_str(&text).map_err(|source| LabError::Io {
+            what: format!("weftctl {arguments:?}"),
+            source: source.into(),
+        })
+    }
+
+    /// Applies the intent, and waits for nobody.
+    pub fn apply_only(&self, objects: &Objects) -> Result<(), LabError> {
+        let file = self.directory.join("topology.yaml");
+        let text = serde_yaml_ng::to_string(objects).map_err(|source| LabError::Io {
+            what: "writing the topology".to_owned(),
+            source: std::io::Error::other(source),
+        })?;
+        write(&file, &text)?;
+        self.ctl(&["apply", "--prune", "-f", &file.display().to_string()])
+            .map(drop)
+    }
+
+    /// Changes the intent, waits until every host has it in force, and says how long that took from the call.
+    pub fn change(&mut self, change: impl FnOnce(&mut Objects)) -> Result<Duration, LabError> {
+        let mut objects = self.objects.clone();
+        change(&mut objects);
+        let begun = Instant::now();
+        self.apply_only(&objects)?;
+        self.objects = objects;
+        self.wait_for_hosts()?;
+        Ok(begun.elapsed())
+    }
+
+    /// Waits until every host has the present intent in force.
+    pub fn wait_for_hosts(&self) -> Result<(), LabError> {
+        let mut last = String::new();
+        let hosts = self.own_hosts().len();
+        let attached = |text: &str| {
+            text.lines()
+                .filter(|line| line.split_whitespace().nth(1) == Some("yes"))
+                .count()
+        };
+        let done = wait_until("every host is attached", Duration::from_secs(20), || {
+            last = self.ctl(&["hosts"]).unwrap_or_default();
+            attached(&last) == hosts
+        });
+        done.and_then(|()| self.ctl(&["hosts", "--wait", "20"]).map(drop))
+            .map_err(|error| self.explain(error))
+    }
+
+    /// Waits until every port that has a workload is up, and the way to every VTEP is known.
+    pub fn wait_for_ports(&self) -> Result<(), LabError> {
+        let up = || {
+            self.own_hosts().iter().all(|host| {
+                let Ok(status) = self.node_json(host, &["node", "status"]) else {
+                    return false;
+                };
+                status["ports"]
+                    .as_array()
+                    .is_some_and(|ports| ports.iter().all(|port| port["up"] == true))
+            })
+        };
+        wait_until("every port is up", Duration::from_secs(20), up)
+            .map_err(|error| self.explain(error))
+    }
+
+    /// Adds what a person would look at first to an error: the ends of the daemons' logs, and the drops by reason.
+    pub fn explain(&self, error: LabError) -> LabError {
+        let mut text = String::new();
+        let tail = |log: String| {
+            log.lines()
+                .rev()
+                .take(12)
+                .collect::<Vec<_>>()
+                .into_iter()
+                .rev()
+                .collect::<Vec<_>>()
+                .join("\n")
+        };
+        if let Some(controller) = &self.controller {
+            text.push_str(&format!("\n--- controller\n{}", tail(controller.log())));
+        }
+        for (id, host) in &self.hosts {
+            if let Some(daemon) = &host.daemon {
+                let drops = self.node(id, &["drops"]).unwrap_or_default();
+                text.push_str(&format!(
+                    "\n--- weftd of {id}\n{}\n{drops}",
+                    tail(daemon.log())
+                ));
+            }
+        }
+        LabError::Explained {
+            source: Box::new(error),
+            text,
+        }
+    }
+
+    /// Whether `from` can ping every address of `to`.
+    pub fn pings(&self, from: &str, to: &str) -> bool {
+        let Some(port) = self.objects.ports.iter().find(|port| port.id == to) else {
+            return false;
+        };
+        port.addresses
+            .iter()
+            .all(|address| self.workloads[from].namespace.pings(address, 2))
+    }
+
+    /// The address of a port, of the family asked for.
+    pub fn address(&self, port: &str, ipv6: bool) -> Option<IpAddr> {
+        let port = self
+            .objects
+            .ports
+            .iter()
+            .find(|candidate| candidate.id == port)?;
+        port.addresses
+            .iter()
+            .filter_map(|text| text.parse::<IpAddr>().ok())
+            .find(|address| address.is_ipv6() == ipv6)
+    }
+
+    /// A service of a port: its address of the family asked for, and the L4 port.
+    pub fn service(&self, port: &str, ipv6: bool, l4_port: u16) -> Result<SocketAddr, LabError> {
+        let address = self.address(port, ipv6).ok_or_else(|| LabError::Io {
+            what: format!("the address of {port}"),
+            source: std::io::Error::from(std::io::ErrorKind::NotFound),
+        })?;
+        Ok(SocketAddr::new(address, l4_port))
+    }
+
+    /// Starts a numbered stream from the workload of one port to that of another, by IPv4.
+    pub fn stream(
+        &self,
+        from: &str,
+        to: &str,
+        l4_port: u16,
+        per_second: u32,
+    ) -> Result<NumberedStream, LabError> {
+        NumberedStream::start(
+            &self.workloads[from].namespace,
+            &self.workloads[to].namespace,
+            self.service(to, false, l4_port)?,
+            per_second,
+        )
+        .map_err(|error| self.explain(error))
+    }
+
+    /// Waits until the books of every daemon's packet buffers are balanced: exact when nothing moves.
+    pub fn wait_for_frames(&self) -> Result<(), LabError> {
+        let mut last = String::new();
+        let balanced = || {
+            self.own_hosts().iter().all(|host| {
+                let Ok(stats) = self.node_json(host, &["stats"]) else {
+                    return false;
+                };
+                last = format!("{host}: {}", stats["frames"]);
+                let count = |what: &str| stats["frames"][what].as_u64().unwrap_or(0);
+                count("total") > 0
+                    && count("total") == count("free") + count("fill") + count("transmit")
+            })
+        };
+        let done = wait_until(
+            "every packet buffer is accounted for",
+            Duration::from_secs(5),
+            balanced,
+        );
+        done.map_err(|error| LabError::Explained {
+            source: Box::new(error),
+            text: format!(" ({last})"),
+        })
+    }
+
+    /// Where the site keeps its files.
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// Leaves everything running when the site is dropped.
+    pub fn keep(mut self) {
+        self.lab.keep();
+        for host in self.hosts.values_mut() {
+            std::mem::forget(host.daemon.take());
+        }
+        std::mem::forget(self.controller.take());
+        std::mem::forget(self);
+    }
+}
+
+impl Drop for Site {
+    fn drop(&mut self) {
+        for host in self.hosts.values_mut() {
+            host.daemon = None;
+        }
+        self.controller = None;
+        let _ = std::fs::remove_dir_all(&self.directory);
+    }
+}

@@ -1,0 +1,248 @@
+//! Traffic that checks itself: a TCP exchange whose bytes are compared, and a numbered stream whose losses are counted.
+
+use std::{
+    io::{self, Read, Write},
+    net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    thread::{self, JoinHandle},
+    time::{Duration, Instant},
+};
+
+use crate::{LabError, Namespace, wait_until};
+
+/// How long a read or a write of an exchange may take.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+fn pattern(bytes: usize) -> Vec<u8> {
+    (0..bytes).map(|at| (at * 7 + at / 251) as u8).collect()
+}
+
+fn expect(stream: &mut TcpStream, wanted: &[u8]) -> io::Result<()> {
+    let mut got = vec![0; wanted.len()];
+    stream.read_exact(&mut got)?;
+    if got == wanted {
+        Ok(())
+    } else {
+        Err(io::Error::other("other bytes than were sent"))
+    }
+}
+
+/// A listener. One that was just closed may live on for a moment in a program that is being started, which inherits it until it runs.
+fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        match TcpListener::bind(address) {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse && Instant::now() < deadline => {
+                thread::sleep(Duration::from_millis(2));
+            }
+            result => return result,
+        }
+    }
+}
+
+/// Connects from one namespace to `address` in another by TCP, sends so many bytes, and gets as many back. Every byte is compared.
+pub fn tcp_exchange(
+    from: &Namespace,
+    to: &Namespace,
+    address: SocketAddr,
+    bytes: usize,
+) -> Result<(), LabError> {
+    let what = format!("TCP from {} to {} at {address}", from.label(), to.label());
+    let error = |source| LabError::Io {
+        what: what.clone(),
+        source,
+    };
+    let data = pattern(bytes);
+    let listener = to.enter(|| listen(address))?.map_err(error)?;
+    thread::scope(|scope| {
+        let serving = scope.spawn(|| -> io::Result<()> {
+            listener.set_nonblocking(true)?;
+            let deadline = Instant::now() + PATIENCE;
+            let mut stream = loop {
+                match listener.accept() {
+                    Ok((stream, _)) => break stream,
+                    Err(error) if Instant::now() > deadline => return Err(error),
+                    Err(_) => thread::sleep(Duration::from_millis(2)),
+                }
+            };
+            stream.set_nonblocking(false)?;
+            stream.set_read_timeout(Some(PATIENCE))?;
+            stream.set_write_timeout(Some(PATIENCE))?;
+            expect(&mut stream, &data)?;
+            stream.write_all(&data)?;
+            // The client's end of stream: it has everything.
+            stream.read(&mut [0]).map(drop)
+        });
+        let asked = from.enter(|| -> io::Result<()> {
+            let mut stream = TcpStream::connect_timeout(&address, PATIENCE)?;
+            stream.set_read_timeout(Some(PATIENCE))?;
+            stream.set_write_timeout(Some(PATIENCE))?;
+            stream.write_all(&data)?;
+            expect(&mut stream, &data)
+        })?;
+        let served = serving
+            .join()
+            .unwrap_or_else(|_| Err(io::Error::other("the serving thread panicked")));
+        asked.and(served).map_err(error)
+    })
+}
+
+/// Datagrams with a number in each, sent at a steady rate until the stream is ended.
+#[derive(Debug)]
+pub struct NumberedStream {
+    stop: Arc<AtomicBool>,
+    sent: Arc<AtomicU64>,
+    received: Arc<AtomicU64>,
+    twice: Arc<AtomicU64>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+/// What became of a stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Tally {
+    /// Datagrams that the sender put in.
+    pub sent: u64,
+    /// Different ones that came out.
+    pub received: u64,
+    /// Ones that came out again.
+    pub twice: u64,
+}
+
+impl Tally {
+    /// Datagrams that did not come out.
+    pub fn lost(&self) -> u64 {
+        self.sent.saturating_sub(self.received)
+    }
+}
+
+impl NumberedStream {
+    /// Starts to send from one namespace to `address` in another; returns when the first datagram has arrived, which is counted too.
+    pub fn start(
+        from: &Namespace,
+        to: &Namespace,
+        address: SocketAddr,
+        per_second: u32,
+    ) -> Result<Self, LabError> {
+        let unspecified: IpAddr = if address.is_ipv4() {
+            [0, 0, 0, 0].into()
+        } else {
+            [0u16; 8].into()
+        };
+        let failed = LabError::io(format!("a stream to {address}"));
+        let server = to.enter(|| UdpSocket::bind(address))?;
+        let client = from.enter(|| -> io::Result<UdpSocket> {
+            let socket = UdpSocket::bind((unspecified, 0))?;
+            socket.connect(address)?;
+            Ok(socket)
+        })?;
+        let (server, client) = server
+            .and_then(|server| {
+                server.set_read_timeout(Some(Duration::from_millis(20)))?;
+                Ok((server, client?))
+            })
+            .map_err(failed)?;
+        let mut stream = Self {
+            stop: Arc::default(),
+            sent: Arc::default(),
+            received: Arc::default(),
+            twice: Arc::default(),
+            threads: Vec::new(),
+        };
+        stream.receive(server);
+        stream.send(client, per_second);
+        wait_until("the first datagram", PATIENCE, || {
+            stream.received.load(Ordering::Relaxed) > 0
+        })?;
+        Ok(stream)
+    }
+
+    fn receive(&mut self, server: UdpSocket) {
+        let (stop, received, twice) = (
+            Arc::clone(&self.stop),
+            Arc::clone(&self.received),
+            Arc::clone(&self.twice),
+        );
+        self.threads.push(thread::spawn(move || {
+            let mut seen = Vec::new();
+            let mut buffer = [0; 64];
+            loop {
+                match server.recv(&mut buffer) {
+                    Ok(8) => {
+                        let number =
+                            u64::from_be_bytes(std::array::from_fn(|i| buffer[i])) as usize;
+                        if seen.len() <= number {
+                            seen.resize(number + 1, false);
+                        }
+                        let counter = if seen[number] { &twice } else { &received };
+                        seen[number] = true;
+                        counter.fetch_add(1, Ordering::Relaxed);
+                    }
+                    Ok(_) => {}
+                    Err(_) if stop.load(Ordering::Relaxed) => break,
+                    Err(_) => {}
+                }
+            }
+        }));
+    }
+
+    fn send(&mut self, client: UdpSocket, per_second: u32) {
+        let (stop, sent) = (Arc::clone(&self.stop), Arc::clone(&self.sent));
+        self.threads.push(thread::spawn(move || {
+            let step = Duration::from_secs(1) / per_second;
+            let mut next = Instant::now();
+            let mut number: u64 = 0;
+            while !stop.load(Ordering::Relaxed) {
+                // An ICMP error about an earlier datagram shows here, and the datagram is not sent.
+                if client.send(&number.to_be_bytes()).is_ok() {
+                    number += 1;
+                    sent.store(number, Ordering::Relaxed);
+                }
+                next += step;
+                let now = Instant::now();
+                if let Some(left) = next.checked_duration_since(now) {
+                    thread::sleep(left);
+                } else if now - next > Duration::from_millis(20) {
+                    // The machine was elsewhere: no burst afterwards.
+                    next = now;
+                }
+            }
+        }));
+    }
+
+    /// What was sent and received so far.
+    pub fn tally(&self) -> Tally {
+        // In this order: what is in flight counts as not received.
+        let received = self.received.load(Ordering::Relaxed);
+        Tally {
+            received,
+            twice: self.twice.load(Ordering::Relaxed),
+            sent: self.sent.load(Ordering::Relaxed),
+        }
+    }
+
+    /// Waits until `more` have come out.
+    pub fn wait_for_more(&self, more: u64) -> Result<(), LabError> {
+        let before = self.tally().received;
+        wait_until("more of the stream", PATIENCE, || {
+            self.tally().received >= before + more
+        })
+    }
+
+    /// Ends the stream, and says what became of it.
+    pub fn end(mut self) -> Tally {
+        self.stop.store(true, Ordering::Relaxed);
+        for thread in self.threads.drain(..).rev() {
+            let _ = thread.join();
+        }
+        self.tally()
+    }
+}
+
+impl Drop for NumberedStream {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+    }
+}
