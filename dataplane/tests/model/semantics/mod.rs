@@ -21,7 +21,7 @@ use weft_proto::v1::{self, Objects};
 use frame::{Decoded, Flow, Mac, Packet, SYN, decode, is_group, is_group_mac};
 use gateway::Problem;
 use policy::{Question, acl_allows, groups_allow};
-use session::{Follow, Session, follow, open};
+use session::{Follow, Session, Stage, follow, open};
 use world::{ROUTER, Tunnel, World, gateway_mac, mac, prefix_holds};
 
 /// A frame on its way from one host to another, without its outer header.
@@ -294,8 +294,13 @@ impl Model {
                 ends,
                 last_seen: now,
             }),
-            // What no rule admits any more is forgotten, both ways (b017).
-            (Err(DropReason::GroupDenied), Some((i, _))) => drop(sessions.remove(i)),
+            // What no rule admits any more is forgotten, both ways (b017); a connection is known as denied while its ends try.
+            (Err(DropReason::GroupDenied), Some((i, _))) => match sessions[i].stage {
+                Stage::Established | Stage::FinFrom(_) | Stage::Denied => {
+                    (sessions[i].stage, sessions[i].last_seen) = (Stage::Denied, now);
+                }
+                _ => drop(sessions.remove(i)),
+            },
             (Err(_), _) => {}
         }
         judged

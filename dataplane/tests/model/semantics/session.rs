@@ -21,6 +21,8 @@ pub enum Stage {
     FinFrom(bool),
     TimeWait,
     Closed,
+    /// Policy has ended a connection: it is not forgotten, so that no segment in mid-stream begins it again.
+    Denied,
 }
 
 impl Stage {
@@ -32,7 +34,7 @@ impl Stage {
             Self::Query | Self::SynSent | Self::Simultaneous => 60,
             Self::SimultaneousAcked(_) | Self::SynReceived => 60,
             Self::Established => 7440,
-            Self::FinFrom(_) => 240,
+            Self::FinFrom(_) | Self::Denied => 240,
             Self::TimeWait | Self::Closed => 30,
         };
         seconds * 1000
@@ -129,8 +131,10 @@ pub fn follow(session: &Session, from_opener: bool, packet: &Packet) -> Follow {
     };
     let next = match next_stage(session.stage, from_opener, &segment) {
         Some(stage) => stage,
-        None if matches!(session.stage, Stage::Closed | Stage::TimeWait)
-            && segment.has(SYN)
+        None if matches!(
+            session.stage,
+            Stage::Closed | Stage::TimeWait | Stage::Denied
+        ) && segment.has(SYN)
             && !segment.has(ACK) =>
         {
             return Follow::Reopen;
@@ -232,6 +236,9 @@ fn next_stage(stage: Stage, from_opener: bool, segment: &Segment) -> Option<Stag
         Stage::Established if fin => Some(Stage::FinFrom(from_opener)),
         Stage::FinFrom(opener) if fin && opener != from_opener => Some(Stage::TimeWait),
         Stage::TimeWait if syn => None,
+        Stage::Denied if syn => None,
+        // Admitted again, it goes on.
+        Stage::Denied => Some(Stage::Established),
         Stage::Closed => None,
         same => Some(same),
     }
