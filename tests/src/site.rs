@@ -175,10 +175,6 @@ impl Site {
             }
         }
         for (host, namespace) in objects.hosts.iter().zip(&namespaces) {
-            if host.foreign {
-                // A kernel leaves inner checksums to the device; a wire has no such thing.
-                namespace.offloads(UPLINK, "tx off")?;
-            }
             for vtep in &host.vteps {
                 let length = if vtep.contains(':') { "64 nodad" } else { "24" };
                 namespace.ip(&format!("address add {vtep}/{length} dev {UPLINK}")

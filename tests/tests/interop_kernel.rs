@@ -62,9 +62,12 @@ fn exchange(site: &Site, far: &Namespace) -> Result<(), LabError> {
     Ok(())
 }
 
-fn interoperates(vteps: [&str; 2], more: &str) {
+/// `offload`: the far kernel leaves inner and outer checksums to its uplink, which is a link without a wire and never completes them.
+fn interoperates(vteps: [&str; 2], more: &str, offload: bool) {
     let site = site(vteps);
     let far = site.hosts["far"].namespace.clone();
+    far.offloads("u0", if offload { "tx on" } else { "tx off" })
+        .unwrap();
     kernel_end(&far, vteps, more)
         .and_then(|()| exchange(&site, &far))
         .map_err(|error| site.explain(error))
@@ -73,18 +76,18 @@ fn interoperates(vteps: [&str; 2], more: &str) {
 
 #[test]
 fn b010_a_kernel_vxlan_device_over_ipv4() {
-    interoperates(["192.0.2.1", "192.0.2.2"], "");
+    interoperates(["192.0.2.1", "192.0.2.2"], "", false);
 }
 
 #[test]
 fn b010_a_kernel_vxlan_device_over_ipv4_with_udp_checksums() {
-    interoperates(["192.0.2.1", "192.0.2.2"], "udpcsum");
+    interoperates(["192.0.2.1", "192.0.2.2"], "udpcsum", false);
 }
 
 /// The kernel sends outer UDP checksums here, and is told to take packets without.
 #[test]
 fn b010_a_kernel_vxlan_device_over_ipv6() {
-    interoperates(["2001:db8::1", "2001:db8::2"], "udp6zerocsumrx");
+    interoperates(["2001:db8::1", "2001:db8::2"], "udp6zerocsumrx", false);
 }
 
 #[test]
@@ -92,5 +95,12 @@ fn b010_a_kernel_vxlan_device_over_ipv6_without_udp_checksums() {
     interoperates(
         ["2001:db8::1", "2001:db8::2"],
         "udp6zerocsumrx udp6zerocsumtx",
+        false,
     );
+}
+
+#[test]
+fn b010_a_kernel_that_leaves_checksums_to_its_device() {
+    interoperates(["192.0.2.1", "192.0.2.2"], "", true);
+    interoperates(["2001:db8::1", "2001:db8::2"], "udp6zerocsumrx", true);
 }

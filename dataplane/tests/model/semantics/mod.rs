@@ -294,12 +294,10 @@ impl Model {
                 ends,
                 last_seen: now,
             }),
-            // What no rule admits any more is forgotten, both ways (b017); a connection is remembered as denied, lest a segment of it
-            // opened it again.
+            // What no rule admits any more is forgotten, both ways (b017); a connection is known as denied while its ends try.
             (Err(DropReason::GroupDenied), Some((i, _))) => match sessions[i].stage {
                 Stage::Established | Stage::FinFrom(_) | Stage::Denied => {
-                    sessions[i].stage = Stage::Denied;
-                    sessions[i].last_seen = now;
+                    (sessions[i].stage, sessions[i].last_seen) = (Stage::Denied, now);
                 }
                 _ => drop(sessions.remove(i)),
             },

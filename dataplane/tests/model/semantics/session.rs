@@ -21,7 +21,7 @@ pub enum Stage {
     FinFrom(bool),
     TimeWait,
     Closed,
-    /// Established once, and not admitted any more.
+    /// Policy has ended a connection: it is not forgotten, so that no segment in mid-stream begins it again.
     Denied,
 }
 
@@ -235,7 +235,8 @@ fn next_stage(stage: Stage, from_opener: bool, segment: &Segment) -> Option<Stag
         Stage::SynReceived if from_opener => Some(Stage::Established),
         Stage::Established if fin => Some(Stage::FinFrom(from_opener)),
         Stage::FinFrom(opener) if fin && opener != from_opener => Some(Stage::TimeWait),
-        Stage::TimeWait | Stage::Denied if syn => None,
+        Stage::TimeWait if syn => None,
+        Stage::Denied if syn => None,
         // Admitted again, it goes on.
         Stage::Denied => Some(Stage::Established),
         Stage::Closed => None,
