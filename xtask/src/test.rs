@@ -29,6 +29,12 @@ pub(crate) fn test() -> Result<()> {
             "warnings",
         ]),
     )?;
+    run::step(
+        "documentation",
+        run::cargo()
+            .args(["doc", "--release", "--workspace", "--no-deps"])
+            .env("RUSTDOCFLAGS", "-D warnings"),
+    )?;
     binaries::build(&[])?;
     run::step(
         "tests",
@@ -51,12 +57,6 @@ pub(crate) fn test() -> Result<()> {
             "--",
             "--test-threads=1",
         ]),
-    )?;
-    run::step(
-        "documentation",
-        run::cargo()
-            .args(["doc", "--release", "--workspace", "--no-deps"])
-            .env("RUSTDOCFLAGS", "-D warnings"),
     )?;
     eprintln!("── all passed in {:.0} s", begun.elapsed().as_secs_f64());
     Ok(())

@@ -38,7 +38,7 @@ drop_reasons! {
     Ipv6Extension = "ipv6_extension": "IPv6 extension headers out of order, too many, or malformed (RFC 8200 4.1)",
     Ipv6RoutingType0 = "ipv6_routing_type_0": "an IPv6 routing header of type 0 (RFC 5095)",
     Martian = "martian": "an address that no packet may carry there: loopback, multicast source, IPv4-mapped, source equal to destination",
-    TransportHeader = "transport_header": "a TCP, UDP, SCTP or ICMP header that is cut short or lies about its length",
+    TransportHeader = "transport_header": "a TCP, UDP, SCTP or ICMP header that is cut short, lies about its length, or asks with a code other than 0",
     TcpFlags = "tcp_flags": "a combination of TCP flags that no stack sends",
     FragmentTiny = "fragment_tiny": "a first fragment too short for its transport header, or one that could overwrite it (RFC 1858, RFC 3128)",
     FragmentOverlap = "fragment_overlap": "a fragment that overlaps another of its datagram, or a datagram condemned by one (RFC 5722)",

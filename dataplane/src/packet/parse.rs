@@ -524,12 +524,24 @@ fn icmp(header: &[u8], parsed: &mut Parsed, cut_short: DropReason) -> Result<(),
         return Err(cut_short);
     }
     let (kind, code) = (header[0], header[1]);
+    if code != 0 && (is_query(parsed.family, kind) || is_answer(parsed.family, kind)) {
+        // The code of a question is 0 (RFC 792, RFC 4443 §4); sessions do not tell others apart, so none may pass for it.
+        return Err(DropReason::TransportHeader);
+    }
     let id = u16::from_be_bytes([header[4], header[5]]);
     parsed.icmp = u16::from_be_bytes([kind, code]);
     let (source_port, destination_port) = icmp_ports(parsed.family, kind, code, id);
     parsed.flow.source_port = source_port;
     parsed.flow.destination_port = destination_port;
     Ok(())
+}
+
+/// Whether an ICMP type is the answer to a question.
+fn is_answer(family: Family, kind: u8) -> bool {
+    match family {
+        Family::Ipv4 => matches!(kind, 0 | 14 | 16 | 18),
+        Family::Ipv6 => kind == 129,
+    }
 }
 
 /// Whether an ICMP type is a question that its receiver answers under the same identifier.

@@ -1,7 +1,7 @@
 //! The pipeline: vectors of packets in, packets out or dropped, each with a named reason.
 //!
 //! One [`Pipeline`] per worker. It knows tables and buffers, not sockets: whoever drives it hands in packets and gets them back through
-//! [`Io`]. The way of a packet: `parse`, `session` hit and [`Pipeline::execute`]; else `guard`, `local`, `judge`, install.
+//! [`Io`]. The way of a packet: `parse`, `session`, `hit`; else `guard`, `local`, `judge`, install.
 
 mod copies;
 pub mod counters;

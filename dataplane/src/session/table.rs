@@ -1,6 +1,6 @@
 //! The session table: one for all workers, of fixed size, read without locks.
 //!
-//! A session is one [`Slot`] of 192 bytes: a line for key and state, and a line per direction. An index of 64-byte buckets, eight
+//! A session is one slot of 192 bytes: a line for key and state, and a line per direction. An index of 64-byte buckets, eight
 //! entries each, finds it; a key has two buckets to lie in. Everything is made of atomics, so that this file needs no unsafe code but a
 //! prefetch hint: a reader that races with a writer sees a version that has moved and takes the slow path, which is always right.
 //!

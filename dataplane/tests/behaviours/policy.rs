@@ -125,6 +125,22 @@ fn b014_icmp_type_and_code() {
 }
 
 #[test]
+fn b016_a_question_with_a_code_passes_for_none_without() {
+    let mut fabric = fabric(|_| {});
+    assert_eq!(
+        fabric.send("a1", &echo(A1, A2, A2.mac, 5, b"ping")).len(),
+        1
+    );
+    let mut coded = echo(A1, A2, A2.mac, 5, b"ping");
+    coded[35] = 1;
+    assert!(
+        fabric.send("a1", &coded).is_empty(),
+        "the session of code 0 does not carry it"
+    );
+    assert_eq!(fabric.drops("h1", DropReason::TransportHeader), 1);
+}
+
+#[test]
 fn b015_a_group_as_the_remote_follows_its_members_and_so_do_prefix_lists() {
     let mut fabric = fabric(|objects| {
         objects.security_groups.push(SecurityGroup {

@@ -360,7 +360,13 @@ fn transport(packet: &mut Packet, first_piece: bool) -> Result<(), DropReason> {
                 return Err(DropReason::TransportHeader);
             }
         }
-        ICMP | ICMPV6 => packet.icmp = Some((header[0], header[1])),
+        ICMP | ICMPV6 => {
+            packet.icmp = Some((header[0], header[1]));
+            let question = detail(packet.flow.protocol, v4, header);
+            if header[1] != 0 && matches!(question, Detail::Query { .. }) {
+                return Err(DropReason::TransportHeader);
+            }
+        }
         _ => {}
     }
     packet.flow.detail = detail(packet.flow.protocol, v4, header);
