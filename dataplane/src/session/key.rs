@@ -51,33 +51,32 @@ impl Key {
     /// The key of a flow in a VPC.
     #[inline]
     pub fn new(seeds: &Seeds, flow: &Flow, vni: u32) -> Self {
-        let up = (flow.source, flow.source_port) < (flow.destination, flow.destination_port);
-        let (low, low_port, high, high_port) = if up {
-            (
-                flow.source,
-                flow.source_port,
-                flow.destination,
-                flow.destination_port,
-            )
+        let word = |address: u128| [(address >> 64) as u64, address as u64];
+        let source = (word(flow.source), flow.source_port);
+        let destination = (word(flow.destination), flow.destination_port);
+        Self::of(seeds, source, destination, flow.protocol, vni)
+    }
+
+    /// The key of what two ends send each other, each with its address (high word first) and its port.
+    #[inline(always)]
+    pub fn of(
+        seeds: &Seeds,
+        source: ([u64; 2], u16),
+        destination: ([u64; 2], u16),
+        protocol: u8,
+        vni: u32,
+    ) -> Self {
+        let up = source < destination;
+        let (([w0, w1], low_port), ([w2, w3], high_port)) = if up {
+            (source, destination)
         } else {
-            (
-                flow.destination,
-                flow.destination_port,
-                flow.source,
-                flow.source_port,
-            )
+            (destination, source)
         };
         let ends = u64::from(low_port) << 48
             | u64::from(high_port) << 32
             | u64::from(vni) << 8
-            | u64::from(flow.protocol);
-        let words = [
-            (low >> 64) as u64,
-            low as u64,
-            (high >> 64) as u64,
-            high as u64,
-            ends,
-        ];
+            | u64::from(protocol);
+        let words = [w0, w1, w2, w3, ends];
         let [a, b, c, d] = seeds.0;
         let hash = mix(
             mix(words[1] ^ a, words[0] ^ words[2] ^ b) ^ mix(words[3] ^ b, words[2] ^ c) ^ words[4],
