@@ -153,7 +153,7 @@ impl Template {
     }
 
     /// Writes the outer header in front of the packet of `len` bytes at `start`. Answers whether there was room.
-    #[inline]
+    #[inline(always)]
     pub fn write(
         &self,
         area: &mut [u8],
@@ -183,7 +183,7 @@ impl Template {
         true
     }
 
-    #[inline]
+    #[inline(always)]
     fn write_ipv4(
         &self,
         place: &mut [u8; REACH[0]],
@@ -198,10 +198,10 @@ impl Template {
             Encapsulation::Gre => (REACH[0] - 28, false),
         };
         let total = len + u16::from(self.len) - ETHERNET as u16;
-        let sum = u64::from(self.base_sum) + u64::from(traffic_class) + u64::from(total);
+        let sum = self.base_sum + u32::from(traffic_class) + u32::from(total);
         place[l3 + 1] = traffic_class;
         put16(place, l3 + 2, total);
-        put16(place, l3 + 10, checksum::finish(sum));
+        put16(place, l3 + 10, checksum::finish_few(sum));
         if udp {
             write_vxlan(place, total - 20, vni, entropy);
         } else {
@@ -209,7 +209,7 @@ impl Template {
         }
     }
 
-    #[inline]
+    #[inline(always)]
     fn write_ipv6(
         &self,
         place: &mut [u8; REACH[1]],

@@ -14,7 +14,7 @@ use crate::session::table::{Probe, SessionRef};
 use crate::session::tcp::{self, Segment};
 
 /// A packet of the fast lane between two stages.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Entry {
     glance: Glance,
     stamp: Stamp,
@@ -52,7 +52,7 @@ impl Lane {
     }
 
     /// First stage: looks at the packet.
-    #[inline]
+    #[inline(always)]
     pub(super) fn look(
         &mut self,
         tables: Tables<'_>,
@@ -100,22 +100,45 @@ impl Lane {
 
 impl Entry {
     /// Second stage: finds where the session probably lies.
-    #[inline]
+    #[inline(always)]
     pub(super) fn probe(&mut self, tables: Tables<'_>) {
         self.probe = tables.sessions.probe(&self.glance.key);
     }
 }
 
 impl Core {
-    /// Third stage: does what the session says. None: nothing has been done.
-    #[inline]
+    /// Third stage: does what the session says, or gives the packet back as it came.
+    #[inline(always)]
     pub(super) fn hit(
+        &self,
+        tables: Tables<'_>,
+        io: &mut impl Io,
+        mut packet: Packet,
+        entry: &Entry,
+    ) -> Result<(Destination, Packet), Packet> {
+        match self.apply(tables, io, &mut packet, entry) {
+            // Made anew, not changed in place: the two halves of a word that was just written would have to settle before it is read.
+            Some((to, start, len)) => Ok((
+                to,
+                Packet {
+                    frame: packet.frame,
+                    start,
+                    len,
+                },
+            )),
+            None => Err(packet),
+        }
+    }
+
+    /// Where the packet goes, and where in its buffer it lies then. None: nothing has been done.
+    #[inline(always)]
+    fn apply(
         &self,
         tables: Tables<'_>,
         io: &mut impl Io,
         packet: &mut Packet,
         entry: &Entry,
-    ) -> Option<Destination> {
+    ) -> Option<(Destination, u16, u16)> {
         let Glance { key, ip_len, .. } = &entry.glance;
         let session = tables.sessions.confirm(entry.probe, key)?;
         let order = session.order(entry.stamp)?;
@@ -153,22 +176,20 @@ impl Core {
             debug_assert!(written, "there is the room that was asked for");
             outer = tunnel.template.overhead() as u16;
         }
-        packet.start = start as u16 - outer;
-        packet.len = entry.len + outer;
-        Some(destination)
+        Some((destination, start as u16 - outer, entry.len + outer))
     }
 }
 
 /// Follows the session with the packet. None: the general way has to.
-#[inline]
+#[inline(always)]
 fn follow(session: &SessionRef<'_>, frame: &[u8], glance: &Glance) -> Option<()> {
-    let state = session.state();
     if !glance.tcp {
-        if state == State::OneWay && !session.from_origin() {
+        if session.is_answered() {
             session.set_state(State::BothWays);
         }
         return Some(());
     }
+    let state = session.state();
     if !matches!(
         state,
         State::TcpEstablished | State::TcpFinOrigin | State::TcpFinReply
@@ -187,7 +208,7 @@ fn follow(session: &SessionRef<'_>, frame: &[u8], glance: &Glance) -> Option<()>
 }
 
 /// What a router does to a packet.
-#[inline]
+#[inline(always)]
 fn routed(frame: &mut [u8], order: &Order, glance: &Glance) {
     let Some(head) = frame.first_chunk_mut::<34>() else {
         return;

@@ -9,7 +9,7 @@ use crate::packet::parse::{ETHERNET, ETHERTYPE_IPV4, ETHERTYPE_IPV6, protocol, t
 use crate::session::{Key, Seeds};
 
 /// What a quick look shows. Offsets count from the Ethernet header.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Default)]
 pub struct Glance {
     /// The session's key.
     pub key: Key,
@@ -42,7 +42,7 @@ fn be64(bytes: &[u8], at: usize) -> u64 {
 }
 
 /// Looks at a frame of the VPC `vni`, no longer than 65535 bytes. Completes a checksum that the sender's kernel left to its device.
-#[inline]
+#[inline(always)]
 pub fn glance(frame: &mut [u8], seeds: &Seeds, vni: u32) -> Option<Glance> {
     let head: &[u8; 42] = frame.first_chunk()?;
     match (be16(head, 12), head[14]) {
@@ -52,28 +52,35 @@ pub fn glance(frame: &mut [u8], seeds: &Seeds, vni: u32) -> Option<Glance> {
     }
 }
 
-#[inline]
+#[inline(always)]
 fn ipv4(frame: &mut [u8], seeds: &Seeds, vni: u32) -> Option<Glance> {
     let head: &[u8; 42] = frame.first_chunk()?;
     let ip_len = be16(head, 16);
-    let sum = (0..5)
-        .map(|i| u64::from(be32(head, ETHERNET + 4 * i)))
-        .sum();
-    let fragment = be16(head, 20) & 0x3fff;
-    let (source, destination) = (be32(head, 26), be32(head, 30));
-    if fragment != 0
-        || checksum::fold(sum) != 0xffff
+    // Sums are the same in either order of bytes (RFC 1071 §2).
+    let word = |at: usize| {
+        u64::from(u32::from_ne_bytes([
+            head[at],
+            head[at + 1],
+            head[at + 2],
+            head[at + 3],
+        ]))
+    };
+    let addresses = word(26) + word(30);
+    let sum = word(14) + word(18) + word(22) + addresses;
+    if head[20] & 0x3f != 0
+        || head[21] != 0
+        || !checksum::is_right(sum)
         || usize::from(ip_len) + ETHERNET > frame.len()
     {
         return None;
     }
+    let (source, destination) = (be32(head, 26), be32(head, 30));
     let (class, ttl, number, ports) = (
         head[15],
         head[22],
         head[23],
         [be16(head, 34), be16(head, 36)],
     );
-    let addresses = u64::from(source) + u64::from(destination);
     let tcp = transport(frame, L4_IPV4, ip_len.checked_sub(20)?, number, addresses)?;
     // The 128-bit form of an IPv4 address: `::ffff:a.b.c.d`.
     let word = |address: u32| [0, 0xffff << 32 | u64::from(address)];
@@ -94,7 +101,7 @@ fn ipv4(frame: &mut [u8], seeds: &Seeds, vni: u32) -> Option<Glance> {
     })
 }
 
-#[inline]
+#[inline(always)]
 fn ipv6(frame: &mut [u8], seeds: &Seeds, vni: u32) -> Option<Glance> {
     let head: &[u8; 62] = frame.first_chunk()?;
     let payload = be16(head, 18);
@@ -109,8 +116,15 @@ fn ipv6(frame: &mut [u8], seeds: &Seeds, vni: u32) -> Option<Glance> {
         head[20],
         [be16(head, 54), be16(head, 56)],
     );
-    let halves = |word: u64| (word >> 32) + (word & 0xffff_ffff);
-    let addresses = source.into_iter().chain(destination).map(halves).sum();
+    let word = |at: usize| {
+        u64::from(u32::from_ne_bytes([
+            head[at],
+            head[at + 1],
+            head[at + 2],
+            head[at + 3],
+        ]))
+    };
+    let addresses = (22..54).step_by(4).map(word).sum();
     let tcp = transport(frame, L4_IPV6, payload, number, addresses)?;
     let key = Key::of(
         seeds,
@@ -129,8 +143,9 @@ fn ipv6(frame: &mut [u8], seeds: &Seeds, vni: u32) -> Option<Glance> {
     })
 }
 
-/// The transport header, of which at least eight bytes are there; `len` is what IP says of header and payload. True: TCP.
-#[inline]
+/// The transport header, of which at least eight bytes are there; `len` is what IP says of header and payload, `addresses` the sum of the
+/// addresses in the machine's order of bytes. True: TCP.
+#[inline(always)]
 fn transport(frame: &mut [u8], l4: u8, len: u16, number: u8, addresses: u64) -> Option<bool> {
     let l4 = usize::from(l4);
     let segment = frame.get_mut(l4..l4 + usize::from(len))?;
@@ -156,7 +171,7 @@ fn transport(frame: &mut [u8], l4: u8, len: u16, number: u8, addresses: u64) -> 
         }
         _ => return None,
     };
-    let pseudo = addresses + u64::from(number) + u64::from(len);
+    let pseudo = addresses + u64::from(u16::from(number).to_be()) + u64::from(len.to_be());
     checksum::complete(segment, at, pseudo);
     Some(number == protocol::TCP)
 }

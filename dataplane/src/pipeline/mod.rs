@@ -110,7 +110,7 @@ pub struct Pipeline {
     snapshot: Arc<Snapshot>,
     sessions: Arc<SessionTable>,
     core: Core,
-    scratch: Vec<Option<fast::Entry>>,
+    scratch: Box<[fast::Entry; VECTOR]>,
 }
 
 /// What a vector is judged by.
@@ -160,7 +160,7 @@ impl Pipeline {
             snapshot: Arc::default(),
             sessions: shared.sessions,
             core,
-            scratch: Vec::with_capacity(VECTOR),
+            scratch: Box::new([fast::Entry::default(); VECTOR]),
         }
     }
 
@@ -179,7 +179,7 @@ impl Pipeline {
         self.snapshot = snapshot;
     }
 
-    /// Takes all packets of a vector, which came from one place at the time `now` (milliseconds).
+    /// Takes all packets of a vector, which came from one place at the time `now` (milliseconds). Those beyond [`VECTOR`] take the general way.
     pub fn process(
         &mut self,
         io: &mut impl Io,
@@ -194,28 +194,36 @@ impl Pipeline {
         };
         self.core.receive(source, packets);
         let mut lane = Lane::new(tables, source);
-        self.scratch.clear();
-        for i in 0..packets.len() {
+        // Bit by bit, which packets of the vector are in the fast lane.
+        let mut found = 0u64;
+        let count = packets.len().min(VECTOR);
+        for i in 0..count {
             if let Some(ahead) = packets.get(i + AHEAD) {
-                prefetch(ahead.bytes(io));
+                prefetch(&io.bytes(&ahead.frame)[usize::from(ahead.start)..]);
             }
-            let entry = lane.look(tables, io, &mut packets[i]);
-            self.scratch.push(entry);
+            if let Some(entry) = lane.look(tables, io, &mut packets[i]) {
+                self.scratch[i] = entry;
+                found |= 1 << i;
+            }
         }
-        for entry in self.scratch.iter_mut().flatten() {
-            entry.probe(tables);
+        for (i, entry) in self.scratch[..count].iter_mut().enumerate() {
+            if found >> i & 1 != 0 {
+                entry.probe(tables);
+            }
         }
         let mut hits = 0;
-        for (mut packet, entry) in packets.drain(..).zip(&self.scratch) {
-            let done = entry
-                .as_ref()
-                .and_then(|entry| self.core.hit(tables, io, &mut packet, entry));
+        for (i, packet) in packets.drain(..).enumerate() {
+            let done = if i < VECTOR && found >> i & 1 != 0 {
+                self.core.hit(tables, io, packet, &self.scratch[i])
+            } else {
+                Err(packet)
+            };
             match done {
-                Some(to) => {
+                Ok((to, packet)) => {
                     hits += 1;
                     io.send(to, packet);
                 }
-                None => self.core.general(tables, io, source, packet),
+                Err(packet) => self.core.general(tables, io, source, packet),
             }
         }
         self.core.counters.hits.add(hits);

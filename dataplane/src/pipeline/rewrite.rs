@@ -25,7 +25,7 @@ pub fn decrement_ttl(frame: &mut [u8], parsed: &Parsed) {
 }
 
 /// Sets the TTL of an IPv4 header.
-#[inline]
+#[inline(always)]
 pub fn set_ipv4_ttl(header: &mut [u8], ttl: u8) {
     let old = u16::from_be_bytes([header[8], header[9]]);
     header[8] = ttl;
@@ -140,5 +140,9 @@ pub fn complete_checksum(frame: &mut [u8], parsed: &Parsed) {
         parsed.flow.protocol,
         (end - l4) as u32,
     );
-    checksum::complete(&mut frame[l4..end], at, pseudo);
+    checksum::complete(
+        &mut frame[l4..end],
+        at,
+        checksum::fold(pseudo).to_be().into(),
+    );
 }

@@ -43,7 +43,7 @@ pub struct Action {
 
 /// By what a decision is known to hold: the generation that took it, and the ingress that it was taken for. Never 0, for no
 /// generation in force is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Stamp(u64);
 
 impl Stamp {
@@ -344,6 +344,13 @@ impl Slot {
             State::ALL[(word as usize & 0xff).min(State::ALL.len() - 1)],
             opener,
         )
+    }
+
+    /// Whether the session has seen packets of its opener alone, and this direction is the other.
+    #[inline(always)]
+    pub fn is_answered_by(&self, direction: Direction) -> bool {
+        self.state.load(Ordering::Relaxed)
+            == State::OneWay as u32 | (direction.opposite() as u32) << 8
     }
 
     /// Writes both.

@@ -39,6 +39,7 @@ pub struct Limits {
 }
 
 #[derive(Debug)]
+#[repr(align(128))]
 struct Shard {
     slots: Arena<Slot>,
     index: Index,
@@ -521,6 +522,12 @@ impl SessionRef<'_> {
     #[inline]
     pub fn state(&self) -> State {
         self.slot.state().0
+    }
+
+    /// Whether this packet is the first answer in a session that was one way.
+    #[inline]
+    pub fn is_answered(&self) -> bool {
+        self.slot.is_answered_by(self.direction)
     }
 
     /// Moves the session to another state.
