@@ -8,6 +8,8 @@ mod clock;
 mod dpdk;
 mod forward;
 mod memory;
+mod scenario;
+mod workers;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -17,7 +19,8 @@ use clap::Parser;
 /// Measures, prints a table, and writes JSON if asked.
 #[derive(Debug, Parser)]
 struct Arguments {
-    /// What to measure: memory (the pipeline without sockets), forward (real sockets across two hosts); all by default
+    /// What to measure: memory (the pipeline without sockets), workers (several on one session table), forward (real sockets across two
+    /// hosts); all by default
     suites: Vec<String>,
     /// Measure the peers too, interleaved with ours
     #[arg(long)]
@@ -44,14 +47,18 @@ fn median(samples: &[f64]) -> f64 {
     sorted.get(sorted.len() / 2).copied().unwrap_or(f64::NAN)
 }
 
-/// Largest less smallest, as a share of the median.
+/// Between the quartiles, as a share of the median.
 fn spread(samples: &[f64]) -> f64 {
-    let (least, most) = samples
-        .iter()
-        .fold((f64::MAX, f64::MIN), |(least, most), x| {
-            (least.min(*x), most.max(*x))
-        });
-    (most - least) / median(samples)
+    let mut sorted = samples.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let at = |share: usize| {
+        sorted
+            .get(sorted.len() * share / 4)
+            .or(sorted.last())
+            .copied()
+            .unwrap_or(f64::NAN)
+    };
+    (at(3) - at(1)) / median(samples)
 }
 
 impl Row {
@@ -109,13 +116,13 @@ fn main() -> ExitCode {
 }
 
 fn run(arguments: &Arguments) -> anyhow::Result<()> {
-    let all = ["memory", "forward"];
+    let all = ["memory", "workers", "forward"];
     if let Some(unknown) = arguments
         .suites
         .iter()
         .find(|suite| !all.contains(&suite.as_str()))
     {
-        anyhow::bail!("'{unknown}' is no suite; there are {}", all.join(" and "));
+        anyhow::bail!("'{unknown}' is no suite; there are {}", all.join(", "));
     }
     let wanted = |suite: &str| {
         arguments.suites.is_empty() || arguments.suites.iter().any(|name| name == suite)
@@ -123,6 +130,9 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let mut rows = Vec::new();
     if wanted("memory") {
         rows.extend(memory::rows()?);
+    }
+    if wanted("workers") {
+        rows.extend(workers::rows()?);
     }
     if wanted("forward") {
         rows.extend(forward::rows(arguments.peers)?);
