@@ -4,9 +4,10 @@
 //! a peer.
 
 mod clock;
-#[expect(dead_code, reason = "for the suites of components")]
 mod dpdk;
+mod ecmp;
 mod forward;
+mod lpm;
 mod memory;
 mod scenario;
 mod workers;
@@ -20,7 +21,7 @@ use clap::Parser;
 #[derive(Debug, Parser)]
 struct Arguments {
     /// What to measure: memory (the pipeline without sockets), workers (several on one session table), forward (real sockets across two
-    /// hosts); all by default
+    /// hosts), lpm (longest prefix match), ecmp (choice of next hops); all by default
     suites: Vec<String>,
     /// Measure the peers too, interleaved with ours
     #[arg(long)]
@@ -116,7 +117,7 @@ fn main() -> ExitCode {
 }
 
 fn run(arguments: &Arguments) -> anyhow::Result<()> {
-    let all = ["memory", "workers", "forward"];
+    let all = ["memory", "workers", "lpm", "ecmp", "forward"];
     if let Some(unknown) = arguments
         .suites
         .iter()
@@ -133,6 +134,12 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
     }
     if wanted("workers") {
         rows.extend(workers::rows()?);
+    }
+    if wanted("lpm") {
+        rows.extend(dpdk::pinned(|| lpm::rows(arguments.peers))?);
+    }
+    if wanted("ecmp") {
+        rows.extend(dpdk::pinned(ecmp::rows)?);
     }
     if wanted("forward") {
         rows.extend(forward::rows(arguments.peers)?);
