@@ -21,7 +21,7 @@ use clap::Parser;
 #[derive(Debug, Parser)]
 struct Arguments {
     /// What to measure: memory (the pipeline without sockets), workers (several on one session table), forward (real sockets across two
-    /// hosts), lpm (longest prefix match), ecmp (choice of next hops); all by default
+    /// hosts), tcp (one stream over the same), lpm (longest prefix match), ecmp (choice of next hops); all by default
     suites: Vec<String>,
     /// Measure the peers too, interleaved with ours
     #[arg(long)]
@@ -117,7 +117,7 @@ fn main() -> ExitCode {
 }
 
 fn run(arguments: &Arguments) -> anyhow::Result<()> {
-    let all = ["memory", "workers", "lpm", "ecmp", "forward"];
+    let all = ["memory", "workers", "lpm", "ecmp", "forward", "tcp"];
     if let Some(unknown) = arguments
         .suites
         .iter()
@@ -143,6 +143,9 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
     }
     if wanted("forward") {
         rows.extend(forward::rows(arguments.peers)?);
+    }
+    if wanted("tcp") {
+        rows.extend(forward::tcp(arguments.peers)?);
     }
     for row in &rows {
         row.print();
