@@ -4,6 +4,8 @@
 //! a peer.
 
 mod clock;
+#[expect(dead_code, reason = "for the suites of components")]
+mod dpdk;
 mod forward;
 mod memory;
 
