@@ -17,8 +17,9 @@ use crate::packet::Family;
 use crate::route::Prefix;
 use crate::route::prefix::mask;
 
-/// Functions of a prefix and of the one around it are made one up to so many steps: two lines more at most, and one function less to ask.
-const JOINED: usize = 16;
+/// Functions of a prefix and of the one around it are made one up to so many steps: a few lines
+/// more, and one function less to ask.
+const JOINED: usize = 32;
 
 /// Rules, compiled: the least outcome of those that match.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

@@ -8,6 +8,7 @@
 use std::collections::HashMap;
 
 use foldhash::fast::FixedState;
+use wide::{i16x8, i32x8};
 
 /// The value where none was given.
 pub(super) const NONE: u32 = u32::MAX;
@@ -41,23 +42,26 @@ fn ordered(key: u32) -> i32 {
     (key ^ 0x8000_0000) as i32
 }
 
-fn below(keys: &[i32; 16], key: i32) -> [i32; 16] {
-    keys.map(|last| i32::from(last < key))
+/// Which of eight keys of a line are less than a key, a bit each. The vectors are of a width that every x86-64 and Arm processor has.
+#[inline]
+fn less(line: &[i32; 16], at: usize, key: i32x8) -> u32 {
+    let eight = i32x8::new(std::array::from_fn(|i| line[at + i]));
+    i16x8::from_i32x8_saturate(eight.simd_lt(key)).to_bitmask()
 }
 
 impl Functions {
     /// The function's value at the key.
     #[inline]
     pub(super) fn at(&self, function: Function, key: u32) -> u32 {
-        let key = ordered(key);
+        let key = i32x8::splat(ordered(key));
         let mut line = &self.lines[function.line as usize].0;
+        // Keys ascend, so that those less than the key are the first ones.
         for _ in 0..function.height {
-            let below = below(line, key);
-            let child = below.iter().sum::<i32>() - below[15];
-            line = &self.lines[(line[15] + child) as usize].0;
+            let less = (less(line, 0, key) | less(line, 8, key) << 8) & 0x7fff;
+            line = &self.lines[(line[15] as u32 + less.trailing_ones()) as usize].0;
         }
-        let step: i32 = below(line, key)[..STEPS].iter().sum();
-        line[STEPS + (step as usize & (STEPS - 1))] as u32
+        let step = (less(line, 0, key) & 0x7f).trailing_ones();
+        line[STEPS + step as usize] as u32
     }
 
     /// Bytes of memory.
@@ -138,6 +142,18 @@ pub(super) fn extend(steps: &mut Vec<Step>, last: u32, value: u32) {
 pub(super) fn least(ranges: &[(u32, u32, u32)]) -> Vec<Step> {
     use std::cmp::Reverse;
     use std::collections::BinaryHeap;
+    // By far the most prefixes have one rule.
+    if let [(first, last, value)] = ranges {
+        let mut steps = Vec::with_capacity(3);
+        if let Some(before) = first.checked_sub(1) {
+            extend(&mut steps, before, NONE);
+        }
+        extend(&mut steps, *last, *value);
+        if *last < u32::MAX {
+            extend(&mut steps, u32::MAX, NONE);
+        }
+        return steps;
+    }
     let mut ranges = ranges.to_vec();
     ranges.sort_unstable();
     let mut edges: Vec<u32> = ranges
