@@ -100,7 +100,7 @@ fn measure(
         host.pipeline.process(&mut io, source, &mut vector, now);
         spent += cycles() - begun;
         count += io.sent.len();
-        while let Some((_, packet)) = io.sent.pop_front() {
+        while let Some((_, packet)) = io.sent.pop() {
             io.free(packet.frame);
         }
     }

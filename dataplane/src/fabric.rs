@@ -1,7 +1,7 @@
 //! A fabric in memory: the pipelines of several hosts, joined by an underlay that loses nothing. Tests, fuzzers and benchmarks drive it;
 //! the daemon does not.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -26,7 +26,7 @@ pub struct MemoryIo {
     /// The buffers.
     pub memory: PlainMemory,
     /// What was sent.
-    pub sent: VecDeque<(Destination, Packet)>,
+    pub sent: Vec<(Destination, Packet)>,
 }
 
 impl MemoryIo {
@@ -34,32 +34,37 @@ impl MemoryIo {
     pub fn new(frames: u32, size: usize) -> Self {
         Self {
             memory: PlainMemory::new(frames, size),
-            sent: VecDeque::new(),
+            sent: Vec::new(),
         }
     }
 }
 
 impl FrameMemory for MemoryIo {
+    #[inline]
     fn bytes<'a>(&'a self, frame: &'a Frame) -> &'a [u8] {
         self.memory.bytes(frame)
     }
 
+    #[inline]
     fn bytes_mut<'a>(&'a mut self, frame: &'a mut Frame) -> &'a mut [u8] {
         self.memory.bytes_mut(frame)
     }
 
+    #[inline]
     fn alloc(&mut self) -> Option<Frame> {
         self.memory.alloc()
     }
 
+    #[inline]
     fn free(&mut self, frame: Frame) {
         self.memory.free(frame);
     }
 }
 
 impl Io for MemoryIo {
+    #[inline]
     fn send(&mut self, to: Destination, packet: Packet) {
-        self.sent.push_back((to, packet));
+        self.sent.push((to, packet));
     }
 }
 
@@ -245,7 +250,7 @@ impl Fabric {
         loop {
             let mut crossing = Vec::new();
             for host in self.hosts.values_mut() {
-                while let Some((to, packet)) = host.io.sent.pop_front() {
+                for (to, packet) in std::mem::take(&mut host.io.sent) {
                     let frame = packet.bytes(&host.io.memory).to_vec();
                     host.io.free(packet.frame);
                     match to {

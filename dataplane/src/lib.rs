@@ -10,6 +10,7 @@ pub mod packet;
 pub mod pipeline;
 pub mod policy;
 pub mod port;
+pub mod prefetch;
 pub mod route;
 pub mod session;
 pub mod snapshot;

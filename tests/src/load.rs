@@ -180,6 +180,56 @@ pub fn udp_flows(
         .collect()
 }
 
+/// The Internet checksum of an even number of bytes (RFC 1071).
+fn checksum(bytes: &[u8]) -> [u8; 2] {
+    let words = bytes
+        .chunks(2)
+        .map(|word| u32::from(word[0]) << 8 | u32::from(word[1]));
+    let sum = words.fold(0, |sum, word| {
+        let sum = sum + word;
+        (sum & 0xffff) + (sum >> 16)
+    });
+    (!(sum as u16)).to_be_bytes()
+}
+
+/// Ethernet and IPv4 headers: MACs as destination and source, addresses as source and destination.
+fn ipv4(
+    macs: ([u8; 6], [u8; 6]),
+    addresses: ([u8; 4], [u8; 4]),
+    protocol: u8,
+    payload: usize,
+) -> Vec<u8> {
+    let mut frame = [&macs.0[..], &macs.1, &[8, 0, 0x45, 0]].concat();
+    frame.extend_from_slice(&((20 + payload) as u16).to_be_bytes());
+    frame.extend_from_slice(&[0, 0, 0x40, 0, 64, protocol, 0, 0]);
+    frame.extend_from_slice(&addresses.0);
+    frame.extend_from_slice(&addresses.1);
+    let sum = checksum(&frame[14..]);
+    frame[24..26].copy_from_slice(&sum);
+    frame
+}
+
+/// An echo request over IPv4 (RFC 792): MACs as destination and source, addresses as source and destination.
+pub fn echo(
+    macs: ([u8; 6], [u8; 6]),
+    addresses: ([u8; 4], [u8; 4]),
+    id: u16,
+    sequence: u16,
+) -> Vec<u8> {
+    let mut message = [
+        &[8, 0, 0, 0][..],
+        &id.to_be_bytes(),
+        &sequence.to_be_bytes(),
+        &[0x77; 48],
+    ]
+    .concat();
+    let sum = checksum(&message);
+    message[2..4].copy_from_slice(&sum);
+    let mut frame = ipv4(macs, addresses, 1, message.len());
+    frame.append(&mut message);
+    frame
+}
+
 /// A UDP frame over IPv4: MACs as destination and source, addresses and ports as source and destination. No UDP checksum.
 pub fn udp(
     macs: ([u8; 6], [u8; 6]),
@@ -187,17 +237,7 @@ pub fn udp(
     ports: (u16, u16),
     payload: usize,
 ) -> Vec<u8> {
-    let mut frame = [&macs.0[..], &macs.1, &[8, 0, 0x45, 0]].concat();
-    frame.extend_from_slice(&((28 + payload) as u16).to_be_bytes());
-    frame.extend_from_slice(&[0, 0, 0x40, 0, 64, 17, 0, 0]);
-    frame.extend_from_slice(&addresses.0);
-    frame.extend_from_slice(&addresses.1);
-    let sum: u32 = frame[14..34]
-        .chunks(2)
-        .map(|word| u32::from(word[0]) << 8 | u32::from(word[1]))
-        .sum();
-    let sum = !(((sum & 0xffff) + (sum >> 16)) as u16);
-    frame[24..26].copy_from_slice(&sum.to_be_bytes());
+    let mut frame = ipv4(macs, addresses, 17, 8 + payload);
     for word in [ports.0, ports.1, (8 + payload) as u16, 0] {
         frame.extend_from_slice(&word.to_be_bytes());
     }

@@ -11,12 +11,17 @@ use std::{
 
 use weft_proto::v1::{AclRule, NetworkAcl, Objects, Route, RouteTable, SecurityRule};
 use weft_tests::{
-    Capture, Lab, LabError, Namespace, Site, SiteOptions, tenants,
+    Capture, Lab, LabError, Namespace, RawSocket, Site, SiteOptions,
+    load::echo,
+    tenants,
     traffic::{NumberedStream, Tally, tcp_exchange},
 };
 
 /// Time between changes.
 const PACE: Duration = Duration::from_millis(100);
+
+/// The virtual router's MAC.
+const ROUTER: [u8; 6] = [0x02, 0x77, 0x65, 0x66, 0x74, 0x01];
 
 fn seconds() -> u64 {
     let given = std::env::var("WEFT_SOAK_SECONDS").ok();
@@ -127,22 +132,35 @@ fn turn(objects: &mut Objects, round: u64) {
     }
 }
 
-/// Pings, spaced by 10 ms, until told to stop: sent and answered.
-fn pings(from: &Namespace, to: &str, stop: &AtomicBool) -> (u64, u64) {
+/// Pings, one about every 10 ms and a new identifier after 50, until told to stop: sent and answered. An answer may take its time: the
+/// machine may have other things to do, and only what never comes is lost.
+fn pings(
+    from: &Namespace,
+    macs: Macs,
+    addresses: ([u8; 4], [u8; 4]),
+    stop: &AtomicBool,
+) -> Result<(u64, u64), LabError> {
+    let socket = RawSocket::open(from, "eth0")?;
     let (mut sent, mut answered) = (0, 0);
     while !stop.load(Ordering::Relaxed) {
-        let text = from
-            .run(&["ping", "-q", "-n", "-i", "0.01", "-c", "50", "-W", "2", to])
-            .unwrap_or_else(|error| error.to_string());
-        let count = text
-            .split(", ")
-            .find_map(|part| part.strip_suffix(" received"))
-            .and_then(|count| count.parse::<u64>().ok());
-        sent += 50;
-        answered += count.unwrap_or(0);
+        let (id, sequence) = ((sent / 50) as u16, (sent % 50) as u16);
+        socket.send(&echo(macs, addresses, id, sequence))?;
+        sent += 1;
+        let wanted = [&[0, 0][..], &id.to_be_bytes(), &sequence.to_be_bytes()].concat();
+        let is_answer = |frame: &[u8]| {
+            frame.get(23) == Some(&1)
+                && frame.len() > 42
+                && [&frame[34..36], &frame[38..42]].concat() == wanted
+        };
+        if socket.receive(Duration::from_secs(5), is_answer).is_some() {
+            answered += 1;
+        }
+        thread::sleep(Duration::from_millis(10));
     }
-    (sent, answered)
+    Ok((sent, answered))
 }
+
+type Macs = ([u8; 6], [u8; 6]);
 
 struct Traffic {
     changes: u64,
@@ -167,7 +185,10 @@ fn run(site: &mut Site) -> Result<Traffic, LabError> {
     let deadline = Instant::now() + Duration::from_secs(seconds());
     let mut changes = 0;
     let (changed, pinged, exchanged) = thread::scope(|scope| {
-        let pinging = scope.spawn(|| pings(&near, "10.0.2.20", &stop));
+        let pinging = scope.spawn(|| {
+            let macs = (ROUTER, [2, 0, 0, 0, 1, 0x11]);
+            pings(&near, macs, ([10, 0, 1, 11], [10, 0, 2, 20]), &stop)
+        });
         let exchanging = scope.spawn(|| -> Result<(), LabError> {
             while !stop.load(Ordering::Relaxed) {
                 tcp_exchange(&near, &far, service, 300_000)?;
@@ -193,7 +214,7 @@ fn run(site: &mut Site) -> Result<Traffic, LabError> {
         changes,
         blue: blue.into_iter().map(NumberedStream::end).collect(),
         red: red.end(),
-        pings: pinged,
+        pings: pinged?,
         exchanges: exchanges.load(Ordering::Relaxed),
     })
 }

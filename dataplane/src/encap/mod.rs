@@ -26,15 +26,20 @@ pub enum Encapsulation {
     Gre,
 }
 
-/// The outer header towards one VTEP, but for length, VNI, traffic class and entropy. 80 bytes.
+/// Bytes that are written in front of a packet, of which the header is the last: IPv4, and IPv6. Copying a fixed number of bytes, more
+/// than needed, is cheaper than copying the right number.
+const REACH: [usize; 2] = [64, 80];
+
+/// The outer header towards one VTEP, but for length, VNI, traffic class and entropy. 96 bytes.
 #[derive(Debug, Clone)]
 pub struct Template {
-    bytes: [u8; MAX_OUTER],
+    /// The header is at the end.
+    bytes: [u8; REACH[1]],
     len: u8,
     encapsulation: Encapsulation,
     ipv6: bool,
     /// Sum over the IPv4 header with length and traffic class zero.
-    base_sum: u64,
+    base_sum: u32,
 }
 
 impl Template {
@@ -46,7 +51,7 @@ impl Template {
         destination: u128,
     ) -> Self {
         let (source_mac, next_hop_mac) = macs;
-        let mut bytes = [0; MAX_OUTER];
+        let mut bytes = [0; REACH[1]];
         bytes[..6].copy_from_slice(&next_hop_mac.bytes());
         bytes[6..12].copy_from_slice(&source_mac.bytes());
         let next = match encapsulation {
@@ -84,12 +89,14 @@ impl Template {
                 l4 + 8
             }
         };
+        let base_sum = u32::from(checksum::fold(checksum::sum(&bytes[14..34])));
+        bytes.copy_within(..len, REACH[1] - len);
         Self {
             bytes,
             len: len as u8,
             encapsulation,
             ipv6,
-            base_sum: checksum::sum(&bytes[14..34]),
+            base_sum,
         }
     }
 
@@ -114,48 +121,136 @@ impl Template {
         traffic_class: u8,
         entropy: u16,
     ) -> bool {
-        let len = self.overhead();
         if !make_headroom(
             memory,
             &mut packet.frame,
             &mut packet.start,
             packet.len,
-            len,
+            self.reach(),
         ) {
             return false;
         }
-        packet.start -= self.len as u16;
-        packet.len += self.len as u16;
-        let total = packet.len;
-        let bytes = packet.bytes_mut(memory);
-        let Some((outer, _)) = bytes.split_at_mut_checked(len) else {
-            return false;
-        };
-        outer.copy_from_slice(&self.bytes[..len]);
-        let l4 = if self.ipv6 {
-            outer[14] |= traffic_class >> 4;
-            outer[15] = traffic_class << 4;
-            outer[18..20].copy_from_slice(&(total - 54).to_be_bytes());
-            54
+        let start = usize::from(packet.start);
+        let pushed = self.write(
+            memory.bytes_mut(&mut packet.frame),
+            start,
+            packet.len,
+            vni,
+            traffic_class,
+            entropy,
+        );
+        if pushed {
+            packet.start -= u16::from(self.len);
+            packet.len += u16::from(self.len);
+        }
+        pushed
+    }
+
+    /// Bytes in front of a packet that [`Self::write`] needs. It leaves what lies further ahead than the header undefined.
+    #[inline]
+    pub fn reach(&self) -> usize {
+        REACH[usize::from(self.ipv6)]
+    }
+
+    /// Writes the outer header in front of the packet of `len` bytes at `start`. Answers whether there was room.
+    #[inline(always)]
+    pub fn write(
+        &self,
+        area: &mut [u8],
+        start: usize,
+        len: u16,
+        vni: u32,
+        traffic_class: u8,
+        entropy: u16,
+    ) -> bool {
+        let ahead = area.get_mut(..start).unwrap_or_default();
+        if self.ipv6 {
+            let Some(place) = ahead.last_chunk_mut::<{ REACH[1] }>() else {
+                return false;
+            };
+            *place = self.bytes;
+            self.write_ipv6(place, len, vni, traffic_class, entropy);
         } else {
-            outer[15] = traffic_class;
-            let ip_len = total - 14;
-            outer[16..18].copy_from_slice(&ip_len.to_be_bytes());
-            let sum =
-                checksum::finish(self.base_sum + u64::from(traffic_class) + u64::from(ip_len));
-            outer[24..26].copy_from_slice(&sum.to_be_bytes());
-            34
-        };
-        match self.encapsulation {
-            Encapsulation::Vxlan => {
-                outer[l4..l4 + 2].copy_from_slice(&(0xc000 | entropy >> 2).to_be_bytes());
-                outer[l4 + 4..l4 + 6].copy_from_slice(&(total - l4 as u16).to_be_bytes());
-                outer[l4 + 12..l4 + 16].copy_from_slice(&(vni << 8).to_be_bytes());
-            }
-            Encapsulation::Gre => outer[l4 + 4..l4 + 8].copy_from_slice(&vni.to_be_bytes()),
+            let (Some(place), Some(bytes)) = (
+                ahead.last_chunk_mut::<{ REACH[0] }>(),
+                self.bytes.last_chunk(),
+            ) else {
+                return false;
+            };
+            *place = *bytes;
+            self.write_ipv4(place, len, vni, traffic_class, entropy);
         }
         true
     }
+
+    #[inline(always)]
+    fn write_ipv4(
+        &self,
+        place: &mut [u8; REACH[0]],
+        len: u16,
+        vni: u32,
+        traffic_class: u8,
+        entropy: u16,
+    ) {
+        // Where the IPv4 header begins, and what follows it.
+        let (l3, udp) = match self.encapsulation {
+            Encapsulation::Vxlan => (REACH[0] - 36, true),
+            Encapsulation::Gre => (REACH[0] - 28, false),
+        };
+        let total = len + u16::from(self.len) - ETHERNET as u16;
+        let sum = self.base_sum + u32::from(traffic_class) + u32::from(total);
+        place[l3 + 1] = traffic_class;
+        put16(place, l3 + 2, total);
+        put16(place, l3 + 10, checksum::finish_few(sum));
+        if udp {
+            write_vxlan(place, total - 20, vni, entropy);
+        } else {
+            write_gre(place, vni);
+        }
+    }
+
+    #[inline(always)]
+    fn write_ipv6(
+        &self,
+        place: &mut [u8; REACH[1]],
+        len: u16,
+        vni: u32,
+        traffic_class: u8,
+        entropy: u16,
+    ) {
+        let (l3, udp) = match self.encapsulation {
+            Encapsulation::Vxlan => (REACH[1] - 56, true),
+            Encapsulation::Gre => (REACH[1] - 48, false),
+        };
+        let payload = len + u16::from(self.len) - ETHERNET as u16 - 40;
+        place[l3] |= traffic_class >> 4;
+        place[l3 + 1] = traffic_class << 4;
+        put16(place, l3 + 4, payload);
+        if udp {
+            write_vxlan(place, payload, vni, entropy);
+        } else {
+            write_gre(place, vni);
+        }
+    }
+}
+
+#[inline]
+fn put16(place: &mut [u8], at: usize, value: u16) {
+    place[at..at + 2].copy_from_slice(&value.to_be_bytes());
+}
+
+/// The last 16 bytes: UDP and VXLAN. `len` is that of the datagram.
+#[inline]
+fn write_vxlan<const N: usize>(place: &mut [u8; N], len: u16, vni: u32, entropy: u16) {
+    put16(place, N - 16, 0xc000 | entropy >> 2);
+    put16(place, N - 12, len);
+    place[N - 4..].copy_from_slice(&(vni << 8).to_be_bytes());
+}
+
+/// The last 8 bytes: GRE with a key.
+#[inline]
+fn write_gre<const N: usize>(place: &mut [u8; N], vni: u32) {
+    place[N - 4..].copy_from_slice(&vni.to_be_bytes());
 }
 
 /// Moves a packet back in its buffer until `needed` bytes are free in front of it. Answers whether that was possible.

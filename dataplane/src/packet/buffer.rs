@@ -9,16 +9,19 @@ pub struct Frame(u32);
 
 impl Frame {
     /// Makes the token of the buffer `index`. Only the owner of the memory calls this, once for each buffer.
+    #[inline]
     pub(crate) fn from_index(index: u32) -> Self {
         Self(index)
     }
 
     /// Which buffer this is.
+    #[inline]
     pub fn index(&self) -> u32 {
         self.0
     }
 
     /// Gives the token up to somebody who keeps track of the index (a kernel ring).
+    #[inline]
     pub fn into_index(self) -> u32 {
         self.0
     }
@@ -49,11 +52,13 @@ pub struct Packet {
 
 impl Packet {
     /// The packet's bytes.
+    #[inline]
     pub fn bytes<'m>(&'m self, memory: &'m impl FrameMemory) -> &'m [u8] {
         &memory.bytes(&self.frame)[usize::from(self.start)..][..usize::from(self.len)]
     }
 
     /// The packet's bytes, to write.
+    #[inline]
     pub fn bytes_mut<'m>(&'m mut self, memory: &'m mut impl FrameMemory) -> &'m mut [u8] {
         let (start, len) = (usize::from(self.start), usize::from(self.len));
         &mut memory.bytes_mut(&mut self.frame)[start..][..len]
@@ -99,18 +104,22 @@ impl PlainMemory {
 }
 
 impl FrameMemory for PlainMemory {
+    #[inline]
     fn bytes<'a>(&'a self, frame: &'a Frame) -> &'a [u8] {
         &self.area[frame.index() as usize * self.size..][..self.size]
     }
 
+    #[inline]
     fn bytes_mut<'a>(&'a mut self, frame: &'a mut Frame) -> &'a mut [u8] {
         &mut self.area[frame.index() as usize * self.size..][..self.size]
     }
 
+    #[inline]
     fn alloc(&mut self) -> Option<Frame> {
         self.free.pop().map(Frame::from_index)
     }
 
+    #[inline]
     fn free(&mut self, frame: Frame) {
         self.free.push(frame.into_index());
     }

@@ -1,4 +1,4 @@
-//! The way in: the first pass over a vector, which parses and calls for the session index, and what is aside of plain IP packets.
+//! The general way in: parsing, and what is aside of plain IP packets.
 
 use super::{Core, Destination, Entry, Io, Source, Tables, local, rewrite};
 use crate::encap::decap;
@@ -9,18 +9,44 @@ use crate::session::table::Ingress;
 use crate::snapshot::Snapshot;
 
 impl Core {
-    /// First pass over a packet from a port. None: not plain IP; [`Self::aside`] looks again.
+    /// Counts the packets of a vector as received.
     #[inline]
-    pub(super) fn enter_from_port(
+    pub(super) fn receive(&self, source: Source, packets: &[Packet]) {
+        let traffic = match source {
+            Source::Port(index) => self.counters.port(index),
+            Source::Uplink(index) => self.counters.uplink(index),
+        };
+        traffic.rx_packets.add(packets.len() as u64);
+        let bytes = packets.iter().map(|packet| u64::from(packet.len)).sum();
+        traffic.rx_bytes.add(bytes);
+    }
+
+    /// Whatever the fast lane leaves.
+    pub(super) fn general(
+        &mut self,
+        tables: Tables<'_>,
+        io: &mut impl Io,
+        source: Source,
+        mut packet: Packet,
+    ) {
+        let entry = match source {
+            Source::Port(index) => self.enter_from_port(tables, io, index, &mut packet),
+            Source::Uplink(_) => self.enter_from_uplink(tables, io, &mut packet),
+        };
+        match entry {
+            Some(entry) => self.forward(tables, io, packet, &entry),
+            None => self.aside(tables, io, source, packet),
+        }
+    }
+
+    /// A packet from a port. None: not plain IP; [`Self::aside`] looks again.
+    fn enter_from_port(
         &self,
         tables: Tables<'_>,
         io: &mut impl Io,
         index: u16,
         packet: &mut Packet,
     ) -> Option<Entry> {
-        let traffic = self.counters.port(index);
-        traffic.rx_packets.add(1);
-        traffic.rx_bytes.add(packet.len.into());
         let port = tables.snapshot.port(index)?;
         let frame = packet.bytes_mut(io);
         let Ok(Inner::Ip(parsed)) = parse::inner(frame) else {
@@ -30,7 +56,6 @@ impl Core {
         Some(self.entry(tables, parsed, Ingress::Port(index), port.vpc, None))
     }
 
-    #[inline]
     pub(super) fn entry(
         &self,
         tables: Tables<'_>,
@@ -44,7 +69,6 @@ impl Core {
             &parsed.flow,
             tables.snapshot.vpcs[vpc].vni,
         );
-        tables.sessions.prefetch(&key);
         Entry {
             parsed,
             key,
@@ -54,18 +78,13 @@ impl Core {
         }
     }
 
-    /// First pass over a packet from the uplink: takes the outer headers off. None: [`Self::aside`] looks again.
-    #[inline]
-    pub(super) fn enter_from_uplink(
+    /// A packet from the uplink: takes the outer headers off. None: [`Self::aside`] looks again.
+    fn enter_from_uplink(
         &self,
         tables: Tables<'_>,
         io: &mut impl Io,
-        index: u16,
         packet: &mut Packet,
     ) -> Option<Entry> {
-        let traffic = self.counters.uplink(index);
-        traffic.rx_packets.add(1);
-        traffic.rx_bytes.add(packet.len.into());
         let (outer, peer, vpc) = check_outer(tables.snapshot, packet.bytes(io)).ok()?;
         let frame = &packet.bytes(io)[usize::from(outer.inner)..usize::from(outer.end)];
         let Ok(Inner::Ip(parsed)) = parse::inner(frame) else {
@@ -163,22 +182,46 @@ impl Core {
 }
 
 /// Outer checks: well-formed, to us, from a known VTEP, for a known VPC. Answers the peer's index and the VPC's place too.
-#[inline]
 pub(super) fn check_outer(
     snapshot: &Snapshot,
     frame: &[u8],
 ) -> Result<(decap::Outer, u16, usize), DropReason> {
     let outer = decap::outer(frame)?;
-    if !snapshot.vteps.contains(&outer.destination) {
+    let (peer, vpc) = check_ends(snapshot, &Ends::of(&outer))?;
+    Ok((outer, peer, vpc))
+}
+
+/// Who speaks to whom in a tunnel, for which VPC.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Ends {
+    source: u128,
+    destination: u128,
+    vni: u32,
+}
+
+impl Ends {
+    #[inline]
+    pub(super) fn of(outer: &decap::Outer) -> Self {
+        Self {
+            source: outer.source,
+            destination: outer.destination,
+            vni: outer.vni,
+        }
+    }
+}
+
+/// Whether the ends are known: the peer's index, and the VPC's place.
+pub(super) fn check_ends(snapshot: &Snapshot, ends: &Ends) -> Result<(u16, usize), DropReason> {
+    if !snapshot.vteps.contains(&ends.destination) {
         return Err(DropReason::NotOurVtep);
     }
     let peer = snapshot
         .peer_by_vtep
-        .get(&outer.source)
+        .get(&ends.source)
         .ok_or(DropReason::UnknownVtep)?;
     let vpc = snapshot
         .vpc_by_vni
-        .get(&outer.vni)
+        .get(&ends.vni)
         .ok_or(DropReason::UnknownVni)?;
-    Ok((outer, *peer, *vpc))
+    Ok((*peer, *vpc))
 }

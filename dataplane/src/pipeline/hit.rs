@@ -1,11 +1,11 @@
-//! The hot path: a session that knows what to do, and doing it. No table but the session's, the peer's and the packet itself is touched.
+//! The general way's hit: a session that knows what to do, and doing it.
 
 use super::icmp_error::Problem;
 use super::{Core, Destination, Entry, Io, Tables, rewrite};
 use crate::packet::parse::{protocol, tcp_flags};
 use crate::packet::{DropReason, Packet, Parsed};
 use crate::session::State;
-use crate::session::table::{Action, Egress, Ingress, SessionRef};
+use crate::session::table::{Action, Egress, Ingress, SessionRef, Stamp};
 use crate::session::tcp::{self, Segment, Side, Step};
 use crate::snapshot::Tunnel;
 
@@ -24,7 +24,8 @@ impl Core {
         };
         let parsed = &entry.parsed;
         let hit = session
-            .action(tables.snapshot.generation, entry.ingress)
+            .order(Stamp::new(tables.snapshot.generation, entry.ingress))
+            .map(|order| order.action())
             .filter(|action| action.eth_dst == parsed.eth_dst && action.eth_src == parsed.eth_src);
         let plain = parsed.fragment.is_none()
             && parsed.tcp_flags & (tcp_flags::SYN | tcp_flags::FIN | tcp_flags::RST) == 0;

@@ -7,7 +7,7 @@ use super::trace::Silent;
 use super::{Core, Destination, Entry, Io, Tables, guard, local};
 use crate::packet::parse::{self, is_icmp_error, protocol};
 use crate::packet::{DropReason, Family, Packet, Parsed};
-use crate::session::table::{Action, Egress, Ingress, NewSession, SessionRef};
+use crate::session::table::{Action, Egress, Ingress, NewSession, SessionRef, Stamp};
 use crate::session::tcp::{self, Segment, Side};
 use crate::session::{InsertError, Key, State};
 use crate::snapshot::Port;
@@ -249,7 +249,10 @@ impl Core {
             }
             (None, None) => return Err(DropReason::TcpInvalid),
         };
-        session.set_action(tables.snapshot.generation, entry.ingress, &action);
+        session.set_action(
+            Stamp::new(tables.snapshot.generation, entry.ingress),
+            &action,
+        );
         Ok(action)
     }
 

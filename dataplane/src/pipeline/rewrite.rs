@@ -25,13 +25,26 @@ pub fn decrement_ttl(frame: &mut [u8], parsed: &Parsed) {
 }
 
 /// Sets the TTL of an IPv4 header.
-#[inline]
+#[inline(always)]
 pub fn set_ipv4_ttl(header: &mut [u8], ttl: u8) {
     let old = u16::from_be_bytes([header[8], header[9]]);
     header[8] = ttl;
     let new = u16::from_be_bytes([header[8], header[9]]);
     let field = u16::from_be_bytes([header[10], header[11]]);
     header[10..12].copy_from_slice(&checksum::update(field, old, new).to_be_bytes());
+}
+
+/// Whether an inner IPv4 or IPv6 frame bears the same congestion mark as the tunnel's header, so that nothing is to be carried inwards.
+#[inline]
+pub fn same_congestion(inner: &[u8], outer_traffic_class: u8) -> bool {
+    let Some(head) = inner.first_chunk::<16>() else {
+        return false;
+    };
+    let class = match head[14] >> 4 {
+        4 => head[15],
+        _ => head[15] >> 4,
+    };
+    class & 3 == outer_traffic_class & 3
 }
 
 /// Carries a congestion mark of the tunnel inwards (RFC 6040 §4.2).
@@ -108,8 +121,7 @@ pub fn clamp_mss(frame: &mut [u8], parsed: &Parsed, path_mtu: u16) {
     frame[l4 + 16..l4 + 18].copy_from_slice(&checksum::update(field, old, new).to_be_bytes());
 }
 
-/// Completes a checksum that the sender's kernel left to its device: it then holds the sum of the pseudo-header alone. A right checksum
-/// that looks like this comes out unchanged, so nothing needs to be known of the sender.
+/// Completes a checksum that the sender's kernel left to its device.
 #[inline]
 pub fn complete_checksum(frame: &mut [u8], parsed: &Parsed) {
     let at = match parsed.flow.protocol {
@@ -128,18 +140,9 @@ pub fn complete_checksum(frame: &mut [u8], parsed: &Parsed) {
         parsed.flow.protocol,
         (end - l4) as u32,
     );
-    let field = u16::from_be_bytes([frame[l4 + at], frame[l4 + at + 1]]);
-    if field == checksum::fold(pseudo) && field != 0 {
-        fill_checksum(&mut frame[l4..end], at, pseudo);
-    }
-}
-
-#[cold]
-fn fill_checksum(segment: &mut [u8], at: usize, pseudo: u64) {
-    segment[at..at + 2].fill(0);
-    let sum = match checksum::finish(pseudo + checksum::sum(segment)) {
-        0 => 0xffff,
-        sum => sum,
-    };
-    segment[at..at + 2].copy_from_slice(&sum.to_be_bytes());
+    checksum::complete(
+        &mut frame[l4..end],
+        at,
+        checksum::fold(pseudo).to_be().into(),
+    );
 }

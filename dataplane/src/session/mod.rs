@@ -1,8 +1,12 @@
 //! Sessions: tracked flows, both directions, with what was decided for each.
 //!
-//! `key` names them, `tcp` follows connections, `table` holds them for all workers.
+//! `key` names them, `tcp` follows connections, `table` holds them for all workers: an `index` finds the `slot` of a session, and both lie in
+//! an `arena`.
 
+mod arena;
+mod index;
 pub mod key;
+pub mod slot;
 pub mod table;
 pub mod tcp;
 

@@ -1,23 +1,25 @@
-//! The session table: one for all workers, of fixed size, read without locks.
+//! The session table: one for all workers, read without locks.
 //!
-//! A session is one slot of 192 bytes: a line for key and state, and a line per direction. An index of 64-byte buckets, eight
-//! entries each, finds it; a key has two buckets to lie in. Everything is made of atomics, so that this file needs no unsafe code but a
-//! prefetch hint: a reader that races with a writer sees a version that has moved and takes the slow path, which is always right.
-//!
-//! Readers never wait. Writers (install, remove, change of an action) lock one of [`SHARDS`] shards. Cost per session: 192 bytes, and
-//! 16 to 32 of index.
+//! Slots hold the sessions ([`slot`](super::slot)), an index finds them ([`index`](super::index)), and both lie in memory that is taken as it is
+//! used ([`arena`](super::arena)). Readers never wait. Writers (install, remove, change of an action) lock one of [`SHARDS`] shards. Cost per
+//! session: 192 bytes, and 16 to 32 of index.
 
+use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use super::arena::Arena;
+use super::index::{Index, Place};
 use super::key::{Direction, Key, Seeds};
+pub use super::slot::{Action, Egress, Ingress, Stamp};
+use super::slot::{Half, Order, Slot};
 use super::tcp::Side;
 use super::{State, Timeouts};
-use crate::packet::{Flow, Mac};
+use crate::packet::Flow;
+use crate::prefetch::prefetch;
 
 /// Shards that writers lock, each with its own index and slots.
 pub const SHARDS: usize = 16;
-const ENTRIES: usize = 8;
 /// So many of the newest half-open sessions are remembered, per shard, as candidates to give way.
 const CANDIDATES: usize = 1024;
 
@@ -36,113 +38,20 @@ pub struct Limits {
     pub vpcs: usize,
 }
 
-/// Where a packet came in: a port, or a tunnel from a peer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Ingress {
-    /// A port of this host, by index.
-    Port(u16),
-    /// A tunnel, by the index of its peer.
-    Peer(u16),
-}
-
-impl Ingress {
-    fn word(self) -> u32 {
-        match self {
-            Self::Port(index) => u32::from(index),
-            Self::Peer(index) => 1 << 31 | u32::from(index),
-        }
-    }
-}
-
-/// Where a packet goes out.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Egress {
-    /// A port of this host, by index.
-    Port(u16),
-    /// A tunnel to the peer of this index.
-    Peer(u16),
-}
-
-/// What was decided for one direction of a session: valid for packets with these MACs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Action {
-    /// Destination MAC that the packet must carry.
-    pub eth_dst: Mac,
-    /// Source MAC that the packet must carry.
-    pub eth_src: Mac,
-    /// Where it goes.
-    pub egress: Egress,
-    /// New destination and source MAC when the packet is routed; its TTL is then decremented too.
-    pub rewrite: Option<(Mac, Mac)>,
-}
-
-const FLAG_PEER: u64 = 1 << 48;
-const FLAG_REWRITE: u64 = 1 << 49;
-
-/// One direction: a cache line.
-#[repr(C, align(64))]
-#[derive(Debug, Default)]
-struct Half {
-    /// Generation that decided, and the ingress that it decided for; 0 while nothing is decided or the fields are being written.
-    stamp: AtomicU64,
-    /// Expected destination MAC, and flags above it.
-    eth_dst: AtomicU64,
-    /// Expected source MAC, and the egress index above it.
-    eth_src: AtomicU64,
-    new_dst: AtomicU64,
-    new_src: AtomicU64,
-    tcp: [AtomicU64; 2],
-    packets: AtomicU64,
-}
-
-/// Key and state: a cache line; then a line per direction.
-#[repr(C, align(64))]
 #[derive(Debug)]
-struct Slot {
-    key: [AtomicU64; 5],
-    /// Even while a session lives here, odd while none does; moves with every install and removal.
-    version: AtomicU32,
-    last_seen: AtomicU32,
-    /// State in the low byte, direction of the opener in bit 8.
-    state: AtomicU32,
-    /// Port that the session is charged to.
-    port: AtomicU32,
-    vpc: AtomicU32,
-    created: AtomicU32,
-    halves: [Half; 2],
-}
-
-impl Default for Slot {
-    fn default() -> Self {
-        Self {
-            key: Default::default(),
-            version: AtomicU32::new(1),
-            last_seen: AtomicU32::default(),
-            state: AtomicU32::default(),
-            port: AtomicU32::default(),
-            vpc: AtomicU32::default(),
-            created: AtomicU32::default(),
-            halves: Default::default(),
-        }
-    }
-}
-
-/// Tag of the hash above, slot number plus one below; 0 is empty.
-#[repr(C, align(64))]
-#[derive(Debug, Default)]
-struct Bucket([AtomicU64; ENTRIES]);
-
-#[derive(Debug)]
+#[repr(align(128))]
 struct Shard {
-    slots: Box<[Slot]>,
-    buckets: Box<[Bucket]>,
+    slots: Arena<Slot>,
+    index: Index,
+    /// Slots below were used at some time.
+    used: AtomicU32,
     writer: Mutex<Writer>,
 }
 
 #[derive(Debug)]
 struct Writer {
     free: Vec<u32>,
-    candidates: std::collections::VecDeque<(u32, u32)>,
+    candidates: VecDeque<(u32, u32)>,
 }
 
 /// Why no session could be made.
@@ -189,11 +98,16 @@ pub struct SessionTable {
     counters: Counters,
 }
 
+/// Where a session probably lies.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Probe(Option<u32>);
+
 /// A session that was found, and the direction of the packet that found it. Stays safe to use when the session goes: reads then fail.
 #[derive(Debug, Clone, Copy)]
 pub struct SessionRef<'t> {
     shard: &'t Shard,
-    slot: u32,
+    slot: &'t Slot,
+    number: u32,
     version: u32,
     direction: Direction,
 }
@@ -229,16 +143,16 @@ pub struct SessionView {
 }
 
 impl SessionTable {
-    /// An empty table; all its memory is taken here.
+    /// An empty table. Address space for all of it is taken here; memory as sessions come.
     pub fn new(limits: Limits) -> Self {
         let per_shard = (limits.capacity as usize).div_ceil(SHARDS).max(8);
-        let buckets = (per_shard / 4).next_power_of_two();
         let shard = || Shard {
-            slots: (0..per_shard).map(|_| Slot::default()).collect(),
-            buckets: (0..buckets).map(|_| Bucket::default()).collect(),
+            slots: Arena::new(per_shard),
+            index: Index::new(per_shard),
+            used: AtomicU32::new(0),
             writer: Mutex::new(Writer {
-                free: (0..per_shard as u32).rev().collect(),
-                candidates: std::collections::VecDeque::with_capacity(CANDIDATES),
+                free: Vec::with_capacity(per_shard),
+                candidates: VecDeque::with_capacity(CANDIDATES),
             }),
         };
         Self {
@@ -278,22 +192,43 @@ impl SessionTable {
         &self.shards[(hash >> 60) as usize]
     }
 
-    /// Brings the index line of a key towards the cache, ahead of [`Self::find`].
+    /// Brings the index line of a key towards the cache, ahead of [`Self::probe`].
     #[inline]
     pub fn prefetch(&self, key: &Key) {
+        self.shard(key.hash).index.prefetch(key.hash);
+    }
+
+    /// Where the key's session probably lies, ahead of [`Self::confirm`]; brings it towards the cache.
+    #[inline]
+    pub fn probe(&self, key: &Key) -> Probe {
         let shard = self.shard(key.hash);
-        prefetch(&shard.buckets[shard.first_bucket(key.hash)]);
+        let Some(slot) = shard
+            .index
+            .first(key.hash)
+            .and_then(|number| shard.slots.get(number as usize).map(|slot| (number, slot)))
+        else {
+            return Probe(None);
+        };
+        let (number, slot) = slot;
+        prefetch(slot);
+        prefetch(&slot.halves[key.direction as usize]);
+        Probe(Some(number))
+    }
+
+    /// The session of a key, if it lies where the probe said.
+    #[inline]
+    pub fn confirm(&self, probe: Probe, key: &Key) -> Option<SessionRef<'_>> {
+        self.shard(key.hash).session(probe.0?, key)
     }
 
     /// The session of a key.
     #[inline]
     pub fn find(&self, key: &Key) -> Option<SessionRef<'_>> {
         let shard = self.shard(key.hash);
-        let tag = tag(key.hash);
-        let first = shard.first_bucket(key.hash);
         shard
-            .search(first, tag, key)
-            .or_else(|| shard.search(shard.second_bucket(key.hash), tag, key))
+            .index
+            .candidates(key.hash)
+            .find_map(|number| shard.session(number, key))
     }
 
     /// Makes a session, or gives back the one that another worker has just made.
@@ -329,36 +264,24 @@ impl SessionTable {
                 return Err(error);
             }
         }
-        let Some(place) = self.make_room(shard, &mut writer, key.hash) else {
+        let Some((number, place)) = self.make_room(shard, &mut writer, key.hash) else {
             self.counters.refused.fetch_add(1, Ordering::Relaxed);
             return Err(InsertError::Full);
         };
-        let (number, entry) = place;
         let slot = &shard.slots[number as usize];
-        // The version is odd since the slot was freed; nothing written below may be seen before that.
+        // The version is even since the slot was freed; nothing written below may be seen before that.
         fence(Ordering::Release);
-        for (word, value) in slot.key.iter().zip(key.words) {
-            word.store(value, Ordering::Relaxed);
-        }
-        let opener = key.direction as usize;
-        slot.state
-            .store(new.state as u32 | (opener as u32) << 8, Ordering::Relaxed);
+        slot.set_words(&key.words);
+        slot.set_state(new.state, key.direction);
         slot.last_seen.store(new.now, Ordering::Relaxed);
         slot.created.store(new.now, Ordering::Relaxed);
         slot.port.store(u32::from(new.port), Ordering::Relaxed);
         slot.vpc.store(new.vpc, Ordering::Relaxed);
-        for (half, side) in [(opener, new.tcp.0), (1 - opener, new.tcp.1)] {
-            let half = &slot.halves[half];
-            half.stamp.store(0, Ordering::Relaxed);
-            half.packets.store(0, Ordering::Relaxed);
-            half.store_side(side);
-        }
-        let version = slot.version.load(Ordering::Relaxed).wrapping_add(1);
-        slot.version.store(version, Ordering::Release);
-        entry.store(
-            u64::from(tag(key.hash)) << 48 | u64::from(number + 1),
-            Ordering::Release,
-        );
+        let opener = key.direction as usize;
+        slot.halves[opener].clear(new.tcp.0);
+        slot.halves[1 - opener].clear(new.tcp.1);
+        let version = slot.turn();
+        shard.index.put(place, key.hash, number);
         if new.state.gives_way() {
             if writer.candidates.len() == CANDIDATES {
                 writer.candidates.pop_front();
@@ -370,56 +293,50 @@ impl SessionTable {
         self.counters.installed.fetch_add(1, Ordering::Relaxed);
         Ok(SessionRef {
             shard,
-            slot: number,
+            slot,
+            number,
             version,
             direction: key.direction,
         })
     }
 
     /// A free slot and an empty index entry for the hash; the newest half-open session gives way if there is none.
-    fn make_room<'s>(
-        &self,
-        shard: &'s Shard,
-        writer: &mut Writer,
-        hash: u64,
-    ) -> Option<(u32, &'s AtomicU64)> {
-        let buckets = [shard.first_bucket(hash), shard.second_bucket(hash)];
-        if !buckets
-            .iter()
-            .any(|bucket| shard.empty_entry(*bucket).is_some())
-        {
+    fn make_room(&self, shard: &Shard, writer: &mut Writer, hash: u64) -> Option<(u32, Place)> {
+        let gives_way = |number: &u32| shard.slots[*number as usize].state().0.gives_way();
+        if shard.index.room(hash).is_none() {
             // Both buckets are full: only one of their own can make room.
-            let gives_way = |entry: &&AtomicU64| {
-                let slot = &shard.slots[(entry.load(Ordering::Relaxed) as u32 - 1) as usize];
-                slot.state().0.gives_way()
-            };
-            let entry = buckets
-                .iter()
-                .flat_map(|bucket| &shard.buckets[*bucket].0)
-                .filter(gives_way);
-            let newest = entry.max_by_key(|entry| {
-                shard.slots[(entry.load(Ordering::Relaxed) as u32 - 1) as usize]
-                    .created
-                    .load(Ordering::Relaxed)
-            })?;
-            self.release(shard, writer, newest.load(Ordering::Relaxed) as u32 - 1);
+            let newest = shard
+                .index
+                .neighbours(hash)
+                .filter(gives_way)
+                .max_by_key(|number| {
+                    shard.slots[*number as usize]
+                        .created
+                        .load(Ordering::Relaxed)
+                })?;
+            self.release(shard, writer, newest);
             self.counters.evicted.fetch_add(1, Ordering::Relaxed);
         }
-        if writer.free.is_empty() {
+        let used = shard.used.load(Ordering::Relaxed);
+        if writer.free.is_empty() && used as usize == shard.slots.len() {
             loop {
                 let (number, version) = writer.candidates.pop_back()?;
-                let slot = &shard.slots[number as usize];
-                if slot.version.load(Ordering::Relaxed) == version && slot.state().0.gives_way() {
+                if shard.slots[number as usize].version.load(Ordering::Relaxed) == version
+                    && gives_way(&number)
+                {
                     self.release(shard, writer, number);
                     self.counters.evicted.fetch_add(1, Ordering::Relaxed);
                     break;
                 }
             }
         }
-        let entry = buckets
-            .iter()
-            .find_map(|bucket| shard.empty_entry(*bucket))?;
-        Some((writer.free.pop()?, entry))
+        let place = shard.index.room(hash)?;
+        let number = writer.free.pop().unwrap_or_else(|| {
+            // Nothing was ever here: the first write takes the memory.
+            shard.used.store(used + 1, Ordering::Relaxed);
+            used
+        });
+        Some((number, place))
     }
 
     fn charge(&self, port: u16, vpc: u32, change: i32) {
@@ -437,23 +354,12 @@ impl SessionTable {
     /// Takes a live session out. The shard's lock is held.
     fn release(&self, shard: &Shard, writer: &mut Writer, number: u32) {
         let slot = &shard.slots[number as usize];
-        let words = slot.words();
-        let (flow, vni) = Key::flow(&words, Direction::Up);
-        let hash = Key::new(&self.seeds, &flow, vni).hash;
-        for bucket in [shard.first_bucket(hash), shard.second_bucket(hash)] {
-            for entry in &shard.buckets[bucket].0 {
-                if entry.load(Ordering::Relaxed) as u32 == number + 1 {
-                    entry.store(0, Ordering::Relaxed);
-                }
-            }
-        }
-        slot.version.store(
-            slot.version.load(Ordering::Relaxed).wrapping_add(1),
-            Ordering::Release,
-        );
-        for half in &slot.halves {
-            half.stamp.store(0, Ordering::Relaxed);
-        }
+        let (flow, vni) = Key::flow(&slot.words(), Direction::Up);
+        shard
+            .index
+            .take(Key::new(&self.seeds, &flow, vni).hash, number);
+        slot.turn();
+        slot.halves.iter().for_each(Half::revoke);
         self.charge(
             slot.port.load(Ordering::Relaxed) as u16,
             slot.vpc.load(Ordering::Relaxed),
@@ -467,7 +373,7 @@ impl SessionTable {
     pub fn remove(&self, session: &SessionRef<'_>) {
         let mut writer = session.shard.lock();
         if session.is_live() {
-            self.release(session.shard, &mut writer, session.slot);
+            self.release(session.shard, &mut writer, session.number);
         }
     }
 
@@ -507,10 +413,13 @@ impl SessionTable {
         let end = range.end.min(per_shard * SHARDS);
         for position in range.start..end {
             let shard = &self.shards[position / per_shard];
+            if position % per_shard >= shard.used.load(Ordering::Relaxed) as usize {
+                continue;
+            }
             let slot = &shard.slots[position % per_shard];
-            if slot.version.load(Ordering::Acquire) & 1 == 0 && condition(slot) {
+            if slot.is_live() && condition(slot) {
                 let mut writer = shard.lock();
-                if slot.version.load(Ordering::Acquire) & 1 == 0 && condition(slot) {
+                if slot.is_live() && condition(slot) {
                     self.release(shard, &mut writer, (position % per_shard) as u32);
                     removed += 1;
                 }
@@ -523,11 +432,11 @@ impl SessionTable {
     pub fn list(&self, limit: usize, now: u32, keep: impl Fn(u32) -> bool) -> Vec<SessionView> {
         let mut views = Vec::new();
         for shard in &self.shards {
-            for number in 0..shard.slots.len() {
+            for number in 0..shard.used.load(Ordering::Relaxed) {
                 if views.len() == limit {
                     return views;
                 }
-                views.extend(shard.view(number as u32, now).filter(|view| keep(view.vni)));
+                views.extend(shard.view(number, now).filter(|view| keep(view.vni)));
             }
         }
         views
@@ -540,54 +449,24 @@ impl Shard {
         self.writer.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// The session of a key, if it lives in that slot.
     #[inline]
-    fn first_bucket(&self, hash: u64) -> usize {
-        hash as usize & (self.buckets.len() - 1)
-    }
-
-    #[inline]
-    fn second_bucket(&self, hash: u64) -> usize {
-        (hash >> 22) as usize & (self.buckets.len() - 1)
-    }
-
-    #[inline]
-    fn search(&self, bucket: usize, tag: u16, key: &Key) -> Option<SessionRef<'_>> {
-        for entry in &self.buckets[bucket].0 {
-            let entry = entry.load(Ordering::Acquire);
-            if (entry >> 48) as u16 == tag && entry as u32 != 0 {
-                let number = entry as u32 - 1;
-                let slot = self.slots.get(number as usize)?;
-                let version = slot.version.load(Ordering::Acquire);
-                let same = slot
-                    .key
-                    .iter()
-                    .zip(key.words)
-                    .all(|(word, value)| word.load(Ordering::Relaxed) == value);
-                fence(Ordering::Acquire);
-                if same && version & 1 == 0 && slot.version.load(Ordering::Relaxed) == version {
-                    return Some(SessionRef {
-                        shard: self,
-                        slot: number,
-                        version,
-                        direction: key.direction,
-                    });
-                }
-            }
-        }
-        None
-    }
-
-    fn empty_entry(&self, bucket: usize) -> Option<&AtomicU64> {
-        self.buckets[bucket]
-            .0
-            .iter()
-            .find(|entry| entry.load(Ordering::Relaxed) == 0)
+    fn session(&self, number: u32, key: &Key) -> Option<SessionRef<'_>> {
+        let slot = self.slots.get(number as usize)?;
+        let version = slot.version_of(&key.words)?;
+        Some(SessionRef {
+            shard: self,
+            slot,
+            number,
+            version,
+            direction: key.direction,
+        })
     }
 
     fn view(&self, number: u32, now: u32) -> Option<SessionView> {
         let slot = &self.slots[number as usize];
         let version = slot.version.load(Ordering::Acquire);
-        if version & 1 == 1 {
+        if version & 1 == 0 {
             return None;
         }
         let (state, opener) = slot.state();
@@ -596,173 +475,80 @@ impl Shard {
             &slot.halves[opener as usize],
             &slot.halves[opener.opposite() as usize],
         );
+        let (decided_out, decided_back) = (out.view(), back.view());
         let view = SessionView {
             vni,
             flow,
             state,
-            generation: (out.stamp.load(Ordering::Relaxed) >> 32) as u32,
+            generation: decided_out.map_or(0, |(generation, _)| generation),
             idle_ms: now.wrapping_sub(slot.last_seen.load(Ordering::Relaxed)),
-            packets_out: out.packets.load(Ordering::Relaxed),
-            packets_back: back.packets.load(Ordering::Relaxed),
-            action_out: out.load(out.stamp.load(Ordering::Acquire)),
-            action_back: back.load(back.stamp.load(Ordering::Acquire)),
+            packets_out: out.packets(),
+            packets_back: back.packets(),
+            action_out: decided_out.map(|(_, action)| action),
+            action_back: decided_back.map(|(_, action)| action),
         };
         fence(Ordering::Acquire);
         (slot.version.load(Ordering::Relaxed) == version).then_some(view)
     }
 }
 
-impl Slot {
-    fn words(&self) -> [u64; 5] {
-        std::array::from_fn(|i| self.key[i].load(Ordering::Relaxed))
-    }
-
-    fn state(&self) -> (State, Direction) {
-        let word = self.state.load(Ordering::Relaxed);
-        let opener = if word & 0x100 == 0 {
-            Direction::Up
-        } else {
-            Direction::Down
-        };
-        (
-            State::ALL[(word as usize & 0xff).min(State::ALL.len() - 1)],
-            opener,
-        )
-    }
-}
-
-impl Half {
-    #[inline]
-    fn load(&self, stamp: u64) -> Option<Action> {
-        if stamp == 0 {
-            return None;
-        }
-        let load = |word: &AtomicU64| word.load(Ordering::Relaxed);
-        let (eth_dst, eth_src) = (load(&self.eth_dst), load(&self.eth_src));
-        let index = (eth_src >> 48) as u16;
-        let action = Action {
-            eth_dst: Mac::from_word(eth_dst),
-            eth_src: Mac::from_word(eth_src),
-            egress: if eth_dst & FLAG_PEER != 0 {
-                Egress::Peer(index)
-            } else {
-                Egress::Port(index)
-            },
-            rewrite: (eth_dst & FLAG_REWRITE != 0).then(|| {
-                (
-                    Mac::from_word(load(&self.new_dst)),
-                    Mac::from_word(load(&self.new_src)),
-                )
-            }),
-        };
-        fence(Ordering::Acquire);
-        (self.stamp.load(Ordering::Relaxed) == stamp).then_some(action)
-    }
-
-    fn store_side(&self, side: Side) {
-        for (word, value) in self.tcp.iter().zip(side.pack()) {
-            word.store(value, Ordering::Relaxed);
-        }
-    }
-
-    fn side(&self) -> Side {
-        Side::unpack([
-            self.tcp[0].load(Ordering::Relaxed),
-            self.tcp[1].load(Ordering::Relaxed),
-        ])
-    }
-}
-
 impl SessionRef<'_> {
-    fn slot(&self) -> &Slot {
-        &self.shard.slots[self.slot as usize]
-    }
-
+    #[inline]
     fn half(&self) -> &Half {
-        &self.slot().halves[self.direction as usize]
+        &self.slot.halves[self.direction as usize]
     }
 
     /// Whether the session is still the one that was found.
+    #[inline]
     pub fn is_live(&self) -> bool {
-        self.slot().version.load(Ordering::Acquire) == self.version
+        self.slot.version.load(Ordering::Acquire) == self.version
     }
 
-    /// What was decided for packets of this direction from this ingress in this generation; one compare when it still holds.
+    /// What was decided for packets of this direction under this stamp; one compare when it still holds.
     #[inline]
-    pub fn action(&self, generation: u32, ingress: Ingress) -> Option<Action> {
-        let half = self.half();
-        let stamp = u64::from(generation) << 32 | u64::from(ingress.word());
-        if half.stamp.load(Ordering::Acquire) != stamp {
-            return None;
-        }
-        half.load(stamp).filter(|_| self.is_live())
+    pub fn order(&self, stamp: Stamp) -> Option<Order> {
+        self.half().order(stamp).filter(|_| self.is_live())
     }
 
     /// Records what was decided for this direction.
-    pub fn set_action(&self, generation: u32, ingress: Ingress, action: &Action) {
+    pub fn set_action(&self, stamp: Stamp, action: &Action) {
         let _writer = self.shard.lock();
-        if !self.is_live() {
-            return;
+        if self.is_live() {
+            self.half().set(stamp, &Order::from(action));
         }
-        let half = self.half();
-        half.stamp.store(0, Ordering::Relaxed);
-        fence(Ordering::Release);
-        let (flag, index) = match action.egress {
-            Egress::Port(index) => (0, index),
-            Egress::Peer(index) => (FLAG_PEER, index),
-        };
-        let (rewrite, (new_dst, new_src)) = action
-            .rewrite
-            .map_or((0, (Mac::default(), Mac::default())), |macs| {
-                (FLAG_REWRITE, macs)
-            });
-        half.eth_dst
-            .store(action.eth_dst.word() | flag | rewrite, Ordering::Relaxed);
-        half.eth_src.store(
-            action.eth_src.word() | u64::from(index) << 48,
-            Ordering::Relaxed,
-        );
-        half.new_dst.store(new_dst.word(), Ordering::Relaxed);
-        half.new_src.store(new_src.word(), Ordering::Relaxed);
-        half.stamp.store(
-            u64::from(generation) << 32 | u64::from(ingress.word()),
-            Ordering::Release,
-        );
     }
 
     /// The session's state.
     #[inline]
     pub fn state(&self) -> State {
-        self.slot().state().0
+        self.slot.state().0
+    }
+
+    /// Whether this packet is the first answer in a session that was one way.
+    #[inline]
+    pub fn is_answered(&self) -> bool {
+        self.slot.is_answered_by(self.direction)
     }
 
     /// Moves the session to another state.
     #[inline]
     pub fn set_state(&self, state: State) {
-        let word = &self.slot().state;
-        let opener = word.load(Ordering::Relaxed) & 0x100;
-        word.store(state as u32 | opener, Ordering::Relaxed);
+        self.slot.move_to(state);
     }
 
     /// Whether the packet goes the way of the one that opened the session.
     #[inline]
     pub fn from_origin(&self) -> bool {
-        self.slot().state().1 == self.direction
+        self.slot.state().1 == self.direction
     }
 
     /// Notes a packet of this direction.
     #[inline]
     pub fn touch(&self, now: u32) {
-        let slot = self.slot();
-        if slot.last_seen.load(Ordering::Relaxed) != now {
-            slot.last_seen.store(now, Ordering::Relaxed);
+        if self.slot.last_seen.load(Ordering::Relaxed) != now {
+            self.slot.last_seen.store(now, Ordering::Relaxed);
         }
-        // One worker at a time sends a direction: a load and a store will do, and cost no bus lock.
-        let packets = &slot.halves[self.direction as usize].packets;
-        packets.store(
-            packets.load(Ordering::Relaxed).wrapping_add(1),
-            Ordering::Relaxed,
-        );
+        self.half().count();
     }
 
     /// TCP windows: of this packet's sender, and of its receiver.
@@ -770,7 +556,7 @@ impl SessionRef<'_> {
     pub fn tcp(&self) -> (Side, Side) {
         (
             self.half().side(),
-            self.slot().halves[self.direction.opposite() as usize].side(),
+            self.slot.halves[self.direction.opposite() as usize].side(),
         )
     }
 
@@ -778,32 +564,14 @@ impl SessionRef<'_> {
     #[inline]
     pub fn set_tcp(&self, sender: Side, receiver: Side) {
         self.half().store_side(sender);
-        self.slot().halves[self.direction.opposite() as usize].store_side(receiver);
+        self.slot.halves[self.direction.opposite() as usize].store_side(receiver);
     }
-}
-
-fn tag(hash: u64) -> u16 {
-    (hash >> 44) as u16
-}
-
-/// A hint to bring a cache line in; does nothing where there is no such instruction.
-#[inline]
-#[allow(unsafe_code)]
-fn prefetch<T>(place: &T) {
-    #[cfg(target_arch = "x86_64")]
-    // SAFETY: PREFETCHT0 never faults and changes nothing but caches; the address is that of a live reference besides.
-    unsafe {
-        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(
-            std::ptr::from_ref(place).cast(),
-        );
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = place;
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::packet::Mac;
 
     fn table(capacity: u32) -> SessionTable {
         SessionTable::new(Limits {
@@ -852,22 +620,37 @@ mod tests {
         table
             .insert(&there, &new(State::OneWay, 0))
             .unwrap()
-            .set_action(3, Ingress::Port(1), &action(Egress::Peer(9)));
+            .set_action(Stamp::new(3, Ingress::Port(1)), &action(Egress::Peer(9)));
         let found = table.find(&there).unwrap();
         assert_eq!(
-            found.action(3, Ingress::Port(1)),
+            found
+                .order(Stamp::new(3, Ingress::Port(1)))
+                .map(|order| order.action()),
             Some(action(Egress::Peer(9)))
         );
         assert_eq!(
-            found.action(4, Ingress::Port(1)),
+            found
+                .order(Stamp::new(4, Ingress::Port(1)))
+                .map(|order| order.action()),
             None,
             "another generation"
         );
-        assert_eq!(found.action(3, Ingress::Port(2)), None, "another ingress");
+        assert_eq!(
+            found
+                .order(Stamp::new(3, Ingress::Port(2)))
+                .map(|order| order.action()),
+            None,
+            "another ingress"
+        );
         assert!(found.from_origin());
         let answer = table.find(&back).unwrap();
         assert!(!answer.from_origin());
-        assert_eq!(answer.action(3, Ingress::Peer(9)), None);
+        assert_eq!(
+            answer
+                .order(Stamp::new(3, Ingress::Peer(9)))
+                .map(|order| order.action()),
+            None
+        );
         assert!(
             table.find(&Key::new(table.seeds(), &flow(1), 6)).is_none(),
             "another VPC"
@@ -875,7 +658,9 @@ mod tests {
         table.remove(&answer);
         assert!(table.find(&there).is_none());
         assert_eq!(
-            found.action(3, Ingress::Port(1)),
+            found
+                .order(Stamp::new(3, Ingress::Port(1)))
+                .map(|order| order.action()),
             None,
             "a reference outlives its session harmlessly"
         );
@@ -973,7 +758,7 @@ mod tests {
                                 egress: Egress::Port(mark as u16),
                                 ..action(Egress::Port(0))
                             };
-                            session.set_action(1, Ingress::Port(0), &action);
+                            session.set_action(Stamp::new(1, Ingress::Port(0)), &action);
                             if round % 3 == 0 {
                                 table.remove(&session);
                             }
@@ -986,10 +771,11 @@ mod tests {
                 while !stop.load(Ordering::Relaxed) {
                     for number in 0..6000 {
                         let key = Key::new(table.seeds(), &flow(number), 1);
-                        if let Some(action) = table
-                            .find(&key)
-                            .and_then(|session| session.action(1, Ingress::Port(0)))
-                        {
+                        if let Some(action) = table.find(&key).and_then(|session| {
+                            session
+                                .order(Stamp::new(1, Ingress::Port(0)))
+                                .map(|order| order.action())
+                        }) {
                             assert_eq!(
                                 action.egress,
                                 Egress::Port((key.words[4] >> 48 & 0xfff) as u16)

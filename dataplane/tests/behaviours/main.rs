@@ -10,3 +10,4 @@ mod policy;
 mod router;
 mod topology;
 mod transport;
+mod vectors;

@@ -1,0 +1,224 @@
+//! The fast lane: packets whose session says all that there is to say. It does everything or nothing: a packet that needs more than its
+//! session knows is left as it came, for the general way.
+//!
+//! A vector passes in three stages, each over all its packets: look and call for the index's line; read that line and call for the
+//! session's; do what the session says. By the time a stage needs a line, it has come.
+
+use super::glance::{Glance, L4_IPV6, glance};
+use super::{Core, Destination, Io, Source, Tables, enter, rewrite};
+use crate::packet::Packet;
+use crate::packet::parse::ETHERNET;
+use crate::session::State;
+use crate::session::slot::{Egress, Ingress, MacPair, Order, Stamp};
+use crate::session::table::{Probe, SessionRef};
+use crate::session::tcp::{self, Segment};
+
+/// A packet of the fast lane between two stages.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Entry {
+    glance: Glance,
+    stamp: Stamp,
+    probe: Probe,
+    vni: u32,
+    /// Bytes ahead of the inner frame that a tunnel's packet leaves behind.
+    outer: u16,
+    /// Bytes of the inner frame.
+    len: u16,
+}
+
+/// What the packets of a vector have in common.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Lane {
+    /// Nothing that this lane could use.
+    Closed,
+    /// From a port.
+    Port { stamp: Stamp, vni: u32 },
+    /// From an uplink, with the tunnel of the packet before.
+    Uplink(Option<(enter::Ends, Stamp)>),
+}
+
+impl Lane {
+    pub(super) fn new(tables: Tables<'_>, source: Source) -> Self {
+        match source {
+            Source::Uplink(_) => Self::Uplink(None),
+            Source::Port(index) => match tables.snapshot.port(index) {
+                Some(port) => Self::Port {
+                    stamp: Stamp::new(tables.snapshot.generation, Ingress::Port(index)),
+                    vni: tables.snapshot.vpcs[port.vpc].vni,
+                },
+                None => Self::Closed,
+            },
+        }
+    }
+
+    /// First stage: looks at the packet.
+    #[inline(always)]
+    pub(super) fn look(
+        &mut self,
+        tables: Tables<'_>,
+        io: &mut impl Io,
+        packet: &mut Packet,
+    ) -> Option<Entry> {
+        let frame = packet.bytes_mut(io);
+        let (stamp, vni, outer, inner) = match self {
+            Self::Closed => return None,
+            Self::Port { stamp, vni } => (*stamp, *vni, 0, frame),
+            Self::Uplink(before) => {
+                let outer = crate::encap::decap::outer(frame).ok()?;
+                let ends = enter::Ends::of(&outer);
+                let stamp = match before {
+                    Some((same, stamp)) if *same == ends => *stamp,
+                    _ => {
+                        let (peer, _) = enter::check_ends(tables.snapshot, &ends).ok()?;
+                        let stamp = Stamp::new(tables.snapshot.generation, Ingress::Peer(peer));
+                        *before = Some((ends, stamp));
+                        stamp
+                    }
+                };
+                let inner = frame.get_mut(usize::from(outer.inner)..usize::from(outer.end))?;
+                // A congestion mark that has to be carried inwards is the general way's business.
+                if outer.traffic_class & 3 != 0
+                    && !rewrite::same_congestion(inner, outer.traffic_class)
+                {
+                    return None;
+                }
+                (stamp, outer.vni, outer.inner, inner)
+            }
+        };
+        let glance = glance(inner, tables.sessions.seeds(), vni)?;
+        tables.sessions.prefetch(&glance.key);
+        Some(Entry {
+            glance,
+            stamp,
+            probe: Probe::default(),
+            vni,
+            outer,
+            len: inner.len() as u16,
+        })
+    }
+}
+
+impl Entry {
+    /// Second stage: finds where the session probably lies.
+    #[inline(always)]
+    pub(super) fn probe(&mut self, tables: Tables<'_>) {
+        self.probe = tables.sessions.probe(&self.glance.key);
+    }
+}
+
+impl Core {
+    /// Third stage: does what the session says, or gives the packet back as it came.
+    #[inline(always)]
+    pub(super) fn hit(
+        &self,
+        tables: Tables<'_>,
+        io: &mut impl Io,
+        mut packet: Packet,
+        entry: &Entry,
+    ) -> Result<(Destination, Packet), Packet> {
+        match self.apply(tables, io, &mut packet, entry) {
+            // Made anew, not changed in place: the two halves of a word that was just written would have to settle before it is read.
+            Some((to, start, len)) => Ok((
+                to,
+                Packet {
+                    frame: packet.frame,
+                    start,
+                    len,
+                },
+            )),
+            None => Err(packet),
+        }
+    }
+
+    /// Where the packet goes, and where in its buffer it lies then. None: nothing has been done.
+    #[inline(always)]
+    fn apply(
+        &self,
+        tables: Tables<'_>,
+        io: &mut impl Io,
+        packet: &mut Packet,
+        entry: &Entry,
+    ) -> Option<(Destination, u16, u16)> {
+        let Glance { key, ip_len, .. } = &entry.glance;
+        let session = tables.sessions.confirm(entry.probe, key)?;
+        let order = session.order(entry.stamp)?;
+        let start = usize::from(packet.start) + usize::from(entry.outer);
+        let area = io.bytes_mut(&mut packet.frame);
+        let frame = area.get_mut(start..start + usize::from(entry.len))?;
+        if MacPair::read(frame.first_chunk()?) != order.expected
+            || (order.rewrites() && entry.glance.ttl <= 1)
+        {
+            return None;
+        }
+        let (destination, tunnel) = match order.egress() {
+            Egress::Port(index) => (Destination::Port(index), None),
+            Egress::Peer(peer) => {
+                let tunnel = tables.snapshot.peer(peer)?.tunnel(key.hash)?;
+                if *ip_len > tunnel.inner_mtu || start < tunnel.template.reach() {
+                    return None;
+                }
+                (Destination::Uplink(tunnel.uplink), Some(tunnel))
+            }
+        };
+        follow(&session, frame, &entry.glance)?;
+        session.touch(self.now);
+        // Nothing below fails.
+        if order.rewrites() {
+            routed(frame, &order, &entry.glance);
+        }
+        let mut outer = 0;
+        if let Some(tunnel) = tunnel {
+            // Entropy from bits of the hash that the choice of the tunnel does not use.
+            let (class, entropy) = (entry.glance.traffic_class, (key.hash >> 32) as u16);
+            let written = tunnel
+                .template
+                .write(area, start, entry.len, entry.vni, class, entropy);
+            debug_assert!(written, "there is the room that was asked for");
+            outer = tunnel.template.overhead() as u16;
+        }
+        Some((destination, start as u16 - outer, entry.len + outer))
+    }
+}
+
+/// Follows the session with the packet. None: the general way has to.
+#[inline(always)]
+fn follow(session: &SessionRef<'_>, frame: &[u8], glance: &Glance) -> Option<()> {
+    if !glance.tcp {
+        if session.is_answered() {
+            session.set_state(State::BothWays);
+        }
+        return Some(());
+    }
+    let state = session.state();
+    if !matches!(
+        state,
+        State::TcpEstablished | State::TcpFinOrigin | State::TcpFinReply
+    ) {
+        return None;
+    }
+    let l4 = usize::from(glance.l4);
+    let len = glance.ip_len - (u16::from(glance.l4) - ETHERNET as u16);
+    let segment = Segment::read(frame.get(l4..)?, len)?;
+    let (mut sender, mut receiver) = session.tcp();
+    if !tcp::window(&segment, &mut sender, &mut receiver) {
+        return None;
+    }
+    session.set_tcp(sender, receiver);
+    Some(())
+}
+
+/// What a router does to a packet.
+#[inline(always)]
+fn routed(frame: &mut [u8], order: &Order, glance: &Glance) {
+    let Some(head) = frame.first_chunk_mut::<34>() else {
+        return;
+    };
+    if let Some(macs) = head.first_chunk_mut() {
+        order.new.write(macs);
+    }
+    if glance.l4 == L4_IPV6 {
+        head[ETHERNET + 7] = glance.ttl - 1;
+    } else {
+        rewrite::set_ipv4_ttl(&mut head[ETHERNET..], glance.ttl - 1);
+    }
+}

@@ -1,0 +1,198 @@
+//! The index of the session table: buckets of one cache line, eight entries each; a hash has two buckets to lie in.
+//!
+//! An entry is a tag of 16 bits from the hash, and the number of a slot. The eight tags are compared at once, in two words. What is found is a
+//! candidate: the slot's own key decides, so that a reader who races with a writer is never led astray.
+
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+use super::arena::Arena;
+use crate::prefetch::prefetch;
+
+const ENTRIES: usize = 8;
+/// A one in each of the four tags of a word.
+const ONES: u64 = 0x0001_0001_0001_0001;
+const TOPS: u64 = ONES << 15;
+
+/// Eight entries.
+#[repr(C, align(64))]
+#[derive(Debug)]
+pub struct Bucket {
+    tags: [AtomicU64; ENTRIES / 4],
+    /// Number of the slot plus one; 0 is empty.
+    slots: [AtomicU32; ENTRIES],
+}
+
+/// One shard's buckets.
+#[derive(Debug)]
+pub struct Index {
+    buckets: Arena<Bucket>,
+}
+
+/// A place in the index.
+#[derive(Debug, Clone, Copy)]
+pub struct Place {
+    bucket: usize,
+    entry: usize,
+}
+
+fn tag(hash: u64) -> u64 {
+    (hash >> 44) & 0xffff
+}
+
+impl Bucket {
+    /// The slots whose tag is this one, and with a small chance others.
+    #[inline]
+    fn candidates(&self, tag: u64) -> impl Iterator<Item = u32> + '_ {
+        self.tags
+            .iter()
+            .zip(self.slots.as_chunks::<4>().0)
+            .flat_map(move |(tags, slots)| {
+                // A tag that is equal leaves zeroes; the subtraction borrows into the top bit of the first such, and perhaps of later ones.
+                let difference = tags.load(Ordering::Relaxed) ^ (tag * ONES);
+                let mut found = difference.wrapping_sub(ONES) & !difference & TOPS;
+                std::iter::from_fn(move || {
+                    while found != 0 {
+                        let lane = found.trailing_zeros() / 16;
+                        found &= found - 1;
+                        let slot = slots[lane as usize].load(Ordering::Acquire);
+                        if slot != 0 {
+                            return Some(slot - 1);
+                        }
+                    }
+                    None
+                })
+            })
+    }
+}
+
+impl Index {
+    /// Buckets for so many sessions; a power of two, at most half full.
+    pub fn new(sessions: usize) -> Self {
+        Self {
+            buckets: Arena::new((sessions / 4).next_power_of_two()),
+        }
+    }
+
+    #[inline]
+    fn places(&self, hash: u64) -> [usize; 2] {
+        let mask = self.buckets.len() - 1;
+        [hash as usize & mask, (hash >> 22) as usize & mask]
+    }
+
+    /// Brings the line where a hash most likely lies towards the cache.
+    #[inline]
+    pub fn prefetch(&self, hash: u64) {
+        prefetch(&self.buckets[self.places(hash)[0]]);
+    }
+
+    /// Slots that the hash may lead to.
+    #[inline]
+    pub fn candidates(&self, hash: u64) -> impl Iterator<Item = u32> + '_ {
+        let tag = tag(hash);
+        self.places(hash)
+            .into_iter()
+            .flat_map(move |bucket| self.buckets[bucket].candidates(tag))
+    }
+
+    /// The first of the candidates.
+    #[inline]
+    pub fn first(&self, hash: u64) -> Option<u32> {
+        let tag = tag(hash);
+        let [first, second] = self.places(hash);
+        self.buckets[first]
+            .candidates(tag)
+            .next()
+            .or_else(|| self.buckets[second].candidates(tag).next())
+    }
+
+    /// An empty entry for the hash.
+    pub fn room(&self, hash: u64) -> Option<Place> {
+        self.places(hash).into_iter().find_map(|bucket| {
+            let entry = self.buckets[bucket]
+                .slots
+                .iter()
+                .position(|slot| slot.load(Ordering::Relaxed) == 0)?;
+            Some(Place { bucket, entry })
+        })
+    }
+
+    /// All slots in the two buckets of a hash.
+    pub fn neighbours(&self, hash: u64) -> impl Iterator<Item = u32> + '_ {
+        let slots = self
+            .places(hash)
+            .into_iter()
+            .flat_map(|bucket| &self.buckets[bucket].slots);
+        slots.filter_map(|slot| slot.load(Ordering::Relaxed).checked_sub(1))
+    }
+
+    /// Enters a slot. Writers are serialised by their shard's lock.
+    pub fn put(&self, place: Place, hash: u64, slot: u32) {
+        let Place { bucket, entry } = place;
+        let bucket = &self.buckets[bucket];
+        let (word, shift) = (&bucket.tags[entry / 4], entry % 4 * 16);
+        let others = word.load(Ordering::Relaxed) & !(0xffff << shift);
+        word.store(others | tag(hash) << shift, Ordering::Relaxed);
+        bucket.slots[entry].store(slot + 1, Ordering::Release);
+    }
+
+    /// Takes a slot out.
+    pub fn take(&self, hash: u64, slot: u32) {
+        for bucket in self.places(hash) {
+            for entry in &self.buckets[bucket].slots {
+                if entry.load(Ordering::Relaxed) == slot + 1 {
+                    entry.store(0, Ordering::Relaxed);
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_put_is_found_until_it_is_taken() {
+        let index = Index::new(64);
+        let hashes: Vec<u64> = (1..60u64)
+            .map(|i| i.wrapping_mul(0x9e37_79b9_7f4a_7c15))
+            .collect();
+        for (slot, hash) in (0..).zip(&hashes) {
+            index.put(index.room(*hash).unwrap(), *hash, slot);
+        }
+        for (slot, hash) in (0..).zip(&hashes) {
+            assert!(index.candidates(*hash).any(|found| found == slot));
+            assert!(index.neighbours(*hash).any(|found| found == slot));
+        }
+        for (slot, hash) in (0..).zip(&hashes) {
+            index.take(*hash, slot);
+            assert!(index.candidates(*hash).all(|found| found != slot));
+        }
+        assert!(hashes.iter().all(|hash| index.first(*hash).is_none()));
+    }
+
+    #[test]
+    fn tags_that_differ_by_one_are_told_apart_or_offered_as_candidates() {
+        // The lane above a match may be offered too: the match itself always is.
+        let index = Index::new(8);
+        let hash = |tag: u64| tag << 44;
+        for (slot, tag) in [7, 8, 6, 7].into_iter().enumerate() {
+            index.put(index.room(hash(tag)).unwrap(), hash(tag), slot as u32);
+        }
+        let found: Vec<u32> = index.candidates(hash(7)).collect();
+        assert!(found.contains(&0) && found.contains(&3), "{found:?}");
+        assert_eq!(index.first(hash(9)), None);
+    }
+
+    #[test]
+    fn both_buckets_fill_before_there_is_no_room() {
+        let index = Index::new(8);
+        let hash = 0;
+        for slot in 0..8 {
+            index.put(index.room(hash).unwrap(), hash, slot);
+        }
+        assert!(index.room(hash).is_none());
+        // Bucket 1 of the two is free for a hash that has it as its second choice.
+        assert!(index.room(1 << 22).is_some());
+    }
+}

@@ -1,0 +1,368 @@
+//! One session as it lies in memory: a line for key and state, and a line for each direction.
+//!
+//! Everything is made of atomics, so that readers need no lock and no unsafe code: a reader that races with a writer sees a version or a
+//! stamp that has moved, and takes the slow path, which is always right. All bytes zero is a slot that was never used.
+
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
+
+use super::State;
+use super::key::Direction;
+use super::tcp::Side;
+use crate::packet::Mac;
+
+/// Where a packet came in: a port, or a tunnel from a peer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Ingress {
+    /// A port of this host, by index.
+    Port(u16),
+    /// A tunnel, by the index of its peer.
+    Peer(u16),
+}
+
+/// Where a packet goes out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Egress {
+    /// A port of this host, by index.
+    Port(u16),
+    /// A tunnel to the peer of this index.
+    Peer(u16),
+}
+
+/// What was decided for one direction of a session: valid for packets with these MACs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Action {
+    /// Destination MAC that the packet must carry.
+    pub eth_dst: Mac,
+    /// Source MAC that the packet must carry.
+    pub eth_src: Mac,
+    /// Where it goes.
+    pub egress: Egress,
+    /// New destination and source MAC when the packet is routed; its TTL is then decremented too.
+    pub rewrite: Option<(Mac, Mac)>,
+}
+
+/// By what a decision is known to hold: the generation that took it, and the ingress that it was taken for. Never 0, for no
+/// generation in force is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Stamp(u64);
+
+impl Stamp {
+    /// Of a generation and an ingress.
+    #[inline]
+    pub fn new(generation: u32, ingress: Ingress) -> Self {
+        let ingress = match ingress {
+            Ingress::Port(index) => u32::from(index),
+            Ingress::Peer(index) => 1 << 31 | u32::from(index),
+        };
+        Self(u64::from(generation) << 32 | u64::from(ingress))
+    }
+}
+
+/// The two MACs at the head of a frame, destination first, as two words that compare and store at once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct MacPair {
+    first: u64,
+    rest: u32,
+}
+
+impl MacPair {
+    /// From the twelve bytes on the wire.
+    #[inline]
+    pub fn read(bytes: &[u8; 12]) -> Self {
+        let [a, b, c, d, e, f, g, h, i, j, k, l] = *bytes;
+        Self {
+            first: u64::from_be_bytes([a, b, c, d, e, f, g, h]),
+            rest: u32::from_be_bytes([i, j, k, l]),
+        }
+    }
+
+    /// The twelve bytes on the wire.
+    #[inline]
+    pub fn write(self, bytes: &mut [u8; 12]) {
+        let (first, rest) = bytes.split_at_mut(8);
+        first.copy_from_slice(&self.first.to_be_bytes());
+        rest.copy_from_slice(&self.rest.to_be_bytes());
+    }
+
+    fn new(destination: Mac, source: Mac) -> Self {
+        let source = source.word();
+        Self {
+            first: destination.word() << 16 | source >> 32,
+            rest: source as u32,
+        }
+    }
+
+    fn macs(self) -> (Mac, Mac) {
+        (
+            Mac::from_word(self.first >> 16),
+            Mac::from_word(self.first << 32 | u64::from(self.rest)),
+        )
+    }
+}
+
+const PEER: u32 = 1 << 16;
+const REWRITE: u32 = 1 << 17;
+
+/// A decision in the form that it is kept in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Order {
+    /// The MACs that the packet must carry.
+    pub expected: MacPair,
+    /// The MACs that it gets, if it is routed.
+    pub new: MacPair,
+    /// Index of the egress, and flags above.
+    way: u32,
+}
+
+impl Order {
+    /// Where the packet goes.
+    #[inline]
+    pub fn egress(&self) -> Egress {
+        let index = self.way as u16;
+        if self.way & PEER != 0 {
+            Egress::Peer(index)
+        } else {
+            Egress::Port(index)
+        }
+    }
+
+    /// Whether the packet is routed: gets new MACs, and its TTL decremented.
+    #[inline]
+    pub fn rewrites(&self) -> bool {
+        self.way & REWRITE != 0
+    }
+
+    /// As an action.
+    pub fn action(&self) -> Action {
+        let (eth_dst, eth_src) = self.expected.macs();
+        Action {
+            eth_dst,
+            eth_src,
+            egress: self.egress(),
+            rewrite: self.rewrites().then(|| self.new.macs()),
+        }
+    }
+}
+
+impl From<&Action> for Order {
+    fn from(action: &Action) -> Self {
+        let (peer, index) = match action.egress {
+            Egress::Port(index) => (0, index),
+            Egress::Peer(index) => (PEER, index),
+        };
+        let rewrite = if action.rewrite.is_some() { REWRITE } else { 0 };
+        let (destination, source) = action.rewrite.unwrap_or_default();
+        Self {
+            expected: MacPair::new(action.eth_dst, action.eth_src),
+            new: MacPair::new(destination, source),
+            way: u32::from(index) | peer | rewrite,
+        }
+    }
+}
+
+/// One direction.
+#[repr(C, align(64))]
+#[derive(Debug)]
+pub struct Half {
+    /// 0 while nothing is decided or the order is being written.
+    stamp: AtomicU64,
+    expected: AtomicU64,
+    new: AtomicU64,
+    expected_rest: AtomicU32,
+    new_rest: AtomicU32,
+    way: AtomicU32,
+    _spare: AtomicU32,
+    tcp: [AtomicU64; 2],
+    packets: AtomicU64,
+}
+
+impl Half {
+    /// Nothing decided, nothing counted.
+    pub fn clear(&self, side: Side) {
+        self.stamp.store(0, Ordering::Relaxed);
+        self.packets.store(0, Ordering::Relaxed);
+        self.store_side(side);
+    }
+
+    /// Withdraws what was decided.
+    pub fn revoke(&self) {
+        self.stamp.store(0, Ordering::Relaxed);
+    }
+
+    /// The order, if it bears the stamp.
+    #[inline]
+    pub fn order(&self, stamp: Stamp) -> Option<Order> {
+        if self.stamp.load(Ordering::Acquire) != stamp.0 {
+            return None;
+        }
+        let order = self.read();
+        fence(Ordering::Acquire);
+        (self.stamp.load(Ordering::Relaxed) == stamp.0).then_some(order)
+    }
+
+    #[inline]
+    fn read(&self) -> Order {
+        let (word, rest) = (
+            |word: &AtomicU64| word.load(Ordering::Relaxed),
+            |rest: &AtomicU32| rest.load(Ordering::Relaxed),
+        );
+        Order {
+            expected: MacPair {
+                first: word(&self.expected),
+                rest: rest(&self.expected_rest),
+            },
+            new: MacPair {
+                first: word(&self.new),
+                rest: rest(&self.new_rest),
+            },
+            way: rest(&self.way),
+        }
+    }
+
+    /// Keeps an order. Writers are serialised by their shard's lock.
+    pub fn set(&self, stamp: Stamp, order: &Order) {
+        self.stamp.store(0, Ordering::Relaxed);
+        fence(Ordering::Release);
+        self.expected.store(order.expected.first, Ordering::Relaxed);
+        self.expected_rest
+            .store(order.expected.rest, Ordering::Relaxed);
+        self.new.store(order.new.first, Ordering::Relaxed);
+        self.new_rest.store(order.new.rest, Ordering::Relaxed);
+        self.way.store(order.way, Ordering::Relaxed);
+        self.stamp.store(stamp.0, Ordering::Release);
+    }
+
+    /// Generation and action, for people; none while nothing is decided.
+    pub fn view(&self) -> Option<(u32, Action)> {
+        let stamp = self.stamp.load(Ordering::Acquire);
+        let order = self.order(Stamp(stamp)).filter(|_| stamp != 0)?;
+        Some(((stamp >> 32) as u32, order.action()))
+    }
+
+    /// Counts a packet. One worker at a time sends a direction: a load and a store will do, and cost no bus lock.
+    #[inline]
+    pub fn count(&self) {
+        self.packets.store(
+            self.packets.load(Ordering::Relaxed).wrapping_add(1),
+            Ordering::Relaxed,
+        );
+    }
+
+    /// Packets so far.
+    pub fn packets(&self) -> u64 {
+        self.packets.load(Ordering::Relaxed)
+    }
+
+    /// Keeps what segments of this side have shown.
+    #[inline]
+    pub fn store_side(&self, side: Side) {
+        for (word, value) in self.tcp.iter().zip(side.pack()) {
+            word.store(value, Ordering::Relaxed);
+        }
+    }
+
+    /// What segments of this side have shown.
+    #[inline]
+    pub fn side(&self) -> Side {
+        Side::unpack([
+            self.tcp[0].load(Ordering::Relaxed),
+            self.tcp[1].load(Ordering::Relaxed),
+        ])
+    }
+}
+
+/// Key and state: a cache line; then a line per direction.
+#[repr(C, align(64))]
+#[derive(Debug)]
+pub struct Slot {
+    key: [AtomicU64; 5],
+    /// Odd while a session lives here; moves with every install and removal.
+    pub version: AtomicU32,
+    /// When its last packet passed, in milliseconds.
+    pub last_seen: AtomicU32,
+    /// State in the low byte, direction of the opener in bit 8.
+    state: AtomicU32,
+    /// Port that the session is charged to.
+    pub port: AtomicU32,
+    /// VPC that the session is charged to.
+    pub vpc: AtomicU32,
+    /// When it was made, in milliseconds.
+    pub created: AtomicU32,
+    /// The two directions.
+    pub halves: [Half; 2],
+}
+
+const _: () = assert!(size_of::<Slot>() == 192 && size_of::<Half>() == 64);
+
+impl Slot {
+    /// The key's words.
+    pub fn words(&self) -> [u64; 5] {
+        std::array::from_fn(|i| self.key[i].load(Ordering::Relaxed))
+    }
+
+    /// Writes the key's words.
+    pub fn set_words(&self, words: &[u64; 5]) {
+        for (word, value) in self.key.iter().zip(words) {
+            word.store(*value, Ordering::Relaxed);
+        }
+    }
+
+    /// The version, if a session of this key lives here.
+    #[inline]
+    pub fn version_of(&self, words: &[u64; 5]) -> Option<u32> {
+        let version = self.version.load(Ordering::Acquire);
+        let difference = (0..5).fold(0, |all, i| {
+            all | (self.key[i].load(Ordering::Relaxed) ^ words[i])
+        });
+        fence(Ordering::Acquire);
+        (difference == 0 && version & 1 == 1 && self.version.load(Ordering::Relaxed) == version)
+            .then_some(version)
+    }
+
+    /// Whether a session lives here.
+    pub fn is_live(&self) -> bool {
+        self.version.load(Ordering::Acquire) & 1 == 1
+    }
+
+    /// Begins or ends a session here; answers the new version.
+    pub fn turn(&self) -> u32 {
+        let version = self.version.load(Ordering::Relaxed).wrapping_add(1);
+        self.version.store(version, Ordering::Release);
+        version
+    }
+
+    /// State, and the direction of the packet that opened the session.
+    #[inline]
+    pub fn state(&self) -> (State, Direction) {
+        let word = self.state.load(Ordering::Relaxed);
+        let opener = if word & 0x100 == 0 {
+            Direction::Up
+        } else {
+            Direction::Down
+        };
+        (
+            State::ALL[(word as usize & 0xff).min(State::ALL.len() - 1)],
+            opener,
+        )
+    }
+
+    /// Whether the session has seen packets of its opener alone, and this direction is the other.
+    #[inline(always)]
+    pub fn is_answered_by(&self, direction: Direction) -> bool {
+        self.state.load(Ordering::Relaxed)
+            == State::OneWay as u32 | (direction.opposite() as u32) << 8
+    }
+
+    /// Writes both.
+    pub fn set_state(&self, state: State, opener: Direction) {
+        self.state
+            .store(state as u32 | (opener as u32) << 8, Ordering::Relaxed);
+    }
+
+    /// Moves the session to another state.
+    #[inline]
+    pub fn move_to(&self, state: State) {
+        let opener = self.state.load(Ordering::Relaxed) & 0x100;
+        self.state.store(state as u32 | opener, Ordering::Relaxed);
+    }
+}
