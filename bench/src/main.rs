@@ -3,8 +3,8 @@
 //! Each row has a name, a unit, the median of several samples and their spread, and, where one was measured in the same run, the figure of
 //! a peer.
 
+mod classify;
 mod clock;
-#[expect(dead_code, reason = "for the suites of components")]
 mod dpdk;
 mod forward;
 mod memory;
@@ -17,7 +17,7 @@ use clap::Parser;
 /// Measures, prints a table, and writes JSON if asked.
 #[derive(Debug, Parser)]
 struct Arguments {
-    /// What to measure: memory (the pipeline without sockets), forward (real sockets across two hosts); all by default
+    /// What to measure: memory (the pipeline without sockets), classify (rules), forward (real sockets across two hosts); all by default
     suites: Vec<String>,
     /// Measure the peers too, interleaved with ours
     #[arg(long)]
@@ -109,13 +109,13 @@ fn main() -> ExitCode {
 }
 
 fn run(arguments: &Arguments) -> anyhow::Result<()> {
-    let all = ["memory", "forward"];
+    let all = ["memory", "classify", "forward"];
     if let Some(unknown) = arguments
         .suites
         .iter()
         .find(|suite| !all.contains(&suite.as_str()))
     {
-        anyhow::bail!("'{unknown}' is no suite; there are {}", all.join(" and "));
+        anyhow::bail!("'{unknown}' is no suite; there are {}", all.join(", "));
     }
     let wanted = |suite: &str| {
         arguments.suites.is_empty() || arguments.suites.iter().any(|name| name == suite)
@@ -123,6 +123,9 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let mut rows = Vec::new();
     if wanted("memory") {
         rows.extend(memory::rows()?);
+    }
+    if wanted("classify") {
+        rows.extend(classify::rows(arguments.peers)?);
     }
     if wanted("forward") {
         rows.extend(forward::rows(arguments.peers)?);

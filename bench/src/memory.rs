@@ -13,9 +13,11 @@ use crate::clock::cycles;
 
 const SAMPLES: usize = 9;
 const ROUNDS: usize = 400;
+/// Packets of one sample.
+pub(crate) const PACKETS: u32 = (ROUNDS * VECTOR) as u32;
 const HEADROOM: usize = 256 + 50;
 
-const TOPOLOGY: &str = r#"
+pub(crate) const TOPOLOGY: &str = r#"
 hosts: [{id: h1, vteps: [192.0.2.1]}, {id: h2, vteps: [192.0.2.2]}]
 vpcs: [{id: blue, vni: 100}]
 subnets:
@@ -61,7 +63,7 @@ fn fabric(capacity: u32) -> anyhow::Result<Fabric> {
 }
 
 /// A UDP packet of 60 bytes (64 on the wire) of flow `number`, from a1 through its gateway to b2.
-fn frame(number: u32) -> Vec<u8> {
+pub(crate) fn frame(number: u32) -> Vec<u8> {
     let ports = (number as u16, 1000 + (number >> 16) as u16);
     load::udp(
         (ROUTER, [2, 0, 0, 0, 1, 1]),
@@ -72,7 +74,7 @@ fn frame(number: u32) -> Vec<u8> {
 }
 
 /// Cycles per packet to take vectors of packets through a host's pipeline. `next` yields the frame of each packet.
-fn measure(
+pub(crate) fn measure(
     fabric: &mut Fabric,
     host: &str,
     source: Source,
