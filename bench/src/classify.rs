@@ -267,10 +267,6 @@ impl Peer {
             |a: &&(_, Vec<f64>), b: &&(_, Vec<f64>)| median(&a.1).total_cmp(&median(&b.1));
         self.methods.iter().min_by(by_median).cloned()
     }
-
-    fn scalar(&self) -> Option<(&'static str, Vec<f64>)> {
-        self.methods.first().cloned()
-    }
 }
 
 fn words(count: usize) -> String {
@@ -296,8 +292,10 @@ pub(crate) fn rows(peers: bool) -> anyhow::Result<Vec<Row>> {
     dpdk::pin()?;
     let mut rows = Vec::new();
     for count in [1, 10, 100, 1000, 10_000] {
+        eprintln!("   {} to classify by", words(count));
         rows.extend(sizes(count, peers && count >= 100)?);
     }
+    eprintln!("   address sets, and whole misses");
     rows.extend(sets()?);
     rows.extend(misses()?);
     Ok(rows)
@@ -330,13 +328,15 @@ fn sizes(count: usize, peers: bool) -> anyhow::Result<Vec<Row>> {
             "the peer decides otherwise: {} and {sum}",
             peer.sum
         );
-        let mut beside = ours.clone();
-        beside.name += ", beside the peer's scalar method";
-        for (row, peer) in [(&mut ours, peer.best()), (&mut beside, peer.scalar())] {
-            row.goal = peer.as_ref().map(|(_, samples)| (median(samples), false));
-            row.peer = peer;
+        ours.peer = peer.best();
+        ours.goal = ours
+            .peer
+            .as_ref()
+            .map(|(_, cycles)| (median(cycles), false));
+        if let Some((method, cycles)) = peer.methods.first() {
+            let name = format!("classify: the peer's {method}, {}, IPv4", words(count));
+            rows.push(row(name, "cycles/packet", cycles.clone()));
         }
-        rows.push(beside);
     }
     rows.insert(0, ours);
     let groups = group(&rules);
