@@ -11,18 +11,14 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::Path;
 use std::time::Instant;
 
-use weft_dataplane::fabric::Fabric;
 use weft_dataplane::packet::Family;
 use weft_dataplane::packet::parse::{address_word, protocol};
-use weft_dataplane::pipeline::{Settings, Source};
 use weft_dataplane::policy::{AddressSet, Classifier, Remote, Rule, Service, Subject, group};
 use weft_dataplane::route::Prefix;
-use weft_dataplane::session::Limits;
-use weft_proto::state::State;
-use weft_proto::v1::{Objects, SecurityRule};
+use weft_proto::v1::SecurityRule;
 
 use crate::clock::cycles;
-use crate::{Row, dpdk, median, memory};
+use crate::{Row, dpdk, median, scenario};
 
 const SAMPLES: usize = 21;
 const PACKETS: usize = 4096;
@@ -428,14 +424,17 @@ fn sets() -> anyhow::Result<Vec<Row>> {
 fn misses() -> anyhow::Result<Vec<Row>> {
     let mut rows: Vec<Row> = Vec::new();
     for count in [1u16, 10, 100, 1000, 10_000] {
-        let mut objects: Objects = serde_yaml_ng::from_str(memory::TOPOLOGY)?;
-        let rule = |n: u16| SecurityRule {
-            direction: "ingress".into(),
-            protocol: "udp".into(),
-            port_min: Some((20_000 + u32::from(n)).min(65_535)),
-            port_max: Some((20_000 + u32::from(n)).min(65_535)),
-            remote_cidr: format!("172.16.{}.{}/32", n >> 8, n & 255),
-            ..SecurityRule::default()
+        let mut objects = scenario::objects()?;
+        let rule = |n: u16| {
+            let port = Some(20_000 + u32::from(n));
+            SecurityRule {
+                direction: "ingress".into(),
+                protocol: "udp".into(),
+                port_min: port,
+                port_max: port,
+                remote_cidr: format!("172.16.{}.{}/32", n >> 8, n & 255),
+                ..SecurityRule::default()
+            }
         };
         let admits = SecurityRule {
             direction: "ingress".into(),
@@ -446,40 +445,24 @@ fn misses() -> anyhow::Result<Vec<Row>> {
         for group in &mut objects.security_groups {
             group.rules = (1..count).map(rule).chain([admits.clone()]).collect();
         }
-        for subnet in &mut objects.subnets {
-            subnet.network_acl.clear();
-        }
         // Both ports on one host, so that the group is asked there.
         for port in &mut objects.ports {
             port.host = "h1".into();
         }
-        let capacity = 1 << 20;
-        let limits = Limits {
-            capacity,
-            per_port: capacity,
-            per_vpc: capacity,
-            ports: 16,
-            vpcs: 16,
+        let mut fabric = scenario::fabric_of(objects, 1 << 20)?;
+        let (source, now) = (scenario::source(&fabric)?, fabric.now);
+        let host = fabric
+            .hosts
+            .get_mut("h1")
+            .ok_or_else(|| anyhow::anyhow!("no host"))?;
+        let sample = |sample: usize| {
+            let first = (sample * scenario::PACKETS) as u32;
+            let frames: Vec<Vec<u8>> = (first..first + scenario::PACKETS as u32)
+                .map(scenario::udp)
+                .collect();
+            scenario::measure(&mut host.pipeline, now, source, &frames, 0)
         };
-        let settings = Settings {
-            ports: 16,
-            ..Settings::default()
-        };
-        let mut fabric = Fabric::new(State::from_objects(objects)?, &settings, limits)
-            .map_err(|violations| anyhow::anyhow!("{violations:?}"))?;
-        let Some((_, index)) = fabric.find_port("a1") else {
-            anyhow::bail!("no port")
-        };
-        let mut number = 0;
-        let samples = (0..9)
-            .map(|_| {
-                let frames: Vec<Vec<u8>> = (0..memory::PACKETS)
-                    .map(|i| memory::frame(number + i))
-                    .collect();
-                number += memory::PACKETS;
-                memory::measure(&mut fabric, "h1", Source::Port(index), &frames, 0)
-            })
-            .collect::<anyhow::Result<_>>()?;
+        let samples = (0..SAMPLES).map(sample).collect::<anyhow::Result<_>>()?;
         let name = format!(
             "classify: miss, decision and install, group of {}",
             words(count.into())

@@ -2,6 +2,9 @@
 
 #![allow(unsafe_code)]
 
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
+
 /// Cycles of the time stamp counter; nanoseconds where there is none.
 pub(crate) fn cycles() -> u64 {
     #[cfg(target_arch = "x86_64")]
@@ -16,6 +19,25 @@ pub(crate) fn cycles() -> u64 {
             .duration_since(UNIX_EPOCH)
             .map_or(0, |time| time.as_nanos() as u64)
     }
+}
+
+/// Cycles of the counter in a second.
+pub(crate) fn hertz() -> f64 {
+    static HERTZ: OnceLock<f64> = OnceLock::new();
+    *HERTZ.get_or_init(|| {
+        let (begun, first) = (Instant::now(), cycles());
+        while begun.elapsed() < Duration::from_millis(50) {}
+        (cycles() - first) as f64 / begun.elapsed().as_secs_f64()
+    })
+}
+
+/// Keeps this thread on a core.
+pub(crate) fn pin(core: usize) -> anyhow::Result<()> {
+    anyhow::ensure!(
+        core_affinity::set_for_current(core_affinity::CoreId { id: core }),
+        "this process may not run on core {core}"
+    );
+    Ok(())
 }
 
 /// The machine in words: processor, cores, kernel.

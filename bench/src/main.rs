@@ -9,6 +9,8 @@ mod dpdk;
 mod forward;
 mod memory;
 mod plot;
+mod scenario;
+mod workers;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -18,7 +20,8 @@ use clap::Parser;
 /// Measures, prints a table, and writes JSON if asked.
 #[derive(Debug, Parser)]
 struct Arguments {
-    /// What to measure: memory (the pipeline without sockets), classify (rules), forward (real sockets across two hosts); all by default
+    /// What to measure: memory (the pipeline without sockets), workers (several on one session table), classify (rules), forward (real
+    /// sockets across two hosts); all by default
     suites: Vec<String>,
     /// Measure the peers too, interleaved with ours
     #[arg(long)]
@@ -51,14 +54,18 @@ fn median(samples: &[f64]) -> f64 {
     sorted.get(sorted.len() / 2).copied().unwrap_or(f64::NAN)
 }
 
-/// Largest less smallest, as a share of the median.
+/// Between the quartiles, as a share of the median.
 fn spread(samples: &[f64]) -> f64 {
-    let (least, most) = samples
-        .iter()
-        .fold((f64::MAX, f64::MIN), |(least, most), x| {
-            (least.min(*x), most.max(*x))
-        });
-    (most - least) / median(samples)
+    let mut sorted = samples.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let at = |share: usize| {
+        sorted
+            .get(sorted.len() * share / 4)
+            .or(sorted.last())
+            .copied()
+            .unwrap_or(f64::NAN)
+    };
+    (at(3) - at(1)) / median(samples)
 }
 
 impl Row {
@@ -117,8 +124,9 @@ fn main() -> ExitCode {
 }
 
 /// What can be measured, in the order in which it is.
-const SUITES: [(&str, fn(bool) -> anyhow::Result<Vec<Row>>); 3] = [
+const SUITES: [(&str, fn(bool) -> anyhow::Result<Vec<Row>>); 4] = [
     ("memory", |_| memory::rows()),
+    ("workers", |_| workers::rows()),
     ("classify", classify::rows),
     ("forward", forward::rows),
 ];

@@ -209,27 +209,6 @@ fn ipv4(
     frame
 }
 
-/// An echo request over IPv4 (RFC 792): MACs as destination and source, addresses as source and destination.
-pub fn echo(
-    macs: ([u8; 6], [u8; 6]),
-    addresses: ([u8; 4], [u8; 4]),
-    id: u16,
-    sequence: u16,
-) -> Vec<u8> {
-    let mut message = [
-        &[8, 0, 0, 0][..],
-        &id.to_be_bytes(),
-        &sequence.to_be_bytes(),
-        &[0x77; 48],
-    ]
-    .concat();
-    let sum = checksum(&message);
-    message[2..4].copy_from_slice(&sum);
-    let mut frame = ipv4(macs, addresses, 1, message.len());
-    frame.append(&mut message);
-    frame
-}
-
 /// A UDP frame over IPv4: MACs as destination and source, addresses and ports as source and destination. No UDP checksum.
 pub fn udp(
     macs: ([u8; 6], [u8; 6]),

@@ -2,7 +2,7 @@
 
 use std::{
     io::{self, Read, Write},
-    net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket},
+    net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -10,6 +10,8 @@ use std::{
     thread::{self, JoinHandle},
     time::{Duration, Instant},
 };
+
+use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::{LabError, Namespace, wait_until};
 
@@ -88,6 +90,68 @@ pub fn tcp_exchange(
             .unwrap_or_else(|_| Err(io::Error::other("the serving thread panicked")));
         asked.and(served).map_err(error)
     })
+}
+
+/// A program's own pings (RFC 792): each waits for its answer, and only for that.
+#[derive(Debug)]
+pub struct Pinger {
+    socket: Socket,
+    sequence: u16,
+}
+
+impl Pinger {
+    /// From a namespace to an address, under an identifier of its own.
+    pub fn new(from: &Namespace, to: Ipv4Addr) -> Result<Self, LabError> {
+        from.run(&["sysctl", "-qw", "net.ipv4.ping_group_range=0 2147483647"])?;
+        let open = || -> io::Result<Socket> {
+            let socket = Socket::new(Domain::IPV4, Type::DGRAM, Some(Protocol::ICMPV4))?;
+            socket.connect(&SocketAddr::from((to, 0)).into())?;
+            Ok(socket)
+        };
+        let socket = from
+            .enter(open)?
+            .map_err(LabError::io("a socket for pings"))?;
+        Ok(Self {
+            socket,
+            sequence: 0,
+        })
+    }
+
+    /// One ping; whether it was answered in time.
+    pub fn ping(&mut self, within: Duration) -> Result<bool, LabError> {
+        let error = |source| LabError::Io {
+            what: "ping".into(),
+            source,
+        };
+        self.sequence = self.sequence.wrapping_add(1);
+        let sequence = self.sequence.to_be_bytes();
+        // The kernel fills in checksum and identifier.
+        let request = [&[8, 0, 0, 0, 0, 0][..], &sequence, &[0x77; 48]].concat();
+        self.socket.send(&request).map_err(error)?;
+        let deadline = Instant::now() + within;
+        let mut answer = [0; 128];
+        loop {
+            let left = deadline
+                .saturating_duration_since(Instant::now())
+                .max(Duration::from_millis(1));
+            self.socket.set_read_timeout(Some(left)).map_err(error)?;
+            match (&self.socket).read(&mut answer) {
+                Ok(len) if len >= 8 && answer[0] == 0 && answer[6..8] == sequence => {
+                    return Ok(true);
+                }
+                Err(problem)
+                    if !matches!(
+                        problem.kind(),
+                        io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut
+                    ) =>
+                {
+                    return Err(error(problem));
+                }
+                _ if Instant::now() >= deadline => return Ok(false),
+                _ => {}
+            }
+        }
+    }
 }
 
 /// Datagrams with a number in each, sent at a steady rate until the stream is ended.

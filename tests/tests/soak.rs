@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used)]
 
 use std::{
+    net::Ipv4Addr,
     sync::atomic::{AtomicBool, AtomicU64, Ordering},
     thread,
     time::{Duration, Instant},
@@ -11,17 +12,12 @@ use std::{
 
 use weft_proto::v1::{AclRule, NetworkAcl, Objects, Route, RouteTable, SecurityRule};
 use weft_tests::{
-    Capture, Lab, LabError, Namespace, RawSocket, Site, SiteOptions,
-    load::echo,
-    tenants,
-    traffic::{NumberedStream, Tally, tcp_exchange},
+    Capture, Lab, LabError, Namespace, Site, SiteOptions, tenants,
+    traffic::{NumberedStream, Pinger, Tally, tcp_exchange},
 };
 
 /// Time between changes.
 const PACE: Duration = Duration::from_millis(100);
-
-/// The virtual router's MAC.
-const ROUTER: [u8; 6] = [0x02, 0x77, 0x65, 0x66, 0x74, 0x01];
 
 fn seconds() -> u64 {
     let given = std::env::var("WEFT_SOAK_SECONDS").ok();
@@ -134,33 +130,18 @@ fn turn(objects: &mut Objects, round: u64) {
 
 /// Pings, one about every 10 ms and a new identifier after 50, until told to stop: sent and answered. An answer may take its time: the
 /// machine may have other things to do, and only what never comes is lost.
-fn pings(
-    from: &Namespace,
-    macs: Macs,
-    addresses: ([u8; 4], [u8; 4]),
-    stop: &AtomicBool,
-) -> Result<(u64, u64), LabError> {
-    let socket = RawSocket::open(from, "eth0")?;
+fn pings(from: &Namespace, to: Ipv4Addr, stop: &AtomicBool) -> Result<(u64, u64), LabError> {
     let (mut sent, mut answered) = (0, 0);
     while !stop.load(Ordering::Relaxed) {
-        let (id, sequence) = ((sent / 50) as u16, (sent % 50) as u16);
-        socket.send(&echo(macs, addresses, id, sequence))?;
-        sent += 1;
-        let wanted = [&[0, 0][..], &id.to_be_bytes(), &sequence.to_be_bytes()].concat();
-        let is_answer = |frame: &[u8]| {
-            frame.get(23) == Some(&1)
-                && frame.len() > 42
-                && [&frame[34..36], &frame[38..42]].concat() == wanted
-        };
-        if socket.receive(Duration::from_secs(5), is_answer).is_some() {
-            answered += 1;
+        let mut pinger = Pinger::new(from, to)?;
+        for _ in 0..50 {
+            sent += 1;
+            answered += u64::from(pinger.ping(Duration::from_secs(5))?);
+            thread::sleep(Duration::from_millis(10));
         }
-        thread::sleep(Duration::from_millis(10));
     }
     Ok((sent, answered))
 }
-
-type Macs = ([u8; 6], [u8; 6]);
 
 struct Traffic {
     changes: u64,
@@ -185,10 +166,7 @@ fn run(site: &mut Site) -> Result<Traffic, LabError> {
     let deadline = Instant::now() + Duration::from_secs(seconds());
     let mut changes = 0;
     let (changed, pinged, exchanged) = thread::scope(|scope| {
-        let pinging = scope.spawn(|| {
-            let macs = (ROUTER, [2, 0, 0, 0, 1, 0x11]);
-            pings(&near, macs, ([10, 0, 1, 11], [10, 0, 2, 20]), &stop)
-        });
+        let pinging = scope.spawn(|| pings(&near, Ipv4Addr::new(10, 0, 2, 20), &stop));
         let exchanging = scope.spawn(|| -> Result<(), LabError> {
             while !stop.load(Ordering::Relaxed) {
                 tcp_exchange(&near, &far, service, 300_000)?;

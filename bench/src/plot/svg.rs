@@ -128,10 +128,10 @@ impl Drawing {
     /// The whole file.
     pub(super) fn finish(self, height: f64) -> String {
         format!(
-            r#"<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{height:.0}" viewBox="0 0 {WIDTH} {height:.0}" font-family="DejaVu Sans, Helvetica, Arial, sans-serif">
+            r##"<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{height:.0}" viewBox="0 0 {WIDTH} {height:.0}" font-family="DejaVu Sans, Helvetica, Arial, sans-serif">
 <rect x="0" y="0" width="{WIDTH}" height="{height:.0}" fill="#ffffff"/>
 {}</svg>
-"#,
+"##,
             self.0
         )
     }

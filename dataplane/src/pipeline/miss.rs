@@ -7,6 +7,7 @@ use super::trace::Silent;
 use super::{Core, Destination, Entry, Io, Tables, guard, local};
 use crate::packet::parse::{self, is_icmp_error, protocol};
 use crate::packet::{DropReason, Family, Packet, Parsed};
+use crate::session::slot::Order;
 use crate::session::table::{Action, Egress, Ingress, NewSession, SessionRef, Stamp};
 use crate::session::tcp::{self, Segment, Side};
 use crate::session::{InsertError, Key, State};
@@ -218,10 +219,11 @@ impl Core {
                 return Err(reason);
             }
         };
-        let session = match (known, opening) {
+        let stamp = Stamp::new(tables.snapshot.generation, entry.ingress);
+        match (known, opening) {
             (Some((session, standings)), _) => {
                 standings.keep(&session, self.now);
-                session
+                session.set_action(stamp, &action);
             }
             (None, Some((state, tcp))) => {
                 let port = match (entry.ingress, action.egress) {
@@ -234,6 +236,7 @@ impl Core {
                     vpc: tables.snapshot.vpcs[entry.vpc].index,
                     now: self.now,
                     tcp,
+                    order: Some((stamp, Order::from(&action))),
                 };
                 let session =
                     tables
@@ -245,14 +248,9 @@ impl Core {
                             InsertError::VpcBudget => DropReason::SessionVpcBudget,
                         })?;
                 session.touch(self.now);
-                session
             }
             (None, None) => return Err(DropReason::TcpInvalid),
-        };
-        session.set_action(
-            Stamp::new(tables.snapshot.generation, entry.ingress),
-            &action,
-        );
+        }
         Ok(action)
     }
 

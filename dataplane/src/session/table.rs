@@ -5,7 +5,7 @@
 //! session: 192 bytes, and 16 to 32 of index.
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
+use std::sync::atomic::{AtomicU32, Ordering, fence};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::arena::Arena;
@@ -52,6 +52,7 @@ struct Shard {
 struct Writer {
     free: Vec<u32>,
     candidates: VecDeque<(u32, u32)>,
+    counts: Counts,
 }
 
 /// Why no session could be made.
@@ -78,13 +79,14 @@ pub struct TableStatistics {
     pub refused: u64,
 }
 
+/// A shard's share of [`TableStatistics`].
 #[derive(Debug, Default)]
-struct Counters {
-    live: AtomicU64,
-    installed: AtomicU64,
-    expired: AtomicU64,
-    evicted: AtomicU64,
-    refused: AtomicU64,
+struct Counts {
+    live: u64,
+    installed: u64,
+    expired: u64,
+    evicted: u64,
+    refused: u64,
 }
 
 /// All sessions of the host.
@@ -95,7 +97,6 @@ pub struct SessionTable {
     limits: Limits,
     per_port: Box<[AtomicU32]>,
     per_vpc: Box<[AtomicU32]>,
-    counters: Counters,
 }
 
 /// Where a session probably lies.
@@ -125,6 +126,8 @@ pub struct NewSession {
     pub now: u32,
     /// TCP windows: of the opener, and of the other side.
     pub tcp: (Side, Side),
+    /// What was decided for the packet that opens it.
+    pub order: Option<(Stamp, Order)>,
 }
 
 /// A session as shown to people.
@@ -153,6 +156,7 @@ impl SessionTable {
             writer: Mutex::new(Writer {
                 free: Vec::with_capacity(per_shard),
                 candidates: VecDeque::with_capacity(CANDIDATES),
+                counts: Counts::default(),
             }),
         };
         Self {
@@ -161,7 +165,6 @@ impl SessionTable {
             limits,
             per_port: (0..limits.ports).map(|_| AtomicU32::new(0)).collect(),
             per_vpc: (0..limits.vpcs).map(|_| AtomicU32::new(0)).collect(),
-            counters: Counters::default(),
         }
     }
 
@@ -172,19 +175,17 @@ impl SessionTable {
 
     /// Counts so far.
     pub fn statistics(&self) -> TableStatistics {
-        let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        TableStatistics {
-            live: load(&self.counters.live),
-            capacity: self
-                .shards
-                .iter()
-                .map(|shard| shard.slots.len() as u64)
-                .sum(),
-            installed: load(&self.counters.installed),
-            expired: load(&self.counters.expired),
-            evicted: load(&self.counters.evicted),
-            refused: load(&self.counters.refused),
+        let mut all = TableStatistics::default();
+        for shard in &self.shards {
+            let counts = &shard.lock().counts;
+            all.live += counts.live;
+            all.capacity += shard.slots.len() as u64;
+            all.installed += counts.installed;
+            all.expired += counts.expired;
+            all.evicted += counts.evicted;
+            all.refused += counts.refused;
         }
+        all
     }
 
     #[inline]
@@ -239,6 +240,9 @@ impl SessionTable {
         let shard = self.shard(key.hash);
         let mut writer = shard.lock();
         if let Some(found) = self.find(key) {
+            if let Some((stamp, order)) = &new.order {
+                found.half().set(*stamp, order);
+            }
             return Ok(found);
         }
         let budgets = [
@@ -260,12 +264,12 @@ impl SessionTable {
                 .get(index)
                 .is_some_and(|count| count.load(Ordering::Relaxed) >= limit)
             {
-                self.counters.refused.fetch_add(1, Ordering::Relaxed);
+                writer.counts.refused += 1;
                 return Err(error);
             }
         }
         let Some((number, place)) = self.make_room(shard, &mut writer, key.hash) else {
-            self.counters.refused.fetch_add(1, Ordering::Relaxed);
+            writer.counts.refused += 1;
             return Err(InsertError::Full);
         };
         let slot = &shard.slots[number as usize];
@@ -280,6 +284,9 @@ impl SessionTable {
         let opener = key.direction as usize;
         slot.halves[opener].clear(new.tcp.0);
         slot.halves[1 - opener].clear(new.tcp.1);
+        if let Some((stamp, order)) = &new.order {
+            slot.halves[opener].set(*stamp, order);
+        }
         let version = slot.turn();
         shard.index.put(place, key.hash, number);
         if new.state.gives_way() {
@@ -289,8 +296,8 @@ impl SessionTable {
             writer.candidates.push_back((number, version));
         }
         self.charge(new.port, new.vpc, 1);
-        self.counters.live.fetch_add(1, Ordering::Relaxed);
-        self.counters.installed.fetch_add(1, Ordering::Relaxed);
+        writer.counts.live += 1;
+        writer.counts.installed += 1;
         Ok(SessionRef {
             shard,
             slot,
@@ -315,7 +322,7 @@ impl SessionTable {
                         .load(Ordering::Relaxed)
                 })?;
             self.release(shard, writer, newest);
-            self.counters.evicted.fetch_add(1, Ordering::Relaxed);
+            writer.counts.evicted += 1;
         }
         let used = shard.used.load(Ordering::Relaxed);
         if writer.free.is_empty() && used as usize == shard.slots.len() {
@@ -325,7 +332,7 @@ impl SessionTable {
                     && gives_way(&number)
                 {
                     self.release(shard, writer, number);
-                    self.counters.evicted.fetch_add(1, Ordering::Relaxed);
+                    writer.counts.evicted += 1;
                     break;
                 }
             }
@@ -366,7 +373,7 @@ impl SessionTable {
             -1,
         );
         writer.free.push(number);
-        self.counters.live.fetch_sub(1, Ordering::Relaxed);
+        writer.counts.live -= 1;
     }
 
     /// Removes a session if it is still there.
@@ -382,6 +389,7 @@ impl SessionTable {
         self.remove_where(
             |slot| slot.port.load(Ordering::Relaxed) == u32::from(port),
             0..usize::MAX,
+            |_| {},
         );
     }
 
@@ -398,8 +406,13 @@ impl SessionTable {
             .map(|shard| shard.slots.len())
             .sum::<usize>();
         let cursor = if cursor >= total { 0 } else { cursor };
-        let removed = self.remove_where(|slot| expired(slot, now), cursor..cursor + count);
-        self.counters.expired.fetch_add(removed, Ordering::Relaxed);
+        self.remove_where(
+            |slot| expired(slot, now),
+            cursor..cursor + count,
+            |counts| {
+                counts.expired += 1;
+            },
+        );
         cursor + count
     }
 
@@ -407,8 +420,8 @@ impl SessionTable {
         &self,
         condition: impl Fn(&Slot) -> bool,
         range: std::ops::Range<usize>,
-    ) -> u64 {
-        let mut removed = 0;
+        count: impl Fn(&mut Counts),
+    ) {
         let per_shard = self.shards[0].slots.len();
         let end = range.end.min(per_shard * SHARDS);
         for position in range.start..end {
@@ -421,11 +434,10 @@ impl SessionTable {
                 let mut writer = shard.lock();
                 if slot.is_live() && condition(slot) {
                     self.release(shard, &mut writer, (position % per_shard) as u32);
-                    removed += 1;
+                    count(&mut writer.counts);
                 }
             }
         }
-        removed
     }
 
     /// Up to `limit` sessions that the filter lets through, for people.
@@ -600,6 +612,7 @@ mod tests {
             vpc: 1,
             now,
             tcp: Default::default(),
+            order: None,
         }
     }
 
