@@ -4,7 +4,10 @@
 //! a peer.
 
 mod clock;
+mod dpdk;
+mod ecmp;
 mod forward;
+mod lpm;
 mod memory;
 mod scenario;
 mod workers;
@@ -18,7 +21,7 @@ use clap::Parser;
 #[derive(Debug, Parser)]
 struct Arguments {
     /// What to measure: memory (the pipeline without sockets), workers (several on one session table), forward (real sockets across two
-    /// hosts), tcp (one stream over the same); all by default
+    /// hosts), tcp (one stream over the same), lpm (longest prefix match), ecmp (choice of next hops); all by default
     suites: Vec<String>,
     /// Measure the peers too, interleaved with ours
     #[arg(long)]
@@ -114,7 +117,7 @@ fn main() -> ExitCode {
 }
 
 fn run(arguments: &Arguments) -> anyhow::Result<()> {
-    let all = ["memory", "workers", "forward", "tcp"];
+    let all = ["memory", "workers", "lpm", "ecmp", "forward", "tcp"];
     if let Some(unknown) = arguments
         .suites
         .iter()
@@ -131,6 +134,12 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
     }
     if wanted("workers") {
         rows.extend(workers::rows()?);
+    }
+    if wanted("lpm") {
+        rows.extend(dpdk::pinned(|| lpm::rows(arguments.peers))?);
+    }
+    if wanted("ecmp") {
+        rows.extend(dpdk::pinned(ecmp::rows)?);
     }
     if wanted("forward") {
         rows.extend(forward::rows(arguments.peers)?);

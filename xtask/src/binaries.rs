@@ -44,6 +44,9 @@ pub(crate) fn lab(command: &str, args: &[OsString]) -> Result<()> {
 /// `weft-bench ARGS…`
 pub(crate) fn bench(args: &[OsString]) -> Result<()> {
     setup::setup()?;
+    if args.iter().any(|arg| arg == "--peers") {
+        setup::peers()?;
+    }
     build(&["weft-tests", "weft-bench"])?;
     become_program("weft-bench", args)
 }

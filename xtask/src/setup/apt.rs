@@ -27,10 +27,13 @@ pub(crate) const PACKAGES: &[&str] = &[
     "procps",
     "tcpdump",
     "tshark",
-    // peers
+    // peers of the tests
     "nftables",
     "openvswitch-switch",
 ];
+
+/// What the benchmarks' peers need besides: DPDK's libraries, for the programs in bench/peers.
+pub(crate) const PEERS: &[&str] = &["libdpdk-dev"];
 
 /// Which of `packages` are not installed.
 fn missing<'p>(packages: &[&'p str]) -> Result<Vec<&'p str>> {

@@ -15,3 +15,8 @@ pub(crate) fn setup() -> Result<()> {
     let linker = ebpf::linker(&toolchain)?;
     ebpf::build(&toolchain, &linker)
 }
+
+/// What `bench --peers` needs besides [`setup`].
+pub(crate) fn peers() -> Result<()> {
+    apt::install("the benchmarks' peers", apt::PEERS)
+}
