@@ -125,8 +125,11 @@ fn main() -> ExitCode {
     }
 }
 
+/// A name, and what measures it, with or without peers.
+type Suite = (&'static str, fn(bool) -> anyhow::Result<Vec<Row>>);
+
 /// What can be measured, in the order in which it is.
-const SUITES: [(&str, fn(bool) -> anyhow::Result<Vec<Row>>); 7] = [
+const SUITES: [Suite; 7] = [
     ("memory", |_| memory::rows()),
     ("workers", |_| workers::rows()),
     ("classify", |peers| dpdk::pinned(|| classify::rows(peers))),
