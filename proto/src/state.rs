@@ -333,7 +333,7 @@ impl State {
             entries.sort_by_cached_key(key);
         }
         let mut state = Self::default();
-        for entry in entries {
+        for entry in &entries {
             if let Some(twice) = state.put(entry) {
                 return Err(StateError::Duplicate(twice.object.key()));
             }
@@ -341,10 +341,10 @@ impl State {
         Ok(state)
     }
 
-    fn put(&mut self, entry: Arc<Entry>) -> Option<Arc<Entry>> {
+    fn put(&mut self, entry: &Arc<Entry>) -> Option<Arc<Entry>> {
         let (kind, id) = (entry.object.kind(), entry.object.id());
         self.digest = self.digest.plus(entry.digest);
-        let before = self.objects.insert(Arc::clone(&entry), by_key(kind, id));
+        let before = self.objects.insert(Arc::clone(entry), by_key(kind, id));
         if let Some(before) = &before {
             self.digest = self.digest.minus(before.digest);
             if before.object.vpc() != entry.object.vpc() {
@@ -352,8 +352,7 @@ impl State {
             }
         }
         if let Some(vpc) = entry.object.vpc() {
-            self.by_vpc
-                .insert(Arc::clone(&entry), by_vpc(vpc, kind, id));
+            self.by_vpc.insert(Arc::clone(entry), by_vpc(vpc, kind, id));
         }
         before
     }
@@ -381,7 +380,7 @@ impl State {
 
     /// Adds or replaces; gives back what was there.
     pub fn insert(&mut self, object: Object) -> Option<Object> {
-        let before = self.put(Entry::new(object))?;
+        let before = self.put(&Entry::new(object))?;
         Some(before.object.clone())
     }
 
@@ -473,7 +472,7 @@ impl State {
         let mut seen = HashSet::new();
         for object in explode(upserts) {
             let key = object.key();
-            next.put(Entry::new(object));
+            next.put(&Entry::new(object));
             if let Some(twice) = seen.replace(key) {
                 return Err(StateError::Duplicate(twice));
             }
