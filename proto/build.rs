@@ -1,13 +1,20 @@
 //! Generates the Rust side of the wire contract. `protox` parses the files, so that no `protoc` is needed.
 
+use prost::Message;
+
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let files = ["objects", "host", "node", "intent"].map(|name| format!("weft/v1/{name}.proto"));
     for file in &files {
         println!("cargo:rerun-if-changed={file}");
     }
     let descriptors = protox::compile(&files, ["."])?;
+    // For `src/strict.rs`, which holds requests against them.
+    let path = std::path::Path::new(&std::env::var("OUT_DIR")?).join("descriptors.bin");
+    std::fs::write(path, descriptors.encode_to_vec())?;
+    let mut config = tonic_prost_build::Config::new();
+    config.enable_type_names();
     // Objects and what they hold appear in files that people write, so they read and write as text too; a misspelt field is an error.
-    let mut builder = tonic_prost_build::configure();
+    let mut builder = tonic_prost_build::configure().codec_path("crate::strict::StrictCodec");
     for name in [
         "Objects",
         "ObjectKey",
@@ -49,6 +56,6 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             "#[derive(serde::Serialize, serde::Deserialize)] #[serde(default, deny_unknown_fields)]",
         );
     }
-    builder.compile_fds(descriptors)?;
+    builder.compile_fds_with_config(descriptors, config)?;
     Ok(())
 }

@@ -1,14 +1,16 @@
-//! weft-bench: the benchmarks. Run by `cargo xtask bench [SUITE…] [--peers] [--json FILE]`.
+//! weft-bench: the benchmarks. Run by `cargo xtask bench [SUITE…] [--peers] [--json [FILE]] [--plots DIR]`.
 //!
 //! Each row has a name, a unit, the median of several samples and their spread, and, where one was measured in the same run, the figure of
 //! a peer.
 
+mod classify;
 mod clock;
 mod dpdk;
 mod ecmp;
 mod forward;
 mod lpm;
 mod memory;
+mod plot;
 mod scenario;
 mod workers;
 
@@ -20,15 +22,21 @@ use clap::Parser;
 /// Measures, prints a table, and writes JSON if asked.
 #[derive(Debug, Parser)]
 struct Arguments {
-    /// What to measure: memory (the pipeline without sockets), workers (several on one session table), forward (real sockets across two
-    /// hosts), tcp (one stream over the same), lpm (longest prefix match), ecmp (choice of next hops); all by default
+    /// What to measure: memory (the pipeline without sockets), workers (several on one session table), lpm (longest prefix match), ecmp
+    /// (choice of next hops), classify (rules), forward (real sockets across two hosts), tcp (one stream over the same); all by default
     suites: Vec<String>,
     /// Measure the peers too, interleaved with ours
     #[arg(long)]
     peers: bool,
-    /// Write the rows to this file as JSON
-    #[arg(long, value_name = "FILE")]
-    json: Option<PathBuf>,
+    /// Print the rows as one JSON document, or write it to this file; name suites before this
+    #[arg(long, value_name = "FILE", num_args = 0..=1)]
+    json: Option<Option<PathBuf>>,
+    /// Draw charts of the rows into this directory, as SVG
+    #[arg(long, value_name = "DIR")]
+    plots: Option<PathBuf>,
+    /// Measure nothing: take the rows from a JSON document of an earlier run
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["suites", "peers"])]
+    from: Option<PathBuf>,
 }
 
 /// One figure.
@@ -73,7 +81,8 @@ impl Row {
         })
     }
 
-    fn print(&self) {
+    /// One line for people.
+    fn line(&self) -> String {
         let goal = self.goal.map_or(String::new(), |(goal, more)| {
             let verdict = if self.met() == Some(true) {
                 "met"
@@ -88,13 +97,13 @@ impl Row {
         let peer = self.peer.as_ref().map_or(String::new(), |(peer, samples)| {
             format!("  {peer}: {:.3}", median(samples))
         });
-        println!(
+        format!(
             "{:60} {:>10.3} {:24} spread {:>3.0} %{goal}{peer}",
             self.name,
             median(&self.samples),
             self.unit,
             spread(&self.samples) * 100.0
-        );
+        )
     }
 
     fn json(&self) -> serde_json::Value {
@@ -116,44 +125,66 @@ fn main() -> ExitCode {
     }
 }
 
+/// What can be measured, in the order in which it is.
+const SUITES: [(&str, fn(bool) -> anyhow::Result<Vec<Row>>); 7] = [
+    ("memory", |_| memory::rows()),
+    ("workers", |_| workers::rows()),
+    ("lpm", |peers| dpdk::pinned(|| lpm::rows(peers))),
+    ("ecmp", |_| dpdk::pinned(ecmp::rows)),
+    ("classify", |peers| dpdk::pinned(|| classify::rows(peers))),
+    ("forward", forward::rows),
+    ("tcp", forward::tcp),
+];
+
 fn run(arguments: &Arguments) -> anyhow::Result<()> {
-    let all = ["memory", "workers", "lpm", "ecmp", "forward", "tcp"];
-    if let Some(unknown) = arguments
-        .suites
-        .iter()
-        .find(|suite| !all.contains(&suite.as_str()))
-    {
-        anyhow::bail!("'{unknown}' is no suite; there are {}", all.join(", "));
+    let suite = |name: &str| SUITES.iter().any(|(suite, _)| *suite == name);
+    if let Some(unknown) = arguments.suites.iter().find(|name| !suite(name)) {
+        let all = SUITES.map(|(name, _)| name).join(", ");
+        anyhow::bail!("'{unknown}' is no suite; there are {all}");
     }
-    let wanted = |suite: &str| {
-        arguments.suites.is_empty() || arguments.suites.iter().any(|name| name == suite)
+    if let Some(Some(path)) = &arguments.json {
+        let name = path.display().to_string();
+        anyhow::ensure!(
+            !suite(&name),
+            "name suites before --json: --json {name} would be a file"
+        );
+    }
+    let document = match &arguments.from {
+        Some(path) => serde_json::from_str(&std::fs::read_to_string(path)?)?,
+        None => measure(arguments)?,
     };
-    let mut rows = Vec::new();
-    if wanted("memory") {
-        rows.extend(memory::rows()?);
+    match &arguments.json {
+        None => {}
+        Some(None) => println!("{document:#}"),
+        Some(Some(path)) => std::fs::write(path, format!("{document:#}\n"))?,
     }
-    if wanted("workers") {
-        rows.extend(workers::rows()?);
-    }
-    if wanted("lpm") {
-        rows.extend(dpdk::pinned(|| lpm::rows(arguments.peers))?);
-    }
-    if wanted("ecmp") {
-        rows.extend(dpdk::pinned(ecmp::rows)?);
-    }
-    if wanted("forward") {
-        rows.extend(forward::rows(arguments.peers)?);
-    }
-    if wanted("tcp") {
-        rows.extend(forward::tcp(arguments.peers)?);
-    }
-    for row in &rows {
-        row.print();
-    }
-    if let Some(path) = &arguments.json {
-        let rows: Vec<_> = rows.iter().map(Row::json).collect();
-        let document = serde_json::json!({ "machine": clock::machine(), "rows": rows });
-        std::fs::write(path, format!("{document:#}\n"))?;
+    if let Some(directory) = &arguments.plots {
+        for path in plot::write(&document, directory)? {
+            eprintln!("drawn: {}", path.display());
+        }
     }
     Ok(())
+}
+
+/// Runs the suites that are asked for. Progress goes to standard error, and so does the table where standard output is to have the document.
+fn measure(arguments: &Arguments) -> anyhow::Result<serde_json::Value> {
+    let asked = |suite: &str| {
+        arguments.suites.is_empty() || arguments.suites.iter().any(|name| name == suite)
+    };
+    let mut all = Vec::new();
+    for (name, rows) in SUITES {
+        if !asked(name) {
+            continue;
+        }
+        eprintln!("── {name}");
+        for row in rows(arguments.peers)? {
+            if arguments.json == Some(None) {
+                eprintln!("{}", row.line());
+            } else {
+                println!("{}", row.line());
+            }
+            all.push(row.json());
+        }
+    }
+    Ok(serde_json::json!({ "machine": clock::machine(), "rows": all }))
 }

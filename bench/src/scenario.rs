@@ -59,6 +59,11 @@ pub(crate) fn settings() -> Settings {
 
 /// The topology in memory, with room for so many sessions on each host.
 pub(crate) fn fabric(capacity: u32) -> anyhow::Result<Fabric> {
+    fabric_of(objects()?, capacity)
+}
+
+/// Any objects in memory, with room for so many sessions on each host.
+pub(crate) fn fabric_of(objects: Objects, capacity: u32) -> anyhow::Result<Fabric> {
     let limits = Limits {
         capacity,
         per_port: capacity,
@@ -66,7 +71,7 @@ pub(crate) fn fabric(capacity: u32) -> anyhow::Result<Fabric> {
         ports: 16,
         vpcs: 16,
     };
-    Fabric::new(State::from_objects(objects()?)?, &settings(), limits)
+    Fabric::new(State::from_objects(objects)?, &settings(), limits)
         .map_err(|violations| anyhow::anyhow!("{violations:?}"))
 }
 

@@ -1,7 +1,7 @@
 //! Broadcast and multicast within a subnet: one copy to each port of it that may have it, one to each peer that has such ports, none back.
 
 use crate::packet::Parsed;
-use crate::policy::{Subject, acl_verdict};
+use crate::policy::Subject;
 use crate::session::table::Ingress;
 use crate::snapshot::{Place, Port, Snapshot};
 
@@ -26,7 +26,7 @@ fn passes(snapshot: &Snapshot, port: &Port, parsed: &Parsed, towards: bool) -> b
         .acl
         .and_then(|acl| snapshot.acls.get(acl));
     let entries = acl.map(|acl| if towards { &acl.ingress } else { &acl.egress });
-    entries.is_none_or(|entries| acl_verdict(entries, &subject, &snapshot.sets).1)
+    entries.is_none_or(|entries| entries.verdict(&subject, &snapshot.sets).1)
         && rules.allow(&subject, &snapshot.sets)
 }
 

@@ -7,7 +7,7 @@
 use super::trace::Tracer;
 use crate::packet::parse::{Parsed, word_address};
 use crate::packet::{DropReason, Flow, Mac};
-use crate::policy::{Subject, acl_verdict};
+use crate::policy::Subject;
 use crate::route::ecmp;
 use crate::session::table::{Action, Egress, Ingress};
 use crate::snapshot::{Endpoint, NextHop, Place, Port, Snapshot, Subnet, Target};
@@ -270,16 +270,13 @@ fn acl(
         return Ok(());
     };
     let flow = &case.parsed.flow;
-    let (entries, remote, stage) = if towards {
+    let (rules, remote, stage) = if towards {
         (&acl.ingress, flow.source, "acl in")
     } else {
         (&acl.egress, flow.destination, "acl out")
     };
-    let (number, allow) = acl_verdict(
-        entries,
-        &Subject::of(flow, case.parsed.icmp, remote),
-        &snapshot.sets,
-    );
+    let subject = Subject::of(flow, case.parsed.icmp, remote);
+    let (number, allow) = rules.verdict(&subject, &snapshot.sets);
     trace.step(stage, || {
         let verdict = if allow { "allow" } else { "deny" };
         number.map_or_else(

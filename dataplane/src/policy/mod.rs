@@ -1,5 +1,17 @@
 //! Policy: rules of security groups and network ACLs, and the judgement over them. Evaluated on session misses only.
+//!
+//! [`Rule`] is one condition as it is configured, [`Classifier`] many of them compiled, [`AddressSet`] what rules refer to by name. Sets change
+//! without their rules being compiled again.
 
+mod classifier;
+mod set_rules;
+mod steps;
+#[cfg(test)]
+mod tests;
+
+use std::sync::Arc;
+
+pub use self::classifier::Classifier;
 use crate::packet::parse::protocol;
 use crate::packet::{Family, Flow};
 use crate::route::{Lpm, Prefix};
@@ -76,43 +88,59 @@ pub struct AddressSet {
     pub prefixes: Lpm<()>,
 }
 
-impl Rule {
-    /// Whether the rule is about the subject.
-    pub fn matches(&self, subject: &Subject, sets: &[AddressSet]) -> bool {
-        if self.family.is_some_and(|family| family != subject.family) {
-            return false;
-        }
-        let service = match &self.service {
-            Service::Any => true,
-            Service::Protocol(number) => *number == subject.protocol,
-            Service::Ports(number, range) => {
-                *number == subject.protocol && range.contains(&subject.port)
-            }
-            Service::Icmp(number, kind, code) => {
-                let [subject_kind, subject_code] = subject.icmp.to_be_bytes();
-                *number == subject.protocol
-                    && *kind == subject_kind
-                    && code.is_none_or(|code| code == subject_code)
-            }
+/// The key of a service: the protocol, then the destination port, or for ICMP type and code.
+fn service_key(protocol: u8, low: u16) -> u32 {
+    u32::from(protocol) << 16 | u32::from(low)
+}
+
+fn is_icmp(number: u8) -> bool {
+    matches!(number, protocol::ICMP | protocol::ICMPV6)
+}
+
+impl Subject {
+    fn service(&self) -> u32 {
+        let low = if is_icmp(self.protocol) {
+            self.icmp
+        } else {
+            self.port
         };
-        service
-            && match &self.remote {
-                Remote::Any => true,
-                Remote::Prefix(prefix) => prefix.contains(subject.remote),
-                Remote::Set(index) => sets
-                    .get(*index)
-                    .is_some_and(|set| set.prefixes.lookup(subject.remote).is_some()),
-            }
+        service_key(self.protocol, low)
     }
 }
 
-/// The rules of a port's groups for one direction; allow only.
+impl Service {
+    /// First and last key of the subjects that it is about; none when there are no such subjects, as ICMP has no ports and TCP no types.
+    fn keys(&self) -> Option<(u32, u32)> {
+        match self {
+            Self::Any => Some((0, u32::MAX)),
+            Self::Protocol(number) => {
+                Some((service_key(*number, 0), service_key(*number, u16::MAX)))
+            }
+            Self::Ports(number, range) => (!is_icmp(*number) && !range.is_empty()).then(|| {
+                (
+                    service_key(*number, *range.start()),
+                    service_key(*number, *range.end()),
+                )
+            }),
+            Self::Icmp(number, kind, code) => is_icmp(*number).then(|| {
+                let (first, last) = code.map_or((0, u8::MAX), |code| (code, code));
+                let low = |code| u16::from_be_bytes([*kind, code]);
+                (
+                    service_key(*number, low(first)),
+                    service_key(*number, low(last)),
+                )
+            }),
+        }
+    }
+}
+
+/// What the security groups of a port say, for one direction; allow only.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum GroupRules {
     /// No rule in this direction and the default is to let pass.
     Open,
-    /// What any of the rules matches passes.
-    Allow(Vec<Rule>),
+    /// What any rule of any of the groups matches passes. A group is compiled once, whatever the ports that are in it.
+    Allow(Vec<Arc<Classifier>>),
 }
 
 impl GroupRules {
@@ -120,9 +148,16 @@ impl GroupRules {
     pub fn allow(&self, subject: &Subject, sets: &[AddressSet]) -> bool {
         match self {
             Self::Open => true,
-            Self::Allow(rules) => rules.iter().any(|rule| rule.matches(subject, sets)),
+            Self::Allow(groups) => groups
+                .iter()
+                .any(|rules| rules.decide(subject, sets).is_some()),
         }
     }
+}
+
+/// Rules of a group for one direction, ready to be shared by its ports.
+pub fn group<'a>(rules: impl IntoIterator<Item = &'a Rule>) -> Classifier {
+    Classifier::new(rules.into_iter().map(|rule| (0, rule)))
 }
 
 /// One entry of a network ACL.
@@ -136,27 +171,38 @@ pub struct AclEntry {
     pub rule: Rule,
 }
 
-/// A network ACL: stateless, ordered, deny at the end.
+/// The rules of a network ACL for one direction: stateless, ordered, deny at the end.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct AclRules(Classifier);
+
+impl AclRules {
+    /// Compiles entries, in any order.
+    pub fn new(entries: &[AclEntry]) -> Self {
+        let outcome = |entry: &AclEntry| u32::from(entry.number) << 1 | u32::from(entry.allow);
+        Self(Classifier::new(
+            entries.iter().map(|entry| (outcome(entry), &entry.rule)),
+        ))
+    }
+
+    /// The number of the entry that decides about the subject, and what it says; no number when none matches.
+    pub fn verdict(&self, subject: &Subject, sets: &[AddressSet]) -> (Option<u16>, bool) {
+        self.0
+            .decide(subject, sets)
+            .map_or((None, false), |outcome| {
+                (Some((outcome >> 1) as u16), outcome & 1 == 1)
+            })
+    }
+}
+
+/// A network ACL.
 #[derive(Debug, Clone, Default)]
 pub struct Acl {
     /// Its id.
     pub id: String,
-    /// Towards the ports, ascending by number.
-    pub ingress: Vec<AclEntry>,
-    /// From the ports, ascending by number.
-    pub egress: Vec<AclEntry>,
-}
-
-/// The verdict of a list of ACL entries: the number that decided, and what it said; no number when none matched.
-pub fn acl_verdict(
-    entries: &[AclEntry],
-    subject: &Subject,
-    sets: &[AddressSet],
-) -> (Option<u16>, bool) {
-    entries
-        .iter()
-        .find(|entry| entry.rule.matches(subject, sets))
-        .map_or((None, false), |entry| (Some(entry.number), entry.allow))
+    /// Towards the ports.
+    pub ingress: AclRules,
+    /// From the ports.
+    pub egress: AclRules,
 }
 
 /// The protocol number of a word of the wire contract; none for "any".

@@ -4,6 +4,7 @@
 //! panic safety: what does not resolve becomes a violation.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use ipnetwork::IpNetwork;
 use weft_proto::state::{Key, Kind, State};
@@ -17,7 +18,8 @@ use crate::encap::{Encapsulation, Template};
 use crate::packet::parse::{address_word, protocol, word_address};
 use crate::packet::{Family, Mac};
 use crate::policy::{
-    Acl, AclEntry, AddressSet, GroupRules, Remote, Rule, Service, protocol_number,
+    self, Acl, AclEntry, AclRules, AddressSet, Classifier, GroupRules, Remote, Rule, Service,
+    protocol_number,
 };
 use crate::route::ecmp::{self, Group, Member};
 use crate::route::{Lpm, Prefix, TableBuilder};
@@ -124,6 +126,12 @@ struct Places<'a> {
     prefix_lists: Map<&'a str, usize>,
     peers: Map<&'a str, u16>,
     endpoints: Map<&'a str, Endpoint>,
+}
+
+/// A group's rules by direction; none where it has no rule.
+struct CompiledGroup {
+    ingress: Option<Arc<Classifier>>,
+    egress: Option<Arc<Classifier>>,
 }
 
 impl Compiler<'_> {
@@ -348,10 +356,7 @@ impl Compiler<'_> {
 
     fn acls<'s>(&mut self, state: &'s v1::Objects, places: &mut Places<'s>) {
         for acl in &state.network_acls {
-            let mut compiled = Acl {
-                id: acl.id.clone(),
-                ..Acl::default()
-            };
+            let (mut ingress, mut egress) = (Vec::new(), Vec::new());
             for (i, wire) in acl.rules.iter().enumerate() {
                 let rule = service(
                     &wire.protocol,
@@ -367,8 +372,8 @@ impl Compiler<'_> {
                     })
                 });
                 let list = match wire.direction.as_str() {
-                    "ingress" => Some(&mut compiled.ingress),
-                    "egress" => Some(&mut compiled.egress),
+                    "ingress" => Some(&mut ingress),
+                    "egress" => Some(&mut egress),
                     _ => None,
                 };
                 match (rule, list, wire.action.as_str()) {
@@ -390,11 +395,47 @@ impl Compiler<'_> {
                     ),
                 }
             }
-            compiled.ingress.sort_by_key(|entry| entry.number);
-            compiled.egress.sort_by_key(|entry| entry.number);
             places.acls.insert(&acl.id, self.snapshot.acls.len());
-            self.snapshot.acls.push(compiled);
+            self.snapshot.acls.push(Acl {
+                id: acl.id.clone(),
+                ingress: AclRules::new(&ingress),
+                egress: AclRules::new(&egress),
+            });
         }
+    }
+
+    /// The rules of every group, each compiled once for all of its ports.
+    fn groups<'s>(
+        &mut self,
+        state: &'s v1::Objects,
+        places: &Places<'s>,
+    ) -> Map<&'s str, CompiledGroup> {
+        let mut groups = Map::default();
+        for group in &state.security_groups {
+            let (mut ingress, mut egress) = (Vec::new(), Vec::new());
+            for (i, wire) in group.rules.iter().enumerate() {
+                match (security_rule(wire, places), wire.direction.as_str()) {
+                    (Ok(rule), "ingress") => ingress.push(rule),
+                    (Ok(rule), "egress") => egress.push(rule),
+                    (Ok(_), _) => self.violate(
+                        Kind::SecurityGroup,
+                        &group.id,
+                        format!("rules[{i}].direction"),
+                        "is ingress or egress",
+                    ),
+                    (Err(rule), _) => {
+                        self.violate(Kind::SecurityGroup, &group.id, format!("rules[{i}]"), rule);
+                    }
+                }
+            }
+            let compile = |rules: &[Rule]| (!rules.is_empty()).then(|| policy::group(rules).into());
+            let compiled = CompiledGroup {
+                ingress: compile(&ingress),
+                egress: compile(&egress),
+            };
+            groups.insert(group.id.as_str(), compiled);
+        }
+        groups
     }
 
     fn subnets<'s>(&mut self, state: &'s v1::Objects, places: &mut Places<'s>) {
@@ -468,11 +509,7 @@ impl Compiler<'_> {
     }
 
     fn ports<'s>(&mut self, state: &'s v1::Objects, places: &mut Places<'s>) {
-        let groups: Map<&str, &v1::SecurityGroup> = state
-            .security_groups
-            .iter()
-            .map(|group| (group.id.as_str(), group))
-            .collect();
+        let groups = self.groups(state, places);
         for port in &state.ports {
             let (Some(vpc), Some(subnet)) = (
                 places.vpcs.get(port.vpc.as_str()).copied(),
@@ -514,8 +551,7 @@ impl Compiler<'_> {
                     self.violate(Kind::Port, &port.id, "", rule);
                     continue;
                 };
-                let compiled =
-                    self.port(port, (vpc, subnet, mac, addresses.clone()), &groups, places);
+                let compiled = self.port(port, (vpc, subnet, mac, addresses.clone()), &groups);
                 self.snapshot.subnets[subnet].ports.push(index);
                 put(&mut self.snapshot.ports, index, compiled);
                 Place::Here(index)
@@ -564,8 +600,7 @@ impl Compiler<'_> {
         &mut self,
         port: &v1::Port,
         identity: (usize, usize, Mac, Vec<u128>),
-        groups: &Map<&str, &v1::SecurityGroup>,
-        places: &Places<'_>,
+        groups: &Map<&str, CompiledGroup>,
     ) -> Port {
         let (vpc, subnet, mac, addresses) = identity;
         let mut pairs = Vec::new();
@@ -596,21 +631,8 @@ impl Compiler<'_> {
                 );
                 continue;
             };
-            for (i, wire) in group.rules.iter().enumerate() {
-                match (security_rule(wire, places), wire.direction.as_str()) {
-                    (Ok(rule), "ingress") => ingress.push(rule),
-                    (Ok(rule), "egress") => egress.push(rule),
-                    (Ok(_), _) => self.violate(
-                        Kind::SecurityGroup,
-                        id,
-                        format!("rules[{i}].direction"),
-                        "is ingress or egress",
-                    ),
-                    (Err(rule), _) => {
-                        self.violate(Kind::SecurityGroup, id, format!("rules[{i}]"), rule);
-                    }
-                }
-            }
+            ingress.extend(group.ingress.clone());
+            egress.extend(group.egress.clone());
         }
         Port {
             id: port.id.clone(),
@@ -788,6 +810,7 @@ fn service(word: &str, ports: Bounds, icmp: Bounds) -> Result<Service, String> {
             ))
         }
         (_, (None, None), _) => Ok(Service::Protocol(number)),
+        (protocol::ICMP | protocol::ICMPV6, ..) => Err("ICMP has no ports".to_owned()),
         (_, (low, high), _) => {
             let narrow = |value: u32| {
                 u16::try_from(value).map_err(|_| format!("port {value} is over 65535"))

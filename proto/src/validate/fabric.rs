@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 
-use super::{At, Index, Report};
+use super::{At, Index, Report, limits};
 use crate::address::parse_address;
 use crate::state::{Kind, Object};
 use crate::{mtu, v1};
@@ -21,6 +21,12 @@ pub(super) fn check_host(at: At<'_>, host: &v1::Host, report: &mut Report) {
     if host.vteps.is_empty() {
         report.add(at, "vteps", "a host has at least one tunnel address");
     }
+    report.within(
+        at,
+        "vteps",
+        host.vteps.len(),
+        ("a host has", limits::HOST_VTEPS, "tunnel addresses"),
+    );
     for (i, text) in host.vteps.iter().enumerate() {
         let field = format!("vteps[{i}]");
         let Some(address) = report.take(at, field.clone(), parse_address(text)) else {

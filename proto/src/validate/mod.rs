@@ -4,6 +4,7 @@
 //! that breaks any rule. Each file here holds the rules of some kinds; this one holds the indexes that they share and the rules of ids.
 
 mod fabric;
+pub mod limits;
 mod network;
 mod policy;
 mod port;
@@ -28,7 +29,7 @@ pub enum Scope<'a> {
     },
 }
 
-/// Every rule that the state breaks; empty when it is good.
+/// Every rule that the state breaks, the first [`limits::VIOLATIONS`] if there are more; empty when it is good.
 ///
 /// Time grows with the number of objects (times its logarithm, for overlaps).
 pub fn validate(state: &State, scope: Scope<'_>) -> Vec<v1::Violation> {
@@ -56,6 +57,7 @@ pub fn validate(state: &State, scope: Scope<'_>) -> Vec<v1::Violation> {
     fabric::check_uniqueness(&index, &mut report);
     fabric::check_carriers(&index, &mut report);
     network::check_overlap(&index, &mut report);
+    policy::check_memberships(&index, &mut report);
     port::check_uniqueness(&index, &mut report);
     report.violations
 }
@@ -159,6 +161,9 @@ struct Report {
 
 impl Report {
     fn add(&mut self, at: At<'_>, field: impl Into<String>, rule: impl Into<String>) {
+        if self.violations.len() >= limits::VIOLATIONS {
+            return;
+        }
         self.violations.push(v1::Violation {
             object: Some(v1::ObjectKey {
                 kind: at.kind.name().to_owned(),

@@ -1,15 +1,25 @@
 //! Network ACLs, security groups and prefix lists.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
-use super::{At, Index, Report, Scope, check_reference};
+use super::{At, Index, Report, Scope, check_reference, limits};
 use crate::address::{parse_address, parse_prefix, parse_protocol};
+use crate::state::{Kind, Object};
 use crate::v1;
 
 const MAX_RULE_NUMBER: u32 = 32767;
 
 pub(super) fn check_acl(at: At<'_>, acl: &v1::NetworkAcl, index: &Index<'_>, report: &mut Report) {
     index.require_vpc(at, &acl.vpc, report);
+    let count = acl.rules.len();
+    if !report.within(
+        at,
+        "rules",
+        count,
+        ("a network ACL has", limits::ACL_RULES, "rules"),
+    ) {
+        return;
+    }
     let mut numbers = HashMap::new();
     for (i, rule) in acl.rules.iter().enumerate() {
         let field = format!("rules[{i}]");
@@ -52,9 +62,25 @@ pub(super) fn check_group(
         let rule = "filled by the controller; name the group in the ports' security_groups instead";
         report.add(at, "members", rule);
     }
-    for (i, member) in group.members.iter().enumerate() {
-        report.take(at, format!("members[{i}]"), parse_address(member));
+    check_members(at, group, report);
+    let count = group.rules.len();
+    if !report.within(
+        at,
+        "rules",
+        count,
+        ("a security group has", limits::GROUP_RULES, "rules"),
+    ) {
+        return;
     }
+    let sets: HashSet<_> = group
+        .rules
+        .iter()
+        .map(|rule| (&rule.remote_group, &rule.remote_prefix_list))
+        .collect();
+    let named = sets.len() - usize::from(sets.contains(&(&String::new(), &String::new())));
+    let owner = "the rules of a security group name";
+    let things = "different security groups and prefix lists";
+    report.within(at, "rules", named, (owner, limits::GROUP_SETS, things));
     for (i, rule) in group.rules.iter().enumerate() {
         let field = format!("rules[{i}]");
         let remotes = [
@@ -101,6 +127,47 @@ pub(super) fn check_group(
     }
 }
 
+fn check_members(at: At<'_>, group: &v1::SecurityGroup, report: &mut Report) {
+    let count = group.members.len();
+    if report.within(
+        at,
+        "members",
+        count,
+        ("a security group has", limits::GROUP_MEMBERS, "members"),
+    ) {
+        for (i, member) in group.members.iter().enumerate() {
+            report.take(at, format!("members[{i}]"), parse_address(member));
+        }
+    }
+}
+
+/// Members of groups, which the intent gives by the ports alone.
+pub(super) fn check_memberships(index: &Index<'_>, report: &mut Report) {
+    let mut members: HashMap<&str, usize> = HashMap::new();
+    for object in index.state.iter() {
+        if let Object::Port(port) = object {
+            for group in &port.security_groups {
+                *members.entry(group).or_default() += port.addresses.len();
+            }
+        }
+    }
+    for object in index.state.iter() {
+        if let Object::SecurityGroup(group) = object {
+            let at = At {
+                kind: Kind::SecurityGroup,
+                id: &group.id,
+            };
+            let count = members.get(group.id.as_str()).copied().unwrap_or(0);
+            let most = (
+                "the ports of a security group have",
+                limits::GROUP_MEMBERS,
+                "addresses",
+            );
+            report.within(at, "members", count, most);
+        }
+    }
+}
+
 pub(super) fn check_prefix_list(
     at: At<'_>,
     list: &v1::PrefixList,
@@ -108,6 +175,15 @@ pub(super) fn check_prefix_list(
     report: &mut Report,
 ) {
     index.require_vpc(at, &list.vpc, report);
+    let count = list.prefixes.len();
+    if !report.within(
+        at,
+        "prefixes",
+        count,
+        ("a prefix list has", limits::LIST_PREFIXES, "prefixes"),
+    ) {
+        return;
+    }
     for (i, text) in list.prefixes.iter().enumerate() {
         report.take(at, format!("prefixes[{i}]"), parse_prefix(text));
     }

@@ -4,13 +4,11 @@ use std::collections::HashMap;
 use std::net::IpAddr;
 
 use super::network::{prefixes_and_gateways, reserved};
-use super::{At, Index, Report, Scope, check_reference};
+use super::{At, Index, Report, Scope, check_reference, limits};
 use crate::address::{DEFAULT_GATEWAY_MAC, parse_address, parse_mac, parse_prefix_or_address};
 use crate::state::{Kind, Object};
 use crate::v1;
 
-const MAX_ADDRESSES: usize = 16;
-const MAX_GROUPS: usize = 16;
 /// Linux's IFNAMSIZ less the closing zero.
 const MAX_DEVICE_NAME: usize = 15;
 
@@ -43,6 +41,21 @@ pub(super) fn check(
         report.add(at, "mac", "this is the MAC of the subnet's gateway");
     }
     check_addresses(at, port, subnet, report);
+    check_pairs(at, port, report);
+    check_groups(at, port, index, report);
+    check_place(at, port, index, scope, report);
+}
+
+fn check_pairs(at: At<'_>, port: &v1::Port, report: &mut Report) {
+    let count = port.allowed_pairs.len();
+    if !report.within(
+        at,
+        "allowed_pairs",
+        count,
+        ("a port has", limits::PORT_PAIRS, "allowed pairs"),
+    ) {
+        return;
+    }
     for (i, pair) in port.allowed_pairs.iter().enumerate() {
         let field = format!("allowed_pairs[{i}]");
         report.take(
@@ -54,8 +67,6 @@ pub(super) fn check(
             report.take(at, format!("{field}.mac"), parse_mac(&pair.mac));
         }
     }
-    check_groups(at, port, index, report);
-    check_place(at, port, index, scope, report);
 }
 
 fn gateway_mac(subnet: &v1::Subnet) -> [u8; 6] {
@@ -63,9 +74,14 @@ fn gateway_mac(subnet: &v1::Subnet) -> [u8; 6] {
 }
 
 fn check_addresses(at: At<'_>, port: &v1::Port, subnet: Option<&v1::Subnet>, report: &mut Report) {
-    if port.addresses.len() > MAX_ADDRESSES {
-        let rule = format!("a port has at most {MAX_ADDRESSES} addresses");
-        report.add(at, "addresses", rule);
+    let count = port.addresses.len();
+    if !report.within(
+        at,
+        "addresses",
+        count,
+        ("a port has", limits::PORT_ADDRESSES, "addresses"),
+    ) {
+        return;
     }
     let prefixes = subnet.map(prefixes_and_gateways);
     for (i, text) in port.addresses.iter().enumerate() {
@@ -90,9 +106,13 @@ fn check_addresses(at: At<'_>, port: &v1::Port, subnet: Option<&v1::Subnet>, rep
 }
 
 fn check_groups(at: At<'_>, port: &v1::Port, index: &Index<'_>, report: &mut Report) {
-    if port.security_groups.len() > MAX_GROUPS {
-        let rule = format!("a port has at most {MAX_GROUPS} security groups");
-        report.add(at, "security_groups", rule);
+    let count = port.security_groups.len();
+    if !report.within(
+        at,
+        "security_groups",
+        count,
+        ("a port is in", limits::PORT_GROUPS, "security groups"),
+    ) {
         return;
     }
     for (i, group) in port.security_groups.iter().enumerate() {

@@ -2,15 +2,23 @@
 
 use std::collections::{HashMap, HashSet};
 
-use super::{At, Index, Report};
+use super::{At, Index, Report, limits};
 use crate::address::{parse_mac, parse_prefix};
 use crate::v1;
 
-const MAX_MEMBERS: usize = 256;
 const MAX_WEIGHT: u32 = 65535;
 
 pub(super) fn check(at: At<'_>, table: &v1::RouteTable, index: &Index<'_>, report: &mut Report) {
     index.require_vpc(at, &table.vpc, report);
+    let count = table.routes.len();
+    if !report.within(
+        at,
+        "routes",
+        count,
+        ("a route table has", limits::TABLE_ROUTES, "routes"),
+    ) {
+        return;
+    }
     let mut prefixes = HashMap::new();
     for (i, route) in table.routes.iter().enumerate() {
         let field = format!("routes[{i}]");
@@ -51,9 +59,13 @@ fn check_route(
         next_hop_mac: route.next_hop_mac.clone(),
     };
     check_hop(at, field, &table.vpc, &hop, index, report);
-    if route.ecmp.len() > MAX_MEMBERS {
-        let rule = format!("at most {MAX_MEMBERS} next hops");
-        report.add(at, format!("{field}.ecmp"), rule);
+    let members = format!("{field}.ecmp");
+    if !report.within(
+        at,
+        members,
+        route.ecmp.len(),
+        ("a route has", limits::ROUTE_MEMBERS, "next hops"),
+    ) {
         return;
     }
     let mut seen = HashSet::new();

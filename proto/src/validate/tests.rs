@@ -392,9 +392,12 @@ fn port_addresses_are_inside_the_subnet_free_and_unique() {
         "port p2 addresses[1]: fd00::c is taken by port 'p1'",
         set("fd00:0::c"),
     );
-    refused("port p1 addresses: a port has at most 16", |o| {
-        o.ports[0].addresses = (0..17).map(|n| format!("10.0.0.{}", 20 + n)).collect();
-    });
+    refused(
+        "port p1 addresses: a port has at most 16 addresses, and 17 are given",
+        |o| {
+            o.ports[0].addresses = (0..17).map(|n| format!("10.0.0.{}", 20 + n)).collect();
+        },
+    );
 }
 
 #[test]
@@ -481,7 +484,7 @@ fn ecmp_members_are_bounded_distinct_and_lead_to_one_place() {
         set(|e| e.push(e[0].clone())),
     );
     refused(
-        "route_table main routes[0].ecmp: at most 256",
+        "route_table main routes[0].ecmp: a route has at most 256 next hops, and 257 are given",
         set(|e| *e = vec![e[0].clone(); 257]),
     );
 }
@@ -708,6 +711,125 @@ fn a_port_that_is_not_bound_needs_no_device() {
         o.ports[1].host.clear();
         o.ports[1].device = None;
     });
+}
+
+#[test]
+fn every_list_is_bounded() {
+    refused(
+        "host h1 vteps: a host has at most 16 tunnel addresses, and 17",
+        |o| {
+            o.hosts[0].vteps = (1..=17).map(|n| format!("192.0.3.{n}")).collect();
+        },
+    );
+    refused(
+        "route_table main routes: a route table has at most 2000000 routes",
+        |o| {
+            o.route_tables[0].routes = vec![Route::default(); 2_000_001];
+        },
+    );
+    refused(
+        "network_acl edge rules: a network ACL has at most 20000 rules",
+        |o| {
+            o.network_acls[0].rules = vec![AclRule::default(); 20_001];
+        },
+    );
+    refused(
+        "security_group web rules: a security group has at most 20000",
+        |o| {
+            o.security_groups[0].rules = vec![SecurityRule::default(); 20_001];
+        },
+    );
+    refused(
+        "prefix_list offices prefixes: a prefix list has at most 262144",
+        |o| {
+            o.prefix_lists[0].prefixes = vec![String::new(); 262_145];
+        },
+    );
+    refused(
+        "port p1 allowed_pairs: a port has at most 64 allowed pairs, and 65",
+        |o| {
+            o.ports[0].allowed_pairs = vec![AddressPair::default(); 65];
+        },
+    );
+    refused(
+        "port p1 security_groups: a port is in at most 16 security groups",
+        |o| {
+            o.ports[0].security_groups = (0..17).map(|n| format!("g{n}")).collect();
+        },
+    );
+}
+
+#[test]
+fn members_are_bounded_wherever_they_are_given() {
+    let members = |o: &mut Objects| {
+        o.security_groups[0].members = vec!["10.0.0.11".into(); 262_145];
+    };
+    let found = violations(members, Scope::Node { host: "h1" });
+    assert_eq!(
+        found[0],
+        "security_group web members: a security group has at most 262144 members, and 262145 are given"
+    );
+    let addresses = |o: &mut Objects| {
+        o.ports[0].addresses = (0..16).map(|n| format!("10.0.0.{}", 20 + n)).collect();
+        for n in 0..16_383u32 {
+            let [_, _, a, b] = n.to_be_bytes();
+            let address = |i: usize| format!("fd00::{a:x}:{b:x}:{i:x}:ff");
+            o.ports.push(Port {
+                id: format!("many-{n}"),
+                mac: format!("06:00:00:00:{a:02x}:{b:02x}"),
+                addresses: (0..16).map(address).collect(),
+                host: String::new(),
+                device: None,
+                ..port("x", "front", "h1", 99)
+            });
+        }
+        o.ports[1].security_groups = vec!["web".into()];
+    };
+    refused(
+        "security_group web members: the ports of a security group have at most 262144 addresses, and 262146 are given",
+        addresses,
+    );
+}
+
+#[test]
+fn the_sets_that_a_group_asks_are_bounded() {
+    let naming = |count: usize| {
+        move |o: &mut Objects| {
+            let list = |n: usize| PrefixList {
+                id: format!("list-{n}"),
+                ..o.prefix_lists[0].clone()
+            };
+            let lists: Vec<PrefixList> = (0..count).map(list).collect();
+            let rule = |list: &PrefixList| SecurityRule {
+                direction: "ingress".into(),
+                remote_prefix_list: list.id.clone(),
+                ..SecurityRule::default()
+            };
+            // Twice the same is one set; no set at all is none.
+            let rules = lists.iter().chain(&lists).map(rule);
+            o.security_groups[0].rules = rules
+                .chain([SecurityRule {
+                    direction: "ingress".into(),
+                    ..SecurityRule::default()
+                }])
+                .collect();
+            o.prefix_lists.extend(lists);
+        }
+    };
+    accepted(naming(64));
+    refused(
+        "security_group web rules: the rules of a security group name at most 64 different security groups and prefix lists, and 65",
+        naming(65),
+    );
+}
+
+#[test]
+fn only_so_many_violations_are_told() {
+    let found = violations(
+        |o| o.network_acls[0].rules = vec![AclRule::default(); 20_000],
+        Scope::Intent,
+    );
+    assert_eq!(found.len(), limits::VIOLATIONS);
 }
 
 #[test]

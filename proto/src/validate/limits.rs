@@ -1,0 +1,46 @@
+//! How much one object may hold. A table is bounded by these and by the number of objects, so that no tenant's request can take a host's memory or
+//! make a packet's judgement long; `docs/operations.md` lists them.
+
+use super::{At, Report};
+
+/// Tunnel addresses of a host.
+pub const HOST_VTEPS: usize = 16;
+/// Routes of a route table.
+pub const TABLE_ROUTES: usize = 2_000_000;
+/// Next hops of a route.
+pub const ROUTE_MEMBERS: usize = 256;
+/// Rules of a network ACL, both directions together.
+pub const ACL_RULES: usize = 20_000;
+/// Rules of a security group, both directions together.
+pub const GROUP_RULES: usize = 20_000;
+/// Different security groups and prefix lists that the rules of one group name: each may have to be asked on a session miss.
+pub const GROUP_SETS: usize = 64;
+/// Addresses of the ports in a security group.
+pub const GROUP_MEMBERS: usize = 262_144;
+/// Prefixes of a prefix list.
+pub const LIST_PREFIXES: usize = 262_144;
+/// Addresses of a port.
+pub const PORT_ADDRESSES: usize = 16;
+/// Allowed pairs of a port: each is compared on a session miss.
+pub const PORT_PAIRS: usize = 64;
+/// Security groups of a port.
+pub const PORT_GROUPS: usize = 16;
+/// Violations that are told; a set that breaks more rules is refused with the first of them.
+pub const VIOLATIONS: usize = 1000;
+
+impl Report {
+    /// Refuses more than `most`; says whether the number is within.
+    pub(super) fn within(
+        &mut self,
+        at: At<'_>,
+        field: impl Into<String>,
+        count: usize,
+        (owner, most, things): (&str, usize, &str),
+    ) -> bool {
+        if count > most {
+            let rule = format!("{owner} at most {most} {things}, and {count} are given");
+            self.add(at, field, rule);
+        }
+        count <= most
+    }
+}
