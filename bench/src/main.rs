@@ -125,8 +125,11 @@ fn main() -> ExitCode {
     }
 }
 
+/// Measures; whether with peers.
+type Suite = fn(bool) -> anyhow::Result<Vec<Row>>;
+
 /// What can be measured, in the order in which it is.
-const SUITES: [(&str, fn(bool) -> anyhow::Result<Vec<Row>>); 7] = [
+const SUITES: [(&str, Suite); 7] = [
     ("memory", |_| memory::rows()),
     ("workers", |_| workers::rows()),
     ("lpm", |peers| dpdk::pinned(|| lpm::rows(peers))),
