@@ -130,7 +130,7 @@ type Suite = fn(bool) -> anyhow::Result<Vec<Row>>;
 
 /// What can be measured, in the order in which it is.
 const SUITES: [(&str, Suite); 7] = [
-    ("memory", |_| memory::rows()),
+    ("memory", |_| dpdk::pinned(memory::rows)),
     ("workers", |_| workers::rows()),
     ("lpm", |peers| dpdk::pinned(|| lpm::rows(peers))),
     ("ecmp", |_| dpdk::pinned(ecmp::rows)),
