@@ -22,8 +22,8 @@ use clap::Parser;
 /// Measures, prints a table, and writes JSON if asked.
 #[derive(Debug, Parser)]
 struct Arguments {
-    /// What to measure: memory (the pipeline without sockets), workers (several on one session table), classify (rules), lpm (longest prefix
-    /// match), ecmp (choice of next hops), forward (real sockets across two hosts), tcp (one stream over the same); all by default
+    /// What to measure: memory (the pipeline without sockets), workers (several on one session table), lpm (longest prefix match), ecmp
+    /// (choice of next hops), classify (rules), forward (real sockets across two hosts), tcp (one stream over the same); all by default
     suites: Vec<String>,
     /// Measure the peers too, interleaved with ours
     #[arg(long)]
@@ -125,16 +125,16 @@ fn main() -> ExitCode {
     }
 }
 
-/// A name, and what measures it, with or without peers.
-type Suite = (&'static str, fn(bool) -> anyhow::Result<Vec<Row>>);
+/// Measures; whether with peers.
+type Suite = fn(bool) -> anyhow::Result<Vec<Row>>;
 
 /// What can be measured, in the order in which it is.
-const SUITES: [Suite; 7] = [
-    ("memory", |_| memory::rows()),
+const SUITES: [(&str, Suite); 7] = [
+    ("memory", |_| dpdk::pinned(memory::rows)),
     ("workers", |_| workers::rows()),
-    ("classify", |peers| dpdk::pinned(|| classify::rows(peers))),
     ("lpm", |peers| dpdk::pinned(|| lpm::rows(peers))),
     ("ecmp", |_| dpdk::pinned(ecmp::rows)),
+    ("classify", |peers| dpdk::pinned(|| classify::rows(peers))),
     ("forward", forward::rows),
     ("tcp", forward::tcp),
 ];
