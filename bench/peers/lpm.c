@@ -1,8 +1,9 @@
 /* DPDK's longest prefix match beside ours: the same prefixes, the same addresses, in bulks of 64.
  *
  * Arguments: TABLE FILE ROUNDS. TABLE is fib2 or fib4 (rte_fib, DIR24_8, next hops of 2 or 4 bytes), fib6 (rte_fib6, TRIE, 4 bytes) or
- * lpm (rte_lpm). FILE, in host byte order: the number of prefixes, then for each the length, the next hop and the address; the number of
- * addresses to look up, then those; all are 32 bits wide but the addresses of IPv6, which are 16 bytes in network order.
+ * lpm (rte_lpm, whose insertion is too slow for a million). FILE, in host byte order: the number of prefixes, then for each the length, the
+ * next hop and the address; the number of addresses to look up, then for IPv6 those. All are 32 bits wide but the addresses of IPv6, which are
+ * 16 bytes in network order. Addresses of IPv4 are made from the number of the look-up, as in bench/src/lpm.rs.
  *
  * Prints: cycles (of the time stamp counter, per look-up, one line for each round), bytes (of DPDK's heap), sum (of the next hops found),
  * and add (nanoseconds for each prefix).
@@ -58,6 +59,13 @@ static double now(void)
 	return time.tv_sec * 1e9 + time.tv_nsec;
 }
 
+static uint32_t scattered(uint64_t index)
+{
+	uint64_t z = index * 0x9e3779b97f4a7c15;
+	z ^= z >> 32;
+	return z * 0xd6e8feb86659fd93 >> 32;
+}
+
 struct prefix {
 	uint32_t length, next_hop, v4;
 	uint8_t v6[16];
@@ -91,8 +99,9 @@ int main(int argc, char **argv)
 			prefix->v4 = word();
 	}
 	uint32_t lookups = word() / BULK * BULK;
-	void *addresses = malloc((size_t)lookups * (six ? 16 : 4));
-	take(addresses, (size_t)lookups * (six ? 16 : 4));
+	uint8_t (*addresses)[16] = malloc((size_t)lookups * 16);
+	if (six)
+		take(addresses, (size_t)lookups * 16);
 
 	/* As many second tables as fit the longer prefixes, by doubling until all are taken. */
 	struct rte_fib *fib = NULL;
@@ -153,13 +162,16 @@ int main(int argc, char **argv)
 		uint64_t sum = 0, begun = rte_rdtsc_precise();
 		for (uint32_t i = 0; i < lookups; i += BULK) {
 			uint64_t wide[BULK];
-			uint32_t narrow[BULK];
+			uint32_t narrow[BULK], four[BULK];
+			if (!six)
+				for (int k = 0; k < BULK; k++)
+					four[k] = scattered(i + k);
 			if (six)
-				rte_fib6_lookup_bulk(fib6, (uint8_t (*)[16])addresses + i, wide, BULK);
+				rte_fib6_lookup_bulk(fib6, addresses + i, wide, BULK);
 			else if (lpm)
-				rte_lpm_lookup_bulk(trie, (uint32_t *)addresses + i, narrow, BULK);
+				rte_lpm_lookup_bulk(trie, four, narrow, BULK);
 			else
-				rte_fib_lookup_bulk(fib, (uint32_t *)addresses + i, wide, BULK);
+				rte_fib_lookup_bulk(fib, four, wide, BULK);
 			for (int k = 0; k < BULK; k++)
 				sum += !lpm ? wide[k] : narrow[k] & RTE_LPM_LOOKUP_SUCCESS ? narrow[k] & 0xffffff : 0;
 		}

@@ -285,7 +285,6 @@ fn row(name: String, unit: &'static str, samples: Vec<f64>) -> Row {
 }
 
 pub(crate) fn rows(peers: bool) -> anyhow::Result<Vec<Row>> {
-    dpdk::pin()?;
     let mut rows = Vec::new();
     for count in [1, 10, 100, 1000, 10_000] {
         eprintln!("   {} to classify by", words(count));

@@ -22,12 +22,19 @@ pub(crate) fn core() -> usize {
     std::thread::available_parallelism().map_or(0, |cores| usize::from(cores) - 1)
 }
 
-/// Binds the calling thread to [`core`].
-pub(crate) fn pin() -> anyhow::Result<()> {
-    let id = core();
-    let bound = core_affinity::set_for_current(core_affinity::CoreId { id });
-    anyhow::ensure!(bound, "cannot run on core {id} alone");
-    Ok(())
+/// Measures on [`core`] alone.
+pub(crate) fn pinned<T: Send>(
+    measure: impl FnOnce() -> anyhow::Result<T> + Send,
+) -> anyhow::Result<T> {
+    // In a thread of its own, since what it starts inherits its core.
+    let pinned = || {
+        let id = core();
+        let bound = core_affinity::set_for_current(core_affinity::CoreId { id });
+        anyhow::ensure!(bound, "cannot run on core {id} alone");
+        measure()
+    };
+    std::thread::scope(|scope| scope.spawn(pinned).join())
+        .unwrap_or_else(|_| bail!("a benchmark panicked"))
 }
 
 /// Compiles `bench/peers/<program>.c`, runs it with the arguments after the environment layer's own, and reads its figures.
@@ -38,12 +45,14 @@ pub(crate) fn run(program: &str, arguments: &[String]) -> anyhow::Result<BTreeMa
     let path = compile(program)?;
     let pages = HugePages::reserve(HUGE_PAGES);
     let mut command = Command::new(&path);
-    command.args(["--no-pci", "--in-memory", "--no-telemetry"]);
-    command.args(["-l", &core().to_string(), "--log-level", "error"]);
+    command.args(["--no-pci", "--no-telemetry", "--log-level", "error"]);
+    command.args(["-l", &core().to_string()]);
     // Else DPDK leaves out the widest instructions that the processor has.
     command.arg("--force-max-simd-bitwidth=512");
-    if pages.is_none() {
-        command.args(["--no-huge", "-m", &MEMORY.to_string()]);
+    if pages.is_some() {
+        command.arg("--in-memory");
+    } else {
+        command.args(["--no-shconf", "--no-huge", "-m", &MEMORY.to_string()]);
     }
     let out = command
         .arg("--")

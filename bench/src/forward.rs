@@ -38,9 +38,11 @@ fn ours() -> anyhow::Result<Site> {
         port_max: Some(port.into()),
         ..Default::default()
     };
+    let mut tcp = port(5201);
+    tcp.protocol = "tcp".into();
     objects.security_groups[0].rules = (0..RULES)
         .map(|number| port(20_000 + number))
-        .chain([port(9)])
+        .chain([port(9), tcp])
         .collect();
     let options = SiteOptions {
         daemon: "memory.frames = 32768".into(),
@@ -113,7 +115,7 @@ fn ruleset(host: &Namespace) -> anyhow::Result<()> {
         .map(|number| format!("udp dport {} accept\n", 20_000 + number))
         .collect();
     let text = format!(
-        "table ip weft {{\nchain forward {{\ntype filter hook forward priority 0; policy drop;\nct state established,related accept\n{rules}udp dport 9 accept\nip protocol icmp accept\n}}\n}}\n"
+        "table ip weft {{\nchain forward {{\ntype filter hook forward priority 0; policy drop;\nct state established,related accept\n{rules}udp dport 9 accept\ntcp dport 5201 accept\nip protocol icmp accept\n}}\n}}\n"
     );
     let mut command: Command = host.command("nft");
     let mut child = command.args(["-f", "-"]).stdin(Stdio::piped()).spawn()?;
@@ -135,6 +137,48 @@ fn establish(from: &Namespace, to: &Namespace, frames: &[Vec<u8>]) -> anyhow::Re
         back.send(&load::udp((A.0, B.0), (B.1, A.1), (9, port), 18))?;
     }
     Ok(())
+}
+
+/// Switches what the kernel of a workload leaves to its device on or off.
+fn offloads(namespace: &Namespace, on: bool) -> anyhow::Result<()> {
+    let word = if on { "on" } else { "off" };
+    namespace.run(&[
+        "ethtool", "-K", "eth0", "tso", word, "gso", word, "gro", word,
+    ])?;
+    Ok(())
+}
+
+/// One TCP stream: ours; the kernel's with segments of one packet each, as ours are; and the kernel's with large ones.
+pub(crate) fn tcp(peers: bool) -> anyhow::Result<Vec<Row>> {
+    let site = ours()?;
+    let kernel = if peers { Some(kernel()?) } else { None };
+    let address = "10.0.1.12";
+    let (from, to) = (
+        &site.workloads["a"].namespace,
+        &site.workloads["b"].namespace,
+    );
+    let (mut samples, mut small, mut large) = (Vec::new(), Vec::new(), Vec::new());
+    for _ in 0..SAMPLES {
+        samples.push(load::tcp(from, (to, address), false, 2)?);
+        for (on, peer) in [(false, &mut small), (true, &mut large)] {
+            if let Some(kernel) = &kernel {
+                offloads(&kernel.from, on)?;
+                offloads(&kernel.to, on)?;
+                peer.push(load::tcp(&kernel.from, (&kernel.to, address), false, 2)?);
+            }
+        }
+    }
+    let row = |peer: Vec<f64>, share: f64, what: &'static str| Row {
+        name: format!("tcp: one stream across two hosts, VXLAN, beside {what}"),
+        unit: "Gbit/s",
+        samples: samples.clone(),
+        goal: kernel.is_some().then(|| (share * median(&peer), true)),
+        peer: kernel.is_some().then_some((what, peer)),
+    };
+    Ok(vec![
+        row(small, 1.0, "the kernel's with segmentation offload off"),
+        row(large, 0.5, "the kernel's with segmentation offload on"),
+    ])
 }
 
 pub(crate) fn rows(peers: bool) -> anyhow::Result<Vec<Row>> {

@@ -6,7 +6,9 @@
 mod classify;
 mod clock;
 mod dpdk;
+mod ecmp;
 mod forward;
+mod lpm;
 mod memory;
 mod plot;
 mod scenario;
@@ -16,12 +18,13 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser;
+use clap::builder::{PossibleValue, PossibleValuesParser};
 
 /// Measures, prints a table, and writes JSON if asked.
 #[derive(Debug, Parser)]
 struct Arguments {
-    /// What to measure: memory (the pipeline without sockets), workers (several on one session table), classify (rules), forward (real
-    /// sockets across two hosts); all by default
+    /// What to measure; everything by default
+    #[arg(value_parser = PossibleValuesParser::new(SUITES.map(Suite::value)))]
     suites: Vec<String>,
     /// Measure the peers too, interleaved with ours
     #[arg(long)]
@@ -123,24 +126,52 @@ fn main() -> ExitCode {
     }
 }
 
-/// What can be measured, in the order in which it is.
-const SUITES: [(&str, fn(bool) -> anyhow::Result<Vec<Row>>); 4] = [
-    ("memory", |_| memory::rows()),
-    ("workers", |_| workers::rows()),
-    ("classify", classify::rows),
-    ("forward", forward::rows),
+/// Something that can be measured by its name.
+#[derive(Clone, Copy)]
+struct Suite {
+    name: &'static str,
+    /// For the help.
+    what: &'static str,
+    /// Measures, with peers if so told.
+    rows: fn(bool) -> anyhow::Result<Vec<Row>>,
+}
+
+impl Suite {
+    const fn new(
+        name: &'static str,
+        what: &'static str,
+        rows: fn(bool) -> anyhow::Result<Vec<Row>>,
+    ) -> Self {
+        Self { name, what, rows }
+    }
+
+    fn value(self) -> PossibleValue {
+        PossibleValue::new(self.name).help(self.what)
+    }
+}
+
+/// All of them, in the order in which they are measured.
+const SUITES: [Suite; 7] = [
+    Suite::new("memory", "the pipeline without sockets", |_| memory::rows()),
+    Suite::new("workers", "several on one session table", |_| {
+        workers::rows()
+    }),
+    Suite::new("lpm", "longest prefix match", |peers| {
+        dpdk::pinned(|| lpm::rows(peers))
+    }),
+    Suite::new("ecmp", "choice of next hops", |_| dpdk::pinned(ecmp::rows)),
+    Suite::new("classify", "rules of groups and ACLs", |peers| {
+        dpdk::pinned(|| classify::rows(peers))
+    }),
+    Suite::new("forward", "real sockets across two hosts", forward::rows),
+    Suite::new("tcp", "one stream over the same", forward::tcp),
 ];
 
 fn run(arguments: &Arguments) -> anyhow::Result<()> {
-    let suite = |name: &str| SUITES.iter().any(|(suite, _)| *suite == name);
-    if let Some(unknown) = arguments.suites.iter().find(|name| !suite(name)) {
-        let all = SUITES.map(|(name, _)| name).join(", ");
-        anyhow::bail!("'{unknown}' is no suite; there are {all}");
-    }
     if let Some(Some(path)) = &arguments.json {
         let name = path.display().to_string();
         anyhow::ensure!(
-            !suite(&name),
+            SUITES.iter().all(|suite| suite.name != name),
             "name suites before --json: --json {name} would be a file"
         );
     }
@@ -167,12 +198,9 @@ fn measure(arguments: &Arguments) -> anyhow::Result<serde_json::Value> {
         arguments.suites.is_empty() || arguments.suites.iter().any(|name| name == suite)
     };
     let mut all = Vec::new();
-    for (name, rows) in SUITES {
-        if !asked(name) {
-            continue;
-        }
-        eprintln!("── {name}");
-        for row in rows(arguments.peers)? {
+    for suite in SUITES.iter().filter(|suite| asked(suite.name)) {
+        eprintln!("── {}: {}", suite.name, suite.what);
+        for row in (suite.rows)(arguments.peers)? {
             if arguments.json == Some(None) {
                 eprintln!("{}", row.line());
             } else {

@@ -8,7 +8,7 @@ use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use crate::{LabError, Namespace, RawSocket};
+use crate::{LabError, Namespace, RawSocket, wait_until};
 
 /// Frames in one call.
 const BATCH: usize = 64;
@@ -166,6 +166,32 @@ pub fn measure(
             arrived: counting?,
         })
     })
+}
+
+/// Gbit/s that one TCP stream carries from a namespace to an address in another, or back, over so many seconds (iperf3).
+pub fn tcp(
+    from: &Namespace,
+    to: (&Namespace, &str),
+    reverse: bool,
+    seconds: u32,
+) -> Result<f64, LabError> {
+    let mut server = to.0.spawn("iperf3", &["-s", "-1", "--forceflush"])?;
+    wait_until("iperf3 listens", Duration::from_secs(5), || {
+        server.log().contains("listening")
+    })?;
+    let seconds = seconds.to_string();
+    let mut command = vec!["iperf3", "-J", "-t", &seconds, "-c", to.1];
+    if reverse {
+        command.push("-R");
+    }
+    let text = from.run(&command)?;
+    server.wait(Duration::from_secs(5))?;
+    let report: serde_json::Value = serde_json::from_str(&text).unwrap_or_default();
+    let bits = report["end"]["sum_received"]["bits_per_second"].as_f64();
+    let bits = bits.ok_or_else(|| {
+        LabError::io("iperf3's report")(io::Error::from(io::ErrorKind::InvalidData))
+    })?;
+    Ok(bits / 1e9)
 }
 
 /// UDP frames of one sender to one receiver, in so many flows.

@@ -151,9 +151,11 @@ fn route(
             NextHop::Port(*endpoint)
         }
         Target::Hop(hop) => *hop,
-        Target::Ecmp(members) => {
-            let chosen = ecmp::choose(members, ecmp::flow_hash(flow));
-            trace.step("ecmp", || format!("one of {} next hops", members.len()));
+        Target::Ecmp(group) => {
+            let chosen = group.choose(ecmp::flow_hash(flow));
+            trace.step("ecmp", || {
+                format!("one of {} next hops", group.members().len())
+            });
             chosen.map_or(NextHop::Gone, |member| member.target)
         }
     };

@@ -15,6 +15,14 @@ pub struct Prefix {
 }
 
 impl Prefix {
+    /// The prefix of the first `length` bits of an address in the 128-bit form; `length` is at most 128.
+    pub fn new(address: u128, length: u8) -> Self {
+        Self {
+            bits: address & mask(length),
+            len: length,
+        }
+    }
+
     /// One address alone.
     pub fn host(address: u128) -> Self {
         Self {

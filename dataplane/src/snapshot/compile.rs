@@ -21,8 +21,8 @@ use crate::policy::{
     self, Acl, AclEntry, AclRules, AddressSet, Classifier, GroupRules, Remote, Rule, Service,
     protocol_number,
 };
-use crate::route::ecmp::{self, Member};
-use crate::route::{Lpm, Prefix};
+use crate::route::ecmp::{self, Group, Member};
+use crate::route::{Lpm, Prefix, TableBuilder};
 
 /// The numbers that stay from one snapshot to the next.
 #[derive(Debug, Clone)]
@@ -271,8 +271,9 @@ impl Compiler<'_> {
                 target: i,
             })
             .collect();
+        let ways = Group::new(members);
         let slots = (0..TUNNEL_SLOTS as u64)
-            .filter_map(|slot| ecmp::choose(&members, ecmp::identity(&slot.to_be_bytes())))
+            .filter_map(|slot| ways.choose(ecmp::identity(&slot.to_be_bytes())))
             .map(|m| m.target)
             .collect();
         Peer {
@@ -500,7 +501,7 @@ impl Compiler<'_> {
                 }
                 compiled.prefixes.push(prefix);
                 self.snapshot.vpcs[vpc].gateways.insert(gateway, place);
-                self.snapshot.vpcs[vpc].subnets.insert(prefix, place);
+                self.snapshot.vpcs[vpc].subnets.insert(prefix, place as u32);
             }
             places.subnets.insert(&subnet.id, place);
             self.snapshot.subnets.push(compiled);
@@ -668,7 +669,8 @@ impl Compiler<'_> {
                 continue;
             };
             let vpc = self.snapshot.subnets[place].vpc;
-            let mut routes = Lpm::default();
+            let mut routes = TableBuilder::default();
+            let mut full = Ok(());
             for subnet in self
                 .snapshot
                 .subnets
@@ -676,7 +678,7 @@ impl Compiler<'_> {
                 .filter(|subnet| subnet.vpc == vpc)
             {
                 for prefix in &subnet.prefixes {
-                    routes.insert(*prefix, Target::Local);
+                    full = full.and(routes.insert(*prefix, Target::Local));
                 }
             }
             let table = tables.get(wire.route_table.as_str());
@@ -695,7 +697,7 @@ impl Compiler<'_> {
             {
                 match (route.prefix.parse::<IpNetwork>(), target(route, places)) {
                     (Ok(network), Ok(target)) => {
-                        routes.insert(network.into(), target);
+                        full = full.and(routes.insert(network.into(), target));
                     }
                     (Err(_), _) => self.violate(
                         Kind::RouteTable,
@@ -711,7 +713,16 @@ impl Compiler<'_> {
                     ),
                 }
             }
-            self.snapshot.subnets[place].routes = routes;
+            if let Err(error) = full {
+                self.violate(
+                    Kind::RouteTable,
+                    &wire.route_table,
+                    "routes",
+                    error.to_string(),
+                );
+            }
+            routes.compact();
+            self.snapshot.subnets[place].routes = routes.table().clone();
         }
     }
 }
@@ -778,7 +789,7 @@ fn target(route: &v1::Route, places: &Places<'_>) -> Result<Target, String> {
             });
         }
     }
-    Ok(Target::Ecmp(members))
+    Ok(Target::Ecmp(Group::new(members)))
 }
 
 type Bounds = (Option<u32>, Option<u32>);

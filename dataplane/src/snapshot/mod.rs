@@ -13,8 +13,8 @@ use foldhash::fast::FixedState;
 use crate::encap::{Encapsulation, Template};
 use crate::packet::{Family, Mac};
 use crate::policy::{Acl, AddressSet, GroupRules};
-use crate::route::ecmp::Member;
-use crate::route::{Lpm, Prefix};
+use crate::route::ecmp::Group;
+use crate::route::{Lpm, Prefix, Table};
 
 /// A map from a key of the configuration: small, fast, not attackable since guests choose no keys.
 pub type Map<K, V> = HashMap<K, V, FixedState>;
@@ -62,11 +62,11 @@ pub struct Vpc {
     /// Subnet, by the address of its gateway.
     pub gateways: Map<u128, usize>,
     /// Addresses of ports, with the prefix lengths of the subnets that hold them, for choosing the subnet of an address.
-    pub subnets: Lpm<usize>,
+    pub subnets: Lpm<u32>,
 }
 
 /// A port somewhere in the fabric, as others see it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Endpoint {
     /// Its MAC.
     pub mac: Mac,
@@ -101,7 +101,7 @@ pub struct Subnet {
     /// Its prefixes.
     pub prefixes: Vec<Prefix>,
     /// Its routes.
-    pub routes: Lpm<Target>,
+    pub routes: Table<Target>,
     /// Its network ACL, by place in [`Snapshot::acls`]; none lets everything pass.
     pub acl: Option<usize>,
     /// Ports of the subnet on this host.
@@ -126,7 +126,7 @@ impl Subnet {
 }
 
 /// Where a route leads.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Target {
     /// To whoever has the destination address.
     Local,
@@ -135,11 +135,11 @@ pub enum Target {
     /// To one next hop.
     Hop(NextHop),
     /// To one of several, by the flow's hash.
-    Ecmp(Vec<Member<NextHop>>),
+    Ecmp(Group<NextHop>),
 }
 
 /// One next hop.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum NextHop {
     /// A port, wherever it is.
     Port(Endpoint),

@@ -478,23 +478,11 @@ fn throughput(site: &mut Site) -> anyhow::Result<Vec<Line>> {
 }
 
 fn iperf(site: &Site, reverse: bool) -> anyhow::Result<f64> {
-    let mut server = site.workloads["blue-a2"]
-        .namespace
-        .spawn("iperf3", &["-s", "-1", "--forceflush"])?;
-    wait_until("iperf3 listens", Duration::from_secs(5), || {
-        server.log().contains("listening")
-    })?;
-    let mut command = vec!["iperf3", "-J", "-t", "3", "-c", "10.0.1.12"];
-    if reverse {
-        command.push("-R");
-    }
-    let report: serde_json::Value =
-        serde_json::from_str(&site.workloads["blue-a1"].namespace.run(&command)?)?;
-    server.wait(Duration::from_secs(5))?;
-    let bits = report["end"]["sum_received"]["bits_per_second"]
-        .as_f64()
-        .context("iperf3 reports no rate")?;
-    Ok(bits / 1e9)
+    let (from, to) = (
+        &site.workloads["blue-a1"].namespace,
+        &site.workloads["blue-a2"].namespace,
+    );
+    Ok(load::tcp(from, (to, "10.0.1.12"), reverse, 3)?)
 }
 
 fn small_packets(site: &mut Site) -> anyhow::Result<Vec<Line>> {
