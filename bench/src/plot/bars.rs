@@ -24,9 +24,9 @@ impl Axis {
         let least = values().filter(|v| *v > 0.0).fold(most, f64::min);
         let logarithmic = most / least > WIDE;
         Self {
-            // A tenth of a power below, so that the least figure has a bar too.
+            // Well below the least figure, so that it has a bar too.
             least: if logarithmic {
-                10f64.powf(least.log10().floor())
+                10f64.powf((least / 2.0).log10().floor())
             } else {
                 0.0
             },

@@ -27,6 +27,9 @@ pub(crate) const PACKAGES: &[&str] = &[
     "procps",
     "tcpdump",
     "tshark",
+    // the profiles of traffic generators
+    "lua5.4",
+    "python3",
     // peers of the tests
     "nftables",
     "openvswitch-switch",
