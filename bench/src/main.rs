@@ -137,7 +137,7 @@ const SUITES: [(&str, Suite); 8] = [
     ("lpm", |peers| dpdk::pinned(|| lpm::rows(peers))),
     ("ecmp", |_| dpdk::pinned(ecmp::rows)),
     ("classify", |peers| dpdk::pinned(|| classify::rows(peers))),
-    ("change", |_| change::rows()),
+    ("change", |_| dpdk::pinned_to(0, change::rows)),
     ("forward", forward::rows),
     ("tcp", forward::tcp),
 ];
