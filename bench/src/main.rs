@@ -3,6 +3,7 @@
 //! Each row has a name, a unit, the median of several samples and their spread, and, where one was measured in the same run, the figure of
 //! a peer.
 
+mod change;
 mod classify;
 mod clock;
 mod dpdk;
@@ -23,7 +24,8 @@ use clap::Parser;
 #[derive(Debug, Parser)]
 struct Arguments {
     /// What to measure: memory (the pipeline without sockets), workers (several on one session table), lpm (longest prefix match), ecmp
-    /// (choice of next hops), classify (rules), forward (real sockets across two hosts), tcp (one stream over the same); all by default
+    /// (choice of next hops), classify (rules), change (from a change to its effect), forward (real sockets across two hosts), tcp (one
+    /// stream over the same); all by default
     suites: Vec<String>,
     /// Measure the peers too, interleaved with ours
     #[arg(long)]
@@ -129,12 +131,13 @@ fn main() -> ExitCode {
 type Suite = fn(bool) -> anyhow::Result<Vec<Row>>;
 
 /// What can be measured, in the order in which it is.
-const SUITES: [(&str, Suite); 7] = [
+const SUITES: [(&str, Suite); 8] = [
     ("memory", |_| dpdk::pinned(memory::rows)),
     ("workers", |_| workers::rows()),
     ("lpm", |peers| dpdk::pinned(|| lpm::rows(peers))),
     ("ecmp", |_| dpdk::pinned(ecmp::rows)),
     ("classify", |peers| dpdk::pinned(|| classify::rows(peers))),
+    ("change", |_| dpdk::pinned_to(0, change::rows)),
     ("forward", forward::rows),
     ("tcp", forward::tcp),
 ];
