@@ -139,15 +139,6 @@ fn establish(from: &Namespace, to: &Namespace, frames: &[Vec<u8>]) -> anyhow::Re
     Ok(())
 }
 
-/// Switches what the kernel of a workload leaves to its device on or off.
-fn offloads(namespace: &Namespace, on: bool) -> anyhow::Result<()> {
-    let word = if on { "on" } else { "off" };
-    namespace.run(&[
-        "ethtool", "-K", "eth0", "tso", word, "gso", word, "gro", word,
-    ])?;
-    Ok(())
-}
-
 /// One TCP stream: ours; the kernel's with segments of one packet each, as ours are; and the kernel's with large ones.
 pub(crate) fn tcp(peers: bool) -> anyhow::Result<Vec<Row>> {
     let site = ours()?;
@@ -162,8 +153,13 @@ pub(crate) fn tcp(peers: bool) -> anyhow::Result<Vec<Row>> {
         samples.push(load::tcp(from, (to, address), false, 2)?);
         for (on, peer) in [(false, &mut small), (true, &mut large)] {
             if let Some(kernel) = &kernel {
-                offloads(&kernel.from, on)?;
-                offloads(&kernel.to, on)?;
+                let word = if on {
+                    "tso on gso on gro on"
+                } else {
+                    "tso off gso off gro off"
+                };
+                kernel.from.offloads("eth0", word)?;
+                kernel.to.offloads("eth0", word)?;
                 peer.push(load::tcp(&kernel.from, (&kernel.to, address), false, 2)?);
             }
         }

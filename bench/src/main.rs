@@ -152,7 +152,9 @@ impl Suite {
 
 /// All of them, in the order in which they are measured.
 const SUITES: [Suite; 7] = [
-    Suite::new("memory", "the pipeline without sockets", |_| memory::rows()),
+    Suite::new("memory", "the pipeline without sockets", |_| {
+        dpdk::pinned(memory::rows)
+    }),
     Suite::new("workers", "several on one session table", |_| {
         workers::rows()
     }),

@@ -6,7 +6,10 @@ use weft_dataplane::pipeline::Source;
 use crate::scenario::{self, PACKETS, Way, connect, fabric, measure, tcp, udp, udp6};
 use crate::{Row, clock};
 
-const SAMPLES: usize = 41;
+/// Of hits; the first of them warm caches and clock up.
+const SAMPLES: usize = 401;
+/// Of misses: each takes sessions for good.
+const MISSES: usize = 41;
 
 /// Samples of one host's pipeline: each goes on where the one before ended, so that the cold case is cold.
 fn samples(
@@ -74,14 +77,14 @@ fn hits(
 
 /// New flows, none of which comes twice.
 fn misses(make: impl Fn(u32) -> Vec<u8>) -> anyhow::Result<Vec<f64>> {
-    let mut fabric = fabric(2 * (SAMPLES * PACKETS) as u32)?;
+    let mut fabric = fabric(2 * (MISSES * PACKETS) as u32)?;
     let source = scenario::source(&fabric)?;
     let now = fabric.now;
     let host = fabric
         .hosts
         .get_mut("h1")
         .ok_or_else(|| anyhow::anyhow!("no host"))?;
-    (0..SAMPLES)
+    (0..MISSES)
         .map(|sample| {
             let first = (sample * PACKETS) as u32;
             let frames: Vec<Vec<u8>> = (first..first + PACKETS as u32).map(&make).collect();

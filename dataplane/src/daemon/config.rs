@@ -64,6 +64,8 @@ pub struct WorkerSection {
     pub busy_poll_microseconds: Option<u32>,
     /// Packets of one busy poll at most.
     pub busy_poll_budget: u32,
+    /// Let the kernel receive from virtual devices in a thread for each, which batches; a device is as before in the end.
+    pub threaded_napi: bool,
 }
 
 impl Default for WorkerSection {
@@ -73,6 +75,7 @@ impl Default for WorkerSection {
             spin: false,
             busy_poll_microseconds: None,
             busy_poll_budget: 64,
+            threaded_napi: true,
         }
     }
 }
@@ -107,7 +110,7 @@ impl Default for MemorySection {
 #[serde(deny_unknown_fields, default)]
 #[allow(missing_docs)]
 pub struct SessionSection {
-    /// Sessions in all; about 220 bytes each, taken at the start.
+    /// Sessions in all; about 220 bytes each, taken as they come.
     pub capacity: u32,
     /// Sessions of one port.
     pub per_port: u32,

@@ -12,7 +12,8 @@ use super::config::Config;
 use crate::encap;
 use crate::pipeline::Source;
 use crate::port::{
-    AttachMode, Attachment, BusyPoll, Interface, PortError, QueueOptions, Role, Umem, XskQueue,
+    AttachMode, Attachment, BusyPoll, Interface, PortError, QueueOptions, Role, ThreadedNapi, Umem,
+    XskQueue,
 };
 use crate::worker::Workers;
 
@@ -28,6 +29,7 @@ pub struct Device {
     /// Whether its rings are zero-copy.
     pub zero_copy: bool,
     attachment: Attachment,
+    _napi: Option<ThreadedNapi>,
 }
 
 impl Device {
@@ -46,6 +48,7 @@ pub struct Devices {
     umem: Arc<Umem>,
     ring_size: u32,
     busy_poll: Option<BusyPoll>,
+    threaded_napi: bool,
     /// Uplinks, in the order of the configuration.
     pub uplinks: Vec<Device>,
     /// Ports that are up, by index.
@@ -63,6 +66,7 @@ impl Devices {
             umem: Arc::clone(umem),
             ring_size: config.memory.ring_size,
             busy_poll: config.busy_poll(),
+            threaded_napi: config.workers.threaded_napi,
             uplinks: Vec::new(),
             ports: BTreeMap::new(),
             headroom: 0,
@@ -116,12 +120,17 @@ impl Devices {
         for queue in opened {
             workers.open(place, queue);
         }
+        let napi = self
+            .threaded_napi
+            .then(|| ThreadedNapi::enable(interface, found.index))
+            .flatten();
         Ok(Device {
             interface: interface.to_owned(),
             index: found.index,
             mode: attachment.mode(),
             zero_copy,
             attachment,
+            _napi: napi,
         })
     }
 

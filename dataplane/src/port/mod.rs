@@ -8,6 +8,7 @@
 mod error;
 mod frame_set;
 mod interface;
+mod napi;
 mod pool;
 mod program;
 mod socket_options;
@@ -16,6 +17,7 @@ mod xsk;
 
 pub use error::PortError;
 pub use interface::Interface;
+pub use napi::ThreadedNapi;
 pub use pool::{Accounting, FrameCache};
 pub use program::{AttachMode, Attachment, Role};
 pub use umem::{DATA_OFFSET, Umem, UmemOptions};
