@@ -213,3 +213,45 @@ fn measure(arguments: &Arguments) -> anyhow::Result<serde_json::Value> {
     }
     Ok(serde_json::json!({ "machine": clock::machine(), "rows": all }))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    fn parsed(words: &str) -> Result<Arguments, clap::Error> {
+        Arguments::try_parse_from(words.split(' '))
+    }
+
+    #[test]
+    fn arguments_are_read_as_documented() {
+        Arguments::command().debug_assert();
+        let printed = parsed("bench lpm ecmp --json").unwrap();
+        assert_eq!((printed.json, printed.suites.len()), (Some(None), 2));
+        let written = parsed("bench --json rows.json --plots charts").unwrap();
+        assert_eq!(written.json, Some(Some("rows.json".into())));
+        assert!(parsed("bench nothing").is_err());
+        assert!(parsed("bench lpm --from rows.json").is_err());
+    }
+
+    #[test]
+    fn a_suite_behind_json_is_not_taken_for_a_file() {
+        let mistaken = run(&parsed("bench --json memory").unwrap());
+        assert!(mistaken.unwrap_err().to_string().contains("before --json"));
+    }
+
+    #[test]
+    fn a_row_has_every_field_of_the_document() {
+        let row = Row {
+            name: "suite: what".into(),
+            unit: "ms",
+            samples: vec![3.0, 1.0, 2.0],
+            goal: Some((2.5, false)),
+            peer: Some(("other", vec![4.0])),
+        };
+        let wanted = serde_json::json!({
+            "name": "suite: what", "unit": "ms", "value": 2.0, "spread": 1.0, "goal": 2.5, "met": true, "peer": "other", "peer_value": 4.0,
+        });
+        assert_eq!(row.json(), wanted);
+    }
+}
