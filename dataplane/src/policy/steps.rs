@@ -115,7 +115,7 @@ impl Functions {
         }
         let line = self.lines.len() as u32;
         self.lines.extend(level.iter().map(|(_, line)| *line));
-        Function(height * LINES | line)
+        Function(height * LINES + line)
     }
 }
 
