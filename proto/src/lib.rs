@@ -11,6 +11,7 @@ pub mod v1 {
 
 pub mod address;
 pub mod mtu;
+mod shelf;
 pub mod state;
 pub mod strict;
 pub mod transport;

@@ -1,13 +1,17 @@
 //! A set of objects in canonical form: keyed by kind and id, so that two sets can be compared, digested and patched.
 //!
-//! Both ends of the host protocol keep their state in this form: the controller to compute a delta, the daemon to apply one.
-//! The digest is SHA-256 over the objects in key order, each as kind, id and encoded bytes, every part preceded by its length.
+//! Both ends of the host protocol keep their state in this form: the controller to compute a delta, the daemon to apply one. Copies share the
+//! objects that they have in common, so that a copy with one object changed costs next to nothing, whatever the number of objects.
+//! The digest is the sum, modulo 2^256, of the SHA-256 of each object as kind, id and encoded bytes, every part preceded by its length.
 
-use std::collections::BTreeMap;
+use std::cmp::Ordering;
+use std::collections::HashSet;
+use std::sync::Arc;
 
 use prost::Message;
 use sha2::{Digest, Sha256};
 
+use crate::shelf::Shelf;
 use crate::v1::{self, ObjectKey, Objects};
 
 /// The kinds of objects, in the order in which they depend on each other.
@@ -216,10 +220,104 @@ pub enum StateError {
     Missing(Key),
 }
 
+/// An object with what is asked of it often.
+#[derive(Debug)]
+struct Entry {
+    object: Object,
+    /// Its part of the digest.
+    digest: Sum,
+}
+
+impl Entry {
+    fn new(object: Object) -> Arc<Self> {
+        let mut hash = Sha256::new();
+        let mut part = |bytes: &[u8]| {
+            hash.update((bytes.len() as u64).to_be_bytes());
+            hash.update(bytes);
+        };
+        part(object.kind().name().as_bytes());
+        part(object.id().as_bytes());
+        part(&object.encode());
+        let digest = Sum::from_bytes(hash.finalize().into());
+        Arc::new(Self { object, digest })
+    }
+}
+
+/// A number modulo 2^256.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+struct Sum {
+    low: u128,
+    high: u128,
+}
+
+impl Sum {
+    fn from_bytes(bytes: [u8; 32]) -> Self {
+        let (high, low) = bytes.split_at(16);
+        let word = |half: &[u8]| {
+            half.iter()
+                .fold(0, |word, byte| word << 8 | u128::from(*byte))
+        };
+        Self {
+            low: word(low),
+            high: word(high),
+        }
+    }
+
+    fn to_bytes(self) -> [u8; 32] {
+        let mut bytes = [0; 32];
+        bytes[..16].copy_from_slice(&self.high.to_be_bytes());
+        bytes[16..].copy_from_slice(&self.low.to_be_bytes());
+        bytes
+    }
+
+    fn plus(self, other: Self) -> Self {
+        let (low, carry) = self.low.overflowing_add(other.low);
+        let high = self.high.wrapping_add(other.high);
+        Self {
+            low,
+            high: high.wrapping_add(carry.into()),
+        }
+    }
+
+    fn minus(self, other: Self) -> Self {
+        let (low, borrow) = self.low.overflowing_sub(other.low);
+        let high = self.high.wrapping_sub(other.high);
+        Self {
+            low,
+            high: high.wrapping_sub(borrow.into()),
+        }
+    }
+}
+
 /// Objects by key.
-#[derive(Debug, Clone, PartialEq, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct State {
-    objects: BTreeMap<Key, Object>,
+    /// By kind and id.
+    objects: Shelf<Entry>,
+    /// By VPC, then by kind and id; hosts are in none.
+    by_vpc: Shelf<Entry>,
+    digest: Sum,
+}
+
+impl PartialEq for State {
+    fn eq(&self, other: &Self) -> bool {
+        let objects = self.objects.iter().zip(other.objects.iter());
+        let same = |(a, b): (&Arc<Entry>, &Arc<Entry>)| Arc::ptr_eq(a, b) || a.object == b.object;
+        self.len() == other.len() && self.digest == other.digest && objects.into_iter().all(same)
+    }
+}
+
+/// How an object compares to a kind and an id.
+fn by_key(kind: Kind, id: &str) -> impl Fn(&Entry) -> Ordering {
+    move |entry| (entry.object.kind(), entry.object.id()).cmp(&(kind, id))
+}
+
+/// How an object compares to a kind and an id in a VPC.
+fn by_vpc(vpc: &str, kind: Kind, id: &str) -> impl Fn(&Entry) -> Ordering {
+    move |entry| {
+        let object = &entry.object;
+        (object.vpc().unwrap_or(""), object.kind(), object.id()).cmp(&(vpc, kind, id))
+    }
 }
 
 impl State {
@@ -228,39 +326,89 @@ impl State {
     /// # Errors
     /// An object given twice.
     pub fn from_objects(objects: Objects) -> Result<Self, StateError> {
+        let mut entries: Vec<Arc<Entry>> = explode(objects).map(Entry::new).collect();
+        let key = |entry: &Arc<Entry>| (entry.object.kind(), entry.object.id().to_owned());
+        // Most lists are in order already.
+        if !entries.is_sorted_by_key(key) {
+            entries.sort_by_cached_key(key);
+        }
         let mut state = Self::default();
-        for object in explode(objects) {
-            let key = object.key();
-            if state.objects.insert(key.clone(), object).is_some() {
-                return Err(StateError::Duplicate(key));
+        for entry in &entries {
+            if let Some(twice) = state.put(entry) {
+                return Err(StateError::Duplicate(twice.object.key()));
             }
         }
         Ok(state)
     }
 
+    fn put(&mut self, entry: &Arc<Entry>) -> Option<Arc<Entry>> {
+        let (kind, id) = (entry.object.kind(), entry.object.id());
+        self.digest = self.digest.plus(entry.digest);
+        let before = self.objects.insert(Arc::clone(entry), by_key(kind, id));
+        if let Some(before) = &before {
+            self.digest = self.digest.minus(before.digest);
+            if before.object.vpc() != entry.object.vpc() {
+                self.leave_vpc(&before.object);
+            }
+        }
+        if let Some(vpc) = entry.object.vpc() {
+            self.by_vpc.insert(Arc::clone(entry), by_vpc(vpc, kind, id));
+        }
+        before
+    }
+
+    fn leave_vpc(&mut self, object: &Object) {
+        if let Some(vpc) = object.vpc() {
+            self.by_vpc.remove(by_vpc(vpc, object.kind(), object.id()));
+        }
+    }
+
     /// The list form, each kind ordered by id.
     pub fn to_objects(&self) -> Objects {
-        collect(self.objects.values().cloned())
+        collect(self.iter().cloned())
     }
 
     /// The object of that key.
     pub fn get(&self, key: &Key) -> Option<&Object> {
-        self.objects.get(key)
+        self.find(key.kind, &key.id)
+    }
+
+    /// The object of that kind and id.
+    pub fn find(&self, kind: Kind, id: &str) -> Option<&Object> {
+        Some(&self.objects.get(by_key(kind, id))?.object)
     }
 
     /// Adds or replaces; gives back what was there.
     pub fn insert(&mut self, object: Object) -> Option<Object> {
-        self.objects.insert(object.key(), object)
+        let before = self.put(&Entry::new(object))?;
+        Some(before.object.clone())
     }
 
     /// Takes out the object of that key.
     pub fn remove(&mut self, key: &Key) -> Option<Object> {
-        self.objects.remove(key)
+        let before = self.objects.remove(by_key(key.kind, &key.id))?;
+        self.digest = self.digest.minus(before.digest);
+        self.leave_vpc(&before.object);
+        Some(before.object.clone())
     }
 
     /// Every object, in key order.
     pub fn iter(&self) -> impl Iterator<Item = &Object> {
-        self.objects.values()
+        self.objects.iter().map(|entry| &entry.object)
+    }
+
+    /// Every object of a kind, in order of their ids.
+    pub fn of_kind(&self, kind: Kind) -> impl Iterator<Item = &Object> {
+        let from = self.objects.iter_from(by_key(kind, ""));
+        from.map(|entry| &entry.object)
+            .take_while(move |object| object.kind() == kind)
+    }
+
+    /// Every object in a VPC, the VPC itself among them, in key order.
+    pub fn of_vpc<'a>(&'a self, vpc: &'a str) -> impl Iterator<Item = &'a Object> {
+        let from = self.by_vpc.iter_from(by_vpc(vpc, Kind::Host, ""));
+        from.map(|entry| &entry.object)
+            .take_while(move |object| object.vpc() == Some(vpc))
     }
 
     /// How many objects.
@@ -270,38 +418,43 @@ impl State {
 
     /// Whether there is none.
     pub fn is_empty(&self) -> bool {
-        self.objects.is_empty()
+        self.len() == 0
     }
 
-    /// SHA-256 of the canonical form.
+    /// The digest of the canonical form.
     pub fn digest(&self) -> [u8; 32] {
-        let mut hash = Sha256::new();
-        let mut part = |bytes: &[u8]| {
-            hash.update((bytes.len() as u64).to_be_bytes());
-            hash.update(bytes);
-        };
-        for (key, object) in &self.objects {
-            part(key.kind.name().as_bytes());
-            part(key.id.as_bytes());
-            part(&object.encode());
+        self.digest.to_bytes()
+    }
+
+    /// What differs between two states, each object as it was and as it is. Takes as long as the difference is large when one was made from the
+    /// other by changes.
+    pub fn changes_to<'a>(&'a self, next: &'a Self) -> Vec<Change<'a>> {
+        let (gone, come) = self.objects.difference(&next.objects);
+        let mut changes: Vec<Change<'_>> = Vec::with_capacity(come.len());
+        let (mut gone, mut come) = (gone.into_iter().peekable(), come.into_iter().peekable());
+        loop {
+            let key = |entry: &'a Arc<Entry>| (entry.object.kind(), entry.object.id());
+            let order = match (gone.peek(), come.peek()) {
+                (None, None) => return changes,
+                (Some(_), None) => Ordering::Less,
+                (None, Some(_)) => Ordering::Greater,
+                (Some(old), Some(new)) => key(old).cmp(&key(new)),
+            };
+            let old = gone.next_if(|_| order.is_le()).map(|entry| &entry.object);
+            let new = come.next_if(|_| order.is_ge()).map(|entry| &entry.object);
+            if old != new {
+                changes.push(Change { old, new });
+            }
         }
-        hash.finalize().into()
     }
 
     /// What turns `self` into `next`: objects to add or replace, and keys to delete.
     pub fn delta_to(&self, next: &Self) -> (Objects, Vec<ObjectKey>) {
-        let upserts = next
-            .objects
-            .iter()
-            .filter(|(key, object)| self.objects.get(key) != Some(object))
-            .map(|(_, object)| object.clone());
-        let deletes = self
-            .objects
-            .keys()
-            .filter(|key| !next.objects.contains_key(key))
-            .map(Key::to_wire)
-            .collect();
-        (collect(upserts), deletes)
+        let changes = self.changes_to(next);
+        let upserts = changes.iter().filter_map(|change| change.new.cloned());
+        let deletes = changes.iter().filter(|change| change.new.is_none());
+        let deletes = deletes.filter_map(|change| Some(change.old?.key().to_wire()));
+        (collect(upserts), deletes.collect())
     }
 
     /// `self` with a delta applied.
@@ -312,15 +465,29 @@ impl State {
         let mut next = self.clone();
         for wire in deletes {
             let key = Key::from_wire(wire)?;
-            if next.objects.remove(&key).is_none() {
+            if next.remove(&key).is_none() {
                 return Err(StateError::Missing(key));
             }
         }
-        for (key, object) in Self::from_objects(upserts)?.objects {
-            next.objects.insert(key, object);
+        let mut seen = HashSet::new();
+        for object in explode(upserts) {
+            let key = object.key();
+            next.put(&Entry::new(object));
+            if let Some(twice) = seen.replace(key) {
+                return Err(StateError::Duplicate(twice));
+            }
         }
         Ok(next)
     }
+}
+
+/// An object as it was and as it is; at least one of them is there, and they differ.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Change<'a> {
+    /// None: it was not there.
+    pub old: Option<&'a Object>,
+    /// None: it is not there any more.
+    pub new: Option<&'a Object>,
 }
 
 /// A list of objects, one by one.
@@ -406,6 +573,38 @@ mod tests {
         let patched = from.patched(upserts, &deletes).unwrap();
         assert_eq!(patched, to);
         assert_eq!(patched.digest(), to.digest());
+    }
+
+    #[test]
+    fn objects_are_found_by_kind_and_by_vpc_whatever_way_they_came() {
+        let subnet = |id: &str, vpc: &str| {
+            Object::Subnet(v1::Subnet {
+                id: id.to_owned(),
+                vpc: vpc.to_owned(),
+                ..v1::Subnet::default()
+            })
+        };
+        let mut one = state(vec![vpc("a", 1), vpc("b", 2)]);
+        one.insert(subnet("x", "a"));
+        one.insert(subnet("y", "a"));
+        one.insert(subnet("x", "b"));
+        let ids = |state: &State, vpc: &str| -> Vec<String> {
+            state
+                .of_vpc(vpc)
+                .map(|object| object.id().to_owned())
+                .collect()
+        };
+        assert_eq!(ids(&one, "a"), ["a", "y"]);
+        assert_eq!(ids(&one, "b"), ["b", "x"]);
+        assert_eq!(one.of_kind(Kind::Subnet).count(), 2);
+        let rebuilt = State::from_objects(one.to_objects()).unwrap();
+        assert_eq!(rebuilt, one);
+        assert_eq!(rebuilt.digest(), one.digest());
+        one.remove(&subnet("x", "b").key());
+        assert_eq!(ids(&one, "b"), ["b"]);
+        assert_ne!(rebuilt.digest(), one.digest());
+        one.insert(subnet("x", "b"));
+        assert_eq!(rebuilt.digest(), one.digest());
     }
 
     #[test]

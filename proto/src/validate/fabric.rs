@@ -58,7 +58,7 @@ pub(super) fn check_host(at: At<'_>, host: &v1::Host, report: &mut Report) {
 pub(super) fn check_uniqueness(index: &Index<'_>, report: &mut Report) {
     let mut vnis = HashMap::new();
     let mut vteps = HashMap::new();
-    for object in index.state.iter() {
+    for object in &index.objects {
         match object {
             Object::Vpc(vpc) => match vnis.entry(vpc.vni) {
                 Entry::Occupied(other) => {
@@ -94,7 +94,7 @@ pub(super) fn check_uniqueness(index: &Index<'_>, report: &mut Report) {
 /// Every two hosts that carry a VPC have a tunnel between them, and it carries the VPC's largest packets.
 pub(super) fn check_carriers(index: &Index<'_>, report: &mut Report) {
     let mut largest: HashMap<&str, (u32, &str)> = HashMap::new();
-    for object in index.state.iter() {
+    for object in &index.objects {
         if let Object::Subnet(subnet) = object {
             let mtu = mtu::effective(subnet, index.carriers_of(&subnet.vpc));
             let entry = largest.entry(&subnet.vpc).or_insert((mtu, &subnet.id));
@@ -103,7 +103,7 @@ pub(super) fn check_carriers(index: &Index<'_>, report: &mut Report) {
             }
         }
     }
-    for object in index.state.iter() {
+    for object in &index.objects {
         let Object::Vpc(vpc) = object else { continue };
         check_families(vpc, index, report);
         let Some(&(mtu, subnet)) = largest.get(vpc.id.as_str()) else {

@@ -14,7 +14,7 @@ mod tests;
 
 use std::collections::{BTreeSet, HashMap};
 
-use crate::state::{Kind, Object, State};
+use crate::state::{Change, Kind, Object, State};
 use crate::v1;
 
 /// Whose state is checked.
@@ -33,33 +33,122 @@ pub enum Scope<'a> {
 ///
 /// Time grows with the number of objects (times its logarithm, for overlaps).
 pub fn validate(state: &State, scope: Scope<'_>) -> Vec<v1::Violation> {
-    let index = Index::new(state);
+    let objects: Vec<&Object> = state.iter().collect();
+    let index = Index::new(state, objects);
     let mut report = Report::default();
-    for object in state.iter() {
-        let at = At {
-            kind: object.kind(),
-            id: object.id(),
-        };
-        check_id(at, &mut report);
-        match object {
-            Object::Host(host) => fabric::check_host(at, host, &mut report),
-            Object::Vpc(vpc) => fabric::check_vpc(at, vpc, &mut report),
-            Object::Subnet(subnet) => network::check(at, subnet, &index, &mut report),
-            Object::RouteTable(table) => route::check(at, table, &index, &mut report),
-            Object::NetworkAcl(acl) => policy::check_acl(at, acl, &index, &mut report),
-            Object::PrefixList(list) => policy::check_prefix_list(at, list, &index, &mut report),
-            Object::SecurityGroup(group) => {
-                policy::check_group(at, group, &index, scope, &mut report);
+    for object in &index.objects {
+        check(object, &index, scope, &mut report);
+    }
+    check_together(&index, &mut report);
+    report.violations
+}
+
+/// Every rule that `next` breaks, as [`validate`] says, when `before` breaks none: only what the changes between them can break is checked.
+///
+/// Time grows with the changed objects when they are route tables, network ACLs, prefix lists and security groups that were there before; else
+/// with the objects of their VPCs; with all when hosts, VPC-IDs or devices are among what changes.
+pub fn validate_next(before: &State, next: &State, scope: Scope<'_>) -> Vec<v1::Violation> {
+    let changes = before.changes_to(next);
+    let reach = changes.iter().map(Reach::of).max();
+    let objects: Vec<&Object> = match reach {
+        None => return Vec::new(),
+        Some(Reach::All) => return validate(next, scope),
+        Some(Reach::Object) => changes.iter().filter_map(|change| change.new).collect(),
+        Some(Reach::Vpc) => {
+            let ends = changes.iter().flat_map(|change| [change.old, change.new]);
+            let vpcs: BTreeSet<&str> = ends.flatten().filter_map(Object::vpc).collect();
+            let objects = vpcs.iter().flat_map(|vpc| next.of_vpc(vpc));
+            let mut objects: Vec<&Object> = objects.collect();
+            objects.sort_by_key(|object| (object.kind(), object.id()));
+            objects
+        }
+    };
+    let mut report = Report::default();
+    let together = reach == Some(Reach::Vpc);
+    let index = if together {
+        Index::of_part(next, objects)
+    } else {
+        Index::of_objects(next, objects)
+    };
+    for object in &index.objects {
+        check(object, &index, scope, &mut report);
+    }
+    if together {
+        check_together(&index, &mut report);
+    }
+    report.violations
+}
+
+/// How far a change can break rules.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Reach {
+    /// In the changed object alone.
+    Object,
+    /// In any object of its VPC.
+    Vpc,
+    /// Anywhere.
+    All,
+}
+
+impl Reach {
+    fn of(change: &Change<'_>) -> Self {
+        let device = |port: &v1::Port| Some((port.host.clone(), port.device.clone()?.name));
+        match (change.old, change.new) {
+            (Some(Object::RouteTable(old)), Some(Object::RouteTable(new)))
+                if old.vpc == new.vpc =>
+            {
+                // Where routes lead decides which hosts carry the VPC, and so what its packets may measure.
+                let hosts = |table: &v1::RouteTable| table.hosts().map(str::to_owned).collect();
+                let (old, new): (BTreeSet<String>, BTreeSet<String>) = (hosts(old), hosts(new));
+                if old == new { Self::Object } else { Self::Vpc }
             }
-            Object::Port(port) => port::check(at, port, &index, scope, &mut report),
+            (Some(Object::NetworkAcl(_)), Some(Object::NetworkAcl(_)))
+            | (Some(Object::PrefixList(_)), Some(Object::PrefixList(_)))
+            | (Some(Object::SecurityGroup(_)), Some(Object::SecurityGroup(_)))
+                if change.old.and_then(Object::vpc) == change.new.and_then(Object::vpc) =>
+            {
+                Self::Object
+            }
+            (Some(Object::Host(_)), _) | (_, Some(Object::Host(_))) => Self::All,
+            (old, Some(Object::Vpc(new))) => match old {
+                Some(Object::Vpc(old)) if old.vni == new.vni => Self::Vpc,
+                _ => Self::All,
+            },
+            (old, Some(Object::Port(new))) if new.device.is_some() => match old {
+                Some(Object::Port(old)) if device(old) == device(new) => Self::Vpc,
+                _ => Self::All,
+            },
+            _ => Self::Vpc,
         }
     }
-    fabric::check_uniqueness(&index, &mut report);
-    fabric::check_carriers(&index, &mut report);
-    network::check_overlap(&index, &mut report);
-    policy::check_memberships(&index, &mut report);
-    port::check_uniqueness(&index, &mut report);
-    report.violations
+}
+
+/// The rules that an object obeys by itself, and by what it refers to.
+fn check(object: &Object, index: &Index<'_>, scope: Scope<'_>, report: &mut Report) {
+    let at = At {
+        kind: object.kind(),
+        id: object.id(),
+    };
+    check_id(at, report);
+    match object {
+        Object::Host(host) => fabric::check_host(at, host, report),
+        Object::Vpc(vpc) => fabric::check_vpc(at, vpc, report),
+        Object::Subnet(subnet) => network::check(at, subnet, index, report),
+        Object::RouteTable(table) => route::check(at, table, index, report),
+        Object::NetworkAcl(acl) => policy::check_acl(at, acl, index, report),
+        Object::PrefixList(list) => policy::check_prefix_list(at, list, index, report),
+        Object::SecurityGroup(group) => policy::check_group(at, group, index, scope, report),
+        Object::Port(port) => port::check(at, port, index, scope, report),
+    }
+}
+
+/// The rules that objects obey together.
+fn check_together(index: &Index<'_>, report: &mut Report) {
+    fabric::check_uniqueness(index, report);
+    fabric::check_carriers(index, report);
+    network::check_overlap(index, report);
+    policy::check_memberships(index, report);
+    port::check_uniqueness(index, report);
 }
 
 /// A violation in one line: object, field, rule.
@@ -75,58 +164,81 @@ pub fn describe(violation: &v1::Violation) -> String {
     parts.join(": ")
 }
 
-/// Objects by id, and which hosts carry which VPC.
+/// The objects under check, and whatever they refer to.
 struct Index<'a> {
-    hosts: HashMap<&'a str, &'a v1::Host>,
-    vpcs: HashMap<&'a str, &'a v1::Vpc>,
-    subnets: HashMap<&'a str, &'a v1::Subnet>,
-    route_tables: HashMap<&'a str, &'a v1::RouteTable>,
-    network_acls: HashMap<&'a str, &'a v1::NetworkAcl>,
-    prefix_lists: HashMap<&'a str, &'a v1::PrefixList>,
-    security_groups: HashMap<&'a str, &'a v1::SecurityGroup>,
-    ports: HashMap<&'a str, &'a v1::Port>,
-    /// In the state's order, so that of two objects in conflict always the same one is named.
     state: &'a State,
-    /// Hosts on which a VPC has ports or to which its routes point.
+    /// Those under check, in the state's order, so that of two in conflict always the same one is named.
+    objects: Vec<&'a Object>,
+    /// Every object by kind and id, when all are under check: quicker than the state's own order.
+    by_key: HashMap<(Kind, &'a str), &'a Object>,
+    /// Hosts on which a VPC under check has ports or to which its routes point.
     carriers: HashMap<&'a str, BTreeSet<&'a str>>,
 }
 
 impl<'a> Index<'a> {
-    fn new(state: &'a State) -> Self {
-        let mut index = Self {
-            hosts: HashMap::new(),
-            vpcs: HashMap::new(),
-            subnets: HashMap::new(),
-            route_tables: HashMap::new(),
-            network_acls: HashMap::new(),
-            prefix_lists: HashMap::new(),
-            security_groups: HashMap::new(),
-            ports: HashMap::new(),
-            state,
-            carriers: HashMap::new(),
-        };
-        for object in state.iter() {
+    /// For the whole state.
+    fn new(state: &'a State, objects: Vec<&'a Object>) -> Self {
+        let mut index = Self::of_part(state, objects);
+        let key = |object: &&'a Object| ((object.kind(), object.id()), *object);
+        index.by_key = index.objects.iter().map(key).collect();
+        index
+    }
+
+    /// For all objects of some VPCs.
+    fn of_part(state: &'a State, objects: Vec<&'a Object>) -> Self {
+        let mut index = Self::of_objects(state, objects);
+        for object in &index.objects {
             match object {
-                Object::Host(o) => drop(index.hosts.insert(&o.id, o)),
-                Object::Vpc(o) => drop(index.vpcs.insert(&o.id, o)),
-                Object::Subnet(o) => drop(index.subnets.insert(&o.id, o)),
                 Object::RouteTable(o) => {
-                    index.route_tables.insert(&o.id, o);
                     let carriers = index.carriers.entry(&o.vpc).or_default();
                     carriers.extend(o.hosts());
                 }
-                Object::NetworkAcl(o) => drop(index.network_acls.insert(&o.id, o)),
-                Object::PrefixList(o) => drop(index.prefix_lists.insert(&o.id, o)),
-                Object::SecurityGroup(o) => drop(index.security_groups.insert(&o.id, o)),
-                Object::Port(o) => {
-                    index.ports.insert(&o.id, o);
-                    if !o.host.is_empty() {
-                        index.carriers.entry(&o.vpc).or_default().insert(&o.host);
-                    }
+                Object::Port(o) if !o.host.is_empty() => {
+                    index.carriers.entry(&o.vpc).or_default().insert(&o.host);
                 }
+                _ => {}
             }
         }
         index
+    }
+
+    /// For objects each by itself.
+    fn of_objects(state: &'a State, objects: Vec<&'a Object>) -> Self {
+        Self {
+            state,
+            objects,
+            by_key: HashMap::new(),
+            carriers: HashMap::new(),
+        }
+    }
+
+    fn find(&self, kind: Kind, id: &str) -> Option<&'a Object> {
+        if self.by_key.is_empty() {
+            self.state.find(kind, id)
+        } else {
+            self.by_key.get(&(kind, id)).copied()
+        }
+    }
+
+    fn host(&self, id: &str) -> Option<&'a v1::Host> {
+        match self.find(Kind::Host, id)? {
+            Object::Host(host) => Some(host),
+            _ => None,
+        }
+    }
+
+    fn subnet(&self, id: &str) -> Option<&'a v1::Subnet> {
+        match self.find(Kind::Subnet, id)? {
+            Object::Subnet(subnet) => Some(subnet),
+            _ => None,
+        }
+    }
+
+    fn port(&self, id: &str) -> Option<&'a v1::Port> {
+        match self.find(Kind::Port, id)? {
+            Object::Port(port) => Some(port),
+            _ => None,
+        }
     }
 
     /// The known hosts that carry a VPC.
@@ -135,12 +247,12 @@ impl<'a> Index<'a> {
             .get(vpc)
             .into_iter()
             .flatten()
-            .filter_map(|id| self.hosts.get(id).copied())
+            .filter_map(|id| self.host(id))
     }
 
     /// Refuses a VPC that does not exist.
     fn require_vpc(&self, at: At<'_>, vpc: &str, report: &mut Report) {
-        if !self.vpcs.contains_key(vpc) {
+        if self.find(Kind::Vpc, vpc).is_none() {
             report.add(at, "vpc", format!("there is no vpc '{vpc}'"));
         }
     }
@@ -188,29 +300,29 @@ impl Report {
 }
 
 /// Refuses a reference to what does not exist or belongs to another VPC; an empty one passes.
-macro_rules! check_reference {
-    ($index:expr, $map:ident, $kind:literal, $id:expr, $vpc:expr, $at:expr, $field:expr, $report:expr) => {
-        if !$id.is_empty() {
-            match $index.$map.get($id.as_str()) {
-                None => $report.add(
-                    $at,
-                    $field,
-                    format!(concat!("there is no ", $kind, " '{}'"), $id),
-                ),
-                Some(other) if other.vpc != *$vpc => $report.add(
-                    $at,
-                    $field,
-                    format!(
-                        concat!($kind, " '{}' belongs to vpc '{}', not to '{}'"),
-                        $id, other.vpc, $vpc
-                    ),
-                ),
-                Some(_) => {}
-            }
+fn check_reference(
+    index: &Index<'_>,
+    (kind, id): (Kind, &str),
+    vpc: &str,
+    (at, field): (At<'_>, impl std::fmt::Display),
+    report: &mut Report,
+) {
+    if id.is_empty() {
+        return;
+    }
+    let name = kind.name();
+    match index.find(kind, id).and_then(Object::vpc) {
+        None => {
+            let rule = format!("there is no {name} '{id}'");
+            report.add(at, field.to_string(), rule);
         }
-    };
+        Some(other) if other != vpc => {
+            let rule = format!("{name} '{id}' belongs to vpc '{other}', not to '{vpc}'");
+            report.add(at, field.to_string(), rule);
+        }
+        Some(_) => {}
+    }
 }
-use check_reference;
 
 fn check_id(at: At<'_>, report: &mut Report) {
     let known = |b: u8| b.is_ascii_alphanumeric() || b"._/-".contains(&b);

@@ -13,25 +13,19 @@ use crate::v1;
 pub(super) fn check(at: At<'_>, subnet: &v1::Subnet, index: &Index<'_>, report: &mut Report) {
     index.require_vpc(at, &subnet.vpc, report);
     let vpc = &subnet.vpc;
-    check_reference!(
+    check_reference(
         index,
-        route_tables,
-        "route_table",
-        subnet.route_table,
+        (Kind::RouteTable, &subnet.route_table),
         vpc,
-        at,
-        "route_table",
-        report
+        (at, "route_table"),
+        report,
     );
-    check_reference!(
+    check_reference(
         index,
-        network_acls,
-        "network_acl",
-        subnet.network_acl,
+        (Kind::NetworkAcl, &subnet.network_acl),
         vpc,
-        at,
-        "network_acl",
-        report
+        (at, "network_acl"),
+        report,
     );
     let prefixes = check_prefixes(at, subnet, report);
     check_gateways(at, subnet, &prefixes, report);
@@ -165,7 +159,7 @@ pub(super) fn prefixes_and_gateways(subnet: &v1::Subnet) -> Vec<(IpNetwork, IpAd
 /// No two prefixes of a VPC's subnets overlap.
 pub(super) fn check_overlap(index: &Index<'_>, report: &mut Report) {
     let mut by_vpc: HashMap<&str, Vec<(IpNetwork, &str, usize)>> = HashMap::new();
-    for object in index.state.iter() {
+    for object in &index.objects {
         let Object::Subnet(subnet) = object else {
             continue;
         };

@@ -92,25 +92,19 @@ pub(super) fn check_group(
             let text = "at most one of remote_cidr, remote_group and remote_prefix_list is set";
             report.add(at, &field, text);
         }
-        check_reference!(
+        check_reference(
             index,
-            security_groups,
-            "security_group",
-            rule.remote_group,
+            (Kind::SecurityGroup, &rule.remote_group),
             &group.vpc,
-            at,
-            format!("{field}.remote_group"),
-            report
+            (at, format_args!("{field}.remote_group")),
+            report,
         );
-        check_reference!(
+        check_reference(
             index,
-            prefix_lists,
-            "prefix_list",
-            rule.remote_prefix_list,
+            (Kind::PrefixList, &rule.remote_prefix_list),
             &group.vpc,
-            at,
-            format!("{field}.remote_prefix_list"),
-            report
+            (at, format_args!("{field}.remote_prefix_list")),
+            report,
         );
         let matcher = Match {
             direction: &rule.direction,
@@ -144,14 +138,14 @@ fn check_members(at: At<'_>, group: &v1::SecurityGroup, report: &mut Report) {
 /// Members of groups, which the intent gives by the ports alone.
 pub(super) fn check_memberships(index: &Index<'_>, report: &mut Report) {
     let mut members: HashMap<&str, usize> = HashMap::new();
-    for object in index.state.iter() {
+    for object in &index.objects {
         if let Object::Port(port) = object {
             for group in &port.security_groups {
                 *members.entry(group).or_default() += port.addresses.len();
             }
         }
     }
-    for object in index.state.iter() {
+    for object in &index.objects {
         if let Object::SecurityGroup(group) = object {
             let at = At {
                 kind: Kind::SecurityGroup,

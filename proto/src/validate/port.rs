@@ -24,17 +24,14 @@ pub(super) fn check(
     if port.subnet.is_empty() {
         report.add(at, "subnet", "a port has a subnet");
     }
-    check_reference!(
+    check_reference(
         index,
-        subnets,
-        "subnet",
-        port.subnet,
+        (Kind::Subnet, &port.subnet),
         vpc,
-        at,
-        "subnet",
-        report
+        (at, "subnet"),
+        report,
     );
-    let subnet = index.subnets.get(port.subnet.as_str()).copied();
+    let subnet = index.subnet(&port.subnet);
     if let Some(mac) = report.take(at, "mac", parse_mac(&port.mac))
         && subnet.is_some_and(|subnet| mac == gateway_mac(subnet))
     {
@@ -125,15 +122,12 @@ fn check_groups(at: At<'_>, port: &v1::Port, index: &Index<'_>, report: &mut Rep
             report.add(at, field, "an empty id");
             continue;
         }
-        check_reference!(
+        check_reference(
             index,
-            security_groups,
-            "security_group",
-            group,
+            (Kind::SecurityGroup, group),
             &port.vpc,
-            at,
-            field,
-            report
+            (at, field),
+            report,
         );
     }
 }
@@ -152,7 +146,7 @@ fn check_place(
         }
         return;
     }
-    let Some(host) = index.hosts.get(port.host.as_str()) else {
+    let Some(host) = index.host(&port.host) else {
         report.add(at, "host", format!("there is no host '{}'", port.host));
         return;
     };
@@ -191,7 +185,7 @@ pub(super) fn check_uniqueness(index: &Index<'_>, report: &mut Report) {
     let mut macs: HashMap<(&str, [u8; 6]), &str> = HashMap::new();
     let mut addresses: HashMap<(&str, IpAddr), &str> = HashMap::new();
     let mut devices: HashMap<(&str, &str), &str> = HashMap::new();
-    for object in index.state.iter() {
+    for object in &index.objects {
         let Object::Port(port) = object else { continue };
         let at = At {
             kind: Kind::Port,

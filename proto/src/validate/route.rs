@@ -96,7 +96,7 @@ fn check_hop(
 ) {
     if !hop.port.is_empty() {
         let field = format!("{field}.port");
-        match index.ports.get(hop.port.as_str()) {
+        match index.port(&hop.port) {
             None => {
                 let rule = format!("a route to nowhere: there is no port '{}'", hop.port);
                 report.add(at, field, rule);
@@ -115,7 +115,7 @@ fn check_hop(
             Some(_) => {}
         }
     }
-    if !hop.host.is_empty() && !index.hosts.contains_key(hop.host.as_str()) {
+    if !hop.host.is_empty() && index.host(&hop.host).is_none() {
         let rule = format!("a route to nowhere: there is no host '{}'", hop.host);
         report.add(at, format!("{field}.host"), rule);
     }

@@ -166,7 +166,15 @@ fn violations(change: impl FnOnce(&mut Objects), scope: Scope<'_>) -> Vec<String
     let mut objects = good();
     change(&mut objects);
     let state = State::from_objects(objects).unwrap();
-    validate(&state, scope)
+    let before = State::from_objects(good()).unwrap();
+    let mut found = validate(&state, scope);
+    if validate(&before, scope).is_empty() && found.len() < limits::VIOLATIONS {
+        let line = |violation: &v1::Violation| describe(violation);
+        let mut next = validate_next(&before, &state, scope);
+        (found.sort_by_key(line), next.sort_by_key(line));
+        assert_eq!(next, found, "what is found by the changes alone");
+    }
+    found
         .into_iter()
         .map(|v| {
             let object = v.object.unwrap();
@@ -830,6 +838,25 @@ fn only_so_many_violations_are_told() {
         Scope::Intent,
     );
     assert_eq!(found.len(), limits::VIOLATIONS);
+}
+
+#[test]
+fn what_refers_to_something_deleted_is_found_by_the_deletion() {
+    let before = State::from_objects(good()).unwrap();
+    for key in before.iter().map(Object::key) {
+        let next = before
+            .patched(Objects::default(), &[key.to_wire()])
+            .unwrap();
+        let sorted = |mut found: Vec<v1::Violation>| {
+            found.sort_by_key(describe);
+            found
+        };
+        assert_eq!(
+            sorted(validate_next(&before, &next, Scope::Intent)),
+            sorted(validate(&next, Scope::Intent)),
+            "{key}"
+        );
+    }
 }
 
 #[test]
