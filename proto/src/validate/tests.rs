@@ -171,7 +171,8 @@ fn violations(change: impl FnOnce(&mut Objects), scope: Scope<'_>) -> Vec<String
     if validate(&before, scope).is_empty() && found.len() < limits::VIOLATIONS {
         let line = |violation: &v1::Violation| describe(violation);
         let mut next = validate_next(&before, &state, scope);
-        (found.sort_by_key(line), next.sort_by_key(line));
+        found.sort_by_key(line);
+        next.sort_by_key(line);
         assert_eq!(next, found, "what is found by the changes alone");
     }
     found
