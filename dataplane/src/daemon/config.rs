@@ -60,8 +60,8 @@ pub struct WorkerSection {
     pub cores: Vec<usize>,
     /// Spin without work instead of sleeping.
     pub spin: bool,
-    /// Have the driver polled by the workers' own calls (microseconds); absent: by interrupts.
-    pub busy_poll_microseconds: Option<u32>,
+    /// Have the driver polled by the workers' own calls, so long at most (microseconds); 0: by interrupts and threads alone.
+    pub busy_poll_microseconds: u32,
     /// Packets of one busy poll at most.
     pub busy_poll_budget: u32,
     /// Let the kernel receive from virtual devices in a thread for each, which batches; a device is as before in the end.
@@ -73,7 +73,7 @@ impl Default for WorkerSection {
         Self {
             cores: Vec::new(),
             spin: false,
-            busy_poll_microseconds: None,
+            busy_poll_microseconds: 20,
             busy_poll_budget: 64,
             threaded_napi: true,
         }
@@ -376,13 +376,15 @@ impl Config {
 
     /// Busy polling, if asked for.
     pub fn busy_poll(&self) -> Option<BusyPoll> {
-        let budget = self.workers.busy_poll_budget;
-        self.workers
-            .busy_poll_microseconds
-            .map(|microseconds| BusyPoll {
-                microseconds,
-                budget,
-            })
+        let WorkerSection {
+            busy_poll_microseconds: microseconds,
+            busy_poll_budget: budget,
+            ..
+        } = self.workers;
+        (microseconds > 0).then_some(BusyPoll {
+            microseconds,
+            budget,
+        })
     }
 }
 
