@@ -22,7 +22,7 @@ pub(crate) fn core() -> usize {
     std::thread::available_parallelism().map_or(0, |cores| usize::from(cores) - 1)
 }
 
-/// Measures on [`core`] alone.
+/// Measures on [`core()`] alone.
 pub(crate) fn pinned<T: Send>(
     measure: impl FnOnce() -> anyhow::Result<T> + Send,
 ) -> anyhow::Result<T> {
