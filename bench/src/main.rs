@@ -12,6 +12,7 @@ mod forward;
 mod lpm;
 mod memory;
 mod plot;
+mod scale;
 mod scenario;
 mod workers;
 
@@ -152,10 +153,15 @@ impl Suite {
 }
 
 /// All of them, in the order in which they are measured.
-const SUITES: [Suite; 8] = [
+const SUITES: [Suite; 9] = [
     Suite::new("memory", "the pipeline without sockets", |_| {
         dpdk::pinned(memory::rows)
     }),
+    Suite::new(
+        "scale",
+        "cost with ever more VPCs, routes, rules and ports",
+        |_| dpdk::pinned(scale::rows),
+    ),
     Suite::new("workers", "several on one session table", |_| {
         workers::rows()
     }),
