@@ -75,6 +75,7 @@ impl Host {
             sessions: Arc::new(SessionTable::new(config.session_limits())),
             fragments: Arc::default(),
         };
+        shared.sessions.prepare();
         let cores: Vec<Option<usize>> = if config.workers.cores.is_empty() {
             vec![None]
         } else {
