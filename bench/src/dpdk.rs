@@ -27,7 +27,7 @@ pub(crate) fn core() -> usize {
     })
 }
 
-/// Measures on [`core`] alone.
+/// Measures on [`core()`] alone.
 pub(crate) fn pinned<T: Send>(
     measure: impl FnOnce() -> anyhow::Result<T> + Send,
 ) -> anyhow::Result<T> {
