@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::OnceLock;
 
 use anyhow::{Context, bail};
 
@@ -19,7 +20,11 @@ const HUGE_PAGES_FILE: &str = "/proc/sys/vm/nr_hugepages";
 
 /// The core of component benchmarks, ours and the peers': the last one, which has least to do with interrupts.
 pub(crate) fn core() -> usize {
-    std::thread::available_parallelism().map_or(0, |cores| usize::from(cores) - 1)
+    // Asked for once, by a thread that may run anywhere.
+    static CORE: OnceLock<usize> = OnceLock::new();
+    *CORE.get_or_init(|| {
+        std::thread::available_parallelism().map_or(0, |cores| usize::from(cores) - 1)
+    })
 }
 
 /// Measures on [`core()`] alone.
@@ -34,6 +39,7 @@ pub(crate) fn pinned_to<T: Send>(
     id: usize,
     measure: impl FnOnce() -> anyhow::Result<T> + Send,
 ) -> anyhow::Result<T> {
+    core();
     // In a thread of its own, since what it starts inherits its core.
     let pinned = || {
         let bound = core_affinity::set_for_current(core_affinity::CoreId { id });

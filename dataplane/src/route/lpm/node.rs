@@ -6,12 +6,15 @@
 //!
 //! | words | hold |
 //! |---|---|
-//! | 0..16 | for each 16 values: in the low half a bit for each that begins a run, in the high half where in the block the entry is that lies before those of these bits |
-//! | 16 | the leaf of the slot that leads here, for addresses that find none below |
-//! | 17 | entries (low half), rules (high half) |
-//! | 18 | how many bytes of the address are skipped before this node's |
-//! | 19, 20 | those bytes, right-aligned, high word first |
-//! | 21.. | entries: a child or a leaf; then the rules, two words each |
+//! | 0..8 | a bit for each value that begins a run |
+//! | 8, 9 | a byte for each of those words: how many runs begin before it |
+//! | 10 | the leaf of the slot that leads here, for addresses that find none below |
+//! | 11 | entries (low half), rules (high half) |
+//! | 12 | how many bytes of the address are skipped before this node's |
+//! | 13, 14 | those bytes, right-aligned, high word first |
+//! | 16.. | entries: a child or a leaf; then the rules, two words each |
+//!
+//! So all that a look-up asks of a node but the entry lies in one cache line.
 //!
 //! The **rules** are the prefixes that end in this node's byte, for changes; look-ups don't touch them. A leaf is the length of the prefix
 //! above its value, so that of two leaves the greater is that of the longer prefix.
@@ -21,10 +24,11 @@ pub(super) type Blocks = super::blocks::Blocks<16>;
 
 /// Values of a byte.
 pub(super) const SLOTS: usize = 256;
-const DEFAULT: usize = 16;
-const COUNTS: usize = 17;
-const SKIP: usize = 18;
-const HEAD: usize = 21;
+const BEFORE: usize = 8;
+const DEFAULT: usize = 10;
+const COUNTS: usize = 11;
+const SKIP: usize = 12;
+const HEAD: usize = 16;
 
 /// Marks an entry that is a child's block.
 const CHILD: u32 = 1 << 31;
@@ -97,31 +101,28 @@ pub(super) struct Node {
 /// A node in which nothing is found: what a look-up is sent to when there is no node.
 pub(super) fn nowhere() -> [u32; HEAD + 1] {
     let mut words = [0; HEAD + 1];
-    words[..16].fill((HEAD as u32) << 16);
-    words[0] = (HEAD as u32 - 1) << 16 | 1;
+    words[0] = 1;
+    words[BEFORE] = 0x0101_0100;
+    words[BEFORE + 1] = 0x0101_0101;
     words[COUNTS] = 1;
     words
 }
 
-/// The word of a node's map that decides for a slot, by place.
+/// Where a slot's entry is in its block.
 #[inline(always)]
-pub(super) fn map_place(slot: u8) -> usize {
-    usize::from(slot >> 4)
-}
-
-/// Where a slot's entry is in its block, by the map's word.
-#[inline(always)]
-pub(super) fn entry_place(word: u32, slot: u8) -> usize {
-    let upto = word & ((2 << (slot & 15)) - 1);
-    (word >> 16) as usize + upto.count_ones() as usize
+pub(super) fn entry_place(blocks: &Blocks, block: u32, slot: u8) -> usize {
+    let group = usize::from(slot >> 5);
+    let upto = blocks.word(block, group) & (u32::MAX >> (31 - (slot & 31)));
+    let before = blocks.word(block, BEFORE + group / 4) >> (8 * (group % 4)) & 0xff;
+    HEAD + (before + upto.count_ones()) as usize - 1
 }
 
 #[inline(always)]
 pub(super) fn entry(blocks: &Blocks, block: u32, slot: u8) -> u32 {
-    let word = blocks.word(block, map_place(slot));
-    blocks.word(block, entry_place(word, slot))
+    blocks.word(block, entry_place(blocks, block, slot))
 }
 
+#[inline(always)]
 pub(super) fn default(blocks: &Blocks, block: u32) -> u32 {
     blocks.word(block, DEFAULT)
 }
@@ -130,6 +131,7 @@ pub(super) fn set_default(blocks: &mut Blocks, block: u32, leaf: u32) {
     blocks.write(block, HEAD)[DEFAULT] = leaf;
 }
 
+#[inline(always)]
 pub(super) fn skip(blocks: &Blocks, block: u32) -> Skip {
     let word = |i| u64::from(blocks.word(block, SKIP + i));
     Skip {
@@ -147,7 +149,7 @@ pub(super) fn set_skip(blocks: &mut Blocks, block: u32, skip: Skip) {
 
 /// Puts another entry in a slot that is a run of its own, as that of a child is.
 pub(super) fn set_entry(blocks: &mut Blocks, block: u32, slot: u8, entry: u32) {
-    let place = entry_place(blocks.word(block, map_place(slot)), slot);
+    let place = entry_place(blocks, block, slot);
     blocks.write(block, place + 1)[place] = entry;
 }
 
@@ -186,13 +188,11 @@ impl Node {
     pub(super) fn read(blocks: &Blocks, block: u32) -> Self {
         let mut node = Self::new(default(blocks, block), skip(blocks, block));
         let words = blocks.read(block);
-        for (group, slots) in node.slots.chunks_exact_mut(16).enumerate() {
-            let map = words.get(group).copied().unwrap_or(0);
-            let mut place = (map >> 16) as usize;
-            for (bit, slot) in slots.iter_mut().enumerate() {
-                place += (map >> bit & 1) as usize;
-                *slot = words.get(place).copied().unwrap_or(NOTHING);
-            }
+        let mut place = HEAD - 1;
+        for (value, slot) in node.slots.iter_mut().enumerate() {
+            let map = words.get(value / 32).copied().unwrap_or(0);
+            place += (map >> (value % 32) & 1) as usize;
+            *slot = words.get(place).copied().unwrap_or(NOTHING);
         }
         node.rules = rules(blocks, block).collect();
         node
@@ -235,8 +235,9 @@ impl Node {
         let words = blocks.write(block, size);
         let mut place = HEAD - 1;
         let mut before = None;
-        for (group, slots) in self.slots.chunks_exact(16).enumerate() {
-            words[group] = (place as u32) << 16;
+        words[..HEAD].fill(0);
+        for (group, slots) in self.slots.chunks_exact(32).enumerate() {
+            words[BEFORE + group / 4] |= ((place + 1 - HEAD) as u32) << (8 * (group % 4));
             for (bit, slot) in slots.iter().enumerate() {
                 if before != Some(*slot) {
                     before = Some(*slot);

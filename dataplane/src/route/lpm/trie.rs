@@ -403,6 +403,14 @@ impl Trie {
     /// Passes one node: the next one and its first byte, if it goes on.
     #[inline(always)]
     fn step(&self, node: u32, index: u8, key: u128, best: &mut u32) -> Option<(u32, u8)> {
+        let (place, index) = self.enter(node, index, key, best)?;
+        let below = leave(self.blocks.word(node, place), best)?;
+        Some((below, index))
+    }
+
+    /// Where a node's entry for the key is, and the byte after the node's; none when the key differs in what the node skips.
+    #[inline(always)]
+    fn enter(&self, node: u32, index: u8, key: u128, best: &mut u32) -> Option<(usize, u8)> {
         let skip = node::skip(&self.blocks, node);
         let default = node::default(&self.blocks, node);
         if default != NOTHING {
@@ -412,39 +420,54 @@ impl Trie {
             return None;
         }
         let index = index + skip.count;
-        let entry = node::entry(&self.blocks, node, byte(key, index));
-        let below = node::child(entry);
-        if below.is_none() && entry != NOTHING {
-            *best = entry;
-        }
-        Some((below?, index + 1))
+        let place = node::entry_place(&self.blocks, node, byte(key, index));
+        Some((place, index + 1))
     }
 
-    /// Looks up addresses, at most [`BATCH`] of them, after a shift that makes them keys: one node of each, then the next of each that goes on.
+    /// Looks up addresses, at most [`BATCH`] of them, after a shift that makes them keys: one node of each, then the next of each that goes on. Of each
+    /// level everything is read before anything is decided by it, so that no mispredicted branch waits for memory.
     pub(super) fn lookup_batch(&self, addresses: &[u128], shift: u32, results: &mut [u32; BATCH]) {
-        let mut under_way = [(0u8, 0u8, 0u32); BATCH];
+        let mut ways = [Way::default(); BATCH];
+        let mut read = [0u32; BATCH];
         let addresses = &addresses[..addresses.len().min(BATCH)];
         let each = (0..).zip(addresses).zip(results.iter_mut());
-        for (((i, address), leaf), way) in each.zip(&mut under_way) {
+        for (((key, address), leaf), way) in each.zip(&mut ways) {
             let slot = self.slot((address << shift >> 112) as u16);
             *leaf = slot.leaf;
-            *way = (i, 2, slot.node);
+            (way.key, way.index, way.node) = (key, 2, slot.node);
         }
         let mut count = addresses.len();
         while count > 0 {
+            for (way, read) in ways[..count].iter().zip(&mut read) {
+                *read = node::default(&self.blocks, way.node);
+            }
+            std::hint::black_box(&read);
             let mut left = 0;
             for at in 0..count {
-                let (i, index, node) = under_way[at];
-                let (key, leaf) = (
-                    addresses[usize::from(i)] << shift,
-                    &mut results[usize::from(i)],
-                );
-                if let Some((below, index)) = self.step(node, index, key, leaf) {
-                    under_way[left] = (i, index, below);
+                let way = ways[at];
+                let i = usize::from(way.key);
+                let (key, leaf) = (addresses[i] << shift, &mut results[i]);
+                if let Some((place, index)) = self.enter(way.node, way.index, key, leaf) {
+                    ways[left] = Way {
+                        place: place as u16,
+                        index,
+                        ..way
+                    };
                     left += 1;
                 }
             }
-            count = left;
+            for (way, read) in ways[..left].iter().zip(&mut read) {
+                *read = self.blocks.word(way.node, way.place.into());
+            }
+            std::hint::black_box(&read);
+            count = 0;
+            for at in 0..left {
+                let way = ways[at];
+                if let Some(node) = leave(read[at], &mut results[usize::from(way.key)]) {
+                    ways[count] = Way { node, ..way };
+                    count += 1;
+                }
+            }
         }
         for result in results {
             *result = node::told(*result);
@@ -521,6 +544,27 @@ impl Trie {
             + self.blocks.bytes()
             + self.short.capacity() * size_of::<Short>()
     }
+}
+
+/// A look-up that is under way.
+#[derive(Debug, Clone, Copy, Default)]
+struct Way {
+    node: u32,
+    place: u16,
+    /// Of the key, among those looked up together.
+    key: u8,
+    /// The first byte that the node may look at.
+    index: u8,
+}
+
+/// The child that an entry leads to; if it is a leaf, that is the best so far.
+#[inline(always)]
+fn leave(entry: u32, best: &mut u32) -> Option<u32> {
+    let below = node::child(entry);
+    if below.is_none() && entry != NOTHING {
+        *best = entry;
+    }
+    below
 }
 
 /// The slots of the byte in which a prefix ends that it covers.
