@@ -20,9 +20,12 @@ use weft_proto::v1::SecurityRule;
 use crate::clock::cycles;
 use crate::{Row, dpdk, median, scenario};
 
-const SAMPLES: usize = 21;
+const SAMPLES: usize = 41;
 const PACKETS: usize = 4096;
-const PASSES: usize = 10;
+/// Passes over the packets in a sample: long enough that a moment of a busy neighbour is not the whole figure.
+const PASSES: usize = 25;
+/// Samples of the whole miss path, each of packets that none has seen.
+const MISSES: usize = 21;
 const SEED: u64 = 7;
 
 /// A source of numbers that is the same on every machine (SplitMix64, Steele, Lea and Flood, 2014).
@@ -228,7 +231,7 @@ impl Peer {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/acl-rules");
         std::fs::write(&path, text)?;
         // The first rounds warm the caches up.
-        let rounds = SAMPLES + 5;
+        let rounds = SAMPLES * PASSES + 5;
         let arguments = [path.display().to_string(), rounds.to_string()];
         let figures = dpdk::run("acl", &arguments)?;
         let figure = |name: &str| {
@@ -461,7 +464,7 @@ fn misses() -> anyhow::Result<Vec<Row>> {
                 .collect();
             scenario::measure(&mut host.pipeline, now, source, &frames, 0)
         };
-        let samples = (0..SAMPLES).map(sample).collect::<anyhow::Result<_>>()?;
+        let samples = (0..MISSES).map(sample).collect::<anyhow::Result<_>>()?;
         let name = format!(
             "classify: miss, decision and install, group of {}",
             words(count.into())
