@@ -55,7 +55,7 @@ fn ordered(key: u32) -> i32 {
 }
 
 /// Which of eight keys of a line are less than a key, a bit each. The vectors are of a width that every x86-64 and Arm processor has.
-#[inline]
+#[inline(always)]
 fn less(line: &[i32; 16], at: usize, key: i32x8) -> u32 {
     let eight = i32x8::new(std::array::from_fn(|i| line[at + i]));
     i16x8::from_i32x8_saturate(eight.simd_lt(key)).to_bitmask()
@@ -63,17 +63,30 @@ fn less(line: &[i32; 16], at: usize, key: i32x8) -> u32 {
 
 impl Functions {
     /// The function's value at the key.
-    #[inline]
+    #[inline(always)]
     pub(super) fn at(&self, function: Function, key: u32) -> u32 {
-        let key = i32x8::splat(ordered(key));
-        let mut line = &self.lines[(function.0 % LINES) as usize].0;
+        let [value] = self.at_each(function, [key]);
+        value
+    }
+
+    /// The function's values at several keys, searched side by side: while one line is on its way, others are compared.
+    #[inline(always)]
+    pub(super) fn at_each<const N: usize>(&self, function: Function, keys: [u32; N]) -> [u32; N] {
+        let vector = |key| i32x8::splat(ordered(key));
+        let mut at = [(function.0 % LINES) as usize; N];
         // Keys ascend, so that those less than the key are the first ones.
         for _ in 0..function.0 / LINES {
-            let less = (less(line, 0, key) | less(line, 8, key) << 8) & 0x7fff;
-            line = &self.lines[(line[15] as u32 + less.trailing_ones()) as usize].0;
+            for i in 0..N {
+                let (line, key) = (&self.lines[at[i]].0, vector(keys[i]));
+                let less = (less(line, 0, key) | less(line, 8, key) << 8) & 0x7fff;
+                at[i] = (line[15] as u32 + less.trailing_ones()) as usize;
+            }
         }
-        let step = (less(line, 0, key) & 0x7f).trailing_ones();
-        line[STEPS + step as usize] as u32
+        std::array::from_fn(|i| {
+            let line = &self.lines[at[i]].0;
+            let step = (less(line, 0, vector(keys[i])) & 0x7f).trailing_ones();
+            line[STEPS + step as usize] as u32
+        })
     }
 
     /// Bytes of memory.
