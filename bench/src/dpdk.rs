@@ -26,9 +26,16 @@ pub(crate) fn core() -> usize {
 pub(crate) fn pinned<T: Send>(
     measure: impl FnOnce() -> anyhow::Result<T> + Send,
 ) -> anyhow::Result<T> {
+    pinned_to(core(), measure)
+}
+
+/// Measures on one core alone.
+pub(crate) fn pinned_to<T: Send>(
+    id: usize,
+    measure: impl FnOnce() -> anyhow::Result<T> + Send,
+) -> anyhow::Result<T> {
     // In a thread of its own, since what it starts inherits its core.
     let pinned = || {
-        let id = core();
         let bound = core_affinity::set_for_current(core_affinity::CoreId { id });
         anyhow::ensure!(bound, "cannot run on core {id} alone");
         measure()

@@ -45,7 +45,7 @@ fn ours() -> anyhow::Result<Site> {
         .chain([port(9), tcp])
         .collect();
     let options = SiteOptions {
-        daemon: "memory.frames = 32768".into(),
+        daemon: "memory.frames = 32768\nworkers.threaded_napi = true".into(),
         cores: vec![vec![0], vec![1]],
         ..SiteOptions::default()
     };

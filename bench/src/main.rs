@@ -3,6 +3,7 @@
 //! Each row has a name, a unit, the median of several samples and their spread, and, where one was measured in the same run, the figure of
 //! a peer.
 
+mod change;
 mod classify;
 mod clock;
 mod dpdk;
@@ -11,6 +12,7 @@ mod forward;
 mod lpm;
 mod memory;
 mod plot;
+mod scale;
 mod scenario;
 mod workers;
 
@@ -151,10 +153,15 @@ impl Suite {
 }
 
 /// All of them, in the order in which they are measured.
-const SUITES: [Suite; 7] = [
+const SUITES: [Suite; 9] = [
     Suite::new("memory", "the pipeline without sockets", |_| {
         dpdk::pinned(memory::rows)
     }),
+    Suite::new(
+        "scale",
+        "cost with ever more VPCs, routes, rules and ports",
+        |_| dpdk::pinned(scale::rows),
+    ),
     Suite::new("workers", "several on one session table", |_| {
         workers::rows()
     }),
@@ -164,6 +171,9 @@ const SUITES: [Suite; 7] = [
     Suite::new("ecmp", "choice of next hops", |_| dpdk::pinned(ecmp::rows)),
     Suite::new("classify", "rules of groups and ACLs", |peers| {
         dpdk::pinned(|| classify::rows(peers))
+    }),
+    Suite::new("change", "from a change to its effect", |_| {
+        dpdk::pinned_to(0, change::rows)
     }),
     Suite::new("forward", "real sockets across two hosts", forward::rows),
     Suite::new("tcp", "one stream over the same", forward::tcp),

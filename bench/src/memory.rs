@@ -86,6 +86,8 @@ fn misses(make: impl Fn(u32) -> Vec<u8>) -> anyhow::Result<Vec<f64>> {
         .ok_or_else(|| anyhow::anyhow!("no host"))?;
     (0..MISSES)
         .map(|sample| {
+            // As the daemon does, beside the workers.
+            host.shared.sessions.prepare();
             let first = (sample * PACKETS) as u32;
             let frames: Vec<Vec<u8>> = (first..first + PACKETS as u32).map(&make).collect();
             measure(&mut host.pipeline, now, source, &frames, 0)

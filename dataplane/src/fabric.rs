@@ -12,7 +12,7 @@ use crate::packet::parse::{address_word, macs};
 use crate::packet::{DropReason, Frame, FrameMemory, Mac, Packet, PlainMemory};
 use crate::pipeline::{Destination, Io, Pipeline, Settings, Shared, Source};
 use crate::session::{Limits, SessionTable};
-use crate::snapshot::compile::{Adjacency, Context, Registries, Underlay, compile};
+use crate::snapshot::compile::{Adjacency, Compiler, Context, Underlay};
 
 /// Bytes of IP packet that the underlay carries.
 pub const UNDERLAY_MTU: u16 = 1500;
@@ -79,7 +79,7 @@ pub struct MemoryHost {
     pub io: MemoryIo,
     /// What workers share.
     pub shared: Shared,
-    registries: Registries,
+    compiler: Compiler,
     generation: u32,
 }
 
@@ -127,7 +127,7 @@ impl Fabric {
                 pipeline: Pipeline::new(shared.clone(), settings),
                 io: MemoryIo::new(FRAMES, FRAME_SIZE),
                 shared,
-                registries: Registries::new(settings.ports as u16, 1024, limits.vpcs as u32),
+                compiler: Compiler::new(settings.ports as u16, 1024, limits.vpcs as u32),
                 generation: 0,
             };
             hosts.insert(host.id.clone(), host);
@@ -191,13 +191,13 @@ impl Fabric {
                 revision: 0,
                 underlay: &underlay,
             };
-            let mut registries = host.registries.clone();
-            let snapshot = compile(&state, &context, &mut registries)?;
-            snapshots.push((snapshot, registries));
+            let mut compiler = host.compiler.clone();
+            let snapshot = compiler.compile(&state, &context)?;
+            snapshots.push((snapshot, compiler));
         }
-        for (host, (snapshot, registries)) in self.hosts.values_mut().zip(snapshots) {
+        for (host, (snapshot, compiler)) in self.hosts.values_mut().zip(snapshots) {
             host.generation += 1;
-            host.registries = registries;
+            host.compiler = compiler;
             host.pipeline.set_snapshot(Arc::new(snapshot));
         }
         self.state = state;

@@ -3,6 +3,7 @@
 //! Items lie in chunks behind shared pointers. A copy copies a pointer for each chunk; a change copies the chunk that it touches.
 
 use std::cmp::Ordering;
+use std::collections::HashSet;
 use std::sync::Arc;
 
 /// A chunk with more items is cut in two.
@@ -138,15 +139,22 @@ impl<T> Shelf<T> {
     /// passed over, so that this takes as long as the difference is large, when one was made from the other. Items are told apart by
     /// their memory.
     pub(crate) fn difference<'a>(&'a self, next: &'a Self) -> (Vec<&'a Arc<T>>, Vec<&'a Arc<T>>) {
-        use std::collections::HashSet;
-        let chunks = |shelf: &'a Self| shelf.chunks.iter().map(Arc::as_ptr).collect::<HashSet<_>>();
-        let (old, new) = (chunks(self), chunks(next));
-        let own = |shelf: &'a Self, other: &HashSet<*const Vec<Arc<T>>>| {
-            let chunks = shelf.chunks.iter();
-            let own = chunks.filter(|chunk| !other.contains(&Arc::as_ptr(chunk)));
+        // Before and after the first and the last change, both have the same chunks.
+        let same = |(a, b): &(&Arc<_>, &Arc<_>)| Arc::ptr_eq(a, b);
+        let both = self.chunks.iter().zip(&next.chunks);
+        let first = both.take_while(same).count();
+        let (old, new) = (&self.chunks[first..], &next.chunks[first..]);
+        let both = old.iter().rev().zip(new.iter().rev());
+        let last = both.take_while(same).count();
+        let (old, new) = (&old[..old.len() - last], &new[..new.len() - last]);
+        let chunks = |list: &'a [Arc<_>]| list.iter().map(Arc::as_ptr).collect::<HashSet<_>>();
+        let own = |list: &'a [Arc<Vec<Arc<T>>>], other: &HashSet<*const Vec<Arc<T>>>| {
+            let own = list
+                .iter()
+                .filter(|chunk| !other.contains(&Arc::as_ptr(chunk)));
             own.flat_map(|chunk| chunk.iter()).collect::<Vec<_>>()
         };
-        let (mut gone, mut come) = (own(self, &new), own(next, &old));
+        let (mut gone, mut come) = (own(old, &chunks(new)), own(new, &chunks(old)));
         let items = |list: &[&'a Arc<T>]| {
             list.iter()
                 .map(|item| Arc::as_ptr(item))

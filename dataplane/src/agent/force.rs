@@ -5,7 +5,7 @@ use std::sync::Arc;
 use tokio::sync::watch;
 use weft_proto::state::State;
 use weft_proto::v1::Violation;
-use weft_proto::validate::{Scope, validate};
+use weft_proto::validate::{Scope, validate, validate_next};
 
 use super::{AgentStatus, Apply, Connection, InForce};
 
@@ -72,7 +72,12 @@ impl Force {
     }
 
     fn bring_blocking(&self, next: InForce) -> Result<(), Vec<Violation>> {
-        let violations = validate(&next.state, Scope::Node { host: &self.host });
+        let scope = Scope::Node { host: &self.host };
+        // What is in force was checked when it came to be so.
+        let violations = match self.status().in_force {
+            Some(known) => validate_next(&known.state, &next.state, scope),
+            None => validate(&next.state, scope),
+        };
         if !violations.is_empty() {
             return Err(violations);
         }

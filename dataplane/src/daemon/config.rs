@@ -64,7 +64,8 @@ pub struct WorkerSection {
     pub busy_poll_microseconds: u32,
     /// Packets of one busy poll at most.
     pub busy_poll_budget: u32,
-    /// Let the kernel receive from virtual devices in a thread for each, which batches; a device is as before in the end.
+    /// Let the kernel receive from virtual devices in a thread for each: faster by a third, but what comes while the thread waits for a core is
+    /// lost beyond 256 packets. A device is as before in the end.
     pub threaded_napi: bool,
 }
 
@@ -75,7 +76,7 @@ impl Default for WorkerSection {
             spin: false,
             busy_poll_microseconds: 20,
             busy_poll_budget: 64,
-            threaded_napi: true,
+            threaded_napi: false,
         }
     }
 }

@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use weft_proto::state::State;
-use weft_proto::v1::Violation;
+use weft_proto::state::{Kind, Object, State};
+use weft_proto::v1::{self, Violation};
 
 use super::config::Config;
 use super::devices::Devices;
@@ -15,7 +15,7 @@ use crate::packet::parse::{address_word, word_address};
 use crate::pipeline::Shared;
 use crate::port::{PortError, Umem, UmemOptions};
 use crate::session::SessionTable;
-use crate::snapshot::compile::{Adjacency, Context, Registries, Underlay, compile};
+use crate::snapshot::compile::{Adjacency, Compiler, Context, Underlay};
 use crate::underlay::Adjacencies;
 use crate::worker::{Plan, Workers};
 
@@ -44,8 +44,10 @@ pub struct Inner {
     pub state: Arc<State>,
     /// Its revision.
     pub revision: u64,
-    registries: Registries,
+    compiler: Compiler,
     generation: u32,
+    /// Our own tunnel addresses.
+    vteps: Vec<IpAddr>,
     underlay: Underlay,
     adjacencies: Adjacencies,
     wanted: BTreeMap<u16, String>,
@@ -73,6 +75,7 @@ impl Host {
             sessions: Arc::new(SessionTable::new(config.session_limits())),
             fragments: Arc::default(),
         };
+        shared.sessions.prepare();
         let cores: Vec<Option<usize>> = if config.workers.cores.is_empty() {
             vec![None]
         } else {
@@ -91,15 +94,16 @@ impl Host {
             source,
         })?;
         let devices = Devices::open(config, &umem, &workers)?;
-        let registries =
-            Registries::new(config.limits.ports, config.limits.peers, config.limits.vpcs);
+        let limits = &config.limits;
+        let compiler = Compiler::new(limits.ports, limits.peers, limits.vpcs);
         let inner = Inner {
             workers,
             devices,
             state: Arc::default(),
             revision: 0,
-            registries,
+            compiler,
             generation: 0,
+            vteps: Vec::new(),
             underlay: Underlay::default(),
             adjacencies: Adjacencies::default(),
             wanted: BTreeMap::new(),
@@ -125,12 +129,12 @@ impl Host {
 
     /// Addresses of remote VTEPs that the underlay has to know the way to.
     pub fn remote_vteps(&self) -> Vec<IpAddr> {
-        let objects = self.inner().state.to_objects();
-        let remote = objects.hosts.iter().filter(|host| host.id != self.id);
-        remote
-            .flat_map(|host| &host.vteps)
-            .filter_map(|text| text.parse().ok())
-            .collect()
+        let state = Arc::clone(&self.inner().state);
+        let hosts = state.of_kind(Kind::Host).filter_map(|object| match object {
+            Object::Host(host) if host.id != self.id => Some(host),
+            _ => None,
+        });
+        hosts.flat_map(vteps_of).collect()
     }
 
     /// Judges by other ways through the underlay from now on.
@@ -171,14 +175,13 @@ impl Host {
         state: &Arc<State>,
         revision: Option<u64>,
     ) -> Result<(), Vec<Violation>> {
-        let objects = state.to_objects();
-        let own = objects.hosts.iter().find(|host| host.id == self.id);
-        let vteps: Vec<IpAddr> = own
-            .into_iter()
-            .flat_map(|host| &host.vteps)
-            .filter_map(|text| text.parse().ok())
-            .collect();
-        inner.underlay = underlay(&inner.adjacencies, &vteps, &self.uplinks);
+        let vteps: Vec<IpAddr> = match state.find(Kind::Host, &self.id) {
+            Some(Object::Host(own)) => vteps_of(own).collect(),
+            _ => Vec::new(),
+        };
+        // Only a change of hosts changes these.
+        let renewed = (revision.is_none() || inner.vteps != vteps)
+            .then(|| underlay(&inner.adjacencies, &vteps, &self.uplinks));
         let generation = if inner.generation == u32::MAX {
             1
         } else {
@@ -188,18 +191,20 @@ impl Host {
             host: &self.id,
             generation,
             revision: revision.unwrap_or(inner.revision),
-            underlay: &inner.underlay,
+            underlay: renewed.as_ref().unwrap_or(&inner.underlay),
         };
-        let mut registries = inner.registries.clone();
-        let snapshot = Arc::new(compile(state, &context, &mut registries)?);
+        let snapshot = Arc::new(inner.compiler.compile(state, &context)?);
         let before = inner.workers.common().snapshot.load_full();
         // Nothing below fails. Sessions of ports that go are removed when no worker can make new ones for them.
-        inner.registries = registries;
+        inner.underlay = renewed.unwrap_or_else(|| std::mem::take(&mut inner.underlay));
         inner.generation = generation;
         inner.state = Arc::clone(state);
         inner.revision = revision.unwrap_or(inner.revision);
-        if let Err(error) = inner.devices.set_vteps(&vteps) {
-            tracing::error!(%error, "the uplinks' programs do not take the tunnel addresses");
+        if inner.vteps != vteps {
+            if let Err(error) = inner.devices.set_vteps(&vteps) {
+                tracing::error!(%error, "the uplinks' programs do not take the tunnel addresses");
+            }
+            inner.vteps = vteps;
         }
         if !inner.workers.publish(Arc::clone(&snapshot)) {
             tracing::warn!(
@@ -207,7 +212,10 @@ impl Host {
                 "a worker has not taken up the new generation within a second"
             );
         }
-        for (index, port) in (0u16..).zip(&before.ports) {
+        if snapshot.ports.is_shared_with(&before.ports) {
+            return Ok(());
+        }
+        for (index, port) in (0u16..).zip(before.ports.iter()) {
             let same = |port: &crate::snapshot::Port| {
                 snapshot.port(index).is_some_and(|now| now.id == port.id)
             };
@@ -216,7 +224,7 @@ impl Host {
             }
         }
         let present = (0u16..)
-            .zip(&snapshot.ports)
+            .zip(snapshot.ports.iter())
             .filter_map(|(index, port)| Some((index, port.as_ref()?.device.clone())));
         inner.wanted = present.filter(|(_, device)| !device.is_empty()).collect();
         let Inner {
@@ -240,6 +248,10 @@ impl Apply for Host {
         let mut inner = self.inner();
         self.put_in_force(&mut inner, &Arc::new(state.clone()), Some(revision))
     }
+}
+
+fn vteps_of(host: &v1::Host) -> impl Iterator<Item = IpAddr> {
+    host.vteps.iter().filter_map(|text| text.parse().ok())
 }
 
 /// The ways through the underlay in the form that snapshots are compiled from.

@@ -46,7 +46,7 @@ impl NodeService {
             .gauges()
             .map(|(_, _, counters)| counters)
             .collect();
-        for (index, port) in (0u16..).zip(&snapshot.ports) {
+        for (index, port) in (0u16..).zip(snapshot.ports.iter()) {
             if let Some(port) = port {
                 let sets: Vec<&Traffic> = counters
                     .iter()
@@ -128,7 +128,7 @@ impl Node for NodeService {
             }
         };
         let ports = (0u16..)
-            .zip(&snapshot.ports)
+            .zip(snapshot.ports.iter())
             .filter_map(|(index, entry)| Some(port((index, entry.as_ref()?))))
             .collect();
         Ok(Response::new(v1::Status {

@@ -16,6 +16,7 @@ use super::config::Config;
 use super::host::Host;
 use super::node::NodeService;
 use crate::agent::{self, AgentConfig, AgentHandle, Source};
+use crate::session::table::PREPARE_EVERY;
 use crate::underlay::Underlay;
 
 /// How often devices of ports are looked for.
@@ -55,6 +56,20 @@ pub async fn run(path: &Path, config: Config) -> anyhow::Result<()> {
         .add_service(NodeServer::new(service))
         .serve_with_incoming(UnixListenerStream::new(listener));
     let server = tokio::spawn(server);
+    let sessions = Arc::clone(&host.shared.sessions);
+    let preparing = tokio::spawn(async move {
+        let mut interval = tokio::time::interval(PREPARE_EVERY);
+        loop {
+            interval.tick().await;
+            let sessions = Arc::clone(&sessions);
+            if tokio::task::spawn_blocking(move || sessions.prepare())
+                .await
+                .is_err()
+            {
+                return;
+            }
+        }
+    });
     tracing::info!(host = %config.host, socket = %config.socket.display(), "weftd is ready");
 
     let mut adjacencies = underlay.adjacencies();
@@ -91,6 +106,7 @@ pub async fn run(path: &Path, config: Config) -> anyhow::Result<()> {
     }
     tracing::info!("stopping");
     server.abort();
+    preparing.abort();
     drop(underlay);
     let stopping = Arc::clone(&host);
     tokio::task::spawn_blocking(move || stopping.stop()).await?;

@@ -26,8 +26,8 @@ fn passes(snapshot: &Snapshot, port: &Port, parsed: &Parsed, towards: bool) -> b
         .acl
         .and_then(|acl| snapshot.acls.get(acl));
     let entries = acl.map(|acl| if towards { &acl.ingress } else { &acl.egress });
-    entries.is_none_or(|entries| entries.verdict(&subject, &snapshot.sets).1)
-        && rules.allow(&subject, &snapshot.sets)
+    let sets = &snapshot.vpcs[port.vpc].sets;
+    entries.is_none_or(|entries| entries.verdict(&subject, sets).1) && rules.allow(&subject, sets)
 }
 
 /// Who gets a copy of a packet to a group. From a tunnel, only ports of this host do, and only when the sender's MAC is known there.

@@ -118,7 +118,18 @@ fn route(
     trace: &mut impl Tracer,
 ) -> Result<Way, DropReason> {
     let destination = flow.destination;
-    let Some((len, target)) = subnet.routes.lookup(destination) else {
+    let vpc = &snapshot.vpcs[port.vpc];
+    // A custom route beats an implied one of equal length.
+    let custom = subnet.routes.lookup(destination);
+    let implied = vpc.subnets.lookup(destination);
+    let found = match (custom, implied) {
+        (Some((custom, _)), Some((implied, _))) if implied > custom => {
+            Some((implied, &Target::Local))
+        }
+        (Some(custom), _) => Some(custom),
+        (None, implied) => implied.map(|(len, _)| (len, &Target::Local)),
+    };
+    let Some((len, target)) = found else {
         trace.step("route", || {
             format!(
                 "no route for {} in subnet {}",
@@ -142,7 +153,7 @@ fn route(
             return Err(DropReason::Blackhole);
         }
         Target::Local => {
-            let Some(endpoint) = snapshot.vpcs[port.vpc].by_address.get(&destination) else {
+            let Some(endpoint) = vpc.by_address.get(&destination) else {
                 trace.step("route", || {
                     say("local, but no port has the address".to_owned())
                 });
@@ -234,11 +245,7 @@ fn from_peer(
         };
     }
     // Routers behind a tunnel send to the virtual router's MAC.
-    let is_router = parsed.eth_dst == Mac::ROUTER
-        || snapshot
-            .subnets
-            .iter()
-            .any(|subnet| subnet.gateway_mac == parsed.eth_dst);
+    let is_router = parsed.eth_dst == Mac::ROUTER || vpc.gateway_macs.contains(&parsed.eth_dst);
     if !is_router {
         return Err(DropReason::NotHere);
     }
@@ -276,7 +283,7 @@ fn acl(
         (&acl.egress, flow.destination, "acl out")
     };
     let subject = Subject::of(flow, case.parsed.icmp, remote);
-    let (number, allow) = rules.verdict(&subject, &snapshot.sets);
+    let (number, allow) = rules.verdict(&subject, &snapshot.vpcs[port.vpc].sets);
     trace.step(stage, || {
         let verdict = if allow { "allow" } else { "deny" };
         number.map_or_else(
@@ -317,7 +324,10 @@ fn groups(
     } else {
         opened.opening_icmp()
     };
-    let allow = rules.allow(&Subject::of(&opened, icmp, remote), &snapshot.sets);
+    let allow = rules.allow(
+        &Subject::of(&opened, icmp, remote),
+        &snapshot.vpcs[port.vpc].sets,
+    );
     trace.step(stage, || {
         format!(
             "port {}: {}",

@@ -24,7 +24,7 @@ pub enum Remote {
     Any,
     /// Addresses under one prefix.
     Prefix(Prefix),
-    /// Members of an address set, by its place in [`crate::snapshot::Snapshot::sets`].
+    /// Members of an address set, by its place in [`crate::snapshot::Vpc::sets`].
     Set(usize),
 }
 

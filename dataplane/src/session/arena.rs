@@ -4,7 +4,7 @@
 #![allow(unsafe_code)]
 
 use std::alloc::{Layout, handle_alloc_error};
-use std::ops::Deref;
+use std::ops::{Deref, Range};
 use std::ptr::{NonNull, null_mut};
 
 use super::index::Bucket;
@@ -12,6 +12,9 @@ use super::slot::Slot;
 
 /// Bytes of a huge page on the architectures that have AF_XDP.
 const HUGE_PAGE: usize = 2 << 20;
+
+/// No page is smaller.
+const PAGE: usize = 4096;
 
 /// Types of which all bytes zero is a value.
 ///
@@ -80,6 +83,25 @@ impl<T: Zeroed> Arena<T> {
             len,
             mapping,
             bytes,
+        }
+    }
+}
+
+impl<T: Zeroed> Arena<T> {
+    /// Takes the memory of some values now, so that their first use does not wait for it: clearing a huge page takes longer than a ring of
+    /// packets lasts. Where the kernel cannot (before Linux 5.14), the first use does.
+    pub fn populate(&self, range: Range<usize>) {
+        let part = self.get(range).unwrap_or_default().as_ptr_range();
+        let (start, end) = (part.start.addr() & !(PAGE - 1), part.end.addr());
+        let mapping = self.mapping.as_ptr();
+        // SAFETY: the range lies within the mapping, since the values do and the mapping begins at a page; what has been written there stays.
+        unsafe {
+            let start = mapping.with_addr(start.max(mapping.addr()));
+            libc::madvise(
+                start,
+                end.saturating_sub(start.addr()),
+                libc::MADV_POPULATE_WRITE,
+            );
         }
     }
 }

@@ -73,6 +73,11 @@ impl Index {
         }
     }
 
+    /// Takes all its memory now.
+    pub fn populate(&self) {
+        self.buckets.populate(0..self.buckets.len());
+    }
+
     #[inline]
     fn places(&self, hash: u64) -> [usize; 2] {
         let mask = self.buckets.len() - 1;

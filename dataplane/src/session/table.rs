@@ -7,6 +7,7 @@
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU32, Ordering, fence};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use super::arena::Arena;
 use super::index::{Index, Place};
@@ -22,6 +23,11 @@ use crate::prefetch::prefetch;
 pub const SHARDS: usize = 16;
 /// So many of the newest half-open sessions are remembered, per shard, as candidates to give way.
 const CANDIDATES: usize = 1024;
+
+/// How often [`SessionTable::prepare`] is to be called.
+pub const PREPARE_EVERY: Duration = Duration::from_millis(100);
+/// Slots, per shard, whose memory is taken before they are needed.
+const AHEAD: u32 = 16 * 1024;
 
 /// Caps of the table.
 #[derive(Debug, Clone, Copy)]
@@ -45,6 +51,8 @@ struct Shard {
     index: Index,
     /// Slots below were used at some time.
     used: AtomicU32,
+    /// The memory of slots below has been taken.
+    prepared: AtomicU32,
     writer: Mutex<Writer>,
 }
 
@@ -146,13 +154,14 @@ pub struct SessionView {
 }
 
 impl SessionTable {
-    /// An empty table. Address space for all of it is taken here; memory as sessions come.
+    /// An empty table. Address space for all of it is taken here; memory by [`Self::prepare`], or as sessions come.
     pub fn new(limits: Limits) -> Self {
         let per_shard = (limits.capacity as usize).div_ceil(SHARDS).max(8);
         let shard = || Shard {
             slots: Arena::new(per_shard),
             index: Index::new(per_shard),
             used: AtomicU32::new(0),
+            prepared: AtomicU32::new(0),
             writer: Mutex::new(Writer {
                 free: Vec::with_capacity(per_shard),
                 candidates: VecDeque::with_capacity(CANDIDATES),
@@ -165,6 +174,28 @@ impl SessionTable {
             limits,
             per_port: (0..limits.ports).map(|_| AtomicU32::new(0)).collect(),
             per_vpc: (0..limits.vpcs).map(|_| AtomicU32::new(0)).collect(),
+        }
+    }
+
+    /// Takes memory ahead of the sessions to come. Somebody who may wait calls this at the start and then every [`PREPARE_EVERY`]: sessions
+    /// that come faster than a million a second may wait for memory themselves.
+    pub fn prepare(&self) {
+        for shard in &self.shards {
+            let prepared = shard.prepared.load(Ordering::Relaxed);
+            let wanted = shard.used.load(Ordering::Relaxed).saturating_add(AHEAD);
+            let wanted = wanted.min(shard.slots.len() as u32);
+            if prepared == 0 {
+                shard.index.populate();
+            }
+            // Not for every few: a call costs more than the memory of some.
+            if wanted > prepared
+                && (prepared == 0
+                    || wanted - prepared >= AHEAD / 4
+                    || wanted as usize == shard.slots.len())
+            {
+                shard.slots.populate(prepared as usize..wanted as usize);
+                shard.prepared.store(wanted, Ordering::Relaxed);
+            }
         }
     }
 
@@ -753,6 +784,21 @@ mod tests {
         table.sweep(0, capacity, timeouts.of(State::OneWay), &timeouts);
         assert_eq!(table.statistics().live, 1);
         assert_eq!(table.statistics().expired, 1);
+    }
+
+    #[test]
+    fn memory_that_was_taken_ahead_holds_what_it_held() {
+        let table = table(100_000);
+        let key = |number| Key::new(table.seeds(), &flow(number), 1);
+        for number in 0..50_000 {
+            if number % 10_000 == 0 {
+                table.prepare();
+            }
+            table.insert(&key(number), &new(State::OneWay, 0)).unwrap();
+        }
+        table.prepare();
+        assert!((0..50_000).all(|number| table.find(&key(number)).is_some()));
+        assert_eq!(table.statistics().live, 50_000);
     }
 
     #[test]

@@ -4,12 +4,15 @@
 //! exactly one generation. Objects refer to each other by index.
 
 pub mod compile;
+mod list;
 pub mod registry;
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use foldhash::fast::FixedState;
 
+pub use self::list::List;
 use crate::encap::{Encapsulation, Template};
 use crate::packet::{Family, Mac};
 use crate::policy::{Acl, AddressSet, GroupRules};
@@ -20,7 +23,7 @@ use crate::route::{Lpm, Prefix, Table};
 pub type Map<K, V> = HashMap<K, V, FixedState>;
 
 /// Everything that workers need, for one generation.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct Snapshot {
     /// Rises with every snapshot; never 0 in one that is in force.
     pub generation: u32,
@@ -29,25 +32,23 @@ pub struct Snapshot {
     /// This host's VTEP addresses.
     pub vteps: Vec<u128>,
     /// VPCs present on this host.
-    pub vpcs: Vec<Vpc>,
+    pub vpcs: List<Vpc>,
     /// Place in `vpcs` by VNI.
-    pub vpc_by_vni: Map<u32, usize>,
+    pub vpc_by_vni: Arc<Map<u32, usize>>,
     /// Subnets of those VPCs.
-    pub subnets: Vec<Subnet>,
+    pub subnets: List<Subnet>,
     /// Ports of this host, by port index; the index of a port stays while the port lives.
-    pub ports: Vec<Option<Port>>,
+    pub ports: List<Option<Port>>,
     /// Remote VTEP owners, by peer index; the index of a peer stays while it is known.
-    pub peers: Vec<Option<Peer>>,
+    pub peers: Arc<[Option<Peer>]>,
     /// Peer index by VTEP address.
-    pub peer_by_vtep: Map<u128, u16>,
+    pub peer_by_vtep: Arc<Map<u128, u16>>,
     /// Network ACLs in use.
-    pub acls: Vec<Acl>,
-    /// Address sets that rules refer to.
-    pub sets: Vec<AddressSet>,
+    pub acls: List<Acl>,
 }
 
 /// A VPC on this host.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct Vpc {
     /// Its id.
     pub id: String,
@@ -56,13 +57,17 @@ pub struct Vpc {
     /// Index for budgets; stays while the VPC is known.
     pub index: u32,
     /// Who has an address.
-    pub by_address: Map<u128, Endpoint>,
+    pub by_address: Arc<Map<u128, Endpoint>>,
     /// Who has a MAC.
-    pub by_mac: Map<Mac, Endpoint>,
+    pub by_mac: Arc<Map<Mac, Endpoint>>,
     /// Subnet, by the address of its gateway.
-    pub gateways: Map<u128, usize>,
+    pub gateways: Arc<Map<u128, usize>>,
     /// Addresses of ports, with the prefix lengths of the subnets that hold them, for choosing the subnet of an address.
     pub subnets: Lpm<u32>,
+    /// The MACs of the virtual routers of its subnets, each once.
+    pub gateway_macs: Vec<Mac>,
+    /// Address sets that the rules of its groups refer to.
+    pub sets: Arc<[AddressSet]>,
 }
 
 /// A port somewhere in the fabric, as others see it.
@@ -86,7 +91,7 @@ pub enum Place {
 }
 
 /// A subnet.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct Subnet {
     /// Its id.
     pub id: String,
@@ -100,7 +105,7 @@ pub struct Subnet {
     pub gateway_v6: Option<u128>,
     /// Its prefixes.
     pub prefixes: Vec<Prefix>,
-    /// Its routes.
+    /// Its route table; the prefixes of the VPC's subnets are not in it.
     pub routes: Table<Target>,
     /// Its network ACL, by place in [`Snapshot::acls`]; none lets everything pass.
     pub acl: Option<usize>,
@@ -150,7 +155,7 @@ pub enum NextHop {
 }
 
 /// A port of this host.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Port {
     /// Its id.
     pub id: String,

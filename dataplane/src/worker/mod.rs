@@ -387,7 +387,7 @@ impl Worker {
         if self.index == 0 && now / 100 != self.swept / 100 {
             self.pipeline.tick(&mut self.io, now);
         }
-        if now / 1000 != self.swept / 1000 {
+        if now / 100 != self.swept / 100 {
             self.io.publish_kernel_drops();
         }
         self.swept = now;

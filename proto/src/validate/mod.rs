@@ -37,7 +37,7 @@ pub fn validate(state: &State, scope: Scope<'_>) -> Vec<v1::Violation> {
     let index = Index::new(state, objects);
     let mut report = Report::default();
     for object in &index.objects {
-        check(object, &index, scope, &mut report);
+        check(None, object, &index, scope, &mut report);
     }
     check_together(&index, &mut report);
     report.violations
@@ -71,7 +71,8 @@ pub fn validate_next(before: &State, next: &State, scope: Scope<'_>) -> Vec<v1::
         Index::of_objects(next, objects)
     };
     for object in &index.objects {
-        check(object, &index, scope, &mut report);
+        let old = before.find(object.kind(), object.id());
+        check(old, object, &index, scope, &mut report);
     }
     if together {
         check_together(&index, &mut report);
@@ -123,8 +124,14 @@ impl Reach {
     }
 }
 
-/// The rules that an object obeys by itself, and by what it refers to.
-fn check(object: &Object, index: &Index<'_>, scope: Scope<'_>, report: &mut Report) {
+/// The rules that an object obeys by itself, and by what it refers to. `old`: what it was when it obeyed them.
+fn check(
+    old: Option<&Object>,
+    object: &Object,
+    index: &Index<'_>,
+    scope: Scope<'_>,
+    report: &mut Report,
+) {
     let at = At {
         kind: object.kind(),
         id: object.id(),
@@ -136,8 +143,20 @@ fn check(object: &Object, index: &Index<'_>, scope: Scope<'_>, report: &mut Repo
         Object::Subnet(subnet) => network::check(at, subnet, index, report),
         Object::RouteTable(table) => route::check(at, table, index, report),
         Object::NetworkAcl(acl) => policy::check_acl(at, acl, index, report),
-        Object::PrefixList(list) => policy::check_prefix_list(at, list, index, report),
-        Object::SecurityGroup(group) => policy::check_group(at, group, index, scope, report),
+        Object::PrefixList(list) => {
+            let known = match old {
+                Some(Object::PrefixList(old)) => &old.prefixes[..],
+                _ => &[],
+            };
+            policy::check_prefix_list(at, list, known, index, report);
+        }
+        Object::SecurityGroup(group) => {
+            let known = match old {
+                Some(Object::SecurityGroup(old)) => &old.members[..],
+                _ => &[],
+            };
+            policy::check_group(at, (group, known), index, scope, report);
+        }
         Object::Port(port) => port::check(at, port, index, scope, report),
     }
 }

@@ -50,9 +50,19 @@ pub(super) fn check_acl(at: At<'_>, acl: &v1::NetworkAcl, index: &Index<'_>, rep
     }
 }
 
+/// The texts with their places, but those at the beginning and at the end that are as they were when they were checked last.
+fn unknown<'a>(known: &[String], texts: &'a [String]) -> impl Iterator<Item = (usize, &'a String)> {
+    let same = |(a, b): &(&String, &String)| a == b;
+    let first = known.iter().zip(texts).take_while(same).count();
+    let ends = known[first..].iter().rev().zip(texts[first..].iter().rev());
+    let last = ends.take_while(same).count();
+    (first..).zip(&texts[first..texts.len() - last])
+}
+
+/// `known`: members that it had when it was checked last.
 pub(super) fn check_group(
     at: At<'_>,
-    group: &v1::SecurityGroup,
+    (group, known): (&v1::SecurityGroup, &[String]),
     index: &Index<'_>,
     scope: Scope<'_>,
     report: &mut Report,
@@ -62,7 +72,7 @@ pub(super) fn check_group(
         let rule = "filled by the controller; name the group in the ports' security_groups instead";
         report.add(at, "members", rule);
     }
-    check_members(at, group, report);
+    check_members(at, (group, known), report);
     let count = group.rules.len();
     if !report.within(
         at,
@@ -121,7 +131,7 @@ pub(super) fn check_group(
     }
 }
 
-fn check_members(at: At<'_>, group: &v1::SecurityGroup, report: &mut Report) {
+fn check_members(at: At<'_>, (group, known): (&v1::SecurityGroup, &[String]), report: &mut Report) {
     let count = group.members.len();
     if report.within(
         at,
@@ -129,7 +139,7 @@ fn check_members(at: At<'_>, group: &v1::SecurityGroup, report: &mut Report) {
         count,
         ("a security group has", limits::GROUP_MEMBERS, "members"),
     ) {
-        for (i, member) in group.members.iter().enumerate() {
+        for (i, member) in unknown(known, &group.members) {
             report.take(at, format!("members[{i}]"), parse_address(member));
         }
     }
@@ -162,9 +172,11 @@ pub(super) fn check_memberships(index: &Index<'_>, report: &mut Report) {
     }
 }
 
+/// `known`: prefixes that it had when it was checked last.
 pub(super) fn check_prefix_list(
     at: At<'_>,
     list: &v1::PrefixList,
+    known: &[String],
     index: &Index<'_>,
     report: &mut Report,
 ) {
@@ -178,7 +190,7 @@ pub(super) fn check_prefix_list(
     ) {
         return;
     }
-    for (i, text) in list.prefixes.iter().enumerate() {
+    for (i, text) in unknown(known, &list.prefixes) {
         report.take(at, format!("prefixes[{i}]"), parse_prefix(text));
     }
 }

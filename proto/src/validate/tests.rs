@@ -885,3 +885,26 @@ fn a_hundred_thousand_ports_are_checked_in_seconds() {
         start.elapsed()
     );
 }
+
+#[test]
+fn of_a_long_list_that_changes_what_is_new_is_checked() {
+    let scope = Scope::Node { host: "h1" };
+    let mut objects = good();
+    objects.ports.retain(|port| port.host == "h1");
+    objects.security_groups[0].members = (1..200).map(|n| format!("10.0.0.{n}")).collect();
+    let before = State::from_objects(objects.clone()).unwrap();
+    let broken_at = |place: usize| {
+        let mut objects = objects.clone();
+        objects.security_groups[0]
+            .members
+            .insert(place, "10.0.0".into());
+        objects.prefix_lists[0].prefixes.push("10.0.0.1/8".into());
+        let next = State::from_objects(objects).unwrap();
+        let found = validate_next(&before, &next, scope);
+        found.into_iter().map(|v| v.field).collect::<Vec<_>>()
+    };
+    for place in [0, 100, 199] {
+        let wanted = ["prefixes[2]".to_owned(), format!("members[{place}]")];
+        assert_eq!(broken_at(place), wanted);
+    }
+}

@@ -9,7 +9,7 @@ use super::trie::{BATCH, Trie};
 const MANY: usize = 24;
 /// More prefixes than this, of IPv4, get a short way; with half of it they lose it again. It takes 3 MiB at most besides what grows with
 /// them. (Less in tests, so that they get there.)
-const VERY_MANY: usize = if cfg!(test) { 60 } else { 4096 };
+const VERY_MANY: usize = if cfg!(test) { 60 } else { 32_768 };
 
 /// A key that can be put on the left of 128 bits.
 pub(super) trait Wide: Key {

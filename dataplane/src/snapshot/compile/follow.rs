@@ -1,0 +1,183 @@
+//! The next snapshot from the one before, when nothing has changed but what objects that stay contain: routes, rules, members of groups.
+//!
+//! Such a change moves no object to another place in the snapshot, so that each can be compiled by itself and put where it was. Takes as long as the changed
+//! objects are large, whatever else there is.
+
+use std::sync::Arc;
+
+use weft_proto::state::{Change, Kind, Object, State};
+use weft_proto::v1;
+
+use super::policy::{GroupClassifiers, classify, compile_acl, renew_prefixes, rules_of_port};
+use super::routes::compile_table;
+use super::{Context, Done, Map, Report};
+use crate::policy::{Acl, AddressSet, GroupRules};
+use crate::route::Table;
+use crate::snapshot::Target;
+
+/// What is put into the snapshot.
+enum Edit<'s> {
+    Routes(&'s str, Table<Target>),
+    Acl(usize, Box<Acl>),
+    Set((usize, usize), AddressSet),
+    Classifiers(&'s str, GroupClassifiers),
+    Rules(u16, GroupRules, GroupRules),
+}
+
+/// The next snapshot, and nothing when it takes more than this to make it.
+///
+/// # Errors
+/// The rules that the changes break; `done` is then as it was.
+pub(super) fn follow(
+    done: &mut Arc<Done>,
+    state: &State,
+    context: &Context<'_>,
+) -> Option<Result<crate::snapshot::Snapshot, Vec<v1::Violation>>> {
+    let before = done.state.clone();
+    let changes = before.changes_to(state);
+    if !changes.iter().all(is_contained) {
+        return None;
+    }
+    let mut report = Report::default();
+    let edits = edits(done, state, &changes, &mut report);
+    if !report.violations.is_empty() {
+        return Some(Err(report.violations));
+    }
+    let done = Arc::make_mut(done);
+    done.snapshot.generation = context.generation;
+    done.snapshot.revision = context.revision;
+    for edit in edits {
+        put(done, edit);
+    }
+    done.state = state.clone();
+    Some(Ok(done.snapshot.clone()))
+}
+
+/// Whether a change is one of what an object contains, and of nothing that others see of it.
+fn is_contained(change: &Change<'_>) -> bool {
+    let (Some(old), Some(new)) = (change.old, change.new) else {
+        return false;
+    };
+    let kinds = [
+        Kind::RouteTable,
+        Kind::NetworkAcl,
+        Kind::PrefixList,
+        Kind::SecurityGroup,
+    ];
+    old.vpc() == new.vpc() && kinds.contains(&new.kind())
+}
+
+fn edits<'s>(
+    done: &Done,
+    state: &State,
+    changes: &[Change<'s>],
+    report: &mut Report,
+) -> Vec<Edit<'s>> {
+    let places = &done.places;
+    let mut edits = Vec::new();
+    let mut classifiers: Map<&str, GroupClassifiers> = Map::default();
+    for change in changes {
+        match (change.old, change.new) {
+            (_, Some(Object::RouteTable(new))) if places.users.contains_key(&new.id) => {
+                let table = compile_table(new, places, report);
+                edits.push(Edit::Routes(&new.id, table));
+            }
+            (_, Some(Object::NetworkAcl(new))) => {
+                if let Some(place) = places.acls.get(&new.id) {
+                    edits.push(Edit::Acl(*place, compile_acl(new, report).into()));
+                }
+            }
+            (Some(Object::PrefixList(old)), Some(Object::PrefixList(new))) => {
+                let key = (Kind::PrefixList, new.id.as_str());
+                let texts = (&old.prefixes[..], &new.prefixes[..]);
+                edits.extend(set(
+                    done,
+                    places.prefix_lists.get(&new.id),
+                    key,
+                    texts,
+                    report,
+                ));
+            }
+            (Some(Object::SecurityGroup(old)), Some(Object::SecurityGroup(new))) => {
+                let key = (Kind::SecurityGroup, new.id.as_str());
+                if old.members != new.members {
+                    let texts = (&old.members[..], &new.members[..]);
+                    edits.extend(set(done, places.groups.get(&new.id), key, texts, report));
+                }
+                if old.rules != new.rules {
+                    let compiled = classify(new, places, report);
+                    classifiers.insert(&new.id, compiled);
+                }
+            }
+            _ => {}
+        }
+    }
+    // The ports of the groups whose rules have changed, each once.
+    let members = classifiers.keys().filter_map(|id| places.members.get(*id));
+    let mut ports: Vec<u16> = members.flatten().copied().collect();
+    ports.sort_unstable();
+    ports.dedup();
+    for index in ports {
+        let Some(port) = done.snapshot.port(index) else {
+            continue;
+        };
+        if let Some(Object::Port(port)) = state.find(Kind::Port, &port.id) {
+            let classifiers = |id: &str| classifiers.get(id).or_else(|| places.classifiers.get(id));
+            let (ingress, egress) = rules_of_port(port, classifiers, report);
+            edits.push(Edit::Rules(index, ingress, egress));
+        }
+    }
+    let renewed = classifiers.into_iter();
+    edits.extend(renewed.map(|(id, compiled)| Edit::Classifiers(id, compiled)));
+    edits
+}
+
+fn set<'s>(
+    done: &Done,
+    place: Option<&(usize, usize)>,
+    key: (Kind, &'s str),
+    texts: (&[String], &[String]),
+    report: &mut Report,
+) -> Option<Edit<'s>> {
+    let (vpc, at) = *place?;
+    let before = done.snapshot.vpcs.get(vpc)?.sets.get(at)?;
+    let set = AddressSet {
+        name: before.name.clone(),
+        prefixes: renew_prefixes(key, &before.prefixes, texts, report),
+    };
+    Some(Edit::Set((vpc, at), set))
+}
+
+fn put(done: &mut Done, edit: Edit<'_>) {
+    let snapshot = &mut done.snapshot;
+    match edit {
+        Edit::Routes(id, table) => {
+            for place in done.places.users.get(id).into_iter().flatten() {
+                if let Some(subnet) = snapshot.subnets.get_mut(*place) {
+                    subnet.routes = table.clone();
+                }
+            }
+        }
+        Edit::Acl(place, acl) => {
+            if let Some(slot) = snapshot.acls.get_mut(place) {
+                *slot = *acl;
+            }
+        }
+        Edit::Set((vpc, at), set) => {
+            if let Some(vpc) = snapshot.vpcs.get_mut(vpc)
+                && let Some(slot) = Arc::make_mut(&mut vpc.sets).get_mut(at)
+            {
+                *slot = set;
+            }
+        }
+        Edit::Classifiers(id, compiled) => {
+            done.places.classifiers.insert(id.to_owned(), compiled);
+        }
+        Edit::Rules(index, ingress, egress) => {
+            if let Some(Some(port)) = snapshot.ports.get_mut(index.into()) {
+                port.ingress = ingress;
+                port.egress = egress;
+            }
+        }
+    }
+}

@@ -1,0 +1,348 @@
+//! From a node state to a snapshot. Whole or not at all: every violation is collected, and none leaves a trace.
+//!
+//! Runs in the agent. The compiler keeps what it compiled last. When nothing has changed since but routes, rules and members of groups, only these are
+//! compiled again (`follow`), and the new snapshot shares the rest with the one before; else everything is.
+//!
+//! What `weft_proto::validate` has checked is not checked again here, but nothing here relies on it for memory or panic safety: what does not
+//! resolve becomes a violation.
+
+mod follow;
+mod hosts;
+mod policy;
+mod ports;
+mod routes;
+#[cfg(test)]
+mod tests;
+
+use std::sync::Arc;
+
+use weft_proto::state::{Key, Kind, Object, State};
+use weft_proto::v1;
+
+use self::policy::GroupClassifiers;
+use super::registry::Registry;
+use super::{Endpoint, Map, Peer, Port, Snapshot, Subnet, Vpc};
+use crate::packet::Mac;
+use crate::policy::{Acl, AddressSet};
+
+/// The numbers that stay from one snapshot to the next.
+#[derive(Debug, Clone)]
+struct Registries {
+    /// Ports of this host.
+    ports: Registry,
+    /// Remote hosts.
+    peers: Registry,
+    /// VPCs.
+    vpcs: Registry,
+}
+
+impl Registries {
+    fn new(ports: u16, peers: u16, vpcs: u32) -> Self {
+        Self {
+            ports: Registry::new(ports.into()),
+            peers: Registry::new(peers.into()),
+            vpcs: Registry::new(vpcs),
+        }
+    }
+}
+
+/// A resolved way to a remote VTEP address.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Adjacency {
+    /// Our address on that way.
+    pub source: u128,
+    /// MAC of the uplink.
+    pub source_mac: Mac,
+    /// MAC of the next hop.
+    pub next_hop_mac: Mac,
+    /// The uplink's index.
+    pub uplink: u16,
+    /// Bytes of IP packet that the way carries.
+    pub mtu: u16,
+}
+
+/// What is known of the underlay: for each remote VTEP address the ways there that are up.
+pub type Underlay = Map<u128, Vec<Adjacency>>;
+
+/// What a snapshot is compiled from, besides the state.
+#[derive(Debug, Clone, Copy)]
+pub struct Context<'a> {
+    /// This host's id.
+    pub host: &'a str,
+    /// The generation of the snapshot to come.
+    pub generation: u32,
+    /// The revision of the state.
+    pub revision: u64,
+    /// The underlay.
+    pub underlay: &'a Underlay,
+}
+
+/// Compiles the states of one host, one after the other.
+#[derive(Debug, Clone)]
+pub struct Compiler {
+    registries: Registries,
+    done: Option<Arc<Done>>,
+}
+
+/// What was compiled last, and from what.
+#[derive(Debug, Clone)]
+struct Done {
+    host: String,
+    underlay: Underlay,
+    state: State,
+    places: Places,
+    snapshot: Snapshot,
+}
+
+/// Places of objects in the snapshot, by id.
+#[derive(Debug, Clone, Default)]
+struct Places {
+    vpcs: Map<String, usize>,
+    subnets: Map<String, usize>,
+    acls: Map<String, usize>,
+    /// VPC, and place among its sets.
+    groups: Map<String, (usize, usize)>,
+    prefix_lists: Map<String, (usize, usize)>,
+    peers: Map<String, u16>,
+    endpoints: Map<String, Endpoint>,
+    /// The subnets that a route table is for.
+    users: Map<String, Vec<usize>>,
+    classifiers: Map<String, GroupClassifiers>,
+    /// The ports of this host in a group.
+    members: Map<String, Vec<u16>>,
+}
+
+impl Compiler {
+    /// Caps: ports of this host, remote hosts, VPCs.
+    pub fn new(ports: u16, peers: u16, vpcs: u32) -> Self {
+        Self {
+            registries: Registries::new(ports, peers, vpcs),
+            done: None,
+        }
+    }
+
+    /// Compiles a state.
+    ///
+    /// # Errors
+    /// Every rule that the state breaks; the compiler is then as it was.
+    pub fn compile(
+        &mut self,
+        state: &State,
+        context: &Context<'_>,
+    ) -> Result<Snapshot, Vec<v1::Violation>> {
+        if let Some(done) = &mut self.done
+            && done.host == context.host
+            && done.underlay == *context.underlay
+            && let Some(snapshot) = follow::follow(done, state, context)
+        {
+            return snapshot;
+        }
+        let mut draft = Draft::new(context, self.registries.clone());
+        draft.fill(&Objects::new(state));
+        if !draft.report.violations.is_empty() {
+            return Err(draft.report.violations);
+        }
+        self.registries = std::mem::replace(&mut draft.numbers, Registries::new(0, 0, 0));
+        let (places, snapshot) = draft.finish();
+        self.done = Some(Arc::new(Done {
+            host: context.host.to_owned(),
+            underlay: context.underlay.clone(),
+            state: state.clone(),
+            places,
+            snapshot: snapshot.clone(),
+        }));
+        Ok(snapshot)
+    }
+}
+
+/// Violations found so far.
+#[derive(Debug, Default)]
+struct Report {
+    violations: Vec<v1::Violation>,
+}
+
+impl Report {
+    fn add(&mut self, kind: Kind, id: &str, field: impl Into<String>, rule: impl Into<String>) {
+        let key = Key {
+            kind,
+            id: id.to_owned(),
+        };
+        self.violations.push(v1::Violation {
+            object: Some(key.to_wire()),
+            field: field.into(),
+            rule: rule.into(),
+        });
+    }
+}
+
+/// The objects of a state by kind, each kind in order of its ids.
+#[derive(Default)]
+struct Objects<'s> {
+    hosts: Vec<&'s v1::Host>,
+    vpcs: Vec<&'s v1::Vpc>,
+    subnets: Vec<&'s v1::Subnet>,
+    route_tables: Vec<&'s v1::RouteTable>,
+    network_acls: Vec<&'s v1::NetworkAcl>,
+    prefix_lists: Vec<&'s v1::PrefixList>,
+    security_groups: Vec<&'s v1::SecurityGroup>,
+    ports: Vec<&'s v1::Port>,
+}
+
+impl<'s> Objects<'s> {
+    fn new(state: &'s State) -> Self {
+        let mut objects = Self::default();
+        for object in state.iter() {
+            match object {
+                Object::Host(o) => objects.hosts.push(o),
+                Object::Vpc(o) => objects.vpcs.push(o),
+                Object::Subnet(o) => objects.subnets.push(o),
+                Object::RouteTable(o) => objects.route_tables.push(o),
+                Object::NetworkAcl(o) => objects.network_acls.push(o),
+                Object::PrefixList(o) => objects.prefix_lists.push(o),
+                Object::SecurityGroup(o) => objects.security_groups.push(o),
+                Object::Port(o) => objects.ports.push(o),
+            }
+        }
+        objects
+    }
+}
+
+/// A VPC that is being filled.
+#[derive(Debug, Default)]
+struct VpcDraft {
+    vpc: Vpc,
+    by_address: Map<u128, Endpoint>,
+    by_mac: Map<Mac, Endpoint>,
+    gateways: Map<u128, usize>,
+    sets: Vec<AddressSet>,
+}
+
+/// A snapshot that is being filled.
+struct Draft<'a> {
+    context: &'a Context<'a>,
+    numbers: Registries,
+    report: Report,
+    places: Places,
+    vteps: Vec<u128>,
+    vpcs: Vec<VpcDraft>,
+    vpc_by_vni: Map<u32, usize>,
+    subnets: Vec<Subnet>,
+    ports: Vec<Option<Port>>,
+    peers: Vec<Option<Peer>>,
+    peer_by_vtep: Map<u128, u16>,
+    acls: Vec<Acl>,
+}
+
+impl<'a> Draft<'a> {
+    fn new(context: &'a Context<'a>, numbers: Registries) -> Self {
+        Self {
+            context,
+            numbers,
+            report: Report::default(),
+            places: Places::default(),
+            vteps: Vec::new(),
+            vpcs: Vec::new(),
+            vpc_by_vni: Map::default(),
+            subnets: Vec::new(),
+            ports: Vec::new(),
+            peers: Vec::new(),
+            peer_by_vtep: Map::default(),
+            acls: Vec::new(),
+        }
+    }
+
+    fn fill(&mut self, objects: &Objects<'_>) {
+        self.fill_hosts(objects);
+        self.fill_vpcs(objects);
+        self.fill_sets(objects);
+        self.fill_acls(objects);
+        self.fill_classifiers(objects);
+        self.fill_subnets(objects);
+        self.fill_ports(objects);
+        self.fill_routes(objects);
+        // Names that are gone give their numbers back, to be given out again last.
+        let host = self.context.host;
+        let own = |id: &str| {
+            let place = objects
+                .ports
+                .binary_search_by(|port| port.id.as_str().cmp(id));
+            place.is_ok_and(|place| objects.ports[place].host == host)
+        };
+        let peer = |id: &str| {
+            let place = objects
+                .hosts
+                .binary_search_by(|host| host.id.as_str().cmp(id));
+            place.is_ok() && id != host
+        };
+        let vpc = |id: &str| {
+            let place = objects.vpcs.binary_search_by(|vpc| vpc.id.as_str().cmp(id));
+            place.is_ok()
+        };
+        self.numbers.ports.retain(own);
+        self.numbers.peers.retain(peer);
+        self.numbers.vpcs.retain(vpc);
+    }
+
+    fn finish(self) -> (Places, Snapshot) {
+        let vpcs = self.vpcs.into_iter().map(|draft| Vpc {
+            by_address: Arc::new(draft.by_address),
+            by_mac: Arc::new(draft.by_mac),
+            gateways: Arc::new(draft.gateways),
+            sets: draft.sets.into(),
+            ..draft.vpc
+        });
+        let snapshot = Snapshot {
+            generation: self.context.generation,
+            revision: self.context.revision,
+            vteps: self.vteps,
+            vpcs: vpcs.collect(),
+            vpc_by_vni: Arc::new(self.vpc_by_vni),
+            subnets: self.subnets.into_iter().collect(),
+            ports: self.ports.into_iter().collect(),
+            peers: self.peers.into(),
+            peer_by_vtep: Arc::new(self.peer_by_vtep),
+            acls: self.acls.into_iter().collect(),
+        };
+        (self.places, snapshot)
+    }
+
+    fn fill_vpcs(&mut self, objects: &Objects<'_>) {
+        for vpc in &objects.vpcs {
+            if vpc.vni == 0 || vpc.vni >= 1 << 24 {
+                self.report
+                    .add(Kind::Vpc, &vpc.id, "vni", "is 1 to 16777215");
+                continue;
+            }
+            let place = self.vpcs.len();
+            if self.vpc_by_vni.insert(vpc.vni, place).is_some() {
+                let rule = format!("{} is taken by another VPC", vpc.vni);
+                self.report.add(Kind::Vpc, &vpc.id, "vni", rule);
+            }
+            let Some(index) = self.numbers.vpcs.number(&vpc.id) else {
+                let rule = format!("this host holds at most {} VPCs", self.numbers.vpcs.cap());
+                self.report.add(Kind::Vpc, &vpc.id, "", rule);
+                continue;
+            };
+            self.places.vpcs.insert(vpc.id.clone(), place);
+            let vpc = Vpc {
+                id: vpc.id.clone(),
+                vni: vpc.vni,
+                index,
+                ..Vpc::default()
+            };
+            self.vpcs.push(VpcDraft {
+                vpc,
+                ..VpcDraft::default()
+            });
+        }
+    }
+}
+
+/// Puts a value at an index, growing the list with gaps.
+fn put<T>(list: &mut Vec<Option<T>>, index: u16, value: T) {
+    let index = usize::from(index);
+    if list.len() <= index {
+        list.resize_with(index + 1, || None);
+    }
+    list[index] = Some(value);
+}

@@ -1,0 +1,206 @@
+//! Subnets and ports.
+
+use std::net::IpAddr;
+
+use ipnetwork::IpNetwork;
+use weft_proto::state::Kind;
+use weft_proto::v1;
+
+use super::super::{Endpoint, Place, Port, Subnet};
+use super::policy::rules_of_port;
+use super::{Draft, Objects, put};
+use crate::packet::parse::address_word;
+use crate::packet::{Family, Mac};
+use crate::route::Prefix;
+
+impl Draft<'_> {
+    pub(super) fn fill_subnets(&mut self, objects: &Objects<'_>) {
+        for subnet in &objects.subnets {
+            let Some(vpc) = self.places.vpcs.get(&subnet.vpc).copied() else {
+                let rule = format!("'{}' does not exist", subnet.vpc);
+                self.report.add(Kind::Subnet, &subnet.id, "vpc", rule);
+                continue;
+            };
+            let place = self.subnets.len();
+            let acl = self.places.acls.get(&subnet.network_acl).copied();
+            if acl.is_none() && !subnet.network_acl.is_empty() {
+                let rule = format!("'{}' does not exist", subnet.network_acl);
+                self.report
+                    .add(Kind::Subnet, &subnet.id, "network_acl", rule);
+            }
+            let gateway_mac = if subnet.gateway_mac.is_empty() {
+                Ok(Mac::ROUTER)
+            } else {
+                subnet.gateway_mac.parse()
+            };
+            let gateway_mac = gateway_mac.unwrap_or_else(|error: crate::packet::mac::MacError| {
+                let rule = error.to_string();
+                self.report
+                    .add(Kind::Subnet, &subnet.id, "gateway_mac", rule);
+                Mac::ROUTER
+            });
+            let mut compiled = Subnet {
+                id: subnet.id.clone(),
+                vpc,
+                gateway_mac,
+                acl,
+                ..Subnet::default()
+            };
+            self.fill_prefixes(subnet, place, &mut compiled);
+            self.places.subnets.insert(subnet.id.clone(), place);
+            self.subnets.push(compiled);
+        }
+    }
+
+    fn fill_prefixes(&mut self, subnet: &v1::Subnet, place: usize, compiled: &mut Subnet) {
+        let draft = &mut self.vpcs[compiled.vpc];
+        for (i, text) in subnet.cidrs.iter().enumerate() {
+            let Ok(network) = text.parse::<IpNetwork>() else {
+                let rule = format!("'{text}' is not a prefix");
+                let field = format!("cidrs[{i}]");
+                self.report.add(Kind::Subnet, &subnet.id, field, rule);
+                continue;
+            };
+            let prefix = Prefix::from(network);
+            let named = subnet
+                .gateways
+                .iter()
+                .filter_map(|text| text.parse::<IpAddr>().ok())
+                .map(address_word);
+            let gateway = named
+                .into_iter()
+                .find(|address| prefix.contains(*address))
+                .unwrap_or(prefix.bits() + 1);
+            match prefix.family() {
+                Family::Ipv4 => compiled.gateway_v4 = Some(gateway),
+                Family::Ipv6 => compiled.gateway_v6 = Some(gateway),
+            }
+            compiled.prefixes.push(prefix);
+            draft.gateways.insert(gateway, place);
+            draft.vpc.subnets.insert(prefix, place as u32);
+        }
+        if !draft.vpc.gateway_macs.contains(&compiled.gateway_mac) {
+            draft.vpc.gateway_macs.push(compiled.gateway_mac);
+        }
+    }
+
+    pub(super) fn fill_ports(&mut self, objects: &Objects<'_>) {
+        for port in &objects.ports {
+            let (Some(vpc), Some(subnet)) = (
+                self.places.vpcs.get(&port.vpc).copied(),
+                self.places.subnets.get(&port.subnet).copied(),
+            ) else {
+                let rule = format!("'{}' does not exist in VPC '{}'", port.subnet, port.vpc);
+                self.report.add(Kind::Port, &port.id, "subnet", rule);
+                continue;
+            };
+            let mac = match port.mac.parse::<Mac>() {
+                Ok(mac) => mac,
+                Err(error) => {
+                    let rule = error.to_string();
+                    self.report.add(Kind::Port, &port.id, "mac", rule);
+                    continue;
+                }
+            };
+            let addresses: Vec<u128> = port
+                .addresses
+                .iter()
+                .filter_map(|text| text.parse::<IpAddr>().ok())
+                .map(address_word)
+                .collect();
+            if addresses.len() != port.addresses.len() {
+                let rule = "is a list of addresses";
+                self.report.add(Kind::Port, &port.id, "addresses", rule);
+            }
+            let Some(place) = self.place(port, (vpc, subnet, mac, &addresses)) else {
+                continue;
+            };
+            let endpoint = Endpoint { mac, subnet, place };
+            self.places.endpoints.insert(port.id.clone(), endpoint);
+            let table = &mut self.vpcs[vpc];
+            if table.by_mac.insert(mac, endpoint).is_some() {
+                let rule = format!("{mac} belongs to another port of VPC '{}'", port.vpc);
+                self.report.add(Kind::Port, &port.id, "mac", rule);
+            }
+            let taken = addresses
+                .iter()
+                .position(|address| table.by_address.insert(*address, endpoint).is_some());
+            if let Some(i) = taken {
+                let rule = format!("belongs to another port of VPC '{}'", port.vpc);
+                let field = format!("addresses[{i}]");
+                self.report.add(Kind::Port, &port.id, field, rule);
+            }
+        }
+    }
+
+    /// Where a port is; one of this host is compiled.
+    fn place(&mut self, port: &v1::Port, identity: (usize, usize, Mac, &[u128])) -> Option<Place> {
+        let (_, subnet, ..) = identity;
+        if port.host == self.context.host {
+            let Some(index) = self.numbers.ports.number(&port.id) else {
+                let most = self.numbers.ports.cap();
+                let rule = format!("this host holds at most {most} ports");
+                self.report.add(Kind::Port, &port.id, "", rule);
+                return None;
+            };
+            let index = index as u16;
+            let compiled = self.port(port, identity);
+            self.subnets[subnet].ports.push(index);
+            put(&mut self.ports, index, compiled);
+            for group in &port.security_groups {
+                let members = self.places.members.entry(group.clone()).or_default();
+                members.push(index);
+            }
+            return Some(Place::Here(index));
+        }
+        let Some(peer) = self.places.peers.get(&port.host).copied() else {
+            let rule = format!("'{}' does not exist", port.host);
+            self.report.add(Kind::Port, &port.id, "host", rule);
+            return None;
+        };
+        let peers = &mut self.subnets[subnet].peers;
+        if !peers.contains(&peer) {
+            peers.push(peer);
+        }
+        Some(Place::There(peer))
+    }
+
+    fn port(&mut self, port: &v1::Port, identity: (usize, usize, Mac, &[u128])) -> Port {
+        let (vpc, subnet, mac, addresses) = identity;
+        let mut pairs = Vec::new();
+        for (i, pair) in port.allowed_pairs.iter().enumerate() {
+            let pair_mac = if pair.mac.is_empty() {
+                Ok(mac)
+            } else {
+                pair.mac.parse()
+            };
+            match (pair.cidr.parse::<IpNetwork>(), pair_mac) {
+                (Ok(network), Ok(mac)) => pairs.push((network.into(), mac)),
+                _ => {
+                    let field = format!("allowed_pairs[{i}]");
+                    let rule = "is a prefix and a MAC";
+                    self.report.add(Kind::Port, &port.id, field, rule);
+                }
+            }
+        }
+        let classifiers = |id: &str| self.places.classifiers.get(id);
+        let (ingress, egress) = rules_of_port(port, classifiers, &mut self.report);
+        Port {
+            id: port.id.clone(),
+            device: port
+                .device
+                .as_ref()
+                .map(|device| device.name.clone())
+                .unwrap_or_default(),
+            vpc,
+            subnet,
+            mac,
+            addresses: addresses.to_vec(),
+            pairs,
+            guarded: !port.unguarded,
+            clamp_mss: port.clamp_mss,
+            ingress,
+            egress,
+        }
+    }
+}
