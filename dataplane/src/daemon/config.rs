@@ -111,7 +111,7 @@ impl Default for MemorySection {
 #[serde(deny_unknown_fields, default)]
 #[allow(missing_docs)]
 pub struct SessionSection {
-    /// Sessions in all; about 220 bytes each, taken as they come.
+    /// Sessions in all; about 220 bytes each, taken ahead of them.
     pub capacity: u32,
     /// Sessions of one port.
     pub per_port: u32,
