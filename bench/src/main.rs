@@ -11,6 +11,7 @@ mod ecmp;
 mod forward;
 mod lpm;
 mod memory;
+mod parts;
 mod plot;
 mod scale;
 mod scenario;
@@ -153,7 +154,7 @@ impl Suite {
 }
 
 /// All of them, in the order in which they are measured.
-const SUITES: [Suite; 9] = [
+const SUITES: [Suite; 10] = [
     Suite::new("memory", "the pipeline without sockets", |_| {
         dpdk::pinned(memory::rows)
     }),
@@ -165,6 +166,11 @@ const SUITES: [Suite; 9] = [
     Suite::new("workers", "several on one session table", |_| {
         workers::rows()
     }),
+    Suite::new(
+        "parts",
+        "headers, sessions and tunnels by themselves",
+        |peers| dpdk::pinned(|| parts::rows(peers)),
+    ),
     Suite::new("lpm", "longest prefix match", |peers| {
         dpdk::pinned(|| lpm::rows(peers))
     }),
