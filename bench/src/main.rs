@@ -12,6 +12,7 @@ mod forward;
 mod lpm;
 mod memory;
 mod plot;
+mod scale;
 mod scenario;
 mod workers;
 
@@ -19,13 +20,13 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser;
+use clap::builder::{PossibleValue, PossibleValuesParser};
 
 /// Measures, prints a table, and writes JSON if asked.
 #[derive(Debug, Parser)]
 struct Arguments {
-    /// What to measure: memory (the pipeline without sockets), workers (several on one session table), lpm (longest prefix match), ecmp
-    /// (choice of next hops), classify (rules), change (from a change to its effect), forward (real sockets across two hosts), tcp (one
-    /// stream over the same); all by default
+    /// What to measure; everything by default
+    #[arg(value_parser = PossibleValuesParser::new(SUITES.map(Suite::value)))]
     suites: Vec<String>,
     /// Measure the peers too, interleaved with ours
     #[arg(long)]
@@ -127,31 +128,62 @@ fn main() -> ExitCode {
     }
 }
 
-/// Measures; whether with peers.
-type Suite = fn(bool) -> anyhow::Result<Vec<Row>>;
+/// Something that can be measured by its name.
+#[derive(Clone, Copy)]
+struct Suite {
+    name: &'static str,
+    /// For the help.
+    what: &'static str,
+    /// Measures, with peers if so told.
+    rows: fn(bool) -> anyhow::Result<Vec<Row>>,
+}
 
-/// What can be measured, in the order in which it is.
-const SUITES: [(&str, Suite); 8] = [
-    ("memory", |_| dpdk::pinned(memory::rows)),
-    ("workers", |_| workers::rows()),
-    ("lpm", |peers| dpdk::pinned(|| lpm::rows(peers))),
-    ("ecmp", |_| dpdk::pinned(ecmp::rows)),
-    ("classify", |peers| dpdk::pinned(|| classify::rows(peers))),
-    ("change", |_| dpdk::pinned_to(0, change::rows)),
-    ("forward", forward::rows),
-    ("tcp", forward::tcp),
+impl Suite {
+    const fn new(
+        name: &'static str,
+        what: &'static str,
+        rows: fn(bool) -> anyhow::Result<Vec<Row>>,
+    ) -> Self {
+        Self { name, what, rows }
+    }
+
+    fn value(self) -> PossibleValue {
+        PossibleValue::new(self.name).help(self.what)
+    }
+}
+
+/// All of them, in the order in which they are measured.
+const SUITES: [Suite; 9] = [
+    Suite::new("memory", "the pipeline without sockets", |_| {
+        dpdk::pinned(memory::rows)
+    }),
+    Suite::new(
+        "scale",
+        "cost with ever more VPCs, routes, rules and ports",
+        |_| dpdk::pinned(scale::rows),
+    ),
+    Suite::new("workers", "several on one session table", |_| {
+        workers::rows()
+    }),
+    Suite::new("lpm", "longest prefix match", |peers| {
+        dpdk::pinned(|| lpm::rows(peers))
+    }),
+    Suite::new("ecmp", "choice of next hops", |_| dpdk::pinned(ecmp::rows)),
+    Suite::new("classify", "rules of groups and ACLs", |peers| {
+        dpdk::pinned(|| classify::rows(peers))
+    }),
+    Suite::new("change", "from a change to its effect", |_| {
+        dpdk::pinned_to(0, change::rows)
+    }),
+    Suite::new("forward", "real sockets across two hosts", forward::rows),
+    Suite::new("tcp", "one stream over the same", forward::tcp),
 ];
 
 fn run(arguments: &Arguments) -> anyhow::Result<()> {
-    let suite = |name: &str| SUITES.iter().any(|(suite, _)| *suite == name);
-    if let Some(unknown) = arguments.suites.iter().find(|name| !suite(name)) {
-        let all = SUITES.map(|(name, _)| name).join(", ");
-        anyhow::bail!("'{unknown}' is no suite; there are {all}");
-    }
     if let Some(Some(path)) = &arguments.json {
         let name = path.display().to_string();
         anyhow::ensure!(
-            !suite(&name),
+            SUITES.iter().all(|suite| suite.name != name),
             "name suites before --json: --json {name} would be a file"
         );
     }
@@ -178,12 +210,9 @@ fn measure(arguments: &Arguments) -> anyhow::Result<serde_json::Value> {
         arguments.suites.is_empty() || arguments.suites.iter().any(|name| name == suite)
     };
     let mut all = Vec::new();
-    for (name, rows) in SUITES {
-        if !asked(name) {
-            continue;
-        }
-        eprintln!("── {name}");
-        for row in rows(arguments.peers)? {
+    for suite in SUITES.iter().filter(|suite| asked(suite.name)) {
+        eprintln!("── {}: {}", suite.name, suite.what);
+        for row in (suite.rows)(arguments.peers)? {
             if arguments.json == Some(None) {
                 eprintln!("{}", row.line());
             } else {
@@ -193,4 +222,46 @@ fn measure(arguments: &Arguments) -> anyhow::Result<serde_json::Value> {
         }
     }
     Ok(serde_json::json!({ "machine": clock::machine(), "rows": all }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    fn parsed(words: &str) -> Result<Arguments, clap::Error> {
+        Arguments::try_parse_from(words.split(' '))
+    }
+
+    #[test]
+    fn arguments_are_read_as_documented() {
+        Arguments::command().debug_assert();
+        let printed = parsed("bench lpm ecmp --json").unwrap();
+        assert_eq!((printed.json, printed.suites.len()), (Some(None), 2));
+        let written = parsed("bench --json rows.json --plots charts").unwrap();
+        assert_eq!(written.json, Some(Some("rows.json".into())));
+        assert!(parsed("bench nothing").is_err());
+        assert!(parsed("bench lpm --from rows.json").is_err());
+    }
+
+    #[test]
+    fn a_suite_behind_json_is_not_taken_for_a_file() {
+        let mistaken = run(&parsed("bench --json memory").unwrap());
+        assert!(mistaken.unwrap_err().to_string().contains("before --json"));
+    }
+
+    #[test]
+    fn a_row_has_every_field_of_the_document() {
+        let row = Row {
+            name: "suite: what".into(),
+            unit: "ms",
+            samples: vec![3.0, 1.0, 2.0],
+            goal: Some((2.5, false)),
+            peer: Some(("other", vec![4.0])),
+        };
+        let wanted = serde_json::json!({
+            "name": "suite: what", "unit": "ms", "value": 2.0, "spread": 1.0, "goal": 2.5, "met": true, "peer": "other", "peer_value": 4.0,
+        });
+        assert_eq!(row.json(), wanted);
+    }
 }

@@ -28,9 +28,9 @@ ports:
   - {id: b2, vpc: blue, subnet: b, mac: "02:00:00:00:02:02", addresses: [10.0.2.12, "fd00:2::12"], security_groups: [open], host: h2}
 "#;
 
-const ROUTER: [u8; 6] = [0x02, 0x77, 0x65, 0x66, 0x74, 0x01];
-const A1: ([u8; 6], [u8; 4]) = ([2, 0, 0, 0, 1, 1], [10, 0, 1, 11]);
-const B2: ([u8; 6], [u8; 4]) = ([2, 0, 0, 0, 2, 2], [10, 0, 2, 12]);
+pub(crate) const ROUTER: [u8; 6] = [0x02, 0x77, 0x65, 0x66, 0x74, 0x01];
+pub(crate) const A1: ([u8; 6], [u8; 4]) = ([2, 0, 0, 0, 1, 1], [10, 0, 1, 11]);
+pub(crate) const B2: ([u8; 6], [u8; 4]) = ([2, 0, 0, 0, 2, 2], [10, 0, 2, 12]);
 
 /// The objects of the topology: port a1 on host h1 and b2 on h2, in two subnets of one VPC.
 pub(crate) fn objects() -> anyhow::Result<Objects> {
@@ -64,14 +64,18 @@ pub(crate) fn fabric(capacity: u32) -> anyhow::Result<Fabric> {
 
 /// Any objects in memory, with room for so many sessions on each host.
 pub(crate) fn fabric_of(objects: Objects, capacity: u32) -> anyhow::Result<Fabric> {
+    let settings = Settings {
+        ports: objects.ports.len().max(16),
+        ..settings()
+    };
     let limits = Limits {
         capacity,
         per_port: capacity,
         per_vpc: capacity,
-        ports: 16,
-        vpcs: 16,
+        ports: settings.ports,
+        vpcs: objects.vpcs.len().max(16),
     };
-    Fabric::new(State::from_objects(objects)?, &settings(), limits)
+    Fabric::new(State::from_objects(objects)?, &settings, limits)
         .map_err(|violations| anyhow::anyhow!("{violations:?}"))
 }
 

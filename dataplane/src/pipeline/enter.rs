@@ -187,16 +187,19 @@ pub(super) fn check_outer(
     frame: &[u8],
 ) -> Result<(decap::Outer, u16, usize), DropReason> {
     let outer = decap::outer(frame)?;
-    let (peer, vpc) = check_ends(snapshot, &Ends::of(&outer))?;
-    Ok((outer, peer, vpc))
+    let peer = Ends::of(&outer).peer(snapshot)?;
+    let vpc = snapshot
+        .vpc_by_vni
+        .get(&outer.vni)
+        .ok_or(DropReason::UnknownVni)?;
+    Ok((outer, peer, *vpc))
 }
 
-/// Who speaks to whom in a tunnel, for which VPC.
+/// The two VTEP addresses of a tunnel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Ends {
     source: u128,
     destination: u128,
-    vni: u32,
 }
 
 impl Ends {
@@ -205,23 +208,15 @@ impl Ends {
         Self {
             source: outer.source,
             destination: outer.destination,
-            vni: outer.vni,
         }
     }
-}
 
-/// Whether the ends are known: the peer's index, and the VPC's place.
-pub(super) fn check_ends(snapshot: &Snapshot, ends: &Ends) -> Result<(u16, usize), DropReason> {
-    if !snapshot.vteps.contains(&ends.destination) {
-        return Err(DropReason::NotOurVtep);
+    /// The index of the peer that sends, if it is known, to us.
+    pub(super) fn peer(&self, snapshot: &Snapshot) -> Result<u16, DropReason> {
+        if !snapshot.vteps.contains(&self.destination) {
+            return Err(DropReason::NotOurVtep);
+        }
+        let peer = snapshot.peer_by_vtep.get(&self.source);
+        peer.copied().ok_or(DropReason::UnknownVtep)
     }
-    let peer = snapshot
-        .peer_by_vtep
-        .get(&ends.source)
-        .ok_or(DropReason::UnknownVtep)?;
-    let vpc = snapshot
-        .vpc_by_vni
-        .get(&ends.vni)
-        .ok_or(DropReason::UnknownVni)?;
-    Ok((*peer, *vpc))
 }

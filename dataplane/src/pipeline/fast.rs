@@ -69,12 +69,13 @@ impl Lane {
                 let stamp = match before {
                     Some((same, stamp)) if *same == ends => *stamp,
                     _ => {
-                        let (peer, _) = enter::check_ends(tables.snapshot, &ends).ok()?;
+                        let peer = ends.peer(tables.snapshot).ok()?;
                         let stamp = Stamp::new(tables.snapshot.generation, Ingress::Peer(peer));
                         *before = Some((ends, stamp));
                         stamp
                     }
                 };
+                // Whether the VPC is known need not be asked: a decision of this generation for the key, of which the VNI is a part, says so.
                 let inner = frame.get_mut(usize::from(outer.inner)..usize::from(outer.end))?;
                 // A congestion mark that has to be carried inwards is the general way's business.
                 if outer.traffic_class & 3 != 0

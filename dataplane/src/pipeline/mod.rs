@@ -38,6 +38,8 @@ use crate::snapshot::Snapshot;
 
 /// Packets of a vector.
 pub const VECTOR: usize = 64;
+/// Packets that are in one stage at a time: their headers and sessions fit into the first-level cache.
+const STAGE: usize = 32;
 /// So many packets ahead of the one that is looked at, the next is called for.
 const AHEAD: usize = 4;
 
@@ -110,7 +112,7 @@ pub struct Pipeline {
     snapshot: Arc<Snapshot>,
     sessions: Arc<SessionTable>,
     core: Core,
-    scratch: Box<[fast::Entry; VECTOR]>,
+    scratch: Box<[fast::Entry; STAGE]>,
 }
 
 /// What a vector is judged by.
@@ -160,7 +162,7 @@ impl Pipeline {
             snapshot: Arc::default(),
             sessions: shared.sessions,
             core,
-            scratch: Box::new([fast::Entry::default(); VECTOR]),
+            scratch: Box::new([fast::Entry::default(); STAGE]),
         }
     }
 
@@ -179,7 +181,7 @@ impl Pipeline {
         self.snapshot = snapshot;
     }
 
-    /// Takes all packets of a vector, which came from one place at the time `now` (milliseconds). Those beyond [`VECTOR`] take the general way.
+    /// Takes all packets of a vector, which came from one place at the time `now` (milliseconds).
     pub fn process(
         &mut self,
         io: &mut impl Io,
@@ -194,36 +196,38 @@ impl Pipeline {
         };
         self.core.receive(source, packets);
         let mut lane = Lane::new(tables, source);
-        // Bit by bit, which packets of the vector are in the fast lane.
-        let mut found = 0u64;
-        let count = packets.len().min(VECTOR);
-        for i in 0..count {
-            if let Some(ahead) = packets.get(i + AHEAD) {
-                prefetch(&io.bytes(&ahead.frame)[usize::from(ahead.start)..]);
-            }
-            if let Some(entry) = lane.look(tables, io, &mut packets[i]) {
-                self.scratch[i] = entry;
-                found |= 1 << i;
-            }
-        }
-        for (i, entry) in self.scratch[..count].iter_mut().enumerate() {
-            if found >> i & 1 != 0 {
-                entry.probe(tables);
-            }
-        }
         let mut hits = 0;
-        for (i, packet) in packets.drain(..).enumerate() {
-            let done = if i < VECTOR && found >> i & 1 != 0 {
-                self.core.hit(tables, io, packet, &self.scratch[i])
-            } else {
-                Err(packet)
-            };
-            match done {
-                Ok((to, packet)) => {
-                    hits += 1;
-                    io.send(to, packet);
+        while !packets.is_empty() {
+            let count = packets.len().min(STAGE);
+            // Bit by bit, which of these packets are in the fast lane.
+            let mut found = 0u32;
+            for i in 0..count {
+                if let Some(ahead) = packets.get(i + AHEAD) {
+                    prefetch(&io.bytes(&ahead.frame)[usize::from(ahead.start)..]);
                 }
-                Err(packet) => self.core.general(tables, io, source, packet),
+                if let Some(entry) = lane.look(tables, io, &mut packets[i]) {
+                    self.scratch[i] = entry;
+                    found |= 1 << i;
+                }
+            }
+            for (i, entry) in self.scratch[..count].iter_mut().enumerate() {
+                if found >> i & 1 != 0 {
+                    entry.probe(tables);
+                }
+            }
+            for (i, packet) in packets.drain(..count).enumerate() {
+                let done = if found >> i & 1 != 0 {
+                    self.core.hit(tables, io, packet, &self.scratch[i])
+                } else {
+                    Err(packet)
+                };
+                match done {
+                    Ok((to, packet)) => {
+                        hits += 1;
+                        io.send(to, packet);
+                    }
+                    Err(packet) => self.core.general(tables, io, source, packet),
+                }
             }
         }
         self.core.counters.hits.add(hits);

@@ -8,8 +8,7 @@
 //!
 //! Built by the agent, immutable, shared by the ports that use it. Memory is linear in the rules: see [`Classifier::bytes`].
 
-use std::collections::BTreeMap;
-
+use super::places::Places;
 use super::set_rules::SetRules;
 use super::steps::{self, Function, Functions, Maker, NONE, Step};
 use super::{AddressSet, Remote, Rule, Subject};
@@ -25,98 +24,34 @@ const JOINED: usize = 32;
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Classifier {
     functions: Functions,
-    ipv4: FamilyRules<Ipv4Places>,
-    ipv6: FamilyRules<Ipv6Places>,
+    ipv4: FamilyRules<32>,
+    ipv6: FamilyRules<128>,
 }
 
-/// The rules about one family.
+/// The rules about one family, whose addresses are `BITS` long.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-struct FamilyRules<Places> {
+struct FamilyRules<const BITS: u32> {
     /// Rules on anyone: outcome by service.
     any: Option<Function>,
-    /// Which place an address is in.
+    /// What the longest prefix around an address says. A place is a function (outcome by service), or stands for a link.
     places: Places,
-    /// The prefixes that rules name: outcome by service, and the next place further out, or [`NONE`].
-    prefixes: Vec<(Function, u32)>,
+    /// Functions that are not all that there is to say: with the place of the next prefix further out.
+    links: Vec<(Function, u32)>,
     /// Rules on address sets.
     sets: SetRules,
 }
 
-/// Place by address, IPv4: a function over the 32 bits.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-struct Ipv4Places(Option<Function>);
+/// Marks a place that is the number of a link.
+const LINK: u32 = 0x8000_0000;
 
-/// Place by address, IPv6: the last address of each range, ascending, and its place.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-struct Ipv6Places(Vec<u128>, Vec<u32>);
-
-trait Locate {
-    /// The last address, in the form that [`Locate::narrow`] gives.
-    const LAST: u128;
-    /// An address of the family, as a number from 0.
-    fn narrow(address: u128) -> u128;
-    fn new(ranges: Vec<(u128, u32)>, maker: &mut Maker) -> Self;
-    fn locate(&self, functions: &Functions, address: u128) -> u32;
-    fn bytes(&self) -> usize;
-}
-
-impl Locate for Ipv4Places {
-    const LAST: u128 = u32::MAX as u128;
-
-    fn narrow(address: u128) -> u128 {
-        address & Self::LAST
-    }
-
-    fn new(ranges: Vec<(u128, u32)>, maker: &mut Maker) -> Self {
-        let mut all = Vec::new();
-        for (last, place) in ranges {
-            steps::extend(&mut all, last as u32, place);
-        }
-        Self(Some(maker.make(all)))
-    }
-
-    #[inline]
-    fn locate(&self, functions: &Functions, address: u128) -> u32 {
-        self.0
-            .map_or(NONE, |places| functions.at(places, address as u32))
-    }
-
-    fn bytes(&self) -> usize {
-        0
-    }
-}
-
-impl Locate for Ipv6Places {
-    const LAST: u128 = u128::MAX;
-
-    fn narrow(address: u128) -> u128 {
-        address
-    }
-
-    fn new(ranges: Vec<(u128, u32)>, _: &mut Maker) -> Self {
-        let (lasts, places) = ranges.into_iter().unzip();
-        Self(lasts, places)
-    }
-
-    #[inline]
-    fn locate(&self, _: &Functions, address: u128) -> u32 {
-        let at = self.0.partition_point(|last| *last < address);
-        self.1.get(at).copied().unwrap_or(NONE)
-    }
-
-    fn bytes(&self) -> usize {
-        self.0.len() * size_of::<(u128, u32)>()
-    }
-}
-
-/// Ranges of services with the outcome.
-type Ranges = Vec<(u32, u32, u32)>;
+/// A range of services, first and last, with the outcome.
+type Range = (u32, u32, u32);
 
 /// Rules of one family, sorted by their kind of remote.
 #[derive(Default)]
 struct Sorted {
-    any: Ranges,
-    prefixes: BTreeMap<Prefix, Ranges>,
+    any: Vec<Range>,
+    prefixes: Vec<(Prefix, Range)>,
     sets: Vec<(u32, u32, (u32, u32))>,
 }
 
@@ -135,8 +70,7 @@ impl Classifier {
                 match &rule.remote {
                     Remote::Any => sorted.any.push((first, last, outcome)),
                     Remote::Prefix(prefix) if prefix.family() == family => {
-                        let ranges = sorted.prefixes.entry(*prefix).or_default();
-                        ranges.push((first, last, outcome));
+                        sorted.prefixes.push((*prefix, (first, last, outcome)));
                     }
                     Remote::Prefix(_) => {}
                     Remote::Set(set) => sorted.sets.push((first, last, (outcome, *set as u32))),
@@ -145,8 +79,8 @@ impl Classifier {
         }
         let mut maker = Maker::default();
         let (ipv4, ipv6) = (
-            FamilyRules::new(&ipv4, &mut maker),
-            FamilyRules::new(&ipv6, &mut maker),
+            FamilyRules::new(ipv4, &mut maker),
+            FamilyRules::new(ipv6, &mut maker),
         );
         Self {
             functions: maker.finish(),
@@ -164,84 +98,118 @@ impl Classifier {
         (outcome != NONE).then_some(outcome)
     }
 
-    /// Bytes of memory. A rule on anyone takes about 18, on a prefix 80 to 120 as rules usually are and 400 at most, of n rules on sets each 8 log2 n
+    /// Bytes of memory. A rule on anyone takes about 18, on a prefix 60 to 120 as rules usually are and 600 at most, of n rules on sets each 8 log2 n
     /// at most.
     pub fn bytes(&self) -> usize {
         size_of::<Self>() + self.functions.bytes() + self.ipv4.bytes() + self.ipv6.bytes()
     }
 }
 
-impl<Places: Locate + Default> FamilyRules<Places> {
-    fn new(rules: &Sorted, maker: &mut Maker) -> Self {
-        let any = (!rules.any.is_empty()).then(|| maker.make(steps::least(&rules.any)));
+impl<const BITS: u32> FamilyRules<BITS> {
+    fn new(mut rules: Sorted, maker: &mut Maker) -> Self {
+        let any = (!rules.any.is_empty()).then(|| maker.make(&steps::least(&rules.any)));
         let mut compiled = Self {
             any,
             sets: SetRules::new(&rules.sets, maker),
             ..Self::default()
         };
         if !rules.prefixes.is_empty() {
+            rules.prefixes.sort_unstable();
             compiled.chain(&rules.prefixes, maker);
         }
         compiled
     }
 
+    /// An address of the family as a number of `BITS` bits.
+    fn narrow(address: u128) -> u128 {
+        address & (u128::MAX >> (128 - BITS))
+    }
+
     /// Prefixes come in order of their first address, a wider one before those within it.
-    fn chain(&mut self, prefixes: &BTreeMap<Prefix, Ranges>, maker: &mut Maker) {
+    fn chain(&mut self, rules: &[(Prefix, Range)], maker: &mut Maker) {
         let mut ranges: Vec<(u128, u32)> = Vec::new();
-        // The prefixes around the one at hand, outermost first: last address, place, steps, next place further out.
-        let mut around: Vec<(u128, u32, Vec<Step>, u32)> = Vec::new();
+        // The prefixes around the one at hand, outermost first.
+        let mut around: Vec<Around> = Vec::new();
         let mut cover = |last: u128, place: u32| {
             // What begins where the previous range ended is empty if it ends there too.
             if ranges.last().is_none_or(|(before, _)| *before < last) {
                 ranges.push((last, place));
             }
         };
-        for (place, (prefix, rules)) in (0u32..).zip(prefixes) {
-            let first = Places::narrow(prefix.bits());
-            let last = Places::narrow(prefix.bits() | !mask(prefix.length()));
-            while let Some((last, inner, ..)) = around.pop_if(|(last, ..)| *last < first) {
-                cover(last, inner);
+        let mut own = Vec::new();
+        for rules in rules.chunk_by(|a, b| a.0 == b.0) {
+            let prefix = rules[0].0;
+            own.clear();
+            own.extend(rules.iter().map(|(_, range)| *range));
+            let first = Self::narrow(prefix.bits());
+            let last = Self::narrow(prefix.bits() | !mask(prefix.length()));
+            while let Some(inner) = around.pop_if(|inner| inner.last < first) {
+                cover(inner.last, inner.place);
             }
             if let Some(before) = first.checked_sub(1) {
-                cover(before, around.last().map_or(NONE, |outer| outer.1));
+                cover(before, around.last().map_or(NONE, |outer| outer.place));
             }
-            let own = steps::least(rules);
-            let (all, next) = match around.last() {
+            let own = steps::least(&own);
+            let (steps, next) = match around.last() {
                 None => (own, NONE),
-                Some((_, outer, steps, next)) => {
-                    let joined = steps::lesser(&own, steps);
+                Some(outer) => {
+                    let joined = steps::lesser(&own, &outer.steps);
                     if joined.len() <= JOINED {
-                        (joined, *next)
+                        (joined, outer.next)
                     } else {
-                        (own, *outer)
+                        (own, outer.place)
                     }
                 }
             };
-            self.prefixes.push((maker.make(all.clone()), next));
-            around.push((last, place, all, next));
+            let function = maker.make(&steps);
+            let place = if next == NONE {
+                function.number()
+            } else {
+                self.links.push((function, next));
+                LINK | (self.links.len() - 1) as u32
+            };
+            around.push(Around {
+                last,
+                place,
+                steps,
+                next,
+            });
         }
-        while let Some((last, inner, ..)) = around.pop() {
-            cover(last, inner);
+        while let Some(inner) = around.pop() {
+            cover(inner.last, inner.place);
         }
-        cover(Places::LAST, NONE);
-        self.places = Places::new(ranges, maker);
+        cover(Self::narrow(u128::MAX), NONE);
+        self.places = Places::new(&ranges, BITS, maker);
     }
 
     #[inline]
     fn decide(&self, functions: &Functions, subject: &Subject, sets: &[AddressSet]) -> u32 {
         let service = subject.service();
         let mut best = self.any.map_or(NONE, |any| functions.at(any, service));
-        if !self.prefixes.is_empty() {
-            let mut place = self.places.locate(functions, subject.remote);
-            while let Some((function, next)) = self.prefixes.get(place as usize) {
-                best = best.min(functions.at(*function, service));
-                place = *next;
-            }
+        let mut place = self.places.locate(functions, subject.remote, BITS);
+        while place != NONE {
+            let (function, next) = if place & LINK == 0 {
+                (Function::numbered(place), NONE)
+            } else {
+                self.links[(place & !LINK) as usize]
+            };
+            best = best.min(functions.at(function, service));
+            place = next;
         }
         self.sets.decide(functions, service, subject, sets, best)
     }
 
     fn bytes(&self) -> usize {
-        self.places.bytes() + self.prefixes.len() * size_of::<(Function, u32)>() + self.sets.bytes()
+        self.places.bytes() + self.links.len() * size_of::<(Function, u32)>() + self.sets.bytes()
     }
+}
+
+/// A prefix whose end is not reached yet.
+struct Around {
+    last: u128,
+    place: u32,
+    /// Its function, with those of the prefixes around it as far as they are joined.
+    steps: Vec<Step>,
+    /// The place of the next prefix further out that is not joined.
+    next: u32,
 }

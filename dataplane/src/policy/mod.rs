@@ -4,6 +4,7 @@
 //! without their rules being compiled again.
 
 mod classifier;
+mod places;
 mod set_rules;
 mod steps;
 #[cfg(test)]

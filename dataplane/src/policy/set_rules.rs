@@ -65,7 +65,7 @@ impl SetRules {
         nodes.push(entries.len() as u32);
         let steps: Vec<Step> = edges.into_iter().zip(leaves as u32..).collect();
         Self {
-            leaf: Some(maker.make(steps)),
+            leaf: Some(maker.make(&steps)),
             nodes,
             entries,
         }

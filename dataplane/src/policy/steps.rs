@@ -24,11 +24,23 @@ pub(super) type Step = (u32, u32);
 #[repr(C, align(64))]
 struct Line([i32; 16]);
 
-/// A function in its arena.
+/// A function in its arena: the number of its topmost line, and above that the number of levels of inner nodes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Function {
-    line: u32,
-    height: u32,
+pub(super) struct Function(u32);
+
+/// Lines of an arena: 16 GiB.
+const LINES: u32 = 1 << 28;
+
+impl Function {
+    /// Less than 2^31.
+    pub(super) fn number(self) -> u32 {
+        self.0
+    }
+
+    /// The function of a number that [`Self::number`] gave.
+    pub(super) fn numbered(number: u32) -> Self {
+        Self(number)
+    }
 }
 
 /// Functions, each line 64 bytes.
@@ -54,9 +66,9 @@ impl Functions {
     #[inline]
     pub(super) fn at(&self, function: Function, key: u32) -> u32 {
         let key = i32x8::splat(ordered(key));
-        let mut line = &self.lines[function.line as usize].0;
+        let mut line = &self.lines[(function.0 % LINES) as usize].0;
         // Keys ascend, so that those less than the key are the first ones.
-        for _ in 0..function.height {
+        for _ in 0..function.0 / LINES {
             let less = (less(line, 0, key) | less(line, 8, key) << 8) & 0x7fff;
             line = &self.lines[(line[15] as u32 + less.trailing_ones()) as usize].0;
         }
@@ -103,7 +115,7 @@ impl Functions {
         }
         let line = self.lines.len() as u32;
         self.lines.extend(level.iter().map(|(_, line)| *line));
-        Function { line, height }
+        Function(height * LINES + line)
     }
 }
 
@@ -116,12 +128,14 @@ pub(super) struct Maker {
 
 impl Maker {
     /// The function of some steps, ascending, of which the last ends at `u32::MAX`.
-    pub(super) fn make(&mut self, steps: Vec<Step>) -> Function {
+    pub(super) fn make(&mut self, steps: &[Step]) -> Function {
         debug_assert!(steps.last().is_some_and(|step| step.0 == u32::MAX));
-        *self
-            .made
-            .entry(steps)
-            .or_insert_with_key(|steps| self.functions.push(steps))
+        if let Some(made) = self.made.get(steps) {
+            return *made;
+        }
+        let function = self.functions.push(steps);
+        self.made.insert(steps.to_vec(), function);
+        function
     }
 
     pub(super) fn finish(mut self) -> Functions {
@@ -222,7 +236,7 @@ mod tests {
         #[test]
         fn a_function_has_the_least_value_of_its_ranges(ranges in proptest::collection::vec(range(), 0..300)) {
             let mut maker = Maker::default();
-            let function = maker.make(least(&ranges));
+            let function = maker.make(&least(&ranges));
             let functions = maker.finish();
             for key in keys(&ranges) {
                 prop_assert_eq!(functions.at(function, key), naive(&ranges, key), "at {}", key);
@@ -246,7 +260,7 @@ mod tests {
             let mut steps: Vec<Step> = (0..size).map(|i| (i * width + width - 1, i)).collect();
             steps[size as usize - 1].0 = u32::MAX;
             let mut maker = Maker::default();
-            let function = maker.make(steps);
+            let function = maker.make(&steps);
             let functions = maker.finish();
             for i in 0..size {
                 assert_eq!(functions.at(function, i * width), i, "of {size}");
@@ -259,7 +273,7 @@ mod tests {
     fn equal_functions_are_kept_once() {
         let mut maker = Maker::default();
         let ranges = [(1, 2, 3)];
-        assert_eq!(maker.make(least(&ranges)), maker.make(least(&ranges)));
+        assert_eq!(maker.make(&least(&ranges)), maker.make(&least(&ranges)));
         assert_eq!(maker.finish().bytes(), 64);
     }
 }

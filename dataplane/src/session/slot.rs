@@ -58,7 +58,7 @@ impl Stamp {
     }
 }
 
-/// The two MACs at the head of a frame, destination first, as two words that compare and store at once.
+/// The two MACs at the head of a frame, destination first, as they lie there: two words that compare and store at once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct MacPair {
     first: u64,
@@ -67,35 +67,35 @@ pub struct MacPair {
 
 impl MacPair {
     /// From the twelve bytes on the wire.
-    #[inline]
+    #[inline(always)]
     pub fn read(bytes: &[u8; 12]) -> Self {
         let [a, b, c, d, e, f, g, h, i, j, k, l] = *bytes;
         Self {
-            first: u64::from_be_bytes([a, b, c, d, e, f, g, h]),
-            rest: u32::from_be_bytes([i, j, k, l]),
+            first: u64::from_ne_bytes([a, b, c, d, e, f, g, h]),
+            rest: u32::from_ne_bytes([i, j, k, l]),
         }
     }
 
     /// The twelve bytes on the wire.
-    #[inline]
+    #[inline(always)]
     pub fn write(self, bytes: &mut [u8; 12]) {
         let (first, rest) = bytes.split_at_mut(8);
-        first.copy_from_slice(&self.first.to_be_bytes());
-        rest.copy_from_slice(&self.rest.to_be_bytes());
+        first.copy_from_slice(&self.first.to_ne_bytes());
+        rest.copy_from_slice(&self.rest.to_ne_bytes());
     }
 
     fn new(destination: Mac, source: Mac) -> Self {
-        let source = source.word();
-        Self {
-            first: destination.word() << 16 | source >> 32,
-            rest: source as u32,
-        }
+        let ([a, b, c, d, e, f], [g, h, i, j, k, l]) = (destination.bytes(), source.bytes());
+        Self::read(&[a, b, c, d, e, f, g, h, i, j, k, l])
     }
 
     fn macs(self) -> (Mac, Mac) {
+        let mut bytes = [0; 12];
+        self.write(&mut bytes);
+        let [a, b, c, d, e, f, g, h, i, j, k, l] = bytes;
         (
-            Mac::from_word(self.first >> 16),
-            Mac::from_word(self.first << 32 | u64::from(self.rest)),
+            Mac::from_bytes([a, b, c, d, e, f]),
+            Mac::from_bytes([g, h, i, j, k, l]),
         )
     }
 }

@@ -75,6 +75,8 @@ pub(crate) fn install(purpose: &str, packages: &[&str]) -> Result<()> {
     let apt = || {
         let mut apt = run::command("apt-get");
         apt.env("DEBIAN_FRONTEND", "noninteractive").arg("-q");
+        // Standard output is for what was asked for, such as a JSON document.
+        apt.stdout(std::io::stderr());
         apt
     };
     run::step("package lists", apt().arg("update"))?;
