@@ -13,6 +13,7 @@ use std::time::Instant;
 
 use weft_dataplane::packet::Family;
 use weft_dataplane::packet::parse::{address_word, protocol};
+use weft_dataplane::pipeline::VECTOR;
 use weft_dataplane::policy::{AddressSet, Classifier, Remote, Rule, Service, Subject, group};
 use weft_dataplane::route::Prefix;
 use weft_proto::v1::SecurityRule;
@@ -20,9 +21,12 @@ use weft_proto::v1::SecurityRule;
 use crate::clock::cycles;
 use crate::{Row, dpdk, median, scenario};
 
-const SAMPLES: usize = 21;
+const SAMPLES: usize = 41;
 const PACKETS: usize = 4096;
-const PASSES: usize = 10;
+/// Passes over the packets in a sample: long enough that a moment of a busy neighbour is not the whole figure.
+const PASSES: usize = 25;
+/// Samples of the whole miss path, each of packets that none has seen.
+const MISSES: usize = 21;
 const SEED: u64 = 7;
 
 /// A source of numbers that is the same on every machine (SplitMix64, Steele, Lea and Flood, 2014).
@@ -174,16 +178,37 @@ fn compile(rules: &[Rule]) -> Classifier {
     Classifier::new((0u32..).zip(rules))
 }
 
+/// How packets come to the classifier.
+#[derive(Debug, Clone, Copy)]
+enum Manner {
+    OneByOne,
+    /// As many as a worker takes at a time.
+    Batches,
+}
+
 /// Cycles per packet, and the sum of the numbers of the rules that decided, counted from 1.
-fn classify(classifier: &Classifier, subjects: &[Subject], sets: &[AddressSet]) -> (f64, u64) {
+fn classify(
+    classifier: &Classifier,
+    subjects: &[Subject],
+    sets: &[AddressSet],
+    manner: Manner,
+) -> (f64, u64) {
+    let number = |outcome: Option<u32>| outcome.map_or(0, |rule| u64::from(rule) + 1);
     let mut sum = 0;
     let begun = cycles();
     for _ in 0..PASSES {
         sum = 0;
-        for subject in black_box(subjects) {
-            sum += classifier
-                .decide(subject, sets)
-                .map_or(0, |rule| u64::from(rule) + 1);
+        for vector in black_box(subjects).chunks(VECTOR) {
+            match manner {
+                Manner::OneByOne => {
+                    for subject in vector {
+                        sum += number(classifier.decide(subject, sets));
+                    }
+                }
+                Manner::Batches => {
+                    classifier.decide_batch(vector, sets, |outcome| sum += number(outcome));
+                }
+            }
         }
     }
     let spent = cycles() - begun;
@@ -228,7 +253,7 @@ impl Peer {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/acl-rules");
         std::fs::write(&path, text)?;
         // The first rounds warm the caches up.
-        let rounds = SAMPLES + 5;
+        let rounds = SAMPLES * PASSES + 5;
         let arguments = [path.display().to_string(), rounds.to_string()];
         let figures = dpdk::run("acl", &arguments)?;
         let figure = |name: &str| {
@@ -256,6 +281,10 @@ impl Peer {
             build_ms: figure("build")?,
             bytes: figure("bytes")?,
         })
+    }
+
+    fn plain(&self) -> Option<(&'static str, Vec<f64>)> {
+        self.methods.first().cloned()
     }
 
     fn best(&self) -> Option<(&'static str, Vec<f64>)> {
@@ -309,13 +338,17 @@ fn sizes(count: usize, peers: bool) -> anyhow::Result<Vec<Row>> {
         Ok((compile(&rules), subjects, rules))
     };
     let (classifier, subjects, rules) = compiled(As::Ipv4)?;
-    let (_, sum) = classify(&classifier, &subjects, &[]);
-    let mut ours = row(
-        format!("classify: ACL, {}, IPv4", words(count)),
-        "cycles/packet",
-        samples(|| classify(&classifier, &subjects, &[]).0),
-    );
-    let mut rows = Vec::new();
+    let of = |classifier: &Classifier, subjects: &[Subject], manner| {
+        samples(|| classify(classifier, subjects, &[], manner).0)
+    };
+    let name = format!("classify: ACL, {}, IPv4", words(count));
+    let one = of(&classifier, &subjects, Manner::OneByOne);
+    let batch = of(&classifier, &subjects, Manner::Batches);
+    let mut one = row(name.clone(), "cycles/packet", one);
+    let mut batch = row(name + ", in batches", "cycles/packet", batch);
+    let (_, sum) = classify(&classifier, &subjects, &[], Manner::OneByOne);
+    let (_, again) = classify(&classifier, &subjects, &[], Manner::Batches);
+    anyhow::ensure!(again == sum, "batches are decided otherwise");
     let peer = peers.then(|| Peer::run(&plain, &packets)).transpose()?;
     if let Some(peer) = &peer {
         anyhow::ensure!(
@@ -323,34 +356,29 @@ fn sizes(count: usize, peers: bool) -> anyhow::Result<Vec<Row>> {
             "the peer decides otherwise: {} and {sum}",
             peer.sum
         );
-        ours.peer = peer.best();
-        ours.goal = ours
-            .peer
-            .as_ref()
-            .map(|(_, cycles)| (median(cycles), false));
-        if let Some((method, cycles)) = peer.methods.first() {
-            let name = format!("classify: the peer's {method}, {}, IPv4", words(count));
-            rows.push(row(name, "cycles/packet", cycles.clone()));
+        // The peer takes bulks only: its best method beside our batches, its plain one beside one after the other.
+        for (row, peer) in [(&mut batch, peer.best()), (&mut one, peer.plain())] {
+            row.goal = peer.as_ref().map(|(_, cycles)| (median(cycles), false));
+            row.peer = peer;
         }
     }
-    rows.insert(0, ours);
+    let mut rows = vec![one, batch];
     let groups = group(&rules);
     rows.push(row(
         format!("classify: group, {}, IPv4", words(count)),
         "cycles/packet",
-        samples(|| classify(&groups, &subjects, &[]).0),
+        of(&groups, &subjects, Manner::OneByOne),
     ));
     if count < 10_000 {
         return Ok(rows);
     }
     let (ipv6, subjects, _) = compiled(As::Ipv6)?;
-    let (_, six) = classify(&ipv6, &subjects, &[]);
+    let (_, six) = classify(&ipv6, &subjects, &[], Manner::Batches);
     anyhow::ensure!(six == sum, "IPv6 is decided otherwise: {six} and {sum}");
-    rows.push(row(
-        format!("classify: ACL, {}, IPv6", words(count)),
-        "cycles/packet",
-        samples(|| classify(&ipv6, &subjects, &[]).0),
-    ));
+    for (manner, how) in [(Manner::OneByOne, ""), (Manner::Batches, ", in batches")] {
+        let name = format!("classify: ACL, {}, IPv6{how}", words(count));
+        rows.push(row(name, "cycles/packet", of(&ipv6, &subjects, manner)));
+    }
     let build = || {
         let begun = Instant::now();
         black_box(compile(black_box(&rules)));
@@ -415,7 +443,7 @@ fn sets() -> anyhow::Result<Vec<Row>> {
     Ok(vec![row(
         "classify: group, 1k rules on 10 sets of 10k members".to_owned(),
         "cycles/packet",
-        samples(|| classify(&classifier, &subjects, &sets).0),
+        samples(|| classify(&classifier, &subjects, &sets, Manner::OneByOne).0),
     )])
 }
 
@@ -461,7 +489,7 @@ fn misses() -> anyhow::Result<Vec<Row>> {
                 .collect();
             scenario::measure(&mut host.pipeline, now, source, &frames, 0)
         };
-        let samples = (0..SAMPLES).map(sample).collect::<anyhow::Result<_>>()?;
+        let samples = (0..MISSES).map(sample).collect::<anyhow::Result<_>>()?;
         let name = format!(
             "classify: miss, decision and install, group of {}",
             words(count.into())

@@ -96,7 +96,6 @@ fn vpcs(count: usize) -> anyhow::Result<Objects> {
         objects.vpcs.push(Vpc {
             id: id.clone(),
             vni: 1000 + number as u32,
-            ..Vpc::default()
         });
         objects.subnets.push(Subnet {
             id: format!("s-{id}"),
@@ -122,7 +121,6 @@ fn ports(count: usize) -> anyhow::Result<Objects> {
     objects.vpcs.push(Vpc {
         id: "many".into(),
         vni: 999,
-        ..Vpc::default()
     });
     objects.subnets.push(Subnet {
         id: "many".into(),
@@ -196,7 +194,7 @@ fn rules(count: usize) -> anyhow::Result<Objects> {
 
 /// Scatters numbers, so that neighbours in time are not neighbours in the table.
 fn scattered(number: u32, count: usize) -> u32 {
-    (u64::from(number.wrapping_mul(0x9e37_79b1)) * count as u64 >> 32) as u32
+    ((u64::from(number.wrapping_mul(0x9e37_79b1)) * count as u64) >> 32) as u32
 }
 
 fn to_route(count: usize, number: u32) -> Vec<u8> {

@@ -81,11 +81,13 @@ pub(super) fn draw(title: &str, machine: &str, figures: &[Figure]) -> String {
         .collect();
     let bottom = TOP + heights.iter().sum::<f64>();
     let mut drawing = Drawing::default();
-    let note = if axis.logarithmic {
-        format!("{machine}; the axis is logarithmic")
-    } else {
-        machine.to_owned()
-    };
+    let mut note = machine.to_owned();
+    if axis.logarithmic {
+        note += "; the axis is logarithmic";
+    }
+    if figures.iter().any(|figure| figure.goal.is_some()) {
+        note += "; a black mark is a goal";
+    }
     drawing.heading(title, &note);
     for tick in axis.ticks() {
         let x = axis.place(tick);

@@ -87,11 +87,17 @@ struct Name {
 pub(super) fn draw(title: &str, machine: &str, series: &[Series]) -> String {
     let axes = Axes::new(series);
     let mut drawing = Drawing::default();
-    let note = if axes.logarithmic {
-        format!("{machine}; both axes are logarithmic")
-    } else {
-        machine.to_owned()
-    };
+    let mut note = machine.to_owned();
+    if axes.logarithmic {
+        note += "; both axes are logarithmic";
+    }
+    let figures = || series.iter().flat_map(|series| &series.points);
+    if figures().any(|(_, figure)| figure.goal.is_some()) {
+        note += "; a black mark is a goal";
+    }
+    if figures().any(|(_, figure)| figure.peer.is_some()) {
+        note += "; a dashed line is a peer";
+    }
     drawing.heading(title, &note);
     for tick in axes.ticks() {
         let y = axes.y(tick);

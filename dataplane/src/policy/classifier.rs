@@ -20,6 +20,9 @@ use crate::route::prefix::mask;
 /// more, and one function less to ask.
 const JOINED: usize = 32;
 
+/// So many subjects are searched for side by side: more hide no more of the memory's latency.
+const BATCH: usize = 8;
+
 /// Rules, compiled: the least outcome of those that match.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Classifier {
@@ -91,11 +94,39 @@ impl Classifier {
 
     /// The least outcome of the rules that match the subject; none when no rule does.
     pub fn decide(&self, subject: &Subject, sets: &[AddressSet]) -> Option<u32> {
-        let outcome = match subject.family {
-            Family::Ipv4 => self.ipv4.decide(&self.functions, subject, sets),
-            Family::Ipv6 => self.ipv6.decide(&self.functions, subject, sets),
+        let [outcome] = match subject.family {
+            Family::Ipv4 => self.ipv4.decide(&self.functions, [subject], sets),
+            Family::Ipv6 => self.ipv6.decide(&self.functions, [subject], sets),
         };
         (outcome != NONE).then_some(outcome)
+    }
+
+    /// What [`Self::decide`] says of each subject, in their order, in about half the time for subjects of one family that come together.
+    pub fn decide_batch(
+        &self,
+        subjects: &[Subject],
+        sets: &[AddressSet],
+        mut tell: impl FnMut(Option<u32>),
+    ) {
+        let mut tell = |outcome: u32| tell((outcome != NONE).then_some(outcome));
+        let (batches, rest) = subjects.as_chunks::<BATCH>();
+        for batch in batches {
+            let several = batch.each_ref();
+            if batch.iter().all(|subject| subject.family == Family::Ipv4) {
+                let outcomes = self.ipv4.decide(&self.functions, several, sets);
+                outcomes.into_iter().for_each(&mut tell);
+            } else if batch.iter().all(|subject| subject.family == Family::Ipv6) {
+                let outcomes = self.ipv6.decide(&self.functions, several, sets);
+                outcomes.into_iter().for_each(&mut tell);
+            } else {
+                for subject in batch {
+                    tell(self.decide(subject, sets).unwrap_or(NONE));
+                }
+            }
+        }
+        for subject in rest {
+            tell(self.decide(subject, sets).unwrap_or(NONE));
+        }
     }
 
     /// Bytes of memory. A rule on anyone takes about 18, on a prefix 60 to 120 as rules usually are and 600 at most, of n rules on sets each 8 log2 n
@@ -182,21 +213,40 @@ impl<const BITS: u32> FamilyRules<BITS> {
         self.places = Places::new(&ranges, BITS, maker);
     }
 
-    #[inline]
-    fn decide(&self, functions: &Functions, subject: &Subject, sets: &[AddressSet]) -> u32 {
-        let service = subject.service();
-        let mut best = self.any.map_or(NONE, |any| functions.at(any, service));
-        let mut place = self.places.locate(functions, subject.remote, BITS);
-        while place != NONE {
-            let (function, next) = if place & LINK == 0 {
-                (Function::numbered(place), NONE)
-            } else {
-                self.links[(place & !LINK) as usize]
-            };
-            best = best.min(functions.at(function, service));
-            place = next;
+    #[inline(always)]
+    fn decide<const N: usize>(
+        &self,
+        functions: &Functions,
+        subjects: [&Subject; N],
+        sets: &[AddressSet],
+    ) -> [u32; N] {
+        let services = subjects.map(Subject::service);
+        let mut outcomes = self
+            .any
+            .map_or([NONE; N], |any| functions.at_each(any, services));
+        let addresses = subjects.map(|subject| subject.remote);
+        let places = self.places.locate(functions, addresses, BITS);
+        for i in 0..N {
+            let mut place = places[i];
+            while place != NONE {
+                let (function, next) = if place & LINK == 0 {
+                    (Function::numbered(place), NONE)
+                } else {
+                    self.links[(place & !LINK) as usize]
+                };
+                outcomes[i] = outcomes[i].min(functions.at(function, services[i]));
+                place = next;
+            }
         }
-        self.sets.decide(functions, service, subject, sets, best)
+        if !self.sets.is_empty() {
+            for (i, outcome) in outcomes.iter_mut().enumerate() {
+                let (service, subject) = (services[i], subjects[i]);
+                *outcome = self
+                    .sets
+                    .decide(functions, service, subject, sets, *outcome);
+            }
+        }
+        outcomes
     }
 
     fn bytes(&self) -> usize {

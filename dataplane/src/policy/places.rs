@@ -71,18 +71,29 @@ impl Places {
         maker.make(&all)
     }
 
-    /// The place of an address of `bits` bits; [`NONE`] if there is none.
-    #[inline]
-    pub(super) fn locate(&self, functions: &Functions, address: u128, bits: u32) -> u32 {
-        let Some(root) = self.root else { return NONE };
-        let mut shift = bits - 32;
-        let mut place = functions.at(root, (address >> shift) as u32);
-        while place >= FURTHER && place != NONE && shift > 0 {
-            shift -= 32;
-            let function = self.further[(place & !FURTHER) as usize];
-            place = functions.at(function, (address >> shift) as u32);
+    /// The places of addresses of `bits` bits; [`NONE`] for one that has none.
+    #[inline(always)]
+    pub(super) fn locate<const N: usize>(
+        &self,
+        functions: &Functions,
+        addresses: [u128; N],
+        bits: u32,
+    ) -> [u32; N] {
+        let Some(root) = self.root else {
+            return [NONE; N];
+        };
+        let first = bits - 32;
+        let words = addresses.map(|address| (address >> first) as u32);
+        let mut places = functions.at_each(root, words);
+        for i in 0..N {
+            let mut shift = first;
+            while shift > 0 && places[i] >= FURTHER && places[i] != NONE {
+                shift -= 32;
+                let function = self.further[(places[i] & !FURTHER) as usize];
+                places[i] = functions.at(function, (addresses[i] >> shift) as u32);
+            }
         }
-        place
+        places
     }
 
     /// Bytes of memory, without what the functions take.
@@ -124,7 +135,7 @@ mod tests {
             let near = lasts.iter().flat_map(|last| [*last, last.wrapping_add(1)]);
             for probe in probes.into_iter().chain(near).map(|probe| probe & most) {
                 let wanted = ranges.iter().find(|(last, _)| *last >= probe).unwrap().1;
-                prop_assert_eq!(places.locate(&functions, probe, bits), wanted, "{:x}", probe);
+                prop_assert_eq!(places.locate(&functions, [probe], bits), [wanted], "{:x}", probe);
             }
         }
     }

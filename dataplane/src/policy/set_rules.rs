@@ -71,6 +71,11 @@ impl SetRules {
         }
     }
 
+    /// Whether there is no rule.
+    pub(super) fn is_empty(&self) -> bool {
+        self.leaf.is_none()
+    }
+
     /// The least outcome of the rules that match, if it is less than `best`; otherwise `best`.
     #[inline]
     pub(super) fn decide(

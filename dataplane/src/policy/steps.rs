@@ -8,7 +8,7 @@
 use std::collections::HashMap;
 
 use foldhash::fast::FixedState;
-use wide::{i16x8, i32x8};
+use wide::{i8x16, i16x8, i32x8};
 
 /// The value where none was given.
 pub(super) const NONE: u32 = u32::MAX;
@@ -54,26 +54,50 @@ fn ordered(key: u32) -> i32 {
     (key ^ 0x8000_0000) as i32
 }
 
-/// Which of eight keys of a line are less than a key, a bit each. The vectors are of a width that every x86-64 and Arm processor has.
-#[inline]
-fn less(line: &[i32; 16], at: usize, key: i32x8) -> u32 {
+/// Eight keys of a line, each held against a key: all ones where it is less. The vectors are of a width that every x86-64 and Arm processor has.
+#[inline(always)]
+fn less(line: &[i32; 16], at: usize, key: i32x8) -> i16x8 {
     let eight = i32x8::new(std::array::from_fn(|i| line[at + i]));
-    i16x8::from_i32x8_saturate(eight.simd_lt(key)).to_bitmask()
+    i16x8::from_i32x8_saturate(eight.simd_lt(key))
+}
+
+/// How many of the first 15 keys of an inner node are less. Keys ascend, so that those are the first ones.
+#[inline(always)]
+fn children_before(line: &[i32; 16], key: i32x8) -> u32 {
+    let both = bytemuck::cast([less(line, 0, key), less(line, 8, key)]);
+    let less = i8x16::from_i16x16_saturate(both).to_bitmask();
+    (less & 0x7fff).trailing_ones()
+}
+
+/// How many of the first 7 keys of a leaf are less.
+#[inline(always)]
+fn steps_before(line: &[i32; 16], key: i32x8) -> u32 {
+    (less(line, 0, key).to_bitmask() & 0x7f).trailing_ones()
 }
 
 impl Functions {
     /// The function's value at the key.
-    #[inline]
+    #[inline(always)]
     pub(super) fn at(&self, function: Function, key: u32) -> u32 {
-        let key = i32x8::splat(ordered(key));
-        let mut line = &self.lines[(function.0 % LINES) as usize].0;
-        // Keys ascend, so that those less than the key are the first ones.
+        let [value] = self.at_each(function, [key]);
+        value
+    }
+
+    /// The function's values at several keys, searched side by side: while one line is on its way, others are compared.
+    #[inline(always)]
+    pub(super) fn at_each<const N: usize>(&self, function: Function, keys: [u32; N]) -> [u32; N] {
+        let vector = |key| i32x8::splat(ordered(key));
+        let mut at = [(function.0 % LINES) as usize; N];
         for _ in 0..function.0 / LINES {
-            let less = (less(line, 0, key) | less(line, 8, key) << 8) & 0x7fff;
-            line = &self.lines[(line[15] as u32 + less.trailing_ones()) as usize].0;
+            for i in 0..N {
+                let (line, key) = (&self.lines[at[i]].0, vector(keys[i]));
+                at[i] = (line[15] as u32 + children_before(line, key)) as usize;
+            }
         }
-        let step = (less(line, 0, key) & 0x7f).trailing_ones();
-        line[STEPS + step as usize] as u32
+        std::array::from_fn(|i| {
+            let line = &self.lines[at[i]].0;
+            line[STEPS + steps_before(line, vector(keys[i])) as usize] as u32
+        })
     }
 
     /// Bytes of memory.

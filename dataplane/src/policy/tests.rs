@@ -171,9 +171,19 @@ proptest! {
     ) {
         let entries = entries(&rules, &order);
         let compiled = AclRules::new(&entries);
-        for subject in subjects {
-            prop_assert_eq!(compiled.verdict(&subject, &sets), walk(&entries, &subject, &sets), "{:?}", subject);
+        for subject in &subjects {
+            prop_assert_eq!(compiled.verdict(subject, &sets), walk(&entries, subject, &sets), "{:?}", subject);
         }
+        // Batches of one family and of both, and what is left over.
+        let (mut one, mut batch) = (Vec::new(), Vec::new());
+        for family in [Family::Ipv4, Family::Ipv6] {
+            let of_family: Vec<Subject> = subjects.iter().copied().filter(|subject| subject.family == family).collect();
+            for subjects in [&of_family, &subjects] {
+                one.extend(subjects.iter().map(|subject| compiled.0.decide(subject, &sets)));
+                compiled.0.decide_batch(subjects, &sets, |outcome| batch.push(outcome));
+            }
+        }
+        prop_assert_eq!(batch, one);
     }
 
     #[test]

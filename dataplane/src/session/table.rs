@@ -1,8 +1,8 @@
 //! The session table: one for all workers, read without locks.
 //!
-//! Slots hold the sessions ([`slot`](super::slot)), an index finds them ([`index`](super::index)), and both lie in memory that is taken as it is
-//! used ([`arena`](super::arena)). Readers never wait. Writers (install, remove, change of an action) lock one of [`SHARDS`] shards. Cost per
-//! session: 192 bytes, and 16 to 32 of index.
+//! Slots hold the sessions, an index finds them, and both lie in memory that is taken as it is used, by [`SessionTable::prepare`] ahead of
+//! the workers. Readers never wait. Writers (install, remove, change of an action) lock one of [`SHARDS`] shards. Cost per session: 192 bytes,
+//! and 16 to 32 of index.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU32, Ordering, fence};
