@@ -201,7 +201,7 @@ pub(crate) fn rows(peers: bool) -> anyhow::Result<Vec<Row>> {
             );
         }
     }
-    let goal = kernel.is_some().then(|| (2.0 * median(&peer), true));
+    let goal = kernel.is_some().then(|| (3.0 * median(&peer), true));
     let name = "forward: namespace to namespace across two hosts, VXLAN, group of 101 rules, 60 bytes, 64 flows".to_owned();
     let peer = kernel
         .is_some()
