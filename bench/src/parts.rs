@@ -142,7 +142,8 @@ fn look_up(table: &SessionTable, flows: &[Flow], wanted: usize) -> anyhow::Resul
     Ok(spent as f64 / flows.len() as f64)
 }
 
-fn sessions(rows: &mut Vec<Row>, count: u32, words: &str, peers: bool) -> anyhow::Result<()> {
+/// A table of so many sessions, and what each cost to install.
+pub(crate) fn fill(count: u32) -> anyhow::Result<(SessionTable, Vec<f64>)> {
     let limits = Limits {
         capacity: count * 2,
         per_port: count,
@@ -168,6 +169,11 @@ fn sessions(rows: &mut Vec<Row>, count: u32, words: &str, peers: bool) -> anyhow
         }
         install.push((cycles() - begun) as f64 / 1000.0);
     }
+    Ok((table, install))
+}
+
+fn sessions(rows: &mut Vec<Row>, count: u32, words: &str, peers: bool) -> anyhow::Result<()> {
+    let (table, install) = fill(count)?;
     let flows = |protocol| -> Vec<Flow> {
         let number = |i: usize| ((u64::from(scattered(i as u64)) * u64::from(count)) >> 32) as u32;
         (0..LOOKUPS).map(|i| flow(number(i), protocol)).collect()
