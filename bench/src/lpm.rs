@@ -382,12 +382,18 @@ fn many_tables() -> Vec<Row> {
 pub(crate) fn rows(with_peers: bool) -> anyhow::Result<Vec<Row>> {
     let mut rows = Vec::new();
     for (count, name) in [(10, "10"), (1_000, "1k"), (100_000, "100k")] {
-        let table: Lpm<u32> = Random(5).prefixes(count, false).into_iter().collect();
-        rows.push(row(
+        let prefixes = Random(5).prefixes(count, false);
+        let table: Lpm<u32> = prefixes.iter().copied().collect();
+        let mut sizes = row(
             format!("IPv4, {name} prefixes, random addresses, in batches"),
             "cycles/look-up",
             (0..SAMPLES).map(|_| measure_ipv4(&table).0).collect(),
-        ));
+        );
+        // To a million, rte_lpm takes minutes to add the prefixes.
+        if with_peers && let [lpm] = &peers(&["lpm"], &write(&prefixes, &[])?)?[..] {
+            sizes.peer = Some(("DPDK rte_lpm, bulk", lpm.cycles.clone()));
+        }
+        rows.push(sizes);
     }
     rows.extend(large_ipv4(with_peers)?);
     rows.extend(ipv6(with_peers)?);
