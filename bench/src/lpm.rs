@@ -298,17 +298,36 @@ fn changes(mut table: Lpm<u32>, prefixes: &[(Prefix, u32)]) -> Vec<Row> {
     vec![row(name("median"), "microseconds", vec![half]), last]
 }
 
+/// Addresses to look up in a table of IPv6: random ones within random prefixes of it.
+fn within(random: &mut Random, prefixes: &[(Prefix, u32)]) -> Vec<u128> {
+    let mut address = |_| {
+        let (prefix, _) = prefixes[random.below(prefixes.len() as u64) as usize];
+        let low = u128::from(random.next()) << 64 | u128::from(random.next());
+        prefix.bits() | low.checked_shr(prefix.length().into()).unwrap_or(0)
+    };
+    (0..LOOKUPS).map(&mut address).collect()
+}
+
+fn small_ipv6(count: usize, name: &str) -> Row {
+    let mut random = Random(6);
+    let prefixes = random.prefixes(count, true);
+    let table: Lpm<u32> = prefixes.iter().copied().collect();
+    let addresses = within(&mut random, &prefixes);
+    row(
+        format!("IPv6, {name} prefixes, addresses within them, in batches"),
+        "cycles/look-up",
+        (0..SAMPLES)
+            .map(|_| measure_list(&table, &addresses).0)
+            .collect(),
+    )
+}
+
 fn ipv6(with_peers: bool) -> anyhow::Result<Vec<Row>> {
     const COUNT: usize = 200_000;
     let mut random = Random(3);
     let prefixes = random.prefixes(COUNT, true);
     let table: Lpm<u32> = prefixes.iter().copied().collect();
-    let mut address = |_| {
-        let (prefix, _) = prefixes[random.below(COUNT as u64) as usize];
-        let low = u128::from(random.next()) << 64 | u128::from(random.next());
-        prefix.bits() | low.checked_shr(prefix.length().into()).unwrap_or(0)
-    };
-    let addresses: Vec<u128> = (0..LOOKUPS).map(&mut address).collect();
+    let addresses = within(&mut random, &prefixes);
     let (_, sum) = measure_list(&table, &addresses);
     let sample = |count: usize| (0..count).map(|_| measure_list(&table, &addresses).0);
     let mut samples: Vec<f64> = sample(SAMPLES / 2).collect();
@@ -396,6 +415,9 @@ pub(crate) fn rows(with_peers: bool) -> anyhow::Result<Vec<Row>> {
         rows.push(sizes);
     }
     rows.extend(large_ipv4(with_peers)?);
+    rows.extend(
+        [(10, "10"), (1_000, "1k"), (20_000, "20k")].map(|(count, name)| small_ipv6(count, name)),
+    );
     rows.extend(ipv6(with_peers)?);
     rows.extend(many_tables());
     Ok(rows)
