@@ -110,6 +110,11 @@ fn ipv6(frame: &mut [u8], seeds: &Seeds, vni: u32) -> Option<Glance> {
     }
     let address = |at: usize| [be64(head, at), be64(head, at + 8)];
     let (source, destination) = (address(22), address(38));
+    // Keys hold IPv4 addresses in this form: such a packet must not pass for one of an IPv4 flow.
+    let mapped = |[high, low]: [u64; 2]| high == 0 && low >> 32 == 0xffff;
+    if mapped(source) || mapped(destination) {
+        return None;
+    }
     let (class, ttl, number, ports) = (
         head[14] << 4 | head[15] >> 4,
         head[21],

@@ -6,7 +6,7 @@ use weft_dataplane::fabric::{Fabric, MemoryIo};
 use weft_dataplane::packet::{DropReason, FrameMemory};
 use weft_dataplane::pipeline::{Destination, Source, VECTOR};
 
-use crate::frames::{A1, A2, A3, B1, B2, arp, echo, tcp, udp, udp_ttl, udp6};
+use crate::frames::{A1, A2, A3, B1, B2, End, arp, echo, tcp, udp, udp_ttl, udp6};
 use crate::topology::{ROUTER, fabric};
 
 /// What a1 sends: flows of both families to all places, a connection, and what has to be dropped or answered.
@@ -83,6 +83,22 @@ fn run(
         .iter()
         .map(|reason| (*reason, fabric.drops(host, *reason)));
     (sent, drops.filter(|(_, count)| *count > 0).collect())
+}
+
+#[test]
+fn an_ipv6_packet_with_mapped_addresses_does_not_pass_for_one_of_an_ipv4_flow() {
+    let mut fabric = fabric(|_| {});
+    let known = udp(A1, A2, A2.mac, (1000, 53), b"known");
+    assert_eq!(fabric.send("a1", &known).len(), 1);
+    let mapped = |end: End| {
+        let mut v6 = [0; 16];
+        v6[10..12].fill(0xff);
+        v6[12..].copy_from_slice(&end.v4);
+        End { v6, ..end }
+    };
+    let alias = udp6(mapped(A1), mapped(A2), A2.mac, (1000, 53), b"alias");
+    assert!(fabric.send("a1", &alias).is_empty());
+    assert_eq!(fabric.drops("h1", DropReason::Martian), 1);
 }
 
 proptest! {
