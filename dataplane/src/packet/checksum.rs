@@ -1,6 +1,6 @@
 //! The Internet checksum (RFC 1071) and its incremental update (RFC 1624).
 
-use super::parse::Family;
+use super::parse::{Family, protocol};
 
 /// Ones' complement sum of the bytes, as big-endian 16-bit words, not folded. An odd last byte counts as the high half of a word.
 pub fn sum(bytes: &[u8]) -> u64 {
@@ -75,6 +75,21 @@ pub fn update(field: u16, old: u16, new: u16) -> u16 {
     finish_few(u32::from(!field) + u32::from(!old) + u32::from(new))
 }
 
+/// Where TCP's checksum stands in its header.
+pub const TCP_AT: usize = 16;
+/// Where UDP's checksum stands in its header.
+pub const UDP_AT: usize = 6;
+
+/// Where the checksum of a transport protocol stands in its header, if its sender's kernel may leave it to a device.
+#[inline(always)]
+pub fn place(number: u8) -> Option<usize> {
+    match number {
+        protocol::TCP => Some(TCP_AT),
+        protocol::UDP => Some(UDP_AT),
+        _ => None,
+    }
+}
+
 /// Completes the checksum at `at` of a segment when its sender's kernel left that to a device: it then holds the sum of the pseudo-header
 /// alone. A right checksum that looks like this comes out unchanged, so nothing needs to be known of the sender.
 ///
@@ -92,7 +107,8 @@ pub fn complete(segment: &mut [u8], at: usize, pseudo: u64) {
 fn fill(segment: &mut [u8], at: usize, pseudo: u16) {
     segment[at..at + 2].fill(0);
     let checksum = match finish(u64::from(pseudo) + sum(segment)) {
-        0 => 0xffff,
+        // UDP sends all ones for 0, which says that there is none (RFC 768); TCP has no such rule.
+        0 if at == UDP_AT => 0xffff,
         checksum => checksum,
     };
     segment[at..at + 2].copy_from_slice(&checksum.to_be_bytes());
@@ -137,6 +153,22 @@ mod tests {
                 } else {
                     prop_assert_eq!(after, field);
                 }
+            }
+        }
+
+        #[test]
+        fn a_sum_of_all_ones_is_sent_as_udp_and_tcp_want_it(pseudo in 1u64..1 << 36, mut segment: [u8; 24], even in 0usize..3) {
+            for (number, field) in [(protocol::TCP, 0), (protocol::UDP, 0xffff)] {
+                let at = place(number).unwrap();
+                // One word makes the sum of all ones, under which the checksum is 0.
+                let word = 10 + even * 2;
+                segment[word..word + 2].fill(0);
+                segment[at..at + 2].fill(0);
+                let others = finish(pseudo + sum(&segment));
+                segment[word..word + 2].copy_from_slice(&others.to_be_bytes());
+                segment[at..at + 2].copy_from_slice(&fold(pseudo).to_be_bytes());
+                complete(&mut segment, at, u64::from(fold(pseudo).to_be()));
+                prop_assert_eq!(u16::from_be_bytes([segment[at], segment[at + 1]]), field);
             }
         }
 

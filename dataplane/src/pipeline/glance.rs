@@ -161,7 +161,7 @@ fn transport(frame: &mut [u8], l4: u8, len: u16, number: u8, addresses: u64) -> 
             if said < 8 || said > len {
                 return None;
             }
-            6
+            checksum::UDP_AT
         }
         protocol::TCP => {
             let head: &[u8; 20] = segment.first_chunk()?;
@@ -172,7 +172,7 @@ fn transport(frame: &mut [u8], l4: u8, len: u16, number: u8, addresses: u64) -> 
             if header_len < 20 || header_len > len || flags != tcp_flags::ACK {
                 return None;
             }
-            16
+            checksum::TCP_AT
         }
         _ => return None,
     };

@@ -1,7 +1,7 @@
 //! Changes to a packet on its way: MACs, TTL, congestion marks, the MSS option, partial checksums. Checksums stay right.
 
 use crate::packet::checksum;
-use crate::packet::parse::{Family, Parsed, protocol};
+use crate::packet::parse::{Family, Parsed};
 use crate::packet::{DropReason, Mac};
 use crate::session::tcp;
 
@@ -124,10 +124,8 @@ pub fn clamp_mss(frame: &mut [u8], parsed: &Parsed, path_mtu: u16) {
 /// Completes a checksum that the sender's kernel left to its device.
 #[inline]
 pub fn complete_checksum(frame: &mut [u8], parsed: &Parsed) {
-    let at = match parsed.flow.protocol {
-        protocol::TCP => 16,
-        protocol::UDP => 6,
-        _ => return,
+    let Some(at) = checksum::place(parsed.flow.protocol) else {
+        return;
     };
     if parsed.fragment.is_some() {
         return;

@@ -467,8 +467,11 @@ impl Packet {
         let pseudo = self.pseudo_header();
         self.bytes[at..at + 2].fill(0);
         let sum = !ones_sum(&[&pseudo, &self.bytes[self.l4..self.end]]);
-        // Zero would mean "none" (RFC 768); both are the same number.
-        let sum = if sum == 0 { 0xffff } else { sum };
+        // For UDP zero would mean "none" (RFC 768); both are the same number.
+        let sum = match self.flow.protocol {
+            UDP if sum == 0 => 0xffff,
+            _ => sum,
+        };
         self.bytes[at..at + 2].copy_from_slice(&sum.to_be_bytes());
     }
 
