@@ -55,6 +55,10 @@ impl FrameMemory for MemoryIo {
         self.memory.alloc()
     }
 
+    fn alloc_large(&mut self) -> Option<Frame> {
+        self.memory.alloc_large()
+    }
+
     #[inline]
     fn free(&mut self, frame: Frame) {
         self.memory.free(frame);

@@ -87,6 +87,8 @@ impl Default for WorkerSection {
 pub struct MemorySection {
     /// Packet buffers.
     pub frames: u32,
+    /// Large frames (66 KiB each), for segments that guests hand over whole; 0 turns that off.
+    pub large_frames: u32,
     /// Bytes of a buffer, 2048 or 4096; a packet may measure 256 less.
     pub frame_size: u32,
     /// Use huge pages if there are any.
@@ -99,6 +101,7 @@ impl Default for MemorySection {
     fn default() -> Self {
         Self {
             frames: 16384,
+            large_frames: 512,
             frame_size: 2048,
             huge_pages: true,
             ring_size: 2048,

@@ -50,7 +50,7 @@ pub struct Inner {
     vteps: Vec<IpAddr>,
     underlay: Underlay,
     adjacencies: Adjacencies,
-    wanted: BTreeMap<u16, String>,
+    wanted: BTreeMap<u16, v1::Device>,
 }
 
 impl Host {
@@ -62,6 +62,7 @@ impl Host {
         let memory = UmemOptions {
             frame_size: config.memory.frame_size,
             frames: config.memory.frames,
+            large_frames: config.memory.large_frames,
             ring_size: config.memory.ring_size,
             huge_pages: config.memory.huge_pages,
         };
@@ -225,8 +226,8 @@ impl Host {
         }
         let present = (0u16..)
             .zip(snapshot.ports.iter())
-            .filter_map(|(index, port)| Some((index, port.as_ref()?.device.clone())));
-        inner.wanted = present.filter(|(_, device)| !device.is_empty()).collect();
+            .filter_map(|(index, port)| Some((index, port.as_ref()?.device.clone()?)));
+        inner.wanted = present.collect();
         let Inner {
             workers,
             devices,

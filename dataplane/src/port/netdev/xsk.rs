@@ -21,14 +21,15 @@ use xsk_rs::{
     config::{Interface, SocketConfig},
 };
 
-use super::{
+use super::frame_set::FrameSet;
+use crate::packet::buffer::{Frame, FrameMemory, Packet};
+use crate::port::{
+    device::Queue,
     error::{PortError, io_error_of},
-    frame_set::FrameSet,
     pool::{FrameCache, Holding},
     socket_options,
     umem::{DATA_OFFSET, Umem, socket_config},
 };
-use crate::packet::buffer::{Frame, FrameMemory, Packet};
 
 /// Descriptors that move between a ring and us at once.
 const BATCH: usize = 64;
@@ -329,7 +330,7 @@ impl XskQueue {
         let (mut sent, mut count) = (0, 0);
         let longest = self.umem.frame_size() - usize::from(DATA_OFFSET);
         for mut packet in packets.drain(..taken) {
-            if usize::from(packet.len) > longest {
+            if usize::from(packet.len) > longest || packet.frame.is_large() {
                 self.counters.too_long += 1;
                 cache.free(packet.frame);
                 continue;
@@ -505,6 +506,42 @@ impl Drop for XskQueue {
         self.filled.drain(|index| umem.pool.put(index));
         self.sending.drain(|index| umem.pool.put(index));
         self.publish();
+    }
+}
+
+impl Queue for XskQueue {
+    fn number(&self) -> u32 {
+        self.queue
+    }
+
+    fn receive(&mut self, cache: &mut FrameCache, out: &mut Vec<Packet>, max: usize) -> usize {
+        Self::receive(self, cache, out, max)
+    }
+
+    fn send(&mut self, cache: &mut FrameCache, packets: &mut Vec<Packet>) -> usize {
+        Self::send(self, cache, packets)
+    }
+
+    fn kick(&mut self) {
+        Self::kick(self);
+    }
+
+    fn has_unsent(&self) -> bool {
+        Self::has_unsent(self)
+    }
+
+    fn reap(&mut self, cache: &mut FrameCache) {
+        Self::reap(self, cache);
+    }
+
+    fn lost(&self) -> u64 {
+        let counts = self.counters();
+        counts.kernel_dropped + counts.kernel_ring_full + counts.too_long
+    }
+
+    fn before_sleep(&mut self, descriptors: &mut Vec<RawFd>) -> bool {
+        descriptors.push(self.fd);
+        false
     }
 }
 
