@@ -139,6 +139,12 @@ impl Control {
             .log
             .clone()
             .filter(|_| self.features & feature::LOG_ALL != 0);
+        tracing::debug!(
+            pair,
+            features = format!("{:#x}", self.features),
+            ?rings,
+            "a guest's rings"
+        );
         let active = Arc::new(Active {
             memory: GuestMemory::new(self.regions.clone(), log),
             features: self.features,

@@ -82,6 +82,13 @@ impl Link {
     /// The thread: has the worker serve this from now on, or nothing. Waits until the worker has let go of what it served before.
     pub(super) fn set(&self, active: Option<Arc<Active>>) {
         let wait = active.is_none();
+        // A worker that is told to let go before it has begun leaves the rings where they were.
+        let setups = active.iter().flat_map(|active| active.rings.iter());
+        for (base, setup) in self.bases.iter().zip(setups) {
+            if let Some(setup) = setup {
+                base.store(setup.base, Ordering::Release);
+            }
+        }
         self.wanted.store(active);
         let version = self.version.fetch_add(1, Ordering::AcqRel) + 1;
         self.wake.signal();

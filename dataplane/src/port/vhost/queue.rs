@@ -15,7 +15,7 @@ use super::packed::Packed;
 use super::ring::{Chain, Fault, Head, Ring};
 use super::split::{Split, call_for};
 use crate::packet::buffer::LARGE_SIZE;
-use crate::packet::{Frame, FrameMemory, Offload, Packet, Segments};
+use crate::packet::{FrameMemory, Offload, Packet, Segments};
 use crate::port::device::Queue;
 use crate::port::{DATA_OFFSET, FrameCache};
 
@@ -169,23 +169,21 @@ impl VhostQueue {
 /// What one turn over a transmit ring came to.
 #[derive(Debug, Default)]
 struct Taken {
-    frames: i64,
     lost: u64,
     call: bool,
 }
 
 /// Copies what a guest sends out of its memory.
 #[inline(always)]
-fn take_from_guest<R: Ring>(
+fn take_from_guest<R: Ring, M: FrameMemory>(
     ring: &mut R,
     (active, header_len): (&Active, usize),
     chain: &mut Chain,
-    cache: &mut FrameCache,
+    (frames, small): (&mut M, usize),
     out: &mut Vec<Packet>,
     max: usize,
 ) -> Result<Taken, Fault> {
     let memory = &active.memory;
-    let small = cache.umem().frame_size() - usize::from(DATA_OFFSET);
     let mut taken = Taken::default();
     ring.refresh()?;
     for ahead in 0..AHEAD {
@@ -215,9 +213,9 @@ fn take_from_guest<R: Ring>(
         let offload = header::offload(&header, active.features);
         let large = offload.segments != Segments::None || len > small;
         let frame = if large {
-            cache.alloc_large()
+            frames.alloc_large()
         } else {
-            cache.take().map(Frame::from_index)
+            frames.alloc()
         };
         let Some(mut frame) = frame else {
             // The packet stays with its guest until there are frames again.
@@ -228,12 +226,10 @@ fn take_from_guest<R: Ring>(
         copy_out(
             chain,
             header_len,
-            &mut cache.bytes_mut(&mut frame)[start..start + len],
+            &mut frames.bytes_mut(&mut frame)[start..start + len],
         );
         if large {
-            offload.write(cache, &mut frame);
-        } else {
-            taken.frames += 1;
+            offload.write(frames, &mut frame);
         }
         out.push(Packet {
             frame,
@@ -386,16 +382,14 @@ impl Queue for VhostQueue {
         };
         let before = out.len();
         let guest = (&**active, self.header_len);
+        let small = cache.umem().frame_size() - usize::from(DATA_OFFSET);
         let taken = with_ring!(&mut served.ring, ring => {
-            take_from_guest(ring, guest, &mut self.chain, cache, out, max)
+            take_from_guest(ring, guest, &mut self.chain, (cache, small), out, max)
         });
         let count = out.len() - before;
         match taken {
             Ok(taken) => {
                 self.lost += taken.lost;
-                if taken.frames > 0 {
-                    cache.note_held(taken.frames);
-                }
                 if taken.call {
                     served.call();
                 }
@@ -405,14 +399,8 @@ impl Queue for VhostQueue {
                     self.fail(fault);
                 }
             }
-            Err(fault) => {
-                // What was taken before the fault is as good as any packet.
-                let small = out[before..]
-                    .iter()
-                    .filter(|packet| !packet.frame.is_large());
-                cache.note_held(small.count() as i64);
-                self.fail(fault);
-            }
+            // What was taken before the fault is as good as any packet.
+            Err(fault) => self.fail(fault),
         }
         count
     }
@@ -521,3 +509,7 @@ impl Drop for VhostQueue {
         self.link.abandon();
     }
 }
+
+#[cfg(test)]
+#[path = "tests.rs"]
+mod tests;
