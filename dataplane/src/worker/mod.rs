@@ -327,9 +327,14 @@ impl Worker {
             };
             account.store(account.load(Ordering::Relaxed) + spent, Ordering::Relaxed);
             bored = if worked > 0 { 0 } else { bored + 1 };
-            if bored > PATIENCE && !self.common.spin.load(Ordering::Relaxed) {
+            if bored == 0 {
+                continue;
+            }
+            if self.common.spin.load(Ordering::Relaxed) {
+                std::hint::spin_loop();
+            } else if bored > PATIENCE {
                 self.io.wait(&self.bell, SLEEP);
-            } else if bored > 0 {
+            } else {
                 // Whoever shares the core may be the one that we wait for.
                 std::thread::yield_now();
             }

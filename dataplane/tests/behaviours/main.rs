@@ -8,6 +8,7 @@ mod neighbours;
 mod overlay;
 mod policy;
 mod router;
+mod segments;
 mod topology;
 mod transport;
 mod vectors;

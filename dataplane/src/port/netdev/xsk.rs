@@ -34,6 +34,11 @@ use crate::port::{
 /// Descriptors that move between a ring and us at once.
 const BATCH: usize = 64;
 
+/// After so many turns without a packet, the device is polled less often: each poll is a system call, which others wait for.
+const EAGER: u32 = 16;
+/// Every how many turns, then.
+const LAZY: u32 = 4;
+
 /// How long closing waits for the kernel to send what it was given.
 const CLOSE_WAIT: Duration = Duration::from_millis(100);
 
@@ -114,6 +119,8 @@ pub struct XskQueue {
     fill_target: u32,
     ring_size: u32,
     busy_poll: bool,
+    /// Turns without a packet.
+    empty: u32,
     zero_copy: bool,
     filled: FrameSet,
     sending: FrameSet,
@@ -192,6 +199,7 @@ impl XskQueue {
             fill_target: options.fill,
             ring_size: options.ring_size,
             busy_poll: options.busy_poll.is_some(),
+            empty: 0,
             zero_copy,
             filled: FrameSet::new(umem.frame_count()),
             sending: FrameSet::new(umem.frame_count()),
@@ -227,7 +235,7 @@ impl XskQueue {
     #[inline]
     pub fn receive(&mut self, cache: &mut FrameCache, out: &mut Vec<Packet>, max: usize) -> usize {
         self.refill(cache);
-        if self.busy_poll {
+        if self.busy_poll && (self.empty < EAGER || self.empty.is_multiple_of(LAZY)) {
             // The device is driven from here. Whatever the call says, the ring tells what came.
             let _ = socket_options::ring_receive_bell(self.fd);
         }
@@ -248,7 +256,10 @@ impl XskQueue {
             }
         }
         let received = out.len() - before;
-        if received > 0 {
+        if received == 0 {
+            self.empty = self.empty.wrapping_add(1);
+        } else {
+            self.empty = 0;
             self.counters.received += received as u64;
             cache.note_held(received as i64);
             self.publish();

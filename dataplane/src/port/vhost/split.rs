@@ -7,7 +7,6 @@ use std::sync::atomic::{AtomicU16, Ordering, fence};
 use super::link::Setup;
 use super::memory::GuestMemory;
 use super::ring::{Chain, Descriptor, Fault, Head, INDIRECT, MAX_PIECES, NEXT, Ring, WRITE};
-use crate::prefetch::prefetch_address;
 
 /// The driver does not want to be called.
 const NO_INTERRUPT: u16 = 1;
@@ -264,12 +263,4 @@ pub(super) fn indirect(
         .filter(|at| at.addr().is_multiple_of(8))
         .ok_or(Fault::Buffer)?;
     Ok((table, entries as u16))
-}
-
-/// Calls for a buffer.
-#[inline(always)]
-pub(super) fn call_for(memory: &GuestMemory, guest: u64) {
-    if let Some(at) = memory.translate(guest, 64) {
-        prefetch_address(at);
-    }
 }
