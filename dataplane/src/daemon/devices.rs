@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use weft_proto::v1;
 
-use super::config::Config;
+use super::config::{Config, Uplink};
 use crate::encap;
 use crate::pipeline::Source;
 use crate::port::device::{self, Device, Opening};
@@ -27,12 +27,62 @@ pub struct PortDevice {
     pub up: bool,
 }
 
+/// The device of an uplink, open.
+#[derive(Debug)]
+pub enum UplinkDevice {
+    /// An interface of the kernel.
+    Kernel(Box<Netdev>),
+    /// Something else, all of whose packets are ours, with its name.
+    Other(String, Box<dyn Device>),
+}
+
+impl UplinkDevice {
+    fn open(opening: &Opening, uplink: &Uplink) -> Result<Self, PortError> {
+        if let Some(way) = &uplink.vhost_user {
+            let spec = v1::Device {
+                kind: "vhost-user".to_owned(),
+                name: way.socket.clone(),
+                mode: way.mode.clone(),
+                queues: way.queues,
+            };
+            let device = device::open(opening, &spec)?;
+            return Ok(Self::Other(way.socket.clone(), device));
+        }
+        let role = Role::Uplink { vteps: Vec::new() };
+        let device = Netdev::open(opening, &uplink.interface, &role, uplink.queues)?;
+        Ok(Self::Kernel(Box::new(device)))
+    }
+
+    /// The interface's name, or the socket's path.
+    pub fn name(&self) -> &str {
+        match self {
+            Self::Kernel(device) => device.name(),
+            Self::Other(name, _) => name,
+        }
+    }
+
+    /// The device itself.
+    pub fn device(&self) -> &dyn Device {
+        match self {
+            Self::Kernel(device) => &**device,
+            Self::Other(_, device) => &**device,
+        }
+    }
+
+    fn device_mut(&mut self) -> &mut dyn Device {
+        match self {
+            Self::Kernel(device) => &mut **device,
+            Self::Other(_, device) => &mut **device,
+        }
+    }
+}
+
 /// All devices.
 #[derive(Debug)]
 pub struct Devices {
     opening: Opening,
     /// Uplinks, in the order of the configuration.
-    pub uplinks: Vec<Netdev>,
+    pub uplinks: Vec<UplinkDevice>,
     /// Ports whose device is open, by index.
     pub ports: BTreeMap<u16, PortDevice>,
 }
@@ -52,15 +102,14 @@ impl Devices {
         };
         let mut uplinks = Vec::new();
         for (number, uplink) in (0u16..).zip(&config.uplinks) {
-            let role = Role::Uplink { vteps: Vec::new() };
-            let mut device = Netdev::open(&opening, &uplink.interface, &role, uplink.queues)?;
-            for queue in device.take_queues() {
+            let mut device = UplinkDevice::open(&opening, uplink)?;
+            for queue in device.device_mut().take_queues() {
                 workers.open(Source::Uplink(number), queue);
             }
-            let what = device.describe();
+            let what = device.device().describe();
             tracing::info!(
-                interface = device.name(),
-                xdp = what.mode,
+                uplink = uplink.name(),
+                mode = what.mode,
                 zero_copy = what.zero_copy,
                 "uplink open"
             );
@@ -79,7 +128,9 @@ impl Devices {
     /// The kernel refuses.
     pub fn set_vteps(&mut self, vteps: &[IpAddr]) -> Result<(), PortError> {
         for uplink in &mut self.uplinks {
-            uplink.set_vteps(vteps)?;
+            if let UplinkDevice::Kernel(device) = uplink {
+                device.set_vteps(vteps)?;
+            }
         }
         // VXLAN over the family in use: what most tunnels need, so that most packets need not be moved.
         let ipv6 = vteps.first().is_some_and(IpAddr::is_ipv6);

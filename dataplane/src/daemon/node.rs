@@ -1,6 +1,5 @@
 //! The node service: what weftd answers to weftctl over its local socket.
 
-use crate::port::device::Device as _;
 use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -147,7 +146,7 @@ impl Node for NodeService {
                 .devices
                 .uplinks
                 .iter()
-                .map(|uplink| format!("{} ({})", uplink.name(), uplink.describe().mode))
+                .map(|uplink| format!("{} ({})", uplink.name(), uplink.device().describe().mode))
                 .collect(),
         }))
     }
