@@ -262,6 +262,7 @@ fn device(name: &str) -> Device {
     Device {
         kind: "netdev".into(),
         name: name.into(),
+        ..Device::default()
     }
 }
 

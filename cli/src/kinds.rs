@@ -177,8 +177,20 @@ pub(crate) struct Port {
     #[arg(long, default_value = "", hide_default_value = true)]
     host: String,
     /// The kernel interface on that host which leads to it.
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", group = "device")]
     netdev: Option<String>,
+    /// The tap interface on that host; weftd makes it if it is not there.
+    #[arg(long, value_name = "NAME", group = "device")]
+    tap: Option<String>,
+    /// The socket of the virtual machine on that host, where weftd listens.
+    #[arg(long, value_name = "PATH", group = "device")]
+    vhost_user: Option<String>,
+    /// The virtual machine listens, and weftd connects.
+    #[arg(long, requires = "vhost_user")]
+    vhost_client: bool,
+    /// Queue pairs of a tap or a virtual machine's port, 1 to 16.
+    #[arg(long, default_value_t = 0, hide_default_value = true)]
+    queues: u32,
     /// No anti-spoofing.
     #[arg(long)]
     unguarded: bool,
@@ -198,6 +210,14 @@ impl Flags for Port {
             cidr,
             mac: String::new(),
         };
+        let kinds = [
+            ("netdev", self.netdev),
+            ("tap", self.tap),
+            ("vhost-user", self.vhost_user),
+        ];
+        let device = kinds
+            .into_iter()
+            .find_map(|(kind, name)| Some((kind, name?)));
         Object::Port(v1::Port {
             id,
             vpc: self.place.vpc,
@@ -207,9 +227,11 @@ impl Flags for Port {
             allowed_pairs: self.allowed.into_iter().map(pair).collect(),
             security_groups: self.security_groups,
             host: self.host,
-            device: self.netdev.map(|name| v1::Device {
-                kind: "netdev".to_owned(),
+            device: device.map(|(kind, name)| v1::Device {
+                kind: kind.to_owned(),
                 name,
+                mode: if self.vhost_client { "client" } else { "" }.to_owned(),
+                queues: self.queues,
             }),
             unguarded: self.unguarded,
             clamp_mss: self.clamp_mss,

@@ -69,7 +69,7 @@ fn status_text(status: &v1::Status) -> String {
             port.port.clone(),
             port.device.clone(),
             yes(port.up),
-            port.xdp_mode.clone(),
+            port.mode.clone(),
             yes(port.zero_copy),
         ]);
     }

@@ -46,7 +46,7 @@ impl Node for Daemon {
                 port: "b1".into(),
                 device: "veth1".into(),
                 up: true,
-                xdp_mode: "native".into(),
+                mode: "native".into(),
                 zero_copy: false,
             }],
             uplinks: vec!["eth0".into()],

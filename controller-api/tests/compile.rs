@@ -107,6 +107,7 @@ fn vpc(v: usize, dice: &mut Dice<'_>, all: &mut Objects) {
                 device: Some(Device {
                     kind: "netdev".into(),
                     name: format!("v{v}s{s}p{p}"),
+                    ..Device::default()
                 }),
                 ..Port::default()
             });

@@ -42,6 +42,7 @@ fn port(n: u32, moved: u32) -> Port {
         device: Some(Device {
             kind: "netdev".into(),
             name: format!("v{n}"),
+            ..Device::default()
         }),
         ..Port::default()
     }

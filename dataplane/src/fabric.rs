@@ -9,7 +9,7 @@ use weft_proto::state::State;
 use weft_proto::v1::Violation;
 
 use crate::packet::parse::{address_word, macs};
-use crate::packet::{DropReason, Frame, FrameMemory, Mac, Packet, PlainMemory};
+use crate::packet::{DropReason, Frame, FrameMemory, Mac, Offload, Packet, PlainMemory};
 use crate::pipeline::{Destination, Io, Pipeline, Settings, Shared, Source};
 use crate::session::{Limits, SessionTable};
 use crate::snapshot::compile::{Adjacency, Compiler, Context, Underlay};
@@ -17,6 +17,7 @@ use crate::snapshot::compile::{Adjacency, Compiler, Context, Underlay};
 /// Bytes of IP packet that the underlay carries.
 pub const UNDERLAY_MTU: u16 = 1500;
 const FRAMES: u32 = 1024;
+const LARGE_FRAMES: u32 = 4;
 const FRAME_SIZE: usize = 4096;
 const HEADROOM: usize = 128;
 
@@ -33,7 +34,7 @@ impl MemoryIo {
     /// So many frames of so many bytes.
     pub fn new(frames: u32, size: usize) -> Self {
         Self {
-            memory: PlainMemory::new(frames, size),
+            memory: PlainMemory::new(frames, size).with_large(LARGE_FRAMES),
             sent: Vec::new(),
         }
     }
@@ -53,6 +54,10 @@ impl FrameMemory for MemoryIo {
     #[inline]
     fn alloc(&mut self) -> Option<Frame> {
         self.memory.alloc()
+    }
+
+    fn alloc_large(&mut self) -> Option<Frame> {
+        self.memory.alloc_large()
     }
 
     #[inline]
@@ -90,6 +95,8 @@ pub struct Delivered {
     pub port: String,
     /// The frame.
     pub frame: Vec<u8>,
+    /// What is still to be made of it, by a guest that takes segments whole.
+    pub offload: Offload,
 }
 
 /// Hosts and the underlay between them.
@@ -244,6 +251,29 @@ impl Fabric {
             .process(&mut host.io, source, &mut vec![packet], now);
     }
 
+    /// Lets a port send a segment that is left to its device to split; answers what comes out at ports anywhere.
+    pub fn send_segment(&mut self, port: &str, frame: &[u8], offload: Offload) -> Vec<Delivered> {
+        let Some((host, index)) = self.find_port(port) else {
+            return Vec::new();
+        };
+        let now = self.now;
+        if let Some(host) = self.hosts.get_mut(&host)
+            && let Some(mut large) = host.io.alloc_large()
+        {
+            offload.write(&mut host.io, &mut large);
+            let mut packet = Packet {
+                frame: large,
+                start: HEADROOM as u16,
+                len: frame.len() as u16,
+            };
+            packet.bytes_mut(&mut host.io).copy_from_slice(frame);
+            let source = Source::Port(index);
+            host.pipeline
+                .process(&mut host.io, source, &mut vec![packet], now);
+        }
+        self.settle()
+    }
+
     /// Carries frames between hosts until all is quiet.
     fn settle(&mut self) -> Vec<Delivered> {
         let mut delivered = Vec::new();
@@ -252,6 +282,7 @@ impl Fabric {
             for host in self.hosts.values_mut() {
                 for (to, packet) in std::mem::take(&mut host.io.sent) {
                     let frame = packet.bytes(&host.io.memory).to_vec();
+                    let offload = Offload::read(&host.io.memory, &packet.frame);
                     host.io.free(packet.frame);
                     match to {
                         Destination::Port(index) => {
@@ -261,7 +292,11 @@ impl Fabric {
                                 .port(index)
                                 .map(|port| port.id.clone())
                                 .unwrap_or_default();
-                            delivered.push(Delivered { port, frame });
+                            delivered.push(Delivered {
+                                port,
+                                frame,
+                                offload,
+                            });
                         }
                         Destination::Uplink(_) => crossing.push(frame),
                     }
@@ -334,7 +369,9 @@ impl Fabric {
                 .fragments
                 .lock()
                 .map_or(0, |fragments| fragments.waiting());
-            FRAMES as usize - host.io.memory.available() - waiting - host.io.sent.len()
+            let all = (FRAMES + LARGE_FRAMES) as usize;
+            let free = host.io.memory.available() + host.io.memory.available_large();
+            all - free - waiting - host.io.sent.len()
         };
         self.hosts.values().map(missing).sum()
     }

@@ -5,12 +5,28 @@
 /// Brings the cache line where a value begins towards the cache; does nothing where there is no such instruction.
 #[inline]
 pub fn prefetch<T: ?Sized>(place: &T) {
+    prefetch_address(std::ptr::from_ref(place).cast());
+}
+
+/// Brings the cache line of an address towards the cache to be written, so that no other core has it; the address need not be mapped.
+#[inline]
+pub fn prefetch_to_write(place: *const u8) {
     #[cfg(target_arch = "x86_64")]
-    // SAFETY: PREFETCHT0 never faults and changes nothing but caches; the address is that of a live reference besides.
+    // SAFETY: PREFETCHW never faults, whatever the address, and changes nothing but caches; where there is none, it does nothing.
     unsafe {
-        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(
-            std::ptr::from_ref(place).cast(),
-        );
+        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_ET0 }>(place.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = place;
+}
+
+/// Brings the cache line of an address towards the cache; the address need not be mapped.
+#[inline]
+pub fn prefetch_address(place: *const u8) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: PREFETCHT0 never faults, whatever the address, and changes nothing but caches.
+    unsafe {
+        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(place.cast());
     }
     #[cfg(not(target_arch = "x86_64"))]
     let _ = place;

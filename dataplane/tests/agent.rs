@@ -320,7 +320,7 @@ async fn a_full_state_with_another_digest_is_refused() {
     }))
     .await;
     assert!(peer.refused(1).await[0].rule.contains("digest"));
-    assert_eq!(scene.recorder.revisions(), []);
+    assert_eq!(scene.recorder.revisions(), [0u64; 0]);
     agent.stop().await;
 }
 

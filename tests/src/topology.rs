@@ -25,6 +25,7 @@ pub fn topology(yaml: &str) -> Result<Objects, LabError> {
             port.device = Some(Device {
                 kind: "netdev".into(),
                 name: format!("p-{}", port.id),
+                ..Device::default()
             });
         }
     }

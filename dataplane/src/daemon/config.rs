@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
+use crate::packet::Mac;
 use crate::pipeline::Settings;
 use crate::port::BusyPoll;
 use crate::session::{Limits, Timeouts};
@@ -47,9 +48,57 @@ pub struct Config {
 #[serde(deny_unknown_fields)]
 pub struct Uplink {
     /// Its interface.
+    #[serde(default)]
     pub interface: String,
     /// Receive queues to read; absent: all that the interface has.
     pub queues: Option<u32>,
+    /// Instead of an interface: a vhost-user socket, such as another switch's.
+    pub vhost_user: Option<VhostUplink>,
+}
+
+impl Uplink {
+    /// What it is called.
+    pub fn name(&self) -> &str {
+        match &self.vhost_user {
+            Some(way) => &way.socket,
+            None => &self.interface,
+        }
+    }
+}
+
+/// An uplink that is no interface of the kernel, so that nobody resolves its next hop: all tunnels take the same way.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VhostUplink {
+    /// The socket's absolute path.
+    pub socket: String,
+    /// "server" (default: weftd listens) or "client".
+    #[serde(default)]
+    pub mode: String,
+    /// Queue pairs; 0 means 1.
+    #[serde(default)]
+    pub queues: u32,
+    /// The MAC that tunnel packets leave with.
+    #[serde(deserialize_with = "mac")]
+    pub mac: Mac,
+    /// The MAC that they are sent to.
+    #[serde(deserialize_with = "mac")]
+    pub next_hop_mac: Mac,
+    /// Bytes of IP packet that the way carries.
+    #[serde(default = "ethernet_mtu")]
+    pub mtu: u16,
+}
+
+fn mac<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Mac, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    text.parse().map_err(|_| {
+        let rule = format!("'{text}' is not a MAC such as 02:00:00:00:00:01");
+        serde::de::Error::custom(rule)
+    })
+}
+
+fn ethernet_mtu() -> u16 {
+    1500
 }
 
 /// Worker threads.
@@ -87,6 +136,8 @@ impl Default for WorkerSection {
 pub struct MemorySection {
     /// Packet buffers.
     pub frames: u32,
+    /// Large frames (66 KiB each), for segments that guests hand over whole; 0 turns that off.
+    pub large_frames: u32,
     /// Bytes of a buffer, 2048 or 4096; a packet may measure 256 less.
     pub frame_size: u32,
     /// Use huge pages if there are any.
@@ -99,6 +150,7 @@ impl Default for MemorySection {
     fn default() -> Self {
         Self {
             frames: 16384,
+            large_frames: 512,
             frame_size: 2048,
             huge_pages: true,
             ring_size: 2048,
@@ -273,6 +325,13 @@ impl Config {
             ),
             (
                 "uplinks",
+                self.uplinks
+                    .iter()
+                    .all(|uplink| uplink.interface.is_empty() == uplink.vhost_user.is_some()),
+                "each has exactly one of interface and vhost_user",
+            ),
+            (
+                "uplinks",
                 self.uplinks.len() <= 16,
                 "lists at most 16 interfaces",
             ),
@@ -401,7 +460,7 @@ mod tests {
     }
 
     const GOOD: &str =
-        "host = 'h1'\ncontroller = 'http://127.0.0.1:7470'\nuplinks = [{ interface = 'eth0' }]\n";
+        "host = 'h1'\ncontroller = 'http://127.0.0.1:7470'\n[[uplinks]]\ninterface = 'eth0'\n";
 
     #[test]
     fn defaults_fill_what_is_left_out() {
@@ -423,8 +482,21 @@ mod tests {
                 "memory.frame_size: is 2048 or 4096",
             ),
             ("[sessions]\ntcp_established = 60", "RFC 5382"),
+            (
+                "[[uplinks]]\nqueues = 1",
+                "exactly one of interface and vhost_user",
+            ),
+            (
+                "[[uplinks]]\nvhost_user = { socket = '/x', mac = '02', next_hop_mac = '02:00:00:00:00:01' }",
+                "'02' is not a MAC",
+            ),
         ] {
-            let error = read(&format!("{GOOD}{extra}\n")).unwrap_err().to_string();
+            let text = if extra.starts_with('[') {
+                format!("{GOOD}{extra}\n")
+            } else {
+                format!("{extra}\n{GOOD}")
+            };
+            let error = read(&text).unwrap_err().to_string();
             assert!(error.contains(expected), "{error}");
         }
     }

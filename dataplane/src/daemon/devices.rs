@@ -1,59 +1,90 @@
-//! Devices of the host: the XDP program and the queues of each uplink and port, opened and closed as the state asks.
+//! Devices of the host: the queues of each uplink and port, opened and closed as the state asks.
 //!
-//! A device that is not there, or cannot be opened, does not stop the rest: the port stays down and is tried again.
+//! A device that is not there, or cannot be opened, does not stop the rest: the port stays down and is tried again. A virtual machine's
+//! device is open before its guest is there, and up when the guest is.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use weft_ebpf_types::Counter;
+use weft_proto::v1;
 
-use super::config::Config;
+use super::config::{Config, Uplink};
 use crate::encap;
 use crate::pipeline::Source;
-use crate::port::{
-    AttachMode, Attachment, BusyPoll, Interface, PortError, QueueOptions, Role, ThreadedNapi, Umem,
-    XskQueue,
-};
+use crate::port::device::{self, Device, Opening};
+use crate::port::{Netdev, PortError, Role, Umem};
 use crate::worker::Workers;
 
-/// One open device.
+/// The device of a port, open.
 #[derive(Debug)]
-pub struct Device {
-    /// Its interface.
-    pub interface: String,
-    /// The kernel's number of it; another number under the same name is another device.
-    pub index: u32,
-    /// Where its program runs.
-    pub mode: AttachMode,
-    /// Whether its rings are zero-copy.
-    pub zero_copy: bool,
-    attachment: Attachment,
-    _napi: Option<ThreadedNapi>,
+pub struct PortDevice {
+    /// What the state asked for.
+    pub spec: v1::Device,
+    /// What that led to.
+    pub device: Box<dyn Device>,
+    /// Whether packets could pass when it was last looked at.
+    pub up: bool,
 }
 
-impl Device {
-    /// What its XDP program counted.
-    ///
-    /// # Errors
-    /// The kernel does not tell.
-    pub fn counters(&self) -> Result<Vec<(Counter, u64)>, PortError> {
-        self.attachment.counters()
+/// The device of an uplink, open.
+#[derive(Debug)]
+pub enum UplinkDevice {
+    /// An interface of the kernel.
+    Kernel(Box<Netdev>),
+    /// Something else, all of whose packets are ours, with its name.
+    Other(String, Box<dyn Device>),
+}
+
+impl UplinkDevice {
+    fn open(opening: &Opening, uplink: &Uplink) -> Result<Self, PortError> {
+        if let Some(way) = &uplink.vhost_user {
+            let spec = v1::Device {
+                kind: "vhost-user".to_owned(),
+                name: way.socket.clone(),
+                mode: way.mode.clone(),
+                queues: way.queues,
+            };
+            let device = device::open(opening, &spec)?;
+            return Ok(Self::Other(way.socket.clone(), device));
+        }
+        let role = Role::Uplink { vteps: Vec::new() };
+        let device = Netdev::open(opening, &uplink.interface, &role, uplink.queues)?;
+        Ok(Self::Kernel(Box::new(device)))
+    }
+
+    /// The interface's name, or the socket's path.
+    pub fn name(&self) -> &str {
+        match self {
+            Self::Kernel(device) => device.name(),
+            Self::Other(name, _) => name,
+        }
+    }
+
+    /// The device itself.
+    pub fn device(&self) -> &dyn Device {
+        match self {
+            Self::Kernel(device) => &**device,
+            Self::Other(_, device) => &**device,
+        }
+    }
+
+    fn device_mut(&mut self) -> &mut dyn Device {
+        match self {
+            Self::Kernel(device) => &mut **device,
+            Self::Other(_, device) => &mut **device,
+        }
     }
 }
 
 /// All devices.
 #[derive(Debug)]
 pub struct Devices {
-    umem: Arc<Umem>,
-    ring_size: u32,
-    busy_poll: Option<BusyPoll>,
-    threaded_napi: bool,
+    opening: Opening,
     /// Uplinks, in the order of the configuration.
-    pub uplinks: Vec<Device>,
-    /// Ports that are up, by index.
-    pub ports: BTreeMap<u16, Device>,
-    headroom: u16,
+    pub uplinks: Vec<UplinkDevice>,
+    /// Ports whose device is open, by index.
+    pub ports: BTreeMap<u16, PortDevice>,
 }
 
 impl Devices {
@@ -62,75 +93,32 @@ impl Devices {
     /// # Errors
     /// An uplink cannot be opened: without it the host is none.
     pub fn open(config: &Config, umem: &Arc<Umem>, workers: &Workers) -> Result<Self, PortError> {
-        let mut devices = Self {
+        let opening = Opening {
             umem: Arc::clone(umem),
             ring_size: config.memory.ring_size,
             busy_poll: config.busy_poll(),
             threaded_napi: config.workers.threaded_napi,
-            uplinks: Vec::new(),
-            ports: BTreeMap::new(),
             headroom: 0,
         };
+        let mut uplinks = Vec::new();
         for (number, uplink) in (0u16..).zip(&config.uplinks) {
-            let role = Role::Uplink { vteps: Vec::new() };
-            let device = devices.attach(
-                &uplink.interface,
-                Source::Uplink(number),
-                &role,
-                uplink.queues,
-                workers,
-            )?;
-            tracing::info!(interface = %device.interface, xdp = %device.mode, zero_copy = device.zero_copy, "uplink open");
-            devices.uplinks.push(device);
+            let mut device = UplinkDevice::open(&opening, uplink)?;
+            for queue in device.device_mut().take_queues() {
+                workers.open(Source::Uplink(number), queue);
+            }
+            let what = device.device().describe();
+            tracing::info!(
+                uplink = uplink.name(),
+                mode = what.mode,
+                zero_copy = what.zero_copy,
+                "uplink open"
+            );
+            uplinks.push(device);
         }
-        Ok(devices)
-    }
-
-    fn attach(
-        &self,
-        interface: &str,
-        place: Source,
-        role: &Role,
-        queues: Option<u32>,
-        workers: &Workers,
-    ) -> Result<Device, PortError> {
-        let found = Interface::lookup(interface)?;
-        let headroom = match role {
-            Role::Uplink { .. } => 0,
-            Role::Port { headroom } => *headroom,
-        };
-        let options = QueueOptions {
-            ring_size: self.ring_size,
-            fill: self.ring_size / 2,
-            headroom,
-            busy_poll: self.busy_poll,
-        };
-        let mut attachment = Attachment::attach(interface, role, None)?;
-        let mut opened = Vec::new();
-        for queue in 0..queues
-            .unwrap_or(found.receive_queues)
-            .min(found.receive_queues)
-            .max(1)
-        {
-            let queue = XskQueue::open(&self.umem, interface, queue, options)?;
-            attachment.register(&queue)?;
-            opened.push(queue);
-        }
-        let zero_copy = opened.iter().all(XskQueue::is_zero_copy);
-        for queue in opened {
-            workers.open(place, queue);
-        }
-        let napi = self
-            .threaded_napi
-            .then(|| ThreadedNapi::enable(interface, found.index))
-            .flatten();
-        Ok(Device {
-            interface: interface.to_owned(),
-            index: found.index,
-            mode: attachment.mode(),
-            zero_copy,
-            attachment,
-            _napi: napi,
+        Ok(Self {
+            opening,
+            uplinks,
+            ports: BTreeMap::new(),
         })
     }
 
@@ -140,57 +128,78 @@ impl Devices {
     /// The kernel refuses.
     pub fn set_vteps(&mut self, vteps: &[IpAddr]) -> Result<(), PortError> {
         for uplink in &mut self.uplinks {
-            uplink.attachment.set_vteps(vteps)?;
+            if let UplinkDevice::Kernel(device) = uplink {
+                device.set_vteps(vteps)?;
+            }
         }
         // VXLAN over the family in use: what most tunnels need, so that most packets need not be moved.
         let ipv6 = vteps.first().is_some_and(IpAddr::is_ipv6);
-        self.headroom = (encap::MAX_OUTER - if ipv6 { 0 } else { 20 }) as u16;
+        self.opening.headroom = (encap::MAX_OUTER - if ipv6 { 0 } else { 20 }) as u16;
         Ok(())
     }
 
-    /// Opens ports that should be up and are not, closes those that should not be, or whose device has gone or is another by now.
-    /// `wanted` names the interface of each port. Answers the ports that came up and those that went down.
+    /// Opens ports that should be open and are not, closes those that should not be, or whose device has gone or is another by now.
+    /// `wanted` names the device of each port. Answers the ports that came up and those that went down.
     pub fn settle(
         &mut self,
-        wanted: &BTreeMap<u16, String>,
+        wanted: &BTreeMap<u16, v1::Device>,
         workers: &Workers,
     ) -> (Vec<u16>, Vec<u16>) {
-        let stale = |index: &u16, device: &Device| {
-            wanted.get(index) != Some(&device.interface)
-                || Interface::lookup(&device.interface)
-                    .map_or(true, |found| found.index != device.index)
+        let (mut up, mut down) = (Vec::new(), Vec::new());
+        let stale = |index: &u16, open: &PortDevice| {
+            wanted.get(index) != Some(&open.spec) || open.device.is_stale()
         };
-        let down: Vec<u16> = self
+        let closing: Vec<u16> = self
             .ports
             .iter()
-            .filter(|(index, device)| stale(index, device))
+            .filter(|(index, open)| stale(index, open))
             .map(|(index, _)| *index)
             .collect();
-        for index in &down {
-            workers.close(Source::Port(*index));
-            self.ports.remove(index);
+        for index in closing {
+            workers.close(Source::Port(index));
+            if self.ports.remove(&index).is_some_and(|open| open.up) {
+                down.push(index);
+            }
         }
         workers.collect();
-        let mut up = Vec::new();
-        for (index, interface) in wanted {
+        for (index, spec) in wanted {
             if self.ports.contains_key(index) {
                 continue;
             }
-            match self.attach(
-                interface,
-                Source::Port(*index),
-                &Role::Port {
-                    headroom: self.headroom,
-                },
-                None,
-                workers,
-            ) {
-                Ok(device) => {
-                    tracing::info!(interface, xdp = %device.mode, zero_copy = device.zero_copy, "port open");
-                    self.ports.insert(*index, device);
-                    up.push(*index);
+            match device::open(&self.opening, spec) {
+                Ok(mut device) => {
+                    for queue in device.take_queues() {
+                        workers.open(Source::Port(*index), queue);
+                    }
+                    let spec = spec.clone();
+                    let open = PortDevice {
+                        spec,
+                        device,
+                        up: false,
+                    };
+                    self.ports.insert(*index, open);
                 }
-                Err(error) => tracing::debug!(interface, %error, "port stays down"),
+                Err(error) => tracing::debug!(device = spec.name, %error, "port stays down"),
+            }
+        }
+        for (index, open) in &mut self.ports {
+            let now = open.device.is_up();
+            if now == open.up {
+                continue;
+            }
+            open.up = now;
+            if now {
+                let what = open.device.describe();
+                tracing::info!(
+                    device = open.spec.name,
+                    mode = what.mode,
+                    zero_copy = what.zero_copy,
+                    "port up"
+                );
+                up.push(*index);
+            } else {
+                tracing::info!(device = open.spec.name, "port down");
+                down.push(*index);
             }
         }
         (up, down)

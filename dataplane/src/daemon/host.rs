@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use weft_proto::state::{Kind, Object, State};
 use weft_proto::v1::{self, Violation};
 
-use super::config::Config;
+use super::config::{Config, VhostUplink};
 use super::devices::Devices;
 use crate::agent::Apply;
 use crate::packet::Mac;
@@ -30,6 +30,8 @@ pub struct Host {
     pub umem: Arc<Umem>,
     /// Interfaces of the uplinks.
     pub uplinks: Vec<String>,
+    /// Uplinks whose next hop is configured, by number.
+    fixed: Vec<(u16, VhostUplink)>,
     inner: Mutex<Inner>,
 }
 
@@ -50,7 +52,7 @@ pub struct Inner {
     vteps: Vec<IpAddr>,
     underlay: Underlay,
     adjacencies: Adjacencies,
-    wanted: BTreeMap<u16, String>,
+    wanted: BTreeMap<u16, v1::Device>,
 }
 
 impl Host {
@@ -62,6 +64,7 @@ impl Host {
         let memory = UmemOptions {
             frame_size: config.memory.frame_size,
             frames: config.memory.frames,
+            large_frames: config.memory.large_frames,
             ring_size: config.memory.ring_size,
             huge_pages: config.memory.huge_pages,
         };
@@ -111,13 +114,18 @@ impl Host {
         let uplinks = config
             .uplinks
             .iter()
-            .map(|uplink| uplink.interface.clone())
+            .map(|uplink| uplink.name().to_owned())
+            .collect();
+        let fixed = (0u16..)
+            .zip(&config.uplinks)
+            .filter_map(|(number, uplink)| Some((number, uplink.vhost_user.clone()?)))
             .collect();
         Ok(Self {
             id: config.host.clone(),
             shared,
             umem,
             uplinks,
+            fixed,
             inner: Mutex::new(inner),
         })
     }
@@ -181,7 +189,7 @@ impl Host {
         };
         // Only a change of hosts changes these.
         let renewed = (revision.is_none() || inner.vteps != vteps)
-            .then(|| underlay(&inner.adjacencies, &vteps, &self.uplinks));
+            .then(|| self.underlay(&inner.adjacencies, &vteps));
         let generation = if inner.generation == u32::MAX {
             1
         } else {
@@ -225,8 +233,8 @@ impl Host {
         }
         let present = (0u16..)
             .zip(snapshot.ports.iter())
-            .filter_map(|(index, port)| Some((index, port.as_ref()?.device.clone())));
-        inner.wanted = present.filter(|(_, device)| !device.is_empty()).collect();
+            .filter_map(|(index, port)| Some((index, port.as_ref()?.device.clone()?)));
+        inner.wanted = present.collect();
         let Inner {
             workers,
             devices,
@@ -254,32 +262,47 @@ fn vteps_of(host: &v1::Host) -> impl Iterator<Item = IpAddr> {
     host.vteps.iter().filter_map(|text| text.parse().ok())
 }
 
-/// The ways through the underlay in the form that snapshots are compiled from.
-fn underlay(adjacencies: &Adjacencies, vteps: &[IpAddr], uplinks: &[String]) -> Underlay {
-    let by_name: HashMap<&str, u16> = uplinks.iter().map(String::as_str).zip(0u16..).collect();
-    let mut ways = Underlay::default();
-    for (remote, way) in adjacencies.iter() {
-        let Ok(way) = way else { continue };
-        let Some(uplink) = by_name.get(way.uplink.as_str()).copied() else {
-            tracing::warn!(%remote, interface = %way.uplink, "the way to a VTEP leads over an interface that is no uplink of ours");
-            continue;
-        };
-        // The kernel's choice of source, if it is one of our tunnel addresses.
-        let same_family = |address: &&IpAddr| address.is_ipv4() == remote.is_ipv4();
-        let source = way
-            .source
-            .filter(|source| vteps.contains(source))
-            .or_else(|| vteps.iter().find(same_family).copied());
-        let Some(source) = source else { continue };
-        let adjacency = Adjacency {
-            source: address_word(source),
-            source_mac: Mac::from_bytes(way.source_mac),
-            next_hop_mac: Mac::from_bytes(way.next_hop_mac),
-            uplink,
-            mtu: way.mtu,
-        };
-        debug_assert_eq!(word_address(address_word(*remote)), *remote);
-        ways.insert(address_word(*remote), vec![adjacency]);
+impl Host {
+    /// The ways through the underlay in the form that snapshots are compiled from.
+    fn underlay(&self, adjacencies: &Adjacencies, vteps: &[IpAddr]) -> Underlay {
+        let names = self.uplinks.iter().map(String::as_str);
+        let by_name: HashMap<&str, u16> = names.zip(0u16..).collect();
+        let mut ways = Underlay::default();
+        for (remote, way) in adjacencies.iter() {
+            let same_family = |address: &&IpAddr| address.is_ipv4() == remote.is_ipv4();
+            let ours = vteps.iter().find(same_family).copied();
+            if let Some(source) = ours.filter(|_| !self.fixed.is_empty()) {
+                let fixed = self.fixed.iter().map(|(uplink, way)| Adjacency {
+                    source: address_word(source),
+                    source_mac: way.mac,
+                    next_hop_mac: way.next_hop_mac,
+                    uplink: *uplink,
+                    mtu: way.mtu,
+                });
+                ways.insert(address_word(*remote), fixed.collect());
+            }
+            let Ok(way) = way else { continue };
+            let Some(uplink) = by_name.get(way.uplink.as_str()).copied() else {
+                if self.fixed.is_empty() {
+                    tracing::warn!(%remote, interface = %way.uplink, "the way to a VTEP leads over an interface that is no uplink of ours");
+                }
+                continue;
+            };
+            // The kernel's choice of source, if it is one of our tunnel addresses.
+            let source = way.source.filter(|source| vteps.contains(source)).or(ours);
+            let Some(source) = source else { continue };
+            let adjacency = Adjacency {
+                source: address_word(source),
+                source_mac: Mac::from_bytes(way.source_mac),
+                next_hop_mac: Mac::from_bytes(way.next_hop_mac),
+                uplink,
+                mtu: way.mtu,
+            };
+            debug_assert_eq!(word_address(address_word(*remote)), *remote);
+            ways.entry(address_word(*remote))
+                .or_default()
+                .push(adjacency);
+        }
+        ways
     }
-    ways
 }

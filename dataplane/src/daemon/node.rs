@@ -116,15 +116,18 @@ impl Node for NodeService {
             })
             .collect();
         let port = |(index, port): (u16, &crate::snapshot::Port)| {
-            let device = inner.devices.ports.get(&index);
+            let open = inner.devices.ports.get(&index);
+            let what = open.map(|open| open.device.describe());
             v1::PortStatus {
                 port: port.id.clone(),
-                device: port.device.clone(),
-                up: device.is_some(),
-                xdp_mode: device
-                    .map(|device| device.mode.to_string())
+                device: port
+                    .device
+                    .as_ref()
+                    .map(|device| device.name.clone())
                     .unwrap_or_default(),
-                zero_copy: device.is_some_and(|device| device.zero_copy),
+                up: open.is_some_and(|open| open.up),
+                zero_copy: what.as_ref().is_some_and(|what| what.zero_copy),
+                mode: what.map(|what| what.mode).unwrap_or_default(),
             }
         };
         let ports = (0u16..)
@@ -143,7 +146,7 @@ impl Node for NodeService {
                 .devices
                 .uplinks
                 .iter()
-                .map(|uplink| format!("{} ({})", uplink.interface, uplink.mode))
+                .map(|uplink| format!("{} ({})", uplink.name(), uplink.device().describe().mode))
                 .collect(),
         }))
     }

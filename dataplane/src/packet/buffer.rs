@@ -7,11 +7,36 @@
 #[derive(Debug, PartialEq, Eq)]
 pub struct Frame(u32);
 
+/// Marks large frames among the indices.
+const LARGE: u32 = 1 << 31;
+
+/// Bytes of a large frame: the longest packet that a guest may hand over at once, and room ahead of it.
+pub const LARGE_SIZE: usize = 66 * 1024;
+
 impl Frame {
     /// Makes the token of the buffer `index`. Only the owner of the memory calls this, once for each buffer.
     #[inline]
     pub(crate) fn from_index(index: u32) -> Self {
         Self(index)
+    }
+
+    /// Makes the token of the large buffer `index`, under the same terms.
+    #[inline]
+    pub(crate) fn from_large_index(index: u32) -> Self {
+        Self(index | LARGE)
+    }
+
+    /// Whether the buffer is one of [`LARGE_SIZE`] bytes. Such a one may hold a segment that is still to be split
+    /// ([`Offload`](super::offload::Offload)), and goes into no kernel ring.
+    #[inline]
+    pub fn is_large(&self) -> bool {
+        self.0 & LARGE != 0
+    }
+
+    /// Which large buffer this is, if it is one.
+    #[inline]
+    pub(crate) fn large_index(index: u32) -> Option<u32> {
+        (index & LARGE != 0).then_some(index & !LARGE)
     }
 
     /// Which buffer this is.
@@ -29,12 +54,24 @@ impl Frame {
 
 /// Where frames' bytes live, and where free frames come from.
 pub trait FrameMemory {
-    /// The whole data area of the frame; the same length for every frame.
+    /// The whole data area of the frame; the same length for every frame that is not large.
     fn bytes<'a>(&'a self, frame: &'a Frame) -> &'a [u8];
     /// The same, to write.
     fn bytes_mut<'a>(&'a mut self, frame: &'a mut Frame) -> &'a mut [u8];
     /// A free frame, or none when all are in use.
     fn alloc(&mut self) -> Option<Frame>;
+    /// A free large frame, or none when all are in use.
+    fn alloc_large(&mut self) -> Option<Frame>;
+    /// Copies bytes of one frame to another place in another frame. Both ranges lie within the frames.
+    fn copy(&mut self, from: (&Frame, usize), to: (&mut Frame, usize), len: usize) {
+        // Two frames of one memory can't be borrowed at once, so the bytes pass through the stack, a few cache lines at a time.
+        for at in (0..len).step_by(256) {
+            let mut chunk = [0u8; 256];
+            let part = 256.min(len - at);
+            chunk[..part].copy_from_slice(&self.bytes(from.0)[from.1 + at..][..part]);
+            self.bytes_mut(to.0)[to.1 + at..][..part].copy_from_slice(&chunk[..part]);
+        }
+    }
     /// Gives a frame back.
     fn free(&mut self, frame: Frame);
 }
@@ -71,6 +108,8 @@ pub struct PlainMemory {
     area: Vec<u8>,
     size: usize,
     free: Vec<u32>,
+    large: Vec<Box<[u8]>>,
+    free_large: Vec<u32>,
 }
 
 impl PlainMemory {
@@ -80,7 +119,24 @@ impl PlainMemory {
             area: vec![0; count as usize * size],
             size,
             free: (0..count).rev().collect(),
+            large: Vec::new(),
+            free_large: Vec::new(),
         }
+    }
+
+    /// The same with `count` large frames besides.
+    #[must_use]
+    pub fn with_large(mut self, count: u32) -> Self {
+        self.large = (0..count)
+            .map(|_| vec![0; LARGE_SIZE].into_boxed_slice())
+            .collect();
+        self.free_large = (0..count).rev().collect();
+        self
+    }
+
+    /// How many large frames are free.
+    pub fn available_large(&self) -> usize {
+        self.free_large.len()
     }
 
     /// How many frames are free.
@@ -106,12 +162,18 @@ impl PlainMemory {
 impl FrameMemory for PlainMemory {
     #[inline]
     fn bytes<'a>(&'a self, frame: &'a Frame) -> &'a [u8] {
-        &self.area[frame.index() as usize * self.size..][..self.size]
+        match Frame::large_index(frame.index()) {
+            None => &self.area[frame.index() as usize * self.size..][..self.size],
+            Some(large) => &self.large[large as usize],
+        }
     }
 
     #[inline]
     fn bytes_mut<'a>(&'a mut self, frame: &'a mut Frame) -> &'a mut [u8] {
-        &mut self.area[frame.index() as usize * self.size..][..self.size]
+        match Frame::large_index(frame.index()) {
+            None => &mut self.area[frame.index() as usize * self.size..][..self.size],
+            Some(large) => &mut self.large[large as usize],
+        }
     }
 
     #[inline]
@@ -119,8 +181,16 @@ impl FrameMemory for PlainMemory {
         self.free.pop().map(Frame::from_index)
     }
 
+    fn alloc_large(&mut self) -> Option<Frame> {
+        self.free_large.pop().map(Frame::from_large_index)
+    }
+
     #[inline]
     fn free(&mut self, frame: Frame) {
-        self.free.push(frame.into_index());
+        let index = frame.into_index();
+        match Frame::large_index(index) {
+            None => self.free.push(index),
+            Some(large) => self.free_large.push(large),
+        }
     }
 }

@@ -103,8 +103,9 @@ pub fn complete(segment: &mut [u8], at: usize, pseudo: u64) {
     }
 }
 
-#[cold]
-fn fill(segment: &mut [u8], at: usize, pseudo: u16) {
+/// Writes the checksum at `at` of a segment. `pseudo` is the folded sum of the pseudo-header.
+#[inline(never)]
+pub fn fill(segment: &mut [u8], at: usize, pseudo: u16) {
     segment[at..at + 2].fill(0);
     let checksum = match finish(u64::from(pseudo) + sum(segment)) {
         // UDP sends all ones for 0, which says that there is none (RFC 768); TCP has no such rule.

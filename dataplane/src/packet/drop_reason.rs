@@ -78,6 +78,7 @@ drop_reasons! {
     BroadcastLimit = "broadcast_limit": "more broadcast or multicast than one port may send",
     NoReceiver = "no_receiver": "broadcast or multicast that nobody in the subnet may or can receive",
     ReplyLimit = "reply_limit": "an ICMP error or other reply was owed, but the limit on them is reached",
+    OffloadMalformed = "offload_malformed": "a guest left a segment to be split that is not what it says, or too many pieces",
     OuterHeader = "outer_header": "a tunnel packet whose outer headers are malformed",
     OuterChecksum = "outer_checksum": "a tunnel packet with a wrong outer checksum",
     OuterFragment = "outer_fragment": "a fragment of a tunnel packet",

@@ -4,9 +4,11 @@ pub mod buffer;
 pub mod checksum;
 pub mod drop_reason;
 pub mod mac;
+pub mod offload;
 pub mod parse;
 
 pub use buffer::{Frame, FrameMemory, Packet, PlainMemory};
 pub use drop_reason::DropReason;
 pub use mac::Mac;
+pub use offload::{Offload, Segments};
 pub use parse::{Family, Flow, Fragment, Inner, Parsed};

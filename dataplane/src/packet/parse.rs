@@ -40,7 +40,9 @@ pub mod tcp_flags {
     pub const FIN: u8 = 0x01;
     pub const SYN: u8 = 0x02;
     pub const RST: u8 = 0x04;
+    pub const PSH: u8 = 0x08;
     pub const ACK: u8 = 0x10;
+    pub const CWR: u8 = 0x80;
 }
 
 /// At most so many IPv6 extension headers are followed.

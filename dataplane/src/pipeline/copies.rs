@@ -2,7 +2,7 @@
 
 use super::icmp_error::{self, Problem};
 use super::{Core, Destination, Entry, Io, Tables, flood, rewrite, split};
-use crate::packet::{DropReason, Packet};
+use crate::packet::{DropReason, Offload, Packet};
 use crate::session::table::{Action, Ingress};
 use crate::snapshot::Tunnel;
 
@@ -36,6 +36,10 @@ impl Core {
             return self.drop(tables, io, packet, entry.ingress, DropReason::ReplyLimit);
         }
         if icmp_error::turn(io, &mut packet, &entry.parsed, gateway, problem) {
+            if packet.frame.is_large() {
+                // Whatever was to be split, the answer is not.
+                Offload::default().write(io, &mut packet.frame);
+            }
             // The packet is dropped; the error is a new one.
             self.counters.port(index).drop(reason);
             self.counters.port(index).generated.add(1);

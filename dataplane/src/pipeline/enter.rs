@@ -1,21 +1,27 @@
 //! The general way in: parsing, and what is aside of plain IP packets.
 
-use super::{Core, Destination, Entry, Io, Source, Tables, local, rewrite};
+use super::counters::Traffic;
+use super::{Core, Destination, Entry, Io, Source, Tables, local, rewrite, segment};
 use crate::encap::decap;
 use crate::packet::parse::{self, Inner};
-use crate::packet::{DropReason, Packet, Parsed};
+use crate::packet::{DropReason, Offload, Packet, Parsed, Segments};
 use crate::session::Key;
 use crate::session::table::Ingress;
 use crate::snapshot::Snapshot;
 
 impl Core {
+    #[inline]
+    fn place(&self, source: Source) -> &Traffic {
+        match source {
+            Source::Port(index) => self.counters.port(index),
+            Source::Uplink(index) => self.counters.uplink(index),
+        }
+    }
+
     /// Counts the packets of a vector as received.
     #[inline]
     pub(super) fn receive(&self, source: Source, packets: &[Packet]) {
-        let traffic = match source {
-            Source::Port(index) => self.counters.port(index),
-            Source::Uplink(index) => self.counters.uplink(index),
-        };
+        let traffic = self.place(source);
         traffic.rx_packets.add(packets.len() as u64);
         let bytes = packets.iter().map(|packet| u64::from(packet.len)).sum();
         traffic.rx_bytes.add(bytes);
@@ -29,6 +35,12 @@ impl Core {
         source: Source,
         mut packet: Packet,
     ) {
+        if packet.frame.is_large()
+            && let Err(reason) = segment::Plan::of(io, &packet)
+        {
+            self.place(source).drop(reason);
+            return io.free(packet.frame);
+        }
         let entry = match source {
             Source::Port(index) => self.enter_from_port(tables, io, index, &mut packet),
             Source::Uplink(_) => self.enter_from_uplink(tables, io, &mut packet),
@@ -48,11 +60,16 @@ impl Core {
         packet: &mut Packet,
     ) -> Option<Entry> {
         let port = tables.snapshot.port(index)?;
+        let whole =
+            packet.frame.is_large() && Offload::read(io, &packet.frame).segments != Segments::None;
         let frame = packet.bytes_mut(io);
         let Ok(Inner::Ip(parsed)) = parse::inner(frame) else {
             return None;
         };
-        rewrite::complete_checksum(frame, &parsed);
+        // The pieces of a segment get their checksums when they are made.
+        if !whole {
+            rewrite::complete_checksum(frame, &parsed);
+        }
         Some(self.entry(tables, parsed, Ingress::Port(index), port.vpc, None))
     }
 
@@ -120,10 +137,7 @@ impl Core {
         match (result, source) {
             (Ok(to), _) => io.send(to, packet),
             (Err(reason), source) => {
-                match source {
-                    Source::Port(index) => self.counters.port(index).drop(reason),
-                    Source::Uplink(index) => self.counters.uplink(index).drop(reason),
-                }
+                self.place(source).drop(reason);
                 io.free(packet.frame);
             }
         }

@@ -59,6 +59,9 @@ impl Lane {
         io: &mut impl Io,
         packet: &mut Packet,
     ) -> Option<Entry> {
+        if packet.frame.is_large() {
+            return None;
+        }
         let frame = packet.bytes_mut(io);
         let (stamp, vni, outer, inner) = match self {
             Self::Closed => return None,

@@ -1,7 +1,7 @@
 //! The general way's hit: a session that knows what to do, and doing it.
 
 use super::icmp_error::Problem;
-use super::{Core, Destination, Entry, Io, Tables, rewrite};
+use super::{Core, Destination, Entry, Io, Tables, rewrite, segment};
 use crate::packet::parse::{protocol, tcp_flags};
 use crate::packet::{DropReason, Packet, Parsed};
 use crate::session::State;
@@ -76,8 +76,15 @@ impl Core {
                 Some(tunnel)
             }
         };
-        if let Some(tunnel) = tunnel.filter(|tunnel| parsed.ip_len() > tunnel.inner_mtu) {
-            if !parsed.dont_fragment && self.fragment {
+        // What a guest left to be split is as long as its longest piece.
+        let plan = if packet.frame.is_large() {
+            segment::Plan::of(io, &packet).ok().flatten()
+        } else {
+            None
+        };
+        let ip_len = plan.map_or(parsed.ip_len(), |plan| plan.longest());
+        if let Some(tunnel) = tunnel.filter(|tunnel| ip_len > tunnel.inner_mtu) {
+            if !parsed.dont_fragment && self.fragment && plan.is_none() {
                 return self.split(tables, io, packet, entry, action, tunnel);
             }
             return self.report(tables, io, packet, entry, Problem::TooBig(tunnel.inner_mtu));
@@ -108,8 +115,34 @@ impl Core {
         }
     }
 
+    /// Sends a packet into a tunnel; one in a large frame in pieces.
     #[inline]
     pub(super) fn encapsulate(
+        &self,
+        tables: Tables<'_>,
+        io: &mut impl Io,
+        packet: Packet,
+        entry: &Entry,
+        tunnel: &Tunnel,
+    ) {
+        if !packet.frame.is_large() {
+            return self.push(tables, io, packet, entry, tunnel);
+        }
+        let pieces = segment::split(io, &packet, |io, piece| {
+            self.push(tables, io, piece, entry, tunnel);
+        });
+        match pieces {
+            Ok(count) => {
+                let traffic = self.traffic(tables, entry.ingress);
+                traffic.generated.add(count as u64 - 1);
+                io.free(packet.frame);
+            }
+            Err(reason) => self.drop(tables, io, packet, entry.ingress, reason),
+        }
+    }
+
+    #[inline]
+    fn push(
         &self,
         tables: Tables<'_>,
         io: &mut impl Io,

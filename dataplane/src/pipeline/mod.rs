@@ -20,6 +20,7 @@ pub mod local;
 mod miss;
 mod pieces;
 pub mod rewrite;
+pub mod segment;
 pub mod services;
 pub mod split;
 pub mod trace;

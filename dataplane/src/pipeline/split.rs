@@ -6,7 +6,8 @@ use crate::packet::{DropReason, FrameMemory, Packet, Parsed};
 /// Room left in front of a copy, for outer headers.
 const HEADROOM: usize = crate::encap::MAX_OUTER;
 
-fn room_for(memory: &mut impl FrameMemory, len: usize) -> Option<Packet> {
+/// A frame with room for `len` bytes of packet, and for outer headers ahead of them.
+pub(super) fn room_for(memory: &mut impl FrameMemory, len: usize) -> Option<Packet> {
     let mut frame = memory.alloc()?;
     let area = memory.bytes_mut(&mut frame).len();
     if area < len {
@@ -21,21 +22,12 @@ fn room_for(memory: &mut impl FrameMemory, len: usize) -> Option<Packet> {
     })
 }
 
-/// A copy in a frame of its own; none when no frame is free.
+/// A copy in a frame of its own, which is not a large one; none when no frame is free or the packet does not fit.
 pub fn copy(memory: &mut impl FrameMemory, packet: &Packet) -> Option<Packet> {
-    copy_front(memory, packet, packet.len.into())
-}
-
-/// A copy of the first `len` bytes of a packet.
-fn copy_front(memory: &mut impl FrameMemory, packet: &Packet, len: usize) -> Option<Packet> {
+    let len = usize::from(packet.len);
     let mut copy = room_for(memory, len)?;
-    // Two frames of one memory can't be borrowed at once, so the bytes pass through the stack, a few cache lines at a time.
-    for at in (0..len).step_by(256) {
-        let mut chunk = [0u8; 256];
-        let part = 256.min(len - at);
-        chunk[..part].copy_from_slice(&packet.bytes(memory)[at..at + part]);
-        copy.bytes_mut(memory)[at..at + part].copy_from_slice(&chunk[..part]);
-    }
+    let (from, to) = (packet.start.into(), copy.start.into());
+    memory.copy((&packet.frame, from), (&mut copy.frame, to), len);
     Some(copy)
 }
 
@@ -66,15 +58,20 @@ pub fn split(
     let mut at = 0;
     while at < payload {
         let len = step.min(payload - at);
-        // The piece begins as a copy of the packet up to its own end, and its payload moves forward.
-        let Some(mut piece) = copy_front(memory, packet, l4 + at + len) else {
+        let Some(mut piece) = room_for(memory, l4 + len) else {
             for piece in pieces {
                 memory.free(piece.frame);
             }
             return Err(DropReason::NoBuffer);
         };
+        let (from, to) = (usize::from(packet.start), usize::from(piece.start));
+        memory.copy((&packet.frame, from), (&mut piece.frame, to), l4);
+        memory.copy(
+            (&packet.frame, from + l4 + at),
+            (&mut piece.frame, to + l4),
+            len,
+        );
         let bytes = piece.bytes_mut(memory);
-        bytes.copy_within(l4 + at..l4 + at + len, l4);
         let header = &mut bytes[l3..l4];
         let flags = if more || at + len < payload {
             0x2000
@@ -86,7 +83,6 @@ pub fn split(
         header[10..12].fill(0);
         let sum = checksum::finish(checksum::sum(header));
         header[10..12].copy_from_slice(&sum.to_be_bytes());
-        piece.len = (l4 + len) as u16;
         pieces.push(piece);
         at += len;
     }

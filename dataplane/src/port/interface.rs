@@ -28,6 +28,8 @@ pub struct Interface {
     pub mtu: u32,
     /// Whether it is administratively up.
     pub up: bool,
+    /// Whether it has a carrier too.
+    pub running: bool,
     /// Receive queues in use.
     pub receive_queues: u32,
 }
@@ -68,10 +70,10 @@ impl Interface {
         let mtu = ask(libc::SIOCGIFMTU)?;
         let hardware = ask(libc::SIOCGIFHWADDR)?;
         // SAFETY: each call filled the member of the union that belongs to it; all are plain integers.
-        let (index, up, mtu, mac) = unsafe {
+        let (index, flags, mtu, mac) = unsafe {
             (
                 index.ifr_ifru.ifru_ifindex.cast_unsigned(),
-                i32::from(flags.ifr_ifru.ifru_flags) & libc::IFF_UP != 0,
+                i32::from(flags.ifr_ifru.ifru_flags),
                 mtu.ifr_ifru.ifru_mtu.cast_unsigned(),
                 hardware.ifr_ifru.ifru_hwaddr.sa_data,
             )
@@ -81,9 +83,29 @@ impl Interface {
             index,
             mac: std::array::from_fn(|at| mac[at].cast_unsigned()),
             mtu,
-            up,
+            up: flags & libc::IFF_UP != 0,
+            running: flags & libc::IFF_RUNNING != 0,
             receive_queues: asking.receive_queues(&socket),
         })
+    }
+}
+
+impl Interface {
+    /// Sets the device up.
+    pub fn set_up(name: &str) -> Result<(), PortError> {
+        let failed =
+            |source| PortError::from_io(format!("interface {name}: up"), "CAP_NET_ADMIN", source);
+        let asking =
+            Asking::new(name).ok_or_else(|| failed(io::Error::from_raw_os_error(libc::ENODEV)))?;
+        let socket = socket().map_err(failed)?;
+        let mut answer = asking.ask(&socket, libc::SIOCGIFFLAGS).map_err(failed)?;
+        // SAFETY: the call filled this member; it is a plain integer.
+        let flags = unsafe { answer.ifr_ifru.ifru_flags };
+        answer.ifr_ifru.ifru_flags = flags | libc::IFF_UP as libc::c_short;
+        Asking(answer)
+            .ask(&socket, libc::SIOCSIFFLAGS)
+            .map_err(failed)?;
+        Ok(())
     }
 }
 

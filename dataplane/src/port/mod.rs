@@ -1,24 +1,28 @@
 //! Ports and uplinks: how packets get into the process and out of it.
 //!
-//! `program` attaches the XDP programs, `umem` owns the memory that the kernel shares with us, `pool` hands its frames to
-//! workers, `xsk` is one AF_XDP socket with its rings, `interface` asks the kernel about devices. A worker holds a
-//! [`FrameCache`] and the [`XskQueue`]s that it serves; nothing here knows what is in a packet. With the session table's core, this
+//! `umem` owns the memory that the kernel shares with us, `pool` hands its frames to workers, `device` says what every kind of
+//! device looks like; the kinds have a folder each: `netdev` (XDP and AF_XDP), `tap`, `vhost` (virtual machines). A worker holds a
+//! [`FrameCache`] and the [`Queue`]s that it serves. With the session table's core, this
 //! folder is the only place with `unsafe` code.
 
+pub mod device;
 mod error;
-mod frame_set;
+pub(crate) mod event;
 mod interface;
-mod napi;
+mod large;
+mod netdev;
 mod pool;
-mod program;
 mod socket_options;
+mod tap;
 mod umem;
-mod xsk;
+mod vhost;
 
+pub use device::{Description, Device, Opening, Queue};
 pub use error::PortError;
 pub use interface::Interface;
-pub use napi::ThreadedNapi;
+pub use netdev::{
+    AttachMode, Attachment, BusyPoll, Netdev, QueueCounters, QueueOptions, Role, ThreadedNapi,
+    XskQueue,
+};
 pub use pool::{Accounting, FrameCache};
-pub use program::{AttachMode, Attachment, Role};
 pub use umem::{DATA_OFFSET, Umem, UmemOptions};
-pub use xsk::{BusyPoll, QueueCounters, QueueOptions, XskQueue};

@@ -131,21 +131,26 @@ pub struct Accounting {
     pub transmit: i64,
     /// In packets in workers' hands.
     pub held: i64,
+    /// Large frames in packets in workers' hands.
+    pub large: i64,
 }
 
 impl Accounting {
-    /// Whether every frame is somewhere exactly once.
+    /// Whether every frame is somewhere exactly once, and every large frame free.
     pub fn balances(&self) -> bool {
         self.free + self.cached + self.fill + self.transmit + self.held == self.total
+            && self.large == 0
     }
 }
 
 impl Umem {
     /// Where all frames are.
     pub fn accounting(&self) -> Accounting {
+        let (large, free) = self.large.count();
         Accounting {
             total: i64::from(self.frame_count()),
             free: self.pool.len() as i64,
+            large: i64::from(large) - i64::from(free),
             ..self.ledger.sum()
         }
     }
@@ -250,10 +255,8 @@ impl FrameMemory for FrameCache {
         // into a token when the kernel has given it back, and take the token when they give it to the kernel. The
         // cache holds the memory alive.
         unsafe {
-            std::slice::from_raw_parts(
-                self.umem.frame_pointer(frame.index()),
-                self.umem.frame_size(),
-            )
+            let (pointer, len) = self.umem.area(frame.index());
+            std::slice::from_raw_parts(pointer, len)
         }
     }
 
@@ -261,11 +264,21 @@ impl FrameMemory for FrameCache {
     fn bytes_mut<'a>(&'a mut self, frame: &'a mut Frame) -> &'a mut [u8] {
         // SAFETY: as in `bytes`, and the token is borrowed mutably.
         unsafe {
-            std::slice::from_raw_parts_mut(
-                self.umem.frame_pointer(frame.index()),
-                self.umem.frame_size(),
-            )
+            let (pointer, len) = self.umem.area(frame.index());
+            std::slice::from_raw_parts_mut(pointer, len)
         }
+    }
+
+    fn copy(&mut self, from: (&Frame, usize), to: (&mut Frame, usize), len: usize) {
+        let (source, room) = self.umem.area(from.0.index());
+        assert!(
+            from.1 <= room && len <= room - from.1,
+            "reading past a frame"
+        );
+        let (target, room) = self.umem.area(to.0.index());
+        assert!(to.1 <= room && len <= room - to.1, "writing past a frame");
+        // SAFETY: both ranges lie within their frames; two tokens are two frames, so the ranges do not overlap.
+        unsafe { std::ptr::copy_nonoverlapping(source.add(from.1), target.add(to.1), len) };
     }
 
     #[inline]
@@ -275,9 +288,17 @@ impl FrameMemory for FrameCache {
         frame
     }
 
+    fn alloc_large(&mut self) -> Option<Frame> {
+        self.umem.large.take().map(Frame::from_large_index)
+    }
+
     #[inline]
     fn free(&mut self, frame: Frame) {
-        self.put(frame.into_index());
+        let index = frame.into_index();
+        if let Some(large) = Frame::large_index(index) {
+            return self.umem.large.put(large);
+        }
+        self.put(index);
         self.note_held(-1);
     }
 }

@@ -28,9 +28,11 @@ use xsk_rs::{
 
 use super::{
     error::{PortError, io_error_of},
+    large::Large,
     pool::{Ledger, Pool},
     socket_options,
 };
+use crate::packet::{Frame, buffer::LARGE_SIZE};
 
 /// Where in a frame's bytes a received packet begins (in copy mode, and less what the XDP program grew in zero-copy mode), and
 /// where a packet must begin to be sent: the kernel's `XDP_PACKET_HEADROOM`.
@@ -43,6 +45,8 @@ pub struct UmemOptions {
     pub frame_size: u32,
     /// How many frames.
     pub frames: u32,
+    /// How many large frames ([`LARGE_SIZE`] bytes), for segments that guests hand over whole.
+    pub large_frames: u32,
     /// Entries of each queue's fill ring and completion ring; a power of two.
     pub ring_size: u32,
     /// Use huge pages if enough of them are free.
@@ -54,6 +58,7 @@ impl Default for UmemOptions {
         Self {
             frame_size: 2048,
             frames: 16 * 1024,
+            large_frames: 512,
             ring_size: 2048,
             huge_pages: true,
         }
@@ -72,6 +77,7 @@ pub struct Umem {
     ring_size: u32,
     huge_pages: bool,
     pub(super) pool: Pool,
+    pub(super) large: Large,
     pub(super) ledger: Ledger,
 }
 
@@ -121,6 +127,7 @@ impl Umem {
             ring_size: options.ring_size,
             huge_pages,
             pool: Pool::full(options.frames),
+            large: Large::new(options.large_frames)?,
             ledger: Ledger::default(),
         }))
     }
@@ -164,12 +171,23 @@ impl Umem {
         )
     }
 
-    /// The first byte of a frame, of which [`Umem::frame_size`] bytes are mapped.
+    /// The first byte of a frame, and how many are mapped from there.
     #[inline]
-    pub(super) fn frame_pointer(&self, index: u32) -> *mut u8 {
-        assert!((index as usize) < self.descriptors.len(), "no such frame");
+    pub(super) fn area(&self, index: u32) -> (*mut u8, usize) {
+        if index as usize >= self.descriptors.len() {
+            return self.large_area(index);
+        }
         // SAFETY: the mapping is `frames * frame_size` bytes long, and the index was checked.
-        unsafe { self.base.add(index as usize * self.frame_size) }
+        let pointer = unsafe { self.base.add(index as usize * self.frame_size) };
+        (pointer, self.frame_size)
+    }
+
+    #[cold]
+    fn large_area(&self, index: u32) -> (*mut u8, usize) {
+        let Some(large) = Frame::large_index(index) else {
+            panic!("no such frame");
+        };
+        (self.large.pointer(large), LARGE_SIZE)
     }
 }
 

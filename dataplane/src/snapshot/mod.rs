@@ -12,6 +12,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use foldhash::fast::FixedState;
+use weft_proto::v1;
 
 pub use self::guests::Guests;
 pub use self::list::List;
@@ -165,7 +166,7 @@ pub struct Port {
     /// Its id.
     pub id: String,
     /// The device it is attached by.
-    pub device: String,
+    pub device: Option<v1::Device>,
     /// Its VPC, by place in [`Snapshot::vpcs`].
     pub vpc: usize,
     /// Its subnet, by place in [`Snapshot::subnets`].

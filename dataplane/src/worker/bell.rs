@@ -3,14 +3,16 @@
 #![allow(unsafe_code)]
 
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::RawFd;
 use std::sync::atomic::{AtomicBool, Ordering, fence};
 use std::time::Duration;
+
+use crate::port::event::{Event, readable};
 
 /// Something that can be rung from any thread.
 #[derive(Debug)]
 pub struct Bell {
-    event: OwnedFd,
+    event: Event,
     rung: AtomicBool,
     asleep: AtomicBool,
 }
@@ -21,16 +23,8 @@ impl Bell {
     /// # Errors
     /// The system has no descriptor left.
     pub fn new() -> io::Result<Self> {
-        // SAFETY: a plain system call; the descriptor that it returns is new and owned by nobody else.
-        let event = unsafe {
-            let descriptor = libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK);
-            if descriptor < 0 {
-                return Err(io::Error::last_os_error());
-            }
-            OwnedFd::from_raw_fd(descriptor)
-        };
         Ok(Self {
-            event,
+            event: Event::new()?,
             rung: AtomicBool::new(false),
             asleep: AtomicBool::new(false),
         })
@@ -55,10 +49,7 @@ impl Bell {
 
     #[cold]
     fn wake(&self) {
-        let one = 1u64;
-        // SAFETY: eight readable bytes are written to a descriptor that lives as long as `self`. A full counter wakes as well, so the
-        // result does not matter.
-        unsafe { libc::write(self.event.as_raw_fd(), (&raw const one).cast(), 8) };
+        self.event.signal();
     }
 
     /// Whether it was rung since it was last asked.
@@ -71,39 +62,31 @@ impl Bell {
     /// that there is some.
     pub fn sleep(
         &self,
-        descriptors: &mut Vec<libc::pollfd>,
+        descriptors: &[RawFd],
+        polled: &mut Vec<libc::pollfd>,
         time: Duration,
         work: impl Fn() -> bool,
     ) {
         self.asleep.store(true, Ordering::Relaxed);
         fence(Ordering::SeqCst);
         if !self.rung.load(Ordering::Relaxed) && !work() {
-            descriptors.push(readable(self.event.as_raw_fd()));
+            polled.clear();
+            polled.extend(descriptors.iter().copied().map(readable));
+            polled.push(readable(self.event.fd()));
             let milliseconds = i32::try_from(time.as_millis()).unwrap_or(i32::MAX);
             // SAFETY: the pointer and length are those of a live, exclusively borrowed vector.
             let ready = unsafe {
                 libc::poll(
-                    descriptors.as_mut_ptr(),
-                    descriptors.len() as libc::nfds_t,
+                    polled.as_mut_ptr(),
+                    polled.len() as libc::nfds_t,
                     milliseconds,
                 )
             };
-            if ready > 0 && descriptors.last().is_some_and(|event| event.revents != 0) {
-                let mut count = 0u64;
-                // SAFETY: eight writable bytes; the descriptor does not block.
-                unsafe { libc::read(self.event.as_raw_fd(), (&raw mut count).cast(), 8) };
+            if ready > 0 && polled.last().is_some_and(|event| event.revents != 0) {
+                self.event.clear();
             }
         }
         self.asleep.store(false, Ordering::Relaxed);
-    }
-}
-
-/// A descriptor to be polled for packets that have come in.
-pub(super) fn readable(descriptor: RawFd) -> libc::pollfd {
-    libc::pollfd {
-        fd: descriptor,
-        events: libc::POLLIN,
-        revents: 0,
     }
 }
 

@@ -1,17 +1,18 @@
 //! A worker's queues: what it reads, what waits to be sent, and the way to other workers' queues.
 
+use std::os::fd::RawFd;
 use std::sync::Arc;
 use std::time::Duration;
 
 use crossbeam::channel::Sender;
 use crossbeam::queue::ArrayQueue;
 
-use super::bell::{self, Bell};
+use super::bell::Bell;
 use super::destination;
-use crate::packet::{DropReason, Frame, FrameMemory, Packet};
+use crate::packet::{DropReason, Frame, FrameMemory, Offload, Packet};
 use crate::pipeline::counters::{Counters, Traffic};
-use crate::pipeline::{Destination, Io, Settings, Source, VECTOR};
-use crate::port::{FrameCache, XskQueue};
+use crate::pipeline::{Destination, Io, Settings, Source, VECTOR, segment};
+use crate::port::{FrameCache, Queue};
 
 /// Packets that may wait for one queue within a round; a whole round of vectors fits, what is more is dropped.
 const PENDING: usize = 1024;
@@ -35,7 +36,7 @@ pub(super) fn owner(place: Source, queue: u32, workers: usize) -> usize {
 #[derive(Debug)]
 struct Slot {
     place: Source,
-    queue: XskQueue,
+    queue: Box<dyn Queue>,
     pending: Vec<Packet>,
 }
 
@@ -50,7 +51,8 @@ pub(super) struct WorkerIo {
     index: usize,
     inboxes: Vec<Inbound>,
     counters: Arc<Counters>,
-    descriptors: Vec<libc::pollfd>,
+    descriptors: Vec<RawFd>,
+    polled: Vec<libc::pollfd>,
 }
 
 impl WorkerIo {
@@ -70,6 +72,7 @@ impl WorkerIo {
             inboxes,
             counters,
             descriptors: Vec::new(),
+            polled: Vec::new(),
         }
     }
 
@@ -129,6 +132,31 @@ impl WorkerIo {
 
     #[inline]
     fn push(&mut self, slot: usize, packet: Packet) {
+        if packet.frame.is_large() {
+            return self.push_large(slot, packet);
+        }
+        self.push_as_is(slot, packet);
+    }
+
+    /// A segment that is still to be split goes whole to whoever takes it so, and in pieces to all others.
+    #[cold]
+    fn push_large(&mut self, slot: usize, packet: Packet) {
+        let offload = Offload::read(self, &packet.frame);
+        if self.slots[slot].queue.takes(&offload) {
+            return self.push_as_is(slot, packet);
+        }
+        let to = destination(self.slots[slot].place);
+        match segment::split(self, &packet, |io, piece| io.push_as_is(slot, piece)) {
+            Ok(pieces) => {
+                self.traffic(to).generated.add(pieces as u64 - 1);
+                self.cache.free(packet.frame);
+            }
+            Err(reason) => self.lose(to, packet, reason),
+        }
+    }
+
+    #[inline]
+    fn push_as_is(&mut self, slot: usize, packet: Packet) {
         let Slot { place, pending, .. } = &mut self.slots[slot];
         if pending.len() < PENDING {
             pending.push(packet);
@@ -172,8 +200,8 @@ impl WorkerIo {
     }
 
     /// Reads a queue from now on.
-    pub(super) fn open(&mut self, place: Source, queue: XskQueue, workers: usize) {
-        debug_assert_eq!(owner(place, queue.queue(), workers), self.index);
+    pub(super) fn open(&mut self, place: Source, queue: Box<dyn Queue>, workers: usize) {
+        debug_assert_eq!(owner(place, queue.number(), workers), self.index);
         self.slots.push(Slot {
             place,
             queue,
@@ -183,7 +211,11 @@ impl WorkerIo {
     }
 
     /// Hands back the queues of places that the condition picks, for somebody else to close.
-    pub(super) fn give_back(&mut self, to: &Sender<XskQueue>, condition: impl Fn(Source) -> bool) {
+    pub(super) fn give_back(
+        &mut self,
+        to: &Sender<Box<dyn Queue>>,
+        condition: impl Fn(Source) -> bool,
+    ) {
         let mut at = 0;
         while at < self.slots.len() {
             if condition(self.slots[at].place) {
@@ -230,10 +262,7 @@ impl WorkerIo {
                     .filter(|(_, other)| other.place == slot.place)
             };
             if of_place().next().is_some_and(|(first, _)| first == number) {
-                let counts = of_place().map(|(_, other)| other.queue.counters());
-                let dropped = counts
-                    .map(|counts| counts.kernel_dropped + counts.kernel_ring_full + counts.too_long)
-                    .sum();
+                let dropped = of_place().map(|(_, other)| other.queue.lost()).sum();
                 self.traffic(destination(slot.place))
                     .kernel_drops
                     .set(dropped);
@@ -247,14 +276,18 @@ impl WorkerIo {
             slot.queue.reap(&mut self.cache);
         }
         self.descriptors.clear();
-        self.descriptors.extend(
-            self.slots
-                .iter()
-                .map(|slot| bell::readable(slot.queue.fd())),
-        );
-        bell.sleep(&mut self.descriptors, time, || {
-            !self.inboxes[self.index].queue.is_empty()
-        });
+        let mut busy = false;
+        for slot in &mut self.slots {
+            busy |= slot.queue.before_sleep(&mut self.descriptors);
+        }
+        if !busy {
+            bell.sleep(&self.descriptors, &mut self.polled, time, || {
+                !self.inboxes[self.index].queue.is_empty()
+            });
+        }
+        for slot in &mut self.slots {
+            slot.queue.after_sleep();
+        }
     }
 }
 
@@ -272,6 +305,14 @@ impl FrameMemory for WorkerIo {
     #[inline]
     fn alloc(&mut self) -> Option<Frame> {
         self.cache.alloc()
+    }
+
+    fn alloc_large(&mut self) -> Option<Frame> {
+        self.cache.alloc_large()
+    }
+
+    fn copy(&mut self, from: (&Frame, usize), to: (&mut Frame, usize), len: usize) {
+        self.cache.copy(from, to, len);
     }
 
     #[inline]

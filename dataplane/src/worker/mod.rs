@@ -22,7 +22,7 @@ use io::{Inbound, WorkerIo};
 use crate::packet::Packet;
 use crate::pipeline::counters::Counters;
 use crate::pipeline::{Destination, Pipeline, Settings, Shared, Source, VECTOR};
-use crate::port::{FrameCache, Umem, XskQueue};
+use crate::port::{FrameCache, Queue, Umem};
 use crate::session::Timeouts;
 use crate::snapshot::Snapshot;
 
@@ -38,7 +38,7 @@ const SWEEP: usize = 64;
 /// What a worker is told.
 enum Command {
     /// Read this queue from now on.
-    Open(Source, Box<XskQueue>),
+    Open(Source, Box<dyn Queue>),
     /// Hand back the queues of this place.
     Close(Source),
 }
@@ -97,7 +97,7 @@ struct Handle {
 pub struct Workers {
     handles: Vec<Handle>,
     common: Arc<Common>,
-    returned: Receiver<XskQueue>,
+    returned: Receiver<Box<dyn Queue>>,
 }
 
 /// What workers are made with.
@@ -229,9 +229,9 @@ impl Workers {
     }
 
     /// Has a queue read from now on.
-    pub fn open(&self, place: Source, queue: XskQueue) {
-        let owner = self.owner(place, queue.queue());
-        self.tell(owner, Command::Open(place, Box::new(queue)));
+    pub fn open(&self, place: Source, queue: Box<dyn Queue>) {
+        let owner = self.owner(place, queue.number());
+        self.tell(owner, Command::Open(place, queue));
     }
 
     /// Takes the queues of a place out of service; they come back to [`Self::collect`].
@@ -300,7 +300,7 @@ struct Worker {
     workers: usize,
     common: Arc<Common>,
     commands: Receiver<Command>,
-    returned: Sender<XskQueue>,
+    returned: Sender<Box<dyn Queue>>,
     gauge: Arc<Gauge>,
     bell: Arc<Bell>,
     pipeline: Pipeline,
@@ -327,9 +327,14 @@ impl Worker {
             };
             account.store(account.load(Ordering::Relaxed) + spent, Ordering::Relaxed);
             bored = if worked > 0 { 0 } else { bored + 1 };
-            if bored > PATIENCE && !self.common.spin.load(Ordering::Relaxed) {
+            if bored == 0 {
+                continue;
+            }
+            if self.common.spin.load(Ordering::Relaxed) {
+                std::hint::spin_loop();
+            } else if bored > PATIENCE {
                 self.io.wait(&self.bell, SLEEP);
-            } else if bored > 0 {
+            } else {
                 // Whoever shares the core may be the one that we wait for.
                 std::thread::yield_now();
             }
@@ -397,7 +402,7 @@ impl Worker {
     fn obey(&mut self) {
         while let Ok(command) = self.commands.try_recv() {
             match command {
-                Command::Open(place, queue) => self.io.open(place, *queue, self.workers),
+                Command::Open(place, queue) => self.io.open(place, queue, self.workers),
                 Command::Close(place) => self.io.give_back(&self.returned, |other| other == place),
             }
         }

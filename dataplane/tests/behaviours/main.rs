@@ -11,6 +11,7 @@ mod overlay;
 mod policy;
 mod router;
 mod router_advertisement;
+mod segments;
 mod services_hostile;
 mod topology;
 mod transport;

@@ -12,6 +12,10 @@ use crate::v1;
 
 /// Linux's IFNAMSIZ less the closing zero.
 const MAX_DEVICE_NAME: usize = 15;
+/// Linux's `sun_path` less the closing zero.
+const MAX_SOCKET_PATH: usize = 107;
+/// Queue pairs of a virtual machine's port.
+const MAX_QUEUES: u32 = 16;
 
 pub(super) fn check(
     at: At<'_>,
@@ -169,21 +173,58 @@ fn check_place(
         }
         None => {}
         Some(device) => {
-            if device.kind != "netdev" {
-                let rule = format!("'{}' is not a kind of device; netdev is", device.kind);
-                report.add(at, "device.kind", rule);
-            }
-            let bad = |b: u8| b == b'/' || !b.is_ascii_graphic();
-            if device.name.is_empty()
-                || device.name.len() > MAX_DEVICE_NAME
-                || device.name.bytes().any(bad)
-            {
-                let rule = format!(
-                    "'{}' is not an interface's name: 1 to {MAX_DEVICE_NAME} characters without space or slash",
-                    device.name
-                );
-                report.add(at, "device.name", rule);
-            }
+            check_device(device, at, report);
+        }
+    }
+}
+
+fn check_device(device: &v1::Device, at: At<'_>, report: &mut Report) {
+    let v1::Device {
+        kind, name, mode, ..
+    } = device;
+    if !matches!(kind.as_str(), "netdev" | "tap" | "vhost-user") {
+        let rule = format!("'{kind}' is not a kind of device; netdev, tap and vhost-user are");
+        return report.add(at, "device.kind", rule);
+    }
+    let guest = kind == "vhost-user";
+    if guest {
+        let bad = |b: u8| !b.is_ascii_graphic();
+        if !name.starts_with('/')
+            || name.ends_with('/')
+            || name.len() > MAX_SOCKET_PATH
+            || name.bytes().any(bad)
+        {
+            let rule = format!(
+                "'{name}' is not a socket's path: absolute, at most {MAX_SOCKET_PATH} bytes, without space"
+            );
+            report.add(at, "device.name", rule);
+        }
+    } else {
+        let bad = |b: u8| b == b'/' || !b.is_ascii_graphic();
+        if name.is_empty() || name.len() > MAX_DEVICE_NAME || name.bytes().any(bad) {
+            let rule = format!(
+                "'{name}' is not an interface's name: 1 to {MAX_DEVICE_NAME} characters without space or slash"
+            );
+            report.add(at, "device.name", rule);
+        }
+    }
+    if !(mode.is_empty() || guest && matches!(mode.as_str(), "server" | "client")) {
+        let rule = if guest {
+            format!("'{mode}' is not a mode; server and client are")
+        } else {
+            format!("a {kind} has no mode")
+        };
+        report.add(at, "device.mode", rule);
+    }
+    match device.queues {
+        1.. if kind == "netdev" => {
+            let rule = "a netdev has the queues that its interface has";
+            report.add(at, "device.queues", rule);
+        }
+        0..=MAX_QUEUES => {}
+        queues => {
+            let rule = format!("{queues} is more than {MAX_QUEUES} queue pairs");
+            report.add(at, "device.queues", rule);
         }
     }
 }

@@ -20,6 +20,7 @@ fn port(id: &str, subnet: &str, host: &str, n: u8) -> Port {
         device: Some(Device {
             kind: "netdev".into(),
             name: format!("veth-{id}"),
+            ..Device::default()
         }),
         ..Port::default()
     }
@@ -155,6 +156,7 @@ fn good() -> Objects {
                 device: Some(Device {
                     kind: "netdev".into(),
                     name: "veth-r1".into(),
+                    ..Device::default()
                 }),
                 ..port("r1", "red-front", "h1", 11)
             },
@@ -835,9 +837,54 @@ fn devices_are_needed_where_weftd_runs_and_unique_there() {
         "port r1 device.name: 'veth-r1' of host 'h1' is taken by port 'p1'",
         set("veth-r1"),
     );
-    refused("port p1 device.kind: 'tap' is not a kind", |o| {
-        o.ports[0].device.as_mut().unwrap().kind = "tap".into();
-    });
+    let device = |kind: &str, name: &str, mode: &str, queues| Device {
+        kind: kind.into(),
+        name: name.into(),
+        mode: mode.into(),
+        queues,
+    };
+    for (wrong, rule) in [
+        (
+            device("bridge", "b0", "", 0),
+            "device.kind: 'bridge' is not a kind",
+        ),
+        (
+            device("netdev", "v0", "server", 0),
+            "device.mode: a netdev has no mode",
+        ),
+        (
+            device("netdev", "v0", "", 2),
+            "device.queues: a netdev has the queues",
+        ),
+        (
+            device("tap", "/run/vm", "", 0),
+            "device.name: '/run/vm' is not an interface's name",
+        ),
+        (
+            device("vhost-user", "vm", "", 0),
+            "device.name: 'vm' is not a socket's path",
+        ),
+        (
+            device("vhost-user", "/run/vm", "both", 0),
+            "device.mode: 'both' is not a mode",
+        ),
+        (
+            device("vhost-user", "/run/vm", "", 17),
+            "device.queues: 17 is more than 16",
+        ),
+    ] {
+        refused(&format!("port p1 {rule}"), |o| {
+            o.ports[0].device = Some(wrong);
+        });
+    }
+    for right in [
+        device("vhost-user", "/run/vm", "", 0),
+        device("vhost-user", "/run/vm", "server", 16),
+        device("vhost-user", "/run/vm", "client", 1),
+        device("tap", "tap0", "", 4),
+    ] {
+        accepted(|o| o.ports[0].device = Some(right));
+    }
 }
 
 #[test]
@@ -1005,6 +1052,7 @@ fn a_hundred_thousand_ports_are_checked_in_seconds() {
             device: Some(Device {
                 kind: "netdev".into(),
                 name: format!("v{n}"),
+                ..Device::default()
             }),
             ..port("x", "front", "h1", 99)
         });

@@ -192,11 +192,7 @@ impl Draft<'_> {
         let (ingress, egress) = rules_of_port(port, classifiers, &mut self.report);
         Port {
             id: port.id.clone(),
-            device: port
-                .device
-                .as_ref()
-                .map(|device| device.name.clone())
-                .unwrap_or_default(),
+            device: port.device.clone(),
             vpc,
             subnet,
             mac,

@@ -50,6 +50,7 @@ pub(crate) fn topology() -> anyhow::Result<Objects> {
         port.device = Some(weft_proto::v1::Device {
             kind: "netdev".into(),
             name: format!("p-{}", port.id),
+            ..weft_proto::v1::Device::default()
         });
     }
     Ok(objects)

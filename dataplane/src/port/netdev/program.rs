@@ -16,7 +16,8 @@ use weft_ebpf_types::{
     UPLINK_PROGRAM, VTEPS_MAP,
 };
 
-use super::{Interface, PortError, XskQueue, error::io_error_of};
+use super::XskQueue;
+use crate::port::{Interface, PortError, error::io_error_of};
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("WEFT_EBPF_OBJECT"));
 

@@ -21,17 +21,23 @@ use xsk_rs::{
     config::{Interface, SocketConfig},
 };
 
-use super::{
+use super::frame_set::FrameSet;
+use crate::packet::buffer::{Frame, FrameMemory, Packet};
+use crate::port::{
+    device::Queue,
     error::{PortError, io_error_of},
-    frame_set::FrameSet,
     pool::{FrameCache, Holding},
     socket_options,
     umem::{DATA_OFFSET, Umem, socket_config},
 };
-use crate::packet::buffer::{Frame, FrameMemory, Packet};
 
 /// Descriptors that move between a ring and us at once.
 const BATCH: usize = 64;
+
+/// After so many turns without a packet, the device is polled less often: each poll is a system call, which others wait for.
+const EAGER: u32 = 16;
+/// Every how many turns, then.
+const LAZY: u32 = 4;
 
 /// How long closing waits for the kernel to send what it was given.
 const CLOSE_WAIT: Duration = Duration::from_millis(100);
@@ -113,6 +119,8 @@ pub struct XskQueue {
     fill_target: u32,
     ring_size: u32,
     busy_poll: bool,
+    /// Turns without a packet.
+    empty: u32,
     zero_copy: bool,
     filled: FrameSet,
     sending: FrameSet,
@@ -191,6 +199,7 @@ impl XskQueue {
             fill_target: options.fill,
             ring_size: options.ring_size,
             busy_poll: options.busy_poll.is_some(),
+            empty: 0,
             zero_copy,
             filled: FrameSet::new(umem.frame_count()),
             sending: FrameSet::new(umem.frame_count()),
@@ -226,7 +235,7 @@ impl XskQueue {
     #[inline]
     pub fn receive(&mut self, cache: &mut FrameCache, out: &mut Vec<Packet>, max: usize) -> usize {
         self.refill(cache);
-        if self.busy_poll {
+        if self.busy_poll && (self.empty < EAGER || self.empty.is_multiple_of(LAZY)) {
             // The device is driven from here. Whatever the call says, the ring tells what came.
             let _ = socket_options::ring_receive_bell(self.fd);
         }
@@ -247,7 +256,10 @@ impl XskQueue {
             }
         }
         let received = out.len() - before;
-        if received > 0 {
+        if received == 0 {
+            self.empty = self.empty.wrapping_add(1);
+        } else {
+            self.empty = 0;
             self.counters.received += received as u64;
             cache.note_held(received as i64);
             self.publish();
@@ -329,7 +341,7 @@ impl XskQueue {
         let (mut sent, mut count) = (0, 0);
         let longest = self.umem.frame_size() - usize::from(DATA_OFFSET);
         for mut packet in packets.drain(..taken) {
-            if usize::from(packet.len) > longest {
+            if usize::from(packet.len) > longest || packet.frame.is_large() {
                 self.counters.too_long += 1;
                 cache.free(packet.frame);
                 continue;
@@ -505,6 +517,42 @@ impl Drop for XskQueue {
         self.filled.drain(|index| umem.pool.put(index));
         self.sending.drain(|index| umem.pool.put(index));
         self.publish();
+    }
+}
+
+impl Queue for XskQueue {
+    fn number(&self) -> u32 {
+        self.queue
+    }
+
+    fn receive(&mut self, cache: &mut FrameCache, out: &mut Vec<Packet>, max: usize) -> usize {
+        Self::receive(self, cache, out, max)
+    }
+
+    fn send(&mut self, cache: &mut FrameCache, packets: &mut Vec<Packet>) -> usize {
+        Self::send(self, cache, packets)
+    }
+
+    fn kick(&mut self) {
+        Self::kick(self);
+    }
+
+    fn has_unsent(&self) -> bool {
+        Self::has_unsent(self)
+    }
+
+    fn reap(&mut self, cache: &mut FrameCache) {
+        Self::reap(self, cache);
+    }
+
+    fn lost(&self) -> u64 {
+        let counts = self.counters();
+        counts.kernel_dropped + counts.kernel_ring_full + counts.too_long
+    }
+
+    fn before_sleep(&mut self, descriptors: &mut Vec<RawFd>) -> bool {
+        descriptors.push(self.fd);
+        false
     }
 }
 

@@ -1,0 +1,108 @@
+//! What every kind of device looks like: to a worker a [`Queue`], to the daemon a [`Device`].
+//!
+//! A new kind is a folder beside this file with its two implementations, and a line in [`open`].
+
+use std::fmt::Debug;
+use std::os::fd::RawFd;
+use std::sync::Arc;
+
+use weft_proto::v1;
+
+use super::{BusyPoll, FrameCache, PortError, Role, Umem, netdev, tap, vhost};
+use crate::packet::{Offload, Packet};
+
+/// One queue of a device, as the worker that reads it sees it. No call but [`Queue::before_sleep`] and its counterpart allocates, locks or
+/// blocks.
+pub trait Queue: Send + Debug {
+    /// Which of the device's queues this is.
+    fn number(&self) -> u32;
+
+    /// Takes up to `max` packets that have arrived, appends them to `out`, which has room for them, and says how many.
+    fn receive(&mut self, cache: &mut FrameCache, out: &mut Vec<Packet>, max: usize) -> usize;
+
+    /// Sends packets from the front, takes those out of `packets`, and says how many were sent. What does not fit stays; what never can
+    /// be sent is freed and counted in [`Queue::lost`].
+    fn send(&mut self, cache: &mut FrameCache, packets: &mut Vec<Packet>) -> usize;
+
+    /// Tells the other side of what was sent, if it wants to be told.
+    fn kick(&mut self);
+
+    /// Whether the other side has yet to be told again.
+    fn has_unsent(&self) -> bool {
+        false
+    }
+
+    /// Takes back the frames of packets that have been sent.
+    fn reap(&mut self, _cache: &mut FrameCache) {}
+
+    /// Whether a segment of this sort is taken whole, for the other side to split or not to split at all.
+    fn takes(&self, _offload: &Offload) -> bool {
+        false
+    }
+
+    /// Packets that were lost on the way in or out since the queue was opened, for reasons that only the queue knows.
+    fn lost(&self) -> u64;
+
+    /// Adds the descriptors that become readable when packets arrive. True: there is work already, so do not sleep.
+    fn before_sleep(&mut self, descriptors: &mut Vec<RawFd>) -> bool;
+
+    /// The worker has slept, or would have.
+    fn after_sleep(&mut self) {}
+}
+
+/// What a device tells of itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Description {
+    /// How packets pass: "native" or "generic" XDP, or what stands in for it.
+    pub mode: String,
+    /// Whether the other side reads and writes our frames itself.
+    pub zero_copy: bool,
+}
+
+/// An open device, as the daemon holds it. Dropped after its queues.
+pub trait Device: Send + Debug {
+    /// Its queues, for workers to serve; none the second time.
+    fn take_queues(&mut self) -> Vec<Box<dyn Queue>>;
+
+    /// Whether packets can pass: a guest's device is open before its guest is there.
+    fn is_up(&self) -> bool;
+
+    /// Whether what it was opened on has gone, or is another by now.
+    fn is_stale(&self) -> bool;
+
+    /// What it tells of itself.
+    fn describe(&self) -> Description;
+}
+
+/// What all devices are opened with.
+#[derive(Debug, Clone)]
+pub struct Opening {
+    /// Packet memory.
+    pub umem: Arc<Umem>,
+    /// Entries of kernel rings.
+    pub ring_size: u32,
+    /// Busy polling of kernel devices.
+    pub busy_poll: Option<BusyPoll>,
+    /// Whether kernel devices get threads of their own.
+    pub threaded_napi: bool,
+    /// Bytes to leave ahead of a received packet for outer headers.
+    pub headroom: u16,
+}
+
+/// Opens the device of a port.
+///
+/// # Errors
+/// It is not there, or the system refuses.
+pub fn open(opening: &Opening, spec: &v1::Device) -> Result<Box<dyn Device>, PortError> {
+    match spec.kind.as_str() {
+        "vhost-user" => Ok(Box::new(vhost::VhostUser::open(opening, spec)?)),
+        "tap" => Ok(Box::new(tap::Tap::open(opening, spec)?)),
+        _ => {
+            let role = Role::Port {
+                headroom: opening.headroom,
+            };
+            let device = netdev::Netdev::open(opening, &spec.name, &role, None)?;
+            Ok(Box::new(device))
+        }
+    }
+}

@@ -1,0 +1,109 @@
+//! The header ahead of each packet of a virtio network device (virtio 1.2, §5.1.6), and the feature bits that shape it.
+
+use crate::packet::{Offload, Segments};
+
+/// Feature bits of virtio 1.2 (§5.1.3, §6) and of vhost-user.
+pub(super) mod feature {
+    pub(in super::super) const CSUM: u64 = 1 << 0;
+    pub(in super::super) const GUEST_CSUM: u64 = 1 << 1;
+    pub(in super::super) const MTU: u64 = 1 << 3;
+    pub(in super::super) const GUEST_TSO4: u64 = 1 << 7;
+    pub(in super::super) const GUEST_TSO6: u64 = 1 << 8;
+    pub(in super::super) const GUEST_ECN: u64 = 1 << 9;
+    pub(in super::super) const HOST_TSO4: u64 = 1 << 11;
+    pub(in super::super) const HOST_TSO6: u64 = 1 << 12;
+    pub(in super::super) const HOST_ECN: u64 = 1 << 13;
+    pub(in super::super) const MRG_RXBUF: u64 = 1 << 15;
+    pub(in super::super) const GUEST_ANNOUNCE: u64 = 1 << 21;
+    pub(in super::super) const MQ: u64 = 1 << 22;
+    pub(in super::super) const LOG_ALL: u64 = 1 << 26;
+    pub(in super::super) const ANY_LAYOUT: u64 = 1 << 27;
+    pub(in super::super) const INDIRECT_DESC: u64 = 1 << 28;
+    pub(in super::super) const EVENT_IDX: u64 = 1 << 29;
+    pub(in super::super) const PROTOCOL_FEATURES: u64 = 1 << 30;
+    pub(in super::super) const VERSION_1: u64 = 1 << 32;
+    pub(in super::super) const RING_PACKED: u64 = 1 << 34;
+    pub(in super::super) const IN_ORDER: u64 = 1 << 35;
+    pub(in super::super) const GUEST_USO4: u64 = 1 << 54;
+    pub(in super::super) const GUEST_USO6: u64 = 1 << 55;
+    pub(in super::super) const HOST_USO: u64 = 1 << 56;
+}
+
+/// The longest header.
+pub(super) const MAX_HEADER: usize = 12;
+
+const NEEDS_CSUM: u8 = 1;
+const GSO_TCP4: u8 = 1;
+const GSO_TCP6: u8 = 4;
+const GSO_UDP_L4: u8 = 5;
+const GSO_ECN: u8 = 0x80;
+
+/// Bytes of the header under these features.
+pub(super) fn header_len(features: u64) -> usize {
+    if features & (feature::MRG_RXBUF | feature::VERSION_1) != 0 {
+        MAX_HEADER
+    } else {
+        10
+    }
+}
+
+/// Reads what a guest left to us to split. A kind that was not offered becomes one that nothing passes for.
+#[inline]
+pub(super) fn offload(header: &[u8; MAX_HEADER], features: u64) -> Offload {
+    let (kind, needed) = match header[1] & !GSO_ECN {
+        0 => return Offload::default(),
+        GSO_TCP4 => (Segments::Tcp4, feature::HOST_TSO4),
+        GSO_TCP6 => (Segments::Tcp6, feature::HOST_TSO6),
+        _ => (Segments::Udp, feature::HOST_USO),
+    };
+    let known = matches!(header[1] & !GSO_ECN, GSO_TCP4 | GSO_TCP6 | GSO_UDP_L4);
+    let size = if known && features & needed != 0 {
+        u16::from_le_bytes([header[4], header[5]])
+    } else {
+        // A size of 0 is refused later, by name.
+        0
+    };
+    Offload {
+        segments: kind,
+        size,
+    }
+}
+
+/// Whether a guest of these features takes a segment whole.
+pub(super) fn takes(features: u64, offload: &Offload) -> bool {
+    let needed = match offload.segments {
+        Segments::None => 0,
+        Segments::Tcp4 => feature::GUEST_TSO4 | feature::GUEST_CSUM,
+        Segments::Tcp6 => feature::GUEST_TSO6 | feature::GUEST_CSUM,
+        Segments::Udp => feature::GUEST_USO4 | feature::GUEST_USO6 | feature::GUEST_CSUM,
+    };
+    features & needed == needed
+}
+
+/// The header of a packet towards a guest, for so many buffers. `packet` begins at the Ethernet header.
+pub(super) fn towards_guest(packet: &[u8], offload: &Offload, buffers: u16) -> [u8; MAX_HEADER] {
+    let mut header = [0; MAX_HEADER];
+    header[10..12].copy_from_slice(&buffers.to_le_bytes());
+    let (kind, checksum) = match offload.segments {
+        Segments::None => return header,
+        Segments::Tcp4 => (GSO_TCP4, 16u16),
+        Segments::Tcp6 => (GSO_TCP6, 16),
+        Segments::Udp => (GSO_UDP_L4, 6),
+    };
+    // The pipeline has parsed it, so the headers are whole and of the kind that the offload says.
+    let Ok(crate::packet::Inner::Ip(parsed)) = crate::packet::parse::inner(packet) else {
+        return header;
+    };
+    let l4 = usize::from(parsed.l4);
+    let transport = match offload.segments {
+        Segments::Udp => 8,
+        _ => u16::from(packet.get(l4 + 12).map_or(5, |offset| offset >> 4)) * 4,
+    };
+    header[0] = NEEDS_CSUM;
+    header[1] = kind;
+    header[2..4].copy_from_slice(&(parsed.l4 + transport).to_le_bytes());
+    header[4..6].copy_from_slice(&offload.size.to_le_bytes());
+    header[6..8].copy_from_slice(&parsed.l4.to_le_bytes());
+    header[8..10].copy_from_slice(&checksum.to_le_bytes());
+    header
+}
