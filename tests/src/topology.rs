@@ -4,8 +4,8 @@ use weft_proto::v1::{Device, Objects};
 
 use crate::LabError;
 
-/// Objects from YAML, as `weftctl apply` reads it. A port without security groups gets the one that is named after its VPC; a port on a
-/// host that runs weftd gets the device `p-ID` that a [`crate::Site`] makes.
+/// Objects from YAML, as `weftctl apply` reads it. A port without security groups gets the one that is named after its VPC; a port without
+/// a device, on a host that runs weftd, gets the device `p-ID` that a [`crate::Site`] makes.
 pub fn topology(yaml: &str) -> Result<Objects, LabError> {
     let mut objects: Objects = serde_yaml_ng::from_str(yaml).map_err(|source| LabError::Io {
         what: "reading a topology".to_owned(),
@@ -21,7 +21,7 @@ pub fn topology(yaml: &str) -> Result<Objects, LabError> {
         if port.security_groups.is_empty() {
             port.security_groups = vec![port.vpc.clone()];
         }
-        if !foreign.contains(&port.host) {
+        if port.device.is_none() && !foreign.contains(&port.host) {
             port.device = Some(Device {
                 kind: "netdev".into(),
                 name: format!("p-{}", port.id),
@@ -31,6 +31,30 @@ pub fn topology(yaml: &str) -> Result<Objects, LabError> {
     }
     Ok(objects)
 }
+
+/// How a port's workload is a virtual machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum GuestKind {
+    /// Behind a tap that the virtual machine's process holds, whose kernel side is weftd's as any other interface is.
+    TapAsNetdev,
+}
+
+/// Makes virtual machines of the workloads of these ports; of all, if none is named.
+pub fn put_in_guests(objects: &mut Objects, kind: GuestKind, ports: &[&str]) {
+    for port in &mut objects.ports {
+        if ports.is_empty() || ports.contains(&port.id.as_str()) {
+            port.device = Some(match kind {
+                GuestKind::TapAsNetdev => Device {
+                    kind: "netdev".into(),
+                    name: format!("{GUEST_TAP}{}", port.id),
+                },
+            });
+        }
+    }
+}
+
+/// What the name of a tap for a guest begins with.
+pub(crate) const GUEST_TAP: &str = "g-";
 
 const TENANT: &str = r#"
 subnets:

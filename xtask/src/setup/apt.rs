@@ -32,7 +32,6 @@ pub(crate) const PACKAGES: &[&str] = &[
     "python3",
     // real guests
     "busybox-static",
-    "cpio",
     "qemu-system-x86",
     // peers of the tests
     "nftables",

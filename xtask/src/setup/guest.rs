@@ -15,8 +15,8 @@ const PACKAGE: &str = "linux-image-cloud-amd64";
 
 /// The modules that a guest loads, in this order: what virtio's network device over PCI needs.
 const MODULES: [&str; 8] = [
-    "drivers/virtio/virtio.ko",
     "drivers/virtio/virtio_ring.ko",
+    "drivers/virtio/virtio.ko",
     "drivers/virtio/virtio_pci_legacy_dev.ko",
     "drivers/virtio/virtio_pci_modern_dev.ko",
     "drivers/virtio/virtio_pci.ko",
@@ -28,9 +28,10 @@ const MODULES: [&str; 8] = [
 /// Makes `target/guest/vmlinuz` and `target/guest/modules/NN-NAME.ko`, numbered in the order of loading, if they are not there.
 pub(crate) fn kernel() -> Result<()> {
     let out = run::target().join("guest");
-    // Written last: its presence says that all is there.
+    // Written last: it says that all is there.
     let stamp = out.join("kernel.stamp");
-    if stamp.exists() {
+    let wanted = MODULES.join("\n");
+    if fs::read_to_string(&stamp).is_ok_and(|found| found.starts_with(&wanted)) {
         return Ok(());
     }
     eprintln!(
@@ -64,7 +65,7 @@ pub(crate) fn kernel() -> Result<()> {
     }
     fs::remove_dir_all(&unpacked)
         .with_context(|| format!("cannot remove {}", unpacked.display()))?;
-    fs::write(&stamp, format!("{name}\n"))
+    fs::write(&stamp, format!("{wanted}\n{name}\n"))
         .with_context(|| format!("cannot write {}", stamp.display()))
 }
 
