@@ -11,6 +11,7 @@ pub mod guest;
 mod lab;
 pub mod load;
 mod namespace;
+pub mod openvswitch;
 mod raw_socket;
 pub mod site;
 mod topology;
