@@ -37,6 +37,8 @@ pub struct SiteOptions {
     pub workload_mtu: u32,
     /// What the cards of virtual machines offer.
     pub guest_nic: NicFeatures,
+    /// What those of some ports offer instead.
+    pub guest_nics: BTreeMap<String, NicFeatures>,
     /// Whether virtual machines are given their addresses, routes and MTU by the site; else their cards are left down.
     pub configure_guests: bool,
 }
@@ -50,8 +52,16 @@ impl Default for SiteOptions {
             underlay_mtu: 1500,
             workload_mtu: 1430,
             guest_nic: NicFeatures::default(),
+            guest_nics: BTreeMap::new(),
             configure_guests: true,
         }
+    }
+}
+
+impl SiteOptions {
+    /// What the card of a port's virtual machine offers.
+    fn features(&self, port: &str) -> &NicFeatures {
+        self.guest_nics.get(port).unwrap_or(&self.guest_nic)
     }
 }
 
@@ -87,6 +97,24 @@ pub struct Site {
     // Last, so that daemons are stopped before their namespaces go.
     lab: Lab,
 }
+
+/// Completes the device of a virtual machine: the path of a socket, and the number of queues.
+fn place(port: &mut Port, directory: &Path, options: &SiteOptions) {
+    let queues = options.features(&port.id).queues;
+    if let Some(device) = port
+        .device
+        .as_mut()
+        .filter(|device| device.kind != "netdev")
+    {
+        if device.kind == "vhost-user" {
+            device.name = directory.join(&device.name).display().to_string();
+        }
+        device.queues = queues.into();
+    }
+}
+
+/// How long weftd may take to make a device.
+const BOOT: Duration = Duration::from_secs(20);
 
 /// A workload's addresses, with prefix length, and its default gateways.
 struct Plan {
@@ -132,6 +160,10 @@ impl Site {
             controller_namespace,
             lab,
         };
+        for port in &mut site.objects.ports {
+            place(port, &site.directory, options);
+        }
+        let objects = &site.objects.clone();
         site.make_hosts(objects, options)?;
         for port in &objects.ports {
             site.make_workload(port, options)?;
@@ -216,11 +248,14 @@ impl Site {
             return Ok(());
         };
         let namespace = host.namespace.clone();
-        if device.name.starts_with(GUEST_TAP) {
-            let queues = options.guest_nic.queues;
+        if device.kind == "netdev" && device.name.starts_with(GUEST_TAP) {
+            let queues = options.features(&port.id).queues;
             return self
                 .lab
                 .tap(&namespace, &device.name, queues, options.workload_mtu);
+        }
+        if device.kind != "netdev" {
+            return Ok(());
         }
         let plan = self.plan(port);
         let workload = self.lab.workload(
@@ -245,54 +280,80 @@ impl Site {
         Ok(())
     }
 
+    /// Completes the device of a port that is to be added, and makes what it needs on its host before weftd can open it.
+    pub fn prepare(&mut self, port: &mut Port, options: &SiteOptions) -> Result<(), LabError> {
+        place(port, &self.directory, options);
+        self.make_workload(port, options)
+    }
+
     /// Removes what [`Site::prepare`] made, when the port is gone.
     pub fn forget(&mut self, port: &Port) -> Result<(), LabError> {
         match (self.hosts.get(&port.host), &port.device) {
-            (Some(host), Some(device)) if device.name.starts_with(GUEST_TAP) => host
-                .namespace
-                .ip(&format!("link delete {}", device.name))
-                .map(drop),
+            (Some(host), Some(device))
+                if device.kind == "netdev" && device.name.starts_with(GUEST_TAP) =>
+            {
+                host.namespace
+                    .ip(&format!("link delete {}", device.name))
+                    .map(drop)
+            }
             _ => Ok(()),
         }
     }
 
-    /// The card of a port's virtual machine, if its workload is one. `id` is its name at the machine's monitor.
-    pub fn nic(&self, id: &str, port: &Port, features: &NicFeatures) -> Option<Nic> {
-        let device = port.device.as_ref()?;
-        let backend = device.name.starts_with(GUEST_TAP).then(|| Backend::Tap {
-            interface: device.name.clone(),
-        })?;
-        Some(Nic {
+    /// The card of a port's virtual machine, if its workload is one; `id` is its name at the machine's monitor. Waits for what weftd makes for it.
+    pub fn nic(
+        &self,
+        id: &str,
+        port: &Port,
+        features: &NicFeatures,
+    ) -> Result<Option<Nic>, LabError> {
+        let (Some(device), Some(host)) = (&port.device, self.hosts.get(&port.host)) else {
+            return Ok(None);
+        };
+        let backend = if device.kind == "vhost-user" {
+            let socket = PathBuf::from(&device.name);
+            let listen = device.mode == "client";
+            if !listen {
+                wait_until("weftd's socket", BOOT, || socket.exists())?;
+            }
+            Backend::VhostUser { socket, listen }
+        } else if device.name.starts_with(GUEST_TAP) {
+            let line = format!("link show {}", device.name);
+            wait_until("the guest's tap", BOOT, || host.namespace.ip(&line).is_ok())?;
+            Backend::Tap {
+                interface: device.name.clone(),
+            }
+        } else {
+            return Ok(None);
+        };
+        Ok(Some(Nic {
             id: id.to_owned(),
             mac: port.mac.clone(),
             backend,
             features: features.clone(),
-        })
-    }
-
-    /// Makes what a port that was added since the site started needs on its host before weftd can open its device.
-    pub fn prepare(&mut self, port: &Port, options: &SiteOptions) -> Result<(), LabError> {
-        self.make_workload(port, options)
+        }))
     }
 
     /// Starts the virtual machine of a port, if its workload is one, and does not wait for its boot.
-    fn start_guest(&mut self, port: &Port, options: &SiteOptions) -> Result<(), LabError> {
-        let (Some(nic), Some(host)) = (
-            self.nic("nic0", port, &options.guest_nic),
-            self.hosts.get(&port.host),
-        ) else {
+    pub fn start_guest(&mut self, port: &Port, options: &SiteOptions) -> Result<(), LabError> {
+        let features = options.features(&port.id);
+        let Some(nic) = self
+            .nic("nic0", port, features)
+            .map_err(|error| self.explain(error))?
+        else {
             return Ok(());
         };
         let guest = Guest::start(
-            &host.namespace,
+            &self.hosts[&port.host].namespace,
             &port.id,
             &self.directory,
             &GuestOptions {
-                processors: options.guest_nic.queues,
+                processors: features.queues,
                 nics: vec![nic],
                 ..GuestOptions::default()
             },
-        )?;
+        );
+        let guest = guest.map_err(|error| self.explain(error))?;
         self.guests.insert(port.id.clone(), guest);
         Ok(())
     }
@@ -302,10 +363,14 @@ impl Site {
             return Ok(());
         };
         guest.wait_up()?;
-        if options.configure_guests {
-            self.configure_guest(&port.id, options.workload_mtu)?;
+        if !options.configure_guests {
+            return Ok(());
         }
-        Ok(())
+        let queues = options.features(&port.id).queues;
+        if queues > 1 {
+            guest.succeed(&format!("/tools/ethtool -L eth0 combined {queues}"))?;
+        }
+        self.configure_guest(&port.id, options.workload_mtu)
     }
 
     /// Gives the first card of a port's virtual machine the port's addresses and routes.
@@ -532,6 +597,9 @@ impl Site {
                     tail(daemon.log())
                 ));
             }
+        }
+        for guest in self.guests.values() {
+            text.push_str(&guest.last_words());
         }
         LabError::Explained {
             source: Box::new(error),

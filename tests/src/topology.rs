@@ -32,28 +32,45 @@ pub fn topology(yaml: &str) -> Result<Objects, LabError> {
     Ok(objects)
 }
 
-/// How a port's workload is a virtual machine.
+/// How a port's virtual machine is attached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum GuestKind {
-    /// Behind a tap that the virtual machine's process holds, whose kernel side is weftd's as any other interface is.
+    /// By a tap that is there before, whose kernel side is weftd's as any other interface is.
     TapAsNetdev,
+    /// By a tap that weftd makes.
+    Tap,
+    /// By a socket on which weftd listens.
+    VhostServer,
+    /// By a socket on which the virtual machine listens.
+    VhostClient,
 }
 
-/// Makes virtual machines of the workloads of these ports; of all, if none is named.
+/// Makes virtual machines of the workloads of these ports; of all, if none is named. Sockets are named relative to the site's directory.
 pub fn put_in_guests(objects: &mut Objects, kind: GuestKind, ports: &[&str]) {
     for port in &mut objects.ports {
         if ports.is_empty() || ports.contains(&port.id.as_str()) {
+            let tap = |kind: &str| Device {
+                kind: kind.into(),
+                name: format!("{GUEST_TAP}{}", port.id),
+                ..Device::default()
+            };
+            let socket = |mode: &str| Device {
+                kind: "vhost-user".into(),
+                name: format!("{}.vhost", port.id),
+                mode: mode.into(),
+                ..Device::default()
+            };
             port.device = Some(match kind {
-                GuestKind::TapAsNetdev => Device {
-                    kind: "netdev".into(),
-                    name: format!("{GUEST_TAP}{}", port.id),
-                },
+                GuestKind::TapAsNetdev => tap("netdev"),
+                GuestKind::Tap => tap("tap"),
+                GuestKind::VhostServer => socket("server"),
+                GuestKind::VhostClient => socket("client"),
             });
         }
     }
 }
 
-/// What the name of a tap for a guest begins with.
+/// What the name of a guest's tap begins with.
 pub(crate) const GUEST_TAP: &str = "g-";
 
 const TENANT: &str = r#"

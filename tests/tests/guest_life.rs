@@ -24,7 +24,7 @@ fn options() -> SiteOptions {
 fn site(kind: GuestKind) -> Site {
     let mut objects = tenants(2).unwrap();
     put_in_guests(&mut objects, kind, &["blue-1", "blue-2"]);
-    Site::start(Lab::new().unwrap(), &objects, &options()).unwrap()
+    Site::start(Lab::new().unwrap(), &objects, &options()).unwrap_or_else(|error| panic!("{error}"))
 }
 
 fn explained(site: &mut Site, body: impl FnOnce(&mut Site) -> Result<(), LabError>) {
@@ -61,7 +61,7 @@ fn outlives_weftd(kind: GuestKind) {
         until_pings(site, "blue-1", "blue-2")?;
         let boot = |site: &Site| {
             site.guests["blue-1"]
-                .succeed("cd /sys/class/net/eth0 && cat /proc/sys/kernel/random/boot_id carrier carrier_changes")
+                .succeed("cd /sys/class/net/eth0 && cat /proc/sys/kernel/random/boot_id carrier")
         };
         let before = boot(site)?;
         for signal in [libc::SIGTERM, libc::SIGKILL] {
@@ -94,39 +94,84 @@ fn plugs(kind: GuestKind) {
         port.addresses = vec!["10.0.1.19".into()];
         added.ports = vec![port];
         put_in_guests(&mut added, kind, &[]);
-        let port = added.ports.remove(0);
-        let nic = site.nic("nic1", &port, &options().guest_nic).unwrap();
+        let mut port = added.ports.remove(0);
         for _ in 0..2 {
-            site.prepare(&port, &options())?;
+            site.prepare(&mut port, &options())?;
             site.change(|objects| objects.ports.push(port.clone()))?;
+            let nic = site.nic("nic1", &port, &options().guest_nic)?.unwrap();
             let guest = &site.guests["blue-1"];
             guest.add_nic(&nic, "eth1")?;
             guest.succeed("ip address add 10.0.1.19/32 dev eth1 && ip link set eth1 mtu 1430 up && ip route add 10.0.1.12/32 dev eth1 src 10.0.1.19")?;
             wait_until("pings over the added card", SOON, || {
                 let line = "/tools/ping -q -n -c 2 -i 0.05 -W 1 -I eth1 10.0.1.12";
-                guest.run(line).is_ok_and(|output| output.code == 0)
+                guest.says(line)
             })?;
             guest.remove_nic(&nic)?;
-            assert!(site.pings("blue-1", "blue-2"));
+            until_pings(site, "blue-1", "blue-2")?;
             site.change(|objects| objects.ports.retain(|port| port.id != "blue-9"))?;
             site.forget(&port)?;
-            assert!(site.pings("blue-1", "blue-2"));
+            until_pings(site, "blue-1", "blue-2")?;
         }
         site.wait_for_frames()
     });
 }
 
 #[test]
-fn a_guest_on_a_tap_reboots() {
+fn a_guest_behind_an_interface_reboots() {
     reboots(GuestKind::TapAsNetdev);
 }
 
 #[test]
-fn a_guest_on_a_tap_outlives_weftd() {
+fn a_guest_behind_an_interface_outlives_weftd() {
     outlives_weftd(GuestKind::TapAsNetdev);
 }
 
 #[test]
-fn a_card_on_a_tap_is_plugged_in_and_taken_out() {
+fn a_guest_behind_an_interface_gets_another_card_and_gives_it_back() {
     plugs(GuestKind::TapAsNetdev);
+}
+
+#[test]
+fn a_guest_on_a_tap_reboots() {
+    reboots(GuestKind::Tap);
+}
+
+#[test]
+fn a_guest_on_a_tap_outlives_weftd() {
+    outlives_weftd(GuestKind::Tap);
+}
+
+#[test]
+fn a_guest_on_a_tap_gets_another_card_and_gives_it_back() {
+    plugs(GuestKind::Tap);
+}
+
+#[test]
+fn a_guest_that_connects_reboots() {
+    reboots(GuestKind::VhostServer);
+}
+
+#[test]
+fn a_guest_that_connects_outlives_weftd() {
+    outlives_weftd(GuestKind::VhostServer);
+}
+
+#[test]
+fn a_guest_that_connects_gets_another_card_and_gives_it_back() {
+    plugs(GuestKind::VhostServer);
+}
+
+#[test]
+fn a_guest_that_listens_reboots() {
+    reboots(GuestKind::VhostClient);
+}
+
+#[test]
+fn a_guest_that_listens_outlives_weftd() {
+    outlives_weftd(GuestKind::VhostClient);
+}
+
+#[test]
+fn a_guest_that_listens_gets_another_card_and_gives_it_back() {
+    plugs(GuestKind::VhostClient);
 }

@@ -217,7 +217,7 @@ impl Guest {
     /// Whether `count` pings to the address are all answered, each within a second.
     pub fn pings(&self, address: &str, count: u32) -> bool {
         let line = format!("/tools/ping -q -n -i 0.05 -W 1 -c {count} {address}");
-        self.run(&line).is_ok_and(|output| output.code == 0)
+        self.says(&line)
     }
 
     /// Has a file of so many random bytes from another guest by TCP (HTTP), and compares what both have: an error if that is not the same. An
@@ -258,11 +258,20 @@ impl Guest {
         monitor.ask("netdev_add", &nic.netdev())?;
         monitor.ask("device_add", &nic.device())?;
         drop(monitor);
-        wait_until(&format!("{interface} in {}", self.name), PATIENCE, || {
-            self.run(&format!("test -e /sys/class/net/{interface}"))
-                .is_ok_and(|output| output.code == 0)
-        })
-        .map_err(|error| self.explain(error))
+        let there = || self.says(&format!("test -e /sys/class/net/{interface}"));
+        let what = format!("{interface} in {}", self.name);
+        // A slot that has just been emptied may miss that it is filled again: then the guest is told to look.
+        wait_until(&what, Duration::from_secs(5), there)
+            .or_else(|_| {
+                self.succeed("echo 1 >/sys/bus/pci/rescan")?;
+                wait_until(&what, PATIENCE, there)
+            })
+            .map_err(|error| self.explain(error))
+    }
+
+    /// Whether a line of shell succeeds.
+    pub fn says(&self, line: &str) -> bool {
+        self.run(line).is_ok_and(|output| output.code == 0)
     }
 
     /// Takes a card out while the guest runs; returns when the guest has let it go.
@@ -270,14 +279,9 @@ impl Guest {
         let mut monitor = locked(&self.monitor);
         monitor.ask("device_del", &json!({ "id": nic.id }))?;
         monitor.wait_for("DEVICE_DELETED", &nic.id)?;
-        monitor.ask("netdev_del", &json!({ "id": format!("{}-back", nic.id) }))?;
-        if nic.socket().is_some() {
-            monitor.ask(
-                "chardev-remove",
-                &json!({ "id": format!("{}-socket", nic.id) }),
-            )?;
-        }
-        Ok(())
+        // Its socket goes with it.
+        let back = json!({ "id": format!("{}-back", nic.id) });
+        monitor.ask("netdev_del", &back).map(drop)
     }
 
     /// Pulls a card's cable, or puts it back.
@@ -287,20 +291,25 @@ impl Guest {
             .map(drop)
     }
 
-    /// Adds what a person would look at first to an error: what the virtual machine and the guest's kernel said last.
+    /// Adds what a person would look at first to an error.
     pub fn explain(&self, error: LabError) -> LabError {
+        LabError::Explained {
+            source: Box::new(error),
+            text: self.last_words(),
+        }
+    }
+
+    /// What the virtual machine and the guest's kernel said last.
+    pub fn last_words(&self) -> String {
         let kernel = std::fs::read(&self.kernel_log).unwrap_or_default();
         let kernel = String::from_utf8_lossy(&kernel).into_owned();
         let lines: Vec<&str> = kernel.lines().collect();
         let last = lines[lines.len().saturating_sub(10)..].join("\n");
-        LabError::Explained {
-            source: Box::new(error),
-            text: format!(
-                "\n--- qemu of {name}\n{}\n--- kernel of {name}\n{last}",
-                self.machine.log(),
-                name = self.name
-            ),
-        }
+        format!(
+            "\n--- qemu of {name}\n{}\n--- kernel of {name}\n{last}",
+            self.machine.log(),
+            name = self.name
+        )
     }
 }
 
