@@ -4,15 +4,17 @@
 
 mod generator;
 mod ovs;
+mod weft;
 
 use std::path::PathBuf;
 use std::time::Duration;
 
 use weft_tests::{Daemon, load};
 
-use crate::{Row, dpdk};
+use crate::{Row, dpdk, median};
 use generator::{End, Generator, Way};
 use ovs::Ovs;
+use weft::Weft;
 
 const GENERATOR_CORE: usize = 0;
 const SAMPLES: usize = 5;
@@ -128,25 +130,41 @@ impl Drop for Rig {
 pub(crate) fn rows(peers: bool) -> anyhow::Result<Vec<Row>> {
     let _pages = dpdk::HugePages::reserve(HUGE_PAGES);
     let mut rows = Vec::new();
-    for (setup, what) in [
-        (Setup::SameHost, "port to port of one host"),
-        (Setup::Tunnel, "port and underlay, VXLAN"),
+    for (setup, what, peer, factor) in [
+        (
+            Setup::SameHost,
+            "port to port of one host, ACL, group of 101 rules, sessions",
+            "Open vSwitch with DPDK, switching alone",
+            1.0,
+        ),
+        (
+            Setup::Tunnel,
+            "port to underlay, VXLAN, ACL, group of 101 rules, sessions",
+            "Open vSwitch with DPDK, VXLAN, 101 stateful rules",
+            2.0,
+        ),
     ] {
-        let mut rig = Rig::new(
-            setup,
-            Box::new(Ovs::start(setup, GENERATOR_CORE, dpdk::core())?),
-        )?;
+        let mut ours = Rig::new(setup, Box::new(Weft::start(setup, dpdk::core())?))?;
+        let mut theirs = if peers {
+            let ovs = Ovs::start(setup, GENERATOR_CORE, dpdk::core())?;
+            Some(Rig::new(setup, Box::new(ovs))?)
+        } else {
+            None
+        };
         for (way, ways) in [(Way::There, "one way"), (Way::Both, "both ways")] {
-            let mut samples = Vec::new();
+            let (mut samples, mut others) = (Vec::new(), Vec::new());
             for _ in 0..SAMPLES {
-                samples.push(rig.measure(way, TIME)?);
+                samples.push(ours.measure(way, TIME)?);
+                if let Some(theirs) = &mut theirs {
+                    others.push(theirs.measure(way, TIME)?);
+                }
             }
             rows.push(Row {
                 name: format!("vhost: {what}, {ways}, 60 bytes, {FLOWS} flows"),
                 unit: "million packets/s",
                 samples,
-                goal: None,
-                peer: None,
+                goal: peers.then(|| (factor * median(&others), true)),
+                peer: peers.then_some((peer, others)),
             });
         }
     }
