@@ -119,13 +119,13 @@ fn figures(printed: &str) -> BTreeMap<String, f64> {
 }
 
 /// Huge pages that the kernel keeps for a peer while this lives.
-struct HugePages {
+pub(crate) struct HugePages {
     before: String,
 }
 
 impl HugePages {
     /// None when the kernel has not that many to give.
-    fn reserve(count: u32) -> Option<Self> {
+    pub(crate) fn reserve(count: u32) -> Option<Self> {
         let before = fs::read_to_string(HUGE_PAGES_FILE).ok()?;
         let pages = Self { before };
         let had: u32 = pages.before.trim().parse().ok()?;

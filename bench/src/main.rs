@@ -15,6 +15,7 @@ mod parts;
 mod plot;
 mod scale;
 mod scenario;
+mod vhost;
 mod workers;
 
 use std::path::PathBuf;
@@ -154,7 +155,7 @@ impl Suite {
 }
 
 /// All of them, in the order in which they are measured.
-const SUITES: [Suite; 10] = [
+const SUITES: [Suite; 11] = [
     Suite::new("memory", "the pipeline without sockets", |_| {
         dpdk::pinned(memory::rows)
     }),
@@ -183,6 +184,7 @@ const SUITES: [Suite; 10] = [
     }),
     Suite::new("forward", "real sockets across two hosts", forward::rows),
     Suite::new("tcp", "one stream over the same", forward::tcp),
+    Suite::new("vhost", "rings shared with guests", vhost::rows),
 ];
 
 fn run(arguments: &Arguments) -> anyhow::Result<()> {

@@ -76,6 +76,11 @@ impl Daemon {
         }
     }
 
+    /// Stops it where it is (SIGSTOP), or lets it go on.
+    pub fn pause(&self, paused: bool) {
+        self.signal(if paused { libc::SIGSTOP } else { libc::SIGCONT });
+    }
+
     /// Asks it to end (SIGTERM), and waits for that.
     pub fn stop(&mut self, within: Duration) -> Result<ExitStatus, LabError> {
         self.signal(libc::SIGTERM);

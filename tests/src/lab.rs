@@ -137,6 +137,18 @@ impl Lab {
         Ok(())
     }
 
+    /// A tap in a namespace: up, and for a program that opens it by name.
+    pub fn tap(&self, host: &Namespace, name: &str, queues: u16, mtu: u32) -> Result<(), LabError> {
+        let multiqueue = if queues > 1 { "multi_queue" } else { "" };
+        host.ip(&format!("tuntap add {name} mode tap {multiqueue}"))?;
+        host.run(&[
+            "sysctl",
+            "-qw",
+            &format!("net.ipv6.conf.{name}.disable_ipv6=1"),
+        ])?;
+        host.ip(&format!("link set {name} mtu {mtu} up")).map(drop)
+    }
+
     /// A workload on `host`: its `eth0` is linked to the host's interface `p-NAME`.
     pub fn workload(
         &mut self,

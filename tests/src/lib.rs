@@ -2,14 +2,16 @@
 //!
 //! A [`Lab`] makes namespaces, links and workloads, and removes them when it is dropped, after a panic too; everything happens
 //! inside namespaces that it made itself. [`RawSocket`] sends and receives frames in one of them, [`Capture`] records and decodes,
-//! [`Daemon`] is a program that runs there, [`wait_until`] waits for a condition with a deadline. Needs root.
+//! [`Daemon`] is a program that runs there, [`guest::Guest`] a virtual machine, [`wait_until`] waits for a condition with a deadline. Needs root.
 
 mod capture;
 mod daemon;
 mod error;
+pub mod guest;
 mod lab;
 pub mod load;
 mod namespace;
+pub mod openvswitch;
 mod raw_socket;
 pub mod site;
 mod topology;
@@ -19,9 +21,10 @@ mod wait;
 pub use capture::Capture;
 pub use daemon::Daemon;
 pub use error::LabError;
+pub use guest::Guest;
 pub use lab::{Lab, LinkOptions, Workload, WorkloadOptions};
 pub use namespace::Namespace;
 pub use raw_socket::{RawSocket, is_readable};
 pub use site::{Site, SiteOptions};
-pub use topology::{tenants, topology};
+pub use topology::{GuestKind, put_in_guests, tenants, topology};
 pub use wait::wait_until;

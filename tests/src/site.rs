@@ -1,5 +1,6 @@
 //! A running site: a controller, hosts with their daemons, the underlay between them, and a workload for each port. Everything real:
-//! the programs that users run, in namespaces that the [`Lab`] made.
+//! the programs that users run, in namespaces that the [`Lab`] made. A port's device says what its workload is: a namespace behind a veth, or a
+//! virtual machine.
 //!
 //! Hosts are linked directly when there are two, and by a bridge in a namespace of its own when there are more. Foreign hosts get a
 //! namespace with an uplink, and nothing else.
@@ -12,7 +13,9 @@ use std::time::{Duration, Instant};
 
 use weft_proto::v1::{Objects, Port};
 
+use crate::guest::{Backend, Guest, GuestOptions, Nic, NicFeatures};
 use crate::namespace::output;
+use crate::topology::GUEST_TAP;
 use crate::traffic::NumberedStream;
 use crate::{Daemon, Lab, LabError, LinkOptions, Namespace, Workload, WorkloadOptions, wait_until};
 
@@ -32,6 +35,12 @@ pub struct SiteOptions {
     pub underlay_mtu: u32,
     /// Bytes of IP packet that a workload's interface lets it send.
     pub workload_mtu: u32,
+    /// What the cards of virtual machines offer.
+    pub guest_nic: NicFeatures,
+    /// What those of some ports offer instead.
+    pub guest_nics: BTreeMap<String, NicFeatures>,
+    /// Whether virtual machines are given their addresses, routes and MTU by the site; else their cards are left down.
+    pub configure_guests: bool,
 }
 
 impl Default for SiteOptions {
@@ -42,7 +51,17 @@ impl Default for SiteOptions {
             checksum_offload: true,
             underlay_mtu: 1500,
             workload_mtu: 1430,
+            guest_nic: NicFeatures::default(),
+            guest_nics: BTreeMap::new(),
+            configure_guests: true,
         }
+    }
+}
+
+impl SiteOptions {
+    /// What the card of a port's virtual machine offers.
+    fn features(&self, port: &str) -> &NicFeatures {
+        self.guest_nics.get(port).unwrap_or(&self.guest_nic)
     }
 }
 
@@ -63,8 +82,10 @@ pub struct SiteHost {
 pub struct Site {
     /// Hosts by id.
     pub hosts: BTreeMap<String, SiteHost>,
-    /// Workloads by port id.
+    /// Workloads that are namespaces, by port id.
     pub workloads: BTreeMap<String, Workload>,
+    /// Workloads that are virtual machines, by port id.
+    pub guests: BTreeMap<String, Guest>,
     /// The controller, while it runs.
     pub controller: Option<Daemon>,
     /// The bridge between the hosts, `br0` in a namespace of its own, when they are more than two: a capture there sees the tunnels.
@@ -75,6 +96,30 @@ pub struct Site {
     controller_namespace: Namespace,
     // Last, so that daemons are stopped before their namespaces go.
     lab: Lab,
+}
+
+/// Completes the device of a virtual machine: the path of a socket, and the number of queues.
+fn place(port: &mut Port, directory: &Path, options: &SiteOptions) {
+    let queues = options.features(&port.id).queues;
+    if let Some(device) = port
+        .device
+        .as_mut()
+        .filter(|device| device.kind != "netdev")
+    {
+        if device.kind == "vhost-user" {
+            device.name = directory.join(&device.name).display().to_string();
+        }
+        device.queues = queues.into();
+    }
+}
+
+/// How long weftd may take to make a device.
+const BOOT: Duration = Duration::from_secs(20);
+
+/// A workload's addresses, with prefix length, and its default gateways.
+struct Plan {
+    addresses: Vec<String>,
+    gateways: Vec<String>,
 }
 
 /// The path of one of weft's programs, beside the running one.
@@ -107,6 +152,7 @@ impl Site {
         let mut site = Self {
             hosts: BTreeMap::new(),
             workloads: BTreeMap::new(),
+            guests: BTreeMap::new(),
             controller: None,
             underlay: None,
             objects: objects.clone(),
@@ -114,6 +160,10 @@ impl Site {
             controller_namespace,
             lab,
         };
+        for port in &mut site.objects.ports {
+            place(port, &site.directory, options);
+        }
+        let objects = &site.objects.clone();
         site.make_hosts(objects, options)?;
         for port in &objects.ports {
             site.make_workload(port, options)?;
@@ -124,6 +174,12 @@ impl Site {
             site.start_daemon(&host)?;
         }
         site.wait_for_hosts()?;
+        for port in &objects.ports {
+            site.start_guest(port, options)?;
+        }
+        for port in &objects.ports {
+            site.set_up_guest(port, options)?;
+        }
         site.wait_for_ports()?;
         Ok(site)
     }
@@ -185,10 +241,168 @@ impl Site {
     }
 
     fn make_workload(&mut self, port: &Port, options: &SiteOptions) -> Result<(), LabError> {
-        let Some(host) = self.hosts.get(&port.host).filter(|_| port.device.is_some()) else {
+        let Some(host) = self.hosts.get(&port.host) else {
+            return Ok(());
+        };
+        let Some(device) = &port.device else {
             return Ok(());
         };
         let namespace = host.namespace.clone();
+        if device.kind == "netdev" && device.name.starts_with(GUEST_TAP) {
+            let queues = options.features(&port.id).queues;
+            return self
+                .lab
+                .tap(&namespace, &device.name, queues, options.workload_mtu);
+        }
+        if device.kind != "netdev" {
+            return Ok(());
+        }
+        let plan = self.plan(port);
+        let workload = self.lab.workload(
+            &namespace,
+            &port.id,
+            &WorkloadOptions {
+                mac: &port.mac,
+                addresses: &plan
+                    .addresses
+                    .iter()
+                    .map(String::as_str)
+                    .collect::<Vec<_>>(),
+                gateways: &plan.gateways.iter().map(String::as_str).collect::<Vec<_>>(),
+                link: LinkOptions {
+                    mtu: options.workload_mtu,
+                    ..LinkOptions::default()
+                },
+                checksum_offload: options.checksum_offload,
+            },
+        )?;
+        self.workloads.insert(port.id.clone(), workload);
+        Ok(())
+    }
+
+    /// Completes the device of a port that is to be added, and makes what it needs on its host before weftd can open it.
+    pub fn prepare(&mut self, port: &mut Port, options: &SiteOptions) -> Result<(), LabError> {
+        place(port, &self.directory, options);
+        self.make_workload(port, options)
+    }
+
+    /// Removes what [`Site::prepare`] made, when the port is gone.
+    pub fn forget(&mut self, port: &Port) -> Result<(), LabError> {
+        match (self.hosts.get(&port.host), &port.device) {
+            (Some(host), Some(device))
+                if device.kind == "netdev" && device.name.starts_with(GUEST_TAP) =>
+            {
+                host.namespace
+                    .ip(&format!("link delete {}", device.name))
+                    .map(drop)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The card of a port's virtual machine, if its workload is one; `id` is its name at the machine's monitor. Waits for what weftd makes for it.
+    pub fn nic(
+        &self,
+        id: &str,
+        port: &Port,
+        features: &NicFeatures,
+    ) -> Result<Option<Nic>, LabError> {
+        let (Some(device), Some(host)) = (&port.device, self.hosts.get(&port.host)) else {
+            return Ok(None);
+        };
+        let backend = if device.kind == "vhost-user" {
+            let socket = PathBuf::from(&device.name);
+            let listen = device.mode == "client";
+            if !listen {
+                wait_until("weftd's socket", BOOT, || socket.exists())?;
+            }
+            Backend::VhostUser { socket, listen }
+        } else if device.name.starts_with(GUEST_TAP) {
+            let line = format!("link show {}", device.name);
+            wait_until("the guest's tap", BOOT, || host.namespace.ip(&line).is_ok())?;
+            Backend::Tap {
+                interface: device.name.clone(),
+            }
+        } else {
+            return Ok(None);
+        };
+        Ok(Some(Nic {
+            id: id.to_owned(),
+            mac: port.mac.clone(),
+            backend,
+            features: features.clone(),
+        }))
+    }
+
+    /// Starts the virtual machine of a port, if its workload is one, and does not wait for its boot.
+    pub fn start_guest(&mut self, port: &Port, options: &SiteOptions) -> Result<(), LabError> {
+        let features = options.features(&port.id);
+        let Some(nic) = self
+            .nic("nic0", port, features)
+            .map_err(|error| self.explain(error))?
+        else {
+            return Ok(());
+        };
+        let guest = Guest::start(
+            &self.hosts[&port.host].namespace,
+            &port.id,
+            &self.directory,
+            &GuestOptions {
+                processors: features.queues,
+                nics: vec![nic],
+                ..GuestOptions::default()
+            },
+        );
+        let guest = guest.map_err(|error| self.explain(error))?;
+        self.guests.insert(port.id.clone(), guest);
+        Ok(())
+    }
+
+    fn set_up_guest(&self, port: &Port, options: &SiteOptions) -> Result<(), LabError> {
+        let Some(guest) = self.guests.get(&port.id) else {
+            return Ok(());
+        };
+        guest.wait_up()?;
+        if !options.configure_guests {
+            return Ok(());
+        }
+        let queues = options.features(&port.id).queues;
+        if queues > 1 {
+            guest.succeed(&format!("/tools/ethtool -L eth0 combined {queues}"))?;
+        }
+        self.configure_guest(&port.id, options.workload_mtu)
+    }
+
+    /// Gives the first card of a port's virtual machine the port's addresses and routes.
+    pub fn configure_guest(&self, port: &str, mtu: u32) -> Result<(), LabError> {
+        let found = self.objects.ports.iter().find(|other| other.id == port);
+        let (Some(port), Some(guest)) = (found, self.guests.get(port)) else {
+            return Ok(());
+        };
+        let Plan {
+            addresses,
+            gateways,
+        } = self.plan(port);
+        let mut lines = vec![
+            "echo 0 >/proc/sys/net/ipv6/conf/eth0/accept_dad".to_owned(),
+            format!("ip link set eth0 mtu {mtu} up"),
+        ];
+        lines.extend(
+            addresses
+                .iter()
+                .map(|address| format!("ip address add {address} dev eth0")),
+        );
+        for gateway in gateways {
+            let family = if gateway.contains(':') { "-6" } else { "-4" };
+            lines.push(format!(
+                "ip {family} route add default via {gateway} dev eth0"
+            ));
+        }
+        guest.succeed(&lines.join(" && ")).map(drop)
+    }
+
+    /// What a port's workload is to set up.
+    fn plan(&self, port: &Port) -> Plan {
         let subnet = self
             .objects
             .subnets
@@ -222,22 +436,10 @@ impl Site {
             .filter_map(|cidr| weft_proto::address::parse_prefix(cidr).ok())
             .map(|prefix| weft_proto::address::first_address(prefix).to_string())
             .collect();
-        let workload = self.lab.workload(
-            &namespace,
-            &port.id,
-            &WorkloadOptions {
-                mac: &port.mac,
-                addresses: &addresses.iter().map(String::as_str).collect::<Vec<_>>(),
-                gateways: &gateways.iter().map(String::as_str).collect::<Vec<_>>(),
-                link: LinkOptions {
-                    mtu: options.workload_mtu,
-                    ..LinkOptions::default()
-                },
-                checksum_offload: options.checksum_offload,
-            },
-        )?;
-        self.workloads.insert(port.id.clone(), workload);
-        Ok(())
+        Plan {
+            addresses,
+            gateways,
+        }
     }
 
     fn own_hosts(&self) -> Vec<String> {
@@ -396,6 +598,9 @@ impl Site {
                 ));
             }
         }
+        for guest in self.guests.values() {
+            text.push_str(&guest.last_words());
+        }
         LabError::Explained {
             source: Box::new(error),
             text,
@@ -409,7 +614,10 @@ impl Site {
         };
         port.addresses
             .iter()
-            .all(|address| self.workloads[from].namespace.pings(address, 2))
+            .all(|address| match self.guests.get(from) {
+                Some(guest) => guest.pings(address, 2),
+                None => self.workloads[from].namespace.pings(address, 2),
+            })
     }
 
     /// The address of a port, of the family asked for.
@@ -488,12 +696,14 @@ impl Site {
             std::mem::forget(host.daemon.take());
         }
         std::mem::forget(self.controller.take());
+        std::mem::forget(std::mem::take(&mut self.guests));
         std::mem::forget(self);
     }
 }
 
 impl Drop for Site {
     fn drop(&mut self) {
+        self.guests.clear();
         for host in self.hosts.values_mut() {
             host.daemon = None;
         }

@@ -4,8 +4,8 @@ use weft_proto::v1::{Device, Objects};
 
 use crate::LabError;
 
-/// Objects from YAML, as `weftctl apply` reads it. A port without security groups gets the one that is named after its VPC; a port on a
-/// host that runs weftd gets the device `p-ID` that a [`crate::Site`] makes.
+/// Objects from YAML, as `weftctl apply` reads it. A port without security groups gets the one that is named after its VPC; a port without
+/// a device, on a host that runs weftd, gets the device `p-ID` that a [`crate::Site`] makes.
 pub fn topology(yaml: &str) -> Result<Objects, LabError> {
     let mut objects: Objects = serde_yaml_ng::from_str(yaml).map_err(|source| LabError::Io {
         what: "reading a topology".to_owned(),
@@ -21,7 +21,7 @@ pub fn topology(yaml: &str) -> Result<Objects, LabError> {
         if port.security_groups.is_empty() {
             port.security_groups = vec![port.vpc.clone()];
         }
-        if !foreign.contains(&port.host) {
+        if port.device.is_none() && !foreign.contains(&port.host) {
             port.device = Some(Device {
                 kind: "netdev".into(),
                 name: format!("p-{}", port.id),
@@ -31,6 +31,47 @@ pub fn topology(yaml: &str) -> Result<Objects, LabError> {
     }
     Ok(objects)
 }
+
+/// How a port's virtual machine is attached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum GuestKind {
+    /// By a tap that is there before, whose kernel side is weftd's as any other interface is.
+    TapAsNetdev,
+    /// By a tap that weftd makes.
+    Tap,
+    /// By a socket on which weftd listens.
+    VhostServer,
+    /// By a socket on which the virtual machine listens.
+    VhostClient,
+}
+
+/// Makes virtual machines of the workloads of these ports; of all, if none is named. Sockets are named relative to the site's directory.
+pub fn put_in_guests(objects: &mut Objects, kind: GuestKind, ports: &[&str]) {
+    for port in &mut objects.ports {
+        if ports.is_empty() || ports.contains(&port.id.as_str()) {
+            let tap = |kind: &str| Device {
+                kind: kind.into(),
+                name: format!("{GUEST_TAP}{}", port.id),
+                ..Device::default()
+            };
+            let socket = |mode: &str| Device {
+                kind: "vhost-user".into(),
+                name: format!("{}.vhost", port.id),
+                mode: mode.into(),
+                ..Device::default()
+            };
+            port.device = Some(match kind {
+                GuestKind::TapAsNetdev => tap("netdev"),
+                GuestKind::Tap => tap("tap"),
+                GuestKind::VhostServer => socket("server"),
+                GuestKind::VhostClient => socket("client"),
+            });
+        }
+    }
+}
+
+/// What the name of a guest's tap begins with.
+pub(crate) const GUEST_TAP: &str = "g-";
 
 const TENANT: &str = r#"
 subnets:

@@ -3,11 +3,11 @@
 
 #![allow(clippy::unwrap_used)]
 
-use std::{net::SocketAddr, path::PathBuf, time::Duration};
+use std::{net::SocketAddr, time::Duration};
 
 use weft_tests::{
-    Daemon, Lab, LabError, Namespace, Site, SiteOptions, topology, traffic::tcp_exchange,
-    wait_until,
+    Lab, LabError, Namespace, Site, SiteOptions, openvswitch::OpenVswitch, topology,
+    traffic::tcp_exchange, wait_until,
 };
 
 const OBJECTS: &str = r#"
@@ -22,87 +22,31 @@ ports:
   - {id: peer, vpc: blue, subnet: blue-a, mac: "02:00:00:00:01:02", addresses: [10.0.1.12, "fd00:1::12"], host: far}
 "#;
 
-/// Open vSwitch in a namespace, its files in a directory of its own. Dropping it ends it.
-struct OpenVswitch {
-    far: Namespace,
-    directory: PathBuf,
-    switch: Daemon,
-    _database: Daemon,
-}
-
-impl OpenVswitch {
-    fn start(far: &Namespace) -> Result<Self, LabError> {
-        let directory = std::env::temp_dir().join(format!("{}-ovs", far.name()));
-        let at = |name: &str| directory.join(name).display().to_string();
-        std::fs::create_dir_all(&directory).unwrap();
-        let schema = "/usr/share/openvswitch/vswitch.ovsschema";
-        far.run(&["ovsdb-tool", "create", &at("conf.db"), schema])?;
-        let database = far.spawn(
-            "ovsdb-server",
-            &[
-                at("conf.db"),
-                format!("--remote=punix:{}", at("db.sock")),
-                format!("--unixctl={}", at("db.ctl")),
-            ],
-        )?;
-        wait_until("the database listens", Duration::from_secs(10), || {
-            directory.join("db.sock").exists()
-        })?;
-        let run = format!("OVS_RUNDIR={}", directory.display());
-        let socket = format!("unix:{}", at("db.sock"));
-        let control = format!("--unixctl={}", at("switch.ctl"));
-        let switch = far.spawn(
-            "env",
-            &[&run, "ovs-vswitchd", &socket, &control, "--disable-system"],
-        )?;
-        Ok(Self {
-            far: far.clone(),
-            directory,
-            switch,
-            _database: database,
-        })
-    }
-
-    /// `ovs-vsctl`; returns when the switch has taken it up.
-    fn set(&self, line: &str) -> Result<(), LabError> {
-        let database = format!("--db=unix:{}/db.sock", self.directory.display());
-        let mut command = vec!["ovs-vsctl", "--timeout=20", &database];
-        command.extend(line.split_whitespace());
-        self.far.run(&command).map(drop)
-    }
-
-    fn configure(&self, kind: &str, vteps: [&str; 2]) -> Result<(), LabError> {
-        let [remote, local] = vteps;
-        let (address, path) = if local.contains(':') {
-            (format!("{local}/64 dev br-under nodad"), "-6 ")
-        } else {
-            (format!("{local}/24 dev br-under"), "")
-        };
-        self.set("--no-wait init")?;
-        self.set(
-            "add-br br-under -- set bridge br-under datapath_type=netdev -- add-port br-under u0",
-        )?;
-        self.set("add-br br-int -- set bridge br-int datapath_type=netdev other-config:hwaddr=\"02:00:00:00:01:02\"")?;
-        self.far.ip(&format!("{path}address flush dev u0"))?;
-        self.far.ip("link set br-under up")?;
-        self.far.ip(&format!("address add {address}"))?;
-        self.set(&format!(
-            "add-port br-int tunnel -- set interface tunnel type={kind} options:key=4711 options:remote_ip=\"{remote}\""
-        ))?;
-        self.far.ip("link set br-int mtu 1430 up")?;
-        self.far.ip("address add 10.0.1.12/24 dev br-int")?;
-        self.far
-            .ip("address add fd00:1::12/64 dev br-int nodad")
-            .map(drop)
-    }
-}
-
-impl Drop for OpenVswitch {
-    fn drop(&mut self) {
-        // By itself it takes its devices with it.
-        let _ = self.switch.stop(Duration::from_secs(5));
-        let _ = std::fs::remove_dir_all(&self.directory);
-    }
+/// A bridge with the host's address in the underlay, and one that is the workload.
+fn configure(
+    ovs: &OpenVswitch,
+    far: &Namespace,
+    kind: &str,
+    vteps: [&str; 2],
+) -> Result<(), LabError> {
+    let [remote, local] = vteps;
+    let (address, path) = if local.contains(':') {
+        (format!("{local}/64 dev br-under nodad"), "-6 ")
+    } else {
+        (format!("{local}/24 dev br-under"), "")
+    };
+    ovs.set("add-br br-under -- set bridge br-under datapath_type=netdev -- add-port br-under u0")?;
+    ovs.set("add-br br-int -- set bridge br-int datapath_type=netdev other-config:hwaddr=\"02:00:00:00:01:02\"")?;
+    far.ip(&format!("{path}address flush dev u0"))?;
+    far.ip("link set br-under up")?;
+    far.ip(&format!("address add {address}"))?;
+    ovs.set(&format!(
+        "add-port br-int tunnel -- set interface tunnel type={kind} options:key=4711 options:remote_ip=\"{remote}\""
+    ))?;
+    far.ip("link set br-int mtu 1430 up")?;
+    far.ip("address add 10.0.1.12/24 dev br-int")?;
+    far.ip("address add fd00:1::12/64 dev br-int nodad")
+        .map(drop)
 }
 
 fn exchange(site: &Site, far: &Namespace) -> Result<(), LabError> {
@@ -131,7 +75,7 @@ fn interoperates(kind: &str, vteps: [&str; 2]) {
     let site = Site::start(Lab::new().unwrap(), &topology(&yaml).unwrap(), &options).unwrap();
     let far = site.hosts["far"].namespace.clone();
     let ovs = OpenVswitch::start(&far).unwrap();
-    ovs.configure(kind, vteps)
+    configure(&ovs, &far, kind, vteps)
         .and_then(|()| exchange(&site, &far))
         .map_err(|error| site.explain(error))
         .unwrap_or_else(|error| panic!("{error}\n--- ovs-vswitchd\n{}", ovs.switch.log()));

@@ -1,6 +1,6 @@
 //! Debian packages: installs those that are missing, with one look at dpkg's database when none is.
 
-use std::collections::HashSet;
+use std::{collections::HashSet, path::Path, process::Command};
 
 use anyhow::{Context, Result, bail};
 
@@ -30,13 +30,17 @@ pub(crate) const PACKAGES: &[&str] = &[
     // the profiles of traffic generators
     "lua5.4",
     "python3",
+    // real guests
+    "busybox-static",
+    "qemu-system-x86",
     // peers of the tests
     "nftables",
     "openvswitch-switch",
 ];
 
-/// What the benchmarks' peers need besides: DPDK's libraries, for the programs in bench/peers.
-pub(crate) const PEERS: &[&str] = &["libdpdk-dev"];
+/// What the benchmarks' peers need besides: DPDK's libraries for the programs in bench/peers, its testpmd as a guest that is nothing but
+/// rings, and Open vSwitch with DPDK.
+pub(crate) const PEERS: &[&str] = &["dpdk-dev", "libdpdk-dev", "openvswitch-switch-dpdk"];
 
 /// Which of `packages` are not installed.
 fn missing<'p>(packages: &[&'p str]) -> Result<Vec<&'p str>> {
@@ -72,18 +76,70 @@ pub(crate) fn install(purpose: &str, packages: &[&str]) -> Result<()> {
             "packages are missing and only root can install them: run `sudo apt-get install {list}`"
         );
     }
-    let apt = || {
-        let mut apt = run::command("apt-get");
-        apt.env("DEBIAN_FRONTEND", "noninteractive").arg("-q");
-        // Standard output is for what was asked for, such as a JSON document.
-        apt.stdout(std::io::stderr());
-        apt
-    };
-    run::step("package lists", apt().arg("update"))?;
+    update()?;
     run::step(
         "packages",
-        apt()
+        apt_get()
             .args(["install", "-y", "--no-install-recommends"])
             .args(&missing),
     )
+}
+
+fn apt_get() -> Command {
+    let mut apt = run::command("apt-get");
+    apt.env("DEBIAN_FRONTEND", "noninteractive").arg("-q");
+    // Standard output is for what was asked for, such as a JSON document.
+    apt.stdout(std::io::stderr());
+    apt
+}
+
+/// Fetches the lists of packages.
+fn update() -> Result<()> {
+    run::step("package lists", apt_get().arg("update"))
+}
+
+/// Unpacks a package into `into` without installing it. A package that only stands for another (as `linux-image-cloud-amd64` for the kernel of the
+/// day) is followed to that one. Answers with the name of what was unpacked.
+pub(crate) fn unpack(package: &str, into: &Path) -> Result<String> {
+    let find = || -> Result<String> {
+        let text =
+            run::output(run::command("apt-cache").args(["show", "--no-all-versions", package]))?;
+        let depends = text
+            .lines()
+            .find_map(|line| line.strip_prefix("Depends: "))
+            .unwrap_or_default();
+        let first = depends
+            .split([',', ' '])
+            .next()
+            .unwrap_or_default()
+            .to_owned();
+        if first.starts_with("linux-image-") {
+            Ok(first)
+        } else {
+            Ok(package.to_owned())
+        }
+    };
+    let name = match find() {
+        Ok(name) => name,
+        Err(_) => {
+            update()?;
+            find()?
+        }
+    };
+    let fetch = || {
+        let mut apt = apt_get();
+        apt.args(["download", &name]).current_dir(into);
+        run::step("download", &mut apt)
+    };
+    // The lists may name a version that is gone by now.
+    fetch().or_else(|_| update().and_then(|()| fetch()))?;
+    let file = std::fs::read_dir(into)?
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .find(|path| path.extension().is_some_and(|end| end == "deb"))
+        .with_context(|| format!("apt-get left no package of {name} in {}", into.display()))?;
+    run::step(
+        "unpacking",
+        run::command("dpkg-deb").arg("-x").arg(&file).arg(into),
+    )?;
+    Ok(name)
 }

@@ -1,9 +1,10 @@
-//! Set-up: system packages, the eBPF toolchain and linker, the eBPF object.
+//! Set-up: system packages, the eBPF toolchain and linker, the eBPF object, the kernel for guests.
 //!
 //! Each part checks what is there, says what it does when it does something, and is silent otherwise.
 
 mod apt;
 mod ebpf;
+mod guest;
 mod toolchain;
 
 use anyhow::Result;
@@ -13,7 +14,8 @@ pub(crate) fn setup() -> Result<()> {
     apt::install("the build and the tests", apt::PACKAGES)?;
     let toolchain = toolchain::find_or_install()?;
     let linker = ebpf::linker(&toolchain)?;
-    ebpf::build(&toolchain, &linker)
+    ebpf::build(&toolchain, &linker)?;
+    guest::kernel()
 }
 
 /// What `bench --peers` needs besides [`setup`].

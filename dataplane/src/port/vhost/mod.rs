@@ -1,15 +1,17 @@
 //! Ports of virtual machines by vhost-user: the monitor (qemu) shares its guest's memory over a socket, and a worker serves the
 //! guest's virtio rings in it directly.
 //!
-//! `control` speaks the protocol, on a thread for each port; `link` hands rings to the worker and takes them back; `queue` is what the
+//! `control` speaks the protocol, on a thread for each port, and `enable` one message of it that the library refuses; `link` hands rings to the worker and takes them back; `queue` is what the
 //! worker serves, over `split` or `packed` rings (virtio 1.2, §2.7, §2.8); `memory` maps and translates; `guard` survives memory that
-//! vanishes; `header` is what stands ahead of each packet.
+//! vanishes; `header` is what stands ahead of each packet; `merge` makes one large segment of many small ones for a guest.
 
 mod control;
+mod enable;
 mod guard;
 mod header;
 mod link;
 mod memory;
+mod merge;
 mod packed;
 mod queue;
 mod ring;
@@ -25,7 +27,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use vhost::vhost_user::BackendReqHandler;
+use vhost::vhost_user::{BackendReqHandler, VhostUserBackendReqHandlerMut};
 use weft_proto::v1;
 
 use self::control::Control;
@@ -244,7 +246,7 @@ fn accept(listening: &Listening, shared: &Shared) -> Option<UnixStream> {
 
 /// Serves one connection until it ends.
 fn converse(stream: UnixStream, shared: &Shared, links: &[Arc<Link>]) {
-    let Ok(copy) = stream.try_clone() else {
+    let (Ok(copy), Ok(mut early)) = (stream.try_clone(), stream.try_clone()) else {
         return;
     };
     shared.set_stream(Some(copy));
@@ -254,6 +256,14 @@ fn converse(stream: UnixStream, shared: &Shared, links: &[Arc<Link>]) {
     let control = Arc::new(Mutex::new(Control::new(links.to_vec())));
     let mut handler = BackendReqHandler::from_stream(stream, Arc::clone(&control));
     let end = loop {
+        let locked = || control.lock().unwrap_or_else(PoisonError::into_inner);
+        match enable::take(&mut early, |ring, on| {
+            locked().set_vring_enable(ring, on).is_ok()
+        }) {
+            Ok(true) => continue,
+            Ok(false) => {}
+            Err(error) => break vhost::vhost_user::Error::SocketError(error),
+        }
         if let Err(error) = handler.handle_request() {
             break error;
         }

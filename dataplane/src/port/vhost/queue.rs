@@ -11,11 +11,13 @@ use std::sync::Arc;
 use super::header::{self, MAX_HEADER};
 use super::link::{Active, Link, Setup};
 use super::memory::GuestMemory;
+use super::merge::{Parcel, merge};
 use super::packed::Packed;
 use super::ring::{Chain, Fault, Head, Ring};
 use super::split::Split;
+use crate::packet::Offload;
 use crate::packet::buffer::LARGE_SIZE;
-use crate::packet::{FrameMemory, Offload, Packet, Segments};
+use crate::packet::{FrameMemory, Packet, Segments};
 use crate::port::device::Queue;
 use crate::port::{DATA_OFFSET, FrameCache};
 use crate::prefetch::{prefetch_address, prefetch_to_write};
@@ -196,6 +198,14 @@ unsafe fn copy(from: *const u8, to: *mut u8, len: usize) {
             to.add(at).cast::<[u8; 16]>().write_unaligned(bytes);
         };
         match len {
+            8..=15 => {
+                let half = |at: usize| {
+                    let bytes = from.add(at).cast::<[u8; 8]>().read_unaligned();
+                    to.add(at).cast::<[u8; 8]>().write_unaligned(bytes);
+                };
+                half(0);
+                half(len - 8);
+            }
             16..=32 => {
                 part(0);
                 part(len - 16);
@@ -332,31 +342,71 @@ enum Put {
 
 /// Copies a packet into a guest's receive ring.
 #[inline(always)]
-fn put_to_guest<R: Ring>(
+fn put_to_guest<R: Ring, M: FrameMemory>(
     ring: &mut R,
     (active, header_len): (&Active, usize),
     chain: &mut Chain,
     heads: &mut [(Head, u32); MAX_BUFFERS],
-    (packet, offload): (&[u8], &Offload),
+    parcel: &Parcel<'_, M>,
 ) -> Result<Put, Fault> {
     let memory = &active.memory;
-    let mergeable = active.features & header::feature::MRG_RXBUF != 0;
-    let total = header_len + packet.len();
+    let total = header_len + parcel.len;
     // The common case: one buffer, which is filled as it is taken. With more, the header must say how many, so they are counted first.
     let Some(head) = ring.take(memory, true, chain)? else {
         return Ok(Put::Full);
     };
     if chain.bytes >= total as u64 {
-        let header = header::towards_guest(packet, offload, 1);
-        copy_in(memory, chain, 0, &header[..header_len]);
-        copy_in(memory, chain, header_len, packet);
+        let header = header::towards_guest(parcel.first(), &parcel.offload, 1);
+        let mut at = write_header(memory, chain, &header, header_len);
+        for part in parcel.parts() {
+            at += copy_in(memory, chain, at, part);
+        }
         ring.give(memory, head, total as u32);
         return Ok(Put::Done);
     }
     ring.put_back(&[head]);
-    if !mergeable {
+    if active.features & header::feature::MRG_RXBUF == 0 {
         return Ok(Put::TooLong);
     }
+    put_into_several(ring, (active, header_len), chain, heads, parcel)
+}
+
+/// Writes the header ahead of a packet that has one buffer, and says how long it is.
+#[inline(always)]
+fn write_header(
+    memory: &GuestMemory,
+    chain: &Chain,
+    header: &header::Header,
+    header_len: usize,
+) -> usize {
+    match chain.pieces().first() {
+        Some(piece) if piece.len as usize >= MAX_HEADER && header_len == MAX_HEADER => {
+            // SAFETY: the piece is mapped guest memory of as many bytes at least.
+            unsafe {
+                piece.at.cast::<u64>().write_unaligned(header.low.to_le());
+                piece
+                    .at
+                    .add(8)
+                    .cast::<u32>()
+                    .write_unaligned(header.high.to_le());
+            }
+            memory.written(piece.guest, MAX_HEADER);
+            MAX_HEADER
+        }
+        _ => copy_in(memory, chain, 0, &header.bytes()[..header_len]),
+    }
+}
+
+/// The same for a packet that takes several buffers.
+fn put_into_several<R: Ring, M: FrameMemory>(
+    ring: &mut R,
+    (active, header_len): (&Active, usize),
+    chain: &mut Chain,
+    heads: &mut [(Head, u32); MAX_BUFFERS],
+    parcel: &Parcel<'_, M>,
+) -> Result<Put, Fault> {
+    let memory = &active.memory;
+    let total = header_len + parcel.len;
     let mut taken = [Head::default(); MAX_BUFFERS];
     let (mut room, mut count) = (0u64, 0);
     while room < total as u64 {
@@ -379,32 +429,38 @@ fn put_to_guest<R: Ring>(
         count += 1;
     }
     ring.put_back(&taken[..count]);
-    let header = header::towards_guest(packet, offload, count as u16);
-    let mut done = 0;
+    let header = header::towards_guest(parcel.first(), &parcel.offload, count as u16).bytes();
+    let mut parts = std::iter::once(&header[..header_len]).chain(parcel.parts());
+    let mut rest: &[u8] = &[];
     for (head, expected) in heads[..count].iter() {
-        // Read again: the guest may have changed its mind, and then the packet is cut, but never written past a buffer.
+        // Read again: the guest may have changed its mind, but nothing is ever written past a buffer.
         let Some(again) = ring.take(memory, true, chain)? else {
             return Err(Fault::Index);
         };
-        if again.entries != head.entries || chain.bytes < u64::from(*expected) {
+        if again.entries() != head.entries() || chain.bytes < u64::from(*expected) {
             return Err(Fault::Buffer);
         }
-        let mut at = 0;
-        if done == 0 {
-            copy_in(memory, chain, 0, &header[..header_len]);
-            at = header_len.min(*expected as usize);
+        let (mut at, room) = (0, *expected as usize);
+        while at < room {
+            if rest.is_empty() {
+                match parts.next() {
+                    Some(part) => rest = part,
+                    None => break,
+                }
+            }
+            let (now, later) = rest.split_at(rest.len().min(room - at));
+            at += copy_in(memory, chain, at, now);
+            rest = later;
         }
-        let part = (packet.len() - done).min(*expected as usize - at);
-        copy_in(memory, chain, at, &packet[done..done + part]);
-        done += part;
-        ring.give(memory, again, (at + part) as u32);
+        ring.give(memory, again, at as u32);
     }
     Ok(Put::Done)
 }
 
-/// Copies bytes into a chain from `skip` on, as far as it reaches.
+/// Copies bytes into a chain from `skip` on, as far as it reaches, and says how many there were.
 #[inline(always)]
-fn copy_in(memory: &GuestMemory, chain: &Chain, mut skip: usize, mut from: &[u8]) {
+fn copy_in(memory: &GuestMemory, chain: &Chain, mut skip: usize, mut from: &[u8]) -> usize {
+    let all = from.len();
     for piece in chain.pieces() {
         let len = piece.len as usize;
         if skip >= len {
@@ -418,9 +474,10 @@ fn copy_in(memory: &GuestMemory, chain: &Chain, mut skip: usize, mut from: &[u8]
         from = &from[part..];
         skip = 0;
         if from.is_empty() {
-            return;
+            break;
         }
     }
+    all
 }
 
 impl Queue for VhostQueue {
@@ -470,6 +527,7 @@ impl Queue for VhostQueue {
             return 0;
         };
         let guest = (&**active, self.header_len);
+        let merges = header::merges(active.features);
         let (mut sent, mut done) = (0, 0);
         let mut fault;
         with_ring!(&mut served.ring, ring => {
@@ -477,23 +535,24 @@ impl Queue for VhostQueue {
             for ahead in 0..AHEAD {
                 call_for(&active.memory, ring.ahead(ahead), true);
             }
-            for packet in packets.iter() {
-                if fault.is_some() {
-                    break;
-                }
+            while done < packets.len() && fault.is_none() {
                 call_for(&active.memory, ring.ahead(AHEAD), true);
-                let offload = Offload::read(cache, &packet.frame);
-                let bytes = packet.bytes(cache);
-                match put_to_guest(ring, guest, &mut self.chain, &mut self.heads, (bytes, &offload)) {
-                    Ok(Put::Done) => sent += 1,
-                    Ok(Put::TooLong) => self.lost += 1,
+                let parcel = if merges {
+                    merge(cache, &mut packets[done..])
+                } else {
+                    Parcel::single(cache, &packets[done..])
+                };
+                let count = parcel.count();
+                match put_to_guest(ring, guest, &mut self.chain, &mut self.heads, &parcel) {
+                    Ok(Put::Done) => sent += count,
+                    Ok(Put::TooLong) => self.lost += count as u64,
                     Ok(Put::Full) => break,
                     Err(error) => {
                         fault = Some(error);
                         break;
                     }
                 }
-                done += 1;
+                done += count;
             }
             self.must_call |= ring.publish(&active.memory);
         });

@@ -295,12 +295,26 @@ impl Bench {
 
     fn put(&mut self, packet: &[u8], offload: Offload) -> Result<Put, Fault> {
         let guest = (&self.active, MAX_HEADER);
-        with_ring!(&mut self.ring, ring => {
+        let mut large = self.frames.alloc_large().unwrap();
+        offload.write(&mut self.frames, &mut large);
+        let mut packets = [Packet {
+            frame: large,
+            start: DATA_OFFSET,
+            len: packet.len() as u16,
+        }];
+        packets[0]
+            .bytes_mut(&mut self.frames)
+            .copy_from_slice(packet);
+        let parcel = Parcel::single(&self.frames, &packets);
+        let put = with_ring!(&mut self.ring, ring => {
             ring.refresh()?;
-            let put = put_to_guest(ring, guest, &mut self.chain, &mut self.heads, (packet, &offload));
+            let put = put_to_guest(ring, guest, &mut self.chain, &mut self.heads, &parcel);
             ring.publish(&self.active.memory);
             put
-        })
+        });
+        let [packet] = packets;
+        self.frames.free(packet.frame);
+        put
     }
 
     fn assert_frames(&self) {
@@ -579,11 +593,13 @@ fn hostile_rings_cost_nobody_anything_but_their_guest() {
         let guest = (&active, MAX_HEADER);
         tried += u64::from(size);
         let fault = if write {
-            let packet = bytes(random.random_range(14..3000), 3);
-            with_ring!(&mut ring, ring => {
+            let packet = bytes(random.random_range(14..1700), 3);
+            let packets = [frames.packet(DATA_OFFSET.into(), &packet).unwrap()];
+            let parcel = Parcel::single(&frames, &packets);
+            let put = with_ring!(&mut ring, ring => {
                 ring.refresh().and_then(|()| {
                     for _ in 0..size {
-                        match put_to_guest(ring, guest, &mut chain, &mut heads, (&packet, &Offload::default()))? {
+                        match put_to_guest(ring, guest, &mut chain, &mut heads, &parcel)? {
                             Put::Done => passed += 1,
                             Put::Full | Put::TooLong => break,
                         }
@@ -591,7 +607,10 @@ fn hostile_rings_cost_nobody_anything_but_their_guest() {
                     ring.publish(&active.memory);
                     Ok(())
                 })
-            })
+            });
+            let [packet] = packets;
+            frames.free(packet.frame);
+            put
         } else {
             let mut out = Vec::with_capacity(64);
             let taken = with_ring!(&mut ring, ring => {
