@@ -1,8 +1,9 @@
-//! b003 and b004: what clients that are not ours make of the gateway's answers: busybox's DHCP client, and the kernel's IPv6.
+//! b003, b004 and b005: what clients that are not ours make of the gateway's answers: busybox's DHCP client, ISC's for DHCPv6, and the
+//! kernel's IPv6.
 
 #![allow(clippy::unwrap_used)]
 
-use std::{fs, os::unix::fs::PermissionsExt, time::Duration};
+use std::{fs, os::unix::fs::PermissionsExt, path::PathBuf, time::Duration};
 
 use weft_proto::v1::{Dhcp, DhcpRoute, Objects};
 use weft_tests::{Lab, Namespace, Site, SiteOptions, tenants, wait_until};
@@ -25,6 +26,45 @@ fn blue_1(site: &Site) -> &Namespace {
     &site.workloads["blue-1"].namespace
 }
 
+/// What a client runs when it is told something; it keeps what it was told for this reason. Removed with its files.
+struct Script {
+    path: String,
+    stem: PathBuf,
+}
+
+impl Script {
+    fn new(workload: &Namespace, reason: &str) -> Self {
+        let stem = std::env::temp_dir().join(workload.name());
+        let path = stem.with_extension("sh");
+        let kept = stem.with_extension("told");
+        let test = format!("[ \"$1$reason\" = {reason} ] && set >{}", kept.display());
+        fs::write(&path, format!("#!/bin/sh\n{test}\nexit 0\n")).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+        Self {
+            path: path.display().to_string(),
+            stem,
+        }
+    }
+
+    /// What it kept, a variable a line.
+    fn told(&self) -> String {
+        fs::read_to_string(self.stem.with_extension("told")).unwrap_or_default()
+    }
+
+    /// A file for the client's own use.
+    fn file(&self, extension: &str) -> String {
+        self.stem.with_extension(extension).display().to_string()
+    }
+}
+
+impl Drop for Script {
+    fn drop(&mut self) {
+        for extension in ["sh", "told", "leases", "pid"] {
+            let _ = fs::remove_file(self.stem.with_extension(extension));
+        }
+    }
+}
+
 #[test]
 fn b004_a_dhcp_client_is_leased_its_address() {
     let dhcp = Dhcp {
@@ -43,24 +83,12 @@ fn b004_a_dhcp_client_is_leased_its_address() {
     });
     let workload = blue_1(&site);
     workload.ip("-4 address flush dev eth0").unwrap();
-    // The client tells its script what it was told; the script keeps that.
-    let stem = std::env::temp_dir().join(workload.name());
-    let (script, lease) = (stem.with_extension("sh"), stem.with_extension("lease"));
-    let text = format!(
-        "#!/bin/sh\n[ \"$1\" = bound ] && set >{}\nexit 0\n",
-        lease.display()
-    );
-    fs::write(&script, text).unwrap();
-    fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).unwrap();
+    let script = Script::new(workload, "bound");
     let mut line = vec!["busybox", "udhcpc", "-i", "eth0", "-f", "-n", "-q"];
     line.extend(["-t", "10", "-T", "1", "-O", "staticroutes", "-O", "mtu"]);
-    let path = script.display().to_string();
-    line.extend(["-s", &path]);
+    line.extend(["-s", &script.path]);
     let said = workload.run(&line);
-    let told = fs::read_to_string(&lease).unwrap_or_default();
-    for path in [&script, &lease] {
-        let _ = fs::remove_file(path);
-    }
+    let told = script.told();
     if let Err(error) = said {
         panic!("{}", site.explain(error));
     }
@@ -80,6 +108,45 @@ fn b004_a_dhcp_client_is_leased_its_address() {
     }
     workload.ip("address add 10.0.1.11/24 dev eth0").unwrap();
     assert!(workload.pings("10.0.1.12", 3), "the address works");
+}
+
+#[test]
+fn b005_a_dhcpv6_client_is_leased_its_address_and_gives_it_back() {
+    let dhcp = Dhcp {
+        dns_servers: vec!["2001:db8::53".into()],
+        domain: "blue.example".into(),
+        lease_seconds: 600,
+        ..Dhcp::default()
+    };
+    let site = site(dhcp, |_| {});
+    let workload = blue_1(&site);
+    workload
+        .ip("-6 address flush dev eth0 scope global")
+        .unwrap();
+    let script = Script::new(workload, "BOUND6");
+    let (leases, pid) = (script.file("leases"), script.file("pid"));
+    let client = |how: &str| {
+        let mut line = vec!["dhclient", "-6", how, "-cf", "/dev/null"];
+        line.extend(["-sf", &script.path, "-lf", &leases, "-pf", &pid, "eth0"]);
+        if let Err(error) = workload.run(&line) {
+            panic!("{}", site.explain(error));
+        }
+    };
+    client("-1");
+    let told = script.told();
+    for expected in [
+        "new_ip6_address='fd00:1::11'",
+        "new_dhcp6_name_servers='2001:db8::53'",
+        "new_dhcp6_domain_search='blue.example.'",
+        "new_max_life='600'",
+        "new_renew='300'",
+        "new_rebind='480'",
+    ] {
+        assert!(told.contains(expected), "{expected} is not in\n{told}");
+    }
+    client("-r");
+    let drops = site.node_json("h1", &["drops"]).unwrap().to_string();
+    assert!(!drops.contains("dhcp_"), "{drops}");
 }
 
 /// The address that a node makes of a /64 and its MAC.

@@ -34,6 +34,7 @@ pub(crate) const PACKAGES: &[&str] = &[
     "busybox-static",
     "qemu-system-x86",
     // peers of the tests
+    "isc-dhcp-client",
     "nftables",
     "openvswitch-switch",
 ];
