@@ -395,7 +395,7 @@ impl Site {
         for gateway in gateways {
             let family = if gateway.contains(':') { "-6" } else { "-4" };
             lines.push(format!(
-                "ip {family} route add default via {gateway} dev eth0"
+                "ip {family} route replace default via {gateway} dev eth0"
             ));
         }
         guest.succeed(&lines.join(" && ")).map(drop)

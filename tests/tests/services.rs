@@ -11,7 +11,7 @@ use weft_tests::{Lab, Namespace, Site, SiteOptions, tenants, wait_until};
 const SOON: Duration = Duration::from_secs(20);
 
 /// A site whose subnet blue-a tells its guests this.
-fn site(dhcp: Dhcp, change: impl FnOnce(&mut Objects)) -> Site {
+fn site(dhcp: &Dhcp, change: impl FnOnce(&mut Objects)) -> Site {
     let mut objects = tenants(2).unwrap();
     for subnet in &mut objects.subnets {
         if subnet.id == "blue-a" {
@@ -77,7 +77,7 @@ fn b004_a_dhcp_client_is_leased_its_address() {
         }],
         ..Dhcp::default()
     };
-    let site = site(dhcp, |objects| {
+    let site = site(&dhcp, |objects| {
         let port = objects.ports.iter_mut().find(|port| port.id == "blue-1");
         port.unwrap().hostname = "web-1".into();
     });
@@ -118,7 +118,7 @@ fn b005_a_dhcpv6_client_is_leased_its_address_and_gives_it_back() {
         lease_seconds: 600,
         ..Dhcp::default()
     };
-    let site = site(dhcp, |_| {});
+    let site = site(&dhcp, |_| {});
     let workload = blue_1(&site);
     workload
         .ip("-6 address flush dev eth0 scope global")
@@ -174,7 +174,7 @@ fn b003_a_kernel_takes_router_and_address_from_the_advertisement() {
         ..Dhcp::default()
     };
     let mut own = String::new();
-    let site = site(dhcp, |objects| {
+    let site = site(&dhcp, |objects| {
         let port = objects.ports.iter_mut().find(|port| port.id == "blue-1");
         let port = port.unwrap();
         own = eui64("fd00:1:0:0:", &port.mac);
