@@ -6,12 +6,18 @@
 use std::{fs, os::unix::fs::PermissionsExt, path::PathBuf, time::Duration};
 
 use weft_proto::v1::{Dhcp, DhcpRoute, Objects};
-use weft_tests::{Lab, Namespace, Site, SiteOptions, tenants, wait_until};
+use weft_tests::{
+    GuestKind, Lab, Namespace, Site, SiteOptions, put_in_guests, tenants, wait_until,
+};
 
 const SOON: Duration = Duration::from_secs(20);
 
 /// A site whose subnet blue-a tells its guests this.
 fn site(dhcp: &Dhcp, change: impl FnOnce(&mut Objects)) -> Site {
+    site_with(&SiteOptions::default(), dhcp, change)
+}
+
+fn site_with(options: &SiteOptions, dhcp: &Dhcp, change: impl FnOnce(&mut Objects)) -> Site {
     let mut objects = tenants(2).unwrap();
     for subnet in &mut objects.subnets {
         if subnet.id == "blue-a" {
@@ -19,7 +25,7 @@ fn site(dhcp: &Dhcp, change: impl FnOnce(&mut Objects)) -> Site {
         }
     }
     change(&mut objects);
-    Site::start(Lab::new().unwrap(), &objects, &SiteOptions::default()).unwrap()
+    Site::start(Lab::new().unwrap(), &objects, options).unwrap()
 }
 
 fn blue_1(site: &Site) -> &Namespace {
@@ -207,4 +213,41 @@ fn b003_a_kernel_takes_router_and_address_from_the_advertisement() {
     assert_eq!(mtu.unwrap().trim(), "1450");
     assert!(workload.pings("fd00:1::12", 3), "within the subnet");
     assert!(workload.pings("fd00:2::20", 3), "through the router");
+}
+
+#[test]
+fn b003_b004_a_virtual_machine_configures_itself() {
+    let dhcp = Dhcp {
+        ipv6_mode: "slaac".into(),
+        ..Dhcp::default()
+    };
+    let options = SiteOptions {
+        configure_guests: false,
+        ..SiteOptions::default()
+    };
+    let mut own = String::new();
+    let site = site_with(&options, &dhcp, |objects| {
+        put_in_guests(objects, GuestKind::VhostServer, &["blue-1"]);
+        let port = objects.ports.iter_mut().find(|port| port.id == "blue-1");
+        let port = port.unwrap();
+        own = eui64("fd00:1:0:0:", &port.mac);
+        port.addresses = vec!["10.0.1.11".into(), own.clone()];
+    });
+    let guest = &site.guests["blue-1"];
+    let succeed = |line: &str| match guest.succeed(line) {
+        Ok(text) => text,
+        Err(error) => panic!("{}", site.explain(error)),
+    };
+    succeed("ip link set eth0 up");
+    succeed("udhcpc -i eth0 -f -n -q -t 10 -T 1 -O staticroutes -O mtu -s /dhcp.sh");
+    let link = succeed("ip address show dev eth0");
+    assert!(link.contains("inet 10.0.1.11/24"), "{link}");
+    assert!(link.contains("mtu 1450"), "{link}");
+    let has_own = format!("ip -6 address show dev eth0 | grep -q {own}/64");
+    succeed(&format!(
+        "for i in $(seq 100); do {has_own} && exit 0; sleep 0.1; done; exit 1"
+    ));
+    for address in ["10.0.1.12", "10.0.2.20", "fd00:1::12", "fd00:2::20"] {
+        succeed(&format!("/tools/ping -n -c 3 -i 0.2 -W 2 {address}"));
+    }
 }
