@@ -3,6 +3,9 @@
 //! The port's first IPv4 address is the one that its guest is given, for as long as it asks. So nothing is reserved by an offer, and a request
 //! for any other address is refused.
 
+mod options;
+
+use self::options::{Options, code, field};
 use super::datagram::{self, Envelope};
 use super::{Answer, Question, headers};
 use crate::packet::parse::{ETHERNET, IPV4_MAPPED};
@@ -14,48 +17,10 @@ const CLIENT: u16 = 68;
 /// 255.255.255.255.
 pub(super) const BROADCAST: u128 = IPV4_MAPPED | u32::MAX as u128;
 
-/// Where the fields of a message lie (RFC 2131 §2).
-mod field {
-    use std::ops::Range;
-
-    pub const XID: Range<usize> = 4..8;
-    pub const FLAGS: Range<usize> = 10..12;
-    pub const CIADDR: Range<usize> = 12..16;
-    pub const YIADDR: Range<usize> = 16..20;
-    pub const GIADDR: Range<usize> = 24..28;
-    pub const CHADDR: Range<usize> = 28..34;
-    pub const SNAME: Range<usize> = 44..108;
-    pub const FILE: Range<usize> = 108..236;
-    pub const COOKIE: Range<usize> = 236..240;
-    /// Where options begin.
-    pub const OPTIONS: usize = 240;
-}
-
 /// What options begin with.
 const COOKIE: [u8; 4] = [99, 130, 83, 99];
-/// A message is at least as long as BOOTP's (RFC 1542 §2.1).
-const LEAST: usize = 300;
 /// Bytes of IP packet that every client takes (RFC 2131 §2).
 const EVERY_CLIENT: u16 = 576;
-
-/// Codes of options.
-mod code {
-    pub const PAD: u8 = 0;
-    pub const MASK: u8 = 1;
-    pub const HOSTNAME: u8 = 12;
-    pub const REQUESTED_ADDRESS: u8 = 50;
-    pub const LEASE: u8 = 51;
-    pub const OVERLOAD: u8 = 52;
-    pub const KIND: u8 = 53;
-    pub const SERVER: u8 = 54;
-    pub const WANTED: u8 = 55;
-    pub const MAX_SIZE: u8 = 57;
-    pub const RENEWAL: u8 = 58;
-    pub const REBINDING: u8 = 59;
-    pub const CLIENT: u8 = 61;
-    pub const RAPID_COMMIT: u8 = 80;
-    pub const END: u8 = 255;
-}
 
 /// Kinds of messages.
 mod kind {
@@ -373,79 +338,4 @@ fn find(mut options: &[u8], wanted: u8) -> Option<&[u8]> {
         options = rest;
     }
     None
-}
-
-/// Bytes that the overload option and the end take.
-const TAIL: usize = 4;
-
-/// Writes options into a message: behind the cookie as long as there is room, then into `file`, then into `sname` (RFC 2131 §4.1).
-struct Options<'a> {
-    message: &'a mut [u8],
-    /// Where the next option goes, and where none may go any more: behind the cookie, in `file`, in `sname`.
-    places: [(usize, usize); 3],
-    /// Codes that are there, bit by bit.
-    given: [u64; 4],
-}
-
-impl<'a> Options<'a> {
-    fn new(message: &'a mut [u8]) -> Option<Self> {
-        let end = message.len().checked_sub(TAIL)?;
-        Some(Self {
-            message,
-            places: [
-                (field::OPTIONS, end),
-                (field::FILE.start, field::FILE.end - 1),
-                (field::SNAME.start, field::SNAME.end - 1),
-            ],
-            given: [0; 4],
-        })
-    }
-
-    /// Writes an option that the answer can't do without.
-    fn must(&mut self, code: u8, value: &[u8]) -> Option<()> {
-        self.put(code, value).then_some(())
-    }
-
-    /// Writes an option unless it is there. False: there is no room.
-    fn put(&mut self, code: u8, value: &[u8]) -> bool {
-        let (word, bit) = (usize::from(code / 64), 1u64 << (code % 64));
-        if self.given[word] & bit != 0 {
-            return true;
-        }
-        let Ok(len) = u8::try_from(value.len()) else {
-            return false;
-        };
-        let needed = 2 + value.len();
-        for (at, end) in &mut self.places {
-            if *at + needed <= *end
-                && let Some(place) = self.message.get_mut(*at..*at + needed)
-            {
-                place[..2].copy_from_slice(&[code, len]);
-                place[2..].copy_from_slice(value);
-                *at += needed;
-                self.given[word] |= bit;
-                return true;
-            }
-        }
-        false
-    }
-
-    /// Ends every field that is in use; answers the message's length.
-    fn finish(self) -> Option<usize> {
-        let [(mut at, _), (file, _), (sname, _)] = self.places;
-        let mut overload = 0;
-        for (bit, start, end) in [(1, field::FILE.start, file), (2, field::SNAME.start, sname)] {
-            if end > start {
-                *self.message.get_mut(end)? = code::END;
-                overload |= bit;
-            }
-        }
-        if overload != 0 {
-            let option = [code::OVERLOAD, 1, overload];
-            self.message.get_mut(at..at + 3)?.copy_from_slice(&option);
-            at += 3;
-        }
-        *self.message.get_mut(at)? = code::END;
-        Some((at + 1).max(LEAST))
-    }
 }
