@@ -6,7 +6,9 @@ use std::sync::atomic::{AtomicU16, Ordering, fence};
 
 use super::link::Setup;
 use super::memory::GuestMemory;
-use super::ring::{Chain, Descriptor, Fault, Head, INDIRECT, MAX_PIECES, NEXT, Ring, WRITE};
+use super::ring::{
+    Chain, Descriptor, Fault, Head, INDIRECT, MAX_PIECES, NEXT, Ring, WRITE, atomic, part,
+};
 use super::split::{indirect, needs_event};
 
 const AVAILABLE: u16 = 1 << 7;
@@ -90,12 +92,7 @@ impl Packed {
     /// # Errors
     /// It does not lie in the guest's memory, or begins past its end.
     pub(super) fn new(memory: &GuestMemory, setup: &Setup) -> Result<Self, Fault> {
-        let part = |address: u64, len: usize, alignment: u64| {
-            memory
-                .of_monitor(address, len)
-                .filter(|(at, _)| (at.addr() as u64).is_multiple_of(alignment))
-                .ok_or(Fault::Ring)
-        };
+        let part = |address, len, alignment| part(memory, address, len, alignment);
         if !(1..=0x8000).contains(&setup.size) {
             return Err(Fault::Ring);
         }
@@ -121,14 +118,9 @@ impl Packed {
         Ok(ring)
     }
 
-    fn atomic(at: *mut u8) -> &'static AtomicU16 {
-        // SAFETY: callers pass aligned addresses within the ring, which is mapped for as long as `self` is used; the reference is not kept.
-        unsafe { AtomicU16::from_ptr(at.cast()) }
-    }
-
     #[inline(always)]
     fn flags(&self, entry: u16) -> &AtomicU16 {
-        Self::atomic(
+        atomic(
             self.descriptors
                 .wrapping_add(ENTRY * usize::from(entry) + 14),
         )
@@ -271,11 +263,11 @@ impl Ring for Packed {
         self.shown = self.given;
         // The driver must see the entries before we look whether it sleeps.
         fence(Ordering::SeqCst);
-        let wish = Self::atomic(self.driver.wrapping_add(2)).load(Ordering::Relaxed) & 3;
+        let wish = atomic(self.driver.wrapping_add(2)).load(Ordering::Relaxed) & 3;
         match wish {
             EVENTS_OFF => false,
             EVENTS_AT if self.event_index => {
-                let at = Self::atomic(self.driver).load(Ordering::Relaxed);
+                let at = atomic(self.driver).load(Ordering::Relaxed);
                 // Counted from the beginning of the round that we are in (as §2.8.10 has it).
                 let mut event = at & 0x7fff;
                 if (at & 0x8000 != 0) != self.given.wrap {
@@ -292,11 +284,11 @@ impl Ring for Packed {
     }
 
     fn silence(&mut self) {
-        Self::atomic(self.device.wrapping_add(2)).store(EVENTS_OFF, Ordering::Relaxed);
+        atomic(self.device.wrapping_add(2)).store(EVENTS_OFF, Ordering::Relaxed);
     }
 
     fn listen(&mut self) -> bool {
-        Self::atomic(self.device.wrapping_add(2)).store(EVENTS_ON, Ordering::Relaxed);
+        atomic(self.device.wrapping_add(2)).store(EVENTS_ON, Ordering::Relaxed);
         fence(Ordering::SeqCst);
         let flags = self.flags(self.next.entry).load(Ordering::Acquire);
         Self::is_available(flags, self.next.wrap)

@@ -2,6 +2,10 @@
 //!
 //! A guest's rings are hostile: every value is read once, checked, and used as it was read.
 
+#![allow(unsafe_code)]
+
+use std::sync::atomic::AtomicU16;
+
 use super::memory::GuestMemory;
 
 /// Buffers that one chain may name, indirect ones included.
@@ -78,7 +82,6 @@ pub(super) struct Chain {
 }
 
 // SAFETY: the pointers are into guest memory, which outlives the chain's use and is touched by raw copies alone.
-#[allow(unsafe_code)]
 unsafe impl Send for Chain {}
 
 impl Chain {
@@ -181,6 +184,26 @@ impl Head {
     pub(super) fn entries(self) -> u16 {
         (self.0 >> 16) as u16
     }
+}
+
+/// Where a part of a ring lies, by the monitor's address, and what the guest calls that place.
+pub(super) fn part(
+    memory: &GuestMemory,
+    address: u64,
+    len: usize,
+    alignment: usize,
+) -> Result<(*mut u8, u64), Fault> {
+    memory
+        .of_monitor(address, len)
+        .filter(|(at, _)| at.addr().is_multiple_of(alignment))
+        .ok_or(Fault::Ring)
+}
+
+/// A field that the driver and we share.
+#[inline(always)]
+pub(super) fn atomic(at: *mut u8) -> &'static AtomicU16 {
+    // SAFETY: callers pass aligned addresses within a ring, which is mapped for as long as the ring is served; the reference is not kept.
+    unsafe { AtomicU16::from_ptr(at.cast()) }
 }
 
 /// One direction of a queue, as we serve it. Nothing here blocks or allocates.

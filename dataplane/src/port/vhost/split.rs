@@ -6,7 +6,9 @@ use std::sync::atomic::{AtomicU16, Ordering, fence};
 
 use super::link::Setup;
 use super::memory::GuestMemory;
-use super::ring::{Chain, Descriptor, Fault, Head, INDIRECT, MAX_PIECES, NEXT, Ring, WRITE};
+use super::ring::{
+    Chain, Descriptor, Fault, Head, INDIRECT, MAX_PIECES, NEXT, Ring, WRITE, atomic, part,
+};
 
 /// The driver does not want to be called.
 const NO_INTERRUPT: u16 = 1;
@@ -43,12 +45,7 @@ impl Split {
     /// It does not lie in the guest's memory.
     pub(super) fn new(memory: &GuestMemory, setup: &Setup) -> Result<Self, Fault> {
         let size = usize::from(setup.size);
-        let part = |address: u64, len: usize, alignment: u64| {
-            memory
-                .of_monitor(address, len)
-                .filter(|(at, _)| (at.addr() as u64).is_multiple_of(alignment))
-                .ok_or(Fault::Ring)
-        };
+        let part = |address, len, alignment| part(memory, address, len, alignment);
         if !setup.size.is_power_of_two() {
             return Err(Fault::Ring);
         }
@@ -76,13 +73,8 @@ impl Split {
         Ok(ring)
     }
 
-    fn atomic(at: *mut u8) -> &'static AtomicU16 {
-        // SAFETY: callers pass aligned addresses within the ring, which is mapped for as long as `self` is used; the reference is not kept.
-        unsafe { AtomicU16::from_ptr(at.cast()) }
-    }
-
     fn used_index(&self) -> &AtomicU16 {
-        Self::atomic(self.used.wrapping_add(2))
+        atomic(self.used.wrapping_add(2))
     }
 
     #[inline(always)]
@@ -90,7 +82,7 @@ impl Split {
         let at = self
             .available
             .wrapping_add(4 + 2 * usize::from(number & (self.size - 1)));
-        Self::atomic(at).load(Ordering::Relaxed)
+        atomic(at).load(Ordering::Relaxed)
     }
 
     #[inline(always)]
@@ -112,7 +104,7 @@ impl Split {
 impl Ring for Split {
     #[inline(always)]
     fn refresh(&mut self) -> Result<(), Fault> {
-        let index = Self::atomic(self.available.wrapping_add(2)).load(Ordering::Acquire);
+        let index = atomic(self.available.wrapping_add(2)).load(Ordering::Acquire);
         if index.wrapping_sub(self.next) > self.size {
             return Err(Fault::Index);
         }
@@ -210,27 +202,27 @@ impl Ring for Split {
         fence(Ordering::SeqCst);
         if self.event_index {
             let at = self.available.wrapping_add(4 + 2 * usize::from(self.size));
-            needs_event(Self::atomic(at).load(Ordering::Relaxed), new, old)
+            needs_event(atomic(at).load(Ordering::Relaxed), new, old)
         } else {
-            Self::atomic(self.available).load(Ordering::Relaxed) & NO_INTERRUPT == 0
+            atomic(self.available).load(Ordering::Relaxed) & NO_INTERRUPT == 0
         }
     }
 
     fn silence(&mut self) {
         if !self.event_index {
-            Self::atomic(self.used).store(NO_NOTIFY, Ordering::Relaxed);
+            atomic(self.used).store(NO_NOTIFY, Ordering::Relaxed);
         }
     }
 
     fn listen(&mut self) -> bool {
         if self.event_index {
             let at = self.used.wrapping_add(4 + 8 * usize::from(self.size));
-            Self::atomic(at).store(self.next, Ordering::Relaxed);
+            atomic(at).store(self.next, Ordering::Relaxed);
         } else {
-            Self::atomic(self.used).store(0, Ordering::Relaxed);
+            atomic(self.used).store(0, Ordering::Relaxed);
         }
         fence(Ordering::SeqCst);
-        Self::atomic(self.available.wrapping_add(2)).load(Ordering::Acquire) != self.next
+        atomic(self.available.wrapping_add(2)).load(Ordering::Acquire) != self.next
     }
 
     fn base(&self) -> u32 {
