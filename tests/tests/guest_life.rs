@@ -117,21 +117,6 @@ fn plugs(kind: GuestKind) {
 }
 
 #[test]
-fn a_guest_behind_an_interface_reboots() {
-    reboots(GuestKind::TapAsNetdev);
-}
-
-#[test]
-fn a_guest_behind_an_interface_outlives_weftd() {
-    outlives_weftd(GuestKind::TapAsNetdev);
-}
-
-#[test]
-fn a_guest_behind_an_interface_gets_another_card_and_gives_it_back() {
-    plugs(GuestKind::TapAsNetdev);
-}
-
-#[test]
 fn a_guest_on_a_tap_reboots() {
     reboots(GuestKind::Tap);
 }

@@ -227,9 +227,7 @@ impl Guest {
             "mkdir -p /tmp/www && head -c {bytes} /dev/urandom >/tmp/www/data && (pidof httpd >/dev/null || httpd -h /tmp/www)"
         ))?;
         let sent = from.succeed("sha256sum </tmp/www/data")?;
-        let got = self.succeed(&format!(
-            "wget -q -T 10 -O - http://{address}/data | sha256sum"
-        ))?;
+        let got = self.succeed(&format!("wget -q -O - http://{address}/data | sha256sum"))?;
         if got == sent {
             return Ok(());
         }
