@@ -87,19 +87,48 @@ pub(super) fn merges(features: u64) -> bool {
     features & needed == needed
 }
 
+/// A header as two words: made of bytes and then loaded as words, it would wait for every store before it, and those to a guest's memory
+/// are slow.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Header {
+    pub(super) low: u64,
+    pub(super) high: u32,
+}
+
+impl Header {
+    /// The same as bytes.
+    pub(super) fn bytes(self) -> [u8; MAX_HEADER] {
+        let mut bytes = [0; MAX_HEADER];
+        bytes[..8].copy_from_slice(&self.low.to_le_bytes());
+        bytes[8..].copy_from_slice(&self.high.to_le_bytes());
+        bytes
+    }
+}
+
 /// The header of a packet towards a guest, for so many buffers. `packet` begins at the Ethernet header.
-pub(super) fn towards_guest(packet: &[u8], offload: &Offload, buffers: u16) -> [u8; MAX_HEADER] {
-    let mut header = [0; MAX_HEADER];
-    header[10..12].copy_from_slice(&buffers.to_le_bytes());
+#[inline(always)]
+pub(super) fn towards_guest(packet: &[u8], offload: &Offload, buffers: u16) -> Header {
+    let mut header = Header {
+        low: 0,
+        high: u32::from(buffers) << 16,
+    };
+    if offload.segments != Segments::None {
+        describe(&mut header, packet, offload);
+    }
+    header
+}
+
+/// Adds what is still to be made of the packet.
+fn describe(header: &mut Header, packet: &[u8], offload: &Offload) {
     let (kind, checksum) = match offload.segments {
-        Segments::None => return header,
-        Segments::Tcp4 => (GSO_TCP4, 16u16),
+        Segments::None => return,
+        Segments::Tcp4 => (GSO_TCP4, 16u32),
         Segments::Tcp6 => (GSO_TCP6, 16),
         Segments::Udp => (GSO_UDP_L4, 6),
     };
     // The pipeline has parsed it, so the headers are whole and of the kind that the offload says.
     let Some(l4) = transport_at(packet) else {
-        return header;
+        return;
     };
     let transport = match offload.segments {
         Segments::Udp => 8,
@@ -111,13 +140,12 @@ pub(super) fn towards_guest(packet: &[u8], offload: &Offload, buffers: u16) -> [
             ) * 4
         }
     };
-    header[0] = NEEDS_CSUM;
-    header[1] = kind;
-    header[2..4].copy_from_slice(&(l4 + transport).to_le_bytes());
-    header[4..6].copy_from_slice(&offload.size.to_le_bytes());
-    header[6..8].copy_from_slice(&l4.to_le_bytes());
-    header[8..10].copy_from_slice(&checksum.to_le_bytes());
-    header
+    header.low = u64::from(NEEDS_CSUM)
+        | u64::from(kind) << 8
+        | u64::from(l4 + transport) << 16
+        | u64::from(offload.size) << 32
+        | u64::from(l4) << 48;
+    header.high |= checksum;
 }
 
 /// Where the transport header of a segment begins. Not by the parser, which wants the packet whole: a merged one is not.

@@ -213,7 +213,7 @@ impl Ring for Packed {
             place.forward(1, self.size);
             if descriptor.flags & NEXT == 0 || descriptor.flags & INDIRECT != 0 {
                 self.next = place;
-                return Ok(Some(Head { id, entries }));
+                return Ok(Some(Head::new(id, entries)));
             }
             if entries >= self.size || usize::from(entries) >= MAX_PIECES {
                 return Err(Fault::Chain);
@@ -233,7 +233,7 @@ impl Ring for Packed {
 
     fn put_back(&mut self, heads: &[Head]) {
         for head in heads {
-            self.next.back(head.entries, self.size);
+            self.next.back(head.entries(), self.size);
         }
     }
 
@@ -244,7 +244,7 @@ impl Ring for Packed {
         // SAFETY: an entry of the ring, which lies in the guest's memory and is aligned.
         unsafe {
             at.add(8).cast::<u32>().write_volatile(written);
-            at.add(12).cast::<u16>().write_volatile(head.id);
+            at.add(12).cast::<u16>().write_volatile(head.id());
         }
         let mut flags = if self.given.wrap { AVAILABLE | USED } else { 0 };
         if written > 0 {
@@ -258,7 +258,7 @@ impl Ring for Packed {
         if let Some(guest) = self.guest {
             memory.written(guest + (ENTRY * usize::from(entry)) as u64, ENTRY);
         }
-        self.given.forward(head.entries, self.size);
+        self.given.forward(head.entries(), self.size);
     }
 
     #[inline(always)]

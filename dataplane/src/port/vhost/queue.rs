@@ -198,6 +198,14 @@ unsafe fn copy(from: *const u8, to: *mut u8, len: usize) {
             to.add(at).cast::<[u8; 16]>().write_unaligned(bytes);
         };
         match len {
+            8..=15 => {
+                let half = |at: usize| {
+                    let bytes = from.add(at).cast::<[u8; 8]>().read_unaligned();
+                    to.add(at).cast::<[u8; 8]>().write_unaligned(bytes);
+                };
+                half(0);
+                half(len - 8);
+            }
             16..=32 => {
                 part(0);
                 part(len - 16);
@@ -349,7 +357,7 @@ fn put_to_guest<R: Ring, M: FrameMemory>(
     };
     if chain.bytes >= total as u64 {
         let header = header::towards_guest(parcel.first(), &parcel.offload, 1);
-        let mut at = copy_in(memory, chain, 0, &header[..header_len]);
+        let mut at = write_header(memory, chain, &header, header_len);
         for part in parcel.parts() {
             at += copy_in(memory, chain, at, part);
         }
@@ -361,6 +369,32 @@ fn put_to_guest<R: Ring, M: FrameMemory>(
         return Ok(Put::TooLong);
     }
     put_into_several(ring, (active, header_len), chain, heads, parcel)
+}
+
+/// Writes the header ahead of a packet that has one buffer, and says how long it is.
+#[inline(always)]
+fn write_header(
+    memory: &GuestMemory,
+    chain: &Chain,
+    header: &header::Header,
+    header_len: usize,
+) -> usize {
+    match chain.pieces().first() {
+        Some(piece) if piece.len as usize >= MAX_HEADER && header_len == MAX_HEADER => {
+            // SAFETY: the piece is mapped guest memory of as many bytes at least.
+            unsafe {
+                piece.at.cast::<u64>().write_unaligned(header.low.to_le());
+                piece
+                    .at
+                    .add(8)
+                    .cast::<u32>()
+                    .write_unaligned(header.high.to_le());
+            }
+            memory.written(piece.guest, MAX_HEADER);
+            MAX_HEADER
+        }
+        _ => copy_in(memory, chain, 0, &header.bytes()[..header_len]),
+    }
 }
 
 /// The same for a packet that takes several buffers.
@@ -395,7 +429,7 @@ fn put_into_several<R: Ring, M: FrameMemory>(
         count += 1;
     }
     ring.put_back(&taken[..count]);
-    let header = header::towards_guest(parcel.first(), &parcel.offload, count as u16);
+    let header = header::towards_guest(parcel.first(), &parcel.offload, count as u16).bytes();
     let mut parts = std::iter::once(&header[..header_len]).chain(parcel.parts());
     let mut rest: &[u8] = &[];
     for (head, expected) in heads[..count].iter() {
@@ -403,7 +437,7 @@ fn put_into_several<R: Ring, M: FrameMemory>(
         let Some(again) = ring.take(memory, true, chain)? else {
             return Err(Fault::Index);
         };
-        if again.entries != head.entries || chain.bytes < u64::from(*expected) {
+        if again.entries() != head.entries() || chain.bytes < u64::from(*expected) {
             return Err(Fault::Buffer);
         }
         let (mut at, room) = (0, *expected as usize);

@@ -158,12 +158,29 @@ pub(super) struct Descriptor {
 }
 
 /// A chain that was taken from a ring and has to be given back.
+///
+/// One word, not two halves: stored as halves and loaded as a whole, it would wait for every store before it, and those to a guest's memory
+/// are slow.
 #[derive(Debug, Clone, Copy, Default)]
-pub(super) struct Head {
+pub(super) struct Head(u64);
+
+impl Head {
+    #[inline(always)]
+    pub(super) fn new(id: u16, entries: u16) -> Self {
+        Self(u64::from(entries) << 16 | u64::from(id))
+    }
+
     /// How the driver knows it.
-    pub(super) id: u16,
+    #[inline(always)]
+    pub(super) fn id(self) -> u16 {
+        self.0 as u16
+    }
+
     /// Entries of a packed ring that it takes.
-    pub(super) entries: u16,
+    #[inline(always)]
+    pub(super) fn entries(self) -> u16 {
+        (self.0 >> 16) as u16
+    }
 }
 
 /// One direction of a queue, as we serve it. Nothing here blocks or allocates.

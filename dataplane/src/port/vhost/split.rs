@@ -163,7 +163,7 @@ impl Ring for Split {
             descriptor = Self::descriptor_at(table.0, descriptor.next);
         }
         self.next = self.next.wrapping_add(1);
-        Ok(Some(Head { id, entries: 1 }))
+        Ok(Some(Head::new(id, 1)))
     }
 
     #[inline(always)]
@@ -187,7 +187,7 @@ impl Ring for Split {
             self.used
                 .add(at)
                 .cast::<[u32; 2]>()
-                .write_volatile([head.id.into(), written]);
+                .write_volatile([head.id().into(), written]);
         }
         if let Some(guest) = self.used_guest {
             memory.written(guest + at as u64, 8);
