@@ -78,6 +78,37 @@ fn outlives_weftd(kind: GuestKind) {
     });
 }
 
+/// Pings of a guest every hundredth of a second while its weftd is stopped and started: few remain without answer.
+fn restart_is_short(kind: GuestKind, within: Duration) {
+    let mut site = site(kind);
+    explained(&mut site, |site| {
+        until_pings(site, "blue-1", "blue-2")?;
+        let pings = "/tools/ping -n -D -i 0.01 -c 500 10.0.1.12 >/tmp/pings 2>&1 &";
+        site.guests["blue-1"].succeed(pings)?;
+        let mut daemon = site.hosts.get_mut("h1").unwrap().daemon.take().unwrap();
+        daemon.stop(SOON)?;
+        site.start_daemon("h1")?;
+        let guest = &site.guests["blue-1"];
+        wait_until("the end of the pings", SOON, || {
+            guest.says("grep -q received /tmp/pings")
+        })?;
+        let text = guest.succeed("cat /tmp/pings")?;
+        let times: Vec<f64> = text
+            .lines()
+            .filter(|line| line.contains("bytes from"))
+            .filter_map(|line| line.strip_prefix('[')?.split(']').next()?.parse().ok())
+            .collect();
+        let gap = times
+            .windows(2)
+            .map(|pair| pair[1] - pair[0])
+            .fold(0.0, f64::max);
+        let end = text.lines().rev().take(3).collect::<Vec<_>>().join("; ");
+        assert!(gap > 0.0 && gap < within.as_secs_f64(), "{gap} s: {end}");
+        eprintln!("{gap} {end}");
+        Ok(())
+    });
+}
+
 /// A second card with a port of its own comes while the guest runs, works, and goes; the first one works throughout.
 fn plugs(kind: GuestKind) {
     let mut site = site(kind);
@@ -159,4 +190,19 @@ fn a_guest_that_listens_outlives_weftd() {
 #[test]
 fn a_guest_that_listens_gets_another_card_and_gives_it_back() {
     plugs(GuestKind::VhostClient);
+}
+
+#[test]
+fn a_guest_on_a_tap_waits_little_for_weftd() {
+    restart_is_short(GuestKind::Tap, Duration::from_secs(2));
+}
+
+#[test]
+fn a_guest_that_connects_waits_little_for_weftd() {
+    restart_is_short(GuestKind::VhostServer, Duration::from_secs(2));
+}
+
+#[test]
+fn a_guest_that_listens_waits_little_for_weftd() {
+    restart_is_short(GuestKind::VhostClient, Duration::from_secs(2));
 }

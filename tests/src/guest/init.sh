@@ -15,6 +15,8 @@ exec 0</dev/ttyS1 1>/dev/ttyS1 2>&1
 stty raw -echo
 echo "#up $(cat /proc/sys/kernel/random/boot_id)"
 while read -r number seconds line; do
+    # An empty line wakes a serial port that missed an interrupt.
+    [ -n "$number" ] || continue
     echo "#begin $number"
     timeout -s KILL "$seconds" sh -c "$line" </dev/null 2>&1
     printf '\n#end %s %s\n' "$number" "$?"

@@ -238,6 +238,22 @@ impl Guest {
         })
     }
 
+    /// Gbit/s that one TCP stream carries to another guest's address, or back, over so many seconds (iperf3).
+    pub fn throughput(
+        &self,
+        to: &Self,
+        address: &str,
+        reverse: bool,
+        seconds: u32,
+    ) -> Result<f64, LabError> {
+        to.succeed("/tools/iperf3 -s -1 -D")?;
+        let reverse = if reverse { "-R" } else { "" };
+        let text = self.succeed(&format!(
+            "/tools/iperf3 -J -t {seconds} {reverse} -c {address}"
+        ))?;
+        crate::load::gigabits(&text)
+    }
+
     /// Restarts the guest's kernel, and waits until it can run commands again.
     pub fn reboot(&self) -> Result<(), LabError> {
         let mut console = locked(&self.console);
