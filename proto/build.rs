@@ -22,6 +22,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         "Host",
         "Vpc",
         "Subnet",
+        "Dhcp",
+        "DhcpRoute",
         "RouteTable",
         "Route",
         "NextHop",

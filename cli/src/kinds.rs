@@ -68,6 +68,61 @@ pub(crate) struct Subnet {
     /// Bytes of IP packet that a guest may send; by default what fits the tunnels.
     #[arg(long, default_value_t = 0, hide_default_value = true)]
     mtu: u32,
+    #[command(flatten)]
+    dhcp: Dhcp,
+}
+
+/// What a subnet tells its guests.
+#[derive(Debug, Args)]
+struct Dhcp {
+    /// Answer no DHCP, DHCPv6 or router solicitation.
+    #[arg(long)]
+    no_dhcp: bool,
+    /// A DNS server that guests are told of; may be given several times.
+    #[arg(long = "dns", value_name = "ADDRESS")]
+    dns_servers: Vec<String>,
+    /// The guests' domain.
+    #[arg(long, default_value = "", hide_default_value = true)]
+    domain: String,
+    /// How long an address is leased; a day by default.
+    #[arg(
+        long,
+        value_name = "SECONDS",
+        default_value_t = 0,
+        hide_default_value = true
+    )]
+    lease_seconds: u32,
+    /// A route that guests are told of, such as 10.9.0.0/16=10.0.0.5; may be given several times.
+    #[arg(long = "dhcp-route", value_name = "PREFIX=NEXT-HOP", value_parser = dhcp_route)]
+    routes: Vec<v1::DhcpRoute>,
+    /// How guests come by their IPv6 address: dhcpv6-stateful, dhcpv6-stateless or slaac.
+    #[arg(long, default_value = "", hide_default_value = true)]
+    ipv6_mode: String,
+}
+
+fn dhcp_route(text: &str) -> Result<v1::DhcpRoute, String> {
+    let (prefix, next_hop) = text
+        .split_once('=')
+        .ok_or("a route is written PREFIX=NEXT-HOP")?;
+    Ok(v1::DhcpRoute {
+        prefix: prefix.to_owned(),
+        next_hop: next_hop.to_owned(),
+    })
+}
+
+impl Dhcp {
+    /// Absent when no flag says anything.
+    fn message(self) -> Option<v1::Dhcp> {
+        let dhcp = v1::Dhcp {
+            disabled: self.no_dhcp,
+            dns_servers: self.dns_servers,
+            domain: self.domain,
+            lease_seconds: self.lease_seconds,
+            routes: self.routes,
+            ipv6_mode: self.ipv6_mode,
+        };
+        (dhcp != v1::Dhcp::default()).then_some(dhcp)
+    }
 }
 
 impl Flags for Subnet {
@@ -83,6 +138,7 @@ impl Flags for Subnet {
             route_table: self.route_table,
             network_acl: self.acl,
             mtu: self.mtu,
+            dhcp: self.dhcp.message(),
         })
     }
 }
@@ -141,6 +197,9 @@ pub(crate) struct Port {
     /// Clamp the MSS of TCP SYNs to what the path carries.
     #[arg(long)]
     clamp_mss: bool,
+    /// The name that DHCP tells the guest.
+    #[arg(long, default_value = "", hide_default_value = true)]
+    hostname: String,
 }
 
 impl Flags for Port {
@@ -176,6 +235,7 @@ impl Flags for Port {
             }),
             unguarded: self.unguarded,
             clamp_mss: self.clamp_mss,
+            hostname: self.hostname,
         })
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! Of each VPC that has ports on the host: the VPC, its subnets, every port with its place, the policy and routes of the local
 //! ports, the members of the groups that this policy names, and the hosts that may have to be reached. Other ports come without
-//! device, groups and pairs. The result passes [`Scope::Node`](weft_proto::validate::Scope), and does not change unless something
+//! device, groups and pairs, subnets without a port here without what they tell guests. The result passes [`Scope::Node`](weft_proto::validate::Scope), and does not change unless something
 //! that the host acts on changes.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -123,6 +123,7 @@ impl<'a> Objects<'a> {
             } else {
                 seen.route_table.clear();
                 seen.network_acl.clear();
+                seen.dhcp = None;
             }
             state.insert(Object::Subnet(seen));
         }
@@ -224,7 +225,7 @@ hosts:
 vpcs: [{id: blue, vni: 1}, {id: red, vni: 2}]
 subnets:
   - {id: a, vpc: blue, cidrs: [10.0.0.0/24], route_table: t-a, network_acl: acl-a}
-  - {id: b, vpc: blue, cidrs: [10.0.1.0/24], route_table: t-b, network_acl: acl-b}
+  - {id: b, vpc: blue, cidrs: [10.0.1.0/24], route_table: t-b, network_acl: acl-b, dhcp: {domain: b.test}}
   - {id: r, vpc: red, cidrs: [10.0.0.0/24]}
 route_tables:
   - {id: t-a, vpc: blue, routes: [{prefix: 0.0.0.0/0, host: h3}]}
@@ -274,6 +275,8 @@ ports:
         let h1 = compiled(&version, "h1");
         assert_eq!(ids(&h1.vpcs, |o| &o.id), ["blue"]);
         assert_eq!(ids(&h1.subnets, |o| &o.id), ["a", "b"]);
+        assert!(h1.subnets[1].dhcp.is_none(), "b has no port here");
+        assert!(compiled(&version, "h2").subnets[1].dhcp.is_some());
         assert_eq!(ids(&h1.route_tables, |o| &o.id), ["t-a"]);
         assert_eq!(ids(&h1.network_acls, |o| &o.id), ["acl-a"]);
         assert_eq!(ids(&h1.prefix_lists, |o| &o.id), ["used"]);

@@ -76,6 +76,15 @@ pub fn word_address(word: u128) -> std::net::IpAddr {
     }
 }
 
+/// The family of an address in its 128-bit form.
+pub fn word_family(word: u128) -> Family {
+    if word >> 32 == IPV4_MAPPED >> 32 {
+        Family::Ipv4
+    } else {
+        Family::Ipv6
+    }
+}
+
 /// Who talks to whom. For ICMP queries the identifier stands on the asking side, and on the other side the identifier plus a number that
 /// stands for the query's type, so that an answer is the reverse of its question and of nothing else, least of all of a question that
 /// the other end asks under some identifier. For other ICMP, type and code stand in `destination_port`.
@@ -113,11 +122,7 @@ impl Flow {
 
     /// The family of its addresses.
     pub fn family(&self) -> Family {
-        if self.source >> 32 == IPV4_MAPPED >> 32 {
-            Family::Ipv4
-        } else {
-            Family::Ipv6
-        }
+        word_family(self.source)
     }
 }
 

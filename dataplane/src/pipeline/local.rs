@@ -2,10 +2,11 @@
 //!
 //! Each function rewrites the packet in place into the reply, and says so; nothing is flooded.
 
+use super::guard::link_local;
 use crate::packet::checksum;
 use crate::packet::parse::{ETHERNET, Family, IPV4_MAPPED, Parsed, protocol};
 use crate::packet::{DropReason, Mac};
-use crate::snapshot::{Place, Port, Snapshot};
+use crate::snapshot::{Place, Port, Snapshot, Vpc};
 
 /// Bytes of an ARP packet with its Ethernet header.
 const ARP: usize = ETHERNET + 28;
@@ -26,6 +27,11 @@ fn neighbour(snapshot: &Snapshot, asker: Asker<'_>, address: u128) -> Option<Mac
         Asker::Peer(_, vpc) => (vpc, None),
     };
     let vpc = snapshot.vpcs.get(place)?;
+    if let Some(own) = subnet.and_then(|subnet| snapshot.subnets.get(subnet))
+        && address == link_local(own.gateway_mac)
+    {
+        return Some(own.gateway_mac);
+    }
     if let Some(gateway) = vpc.gateways.get(&address) {
         // A guest is told of its own gateway; equipment behind a tunnel, of the subnet's.
         return (subnet.is_none() || subnet == Some(*gateway))
@@ -112,31 +118,14 @@ pub fn neighbor(
     if !(133..=137).contains(&kind) {
         return Ok(Neighbor::NotMine);
     }
-    let (l3, l4, end) = (
-        usize::from(parsed.l3),
-        usize::from(parsed.l4),
-        usize::from(parsed.end),
-    );
-    let sum = checksum::pseudo_header(
-        Family::Ipv6,
-        parsed.flow.source,
-        parsed.flow.destination,
-        protocol::ICMPV6,
-        (end - l4) as u32,
-    );
-    if parsed.ttl != 255
-        || parsed.icmp & 0xff != 0
-        || l4 != l3 + 40
-        || checksum::fold(sum + checksum::sum(&frame[l4..end])) != 0xffff
-    {
-        return Err(DropReason::NeighborMalformed);
-    }
+    let (l4, end) = (usize::from(parsed.l4), usize::from(parsed.end));
+    let message = checked(frame, parsed)?;
     match kind {
         135 => {}
-        136 => return Err(advertisement(asker, &frame[l4..end], parsed)),
+        136 => return Err(advertisement(asker, message, parsed)),
         _ => return Err(DropReason::NeighborUnanswered),
     }
-    let target: [u8; 16] = frame[l4..end]
+    let target: [u8; 16] = message
         .get(8..24)
         .and_then(|t| t.try_into().ok())
         .ok_or(DropReason::NeighborMalformed)?;
@@ -164,6 +153,28 @@ pub fn neighbor(
     )))
 }
 
+/// A message of neighbour discovery, which came from no farther than this link and whole (RFC 4861 §7.1).
+pub(super) fn checked<'f>(frame: &'f [u8], parsed: &Parsed) -> Result<&'f [u8], DropReason> {
+    let message = frame
+        .get(usize::from(parsed.l4)..usize::from(parsed.end))
+        .ok_or(DropReason::NeighborMalformed)?;
+    let sum = checksum::pseudo_header(
+        Family::Ipv6,
+        parsed.flow.source,
+        parsed.flow.destination,
+        protocol::ICMPV6,
+        message.len() as u32,
+    );
+    if parsed.ttl != 255
+        || parsed.icmp & 0xff != 0
+        || parsed.l4 != parsed.l3 + 40
+        || checksum::fold(sum + checksum::sum(message)) != 0xffff
+    {
+        return Err(DropReason::NeighborMalformed);
+    }
+    Ok(message)
+}
+
 fn advertisement(asker: Asker<'_>, message: &[u8], parsed: &Parsed) -> DropReason {
     let Asker::Port(_, port) = asker else {
         return DropReason::NeighborUnanswered;
@@ -182,7 +193,7 @@ fn advertisement(asker: Asker<'_>, message: &[u8], parsed: &Parsed) -> DropReaso
 }
 
 /// The source link-layer address option (RFC 4861 §4.6.1).
-fn source_option(mut options: &[u8]) -> Option<Mac> {
+pub(super) fn source_option(mut options: &[u8]) -> Option<Mac> {
     while let [kind, units, rest @ ..] = options {
         let len = usize::from(*units) * 8;
         if len == 0 || options.len() < len {
@@ -226,14 +237,14 @@ fn advertise(frame: &mut [u8], parsed: &Parsed, mac: Mac, target: u128, detectio
     (l4 + 32) as u16
 }
 
-/// Whether the packet is for a gateway of the port's VPC: by its address, and by the MAC of the gateway that the port has. What goes
+/// Whether the packet is for a gateway of the port's VPC: by its address, of which the link-local one is the own gateway's alone, and by the MAC of the gateway that the port has. What goes
 /// elsewhere in the subnet is not the gateway's, whatever its address says (RFC 1812 §5.3.4).
 pub fn is_for_gateway(snapshot: &Snapshot, port: &Port, parsed: &Parsed) -> bool {
-    parsed.eth_dst == snapshot.subnets[port.subnet].gateway_mac
-        && snapshot
-            .vpcs
-            .get(port.vpc)
-            .is_some_and(|vpc| vpc.gateways.contains_key(&parsed.flow.destination))
+    let own = snapshot.subnets[port.subnet].gateway_mac;
+    let destination = parsed.flow.destination;
+    let is_gateway = |vpc: &Vpc| vpc.gateways.contains_key(&destination);
+    parsed.eth_dst == own
+        && (destination == link_local(own) || snapshot.vpcs.get(port.vpc).is_some_and(is_gateway))
 }
 
 /// Turns an echo request to the gateway into its reply (RFC 792, RFC 4443 §4.2). Fragments are turned too, each by itself: addresses

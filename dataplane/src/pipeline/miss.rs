@@ -4,9 +4,9 @@ use super::fragments::Later;
 use super::hit::{Follow, follow};
 use super::judge::{self, Case, Standing};
 use super::trace::Silent;
-use super::{Core, Destination, Entry, Io, Tables, guard, local};
+use super::{Core, Destination, Entry, Io, Tables, guard, local, services};
 use crate::packet::parse::{self, is_icmp_error, protocol};
-use crate::packet::{DropReason, Family, Packet, Parsed};
+use crate::packet::{DropReason, Family, Offload, Packet, Parsed};
 use crate::session::slot::Order;
 use crate::session::table::{Action, Egress, Ingress, NewSession, SessionRef, Stamp};
 use crate::session::tcp::{self, Segment, Side};
@@ -88,6 +88,16 @@ impl Core {
         let parsed = &entry.parsed;
         if guard::is_rogue_server(parsed) {
             return Err(DropReason::RogueServer);
+        }
+        if let Some(question) = services::question(tables.snapshot, port, parsed) {
+            let start = usize::from(packet.start);
+            let area = io.bytes_mut(&mut packet.frame).get_mut(start..);
+            packet.len = question.answer(area.unwrap_or_default())?.len;
+            if packet.frame.is_large() {
+                // Whatever was to be split, the answer is not.
+                Offload::default().write(io, &mut packet.frame);
+            }
+            return self.may_reply(index);
         }
         if self.neighbor(tables, io, packet, entry)? {
             return self.may_reply(index);

@@ -2,7 +2,7 @@
 //!
 //! One [`Pipeline`] per worker. It knows tables and buffers, not sockets: whoever drives it hands in packets and gets them back through
 //! [`Io`]. Most packets take the fast lane (`glance`, `fast`): their session says all that there is to say. The general way is `enter`
-//! (parse), `hit` (a session that knows more than the fast lane does), or `miss`: `guard`, `local`, `judge`, install.
+//! (parse), `hit` (a session that knows more than the fast lane does), or `miss`: `services`, `guard`, `local`, `judge`, install.
 
 mod copies;
 pub mod counters;
@@ -21,6 +21,7 @@ mod miss;
 mod pieces;
 pub mod rewrite;
 pub mod segment;
+pub mod services;
 pub mod split;
 pub mod trace;
 

@@ -1,13 +1,16 @@
 //! The packet trace: what would happen to a packet, step by step. Runs the same judgement as real packets; sends nothing, makes no session.
 
-use super::guard;
 use super::judge::{self, Case, Standing};
 use super::local;
+use super::{guard, services};
 use crate::packet::parse::{self, Inner, is_icmp_error, word_address};
 use crate::packet::{DropReason, Parsed};
 use crate::session::table::{Action, Egress, Ingress};
 use crate::session::{Key, SessionTable};
 use crate::snapshot::Snapshot;
+
+/// Bytes of frame that any answer of a service fits in.
+const ANSWER: usize = 2048;
 
 /// Listens to the steps of a judgement.
 pub trait Tracer {
@@ -74,6 +77,12 @@ fn run(
     steps.step("parse", || describe(&parsed));
     if guard::is_rogue_server(&parsed) {
         return Err(DropReason::RogueServer);
+    }
+    if let Some(question) = services::question(snapshot, port, &parsed) {
+        let mut area = frame.to_vec();
+        area.resize(ANSWER.max(area.len()), 0);
+        let answer = question.answer(&mut area)?;
+        return Ok(format!("{} from the gateway", answer.name));
     }
     guard::check(port, &parsed)?;
     steps.step("guard", || "source belongs to the port".to_owned());

@@ -4,6 +4,7 @@
 //! exactly one generation. Objects refer to each other by index.
 
 pub mod compile;
+mod guests;
 mod list;
 pub mod registry;
 
@@ -13,8 +14,10 @@ use std::sync::Arc;
 use foldhash::fast::FixedState;
 use weft_proto::v1;
 
+pub use self::guests::Guests;
 pub use self::list::List;
 use crate::encap::{Encapsulation, Template};
+use crate::packet::parse::word_family;
 use crate::packet::{Family, Mac};
 use crate::policy::{Acl, AddressSet, GroupRules};
 use crate::route::ecmp::Group;
@@ -114,6 +117,8 @@ pub struct Subnet {
     pub ports: Vec<u16>,
     /// Peers that have ports of the subnet.
     pub peers: Vec<u16>,
+    /// What its guests are told when they ask; none where nothing is answered.
+    pub guests: Option<Arc<Guests>>,
 }
 
 impl Subnet {
@@ -170,6 +175,8 @@ pub struct Port {
     pub mac: Mac,
     /// Its addresses.
     pub addresses: Vec<u128>,
+    /// The name that its guest is told; empty for none.
+    pub hostname: String,
     /// What it may use besides.
     pub pairs: Vec<(Prefix, Mac)>,
     /// Whether what it sends is checked against the above.
@@ -183,6 +190,12 @@ pub struct Port {
 }
 
 impl Port {
+    /// Its first address of a family: the one that its guest is given.
+    pub fn first_address(&self, family: Family) -> Option<u128> {
+        let mut addresses = self.addresses.iter().copied();
+        addresses.find(|address| word_family(*address) == family)
+    }
+
     /// Whether the port may send from the address, with its own MAC or with `mac`.
     pub fn owns(&self, address: u128, mac: Mac) -> bool {
         (mac == self.mac && self.addresses.contains(&address))

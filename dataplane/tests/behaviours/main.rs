@@ -3,12 +3,16 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod dhcp;
+mod dhcp6;
 mod frames;
 mod neighbours;
 mod overlay;
 mod policy;
 mod router;
+mod router_advertisement;
 mod segments;
+mod services_hostile;
 mod topology;
 mod transport;
 mod vectors;

@@ -18,7 +18,7 @@ use crate::craft;
 use crate::generate::{Act, FabricPlan, Step};
 use crate::semantics::frame::{Decoded, IP, RST, decode, ones_sum, v4_at, v6_at, word};
 use crate::semantics::{Crossing, Model, Outcome};
-use crate::traffic;
+use crate::{questions, traffic};
 
 /// Wide enough that nothing gives way: limits are tested elsewhere.
 const LIMITS: Limits = Limits {
@@ -141,6 +141,7 @@ impl Run {
             } => return self.talk(usize::from(*connection), usize::from(*from_server), *act),
             Step::Arp(plan) => traffic::arp(&self.objects, plan),
             Step::Solicit(plan) => traffic::solicit(&self.objects, plan),
+            Step::Ask(plan) => questions::ask(&self.objects, plan),
             Step::Change(change) => {
                 self.plan.change(change);
                 self.objects = self.plan.objects();

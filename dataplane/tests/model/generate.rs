@@ -54,6 +54,8 @@ pub struct SubnetPlan {
     /// None lets everything pass.
     pub acl: Option<AclPlan>,
     pub routes: Vec<RoutePlan>,
+    /// What guests are told, by bit.
+    pub told: u8,
 }
 
 #[derive(Debug, Clone)]
@@ -122,6 +124,8 @@ pub enum Step {
     },
     Arp(NeighborPlan),
     Solicit(NeighborPlan),
+    /// A question to one of the gateway's services.
+    Ask(AskPlan),
     Change(Change),
     Wait(u8),
 }
@@ -130,6 +134,17 @@ pub enum Step {
 pub struct NeighborPlan {
     pub from: u8,
     pub target: u8,
+    pub lie: u8,
+}
+
+#[derive(Debug, Clone)]
+pub struct AskPlan {
+    pub from: u8,
+    pub service: u8,
+    /// Which message.
+    pub kind: u8,
+    /// Which of the ways to put it.
+    pub way: u8,
     pub lie: u8,
 }
 
@@ -261,14 +276,20 @@ fn port() -> impl Strategy<Value = PortPlan> {
 }
 
 fn vpc() -> impl Strategy<Value = VpcPlan> {
-    let subnet = (0u8..6, prop::bool::weighted(0.2), acl(), routes()).prop_map(
-        |(family, own_gateway, acl, routes)| SubnetPlan {
+    let subnet = (
+        0u8..6,
+        prop::bool::weighted(0.2),
+        acl(),
+        routes(),
+        any::<u8>(),
+    )
+        .prop_map(|(family, own_gateway, acl, routes, told)| SubnetPlan {
             family,
             own_gateway,
             acl,
             routes,
-        },
-    );
+            told,
+        });
     (
         vec(subnet, 1..4),
         vec(group(), 1..4),
@@ -358,6 +379,18 @@ fn neighbor() -> impl Strategy<Value = NeighborPlan> {
     })
 }
 
+fn ask() -> impl Strategy<Value = AskPlan> {
+    (any::<u8>(), 0u8..3, any::<u8>(), any::<u8>(), 0u8..16).prop_map(
+        |(from, service, kind, way, lie)| AskPlan {
+            from,
+            service,
+            kind,
+            way,
+            lie,
+        },
+    )
+}
+
 pub fn steps() -> impl Strategy<Value = Vec<Step>> {
     let near = || 0u8..4;
     let step = prop_oneof![
@@ -370,6 +403,7 @@ pub fn steps() -> impl Strategy<Value = Vec<Step>> {
             .prop_map(|(connection, from_server, act)| Step::Tcp { connection, from_server, act }),
         1 => neighbor().prop_map(Step::Arp),
         1 => neighbor().prop_map(Step::Solicit),
+        2 => ask().prop_map(Step::Ask),
         2 => change().prop_map(Step::Change),
         1 => any::<u8>().prop_map(Step::Wait),
     ];
@@ -481,6 +515,7 @@ impl VpcPlan {
                 vpc: vpc.into(),
                 cidrs,
                 route_table: id.clone(),
+                dhcp: subnet.dhcp(number(s)),
                 ..v1::Subnet::default()
             };
             if subnet.own_gateway {
@@ -583,6 +618,11 @@ impl VpcPlan {
             host: format!("h{}", usize::from(plan.host) % HOSTS),
             unguarded: plan.unguarded,
             clamp_mss: plan.clamp_mss,
+            hostname: if n % 2 == 0 {
+                format!("guest-{n}")
+            } else {
+                String::new()
+            },
             ..v1::Port::default()
         }
     }
@@ -706,6 +746,38 @@ impl RulePlan {
             ports,
             icmp,
         }
+    }
+}
+
+impl SubnetPlan {
+    /// What the subnet of this number tells its guests; the first bits say nothing at all.
+    fn dhcp(&self, number: usize) -> Option<v1::Dhcp> {
+        let said = |bit: u8| self.told >> bit & 1 != 0;
+        if self.told.is_multiple_of(5) {
+            return None;
+        }
+        let mut dhcp = v1::Dhcp {
+            disabled: self.told.is_multiple_of(7),
+            lease_seconds: if said(3) { 3601 } else { 0 },
+            ..v1::Dhcp::default()
+        };
+        if said(4) {
+            dhcp.dns_servers = vec!["192.0.2.53".into(), "2001:db8::53".into()];
+        }
+        if said(5) {
+            dhcp.domain = "model.test".into();
+        }
+        if said(6) && self.family != 1 {
+            dhcp.routes.push(v1::DhcpRoute {
+                prefix: "172.16.0.0/12".into(),
+                next_hop: format!("10.0.{number}.250"),
+            });
+        }
+        if self.family != 0 {
+            let modes = ["", "dhcpv6-stateful", "dhcpv6-stateless", "slaac"];
+            dhcp.ipv6_mode = modes[usize::from(self.told & 3)].into();
+        }
+        Some(dhcp)
     }
 }
 

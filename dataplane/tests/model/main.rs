@@ -1,7 +1,7 @@
 //! The pipelines against a model of what they should do: random fabrics, random traffic, changes in between.
 //!
 //! `semantics` is the model, a slow and plain reading of the design's packet path that shares no code with the pipeline. `generate` makes
-//! plans, `traffic`, `connection` and `craft` make frames of them, `compare` sends them through both. Every frame that a port gets, every
+//! plans, `traffic`, `questions`, `connection` and `craft` make frames of them, `compare` sends them through both. Every frame that a port gets, every
 //! frame between hosts and every reason for a drop is compared; what disagrees is shrunk to its least.
 //!
 //! `WEFT_MODEL_CASES` says how many fabrics are tried, `WEFT_MODEL_SEED` which; the same seed tries the same ones.
@@ -12,6 +12,7 @@ mod compare;
 mod connection;
 mod craft;
 mod generate;
+mod questions;
 mod semantics;
 mod traffic;
 

@@ -7,6 +7,7 @@ use weft_proto::v1::{self, Objects};
 
 use crate::craft::{self, Ends, Header};
 use crate::generate::{NeighborPlan, PacketPlan};
+use crate::questions;
 use crate::semantics::frame::{Decoded, Detail, IP, Mac, Packet, TCP, UDP, decode, octets, word};
 
 const ROUTER: Mac = [0x02, 0x77, 0x65, 0x66, 0x74, 0x01];
@@ -42,7 +43,7 @@ pub fn address(port: &v1::Port, v4: bool) -> Option<IpAddr> {
     all.find(|address| address.is_ipv4() == v4)
 }
 
-fn gateway_mac(objects: &Objects, port: &v1::Port) -> Mac {
+pub fn gateway_mac(objects: &Objects, port: &v1::Port) -> Mac {
     let subnet = objects
         .subnets
         .iter()
@@ -63,7 +64,7 @@ pub fn next_mac(objects: &Objects, from: &v1::Port, to: IpAddr) -> Mac {
     owner.map_or_else(|| gateway_mac(objects, from), |owner| mac(&owner.mac))
 }
 
-fn gateways(objects: &Objects, vpc: &str, v4: bool) -> Vec<IpAddr> {
+pub fn gateways(objects: &Objects, vpc: &str, v4: bool) -> Vec<IpAddr> {
     let subnets = objects.subnets.iter().filter(|subnet| subnet.vpc == vpc);
     let of = |subnet: &v1::Subnet| -> Vec<IpAddr> {
         if subnet.gateways.is_empty() {
@@ -99,7 +100,7 @@ impl Nth for IpNetwork {
     }
 }
 
-fn pick<T>(list: &[T], index: impl Into<usize>) -> &T {
+pub fn pick<T>(list: &[T], index: impl Into<usize>) -> &T {
     &list[index.into() % list.len()]
 }
 
@@ -417,6 +418,10 @@ fn asked(objects: &Objects, from: &v1::Port, v4: bool, index: u8) -> IpAddr {
     let ports = objects.ports.iter().filter(|port| port.vpc == from.vpc);
     let mut all: Vec<IpAddr> = ports.filter_map(|port| address(port, v4)).collect();
     all.extend(gateways(objects, &from.vpc, v4));
+    if !v4 {
+        // The router's link-local address.
+        all.push(questions::link_local(gateway_mac(objects, from)));
+    }
     all.push(if v4 { "10.0.1.77" } else { "fd00:1::77" }.parse().unwrap());
     *pick(&all, index)
 }

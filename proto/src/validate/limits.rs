@@ -25,6 +25,10 @@ pub const PORT_ADDRESSES: usize = 16;
 pub const PORT_PAIRS: usize = 64;
 /// Security groups of a port.
 pub const PORT_GROUPS: usize = 16;
+/// DNS servers that a subnet tells its guests of, both families together.
+pub const SUBNET_DNS_SERVERS: usize = 16;
+/// Routes that a subnet tells its guests by DHCP: with the default route, as many as one option of 255 bytes holds.
+pub const SUBNET_DHCP_ROUTES: usize = 24;
 /// Violations that are told; a set that breaks more rules is refused with the first of them.
 pub const VIOLATIONS: usize = 1000;
 

@@ -3,6 +3,7 @@
 //! The controller checks the intent before it stores it, the daemon checks its node state before it applies it; both refuse a set
 //! that breaks any rule. Each file here holds the rules of some kinds; this one holds the indexes that they share and the rules of ids.
 
+mod dhcp;
 mod fabric;
 pub mod limits;
 mod network;

@@ -1,11 +1,11 @@
-//! Subnets: their prefixes, gateways and references.
+//! Subnets: their prefixes, gateways and references; `dhcp` holds what they tell guests.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
 
-use super::{At, Index, Report, check_reference};
+use super::{At, Index, Report, check_reference, dhcp};
 use crate::address::{first_address, parse_address, parse_mac, parse_prefix};
 use crate::state::{Kind, Object};
 use crate::v1;
@@ -43,6 +43,9 @@ pub(super) fn check(at: At<'_>, subnet: &v1::Subnet, index: &Index<'_>, report: 
             "mtu",
             format!("{} is outside {least} to 65535", subnet.mtu),
         );
+    }
+    if let Some(dhcp) = &subnet.dhcp {
+        dhcp::check(at, dhcp, &prefixes, report);
     }
 }
 

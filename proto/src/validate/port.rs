@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::net::IpAddr;
 
+use super::dhcp::is_label;
 use super::network::{prefixes_and_gateways, reserved};
 use super::{At, Index, Report, Scope, check_reference, limits};
 use crate::address::{DEFAULT_GATEWAY_MAC, parse_address, parse_mac, parse_prefix_or_address};
@@ -43,6 +44,13 @@ pub(super) fn check(
     }
     check_addresses(at, port, subnet, report);
     check_pairs(at, port, report);
+    if !port.hostname.is_empty() && !is_label(&port.hostname) {
+        let rule = format!(
+            "'{}' is not a name: 1 to 63 letters, digits and inner hyphens",
+            port.hostname
+        );
+        report.add(at, "hostname", rule);
+    }
     check_groups(at, port, index, report);
     check_place(at, port, index, scope, report);
 }

@@ -7,6 +7,7 @@
 //! resolve becomes a violation.
 
 mod follow;
+mod guests;
 mod hosts;
 mod policy;
 mod ports;

@@ -1,14 +1,15 @@
 //! Subnets and ports.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use ipnetwork::IpNetwork;
 use weft_proto::state::Kind;
-use weft_proto::v1;
+use weft_proto::{mtu, v1};
 
 use super::super::{Endpoint, Place, Port, Subnet};
 use super::policy::rules_of_port;
-use super::{Draft, Objects, put};
+use super::{Draft, Objects, guests, put};
 use crate::packet::parse::address_word;
 use crate::packet::{Family, Mac};
 use crate::route::Prefix;
@@ -47,6 +48,10 @@ impl Draft<'_> {
                 ..Subnet::default()
             };
             self.fill_prefixes(subnet, place, &mut compiled);
+            // The controller says the MTU. Where none does, every host that is known here may carry the VPC.
+            let mtu = mtu::effective(subnet, objects.hosts.iter().copied());
+            let guests = guests::compile(subnet, &compiled, mtu, &mut self.report);
+            compiled.guests = guests.map(Arc::new);
             self.places.subnets.insert(subnet.id.clone(), place);
             self.subnets.push(compiled);
         }
@@ -192,6 +197,7 @@ impl Draft<'_> {
             subnet,
             mac,
             addresses: addresses.to_vec(),
+            hostname: port.hostname.clone(),
             pairs,
             guarded: !port.unguarded,
             clamp_mss: port.clamp_mss,

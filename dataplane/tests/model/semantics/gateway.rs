@@ -20,7 +20,7 @@ fn pair_mac(port: &v1::Port, pair: &v1::AddressPair) -> Mac {
     })
 }
 
-fn owns(port: &v1::Port, address: IpAddr, source: Mac) -> bool {
+pub fn owns(port: &v1::Port, address: IpAddr, source: Mac) -> bool {
     let own = mac(&port.mac) == source && has_address(port, address);
     own || port
         .allowed_pairs
@@ -28,18 +28,18 @@ fn owns(port: &v1::Port, address: IpAddr, source: Mac) -> bool {
         .any(|pair| pair_mac(port, pair) == source && prefix_holds(&pair.cidr, address))
 }
 
-fn owns_mac(port: &v1::Port, source: Mac) -> bool {
+pub fn owns_mac(port: &v1::Port, source: Mac) -> bool {
     let mut pairs = port.allowed_pairs.iter();
     mac(&port.mac) == source || pairs.any(|pair| pair_mac(port, pair) == source)
 }
 
-fn owns_address(port: &v1::Port, address: IpAddr) -> bool {
+pub fn owns_address(port: &v1::Port, address: IpAddr) -> bool {
     let mut pairs = port.allowed_pairs.iter();
     has_address(port, address) || pairs.any(|pair| prefix_holds(&pair.cidr, address))
 }
 
 /// RFC 4291 appendix A.
-fn link_local(mac: Mac) -> IpAddr {
+pub fn link_local(mac: Mac) -> IpAddr {
     let [a, b, c, d, e, f] = mac;
     let octets = [
         0xfe,
@@ -92,6 +92,9 @@ pub fn is_rogue_server(packet: &Packet) -> bool {
 /// The MAC that a port may be told for an address: its own gateway's, or that of another port of its subnet.
 fn neighbour(world: &World, port: &v1::Port, address: IpAddr) -> Option<Mac> {
     let subnet = world.subnet(&port.subnet);
+    if address == link_local(gateway_mac(subnet)) {
+        return Some(gateway_mac(subnet));
+    }
     if let Some(owner) = world.gateway(&port.vpc, address) {
         return (owner.id == subnet.id).then(|| gateway_mac(subnet));
     }
@@ -129,21 +132,27 @@ pub fn neighbor_discovery(
     port: &v1::Port,
     packet: &Packet,
 ) -> Option<Result<Vec<u8>, DropReason>> {
-    let (kind, code) = packet.icmp.filter(|_| !packet.is_v4())?;
+    let (kind, _) = packet.icmp.filter(|_| !packet.is_v4())?;
     (133..=137).contains(&kind).then(|| {
-        let message = &packet.bytes[packet.l4..packet.end];
-        let (source, destination) = (packet.flow.source, packet.flow.destination);
-        let pseudo = pseudo_header(source, destination, ICMPV6, message.len());
-        let whole = ones_sum(&[&pseudo, message]) == 0xffff;
-        if packet.ttl != 255 || code != 0 || packet.l4 != IP + 40 || !whole {
-            return Err(DropReason::NeighborMalformed);
-        }
+        let message = checked(packet)?;
         match kind {
             135 => solicitation(world, port, packet, message),
             136 => Err(advertisement(port, packet, message)),
             _ => Err(DropReason::NeighborUnanswered),
         }
     })
+}
+
+/// The message, if it came whole from no farther than this link.
+pub fn checked(packet: &Packet) -> Result<&[u8], DropReason> {
+    let message = &packet.bytes[packet.l4..packet.end];
+    let (source, destination) = (packet.flow.source, packet.flow.destination);
+    let pseudo = pseudo_header(source, destination, ICMPV6, message.len());
+    let whole = ones_sum(&[&pseudo, message]) == 0xffff;
+    if packet.ttl != 255 || message[1] != 0 || packet.l4 != IP + 40 || !whole {
+        return Err(DropReason::NeighborMalformed);
+    }
+    Ok(message)
 }
 
 fn solicitation(
@@ -202,12 +211,12 @@ fn advertisement(port: &v1::Port, packet: &Packet, message: &[u8]) -> DropReason
     }
 }
 
-fn is_link_local(address: IpAddr) -> bool {
+pub fn is_link_local(address: IpAddr) -> bool {
     prefix_holds("fe80::/10", address)
 }
 
 /// The source link-layer address option (RFC 4861 4.6.1).
-fn source_option(mut options: &[u8]) -> Option<Mac> {
+pub fn source_option(mut options: &[u8]) -> Option<Mac> {
     while options.len() >= 2 {
         let length = usize::from(options[1]) * 8;
         if length == 0 || length > options.len() {

@@ -1,6 +1,6 @@
 //! What a fabric does with a frame, as plainly as it can be said: the packet path of the design, one step after the other.
 //!
-//! `frame` reads frames, `world` the configuration, `policy` and `session` judge, `gateway` answers. Here is the way through them: from
+//! `frame` reads frames, `world` the configuration, `policy` and `session` judge, `gateway` and `services` answer. Here is the way through them: from
 //! the port over its host, and over the tunnel through another host, to the ports that get the frame or to the reason why none does.
 //!
 //! Not in this version: fragments that guests send (those that a host makes of what is too big are), congestion marks that the
@@ -9,6 +9,7 @@
 pub mod frame;
 mod gateway;
 mod policy;
+mod services;
 pub mod session;
 mod world;
 
@@ -183,13 +184,19 @@ impl Model {
         if gateway::is_rogue_server(&packet) {
             return Err(DropReason::RogueServer);
         }
+        if let Some(result) = services::answer(world, port, &packet) {
+            answer(result?);
+            return Ok(());
+        }
         if let Some(result) = gateway::neighbor_discovery(world, port, &packet) {
             answer(result?);
             return Ok(());
         }
         gateway::guard(port, &packet)?;
         let to_router = packet.dst == gateway_mac(world.subnet(&port.subnet));
-        if to_router && world.gateway(&port.vpc, packet.flow.destination).is_some() {
+        let destination = packet.flow.destination;
+        let is_local = destination == gateway::link_local(packet.dst);
+        if to_router && (is_local || world.gateway(&port.vpc, destination).is_some()) {
             answer(gateway::ping(&packet)?);
             return Ok(());
         }
