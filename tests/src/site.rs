@@ -384,7 +384,7 @@ impl Site {
             gateways,
         } = self.plan(port);
         let mut lines = vec![
-            "echo 0 >/proc/sys/net/ipv6/conf/eth0/accept_dad".to_owned(),
+            "cd /proc/sys/net/ipv6/conf/eth0 && echo 0 >accept_dad && echo 0 >accept_ra".to_owned(),
             format!("ip link set eth0 mtu {mtu} up"),
         ];
         lines.extend(

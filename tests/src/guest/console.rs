@@ -21,8 +21,6 @@ pub struct Output {
 
 /// How much longer than the command itself an answer may take: the machine may be busy.
 const GRACE: Duration = Duration::from_secs(20);
-/// How long the line may be silent before it is nudged: an emulated serial port on a busy machine may miss an interrupt, and waits for the next.
-const SILENCE: Duration = Duration::from_millis(500);
 
 #[derive(Debug)]
 pub(super) struct Console {
@@ -111,7 +109,7 @@ impl Console {
             let mut buffer = [0; 4096];
             let got = self
                 .stream
-                .set_read_timeout(Some(left.min(SILENCE)))
+                .set_read_timeout(Some(left))
                 .and_then(|()| self.stream.read(&mut buffer));
             match got {
                 Ok(0) => {
@@ -128,9 +126,7 @@ impl Console {
                             | io::ErrorKind::Interrupted
                     ) =>
                 {
-                    self.stream
-                        .write_all(b"\n")
-                        .map_err(LabError::io(what))?;
+                    self.stream.write_all(b"\n").map_err(LabError::io(what))?;
                 }
                 Err(error) => return Err(LabError::io(what)(error)),
             }

@@ -327,6 +327,17 @@ impl Guest {
     }
 }
 
+/// The longest time between two answers in what `ping -D` printed, in seconds; none without two answers.
+pub fn longest_gap(pings: &str) -> Option<f64> {
+    let times: Vec<f64> = pings
+        .lines()
+        .filter(|line| line.contains("bytes from"))
+        .filter_map(|line| line.strip_prefix('[')?.split(']').next()?.parse().ok())
+        .collect();
+    let gaps = times.windows(2).map(|pair| pair[1] - pair[0]);
+    gaps.max_by(f64::total_cmp)
+}
+
 impl Drop for Guest {
     fn drop(&mut self) {
         // The machine is ended by its own drop; the files may be gone with their directory.
