@@ -79,7 +79,8 @@ fn outlives_weftd(kind: GuestKind) {
     });
 }
 
-/// Pings of a guest every hundredth of a second while its weftd is stopped and started: few remain without answer.
+/// Pings of a guest every hundredth of a second while its weftd is stopped and started: the silence is short. A machine that connects by itself
+/// tries once a second.
 fn restart_is_short(kind: GuestKind, within: Duration) {
     let mut site = site(kind);
     explained(&mut site, |site| {
@@ -101,7 +102,6 @@ fn restart_is_short(kind: GuestKind, within: Duration) {
         let gap = longest_gap(&text).unwrap_or(f64::INFINITY);
         let end = text.lines().rev().take(3).collect::<Vec<_>>().join("; ");
         assert!(gap < within.as_secs_f64(), "{gap} s: {end}");
-        eprintln!("{gap} {end}");
         Ok(())
     });
 }
@@ -196,10 +196,10 @@ fn a_guest_on_a_tap_waits_little_for_weftd() {
 
 #[test]
 fn a_guest_that_connects_waits_little_for_weftd() {
-    restart_is_short(GuestKind::VhostServer, Duration::from_secs(2));
+    restart_is_short(GuestKind::VhostServer, Duration::from_secs(4));
 }
 
 #[test]
 fn a_guest_that_listens_waits_little_for_weftd() {
-    restart_is_short(GuestKind::VhostClient, Duration::from_secs(2));
+    restart_is_short(GuestKind::VhostClient, Duration::from_secs(1));
 }
