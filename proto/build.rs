@@ -24,6 +24,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         "Subnet",
         "Dhcp",
         "DhcpRoute",
+        "RateLimits",
+        "RateLimit",
         "RouteTable",
         "Route",
         "NextHop",

@@ -2,6 +2,7 @@
 
 use weft_dataplane::fabric::Fabric;
 use weft_dataplane::pipeline::Source;
+use weft_proto::v1::{Objects, RateLimit, RateLimits};
 
 use crate::scenario::{self, PACKETS, Way, connect, fabric, measure, tcp, udp, udp6};
 use crate::{Row, clock};
@@ -46,7 +47,19 @@ fn hits(
     what: &str,
     goal: Option<f64>,
 ) -> anyhow::Result<()> {
-    let mut fabric = fabric(flows * 2)?;
+    let objects = scenario::objects()?;
+    hits_with(rows, (objects, flows), make, what, goal)
+}
+
+/// The same with other objects.
+fn hits_with(
+    rows: &mut Vec<Row>,
+    (objects, flows): (Objects, u32),
+    make: impl Fn(&mut Fabric, u32) -> anyhow::Result<Vec<u8>>,
+    what: &str,
+    goal: Option<f64>,
+) -> anyhow::Result<()> {
+    let mut fabric = scenario::fabric_of(objects, flows * 2)?;
     let source = scenario::source(&fabric)?;
     let (mut frames, mut tunnelled) = (Vec::new(), Vec::new());
     for number in 0..flows {
@@ -73,6 +86,24 @@ fn hits(
         goal,
     ));
     Ok(())
+}
+
+/// The topology with every limit on the port that sends and on the one that receives, so wide that nothing is dropped.
+fn limited() -> anyhow::Result<Objects> {
+    let limit = RateLimit {
+        bits_per_second: 1_000_000_000_000,
+        burst_bits: 60_000_000_000_000,
+        packets_per_second: 1_000_000_000,
+        burst_packets: 60_000_000_000,
+    };
+    let mut objects = scenario::objects()?;
+    for port in &mut objects.ports {
+        port.limits = Some(RateLimits {
+            egress: Some(limit),
+            ingress: Some(limit),
+        });
+    }
+    Ok(objects)
 }
 
 /// New flows, none of which comes twice.
@@ -124,6 +155,10 @@ pub(crate) fn rows() -> anyhow::Result<Vec<Row>> {
     )?;
     pace.push(clock::pace());
     hits(&mut rows, 1_000, connect, "1k TCP connections", None)?;
+    let with_limits = (limited()?, 1_000);
+    let what = "1k flows, rate limits of bits and packets";
+    let make = |_: &mut Fabric, number| Ok(udp(number));
+    hits_with(&mut rows, with_limits, make, what, None)?;
     let syn = misses(|number| tcp(number, Way::There, 2, (100, 0)))?;
     let per_second = syn
         .iter()

@@ -200,6 +200,64 @@ pub(crate) struct Port {
     /// The name that DHCP tells the guest.
     #[arg(long, default_value = "", hide_default_value = true)]
     hostname: String,
+    #[command(flatten)]
+    limits: Limits,
+}
+
+/// Rate limits of a port.
+#[derive(Debug, Args)]
+struct Limits {
+    /// Bits a second that it may send.
+    #[arg(
+        long,
+        value_name = "BITS/S",
+        default_value_t = 0,
+        hide_default_value = true
+    )]
+    egress_bits: u64,
+    /// Packets a second that it may send.
+    #[arg(
+        long,
+        value_name = "PACKETS/S",
+        default_value_t = 0,
+        hide_default_value = true
+    )]
+    egress_packets: u64,
+    /// Bits a second that it may be sent.
+    #[arg(
+        long,
+        value_name = "BITS/S",
+        default_value_t = 0,
+        hide_default_value = true
+    )]
+    ingress_bits: u64,
+    /// Packets a second that it may be sent.
+    #[arg(
+        long,
+        value_name = "PACKETS/S",
+        default_value_t = 0,
+        hide_default_value = true
+    )]
+    ingress_packets: u64,
+}
+
+impl Limits {
+    /// Absent when no flag says anything; bursts are the default ones.
+    fn message(self) -> Option<v1::RateLimits> {
+        let limit = |bits_per_second, packets_per_second| {
+            let limit = v1::RateLimit {
+                bits_per_second,
+                packets_per_second,
+                ..v1::RateLimit::default()
+            };
+            (limit != v1::RateLimit::default()).then_some(limit)
+        };
+        let limits = v1::RateLimits {
+            egress: limit(self.egress_bits, self.egress_packets),
+            ingress: limit(self.ingress_bits, self.ingress_packets),
+        };
+        (limits != v1::RateLimits::default()).then_some(limits)
+    }
 }
 
 impl Flags for Port {
@@ -236,6 +294,7 @@ impl Flags for Port {
             unguarded: self.unguarded,
             clamp_mss: self.clamp_mss,
             hostname: self.hostname,
+            limits: self.limits.message(),
         })
     }
 }

@@ -82,8 +82,10 @@ async fn each_kind_is_created_by_flags_listed_shown_and_deleted() {
         "acl create edge --vpc blue",
         "sg create web --vpc blue",
         "prefix-list create offices --vpc blue --prefix 198.51.100.0/24",
-        "subnet create a --vpc blue --cidr 10.0.0.0/24 --cidr fd00::/64 --route-table main --acl edge",
-        "port create p1 --vpc blue --subnet a --mac 02:00:00:00:00:01 --address 10.0.0.11 --sg web --host h1 --netdev v1 --allow 10.7.0.0/16",
+        "subnet create a --vpc blue --cidr 10.0.0.0/24 --cidr fd00::/64 --route-table main --acl edge \
+         --dns 192.0.2.53 --domain blue.example --lease-seconds 600 --dhcp-route 10.9.0.0/16=10.0.0.5 --ipv6-mode slaac",
+        "port create p1 --vpc blue --subnet a --mac 02:00:00:00:00:01 --address 10.0.0.11 --sg web --host h1 --netdev v1 --allow 10.7.0.0/16 \
+         --hostname web-1 --egress-bits 1000000 --ingress-packets 1000",
     ] {
         scene.run(words).await.ok();
     }
@@ -96,6 +98,24 @@ async fn each_kind_is_created_by_flags_listed_shown_and_deleted() {
     assert!(!scene.run("port list --vpc red").await.ok().contains("p1"));
     let shown = scene.run("subnet show a").await.ok();
     assert!(shown.contains("route_table: main"), "{shown}");
+    for line in [
+        "- 192.0.2.53",
+        "domain: blue.example",
+        "lease_seconds: 600",
+        "prefix: 10.9.0.0/16",
+        "next_hop: 10.0.0.5",
+        "ipv6_mode: slaac",
+    ] {
+        assert!(shown.contains(line), "{line}: {shown}");
+    }
+    let port = scene.run("port show p1").await.ok();
+    for line in [
+        "hostname: web-1",
+        "bits_per_second: 1000000",
+        "packets_per_second: 1000",
+    ] {
+        assert!(port.contains(line), "{line}: {port}");
+    }
     assert!(
         !shown.contains("mtu"),
         "what says nothing is left out: {shown}"

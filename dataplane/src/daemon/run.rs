@@ -40,9 +40,17 @@ pub async fn run(path: &Path, config: Config) -> anyhow::Result<()> {
         (None, Some(file)) => Source::File(file.clone()),
         (None, None) => anyhow::bail!("neither controller nor state_file is set"),
     };
-    let capabilities = ["vxlan", "gre", "netdev", "tap", "vhost-user", "dhcp"]
-        .map(str::to_owned)
-        .to_vec();
+    let capabilities = [
+        "vxlan",
+        "gre",
+        "netdev",
+        "tap",
+        "vhost-user",
+        "dhcp",
+        "rate_limits",
+    ]
+    .map(str::to_owned)
+    .to_vec();
     let agent_config = AgentConfig {
         host: config.host.clone(),
         capabilities,

@@ -1,7 +1,7 @@
 //! What a packet turns into besides itself: the ICMP error about it, its fragments, copies for a whole subnet.
 
 use super::icmp_error::{self, Problem};
-use super::{Core, Destination, Entry, Io, Tables, flood, rewrite, split};
+use super::{Core, Entry, Io, Tables, flood, rewrite, split};
 use crate::packet::{DropReason, Offload, Packet};
 use crate::session::table::{Action, Ingress};
 use crate::snapshot::Tunnel;
@@ -43,7 +43,7 @@ impl Core {
             // The packet is dropped; the error is a new one.
             self.counters.port(index).drop(reason);
             self.counters.port(index).generated.add(1);
-            io.send(Destination::Port(index), packet);
+            self.deliver(tables, io, index, packet);
         } else {
             self.drop(tables, io, packet, entry.ingress, reason);
         }
@@ -120,7 +120,7 @@ impl Core {
         };
         for port in &receivers.ports {
             if let Some(copy) = copy(io) {
-                io.send(Destination::Port(*port), copy);
+                self.deliver(tables, io, *port, copy);
             }
         }
         for tunnel in ways {

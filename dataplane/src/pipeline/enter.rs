@@ -135,6 +135,7 @@ impl Core {
             Source::Uplink(_) => self.aside_from_uplink(tables, io, &mut packet),
         };
         match (result, source) {
+            (Ok(Destination::Port(index)), _) => self.deliver(tables, io, index, packet),
             (Ok(to), _) => io.send(to, packet),
             (Err(reason), source) => {
                 self.place(source).drop(reason);

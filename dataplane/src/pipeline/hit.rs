@@ -104,7 +104,7 @@ impl Core {
         }
         match (action.egress, tunnel) {
             (_, Some(tunnel)) => self.encapsulate(tables, io, packet, entry, tunnel),
-            (Egress::Port(index), None) => io.send(Destination::Port(index), packet),
+            (Egress::Port(index), None) => self.deliver(tables, io, index, packet),
             (Egress::Peer(_), None) => self.drop(
                 tables,
                 io,

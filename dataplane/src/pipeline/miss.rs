@@ -4,7 +4,7 @@ use super::fragments::Later;
 use super::hit::{Follow, follow};
 use super::judge::{self, Case, Standing};
 use super::trace::Silent;
-use super::{Core, Destination, Entry, Io, Tables, guard, local, services};
+use super::{Core, Entry, Io, Tables, guard, local, services};
 use crate::packet::parse::{self, is_icmp_error, protocol};
 use crate::packet::{DropReason, Family, Offload, Packet, Parsed};
 use crate::session::slot::Order;
@@ -32,7 +32,7 @@ impl Core {
                 return self.drop(tables, io, packet, entry.ingress, DropReason::PortDown);
             };
             match self.at_port(tables, io, (index, port), &mut packet, entry) {
-                Ok(true) => return io.send(Destination::Port(index), packet),
+                Ok(true) => return self.deliver(tables, io, index, packet),
                 Ok(false) => {}
                 Err(reason) => return self.drop(tables, io, packet, entry.ingress, reason),
             }

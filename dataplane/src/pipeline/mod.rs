@@ -36,7 +36,7 @@ use crate::packet::{DropReason, FrameMemory, Packet, Parsed};
 use crate::prefetch::prefetch;
 use crate::session::table::Ingress;
 use crate::session::{Key, SessionTable};
-use crate::snapshot::Snapshot;
+use crate::snapshot::{RateLimit, Snapshot};
 
 /// Packets of a vector.
 pub const VECTOR: usize = 64;
@@ -197,6 +197,11 @@ impl Pipeline {
             sessions: &self.sessions,
         };
         self.core.receive(source, packets);
+        if let Source::Port(index) = source
+            && let Some(limit) = tables.snapshot.egress_limit(index)
+        {
+            self.core.restrain(io, (index, limit), packets);
+        }
         let mut lane = Lane::new(tables, source);
         let mut hits = 0;
         while !packets.is_empty() {
@@ -226,7 +231,12 @@ impl Pipeline {
                 match done {
                     Ok((to, packet)) => {
                         hits += 1;
-                        io.send(to, packet);
+                        match to {
+                            Destination::Port(index) => {
+                                self.core.deliver(tables, io, index, packet);
+                            }
+                            Destination::Uplink(_) => io.send(to, packet),
+                        }
                     }
                     Err(packet) => self.core.general(tables, io, source, packet),
                 }
@@ -272,6 +282,39 @@ impl Core {
                 self.counters.uplink(uplink)
             }
         }
+    }
+
+    /// Drops what a port sends beyond its rate limit.
+    #[inline(never)]
+    fn restrain(
+        &self,
+        io: &mut impl Io,
+        (index, limit): (u16, &RateLimit),
+        packets: &mut Vec<Packet>,
+    ) {
+        let traffic = self.counters.port(index);
+        let refused = |packet: &mut Packet| match limit.take(packet.len, self.now) {
+            Ok(()) => false,
+            Err(beyond) => {
+                traffic.drop(beyond.egress());
+                true
+            }
+        };
+        for packet in packets.extract_if(.., |packet| refused(packet)) {
+            io.free(packet.frame);
+        }
+    }
+
+    /// Sends a packet to a port, unless that is sent more than its rate limit allows: then the port has the drop.
+    #[inline]
+    fn deliver(&self, tables: Tables<'_>, io: &mut impl Io, index: u16, packet: Packet) {
+        if let Some(limit) = tables.snapshot.ingress_limit(index)
+            && let Err(beyond) = limit.take(packet.len, self.now)
+        {
+            self.counters.port(index).drop(beyond.ingress());
+            return io.free(packet.frame);
+        }
+        io.send(Destination::Port(index), packet);
     }
 
     fn drop(

@@ -5,6 +5,7 @@
 
 pub mod compile;
 mod guests;
+mod limits;
 mod list;
 pub mod registry;
 
@@ -15,6 +16,7 @@ use foldhash::fast::FixedState;
 use weft_proto::v1;
 
 pub use self::guests::Guests;
+pub use self::limits::{Limits, Rate, RateLimit};
 pub use self::list::List;
 use crate::encap::{Encapsulation, Template};
 use crate::packet::parse::word_family;
@@ -43,6 +45,8 @@ pub struct Snapshot {
     pub subnets: List<Subnet>,
     /// Ports of this host, by port index; the index of a port stays while the port lives.
     pub ports: List<Option<Port>>,
+    /// Rate limits by port index, as far as the last port that has one: nothing at all where none has.
+    pub limits: Arc<[Limits]>,
     /// Remote VTEP owners, by peer index; the index of a peer stays while it is known.
     pub peers: Arc<[Option<Peer>]>,
     /// Peer index by VTEP address.
@@ -267,6 +271,18 @@ impl Snapshot {
     /// The port of an index.
     pub fn port(&self, index: u16) -> Option<&Port> {
         self.ports.get(usize::from(index))?.as_ref()
+    }
+
+    /// The rate limit on what the port of an index sends.
+    #[inline]
+    pub fn egress_limit(&self, index: u16) -> Option<&RateLimit> {
+        self.limits.get(usize::from(index))?.egress.as_deref()
+    }
+
+    /// The rate limit on what the port of an index is sent.
+    #[inline]
+    pub fn ingress_limit(&self, index: u16) -> Option<&RateLimit> {
+        self.limits.get(usize::from(index))?.ingress.as_deref()
     }
 
     /// The peer of an index.

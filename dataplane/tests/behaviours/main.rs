@@ -9,6 +9,7 @@ mod frames;
 mod neighbours;
 mod overlay;
 mod policy;
+mod rate_limits;
 mod router;
 mod router_advertisement;
 mod segments;

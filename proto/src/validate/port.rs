@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::net::IpAddr;
+use std::ops::RangeInclusive;
 
 use super::dhcp::is_label;
 use super::network::{prefixes_and_gateways, reserved};
@@ -16,6 +17,10 @@ const MAX_DEVICE_NAME: usize = 15;
 const MAX_SOCKET_PATH: usize = 107;
 /// Queue pairs of a virtual machine's port.
 const MAX_QUEUES: u32 = 16;
+
+/// Rates that a port may be limited to: bits a second, packets a second.
+const LIMIT_BITS: RangeInclusive<u64> = 8000..=1_000_000_000_000;
+const LIMIT_PACKETS: RangeInclusive<u64> = 1..=1_000_000_000;
 
 pub(super) fn check(
     at: At<'_>,
@@ -51,6 +56,7 @@ pub(super) fn check(
         );
         report.add(at, "hostname", rule);
     }
+    check_limits(at, port, report);
     check_groups(at, port, index, report);
     check_place(at, port, index, scope, report);
 }
@@ -110,6 +116,39 @@ fn check_addresses(at: At<'_>, port: &v1::Port, subnet: Option<&v1::Subnet>, rep
         } else if let Some(what) = reserved(*prefix, address) {
             let rule = format!("{address} is the {what} address of {prefix}");
             report.add(at, field, rule);
+        }
+    }
+}
+
+fn check_limits(at: At<'_>, port: &v1::Port, report: &mut Report) {
+    let Some(limits) = &port.limits else { return };
+    let directions = [("egress", &limits.egress), ("ingress", &limits.ingress)];
+    for (direction, limit) in directions {
+        let Some(limit) = limit else { continue };
+        let bits = (limit.bits_per_second, limit.burst_bits);
+        let packets = (limit.packets_per_second, limit.burst_packets);
+        for (what, (rate, burst), range) in [
+            ("bits", bits, LIMIT_BITS),
+            ("packets", packets, LIMIT_PACKETS),
+        ] {
+            let field = |name: &str| format!("limits.{direction}.{name}");
+            let (per_second, burst_field) = (format!("{what}_per_second"), format!("burst_{what}"));
+            if rate != 0 && !range.contains(&rate) {
+                let rule = format!("{rate} is outside {} to {}", range.start(), range.end());
+                report.add(at, field(&per_second), rule);
+                continue;
+            }
+            let bursts = rate.div_ceil(100)..=rate * 60;
+            if burst != 0 && rate == 0 {
+                report.add(at, field(&burst_field), "a burst goes with a rate");
+            } else if burst != 0 && !bursts.contains(&burst) {
+                let rule = format!(
+                    "{burst} is outside {} to {}, what the rate gives in 10 milliseconds to a minute",
+                    bursts.start(),
+                    bursts.end()
+                );
+                report.add(at, field(&burst_field), rule);
+            }
         }
     }
 }

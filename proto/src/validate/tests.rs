@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use super::*;
 use crate::v1::{
     AclRule, AddressPair, Device, Dhcp, DhcpRoute, Host, NetworkAcl, NextHop, Objects, Port,
-    PrefixList, Route, RouteTable, SecurityGroup, SecurityRule, Subnet, Vpc,
+    PrefixList, RateLimit, RateLimits, Route, RouteTable, SecurityGroup, SecurityRule, Subnet, Vpc,
 };
 
 fn port(id: &str, subnet: &str, host: &str, n: u8) -> Port {
@@ -478,6 +478,49 @@ fn leases_and_ipv6_modes_make_sense() {
             o.subnets[0].dhcp = slaac();
         },
     );
+}
+
+#[test]
+fn rates_and_bursts_are_within_reason() {
+    let limited = |limit: RateLimit| {
+        Some(RateLimits {
+            egress: None,
+            ingress: Some(limit),
+        })
+    };
+    let bits = |bits_per_second, burst_bits| RateLimit {
+        bits_per_second,
+        burst_bits,
+        ..RateLimit::default()
+    };
+    let packets = |packets_per_second, burst_packets| RateLimit {
+        packets_per_second,
+        burst_packets,
+        ..RateLimit::default()
+    };
+    for good in [
+        RateLimit::default(),
+        bits(8000, 0),
+        bits(1_000_000_000_000, 10_000_000_000),
+        packets(1, 60),
+    ] {
+        accepted(|o| o.ports[0].limits = limited(good));
+    }
+    for (bad, rule) in [
+        (bits(7999, 0), "bits_per_second: 7999 is outside 8000 to"),
+        (bits(1_000_000_000_001, 0), "bits_per_second: 1000000000001"),
+        (bits(0, 8000), "burst_bits: a burst goes with a rate"),
+        (bits(8000, 79), "burst_bits: 79 is outside 80 to 480000"),
+        (
+            packets(1_000_000_001, 0),
+            "packets_per_second: 1000000001 is outside 1 to",
+        ),
+        (packets(1, 61), "burst_packets: 61 is outside 1 to 60"),
+    ] {
+        refused(&format!("port p1 limits.ingress.{rule}"), |o| {
+            o.ports[0].limits = limited(bad);
+        });
+    }
 }
 
 #[test]

@@ -9,6 +9,7 @@
 mod follow;
 mod guests;
 mod hosts;
+mod limits;
 mod policy;
 mod ports;
 mod routes;
@@ -22,7 +23,7 @@ use weft_proto::v1;
 
 use self::policy::GroupClassifiers;
 use super::registry::Registry;
-use super::{Endpoint, Map, Peer, Port, Snapshot, Subnet, Vpc};
+use super::{Endpoint, Limits, Map, Peer, Port, Snapshot, Subnet, Vpc};
 use crate::packet::Mac;
 use crate::policy::{Acl, AddressSet};
 
@@ -139,6 +140,9 @@ impl Compiler {
             return snapshot;
         }
         let mut draft = Draft::new(context, self.registries.clone());
+        if let Some(done) = &self.done {
+            draft.limits_before = Arc::clone(&done.snapshot.limits);
+        }
         draft.fill(&Objects::new(state));
         if !draft.report.violations.is_empty() {
             return Err(draft.report.violations);
@@ -229,6 +233,9 @@ struct Draft<'a> {
     vpc_by_vni: Map<u32, usize>,
     subnets: Vec<Subnet>,
     ports: Vec<Option<Port>>,
+    limits: Vec<Limits>,
+    /// Of the snapshot before: limits that stay go on where they were.
+    limits_before: Arc<[Limits]>,
     peers: Vec<Option<Peer>>,
     peer_by_vtep: Map<u128, u16>,
     acls: Vec<Acl>,
@@ -246,6 +253,8 @@ impl<'a> Draft<'a> {
             vpc_by_vni: Map::default(),
             subnets: Vec::new(),
             ports: Vec::new(),
+            limits: Vec::new(),
+            limits_before: Arc::default(),
             peers: Vec::new(),
             peer_by_vtep: Map::default(),
             acls: Vec::new(),
@@ -300,6 +309,7 @@ impl<'a> Draft<'a> {
             vpc_by_vni: Arc::new(self.vpc_by_vni),
             subnets: self.subnets.into_iter().collect(),
             ports: self.ports.into_iter().collect(),
+            limits: self.limits.into(),
             peers: self.peers.into(),
             peer_by_vtep: Arc::new(self.peer_by_vtep),
             acls: self.acls.into_iter().collect(),

@@ -152,6 +152,7 @@ impl Draft<'_> {
             let compiled = self.port(port, identity);
             self.subnets[subnet].ports.push(index);
             put(&mut self.ports, index, compiled);
+            self.fill_limits(port, index);
             for group in &port.security_groups {
                 let members = self.places.members.entry(group.clone()).or_default();
                 members.push(index);
