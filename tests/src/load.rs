@@ -186,7 +186,12 @@ pub fn tcp(
     }
     let text = from.run(&command)?;
     server.wait(Duration::from_secs(5))?;
-    let report: serde_json::Value = serde_json::from_str(&text).unwrap_or_default();
+    gigabits(&text)
+}
+
+/// What iperf3's report says was received, in Gbit/s.
+pub(crate) fn gigabits(report: &str) -> Result<f64, LabError> {
+    let report: serde_json::Value = serde_json::from_str(report).unwrap_or_default();
     let bits = report["end"]["sum_received"]["bits_per_second"].as_f64();
     let bits = bits.ok_or_else(|| {
         LabError::io("iperf3's report")(io::Error::from(io::ErrorKind::InvalidData))

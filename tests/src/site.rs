@@ -384,7 +384,7 @@ impl Site {
             gateways,
         } = self.plan(port);
         let mut lines = vec![
-            "echo 0 >/proc/sys/net/ipv6/conf/eth0/accept_dad".to_owned(),
+            "cd /proc/sys/net/ipv6/conf/eth0 && echo 0 >accept_dad && echo 0 >accept_ra".to_owned(),
             format!("ip link set eth0 mtu {mtu} up"),
         ];
         lines.extend(
@@ -607,6 +607,15 @@ impl Site {
         }
     }
 
+    /// Whether so many pings of a port's workload to an address are all answered.
+    pub fn reaches(&self, from: &str, address: &str, count: u32) -> bool {
+        match (self.guests.get(from), self.workloads.get(from)) {
+            (Some(guest), _) => guest.pings(address, count),
+            (None, Some(workload)) => workload.namespace.pings(address, count),
+            (None, None) => false,
+        }
+    }
+
     /// Whether `from` can ping every address of `to`.
     pub fn pings(&self, from: &str, to: &str) -> bool {
         let Some(port) = self.objects.ports.iter().find(|port| port.id == to) else {
@@ -614,10 +623,7 @@ impl Site {
         };
         port.addresses
             .iter()
-            .all(|address| match self.guests.get(from) {
-                Some(guest) => guest.pings(address, 2),
-                None => self.workloads[from].namespace.pings(address, 2),
-            })
+            .all(|address| self.reaches(from, address, 2))
     }
 
     /// The address of a port, of the family asked for.

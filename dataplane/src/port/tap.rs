@@ -1,6 +1,6 @@
 //! Tap interfaces: a virtual machine monitor holds the far end, weftd drives the near one by XDP as it does any interface.
 //!
-//! One that is not there is made, and is removed again with its port; one that was there stays.
+//! One that is not there is made. It stays when its port goes, since a virtual machine may hold it.
 
 #![allow(unsafe_code)]
 
@@ -22,7 +22,6 @@ const IFF_MULTI_QUEUE: libc::c_int = 0x0100;
 #[derive(Debug)]
 pub(super) struct Tap {
     netdev: Netdev,
-    _made: Option<Made>,
 }
 
 impl Tap {
@@ -31,17 +30,16 @@ impl Tap {
     /// # Errors
     /// The kernel refuses.
     pub(super) fn open(opening: &Opening, spec: &v1::Device) -> Result<Self, PortError> {
-        let made = match Interface::lookup(&spec.name) {
-            Err(PortError::NoInterface { .. }) => Some(Made::new(spec)?),
+        match Interface::lookup(&spec.name) {
+            Err(PortError::NoInterface { .. }) => make(spec)?,
             Err(error) => return Err(error),
-            Ok(_) => None,
-        };
+            Ok(_) => {}
+        }
         let role = Role::Port {
             headroom: opening.headroom,
         };
         Ok(Self {
             netdev: Netdev::open(opening, &spec.name, &role, None)?,
-            _made: made,
         })
     }
 }
@@ -67,44 +65,26 @@ impl Device for Tap {
     }
 }
 
-/// A tap interface that we made. It lasts without us, so that a virtual machine keeps it while weftd restarts, and goes with its port.
-#[derive(Debug)]
-struct Made {
-    name: String,
-    flags: libc::c_int,
-}
-
-impl Made {
-    fn new(spec: &v1::Device) -> Result<Self, PortError> {
-        let queues = if spec.queues > 1 { IFF_MULTI_QUEUE } else { 0 };
-        let made = Self {
-            name: spec.name.clone(),
-            flags: libc::IFF_TAP | libc::IFF_NO_PI | IFF_VNET_HDR | queues,
-        };
-        made.persist(true).map_err(|source| made.failed(source))?;
-        Interface::set_up(&spec.name)?;
-        Ok(made)
-    }
-
-    fn failed(&self, source: io::Error) -> PortError {
+/// Makes a tap interface that lasts without us: a virtual machine may hold its far end while weftd restarts.
+fn make(spec: &v1::Device) -> Result<(), PortError> {
+    let queues = if spec.queues > 1 { IFF_MULTI_QUEUE } else { 0 };
+    let flags = libc::IFF_TAP | libc::IFF_NO_PI | IFF_VNET_HDR | queues;
+    let persist = || {
+        let file = attach(&spec.name, flags)?;
+        // SAFETY: the argument is a plain number.
+        match unsafe { libc::ioctl(file.as_raw_fd(), TUNSETPERSIST, 1) } {
+            0 => Ok(()),
+            _ => Err(io::Error::last_os_error()),
+        }
+    };
+    persist().map_err(|source| {
         PortError::from_io(
-            format!("interface {}: making a tap", self.name),
+            format!("interface {}: making a tap", spec.name),
             "CAP_NET_ADMIN",
             source,
         )
-    }
-
-    fn persist(&self, stay: bool) -> io::Result<()> {
-        let file = attach(&self.name, self.flags)?;
-        // SAFETY: the argument is a plain number.
-        let result =
-            unsafe { libc::ioctl(file.as_raw_fd(), TUNSETPERSIST, libc::c_ulong::from(stay)) };
-        if result == 0 {
-            Ok(())
-        } else {
-            Err(io::Error::last_os_error())
-        }
-    }
+    })?;
+    Interface::set_up(&spec.name)
 }
 
 /// Opens a queue of the tap `name`, which is made if there is none.

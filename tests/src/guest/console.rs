@@ -124,7 +124,10 @@ impl Console {
                         io::ErrorKind::WouldBlock
                             | io::ErrorKind::TimedOut
                             | io::ErrorKind::Interrupted
-                    ) => {}
+                    ) =>
+                {
+                    self.stream.write_all(b"\n").map_err(LabError::io(what))?;
+                }
                 Err(error) => return Err(LabError::io(what)(error)),
             }
         }

@@ -1,5 +1,5 @@
-//! The guests' root file system: busybox, virtio's modules, a few programs of this machine with their libraries, and `init.sh`, which runs
-//! the test's commands.
+//! The guests' root file system: busybox, virtio's modules, a few programs of this machine and one of ours with their libraries, and `init.sh`,
+//! which runs the test's commands.
 //!
 //! It is written as the kernel wants it: a cpio archive in the "new ASCII" format (Linux, Documentation/driver-api/early-userspace/
 //! buffer-format.rst).
@@ -12,7 +12,7 @@ use std::{
     sync::OnceLock,
 };
 
-use crate::{LabError, namespace::output};
+use crate::{LabError, namespace::output, site::program};
 
 /// Programs that busybox has not, or not with the options that tests want. Called by their path, `/tools/ping`, since busybox prefers its own.
 const TOOLS: [&str; 3] = ["ethtool", "iperf3", "ping"];
@@ -74,20 +74,24 @@ fn contents() -> Result<Contents, LabError> {
     }
     for tool in TOOLS {
         let path = output(Command::new("which").arg(tool))?;
-        let path = path.trim();
-        add(&mut all, &format!("tools/{tool}"), read(Path::new(path))?);
-        for library in output(Command::new("ldd").arg(path))?
-            .split_whitespace()
-            .filter(|word| word.starts_with('/'))
-        {
-            add(
-                &mut all,
-                library.trim_start_matches('/'),
-                read(Path::new(library))?,
-            );
-        }
+        add_program(&mut all, tool, Path::new(path.trim()))?;
     }
+    let own = "weft-guest";
+    add_program(&mut all, own, &program(own)?)?;
     Ok(all)
+}
+
+/// Adds a program and the libraries that it is linked to.
+fn add_program(all: &mut Contents, name: &str, path: &Path) -> Result<(), LabError> {
+    add(all, &format!("tools/{name}"), read(path)?);
+    for library in output(Command::new("ldd").arg(path))?
+        .split_whitespace()
+        .filter(|word| word.starts_with('/'))
+    {
+        let inside = library.trim_start_matches('/');
+        add(all, inside, read(Path::new(library))?);
+    }
+    Ok(())
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, LabError> {

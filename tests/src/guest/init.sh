@@ -11,12 +11,15 @@ mkdir -p /dev/pts
 mount -t devpts pts /dev/pts
 for module in /modules/*.ko; do insmod "$module"; done
 ip link set lo up
-exec 0</dev/ttyS1 1>/dev/ttyS1 2>&1
-stty raw -echo
-echo "#up $(cat /proc/sys/kernel/random/boot_id)"
-while read -r number seconds line; do
-    echo "#begin $number"
-    timeout -s KILL "$seconds" sh -c "$line" </dev/null 2>&1
-    printf '\n#end %s %s\n' "$number" "$?"
-done
+
+# In a process of its own: orphans are this one's to bury, and a shell that is told of a child's end while it reads loses what it has read.
+(
+    stty raw -echo
+    echo "#up $(cat /proc/sys/kernel/random/boot_id)"
+    while read -r number seconds line; do
+        echo "#begin $number"
+        timeout -s KILL "$seconds" sh -c "$line" </dev/null 2>&1
+        printf '\n#end %s %s\n' "$number" "$?"
+    done
+) </dev/ttyS1 >/dev/ttyS1 2>&1
 poweroff -f

@@ -227,9 +227,7 @@ impl Guest {
             "mkdir -p /tmp/www && head -c {bytes} /dev/urandom >/tmp/www/data && (pidof httpd >/dev/null || httpd -h /tmp/www)"
         ))?;
         let sent = from.succeed("sha256sum </tmp/www/data")?;
-        let got = self.succeed(&format!(
-            "wget -q -T 10 -O - http://{address}/data | sha256sum"
-        ))?;
+        let got = self.succeed(&format!("wget -q -O - http://{address}/data | sha256sum"))?;
         if got == sent {
             return Ok(());
         }
@@ -238,6 +236,22 @@ impl Guest {
             status: "other bytes than were sent".to_owned(),
             output: format!("{sent}{got}"),
         })
+    }
+
+    /// Gbit/s that one TCP stream carries to another guest's address, or back, over so many seconds (iperf3).
+    pub fn throughput(
+        &self,
+        to: &Self,
+        address: &str,
+        reverse: bool,
+        seconds: u32,
+    ) -> Result<f64, LabError> {
+        to.succeed("/tools/iperf3 -s -1 -D")?;
+        let reverse = if reverse { "-R" } else { "" };
+        let text = self.succeed(&format!(
+            "/tools/iperf3 -J -t {seconds} {reverse} -c {address}"
+        ))?;
+        crate::load::gigabits(&text)
     }
 
     /// Restarts the guest's kernel, and waits until it can run commands again.
@@ -311,6 +325,17 @@ impl Guest {
             name = self.name
         )
     }
+}
+
+/// The longest time between two answers in what `ping -D` printed, in seconds; none without two answers.
+pub fn longest_gap(pings: &str) -> Option<f64> {
+    let times: Vec<f64> = pings
+        .lines()
+        .filter(|line| line.contains("bytes from"))
+        .filter_map(|line| line.strip_prefix('[')?.split(']').next()?.parse().ok())
+        .collect();
+    let gaps = times.windows(2).map(|pair| pair[1] - pair[0]);
+    gaps.max_by(f64::total_cmp)
 }
 
 impl Drop for Guest {

@@ -2,10 +2,11 @@
 
 use std::time::{Duration, Instant};
 
-use weft_tests::{Lab, Site, SiteOptions};
+use weft_tests::{GuestKind, Lab, Site, SiteOptions, put_in_guests};
 
+use crate::guest_steps;
 use crate::steps::{self, Line};
-use crate::topology::topology;
+use crate::topology::{MATRIX, topology};
 
 const KEPT: &str = "weft-lab";
 
@@ -17,20 +18,30 @@ fn options() -> SiteOptions {
 }
 
 /// Runs the demonstration. Answers whether every line passed.
-pub(crate) fn demo(json: bool, keep: bool) -> anyhow::Result<bool> {
+pub(crate) fn demo(json: bool, keep: bool, guests: bool) -> anyhow::Result<bool> {
     let begun = Instant::now();
+    let mut objects = topology()?;
+    let mut steps = steps::STEPS;
+    if guests {
+        let ports = ["blue", "red"]
+            .map(|tenant| MATRIX.map(|port| format!("{tenant}-{port}")))
+            .concat();
+        let ports: Vec<&str> = ports.iter().map(String::as_str).collect();
+        put_in_guests(&mut objects, GuestKind::VhostClient, &ports);
+        steps = guest_steps::STEPS;
+    }
     eprintln!(
         "making two hosts, a controller, and {} workloads of two tenants …",
-        topology()?.ports.len()
+        objects.ports.len()
     );
     let lab = if keep { Lab::kept(KEPT) } else { Lab::new()? };
-    let mut site = Site::start(lab, &topology()?, &options())?;
+    let mut site = Site::start(lab, &objects, &options())?;
     let mut lines = vec![Line::pass(
         "site",
         begun.elapsed().as_secs_f64(),
         "s until every host has its state and every port is up",
     )];
-    for (name, step) in steps::STEPS {
+    for (name, step) in steps {
         eprintln!("{name} …");
         let more = step(&mut site).unwrap_or_else(|error| vec![Line::fail(name, &error)]);
         for line in more.iter().filter(|line| !line.pass) {

@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 mod demo;
+mod guest_steps;
 mod steps;
 mod topology;
 
@@ -27,6 +28,9 @@ enum Command {
         /// Leave everything running
         #[arg(long)]
         keep: bool,
+        /// Use virtual machines with a kernel of their own instead of namespaces
+        #[arg(long)]
+        guests: bool,
     },
     /// A lab to play in
     Lab {
@@ -45,7 +49,7 @@ enum LabAction {
 
 fn main() -> ExitCode {
     let result = match Arguments::parse().command {
-        Command::Demo { json, keep } => demo::demo(json, keep),
+        Command::Demo { json, keep, guests } => demo::demo(json, keep, guests),
         Command::Lab {
             action: LabAction::Up,
         } => demo::up(),

@@ -1,7 +1,7 @@
 //! What the demonstration shows, step by step; each step puts the site back as it found it.
 
 use std::collections::HashMap;
-use std::net::{SocketAddr, UdpSocket};
+use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
@@ -42,7 +42,7 @@ impl Line {
     }
 }
 
-type Step = fn(&mut Site) -> anyhow::Result<Vec<Line>>;
+pub(crate) type Step = fn(&mut Site) -> anyhow::Result<Vec<Line>>;
 
 /// Every step, in order.
 pub(crate) const STEPS: &[(&str, Step)] = &[
@@ -88,7 +88,7 @@ fn matrix(site: &Site, tenant: &str) -> (usize, usize) {
     (answered, pairs.len())
 }
 
-fn ping_lines(site: &Site, over: &str) -> Vec<Line> {
+pub(crate) fn ping_lines(site: &Site, over: &str) -> Vec<Line> {
     ["blue", "red"]
         .iter()
         .map(|tenant| {
@@ -104,10 +104,9 @@ fn ping_lines(site: &Site, over: &str) -> Vec<Line> {
         .collect()
 }
 
-fn pings(site: &mut Site) -> anyhow::Result<Vec<Line>> {
+pub(crate) fn pings(site: &mut Site) -> anyhow::Result<Vec<Line>> {
     let mut lines = ping_lines(site, "");
-    let gateway = site.workloads["blue-a1"].namespace.pings("10.0.1.1", 3)
-        && site.workloads["blue-a1"].namespace.pings("fd00:1::1", 3);
+    let gateway = site.reaches("blue-a1", "10.0.1.1", 3) && site.reaches("blue-a1", "fd00:1::1", 3);
     lines.push(Line::new(
         "gateway answers",
         gateway,
@@ -239,9 +238,8 @@ fn group<'o>(
         .context("the group is gone")
 }
 
-fn security_group(site: &mut Site) -> anyhow::Result<Vec<Line>> {
-    let mut probe = Probe::new(site, "blue-a1", "blue-a2", 4000)?;
-    ensure!(!probe.passes(), "shut at first");
+/// Opens UDP port 4000 of blue, or shuts it.
+pub(crate) fn set_open(site: &mut Site, open: bool) -> anyhow::Result<()> {
     let rule = SecurityRule {
         direction: "ingress".into(),
         protocol: "udp".into(),
@@ -249,6 +247,21 @@ fn security_group(site: &mut Site) -> anyhow::Result<Vec<Line>> {
         port_max: Some(4000),
         ..SecurityRule::default()
     };
+    site.change(|objects| {
+        if let Ok(group) = group(objects, "blue") {
+            if open {
+                group.rules.push(rule);
+            } else {
+                group.rules.retain(|other| *other != rule);
+            }
+        }
+    })?;
+    Ok(())
+}
+
+fn security_group(site: &mut Site) -> anyhow::Result<Vec<Line>> {
+    let mut probe = Probe::new(site, "blue-a1", "blue-a2", 4000)?;
+    ensure!(!probe.passes(), "shut at first");
     let mut lines = Vec::new();
     // The time counts from the call of weftctl to the first packet that the change is true for.
     for (name, open) in [
@@ -256,15 +269,7 @@ fn security_group(site: &mut Site) -> anyhow::Result<Vec<Line>> {
         ("group shuts it, the flow with it", false),
     ] {
         let begun = Instant::now();
-        site.change(|objects| {
-            if let Ok(group) = group(objects, "blue") {
-                if open {
-                    group.rules.push(rule.clone());
-                } else {
-                    group.rules.retain(|other| *other != rule);
-                }
-            }
-        })?;
+        set_open(site, open)?;
         let time = probe.until(open, begun)?;
         lines.push(Line::pass(
             name,
@@ -272,6 +277,12 @@ fn security_group(site: &mut Site) -> anyhow::Result<Vec<Line>> {
             "ms from the command to the first packet judged so",
         ));
     }
+    lines.push(effect(site)?);
+    Ok(lines)
+}
+
+/// How long the last change took on the slowest host.
+pub(crate) fn effect(site: &Site) -> anyhow::Result<Line> {
     let hosts: serde_json::Value = serde_json::from_str(&site.ctl(&["hosts", "-o", "json"])?)?;
     let slowest = hosts["hosts"]
         .as_array()
@@ -279,16 +290,15 @@ fn security_group(site: &mut Site) -> anyhow::Result<Vec<Line>> {
         .flatten()
         .filter_map(|host| host["effect_microseconds"].as_f64())
         .fold(0.0, f64::max);
-    lines.push(Line::pass(
+    Ok(Line::pass(
         "change takes effect on a host",
         slowest / 1e3,
         "ms from receipt to effect, the slowest host",
-    ));
-    Ok(lines)
+    ))
 }
 
-fn acl(site: &mut Site) -> anyhow::Result<Vec<Line>> {
-    let reaches = |site: &Site| site.workloads["blue-a1"].namespace.pings("10.0.2.12", 1);
+pub(crate) fn acl(site: &mut Site) -> anyhow::Result<Vec<Line>> {
+    let reaches = |site: &Site| site.reaches("blue-a1", "10.0.2.12", 1);
     ensure!(reaches(site), "reachable at first");
     let rule = |number: u32, direction: &str, action: &str, cidr: &str| AclRule {
         number,
@@ -316,10 +326,7 @@ fn acl(site: &mut Site) -> anyhow::Result<Vec<Line>> {
             subnet.network_acl = "no-a1".into();
         }
     })?;
-    let (denied, others) = (
-        !reaches(site),
-        site.workloads["blue-a2"].namespace.pings("10.0.2.12", 1),
-    );
+    let (denied, others) = (!reaches(site), site.reaches("blue-a2", "10.0.2.12", 1));
     let drops = site.node_json("h2", &["drops"])?;
     let counted = drops["reasons"]
         .as_array()
@@ -356,38 +363,64 @@ fn set_routes(site: &mut Site, routes: Vec<Route>) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Sends UDP flows from blue-a1 to an address behind next hops; answers which next hop each flow came out at.
-fn flows(site: &Site, address: [u8; 4], count: u16) -> anyhow::Result<HashMap<u16, &'static str>> {
-    let hops = ["blue-n1", "blue-n2", "blue-n3"];
-    let sockets = hops.map(|hop| RawSocket::open(&site.workloads[hop].namespace, "eth0"));
+/// Sends a datagram of each of several flows from blue-a1 to an address, with source ports from 1024 on.
+pub(crate) fn send_flows(site: &Site, address: [u8; 4], count: u16) -> anyhow::Result<()> {
+    if let Some(guest) = site.guests.get("blue-a1") {
+        let to = Ipv4Addr::from(address);
+        guest.succeed(&format!(
+            "/tools/weft-guest send {to}:9 1024 {count} {PAYLOAD}"
+        ))?;
+        return Ok(());
+    }
     let sender = RawSocket::open(&site.workloads["blue-a1"].namespace, "eth0")?;
-    let mut seen = HashMap::new();
-    let sockets: Vec<RawSocket> = sockets.into_iter().collect::<Result<_, _>>()?;
     for flow in 0..count {
         sender.send(&load::udp(
             (ROUTER, A1.0),
             (A1.1, address),
             (1024 + flow, 9),
-            20,
+            PAYLOAD.len(),
         ))?;
-        // Few at a time, so that no queue on the way runs over.
-        if flow % 64 == 63 || flow + 1 == count {
-            let deadline = Instant::now() + Duration::from_secs(2);
-            while seen.len() <= usize::from(flow) && Instant::now() < deadline {
-                for (hop, socket) in hops.iter().zip(&sockets) {
-                    while let Some(frame) = socket.receive(Duration::ZERO, |frame| {
-                        frame.len() >= 62 && frame[30..34] == address
-                    }) {
-                        seen.insert(u16::from_be_bytes([frame[34], frame[35]]) - 1024, *hop);
-                    }
-                }
-            }
+        if flow % 64 == 63 {
+            // So that no queue on the way runs over.
+            std::thread::sleep(Duration::from_millis(2));
         }
     }
-    Ok(seen)
+    Ok(())
 }
 
-fn longest_prefix(site: &mut Site) -> anyhow::Result<Vec<Line>> {
+/// What flows carry.
+const PAYLOAD: &str = "twenty-bytes-or-more";
+
+/// Sends UDP flows from blue-a1 to an address behind next hops; answers which next hop each flow came out at.
+fn flows(site: &Site, address: [u8; 4], count: u16) -> anyhow::Result<HashMap<u16, &'static str>> {
+    let hops = ["blue-n1", "blue-n2", "blue-n3"];
+    let sockets = hops.map(|hop| RawSocket::open(&site.workloads[hop].namespace, "eth0"));
+    let sockets: Vec<RawSocket> = sockets.into_iter().collect::<Result<_, _>>()?;
+    std::thread::scope(|scope| {
+        let sending = scope.spawn(|| send_flows(site, address, count));
+        let mut seen = HashMap::new();
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while seen.len() < usize::from(count) && Instant::now() < deadline {
+            let mut idle = true;
+            for (hop, socket) in hops.iter().zip(&sockets) {
+                while let Some(frame) = socket.receive(Duration::ZERO, |frame| {
+                    frame.len() >= 62 && frame[30..34] == address
+                }) {
+                    idle = false;
+                    seen.insert(u16::from_be_bytes([frame[34], frame[35]]) - 1024, *hop);
+                }
+            }
+            if idle {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        }
+        let sent = sending.join();
+        sent.map_err(|_| anyhow::anyhow!("the sending thread panicked"))??;
+        Ok(seen)
+    })
+}
+
+pub(crate) fn longest_prefix(site: &mut Site) -> anyhow::Result<Vec<Line>> {
     let route = |prefix: &str, port: &str| Route {
         prefix: prefix.into(),
         port: port.into(),
@@ -415,7 +448,7 @@ fn longest_prefix(site: &mut Site) -> anyhow::Result<Vec<Line>> {
     )])
 }
 
-fn ecmp(site: &mut Site) -> anyhow::Result<Vec<Line>> {
+pub(crate) fn ecmp(site: &mut Site) -> anyhow::Result<Vec<Line>> {
     const FLOWS: u16 = 1200;
     let routes = |hops: &[&str]| {
         let ecmp = hops
@@ -537,16 +570,18 @@ fn overhead(site: &Site) -> anyhow::Result<f64> {
     Ok((after.1 - before.1) / (after.0 - before.0) - frame.len() as f64)
 }
 
+pub(crate) fn set_encapsulation(site: &mut Site, word: &str) -> anyhow::Result<()> {
+    site.change(|objects| {
+        objects
+            .hosts
+            .iter_mut()
+            .for_each(|host| host.encapsulation = word.into());
+    })?;
+    Ok(())
+}
+
 fn gre(site: &mut Site) -> anyhow::Result<Vec<Line>> {
-    let set = |site: &mut Site, word: &str| {
-        site.change(|objects| {
-            objects
-                .hosts
-                .iter_mut()
-                .for_each(|host| host.encapsulation = word.into());
-        })
-    };
-    set(site, "gre")?;
+    set_encapsulation(site, "gre")?;
     let mut lines = ping_lines(site, " over GRE");
     let overhead = overhead(site)?;
     let name = "outer header over GRE";
@@ -563,19 +598,19 @@ fn gre(site: &mut Site) -> anyhow::Result<Vec<Line>> {
         gigabits,
         "Gbit/s, one stream (iperf3)",
     ));
-    set(site, "vxlan")?;
+    set_encapsulation(site, "vxlan")?;
     Ok(lines)
 }
 
-fn headless(site: &mut Site) -> anyhow::Result<Vec<Line>> {
+pub(crate) fn headless(site: &mut Site) -> anyhow::Result<Vec<Line>> {
     const PINGS: &str = "100";
     let text = std::thread::scope(|scope| {
-        let pinging = {
-            let namespace = site.workloads["blue-a1"].namespace.clone();
-            scope.spawn(move || {
-                namespace.run(&["ping", "-q", "-n", "-i", "0.02", "-c", PINGS, "10.0.1.12"])
-            })
-        };
+        let line = ["ping", "-q", "-n", "-i", "0.02", "-c", PINGS, "10.0.1.12"];
+        let (guests, workloads) = (&site.guests, &site.workloads);
+        let pinging = scope.spawn(move || match guests.get("blue-a1") {
+            Some(guest) => guest.succeed(&format!("/tools/{}", line.join(" "))),
+            None => workloads["blue-a1"].namespace.run(&line),
+        });
         if let Some(controller) = &site.controller {
             controller.signal(9);
         }
@@ -590,7 +625,7 @@ fn headless(site: &mut Site) -> anyhow::Result<Vec<Line>> {
         .find_map(|part| part.strip_suffix(" received"))
         .and_then(|n| n.parse().ok())
         .unwrap_or(0.0);
-    let new_flow = site.workloads["red-a1"].namespace.pings("10.0.2.12", 2);
+    let new_flow = site.reaches("red-a1", "10.0.2.12", 2);
     site.start_controller()?;
     site.wait_for_hosts()?;
     Ok(vec![
@@ -609,7 +644,7 @@ fn headless(site: &mut Site) -> anyhow::Result<Vec<Line>> {
     ])
 }
 
-fn buffers(site: &mut Site) -> anyhow::Result<Vec<Line>> {
+pub(crate) fn buffers(site: &mut Site) -> anyhow::Result<Vec<Line>> {
     let mut missing = f64::MAX;
     let mut total = 0.0;
     // Exact when nothing moves: asked until it is.
