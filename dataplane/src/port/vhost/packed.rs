@@ -22,44 +22,62 @@ const EVENTS_AT: u16 = 2;
 /// Bytes of a descriptor.
 const ENTRY: usize = 16;
 
-/// A place in the ring, and how often the ring has been gone round, modulo 2.
+/// A place in the ring, and how often the ring has been gone round, modulo 2. One word, so that it is loaded as it was stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Place {
-    entry: u16,
-    wrap: bool,
-}
+struct Place(u64);
 
 impl Place {
+    const WRAP: u64 = 1 << 15;
+
     fn from_base(base: u16, size: u16) -> Result<Self, Fault> {
-        let entry = base & 0x7fff;
-        if entry >= size {
+        if base & 0x7fff >= size {
             return Err(Fault::Index);
         }
-        Ok(Self {
-            entry,
-            wrap: base & 0x8000 != 0,
-        })
+        Ok(Self(base.into()))
     }
 
+    #[inline(always)]
     fn base(self) -> u16 {
-        self.entry | u16::from(self.wrap) << 15
+        self.0 as u16
+    }
+
+    #[inline(always)]
+    fn entry(self) -> u16 {
+        self.0 as u16 & 0x7fff
+    }
+
+    #[inline(always)]
+    fn wrap(self) -> bool {
+        self.0 & Self::WRAP != 0
+    }
+
+    #[inline(always)]
+    fn at(entry: u64, wrap: u64) -> Self {
+        Self(entry | wrap)
     }
 
     #[inline(always)]
     fn forward(&mut self, entries: u16, size: u16) {
-        self.entry += entries;
-        if self.entry >= size {
-            self.entry -= size;
-            self.wrap = !self.wrap;
-        }
+        let (entry, wrap) = (
+            u64::from(self.entry()) + u64::from(entries),
+            self.0 & Self::WRAP,
+        );
+        let size = u64::from(size);
+        *self = if entry >= size {
+            Self::at(entry - size, wrap ^ Self::WRAP)
+        } else {
+            Self::at(entry, wrap)
+        };
     }
 
     fn back(&mut self, entries: u16, size: u16) {
-        if entries > self.entry {
-            self.entry += size;
-            self.wrap = !self.wrap;
-        }
-        self.entry -= entries;
+        let (entry, wrap) = (u64::from(self.entry()), self.0 & Self::WRAP);
+        let entries = u64::from(entries);
+        *self = if entries > entry {
+            Self::at(entry + u64::from(size) - entries, wrap ^ Self::WRAP)
+        } else {
+            Self::at(entry - entries, wrap)
+        };
     }
 }
 
@@ -181,15 +199,15 @@ impl Ring for Packed {
         write: bool,
         chain: &mut Chain,
     ) -> Result<Option<Head>, Fault> {
-        let flags = self.flags(self.next.entry).load(Ordering::Acquire);
-        if !Self::is_available(flags, self.next.wrap) {
+        let flags = self.flags(self.next.entry()).load(Ordering::Acquire);
+        if !Self::is_available(flags, self.next.wrap()) {
             return Ok(None);
         }
         chain.clear();
         let mut place = self.next;
         let mut entries = 0;
         loop {
-            let (descriptor, id) = Self::read(self.descriptors, place.entry);
+            let (descriptor, id) = Self::read(self.descriptors, place.entry());
             entries += 1;
             if descriptor.flags & INDIRECT != 0 {
                 if entries > 1 {
@@ -218,9 +236,9 @@ impl Ring for Packed {
         // As if every chain were one entry, which is how it is when speed counts.
         let mut place = self.next;
         place.forward(chains % self.size, self.size);
-        let flags = self.flags(place.entry).load(Ordering::Relaxed);
-        Self::is_available(flags, place.wrap)
-            .then(|| Self::read(self.descriptors, place.entry).0.guest)
+        let flags = self.flags(place.entry()).load(Ordering::Relaxed);
+        Self::is_available(flags, place.wrap())
+            .then(|| Self::read(self.descriptors, place.entry()).0.guest)
     }
 
     fn put_back(&mut self, heads: &[Head]) {
@@ -231,14 +249,18 @@ impl Ring for Packed {
 
     #[inline(always)]
     fn give(&mut self, memory: &GuestMemory, head: Head, written: u32) {
-        let entry = self.given.entry;
+        let entry = self.given.entry();
         let at = self.descriptors.wrapping_add(ENTRY * usize::from(entry));
         // SAFETY: an entry of the ring, which lies in the guest's memory and is aligned.
         unsafe {
             at.add(8).cast::<u32>().write_volatile(written);
             at.add(12).cast::<u16>().write_volatile(head.id());
         }
-        let mut flags = if self.given.wrap { AVAILABLE | USED } else { 0 };
+        let mut flags = if self.given.wrap() {
+            AVAILABLE | USED
+        } else {
+            0
+        };
         if written > 0 {
             flags |= WRITE;
         }
@@ -270,11 +292,11 @@ impl Ring for Packed {
                 let at = atomic(self.driver).load(Ordering::Relaxed);
                 // Counted from the beginning of the round that we are in (as §2.8.10 has it).
                 let mut event = at & 0x7fff;
-                if (at & 0x8000 != 0) != self.given.wrap {
+                if (at & 0x8000 != 0) != self.given.wrap() {
                     event = event.wrapping_sub(self.size);
                 }
-                let (new, mut before) = (self.given.entry, old.entry);
-                if old.wrap != self.given.wrap {
+                let (new, mut before) = (self.given.entry(), old.entry());
+                if old.wrap() != self.given.wrap() {
                     before = before.wrapping_sub(self.size);
                 }
                 needs_event(event, new, before)
@@ -290,8 +312,8 @@ impl Ring for Packed {
     fn listen(&mut self) -> bool {
         atomic(self.device.wrapping_add(2)).store(EVENTS_ON, Ordering::Relaxed);
         fence(Ordering::SeqCst);
-        let flags = self.flags(self.next.entry).load(Ordering::Acquire);
-        Self::is_available(flags, self.next.wrap)
+        let flags = self.flags(self.next.entry()).load(Ordering::Acquire);
+        Self::is_available(flags, self.next.wrap())
     }
 
     fn base(&self) -> u32 {

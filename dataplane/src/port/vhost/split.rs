@@ -26,13 +26,15 @@ pub(super) struct Split {
     used_guest: Option<u64>,
     event_index: bool,
     indirect: bool,
-    /// The next chain that we take, counted without end.
-    next: u16,
+    // The ring's indices, of which the low 16 bits are in the ring. They are counted without end in words of their own: halves side by side
+    // are loaded as one word, which has to wait until a half that was just stored has left for the cache, behind all stores to the guest.
+    /// The next chain that we take.
+    next: u64,
     /// How far the driver was when we last looked.
-    seen: u16,
+    seen: u64,
     /// Chains given back, and how many of those the driver can see.
-    given: u16,
-    shown: u16,
+    given: u64,
+    shown: u64,
 }
 
 // SAFETY: the pointers are into guest memory, which whoever holds the ring holds too.
@@ -67,7 +69,7 @@ impl Split {
         };
         // Chains are given back in the order in which they are taken, so what counts is how many were: whatever was taken besides, by
         // one that served the ring before and was killed, is taken again.
-        let given = ring.used_index().load(Ordering::Acquire);
+        let given = u64::from(ring.used_index().load(Ordering::Acquire));
         (ring.next, ring.seen, ring.given, ring.shown) = (given, given, given, given);
         ring.silence();
         Ok(ring)
@@ -78,10 +80,9 @@ impl Split {
     }
 
     #[inline(always)]
-    fn available_entry(&self, number: u16) -> u16 {
-        let at = self
-            .available
-            .wrapping_add(4 + 2 * usize::from(number & (self.size - 1)));
+    fn available_entry(&self, number: u64) -> u16 {
+        let slot = usize::from(number as u16 & (self.size - 1));
+        let at = self.available.wrapping_add(4 + 2 * slot);
         atomic(at).load(Ordering::Relaxed)
     }
 
@@ -105,10 +106,11 @@ impl Ring for Split {
     #[inline(always)]
     fn refresh(&mut self) -> Result<(), Fault> {
         let index = atomic(self.available.wrapping_add(2)).load(Ordering::Acquire);
-        if index.wrapping_sub(self.next) > self.size {
+        let ahead = index.wrapping_sub(self.next as u16);
+        if ahead > self.size {
             return Err(Fault::Index);
         }
-        self.seen = index;
+        self.seen = self.next + u64::from(ahead);
         Ok(())
     }
 
@@ -154,26 +156,27 @@ impl Ring for Split {
             }
             descriptor = Self::descriptor_at(table.0, descriptor.next);
         }
-        self.next = self.next.wrapping_add(1);
+        self.next += 1;
         Ok(Some(Head::new(id, 1)))
     }
 
     #[inline(always)]
     fn ahead(&self, chains: u16) -> Option<u64> {
-        if self.seen.wrapping_sub(self.next) <= chains {
+        let number = self.next + u64::from(chains);
+        if number >= self.seen {
             return None;
         }
-        let id = self.available_entry(self.next.wrapping_add(chains));
+        let id = self.available_entry(number);
         (id < self.size).then(|| Self::descriptor_at(self.descriptors, id).guest)
     }
 
     fn put_back(&mut self, heads: &[Head]) {
-        self.next = self.next.wrapping_sub(heads.len() as u16);
+        self.next -= heads.len() as u64;
     }
 
     #[inline(always)]
     fn give(&mut self, memory: &GuestMemory, head: Head, written: u32) {
-        let at = 4 + 8 * usize::from(self.given & (self.size - 1));
+        let at = 4 + 8 * usize::from(self.given as u16 & (self.size - 1));
         // SAFETY: an entry of the used ring, which lies in the guest's memory and is aligned.
         unsafe {
             self.used
@@ -184,7 +187,7 @@ impl Ring for Split {
         if let Some(guest) = self.used_guest {
             memory.written(guest + at as u64, 8);
         }
-        self.given = self.given.wrapping_add(1);
+        self.given += 1;
     }
 
     #[inline(always)]
@@ -193,7 +196,7 @@ impl Ring for Split {
         if old == new {
             return false;
         }
-        self.used_index().store(new, Ordering::Release);
+        self.used_index().store(new as u16, Ordering::Release);
         self.shown = new;
         if let Some(guest) = self.used_guest {
             memory.written(guest + 2, 2);
@@ -202,7 +205,7 @@ impl Ring for Split {
         fence(Ordering::SeqCst);
         if self.event_index {
             let at = self.available.wrapping_add(4 + 2 * usize::from(self.size));
-            needs_event(atomic(at).load(Ordering::Relaxed), new, old)
+            needs_event(atomic(at).load(Ordering::Relaxed), new as u16, old as u16)
         } else {
             atomic(self.available).load(Ordering::Relaxed) & NO_INTERRUPT == 0
         }
@@ -217,16 +220,16 @@ impl Ring for Split {
     fn listen(&mut self) -> bool {
         if self.event_index {
             let at = self.used.wrapping_add(4 + 8 * usize::from(self.size));
-            atomic(at).store(self.next, Ordering::Relaxed);
+            atomic(at).store(self.next as u16, Ordering::Relaxed);
         } else {
             atomic(self.used).store(0, Ordering::Relaxed);
         }
         fence(Ordering::SeqCst);
-        atomic(self.available.wrapping_add(2)).load(Ordering::Acquire) != self.next
+        atomic(self.available.wrapping_add(2)).load(Ordering::Acquire) != self.next as u16
     }
 
     fn base(&self) -> u32 {
-        self.next.into()
+        u32::from(self.next as u16)
     }
 }
 
