@@ -231,3 +231,33 @@ fn a_guests_mtu_changes() {
         site.wait_for_frames()
     });
 }
+
+/// Two tenants with the same addresses: each gets its own peer's answer, and what only the other has is not reached.
+#[test]
+fn b011_guests_of_another_tenant_are_out_of_reach() {
+    let mut objects = weft_tests::tenants(2).unwrap();
+    // The address of blue-b is one that only blue has.
+    objects.ports.retain(|port| port.id != "red-b");
+    put_in_guests(&mut objects, GuestKind::VhostClient, &[]);
+    let site = Site::start(Lab::new().unwrap(), &objects, &SiteOptions::default())
+        .unwrap_or_else(|error| panic!("{error}"));
+    explained(&site, || {
+        for (id, guest) in &site.guests {
+            guest.succeed(&format!(
+                "mkdir -p /tmp/www && echo {id} >/tmp/www/name && httpd -h /tmp/www"
+            ))?;
+        }
+        for tenant in ["blue", "red"] {
+            for address in ["10.0.1.12", "[fd00:1::12]"] {
+                let line = format!("wget -q -O - http://{address}/name");
+                let name = site.guests[&format!("{tenant}-1")].succeed(&line)?;
+                assert_eq!(name.trim(), format!("{tenant}-2"));
+            }
+        }
+        for address in ["10.0.2.20", "fd00:2::20"] {
+            assert!(site.reaches("blue-1", address, 2), "{address} from blue");
+            assert!(!site.reaches("red-1", address, 2), "{address} from red");
+        }
+        Ok(())
+    });
+}

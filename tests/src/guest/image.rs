@@ -15,7 +15,7 @@ use std::{
 use crate::{LabError, namespace::output, site::program};
 
 /// Programs that busybox has not, or not with the options that tests want. Called by their path, `/tools/ping`, since busybox prefers its own.
-const TOOLS: [&str; 3] = ["ethtool", "iperf3", "ping"];
+const TOOLS: [&str; 4] = ["dhclient", "ethtool", "iperf3", "ping"];
 
 const DIRECTORY: u32 = 0o040_755;
 const PROGRAM: u32 = 0o100_755;
@@ -59,6 +59,7 @@ fn contents() -> Result<Contents, LabError> {
     let mut all = Contents::new();
     add(&mut all, "init", include_bytes!("init.sh").to_vec());
     add(&mut all, "dhcp.sh", include_bytes!("dhcp.sh").to_vec());
+    add(&mut all, "dhcp6.sh", include_bytes!("dhcp6.sh").to_vec());
     add(&mut all, "bin/busybox", read(Path::new("/bin/busybox"))?);
     let modules = directory().join("modules");
     let entries = fs::read_dir(&modules).map_err(LabError::io(format!(

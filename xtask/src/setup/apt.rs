@@ -32,6 +32,7 @@ pub(crate) const PACKAGES: &[&str] = &[
     "python3",
     // real guests
     "busybox-static",
+    "isc-dhcp-client",
     "qemu-system-x86",
     // peers of the tests
     "isc-dhcp-client",
