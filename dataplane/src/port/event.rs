@@ -25,7 +25,7 @@ impl Event {
         }
     }
 
-    /// One that was handed over. It is made not to block; whatever else it may be, reading and writing eight bytes does no harm.
+    /// One that was handed over, made not to block. Whoever handed it over could undo that: a monitor is trusted so far, its guest is not.
     pub fn adopt(descriptor: OwnedFd) -> Self {
         // SAFETY: plain system calls on a descriptor that we own.
         unsafe {

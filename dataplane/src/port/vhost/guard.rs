@@ -5,14 +5,18 @@
 
 use std::io;
 use std::mem;
+use std::ops::Range;
 use std::ptr;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering, fence};
 use std::sync::{Mutex, Once, PoisonError};
 
 /// Regions that can be guarded at once: more than 1024 ports with several regions each.
 const SLOTS: usize = 8192;
 
 struct Slot {
+    /// Odd while the range changes: a handler on another thread must not take one end from before and one from after, for it replaces what
+    /// lies between them.
+    version: AtomicUsize,
     start: AtomicUsize,
     end: AtomicUsize,
     gone: AtomicBool,
@@ -20,6 +24,7 @@ struct Slot {
 
 static REGIONS: [Slot; SLOTS] = [const {
     Slot {
+        version: AtomicUsize::new(0),
         start: AtomicUsize::new(0),
         end: AtomicUsize::new(0),
         gone: AtomicBool::new(false),
@@ -29,6 +34,29 @@ static REGIONS: [Slot; SLOTS] = [const {
 static USED: AtomicUsize = AtomicUsize::new(0);
 static FREE: Mutex<Vec<usize>> = Mutex::new(Vec::new());
 static INSTALL: Once = Once::new();
+
+impl Slot {
+    /// Sets the range; callers hold the lock of the free slots.
+    fn set(&self, start: usize, end: usize) {
+        let version = self.version.load(Ordering::Relaxed);
+        self.version
+            .store(version.wrapping_add(1), Ordering::Relaxed);
+        fence(Ordering::Release);
+        self.start.store(start, Ordering::Relaxed);
+        self.end.store(end, Ordering::Relaxed);
+        self.version
+            .store(version.wrapping_add(2), Ordering::Release);
+    }
+
+    /// The range; none while it changes. That of a region in use does not.
+    fn range(&self) -> Option<Range<usize>> {
+        let version = self.version.load(Ordering::Acquire);
+        let range = self.start.load(Ordering::Relaxed)..self.end.load(Ordering::Relaxed);
+        fence(Ordering::Acquire);
+        let same = self.version.load(Ordering::Relaxed) == version;
+        (same && version.is_multiple_of(2)).then_some(range)
+    }
+}
 
 /// A region under guard. It must be dropped before the region is unmapped.
 #[derive(Debug)]
@@ -55,8 +83,7 @@ impl Guard {
         };
         let slot = &REGIONS[at];
         slot.gone.store(false, Ordering::Relaxed);
-        slot.end.store(start + len, Ordering::Relaxed);
-        slot.start.store(start, Ordering::Release);
+        slot.set(start, start + len);
         Ok(Self(at))
     }
 
@@ -69,11 +96,9 @@ impl Guard {
 
 impl Drop for Guard {
     fn drop(&mut self) {
-        REGIONS[self.0].start.store(0, Ordering::Release);
-        REGIONS[self.0].end.store(0, Ordering::Release);
-        FREE.lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .push(self.0);
+        let mut free = FREE.lock().unwrap_or_else(PoisonError::into_inner);
+        REGIONS[self.0].set(0, 0);
+        free.push(self.0);
     }
 }
 
@@ -92,27 +117,25 @@ extern "C" fn handle(_: libc::c_int, info: *mut libc::siginfo_t, _: *mut libc::c
     // SAFETY: the kernel hands a handler that was installed with SA_SIGINFO a valid pointer.
     let address = unsafe { (*info).si_addr() } as usize;
     for slot in &REGIONS[..USED.load(Ordering::Acquire)] {
-        let (start, end) = (
-            slot.start.load(Ordering::Acquire),
-            slot.end.load(Ordering::Relaxed),
-        );
-        if (start..end).contains(&address) {
-            // SAFETY: the range is a mapping of guest memory that its owner keeps until the slot is free; nothing of ours lies in it.
-            // Replacing it by zeroes is what its owner expects to happen.
-            let zeroes = unsafe {
-                libc::mmap(
-                    start as *mut libc::c_void,
-                    end - start,
-                    libc::PROT_READ | libc::PROT_WRITE,
-                    libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED | libc::MAP_NORESERVE,
-                    -1,
-                    0,
-                )
-            };
-            if zeroes != libc::MAP_FAILED {
-                slot.gone.store(true, Ordering::Release);
-                return;
-            }
+        let Some(range) = slot.range().filter(|range| range.contains(&address)) else {
+            continue;
+        };
+        let Range { start, end } = range;
+        // SAFETY: the range is a mapping of guest memory that its owner keeps until the slot is free; nothing of ours lies in it.
+        // Replacing it by zeroes is what its owner expects to happen.
+        let zeroes = unsafe {
+            libc::mmap(
+                start as *mut libc::c_void,
+                end - start,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED | libc::MAP_NORESERVE,
+                -1,
+                0,
+            )
+        };
+        if zeroes != libc::MAP_FAILED {
+            slot.gone.store(true, Ordering::Release);
+            return;
         }
     }
     // Not guest memory: a fault of our own, which ends the process as it would have.
@@ -139,6 +162,30 @@ mod tests {
         drop(memory);
         let (_file, again) = shared(1 << 20);
         assert!(!again.is_gone());
+    }
+
+    #[test]
+    fn a_range_is_never_half_of_one_and_half_of_another() {
+        let slot = Slot {
+            version: AtomicUsize::new(0),
+            start: AtomicUsize::new(0),
+            end: AtomicUsize::new(0),
+            gone: AtomicBool::new(false),
+        };
+        let stop = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                for start in (0..300_000).map(|round| round * 4096) {
+                    slot.set(start, start + 64);
+                }
+                stop.store(true, Ordering::Release);
+            });
+            while !stop.load(Ordering::Acquire) {
+                if let Some(range) = slot.range() {
+                    assert!(range.is_empty() || range.len() == 64, "{range:?}");
+                }
+            }
+        });
     }
 
     #[test]
