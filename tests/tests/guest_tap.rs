@@ -49,7 +49,7 @@ fn works_and_decodes(features: NicFeatures) {
         .map_err(|error| site.explain(error))
         .unwrap_or_else(|error| panic!("{error}"));
     capture.stop().unwrap();
-    assert_eq!(capture.faults().unwrap(), Vec::<String>::new());
+    assert_eq!(capture.faults_of_guests().unwrap(), Vec::<String>::new());
     let segments = capture
         .decode(
             "tcp.checksum.status == 1 && vxlan.vni == 100",

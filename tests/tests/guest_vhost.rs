@@ -91,7 +91,7 @@ fn every_sort(kind: GuestKind, sorts: [NicFeatures; 4]) {
         site.wait_for_frames()
     });
     capture.stop().unwrap();
-    assert_eq!(capture.faults().unwrap(), Vec::<String>::new());
+    assert_eq!(capture.faults_of_guests().unwrap(), Vec::<String>::new());
     let verified = "tcp.checksum.status == 1 && vxlan.vni == 100 && frame.len <= 1514";
     let segments = capture.decode(verified, &["frame.number"]).unwrap().len();
     assert!(segments > 3000, "{segments} segments");
