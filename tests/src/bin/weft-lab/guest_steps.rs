@@ -151,10 +151,12 @@ fn gre(site: &mut Site) -> anyhow::Result<Vec<Line>> {
     Ok(lines)
 }
 
-/// A guest pings many times a second while its weftd is stopped and started.
+/// A guest pings many times a second, and keeps a connection busy, while its weftd is stopped and started.
 fn restart(site: &mut Site) -> anyhow::Result<Vec<Line>> {
     let line = "/tools/ping -n -D -i 0.01 -W 1 -c 250 10.0.1.12 >/tmp/pings 2>&1 &";
+    guest(site, "blue-a2")?.succeed("/tools/weft-guest answer 5201 >/tmp/answer 2>&1 &")?;
     let pinging = guest(site, "blue-a1")?;
+    pinging.succeed("(/tools/weft-guest watch 10.0.1.12:5201 3; echo ended $?) >/tmp/watch 2>&1 &")?;
     pinging.succeed(line)?;
     wait_until("pings under way", Duration::from_secs(10), || {
         pinging.says("grep -q icmp_seq=10 /tmp/pings")
@@ -169,13 +171,26 @@ fn restart(site: &mut Site) -> anyhow::Result<Vec<Line>> {
     })?;
     let text = guest.succeed("cat /tmp/pings")?;
     let gap = longest_gap(&text).with_context(|| text.clone())?;
+    wait_until("the end of the connection", Duration::from_secs(30), || {
+        guest.says("grep -q ended /tmp/watch")
+    })?;
+    let watched = guest.succeed("cat /tmp/watch")?;
+    let longest = watched.lines().next().and_then(|line| line.parse().ok());
     site.wait_for_ports()?;
-    Ok(vec![Line::new(
-        "weftd restarts under a running guest",
-        gap < 3.0,
-        gap * 1e3,
-        "ms without an answer at the longest; its link and its port stayed",
-    )])
+    Ok(vec![
+        Line::new(
+            "weftd restarts under a running guest",
+            gap < 3.0,
+            gap * 1e3,
+            "ms without an answer at the longest; its link and its port stayed",
+        ),
+        Line::new(
+            "an established connection of it goes on",
+            watched.contains("ended 0"),
+            longest.unwrap_or(f64::NAN),
+            "ms without an answer at the longest",
+        ),
+    ])
 }
 
 fn reboot(site: &mut Site) -> anyhow::Result<Vec<Line>> {
