@@ -13,8 +13,9 @@ use weft_proto::transport::{self, Listener};
 use weft_proto::v1::node_server::{Node, NodeServer};
 use weft_proto::v1::{
     self, DropCount, Drops, FrameCounters, GetDropsRequest, GetStateRequest, GetStatsRequest,
-    GetStatusRequest, ListSessionsRequest, NodeStateReply, PortCounters, PortStatus, Session,
-    SessionList, Stats, TableCounters, TraceReply, TraceRequest, TraceStep, WorkerStatus,
+    GetStatusRequest, ListSessionsRequest, MetadataCounters, NodeStateReply, PortCounters,
+    PortStatus, Session, SessionList, Stats, TableCounters, TraceReply, TraceRequest, TraceStep,
+    WorkerStatus,
 };
 
 #[derive(Default)]
@@ -92,6 +93,10 @@ impl Node for Daemon {
                 total: 8,
                 free: 8,
                 ..FrameCounters::default()
+            }),
+            metadata: Some(MetadataCounters {
+                requests: 7,
+                ..MetadataCounters::default()
             }),
         }))
     }
