@@ -320,3 +320,102 @@ fn is_too_long(error: &hyper::Error) -> bool {
     }
     false
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn backends_are_plain_http_to_a_host_and_port() {
+        for (text, host, port) in [
+            ("http://127.0.0.1:8775", "127.0.0.1", 8775),
+            ("http://[2001:db8::1]:80/", "2001:db8::1", 80),
+            ("http://nova.example", "nova.example", 80),
+        ] {
+            let backend: Backend = text.parse().unwrap();
+            assert_eq!((backend.host.as_str(), backend.port), (host, port));
+        }
+        for text in [
+            "127.0.0.1:8775",
+            "https://127.0.0.1:8775",
+            "http://127.0.0.1:8775/path",
+            "http://127.0.0.1:8775/?query",
+            "http://name@127.0.0.1",
+            "http://",
+            "unix:/run/backend",
+        ] {
+            assert!(text.parse::<Backend>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_guest_claims_nothing_however_it_spells_it() {
+        let mut headers = HeaderMap::new();
+        for name in [
+            "X-Weft-Port",
+            "x_weft_port",
+            "X-WEFT_anything",
+            "Forwarded",
+            "X-Forwarded-For",
+            "X_Forwarded-Host",
+            "X-Instance-ID",
+            "X-Instance-ID-Signature",
+            "X_Tenant_ID",
+            "X-Neutron-Network-ID",
+            "X-Metadata-Provider-Signature",
+            "Connection",
+            "Transfer-Encoding",
+            "X-Named",
+            "X-aws-ec2-metadata-token",
+            "Metadata-Flavor",
+            "Content-Length",
+        ] {
+            let value = "close, X-Named, content-length";
+            headers.append(
+                HeaderName::from_bytes(name.as_bytes()).unwrap(),
+                HeaderValue::from_static(value),
+            );
+        }
+        let mut of_backend = headers.clone();
+        clean(&mut headers, true);
+        let mut left: Vec<&str> = headers.keys().map(HeaderName::as_str).collect();
+        left.sort_unstable();
+        let kept = [
+            "content-length",
+            "metadata-flavor",
+            "x-aws-ec2-metadata-token",
+        ];
+        assert_eq!(left, kept);
+        clean(&mut of_backend, false);
+        assert!(
+            of_backend.contains_key("x-forwarded-for"),
+            "a backend is believed"
+        );
+        assert!(!of_backend.contains_key("connection"));
+    }
+
+    #[test]
+    fn signatures_cover_who_asks() {
+        let mut backend: Backend = "http://h".parse().unwrap();
+        assert_eq!(backend.sign(["port-1", "blue", "10.0.0.1"]), None);
+        backend.secret = Some(b"Jefe".to_vec());
+        // printf 'port-1\nblue\n10.0.0.1' | openssl dgst -sha256 -hmac Jefe
+        assert_eq!(
+            backend.sign(["port-1", "blue", "10.0.0.1"]).unwrap(),
+            "3f4f3e5f1bdb2f8e7f02b4320ca8659b9d4195aab8925b1a76cf18a36a90d1e7"
+        );
+    }
+
+    #[test]
+    fn a_secret_is_read_without_the_blanks_around_it() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("secret");
+        let backend: Backend = "http://h".parse().unwrap();
+        assert!(backend.clone().signing(&file).is_err());
+        std::fs::write(&file, " \n").unwrap();
+        assert!(backend.clone().signing(&file).is_err(), "nothing in it");
+        std::fs::write(&file, "s3cret\n").unwrap();
+        let backend = backend.signing(&file).unwrap();
+        assert_eq!(backend.secret.as_deref(), Some(&b"s3cret"[..]));
+    }
+}

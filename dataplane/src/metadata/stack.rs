@@ -70,7 +70,7 @@ struct Connection {
     stage: Stage,
     since: Instant,
     /// Its part of what all ports share, if it is none of the port's own.
-    _share: Option<OwnedSemaphorePermit>,
+    share: Option<OwnedSemaphorePermit>,
 }
 
 /// A stack.
@@ -160,11 +160,14 @@ impl Stack {
         if all.any(|connection| connection.stage == Stage::Listening) {
             return true;
         }
-        let share = if self.connections.len() < OWN {
+        let own = self
+            .connections
+            .iter()
+            .filter(|connection| connection.share.is_none());
+        let room = self.connections.len() < MOST;
+        let share = if room && own.count() < OWN {
             None
-        } else if self.connections.len() < MOST
-            && let Ok(share) = Arc::clone(&self.shared).try_acquire_owned()
-        {
+        } else if room && let Ok(share) = Arc::clone(&self.shared).try_acquire_owned() {
             Some(share)
         } else {
             let opening = self.connections.iter().enumerate();
@@ -174,10 +177,10 @@ impl Stack {
             let Some((oldest, _)) = oldest else {
                 return false;
             };
-            let Connection { handle, _share, .. } = self.connections.swap_remove(oldest);
+            let Connection { handle, share, .. } = self.connections.swap_remove(oldest);
             self.sockets.remove(handle);
             self.given_up += 1;
-            _share
+            share
         };
         let buffer = |size| tcp::SocketBuffer::new(vec![0; size]);
         let mut socket = tcp::Socket::new(buffer(BUFFERS.0), buffer(BUFFERS.1));
@@ -192,7 +195,7 @@ impl Stack {
             handle,
             stage: Stage::Listening,
             since: now,
-            _share: share,
+            share,
         });
         true
     }
@@ -404,5 +407,177 @@ impl Device for Wire {
         capabilities.medium = Medium::Ip;
         capabilities.max_transmission_unit = self.mtu;
         capabilities
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use etherparse::{PacketBuilder, SlicedPacket, TransportSlice};
+
+    use super::*;
+
+    const GUEST: [u8; 6] = [2, 0, 0, 0, 0, 1];
+    const ROUTER: [u8; 6] = [2, 0x77, 0x65, 0x66, 0x74, 1];
+
+    fn stack(shared: usize) -> Stack {
+        let identity = Identity {
+            index: 3,
+            port: "a".into(),
+            vpc: "blue".into(),
+            subnet: "blue-a".into(),
+            ipv4: Some("10.0.0.11".into()),
+            ipv6: None,
+            mac: Mac::from_bytes(GUEST),
+            gateway_mac: Mac::from_bytes(ROUTER),
+            mtu: 1400,
+        };
+        Stack::new(identity, Arc::new(Semaphore::new(shared)))
+    }
+
+    /// A segment of the guest: flags as letters of "SAFR", sequence and acknowledgement numbers.
+    fn segment(port: u16, flags: &str, numbers: (u32, u32), payload: &[u8]) -> Vec<u8> {
+        let mut builder = PacketBuilder::ethernet2(GUEST, ROUTER)
+            .ipv4([10, 0, 0, 11], [169, 254, 169, 254], 64)
+            .tcp(port, 80, numbers.0, 64_000);
+        for flag in flags.chars() {
+            builder = match flag {
+                'S' => builder.syn(),
+                'A' => builder.ack(numbers.1),
+                'F' => builder.fin(),
+                _ => builder.rst(),
+            };
+        }
+        let mut frame = Vec::new();
+        builder.write(&mut frame, payload).unwrap();
+        frame
+    }
+
+    /// Port, flags and numbers of the segments that the guest gets.
+    fn answers(turn: &Turn) -> Vec<(u16, &'static str, u32, u32)> {
+        let read = |frame: &Vec<u8>| {
+            assert_eq!((&frame[..6], &frame[6..12]), (&GUEST[..], &ROUTER[..]));
+            let packet = SlicedPacket::from_ethernet(frame).unwrap();
+            let Some(TransportSlice::Tcp(tcp)) = packet.transport else {
+                panic!("no TCP: {frame:?}");
+            };
+            let sum = tcp.to_header().calc_checksum_ipv4_raw(
+                [169, 254, 169, 254],
+                [10, 0, 0, 11],
+                tcp.payload(),
+            );
+            assert_eq!(sum.unwrap(), tcp.checksum());
+            let flags = match (tcp.syn(), tcp.ack(), tcp.rst(), tcp.fin()) {
+                (true, true, false, false) => "SA",
+                (false, true, false, false) => "A",
+                (false, _, true, false) => "R",
+                (false, true, false, true) => "FA",
+                other => panic!("{other:?}"),
+            };
+            let numbers = (tcp.sequence_number(), tcp.acknowledgment_number());
+            (tcp.destination_port(), flags, numbers.0, numbers.1)
+        };
+        turn.frames.iter().map(read).collect()
+    }
+
+    /// A connection from this port of the guest: its handle and what the service's next sequence number is.
+    fn connect(stack: &mut Stack, port: u16, now: Instant) -> Option<(SocketHandle, u32)> {
+        if !stack.receive(&segment(port, "S", (100, 0), b""), now) {
+            return None;
+        }
+        let turn = stack.turn(now);
+        let &[(_, "SA", sequence, 101)] = &answers(&turn)[..] else {
+            panic!("{:?}", answers(&turn));
+        };
+        stack.receive(&segment(port, "A", (101, sequence + 1), b""), now);
+        let turn = stack.turn(now);
+        assert_eq!(turn.accepted.len(), 1);
+        Some((turn.accepted[0].0, sequence + 1))
+    }
+
+    #[test]
+    fn bytes_go_both_ways_and_a_released_connection_goes() {
+        let (mut stack, now) = (stack(0), Instant::now());
+        let (handle, next) = connect(&mut stack, 4000, now).unwrap();
+        assert!(!stack.is_idle());
+        let waker = Waker::noop();
+        let mut buffer = [0; 64];
+        assert_eq!(stack.read(handle, &mut buffer, waker), None, "nothing yet");
+        stack.receive(&segment(4000, "A", (101, next), b"GET"), now);
+        stack.turn(now);
+        assert_eq!(stack.read(handle, &mut buffer, waker), Some(3));
+        assert_eq!(buffer[..3], *b"GET");
+        assert_eq!(stack.write(handle, b"answer", waker), Some(6));
+        stack.release(handle);
+        let turn = stack.turn(now);
+        assert_eq!(answers(&turn), [(4000, "FA", next, 104)]);
+        stack.receive(&segment(4000, "FA", (104, next + 7), b""), now);
+        stack.turn(now);
+        assert!(stack.is_idle());
+        assert!(stack.connections.is_empty());
+    }
+
+    #[test]
+    fn half_open_connections_give_way_to_new_ones() {
+        let (mut stack, now) = (stack(100), Instant::now());
+        let mut given_up = 0;
+        for port in 1..=500 {
+            let syn = segment(port, "S", (100, 0), b"");
+            assert!(stack.receive(&syn, now + Duration::from_micros(port.into())));
+            given_up += stack.turn(now).given_up;
+            assert!(stack.connections.len() <= MOST);
+        }
+        assert_eq!(given_up, 500 - MOST as u64);
+        assert!(
+            connect(&mut stack, 4000, now).is_some(),
+            "whoever goes on gets in"
+        );
+        let late = now + OPENING + Duration::from_secs(1);
+        stack.turn(late);
+        assert_eq!(stack.connections.len(), 1, "the rest is given up in time");
+    }
+
+    #[test]
+    fn open_connections_are_capped_for_the_port_and_for_all() {
+        for (shared, most) in [(0, OWN), (3, OWN + 3), (1000, MOST)] {
+            let (mut stack, now) = (stack(shared), Instant::now());
+            let ports = 4000..4000 + 2 * MOST as u16;
+            let open: Vec<_> = ports
+                .filter_map(|port| connect(&mut stack, port, now))
+                .collect();
+            assert_eq!(open.len(), most);
+            stack.release(open[0].0);
+            stack.turn(now + 2 * CLOSING);
+            assert!(
+                connect(&mut stack, 5000, now).is_some(),
+                "one left, one comes"
+            );
+        }
+    }
+
+    #[test]
+    fn strangers_and_nonsense_are_answered_by_a_reset_or_not_at_all() {
+        let (mut stack, now) = (stack(0), Instant::now());
+        stack.receive(&segment(4000, "A", (5, 9), b"hello"), now);
+        assert_eq!(answers(&stack.turn(now)), [(4000, "R", 9, 0)]);
+        let mut wrong = segment(4000, "S", (5, 0), b"");
+        wrong[50] ^= 0x40;
+        stack.receive(&wrong, now);
+        assert_eq!(answers(&stack.turn(now)), [], "a wrong checksum");
+        for len in 0..wrong.len() {
+            stack.receive(&wrong[..len], now);
+        }
+        assert_eq!(answers(&stack.turn(now)), []);
+        assert!(stack.is_idle());
+    }
+
+    #[test]
+    fn answers_go_to_the_mac_that_asked() {
+        let (mut stack, now) = (stack(0), Instant::now());
+        let mut syn = segment(4000, "S", (5, 0), b"");
+        syn[6..12].copy_from_slice(&[2, 0, 0, 0, 9, 9]);
+        stack.receive(&syn, now);
+        let turn = stack.turn(now);
+        assert_eq!(turn.frames[0][..6], [2, 0, 0, 0, 9, 9]);
+        assert!(turn.frames.iter().all(|frame| frame.len() <= 14 + 1400));
     }
 }

@@ -6,6 +6,7 @@
 mod dhcp;
 mod dhcp6;
 mod frames;
+mod metadata;
 mod neighbours;
 mod overlay;
 mod policy;
