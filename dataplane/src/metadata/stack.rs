@@ -82,7 +82,8 @@ pub(super) struct Stack {
     shared: Arc<Semaphore>,
     macs: VecDeque<(IpAddress, Mac)>,
     identity: Identity,
-    given_up: u64,
+    /// What happened since the last turn.
+    news: Turn,
     started: Instant,
 }
 
@@ -118,7 +119,7 @@ impl Stack {
             shared,
             macs: VecDeque::new(),
             identity,
-            given_up: 0,
+            news: Turn::default(),
             started: Instant::now(),
         }
     }
@@ -151,6 +152,8 @@ impl Stack {
         if let Some(packet) = frame.get(usize::from(parsed.l3)..usize::from(parsed.end)) {
             self.wire.received.push_back(packet.to_vec());
         }
+        // Before the next one is looked at, which may want a connection that this one opens or ends.
+        self.advance(now);
         true
     }
 
@@ -179,7 +182,7 @@ impl Stack {
             };
             let Connection { handle, share, .. } = self.connections.swap_remove(oldest);
             self.sockets.remove(handle);
-            self.given_up += 1;
+            self.news.given_up += 1;
             share
         };
         let buffer = |size| tcp::SocketBuffer::new(vec![0; size]);
@@ -212,21 +215,24 @@ impl Stack {
         self.macs.push_back((address, mac));
     }
 
-    /// Lets everything happen that is due.
-    pub(super) fn turn(&mut self, now: Instant) -> Turn {
+    fn advance(&mut self, now: Instant) {
         let time = self.time(now);
         self.interface.poll(time, &mut self.wire, &mut self.sockets);
-        let mut turn = Turn::default();
-        self.settle(now, &mut turn);
+        self.settle(now);
+    }
+
+    /// Lets everything happen that is due.
+    pub(super) fn turn(&mut self, now: Instant) -> Turn {
+        self.advance(now);
+        let mut turn = std::mem::take(&mut self.news);
         let packets = std::mem::take(&mut self.wire.sent);
         turn.frames = packets.iter().map(|packet| self.frame(packet)).collect();
-        let delay = self.interface.poll_delay(time, &self.sockets);
+        let delay = self.interface.poll_delay(self.time(now), &self.sockets);
         turn.wait = delay.map(Into::into);
         if !self.is_idle() {
             // Stages have their ends, which the stack does not know of.
             turn.wait = Some(turn.wait.unwrap_or(OPENING).min(OPENING));
         }
-        turn.given_up = std::mem::take(&mut self.given_up);
         turn
     }
 
@@ -236,10 +242,11 @@ impl Stack {
     }
 
     /// Moves connections on to their next stages, and removes those that are over.
-    fn settle(&mut self, now: Instant, turn: &mut Turn) {
+    fn settle(&mut self, now: Instant) {
         let Self {
             sockets,
             connections,
+            news,
             ..
         } = self;
         connections.retain_mut(|connection| {
@@ -256,7 +263,7 @@ impl Stack {
                 (_, _) => Some(Stage::Serving),
             };
             let Some(next) = next else {
-                turn.given_up += u64::from(connection.stage == Stage::Opening);
+                news.given_up += u64::from(connection.stage == Stage::Opening);
                 sockets.remove(connection.handle);
                 return false;
             };
@@ -265,7 +272,7 @@ impl Stack {
                     .remote_endpoint()
                     .is_some_and(|remote| matches!(remote.addr, IpAddress::Ipv6(_)));
                 let family = if ipv6 { Family::Ipv6 } else { Family::Ipv4 };
-                turn.accepted.push((connection.handle, family));
+                news.accepted.push((connection.handle, family));
             }
             if next != connection.stage {
                 connection.stage = next;
@@ -534,6 +541,17 @@ mod tests {
         let late = now + OPENING + Duration::from_secs(1);
         stack.turn(late);
         assert_eq!(stack.connections.len(), 1, "the rest is given up in time");
+    }
+
+    #[test]
+    fn packets_that_come_together_are_taken_one_by_one() {
+        let (mut stack, now) = (stack(100), Instant::now());
+        for port in 4000..4010 {
+            assert!(stack.receive(&segment(port, "S", (100, 0), b""), now));
+        }
+        let all = answers(&stack.turn(now));
+        assert_eq!(all.len(), 10);
+        assert!(all.iter().all(|(_, flags, ..)| *flags == "SA"), "{all:?}");
     }
 
     #[test]
