@@ -28,7 +28,8 @@ fn long() -> Vec<u8> {
         .collect()
 }
 
-/// An HTTP server: `/long` is answered with [`LONG`] bytes, `/size` with the length of the request's body, and all else with the request's head.
+/// An HTTP server: `/long` is answered with [`LONG`] bytes, `/size` with the length of the request's body, and all else with the request's
+/// head.
 struct Backend {
     listener: socket2::Socket,
     thread: Option<JoinHandle<()>>,

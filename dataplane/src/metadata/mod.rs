@@ -1,8 +1,9 @@
 //! The metadata service: HTTP for guests at 169.254.169.254 and fd00:ec2::254, answered by a backend that is told which port asks.
 //!
-//! Workers leave packets for it at a desk (`pipeline::metadata` says which). Tenants' addresses overlap, so every port that speaks gets a TCP/IP stack of its own
-//! ([`stack`]), in a task of its own ([`guest`]) that ends when the port has been silent for a while. A stack's connections are served by an HTTP server, which hands each
-//! request to the backend ([`proxy`]). Nothing here runs on a worker, and nothing here is trusted to be quick: every queue is bounded, every wait has an end.
+//! Workers leave packets for it at a desk (`pipeline::metadata` says which). Tenants' addresses overlap, so every port that speaks gets a
+//! TCP/IP stack of its own (`stack`), in a task of its own (`guest`) that ends when the port has been silent for a while. A stack's
+//! connections are served by an HTTP server, which hands each request to the backend (`proxy`). Nothing here runs on a worker, and nothing
+//! here is trusted to be quick: every queue is bounded, every wait has an end.
 
 mod guest;
 mod identity;
@@ -27,7 +28,7 @@ pub const DESK: usize = 1024;
 const WAITING: usize = 64;
 /// Packets that are handed on before others get a turn.
 const BATCH: usize = 64;
-/// Connections of all ports together, besides those that each port is sure of ([`stack::OWN`]).
+/// Connections of all ports together, besides those that each port is sure of (`stack::OWN`).
 const SHARED: usize = 1024;
 
 /// What the service has done since it started.

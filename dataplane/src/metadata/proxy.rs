@@ -32,7 +32,8 @@ const BODY: u64 = 1 << 20;
 /// Bytes of the head of the backend's answer.
 const HEAD_SIZE: usize = 64 * 1024;
 
-/// Headers that concern one connection alone (RFC 9110 §7.6.1), besides those that `Connection` names; and `Expect`, which is answered here.
+/// Headers that concern one connection alone (RFC 9110 §7.6.1), besides those that `Connection` names; and `Expect`, which is answered
+/// here.
 const HOP_BY_HOP: [&str; 9] = [
     "connection",
     "expect",
@@ -119,7 +120,8 @@ impl Backend {
         Ok(self)
     }
 
-    /// The signature of a port's id, its VPC's id and its address, a line each without an end to the last: HMAC (RFC 2104) with SHA-256, in hexadecimal.
+    /// The signature of a port's id, its VPC's id and its address, a line each without an end to the last: HMAC (RFC 2104) with SHA-256,
+    /// in hexadecimal.
     fn sign(&self, parts: [&str; 3]) -> Option<String> {
         // A key may have any length.
         let mut mac = Hmac::<Sha256>::new_from_slice(self.secret.as_deref()?).ok()?;

@@ -1,7 +1,7 @@
 //! The TCP/IP stack of one port: smoltcp, which speaks TCP alone, with a cap on connections and on half-open ones.
 //!
-//! Driven by turns: frames of the port go in, and a turn gives the frames that go back to it, the connections that were established, and how long nothing will happen by
-//! itself. Half-open connections can't keep others out: the oldest gives way to a new one.
+//! Driven by turns: frames of the port go in, and a turn gives the frames that go back to it, the connections that were established, and
+//! how long nothing will happen by itself. Half-open connections can't keep others out: the oldest gives way to a new one.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -316,7 +316,8 @@ impl Stack {
         .concat()
     }
 
-    /// Reads what the guest sent. No bytes, though there is room for some: it sends no more. None: nothing yet, and the waker is called when that changes.
+    /// Reads what the guest sent. No bytes, though there is room for some: it sends no more. None: nothing yet, and the waker is called
+    /// when that changes.
     pub(super) fn read(
         &mut self,
         handle: SocketHandle,

@@ -1,8 +1,8 @@
-//! Which packets are for the metadata service of this host (`crate::metadata`): TCP to port 80 of 169.254.169.254 or fd00:ec2::254, addresses
-//! that are the same in every VPC and every subnet, and belong to the gateway.
+//! Which packets are for the metadata service of this host (`crate::metadata`): TCP to port 80 of 169.254.169.254 or fd00:ec2::254,
+//! addresses that are the same in every VPC and every subnet, and belong to the gateway.
 //!
-//! Asked on the miss path, after anti-spoofing and before policy: a connection to the service has no session, so that each of its packets comes here.
-//! The service itself is the driver's ([`Destination::Metadata`](super::Destination::Metadata)).
+//! Asked on the miss path, after anti-spoofing and before policy: a connection to the service has no session, so that each of its packets
+//! comes here. The service itself is the driver's ([`Destination::Metadata`](super::Destination::Metadata)).
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 

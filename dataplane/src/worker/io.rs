@@ -128,7 +128,8 @@ impl WorkerIo {
         }
     }
 
-    /// Leaves a packet for the metadata service: a segment in the pieces that it would have on a wire, so that the service sees plain frames alone.
+    /// Leaves a packet for the metadata service: a segment in the pieces that it would have on a wire, so that the service sees plain
+    /// frames alone.
     #[cold]
     fn ask(&mut self, port: u16, packet: Packet) {
         let to = Destination::Metadata(port);

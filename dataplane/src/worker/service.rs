@@ -1,6 +1,8 @@
-//! Where workers and a service of this host meet: a [`Desk`], at which they leave it packets, and an [`Outlet`], by which it sends packets to ports.
+//! Where workers and a service of this host meet: a [`Desk`], at which they leave it packets, and an [`Outlet`], by which it sends packets
+//! to ports.
 //!
-//! The service may be slow, and may hold locks; a worker never waits for it. What finds no room is dropped, and counted at the port that it concerns.
+//! The service may be slow, and may hold locks; a worker never waits for it. What finds no room is dropped, and counted at the port that
+//! it concerns.
 
 use std::future::poll_fn;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
