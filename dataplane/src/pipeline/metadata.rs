@@ -19,11 +19,13 @@ pub const PORT: u16 = 80;
 const WORDS: [u128; 2] = [IPV4_MAPPED | IPV4.to_bits() as u128, IPV6.to_bits()];
 
 /// Whether an address is the service's. Without a service on this host it is like any other.
+#[inline]
 pub fn serves(snapshot: &Snapshot, address: u128) -> bool {
     snapshot.metadata && WORDS.contains(&address)
 }
 
 /// Whether a packet of a port is for the service: sent to the gateway of the port's subnet, and whole.
+#[inline]
 pub fn is_question(snapshot: &Snapshot, port: &Port, parsed: &Parsed) -> bool {
     serves(snapshot, parsed.flow.destination)
         && parsed.flow.protocol == protocol::TCP
