@@ -20,6 +20,8 @@ use crate::packet::{DropReason, Family};
 
 /// How long a port without connections keeps its stack.
 const IDLE: Duration = Duration::from_secs(30);
+/// How long a stack that has nothing to send is left alone, if nothing comes.
+const TICK: Duration = Duration::from_millis(1);
 /// How long a guest may take to send the head of a request, the time between two requests included.
 const HEAD: Duration = Duration::from_secs(10);
 /// How long a connection takes requests.
@@ -84,9 +86,12 @@ pub(super) async fn run(
         if idle && last.elapsed() >= IDLE {
             return;
         }
-        let wait = turn.wait.unwrap_or(IDLE).min(IDLE);
-        if wait.is_zero() {
-            // There is more to send at once, but others come first.
+        let mut wait = turn.wait.unwrap_or(IDLE).min(IDLE);
+        if turn.frames.is_empty() {
+            // Whatever is due at once, nothing came of it.
+            wait = wait.max(TICK);
+        } else if wait.is_zero() {
+            // There is more to send, but others come first.
             tokio::task::yield_now().await;
         }
         tokio::select! {

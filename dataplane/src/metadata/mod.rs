@@ -38,7 +38,7 @@ pub struct Tally {
     pub connections: AtomicU64,
     /// Connections that were not: too many, or half-open ones that gave way.
     pub refused: AtomicU64,
-    /// Requests that came in whole.
+    /// Requests, answered or not.
     pub requests: AtomicU64,
     /// Requests that the backend did not answer, or not in time.
     pub backend_errors: AtomicU64,

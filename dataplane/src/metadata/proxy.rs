@@ -32,9 +32,9 @@ const BODY: u64 = 1 << 20;
 /// Bytes of the head of the backend's answer.
 const HEAD_SIZE: usize = 64 * 1024;
 
-/// Headers that concern one connection alone (RFC 9110 §7.6.1), besides those that `Connection` names; and `Expect`, which is answered
-/// here.
-const HOP_BY_HOP: [&str; 9] = [
+/// Headers that concern one connection alone (RFC 9110 §7.6.1), besides those that `Connection` names; `Expect`, which is answered here;
+/// and `Trailer`, without which no trailers are passed on: nobody looks into them.
+const HOP_BY_HOP: [&str; 10] = [
     "connection",
     "expect",
     "keep-alive",
@@ -42,6 +42,7 @@ const HOP_BY_HOP: [&str; 9] = [
     "proxy-authorization",
     "proxy-connection",
     "te",
+    "trailer",
     "transfer-encoding",
     "upgrade",
 ];

@@ -154,3 +154,37 @@ impl Outlet {
         inbound.bell.ring_if_asleep();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::packet::Frame;
+
+    fn packet(index: u32) -> Packet {
+        Packet {
+            frame: Frame::from_index(index),
+            start: 0,
+            len: 60,
+        }
+    }
+
+    #[tokio::test]
+    async fn a_desk_keeps_order_and_gives_back_what_it_has_no_room_for() {
+        let desk = Arc::new(Desk::new(2));
+        let waiting = Arc::clone(&desk);
+        let waiting = tokio::spawn(async move { waiting.arrival().await });
+        tokio::task::yield_now().await;
+        assert!(!waiting.is_finished(), "there is nothing");
+        assert!(desk.put(7, packet(1)).is_ok());
+        waiting.await.unwrap();
+        assert!(desk.put(8, packet(2)).is_ok());
+        let refused = desk.put(7, packet(3)).unwrap_err();
+        assert_eq!(refused.frame.index(), 3);
+        let taken = [desk.take(), desk.take()].map(|taken| {
+            let (port, packet) = taken.unwrap();
+            (port, packet.frame.index())
+        });
+        assert_eq!(taken, [(7, 1), (8, 2)]);
+        assert!(desk.take().is_none());
+    }
+}
