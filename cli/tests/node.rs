@@ -179,6 +179,12 @@ async fn what_the_daemon_says_is_printed() {
     let stats = scene.run("stats -o json").await.ok();
     let stats: serde_json::Value = serde_json::from_str(&stats).unwrap();
     assert_eq!(stats["frames"]["held"], 0, "a counter at zero is told");
+    assert_eq!(stats["metadata"]["requests"], 7);
+    let stats = scene.run("stats").await.ok();
+    assert!(
+        stats.contains("metadata: 7 requests, 0 not answered"),
+        "{stats}"
+    );
 }
 
 #[tokio::test]

@@ -421,6 +421,7 @@ impl Device for Wire {
 #[cfg(test)]
 mod tests {
     use etherparse::{PacketBuilder, SlicedPacket, TransportSlice};
+    use proptest::prelude::*;
 
     use super::*;
 
@@ -598,5 +599,60 @@ mod tests {
         let turn = stack.turn(now);
         assert_eq!(turn.frames[0][..6], [2, 0, 0, 0, 9, 9]);
         assert!(turn.frames.iter().all(|frame| frame.len() <= 14 + 1400));
+    }
+
+    proptest! {
+        /// Whatever a guest sends and whoever serves it does: caps hold, and in the end nothing is left.
+        #[test]
+        fn no_guest_takes_more_than_its_share(
+            acts in proptest::collection::vec((0u8..12, 0u16..24, any::<u32>(), 0usize..1500), 1..400),
+        ) {
+            const SHARED: usize = 9;
+            let (mut stack, start) = (stack(SHARED), Instant::now());
+            let shared = Arc::clone(&stack.shared);
+            let (mut now, mut served, mut next) = (start, Vec::new(), 0);
+            let waker = Waker::noop();
+            for (act, port, number, len) in acts {
+                let near = next + number % 3;
+                let flags = match act {
+                    0..=3 => "S",
+                    4..=6 => "A",
+                    7 => "FA",
+                    8 => "R",
+                    _ => "",
+                };
+                let payload = if act == 6 { vec![b'x'; len] } else { Vec::new() };
+                match act {
+                    9 => now += Duration::from_millis((number % 9000).into()),
+                    10 if !served.is_empty() => {
+                        let handle = served[number as usize % served.len()];
+                        stack.read(handle, &mut [0; 2000], waker);
+                        stack.write(handle, &vec![b'y'; len * 20], waker);
+                    }
+                    11 if !served.is_empty() => {
+                        stack.release(served.swap_remove(number as usize % served.len()));
+                    }
+                    _ => {
+                        let sequence = if act < 4 { 100 } else { 101 };
+                        let frame = segment(port, flags, (sequence, near), &payload);
+                        stack.receive(&frame, now);
+                    }
+                }
+                let turn = stack.turn(now);
+                for frame in &turn.frames {
+                    prop_assert!(frame.len() <= 14 + 1400);
+                    next = u32::from_be_bytes([frame[38], frame[39], frame[40], frame[41]]);
+                }
+                served.extend(turn.accepted.iter().map(|(handle, _)| *handle));
+                prop_assert!(stack.connections.len() <= MOST);
+                let held = stack.connections.iter().filter(|one| one.share.is_some());
+                prop_assert_eq!(held.count() + shared.available_permits(), SHARED);
+            }
+            for handle in served {
+                stack.release(handle);
+            }
+            stack.turn(Instant::now() + Duration::from_secs(4000));
+            prop_assert!(stack.is_idle());
+        }
     }
 }
