@@ -7,6 +7,7 @@
 mod bell;
 mod io;
 pub mod service;
+mod steer;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
