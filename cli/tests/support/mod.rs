@@ -6,6 +6,7 @@
 use std::path::PathBuf;
 use std::process::Stdio;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::io::AsyncWriteExt;
 use tokio::process::Command;
@@ -30,6 +31,9 @@ ports:
   - {id: b2, vpc: blue, subnet: blue-a, mac: "02:00:00:00:00:02", addresses: [10.0.0.12],
      host: h2, device: {kind: netdev, name: b2}}
 "#;
+
+/// How long a move of a port goes on; no test waits for its end.
+const MOVE_GRACE: Duration = Duration::from_secs(30);
 
 /// What a command printed and how it ended.
 #[derive(Debug)]
@@ -67,7 +71,7 @@ impl Scene {
         let socket = format!("unix:{}", directory.path().join("controller").display());
         let listener = Listener::bind(&socket).await.unwrap();
         let served = tokio::spawn(async {
-            server::serve(intent, listener, std::future::pending())
+            server::serve(intent, listener, MOVE_GRACE, std::future::pending())
                 .await
                 .unwrap();
         });
