@@ -88,6 +88,13 @@ pub struct MemoryHost {
     generation: u32,
 }
 
+impl MemoryHost {
+    fn port_id(&self, index: u16) -> String {
+        let port = self.pipeline.snapshot().port(index);
+        port.map(|port| port.id.clone()).unwrap_or_default()
+    }
+}
+
 /// A frame that came out at a port.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Delivered {
@@ -110,6 +117,10 @@ pub struct Fabric {
     pub crossed: Vec<Vec<u8>>,
     /// VTEP addresses to which no way leads.
     pub down: Vec<IpAddr>,
+    /// Whether the next state finds a metadata service on every host.
+    pub metadata: bool,
+    /// What the hosts' pipelines handed to their metadata services: the port's id, and the frame.
+    pub asked: Vec<(String, Vec<u8>)>,
     state: State,
 }
 
@@ -144,6 +155,8 @@ impl Fabric {
             now: 1,
             crossed: Vec::new(),
             down: Vec::new(),
+            metadata: false,
+            asked: Vec::new(),
             state: State::default(),
         };
         fabric.set(state)?;
@@ -209,6 +222,7 @@ impl Fabric {
                 generation: host.generation + 1,
                 revision: 0,
                 underlay: &underlay,
+                metadata: self.metadata,
             };
             let mut compiler = host.compiler.clone();
             let snapshot = compiler.compile(&state, &context)?;
@@ -299,17 +313,15 @@ impl Fabric {
                     host.io.free(packet.frame);
                     match to {
                         Destination::Port(index) => {
-                            let port = host
-                                .pipeline
-                                .snapshot()
-                                .port(index)
-                                .map(|port| port.id.clone())
-                                .unwrap_or_default();
+                            let port = host.port_id(index);
                             delivered.push(Delivered {
                                 port,
                                 frame,
                                 offload,
                             });
+                        }
+                        Destination::Metadata(index) => {
+                            self.asked.push((host.port_id(index), frame));
                         }
                         Destination::Uplink(_) => crossing.push(frame),
                     }

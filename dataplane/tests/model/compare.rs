@@ -48,6 +48,8 @@ pub struct Run {
     pub frames: u64,
     /// Frames that reached a port, so that nobody mistakes silence for agreement.
     pub delivered: u64,
+    /// Frames that reached a metadata service.
+    pub asked: u64,
     pub reasons: BTreeMap<DropReason, u64>,
 }
 
@@ -63,10 +65,13 @@ impl Run {
             errors_per_second: UNLIMITED,
             replies_per_second: UNLIMITED,
             broadcasts_per_second: UNLIMITED,
+            metadata_per_second: UNLIMITED,
             ..Settings::default()
         };
-        let fabric = Fabric::new(state(&objects), &settings, LIMITS).unwrap();
-        let model = Model::new(objects.clone(), fabric.now);
+        let mut fabric = Fabric::new(state(&objects), &settings, LIMITS).unwrap();
+        fabric.metadata = plan.metadata;
+        fabric.set(state(&objects)).unwrap();
+        let model = Model::new(objects.clone(), plan.metadata, fabric.now);
         let mut run = Self {
             plan,
             objects,
@@ -79,6 +84,7 @@ impl Run {
             id: 0,
             frames: 0,
             delivered: 0,
+            asked: 0,
             reasons: BTreeMap::new(),
         };
         run.connect();
@@ -204,6 +210,7 @@ impl Run {
                 .into_iter()
                 .map(|out| (out.port, out.frame))
                 .collect(),
+            asked: std::mem::take(&mut self.fabric.asked),
             dropped: self.dropped_since(&before),
             crossed: self.crossings(crossed)?,
         }
@@ -226,6 +233,7 @@ impl Run {
         }
         self.frames += 1;
         self.delivered += found.delivered.len() as u64;
+        self.asked += found.asked.len() as u64;
         for (_, reason) in &found.dropped {
             *self.reasons.entry(*reason).or_default() += 1;
         }
@@ -388,6 +396,9 @@ fn show(outcome: &Outcome) -> String {
     let mut lines = Vec::new();
     for (port, frame) in &outcome.delivered {
         lines.push(format!("  {port} gets {}", hex(frame)));
+    }
+    for (port, frame) in &outcome.asked {
+        lines.push(format!("  {port} asks for metadata {}", hex(frame)));
     }
     for (host, reason) in &outcome.dropped {
         lines.push(format!("  {host} drops it: {}", reason.name()));

@@ -31,6 +31,8 @@ const PREFIXES: [&str; 16] = [
 pub struct FabricPlan {
     /// Every port admits everything, so that what comes after policy is reached.
     pub open: bool,
+    /// The hosts have a metadata service.
+    pub metadata: bool,
     /// Which families the hosts' tunnel addresses are of.
     pub underlay: u8,
     /// For each host: GRE, a small underlay MTU, two addresses.
@@ -307,13 +309,14 @@ fn vpc() -> impl Strategy<Value = VpcPlan> {
 pub fn fabric() -> impl Strategy<Value = FabricPlan> {
     let host = || (any::<bool>(), prop::bool::weighted(0.2), any::<bool>());
     let plan = (
-        any::<bool>(),
+        (any::<bool>(), any::<bool>()),
         0u8..8,
         [host(), host(), host()],
         vec(vpc(), 1..4),
     );
-    plan.prop_map(|(open, underlay, hosts, vpcs)| FabricPlan {
+    plan.prop_map(|((open, metadata), underlay, hosts, vpcs)| FabricPlan {
         open,
+        metadata,
         underlay,
         hosts,
         vpcs,

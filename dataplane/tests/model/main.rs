@@ -48,7 +48,7 @@ fn pipelines_do_what_the_model_says() {
     bytes[..4].copy_from_slice(&seed.to_le_bytes());
     let rng = TestRng::from_seed(RngAlgorithm::ChaCha, &bytes);
     let mut runner = TestRunner::new_with_rng(config, rng);
-    let totals = RefCell::new((0, 0, BTreeMap::new()));
+    let totals = RefCell::new((0, 0, BTreeMap::new(), 0));
     let start = Instant::now();
     let result = runner.run(
         &(generate::fabric(), generate::steps()),
@@ -61,16 +61,17 @@ fn pipelines_do_what_the_model_says() {
             let mut totals = totals.borrow_mut();
             totals.0 += run.frames;
             totals.1 += run.delivered;
+            totals.3 += run.asked;
             for (reason, count) in run.reasons {
                 *totals.2.entry(reason.name()).or_insert(0) += count;
             }
             Ok(())
         },
     );
-    let (frames, delivered, reasons) = totals.into_inner();
+    let (frames, delivered, reasons, asked) = totals.into_inner();
     let seconds = start.elapsed().as_secs_f64();
     println!(
-        "{frames} frames compared in {cases} fabrics (seed {seed}, {seconds:.1} s), {delivered} delivered"
+        "{frames} frames compared in {cases} fabrics (seed {seed}, {seconds:.1} s), {delivered} delivered, {asked} for metadata"
     );
     println!("dropped: {reasons:?}");
     if let Err(error) = result {

@@ -42,6 +42,8 @@ pub struct Crossing {
 pub struct Outcome {
     /// Port, and the frame that it gets.
     pub delivered: Vec<(String, Vec<u8>)>,
+    /// Port, and what it sends to its host's metadata service.
+    pub asked: Vec<(String, Vec<u8>)>,
     /// Host, and the reason.
     pub dropped: Vec<(String, DropReason)>,
     pub crossed: Vec<Crossing>,
@@ -114,9 +116,9 @@ pub struct Model {
 }
 
 impl Model {
-    pub fn new(objects: Objects, now: u32) -> Self {
+    pub fn new(objects: Objects, metadata: bool, now: u32) -> Self {
         Self {
-            world: Rc::new(World(objects)),
+            world: Rc::new(World(objects, metadata)),
             sessions: BTreeMap::new(),
             choices: Vec::new(),
             now,
@@ -127,7 +129,7 @@ impl Model {
 
     /// Puts another configuration in force. Nothing else changes: sessions are judged again as their packets come.
     pub fn set(&mut self, objects: Objects) {
-        self.world = Rc::new(World(objects));
+        self.world = Rc::new(World(objects, self.world.1));
     }
 
     pub fn advance(&mut self, milliseconds: u32) {
@@ -196,7 +198,14 @@ impl Model {
         let to_router = packet.dst == gateway_mac(world.subnet(&port.subnet));
         let destination = packet.flow.destination;
         let is_local = destination == gateway::link_local(packet.dst);
-        if to_router && (is_local || world.gateway(&port.vpc, destination).is_some()) {
+        let is_metadata = world.is_metadata(destination);
+        let to_web = matches!(packet.flow.detail, frame::Detail::Ports(_, 80));
+        if to_router && is_metadata && to_web && packet.flow.protocol == frame::TCP {
+            outcome.asked.push((port.id.clone(), packet.bytes));
+            return Ok(());
+        }
+        let is_gateway = world.gateway(&port.vpc, destination).is_some();
+        if to_router && (is_local || is_metadata || is_gateway) {
             answer(gateway::ping(&packet)?);
             return Ok(());
         }
@@ -232,6 +241,9 @@ impl Model {
         packet: Packet,
         outcome: &mut Outcome,
     ) -> Result<(), DropReason> {
+        if world.is_metadata(packet.flow.source) {
+            return Err(DropReason::Martian);
+        }
         if is_group_mac(packet.dst) {
             return self.flood(world, place, ingress, &packet, outcome);
         }
