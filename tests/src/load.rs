@@ -64,19 +64,11 @@ pub fn send_until(
     arrivals: &Arrivals,
     stop: &AtomicBool,
 ) -> Result<u64, LabError> {
-    let mut vectors: Vec<libc::iovec> = frames
-        .iter()
-        .map(|frame| libc::iovec {
-            iov_base: frame.as_ptr().cast_mut().cast(),
-            iov_len: frame.len(),
-        })
-        .collect();
-    // SAFETY: all zeroes is a valid message header.
-    let mut messages: [libc::mmsghdr; BATCH] = unsafe { std::mem::zeroed() };
-    let (mut sent, mut at) = (0, 0);
+    let mut round = Round::new(frames);
+    let mut sent = 0;
     let mut base = arrivals.packets()?;
     let mut last = (base, Instant::now());
-    while !stop.load(Ordering::Relaxed) && !vectors.is_empty() {
+    while !stop.load(Ordering::Relaxed) && !frames.is_empty() {
         let arrived = arrivals.packets()?;
         if arrived != last.0 {
             last = (arrived, Instant::now());
@@ -89,8 +81,42 @@ pub fn send_until(
             std::thread::yield_now();
             continue;
         }
-        let count = BATCH.min(vectors.len() - at);
-        for (message, vector) in messages.iter_mut().zip(&mut vectors[at..at + count]) {
+        sent += round.send(socket);
+    }
+    Ok(sent)
+}
+
+/// Sends frames, over and over, until told to stop, as fast as the interface takes them, whatever becomes of them; answers how many were sent.
+pub fn flood(socket: &RawSocket, frames: &[Vec<u8>], stop: &AtomicBool) -> u64 {
+    let mut round = Round::new(frames);
+    let mut sent = 0;
+    while !stop.load(Ordering::Relaxed) && !frames.is_empty() {
+        sent += round.send(socket);
+    }
+    sent
+}
+
+/// Frames that are sent one batch after the other, again from the first after the last.
+struct Round<'f> {
+    frames: &'f [Vec<u8>],
+    at: usize,
+}
+
+impl<'f> Round<'f> {
+    fn new(frames: &'f [Vec<u8>]) -> Self {
+        Self { frames, at: 0 }
+    }
+
+    /// Sends a batch, as far as the interface takes it; lets others run if it takes nothing.
+    fn send(&mut self, socket: &RawSocket) -> u64 {
+        let rest = &self.frames[self.at..];
+        let batch = &rest[..BATCH.min(rest.len())];
+        // SAFETY: all zeroes is a valid vector and a valid message header.
+        let (mut vectors, mut messages): ([libc::iovec; BATCH], [libc::mmsghdr; BATCH]) =
+            unsafe { std::mem::zeroed() };
+        for ((message, vector), frame) in messages.iter_mut().zip(&mut vectors).zip(batch) {
+            vector.iov_base = frame.as_ptr().cast_mut().cast();
+            vector.iov_len = frame.len();
             message.msg_hdr.msg_iov = vector;
             message.msg_hdr.msg_iovlen = 1;
         }
@@ -99,18 +125,17 @@ pub fn send_until(
             libc::sendmmsg(
                 socket.descriptor(),
                 messages.as_mut_ptr(),
-                count as u32,
+                batch.len() as u32,
                 libc::MSG_DONTWAIT,
             )
         };
-        if taken > 0 {
-            sent += taken as u64;
-            at = (at + taken as usize) % vectors.len();
-        } else {
+        if taken <= 0 {
             std::thread::yield_now();
+            return 0;
         }
+        self.at = (self.at + taken as usize) % self.frames.len();
+        taken as u64
     }
-    Ok(sent)
 }
 
 /// Makes a workload's interface a sink: what arrives for UDP port 9 is counted by the device and dropped before the stack looks at it.

@@ -261,6 +261,8 @@ pub struct LimitSection {
     pub broadcasts_per_second: u32,
     /// Packets to the metadata service that one port may send, a second.
     pub metadata_per_second: u32,
+    /// Flows that one port may open, a second.
+    pub flows_per_second: u32,
     /// IPv4 packets too big for the tunnel that allow it are fragmented (true) or dropped.
     pub fragment: bool,
 }
@@ -272,6 +274,7 @@ impl Default for LimitSection {
             replies_per_second,
             broadcasts_per_second,
             metadata_per_second,
+            flows_per_second,
             fragment,
             ..
         } = Settings::default();
@@ -283,6 +286,7 @@ impl Default for LimitSection {
             replies_per_second,
             broadcasts_per_second,
             metadata_per_second,
+            flows_per_second,
             fragment,
         }
     }
@@ -474,6 +478,7 @@ impl Config {
             replies_per_second: self.limits.replies_per_second,
             broadcasts_per_second: self.limits.broadcasts_per_second,
             metadata_per_second: self.limits.metadata_per_second,
+            flows_per_second: self.limits.flows_per_second,
             fragment: self.limits.fragment,
         }
     }

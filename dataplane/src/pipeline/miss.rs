@@ -229,7 +229,13 @@ impl Core {
             _ => Standing::Forward,
         };
         let opening = if known.is_none() {
-            Some(opening(parsed, frame)?)
+            let opening = opening(parsed, frame)?;
+            if let Ingress::Port(index) = entry.ingress
+                && !self.flows.take(index, self.now)
+            {
+                return Err(DropReason::FlowLimit);
+            }
+            Some(opening)
         } else {
             None
         };

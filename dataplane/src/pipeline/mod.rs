@@ -87,6 +87,8 @@ pub struct Settings {
     pub broadcasts_per_second: u32,
     /// Packets to the metadata service that one port may send, a second.
     pub metadata_per_second: u32,
+    /// Flows that one port may open, a second: what a flood may take of a worker's time, and of the workers' behind the underlay.
+    pub flows_per_second: u32,
     /// IPv4 packets that are too big and may be fragmented: fragment them (true), or drop them.
     pub fragment: bool,
 }
@@ -100,6 +102,7 @@ impl Default for Settings {
             replies_per_second: 1000,
             broadcasts_per_second: 1000,
             metadata_per_second: 4000,
+            flows_per_second: 100_000,
             fragment: true,
         }
     }
@@ -139,6 +142,7 @@ struct Core {
     replies: Limiter,
     broadcasts: Limiter,
     metadata: Limiter,
+    flows: Limiter,
     fragment: bool,
     now: u32,
 }
@@ -165,6 +169,7 @@ impl Pipeline {
             replies: limiter(settings.replies_per_second),
             broadcasts: limiter(settings.broadcasts_per_second),
             metadata: limiter(settings.metadata_per_second),
+            flows: limiter(settings.flows_per_second),
             fragment: settings.fragment,
             now: 0,
         };

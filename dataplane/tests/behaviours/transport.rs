@@ -125,6 +125,39 @@ fn b020_what_a_lost_session_leaves_in_mid_stream_is_judged_by_policy() {
 }
 
 #[test]
+fn b021_a_port_opens_so_many_flows_a_second_and_others_do_not_notice() {
+    let settings = weft_dataplane::pipeline::Settings {
+        flows_per_second: 100,
+        ..weft_dataplane::pipeline::Settings::default()
+    };
+    let state = weft_proto::state::State::from_objects(objects()).unwrap();
+    let mut fabric = Fabric::new(state, &settings, LIMITS).unwrap();
+    establish(&mut fabric);
+    let flow = |number: u16| udp(A1, A2, A2.mac, (number, 53), b"x");
+    let opened = |fabric: &mut Fabric, numbers: std::ops::Range<u16>| {
+        let each = numbers.map(|number| fabric.send("r1", &flow(number)).len());
+        each.sum::<usize>()
+    };
+    assert_eq!(opened(&mut fabric, 0..200), 50, "half a second's at once");
+    assert_eq!(fabric.drops("h1", DropReason::FlowLimit), 150);
+    assert_eq!(opened(&mut fabric, 0..50), 50, "flows that are known go on");
+    assert_eq!(fabric.send("a1", &there("A", 101, 501, 10)).len(), 1);
+    assert_eq!(
+        fabric
+            .send("a1", &udp(A1, A2, A2.mac, (9, 9), b"new"))
+            .len(),
+        1
+    );
+    fabric.advance(100);
+    assert_eq!(
+        opened(&mut fabric, 200..300),
+        10,
+        "a tenth of a second later"
+    );
+    assert_eq!(fabric.missing_frames(), 0);
+}
+
+#[test]
 fn b021_a_full_table_spares_what_is_established_and_budgets_hold_a_flood() {
     let objects = objects();
     let limits = Limits {
