@@ -148,7 +148,7 @@ async fn scene() -> (Scene, Arc<Mutex<Vec<TraceRequest>>>) {
     let listener = Listener::bind(&socket).await.unwrap();
     tokio::spawn(async {
         let router = transport::server().add_service(NodeServer::new(daemon));
-        transport::serve(router, listener, std::future::pending())
+        transport::serve(router, listener, None, std::future::pending())
             .await
             .unwrap();
     });

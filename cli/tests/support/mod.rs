@@ -14,6 +14,7 @@ use tokio::task::JoinHandle;
 use weft_controller::intent::Intent;
 use weft_controller::server;
 use weft_controller::store::Embedded;
+use weft_proto::tls::{ServerTls, TlsFiles};
 use weft_proto::transport::Listener;
 
 pub const TOPOLOGY: &str = r#"
@@ -71,7 +72,7 @@ impl Scene {
         let socket = format!("unix:{}", directory.path().join("controller").display());
         let listener = Listener::bind(&socket).await.unwrap();
         let served = tokio::spawn(async {
-            server::serve(intent, listener, MOVE_GRACE, std::future::pending())
+            server::serve(intent, listener, None, MOVE_GRACE, std::future::pending())
                 .await
                 .unwrap();
         });
@@ -79,6 +80,22 @@ impl Scene {
             directory,
             _served: served,
         }
+    }
+
+    /// A controller with an empty intent, for callers with certificates; says where it is.
+    pub async fn with_certificates(files: TlsFiles) -> (Self, String) {
+        let mut scene = Self::empty().await;
+        let store = Embedded::open(&scene.path("over-tcp.redb")).unwrap();
+        let intent = Arc::new(Intent::load(Box::new(store)).unwrap());
+        let listener = Listener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.address().unwrap().replace("http:", "https:");
+        let tls = Some(Arc::new(ServerTls::new(files).unwrap()));
+        scene._served = tokio::spawn(async {
+            server::serve(intent, listener, tls, MOVE_GRACE, std::future::pending())
+                .await
+                .unwrap();
+        });
+        (scene, address)
     }
 
     /// A controller that holds the topology.

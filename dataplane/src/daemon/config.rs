@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::Deserialize;
+use weft_proto::tls::TlsFiles;
 
 use crate::metadata::Backend;
 use crate::packet::Mac;
@@ -18,8 +19,10 @@ use crate::session::{Limits, Timeouts};
 pub struct Config {
     /// This host's id in the intent.
     pub host: String,
-    /// The controller: `http://HOST:PORT` or `unix:/path`. Either this or `state_file`.
+    /// The controller: `https://HOST:PORT`, `http://HOST:PORT` or `unix:/path`. Either this or `state_file`.
     pub controller: Option<String>,
+    /// The certificates that go with `https`: this host's has to name `weft://host/` and its id.
+    pub tls: Option<TlsFiles>,
     /// A file of node state (YAML), read instead of following a controller.
     pub state_file: Option<PathBuf>,
     /// Where the last acknowledged state is kept.

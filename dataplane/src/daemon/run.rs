@@ -35,6 +35,7 @@ pub async fn run(path: &Path, config: Config) -> anyhow::Result<()> {
     let source = match (&config.controller, &config.state_file) {
         (Some(address), _) => Source::Controller {
             address: address.clone(),
+            tls: config.tls.clone(),
             state_directory: config.state_directory.clone(),
         },
         (None, Some(file)) => Source::File(file.clone()),
