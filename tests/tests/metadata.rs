@@ -401,8 +401,11 @@ fn metadata_is_gone_with_the_port_and_comes_back_with_it() {
 
 #[test]
 fn metadata_is_found_by_a_virtual_machine_that_configures_itself() {
+    let secret = std::env::temp_dir().join(format!("weft-secret-{}", std::process::id()));
+    std::fs::write(&secret, "s3cret\n").unwrap();
+    let signing = format!("', secret_file = '{}' }}", secret.display());
     let options = SiteOptions {
-        daemon: CONFIG.to_owned(),
+        daemon: CONFIG.replace("' }", &signing),
         configure_guests: false,
         ..SiteOptions::default()
     };
@@ -422,7 +425,9 @@ fn metadata_is_found_by_a_virtual_machine_that_configures_itself() {
             ..Dhcp::default()
         });
     }
-    let site = Site::start(Lab::new().unwrap(), &objects, &options).unwrap();
+    let site = Site::start(Lab::new().unwrap(), &objects, &options);
+    std::fs::remove_file(secret).unwrap();
+    let site = site.unwrap();
     let _backend = Backend::start(&site.hosts["h1"].namespace);
     let guest = &site.guests["blue-1"];
     let succeed = |line: &str| match guest.succeed(line) {
@@ -439,6 +444,12 @@ fn metadata_is_found_by_a_virtual_machine_that_configures_itself() {
     let told = succeed("wget -q -O - http://169.254.169.254/latest/meta-data/");
     assert!(told.contains("x-weft-port: blue-1"), "{told}");
     assert!(told.contains("x-forwarded-for: 10.0.1.11"), "{told}");
+    // printf 'blue-1\nblue\n10.0.1.11' | openssl dgst -sha256 -hmac s3cret
+    let signature = "48d0dae3ffcff0a61211b509abd8af4c00a24b0aa46c2823ef6a72c25af86ed7";
+    assert!(
+        told.contains(&format!("x-weft-signature: {signature}")),
+        "{told}"
+    );
     let expected = succeed("wget -q -O - http://169.254.169.254/long | wc -c");
     assert_eq!(expected.trim(), LONG.to_string());
     // A body beyond one segment leaves the guest's kernel whole, and is split here.
