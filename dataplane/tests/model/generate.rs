@@ -1,8 +1,8 @@
-//! Random fabrics and random traffic, as plans of small numbers: a plan shrinks well, and any plan makes sense.
+//! Random fabrics and random traffic, as plans of small numbers: any plan makes sense.
 
-use proptest::collection::vec;
-use proptest::prelude::*;
 use weft_proto::v1::{self, Objects};
+
+use crate::dice::Dice;
 
 /// Hosts that run weft; one more is foreign.
 pub const HOSTS: usize = 3;
@@ -215,199 +215,187 @@ pub enum Change {
     },
 }
 
-fn rule() -> impl Strategy<Value = RulePlan> {
-    (any::<bool>(), 0u8..10, 0u8..6, 0u8..28, 1u16..100).prop_map(
-        |(egress, protocol, range, remote, number)| RulePlan {
-            egress,
-            protocol,
-            range,
-            remote,
-            number,
-        },
-    )
+fn rule(dice: &mut Dice) -> RulePlan {
+    RulePlan {
+        egress: dice.coin(),
+        protocol: dice.below(10),
+        range: dice.below(6),
+        remote: dice.below(28),
+        number: 1 + u16::from(dice.below(99)),
+    }
 }
 
-fn acl() -> impl Strategy<Value = Option<AclPlan>> {
-    let often = || prop::bool::weighted(0.8);
-    let plan = (vec((any::<bool>(), rule()), 0..4), (often(), often()))
-        .prop_map(|(rules, rest)| AclPlan { rules, rest });
-    prop::option::weighted(0.25, plan)
-}
-
-fn group() -> impl Strategy<Value = GroupPlan> {
-    (prop::bool::weighted(0.5), vec(rule(), 0..4))
-        .prop_map(|(open, rules)| GroupPlan { open, rules })
-}
-
-fn routes() -> impl Strategy<Value = Vec<RoutePlan>> {
-    let route = (any::<u8>(), any::<u8>(), any::<u8>());
-    let plan = route.prop_map(|(prefix, target, which)| RoutePlan {
-        prefix,
-        target,
-        which,
-    });
-    vec(plan, 0..4)
-}
-
-fn port() -> impl Strategy<Value = PortPlan> {
-    let rarely = || prop::bool::weighted(0.1);
-    (
-        rarely(),
-        any::<u8>(),
-        any::<u8>(),
-        any::<u8>(),
-        0u8..12,
-        rarely(),
-        any::<bool>(),
-        rarely(),
-    )
-        .prop_map(
-            |(absent, subnet, host, groups, pairs, unguarded, clamp_mss, odd_address)| PortPlan {
-                absent,
-                subnet,
-                host,
-                groups,
-                pairs,
-                unguarded,
-                clamp_mss,
-                odd_address,
-            },
-        )
-}
-
-fn vpc() -> impl Strategy<Value = VpcPlan> {
-    let subnet = (
-        0u8..6,
-        prop::bool::weighted(0.2),
-        acl(),
-        routes(),
-        any::<u8>(),
-    )
-        .prop_map(|(family, own_gateway, acl, routes, told)| SubnetPlan {
-            family,
-            own_gateway,
-            acl,
-            routes,
-            told,
-        });
-    (
-        vec(subnet, 1..4),
-        vec(group(), 1..4),
-        vec(any::<u8>(), 0..3),
-        vec(port(), 2..6),
-    )
-        .prop_map(|(subnets, groups, list, ports)| VpcPlan {
-            subnets,
-            groups,
-            list,
-            ports,
-        })
-}
-
-pub fn fabric() -> impl Strategy<Value = FabricPlan> {
-    let host = || (any::<bool>(), prop::bool::weighted(0.2), any::<bool>());
-    let plan = (
-        any::<bool>(),
-        0u8..8,
-        [host(), host(), host()],
-        vec(vpc(), 1..4),
-    );
-    plan.prop_map(|(open, underlay, hosts, vpcs)| FabricPlan {
-        open,
-        underlay,
-        hosts,
-        vpcs,
+fn acl(dice: &mut Dice) -> Option<AclPlan> {
+    dice.percent(25).then(|| AclPlan {
+        rules: dice.list(0..4, |dice| (dice.coin(), rule(dice))),
+        rest: (dice.percent(80), dice.percent(80)),
     })
 }
 
-fn packet() -> impl Strategy<Value = PacketPlan> {
-    let addressing = (any::<u8>(), any::<u8>(), any::<bool>(), 0u8..20);
-    let content = (0u8..20, 0u8..12, 0u16..64, 0u8..20, 0u8..20);
-    (addressing, content, 0u8..60, any::<u16>()).prop_map(
-        |((from, to, v6, way), (body, ports, size, ttl, class), twist, cut)| PacketPlan {
-            from,
-            to,
-            v6,
-            way,
-            body,
-            ports,
-            size,
-            ttl,
-            class,
-            twist,
-            cut,
-        },
-    )
+fn group(dice: &mut Dice) -> GroupPlan {
+    GroupPlan {
+        open: dice.coin(),
+        rules: dice.list(0..4, rule),
+    }
 }
 
-fn act() -> impl Strategy<Value = Act> {
-    prop_oneof![
-        4 => Just(Act::Handshake),
-        1 => Just(Act::Syn),
-        1 => Just(Act::SynAck),
-        3 => Just(Act::Ack),
-        5 => (1u16..500).prop_map(Act::Data),
-        2 => Just(Act::BigData),
-        1 => Just(Act::Old),
-        2 => Just(Act::Fin),
-        1 => Just(Act::Rst),
-        1 => Just(Act::BareRst),
-        1 => Just(Act::FarData),
-        1 => Just(Act::FarAck),
-        1 => Just(Act::FarRst),
-    ]
-}
-
-fn change() -> impl Strategy<Value = Change> {
-    let n = any::<u8>;
-    prop_oneof![
-        Just(Change::Nothing),
-        (n(), n(), group()).prop_map(|(vpc, group, plan)| Change::Group { vpc, group, plan }),
-        (n(), n(), acl()).prop_map(|(vpc, subnet, plan)| Change::Acl { vpc, subnet, plan }),
-        (n(), n(), routes()).prop_map(|(vpc, subnet, plan)| Change::Routes { vpc, subnet, plan }),
-        (n(), vec(n(), 0..3)).prop_map(|(vpc, plan)| Change::List { vpc, plan }),
-        (n(), n(), port()).prop_map(|(vpc, port, plan)| Change::Port { vpc, port, plan }),
-        (n(), any::<bool>()).prop_map(|(host, gre)| Change::Host { host, gre }),
-    ]
-}
-
-fn neighbor() -> impl Strategy<Value = NeighborPlan> {
-    (any::<u8>(), any::<u8>(), 0u8..12).prop_map(|(from, target, lie)| NeighborPlan {
-        from,
-        target,
-        lie,
+fn routes(dice: &mut Dice) -> Vec<RoutePlan> {
+    dice.list(0..4, |dice| RoutePlan {
+        prefix: dice.byte(),
+        target: dice.byte(),
+        which: dice.byte(),
     })
 }
 
-fn ask() -> impl Strategy<Value = AskPlan> {
-    (any::<u8>(), 0u8..3, any::<u8>(), any::<u8>(), 0u8..16).prop_map(
-        |(from, service, kind, way, lie)| AskPlan {
-            from,
-            service,
-            kind,
-            way,
-            lie,
-        },
-    )
+fn port(dice: &mut Dice) -> PortPlan {
+    PortPlan {
+        absent: dice.percent(10),
+        subnet: dice.byte(),
+        host: dice.byte(),
+        groups: dice.byte(),
+        pairs: dice.below(12),
+        unguarded: dice.percent(10),
+        clamp_mss: dice.coin(),
+        odd_address: dice.percent(10),
+    }
 }
 
-pub fn steps() -> impl Strategy<Value = Vec<Step>> {
-    let near = || 0u8..4;
-    let step = prop_oneof![
-        10 => packet().prop_map(Step::Packet),
-        8 => near().prop_map(Step::Answer),
-        5 => (0u8..8).prop_map(Step::Repeat),
-        2 => (near(), prop::bool::weighted(0.3), any::<bool>())
-            .prop_map(|(back, stranger, cut)| Step::Report { back, stranger, cut }),
-        14 => (0u8..3, any::<bool>(), act())
-            .prop_map(|(connection, from_server, act)| Step::Tcp { connection, from_server, act }),
-        1 => neighbor().prop_map(Step::Arp),
-        1 => neighbor().prop_map(Step::Solicit),
-        2 => ask().prop_map(Step::Ask),
-        2 => change().prop_map(Step::Change),
-        1 => any::<u8>().prop_map(Step::Wait),
-    ];
-    vec(step, 1..80)
+fn subnet(dice: &mut Dice) -> SubnetPlan {
+    SubnetPlan {
+        family: dice.below(6),
+        own_gateway: dice.percent(20),
+        acl: acl(dice),
+        routes: routes(dice),
+        told: dice.byte(),
+    }
+}
+
+fn vpc(dice: &mut Dice) -> VpcPlan {
+    VpcPlan {
+        subnets: dice.list(1..4, subnet),
+        groups: dice.list(1..4, group),
+        list: dice.list(0..3, Dice::byte),
+        ports: dice.list(2..6, port),
+    }
+}
+
+pub fn fabric(dice: &mut Dice) -> FabricPlan {
+    FabricPlan {
+        open: dice.coin(),
+        underlay: dice.below(8),
+        hosts: std::array::from_fn(|_| (dice.coin(), dice.percent(20), dice.coin())),
+        vpcs: dice.list(1..4, vpc),
+    }
+}
+
+fn packet(dice: &mut Dice) -> PacketPlan {
+    PacketPlan {
+        from: dice.byte(),
+        to: dice.byte(),
+        v6: dice.coin(),
+        way: dice.below(20),
+        body: dice.below(20),
+        ports: dice.below(12),
+        size: dice.below(64).into(),
+        ttl: dice.below(20),
+        class: dice.below(20),
+        twist: dice.below(60),
+        cut: dice.word(),
+    }
+}
+
+fn act(dice: &mut Dice) -> Act {
+    match dice.below(24) {
+        0..4 => Act::Handshake,
+        4 => Act::Syn,
+        5 => Act::SynAck,
+        6..9 => Act::Ack,
+        9..14 => Act::Data(1 + dice.word() % 499),
+        14..16 => Act::BigData,
+        16 => Act::Old,
+        17..19 => Act::Fin,
+        19 => Act::Rst,
+        20 => Act::BareRst,
+        21 => Act::FarData,
+        22 => Act::FarAck,
+        _ => Act::FarRst,
+    }
+}
+
+fn change(dice: &mut Dice) -> Change {
+    match dice.below(7) {
+        0 => Change::Nothing,
+        1 => Change::Group {
+            vpc: dice.byte(),
+            group: dice.byte(),
+            plan: group(dice),
+        },
+        2 => Change::Acl {
+            vpc: dice.byte(),
+            subnet: dice.byte(),
+            plan: acl(dice),
+        },
+        3 => Change::Routes {
+            vpc: dice.byte(),
+            subnet: dice.byte(),
+            plan: routes(dice),
+        },
+        4 => Change::List {
+            vpc: dice.byte(),
+            plan: dice.list(0..3, Dice::byte),
+        },
+        5 => Change::Port {
+            vpc: dice.byte(),
+            port: dice.byte(),
+            plan: port(dice),
+        },
+        _ => Change::Host {
+            host: dice.byte(),
+            gre: dice.coin(),
+        },
+    }
+}
+
+fn neighbor(dice: &mut Dice) -> NeighborPlan {
+    NeighborPlan {
+        from: dice.byte(),
+        target: dice.byte(),
+        lie: dice.below(12),
+    }
+}
+
+fn ask(dice: &mut Dice) -> AskPlan {
+    AskPlan {
+        from: dice.byte(),
+        service: dice.below(3),
+        kind: dice.byte(),
+        way: dice.byte(),
+        lie: dice.below(16),
+    }
+}
+
+/// The next step of a run; most are packets.
+pub fn step(dice: &mut Dice) -> Step {
+    match dice.below(100) {
+        0..22 => Step::Packet(packet(dice)),
+        22..40 => Step::Answer(dice.below(4)),
+        40..50 => Step::Repeat(dice.below(8)),
+        50..55 => Step::Report {
+            back: dice.below(4),
+            stranger: dice.percent(30),
+            cut: dice.coin(),
+        },
+        55..88 => Step::Tcp {
+            connection: dice.below(3),
+            from_server: dice.coin(),
+            act: act(dice),
+        },
+        88..90 => Step::Arp(neighbor(dice)),
+        90..92 => Step::Solicit(neighbor(dice)),
+        92..96 => Step::Ask(ask(dice)),
+        96..98 => Step::Change(change(dice)),
+        _ => Step::Wait(dice.byte()),
+    }
 }
 
 impl FabricPlan {

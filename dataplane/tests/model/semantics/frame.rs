@@ -21,7 +21,7 @@ pub const ACK: u8 = 16;
 pub const IP: usize = 14;
 
 /// What tells one flow from another besides addresses and protocol.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Detail {
     Ports(u16, u16),
     /// An ICMP query of this type with this identifier, or the answer to one.
@@ -36,7 +36,7 @@ pub enum Detail {
 }
 
 /// Who talks to whom.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Flow {
     pub source: IpAddr,
     pub destination: IpAddr,

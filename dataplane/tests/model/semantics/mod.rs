@@ -106,6 +106,8 @@ pub struct Model {
     /// What each host tracks.
     sessions: BTreeMap<String, Vec<Session>>,
     choices: Vec<Choice>,
+    /// How many of them were there before the last frame.
+    certain: usize,
     /// Milliseconds.
     now: u32,
     /// Which of several allowed next hops is to be tried, and how many there were.
@@ -119,6 +121,7 @@ impl Model {
             world: Rc::new(World(objects)),
             sessions: BTreeMap::new(),
             choices: Vec::new(),
+            certain: 0,
             now,
             guess: 0,
             guesses: 1,
@@ -152,9 +155,15 @@ impl Model {
         &self.sessions
     }
 
+    /// Takes back which next hops the last frame took: several would have had the same outcome.
+    pub fn forget_choices(&mut self) {
+        self.choices.truncate(self.certain);
+    }
+
     /// A port sends a frame. Where several outcomes are allowed, `guess` chooses one of [`Self::guesses`].
     pub fn send(&mut self, port: &str, frame: &[u8], guess: usize) -> Outcome {
         (self.guess, self.guesses) = (guess, 1);
+        self.certain = self.choices.len();
         let world = Rc::clone(&self.world);
         let mut outcome = Outcome::default();
         if let Some(port) = world.port(port)
@@ -449,12 +458,9 @@ impl Model {
             })
         };
         let allowed: Vec<&Hop> = among.iter().filter(may_be).collect();
-        self.guesses = allowed.len().max(1);
-        let taken = allowed
-            .get(self.guess)
-            .copied()
-            .unwrap_or(&among[0])
-            .clone();
+        self.guesses = self.guesses.max(allowed.len());
+        let guess = self.guess % allowed.len().max(1);
+        let taken = allowed.get(guess).copied().unwrap_or(&among[0]).clone();
         let choice = Choice {
             flow: *flow,
             among: among.to_vec(),

@@ -1,0 +1,64 @@
+//! A case: a configuration and what happens under it, in bytes, so that it can be kept, read by people, and played again.
+
+use std::fmt::Write;
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+use weft_proto::v1::Objects;
+
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct Case {
+    pub objects: Objects,
+    pub events: Vec<Event>,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub enum Event {
+    /// A port sends a frame.
+    Send {
+        port: String,
+        #[serde(with = "hexadecimal")]
+        frame: Vec<u8>,
+    },
+    /// Another configuration comes into force.
+    Configure(Objects),
+    /// So many milliseconds pass.
+    Wait(u32),
+}
+
+impl Case {
+    pub fn to_text(&self) -> String {
+        serde_yaml_ng::to_string(self).unwrap()
+    }
+
+    pub fn read(path: &Path) -> Self {
+        let text = std::fs::read_to_string(path).unwrap();
+        serde_yaml_ng::from_str(&text).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+    }
+}
+
+/// All digits, for files.
+pub fn hex(bytes: &[u8]) -> String {
+    bytes.iter().fold(String::new(), |mut text, byte| {
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}
+
+mod hexadecimal {
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+
+    pub fn serialize<S: Serializer>(bytes: &[u8], serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&super::hex(bytes))
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<u8>, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        let byte = |at: usize| {
+            let pair = text.get(at..at + 2).ok_or("a digit is missing")?;
+            u8::from_str_radix(pair, 16).map_err(|_| "not hexadecimal")
+        };
+        let bytes: Result<_, &str> = (0..text.len()).step_by(2).map(byte).collect();
+        bytes.map_err(D::Error::custom)
+    }
+}

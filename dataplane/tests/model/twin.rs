@@ -1,0 +1,354 @@
+//! Model and pipelines side by side: the same configuration, the same frames, the same time; every byte that comes out and every reason
+//! must be alike.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fmt::Write;
+use std::net::IpAddr;
+
+use weft_dataplane::fabric::Fabric;
+use weft_dataplane::packet::DropReason;
+use weft_dataplane::pipeline::Settings;
+use weft_dataplane::session::Limits;
+use weft_proto::state::State;
+use weft_proto::v1::{Objects, Port};
+
+use crate::case::{Case, Event, hex};
+use crate::semantics::frame::{Decoded, Flow, IP, decode, ones_sum, v4_at, v6_at, word};
+use crate::semantics::{Crossing, Model, Outcome};
+
+/// Wide enough that nothing gives way: limits are tested elsewhere.
+const LIMITS: Limits = Limits {
+    capacity: 4096,
+    per_port: 4096,
+    per_vpc: 4096,
+    ports: 64,
+    vpcs: 64,
+};
+const UNLIMITED: u32 = 1_000_000;
+
+/// Model and pipelines do not agree.
+#[derive(Debug, Clone)]
+pub struct Disagreement {
+    /// In what way: a smaller case that fails in another way is another failure.
+    pub kind: String,
+    /// For people.
+    pub text: String,
+}
+
+/// What became of a frame.
+#[derive(Debug, Default)]
+pub struct Outcomes {
+    /// Ports, and the frames that they got.
+    pub delivered: Vec<(String, Vec<u8>)>,
+    pub dropped: Vec<DropReason>,
+}
+
+pub struct Twin {
+    objects: Objects,
+    fabric: Fabric,
+    pub model: Model,
+    /// Drops so far by host and reason, in the order of both.
+    drops: Vec<u64>,
+    /// Outer source ports by host and flow (b008: constant within a flow).
+    entropy: HashMap<(String, u32, Flow), u16>,
+    /// Frames compared so far.
+    pub frames: u64,
+}
+
+fn state(objects: &Objects) -> Result<State, Disagreement> {
+    State::from_objects(objects.clone()).map_err(refused)
+}
+
+fn refused(error: impl std::fmt::Debug) -> Disagreement {
+    Disagreement {
+        kind: "refused".to_owned(),
+        text: format!("the configuration is refused: {error:?}"),
+    }
+}
+
+impl Twin {
+    /// Plays a case from beginning to end.
+    pub fn play(case: &Case) -> Result<(), Disagreement> {
+        let mut twin = Self::new(&case.objects)?;
+        for event in &case.events {
+            twin.take(event)?;
+        }
+        twin.finish()
+    }
+
+    pub fn new(objects: &Objects) -> Result<Self, Disagreement> {
+        let settings = Settings {
+            ports: 64,
+            errors_per_second: UNLIMITED,
+            replies_per_second: UNLIMITED,
+            broadcasts_per_second: UNLIMITED,
+            ..Settings::default()
+        };
+        let fabric = Fabric::new(state(objects)?, &settings, LIMITS).map_err(refused)?;
+        let mut twin = Self {
+            objects: objects.clone(),
+            model: Model::new(objects.clone(), fabric.now),
+            fabric,
+            drops: Vec::new(),
+            entropy: HashMap::new(),
+            frames: 0,
+        };
+        twin.drops = twin.count_drops();
+        Ok(twin)
+    }
+
+    pub fn take(&mut self, event: &Event) -> Result<Outcomes, Disagreement> {
+        match event {
+            Event::Send { port, frame } => return self.send(port, frame),
+            Event::Configure(objects) => {
+                self.objects = objects.clone();
+                self.fabric.set(state(objects)?).map_err(refused)?;
+                self.model.set(objects.clone());
+                // Counters belong to a port's index: they stay when the port goes, but then nobody reads them.
+                self.drops = self.count_drops();
+            }
+            Event::Wait(milliseconds) => {
+                self.fabric.advance(*milliseconds);
+                self.model.advance(*milliseconds);
+            }
+        }
+        Ok(Outcomes::default())
+    }
+
+    /// After the last frame, no buffer is missing.
+    pub fn finish(&self) -> Result<(), Disagreement> {
+        match self.fabric.missing_frames() {
+            0 => Ok(()),
+            missing => Err(Disagreement {
+                kind: "leak".to_owned(),
+                text: format!("{missing} frames leaked"),
+            }),
+        }
+    }
+
+    /// Sends a frame through both, and compares.
+    fn send(&mut self, port: &str, frame: &[u8]) -> Result<Outcomes, Disagreement> {
+        let delivered = self.fabric.send(port, frame);
+        let found = Outcome {
+            delivered: delivered
+                .into_iter()
+                .map(|out| (out.port, out.frame))
+                .collect(),
+            dropped: self.dropped(),
+            crossed: self.crossings()?,
+        }
+        .sorted();
+        let (mut guess, mut guesses) = (0, 1);
+        let (mut expected, mut agreed) = (Vec::new(), None::<Model>);
+        while guess < guesses {
+            let mut model = self.model.clone();
+            let outcome = model.send(port, frame, guess);
+            guesses = model.guesses;
+            guess += 1;
+            if outcome != found {
+                expected.push(outcome);
+            } else if let Some(agreed) = &mut agreed {
+                agreed.forget_choices();
+            } else {
+                agreed = Some(model);
+            }
+        }
+        let Some(agreed) = agreed else {
+            return Err(self.disagreement(port, frame, &expected, &found));
+        };
+        self.model = agreed;
+        self.frames += 1;
+        Ok(Outcomes {
+            delivered: found.delivered,
+            dropped: found
+                .dropped
+                .into_iter()
+                .map(|(_, reason)| reason)
+                .collect(),
+        })
+    }
+
+    fn count_drops(&self) -> Vec<u64> {
+        let hosts = self.fabric.hosts.keys();
+        let of = |host| DropReason::ALL.iter().map(move |reason| (host, *reason));
+        hosts
+            .flat_map(of)
+            .map(|(host, reason)| self.fabric.drops(host, reason))
+            .collect()
+    }
+
+    /// What was dropped since the last look.
+    fn dropped(&mut self) -> Vec<(String, DropReason)> {
+        let before = std::mem::take(&mut self.drops);
+        self.drops = self.count_drops();
+        let hosts: Vec<&String> = self.fabric.hosts.keys().collect();
+        let mut dropped = Vec::new();
+        for (i, (now, before)) in self.drops.iter().zip(&before).enumerate() {
+            let (host, reason) = (i / DropReason::COUNT, i % DropReason::COUNT);
+            for _ in *before..*now {
+                dropped.push((hosts[host].clone(), DropReason::ALL[reason]));
+            }
+        }
+        dropped
+    }
+
+    /// What crossed the underlay, out of its outer headers.
+    fn crossings(&mut self) -> Result<Vec<Crossing>, Disagreement> {
+        let frames = std::mem::take(&mut self.fabric.crossed);
+        frames.iter().map(|frame| self.crossing(frame)).collect()
+    }
+
+    fn crossing(&mut self, frame: &[u8]) -> Result<Crossing, Disagreement> {
+        let fail = |what: &str| Disagreement {
+            kind: what.to_owned(),
+            text: format!("{what}: outer {}", short(frame)),
+        };
+        let v6 = word(frame, 12) == 0x86dd;
+        let ip = &frame[IP..];
+        let (source, destination, protocol, class, l4, length, ttl) = if v6 {
+            let class = ip[0] << 4 | ip[1] >> 4;
+            let length = 40 + usize::from(word(ip, 4));
+            (v6_at(ip, 8), v6_at(ip, 24), ip[6], class, 40, length, ip[7])
+        } else {
+            if ip[0] != 0x45 || ones_sum(&[&ip[..20]]) != 0xffff || word(ip, 6) != 0x4000 {
+                return Err(fail("a wrong IPv4 header"));
+            }
+            let length = usize::from(word(ip, 2));
+            (
+                v4_at(ip, 12),
+                v4_at(ip, 16),
+                ip[9],
+                ip[1],
+                20,
+                length,
+                ip[8],
+            )
+        };
+        if length != ip.len() || ttl != 64 {
+            return Err(fail("a wrong length or TTL"));
+        }
+        let tunnel = &ip[l4..];
+        let (vni, header, entropy) = match protocol {
+            17 => {
+                let right = word(tunnel, 2) == 4789
+                    && usize::from(word(tunnel, 4)) == tunnel.len()
+                    && word(tunnel, 6) == 0
+                    && tunnel[8..12] == [8, 0, 0, 0]
+                    && tunnel[15] == 0;
+                if !right || word(tunnel, 0) < 49152 {
+                    return Err(fail("a wrong VXLAN header"));
+                }
+                let vni = u32::from_be_bytes([0, tunnel[12], tunnel[13], tunnel[14]]);
+                (vni, 16, Some(word(tunnel, 0)))
+            }
+            47 if tunnel[..4] == [0x20, 0, 0x65, 0x58] => {
+                let key = [tunnel[4], tunnel[5], tunnel[6], tunnel[7]];
+                (u32::from_be_bytes(key), 8, None)
+            }
+            _ => return Err(fail("neither VXLAN nor GRE")),
+        };
+        let owner = |address: IpAddr| {
+            let text = address.to_string();
+            let mut hosts = self.objects.hosts.iter();
+            let host = hosts.find(|host| host.vteps.contains(&text));
+            host.map(|host| host.id.clone())
+                .ok_or_else(|| fail("from or to nobody"))
+        };
+        let (from, to) = (owner(source)?, owner(destination)?);
+        let inner = tunnel[header..].to_vec();
+        if let (Some(entropy), Ok(Decoded::Ip(packet))) = (entropy, decode(&inner)) {
+            let is_whole = !packet.is_v4() || word(&inner, IP + 6) & 0x3fff == 0;
+            let flow = (from.clone(), vni, packet.flow);
+            if is_whole && *self.entropy.entry(flow).or_insert(entropy) != entropy {
+                return Err(fail("another source port within the flow"));
+            }
+        }
+        Ok(Crossing {
+            from,
+            to,
+            gre: protocol == 47,
+            v6,
+            vni,
+            class,
+            inner,
+        })
+    }
+
+    fn disagreement(
+        &self,
+        port: &str,
+        frame: &[u8],
+        expected: &[Outcome],
+        found: &Outcome,
+    ) -> Disagreement {
+        let mut text = format!(
+            "after {} frames, {port} sends {}\n",
+            self.frames,
+            short(frame)
+        );
+        if let Ok(Decoded::Ip(packet)) = decode(frame) {
+            let _ = writeln!(text, "  {:?} tcp {:?}", packet.flow, packet.tcp);
+        }
+        for outcome in expected {
+            let _ = writeln!(text, "the model expects\n{}", show(outcome));
+        }
+        let _ = writeln!(text, "the pipelines say\n{}", show(found));
+        let _ = writeln!(text, "the model tracks {:#?}", self.model.tracked());
+        let place = |port: &Port| format!("{} on {}", port.id, port.host);
+        let ports: Vec<String> = self.objects.ports.iter().map(place).collect();
+        let _ = writeln!(text, "ports: {}", ports.join(", "));
+        let kinds: Vec<String> = expected.iter().take(1).chain([found]).map(kind).collect();
+        Disagreement {
+            kind: kinds.join(" | "),
+            text,
+        }
+    }
+}
+
+/// An outcome in a few words, without names and bytes.
+fn kind(outcome: &Outcome) -> String {
+    let reasons: BTreeMap<&str, usize> =
+        outcome
+            .dropped
+            .iter()
+            .fold(BTreeMap::new(), |mut reasons, (_, reason)| {
+                *reasons.entry(reason.name()).or_default() += 1;
+                reasons
+            });
+    let (delivered, crossed) = (outcome.delivered.len(), outcome.crossed.len());
+    format!("{delivered} delivered, {crossed} crossed, dropped {reasons:?}")
+}
+
+fn show(outcome: &Outcome) -> String {
+    let mut lines = Vec::new();
+    for (port, frame) in &outcome.delivered {
+        lines.push(format!("  {port} gets {}", short(frame)));
+    }
+    for (host, reason) in &outcome.dropped {
+        lines.push(format!("  {host} drops it: {}", reason.name()));
+    }
+    for crossing in &outcome.crossed {
+        let Crossing {
+            from,
+            to,
+            gre,
+            v6,
+            vni,
+            class,
+            inner,
+        } = crossing;
+        lines.push(format!(
+            "  {from} to {to}: gre {gre} v6 {v6} vni {vni} class {class:#x} {}",
+            short(inner)
+        ));
+    }
+    lines.join("\n")
+}
+
+/// The first bytes, for people.
+fn short(bytes: &[u8]) -> String {
+    match bytes.len() {
+        0..=160 => hex(bytes),
+        len => format!("{}... ({len} bytes)", hex(&bytes[..160])),
+    }
+}
