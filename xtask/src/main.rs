@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 mod binaries;
+mod fuzz;
 mod model;
 mod run;
 mod setup;
@@ -61,15 +62,29 @@ enum Only {
         #[arg(long, default_value_t = 0)]
         seed: u64,
     },
+    /// Fuzzers for everything that strangers may send; the last line is JSON
+    Fuzz {
+        /// How long each target runs
+        #[arg(long, default_value_t = 60)]
+        seconds: u64,
+        /// Which targets; all if none is named
+        targets: Vec<String>,
+    },
 }
 
 fn main() -> ExitCode {
+    if let Some(code) = fuzz::stand_in_for_rustc() {
+        return code;
+    }
     let outcome = match Options::parse().command {
         Command::Setup => setup::setup(),
         Command::Test { only: None } => test::test(),
         Command::Test {
             only: Some(Only::Model { packets, seed }),
         } => model::model(packets, seed),
+        Command::Test {
+            only: Some(Only::Fuzz { seconds, targets }),
+        } => fuzz::fuzz(seconds, &targets),
         Command::Demo { args } => binaries::lab("demo", &args),
         Command::Bench { args } => binaries::bench(&args),
         Command::Lab { args } => binaries::lab("lab", &args),

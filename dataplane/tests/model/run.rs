@@ -17,7 +17,7 @@ use crate::{questions, traffic};
 /// Frames that steps may look back to.
 const MEMORY: usize = 16;
 /// Steps of a run at most: few enough that no table fills.
-const STEPS: u16 = 500;
+const STEPS: u16 = 800;
 
 pub struct Run {
     plan: FabricPlan,

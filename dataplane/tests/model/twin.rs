@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::fmt::Write;
 use std::net::IpAddr;
 
-use weft_dataplane::fabric::Fabric;
+use weft_dataplane::fabric::{Fabric, MemoryHost};
 use weft_dataplane::packet::DropReason;
 use weft_dataplane::pipeline::Settings;
 use weft_dataplane::session::Limits;
@@ -115,15 +115,28 @@ impl Twin {
         Ok(Outcomes::default())
     }
 
-    /// After the last frame, no buffer is missing.
+    /// After the last frame, no buffer is missing, and every packet is accounted for.
     pub fn finish(&self) -> Result<(), Disagreement> {
-        match self.fabric.missing_frames() {
-            0 => Ok(()),
-            missing => Err(Disagreement {
-                kind: "leak".to_owned(),
-                text: format!("{missing} frames leaked"),
-            }),
+        let fail = |kind: &str, text| {
+            Err(Disagreement {
+                kind: kind.to_owned(),
+                text,
+            })
+        };
+        let missing = self.fabric.missing_frames();
+        if missing != 0 {
+            return fail("leak", format!("{missing} frames leaked"));
         }
+        for (id, host) in &self.fabric.hosts {
+            let unaccounted = host.unaccounted();
+            if unaccounted != 0 {
+                return fail(
+                    "books",
+                    format!("{unaccounted} packets unaccounted for on {id}"),
+                );
+            }
+        }
+        Ok(())
     }
 
     /// Sends a frame through both, and compares.
@@ -169,12 +182,8 @@ impl Twin {
     }
 
     fn count_drops(&self) -> Vec<u64> {
-        let hosts = self.fabric.hosts.keys();
-        let of = |host| DropReason::ALL.iter().map(move |reason| (host, *reason));
-        hosts
-            .flat_map(of)
-            .map(|(host, reason)| self.fabric.drops(host, reason))
-            .collect()
+        let hosts = self.fabric.hosts.values();
+        hosts.flat_map(MemoryHost::drops).collect()
     }
 
     /// What was dropped since the last look.
