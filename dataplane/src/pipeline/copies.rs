@@ -86,7 +86,7 @@ impl Core {
         &mut self,
         tables: Tables<'_>,
         io: &mut impl Io,
-        packet: Packet,
+        mut packet: Packet,
         entry: &Entry,
     ) {
         if let Ingress::Port(index) = entry.ingress
@@ -106,10 +106,16 @@ impl Core {
             .iter()
             .filter_map(|peer| tables.snapshot.peer(*peer)?.tunnel(entry.key.hash));
         let copies = receivers.ports.len() + ways.clone().count();
-        let traffic = self.traffic(tables, entry.ingress);
         if copies == 0 {
             return self.drop(tables, io, packet, entry.ingress, DropReason::NoReceiver);
         }
+        if let Some(class) = entry.outer_class
+            && let Err(reason) =
+                rewrite::propagate_congestion(packet.bytes_mut(io), &entry.parsed, class)
+        {
+            return self.drop(tables, io, packet, entry.ingress, reason);
+        }
+        let traffic = self.traffic(tables, entry.ingress);
         traffic.generated.add(copies as u64 - 1);
         let copy = |io: &mut _| {
             let copy = split::copy(io, &packet);

@@ -14,11 +14,19 @@ pub struct Case {
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub enum Event {
-    /// A port sends a frame.
+    /// A port sends frames, which its host takes as one vector; the workers of this number take them here and there.
     Send {
         port: String,
+        worker: u8,
         #[serde(with = "hexadecimal")]
-        frame: Vec<u8>,
+        frames: Vec<Vec<u8>>,
+    },
+    /// A host gets a frame off the wire.
+    Receive {
+        host: String,
+        worker: u8,
+        #[serde(with = "hexadecimal")]
+        frames: Vec<Vec<u8>>,
     },
     /// Another configuration comes into force.
     Configure(Objects),
@@ -46,19 +54,25 @@ pub fn hex(bytes: &[u8]) -> String {
 }
 
 mod hexadecimal {
-    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+    use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error};
 
-    pub fn serialize<S: Serializer>(bytes: &[u8], serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str(&super::hex(bytes))
+    pub fn serialize<S: Serializer>(list: &[Vec<u8>], serializer: S) -> Result<S::Ok, S::Error> {
+        let texts: Vec<String> = list.iter().map(|bytes| super::hex(bytes)).collect();
+        texts.serialize(serializer)
     }
 
-    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<u8>, D::Error> {
-        let text = String::deserialize(deserializer)?;
-        let byte = |at: usize| {
-            let pair = text.get(at..at + 2).ok_or("a digit is missing")?;
-            u8::from_str_radix(pair, 16).map_err(|_| "not hexadecimal")
+    pub fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Vec<Vec<u8>>, D::Error> {
+        let texts = Vec::<String>::deserialize(deserializer)?;
+        let bytes = |text: &String| -> Result<Vec<u8>, &str> {
+            let byte = |at: usize| {
+                let pair = text.get(at..at + 2).ok_or("a digit is missing")?;
+                u8::from_str_radix(pair, 16).map_err(|_| "not hexadecimal")
+            };
+            (0..text.len()).step_by(2).map(byte).collect()
         };
-        let bytes: Result<_, &str> = (0..text.len()).step_by(2).map(byte).collect();
-        bytes.map_err(D::Error::custom)
+        let list: Result<_, &str> = texts.iter().map(bytes).collect();
+        list.map_err(D::Error::custom)
     }
 }

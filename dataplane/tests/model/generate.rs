@@ -121,7 +121,15 @@ pub enum Step {
         connection: u8,
         from_server: bool,
         act: Act,
+        /// So many segments of data in one vector besides.
+        more: u8,
     },
+    /// A port sends several packets at once.
+    Vector(Vec<PacketPlan>),
+    /// A port sends a packet in pieces.
+    Pieces(PacketPlan, PiecesPlan),
+    /// A host gets something off the wire.
+    Wire(WirePlan),
     Arp(NeighborPlan),
     Solicit(NeighborPlan),
     /// A question to one of the gateway's services.
@@ -161,6 +169,24 @@ pub struct PacketPlan {
     pub class: u8,
     pub twist: u8,
     pub cut: u16,
+}
+
+/// How a packet is cut, and what is wrong with the pieces.
+#[derive(Debug, Clone)]
+pub struct PiecesPlan {
+    pub size: u8,
+    pub trouble: u8,
+    pub which: u8,
+    /// All in one vector.
+    pub together: bool,
+}
+
+/// What becomes of a frame that crossed the underlay, so many back.
+#[derive(Debug, Clone)]
+pub struct WirePlan {
+    pub back: u8,
+    pub change: u8,
+    pub value: u16,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -304,6 +330,15 @@ fn packet(dice: &mut Dice) -> PacketPlan {
     }
 }
 
+fn pieces(dice: &mut Dice) -> PiecesPlan {
+    PiecesPlan {
+        size: dice.below(6),
+        trouble: dice.below(20),
+        which: dice.byte(),
+        together: dice.coin(),
+    }
+}
+
 fn act(dice: &mut Dice) -> Act {
     match dice.below(24) {
         0..4 => Act::Handshake,
@@ -377,10 +412,17 @@ fn ask(dice: &mut Dice) -> AskPlan {
 /// The next step of a run; most are packets.
 pub fn step(dice: &mut Dice) -> Step {
     match dice.below(100) {
-        0..22 => Step::Packet(packet(dice)),
-        22..40 => Step::Answer(dice.below(4)),
-        40..50 => Step::Repeat(dice.below(8)),
-        50..55 => Step::Report {
+        0..15 => Step::Packet(packet(dice)),
+        15..18 => Step::Vector(dice.list(2..7, packet)),
+        18..24 => Step::Pieces(packet(dice), pieces(dice)),
+        24..32 => Step::Wire(WirePlan {
+            back: dice.below(8),
+            change: dice.below(32),
+            value: dice.word(),
+        }),
+        32..45 => Step::Answer(dice.below(4)),
+        45..52 => Step::Repeat(dice.below(8)),
+        52..55 => Step::Report {
             back: dice.below(4),
             stranger: dice.percent(30),
             cut: dice.coin(),
@@ -389,6 +431,7 @@ pub fn step(dice: &mut Dice) -> Step {
             connection: dice.below(3),
             from_server: dice.coin(),
             act: act(dice),
+            more: if dice.percent(20) { dice.below(6) } else { 0 },
         },
         88..90 => Step::Arp(neighbor(dice)),
         90..92 => Step::Solicit(neighbor(dice)),

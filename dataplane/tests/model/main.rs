@@ -22,6 +22,7 @@ mod run;
 mod semantics;
 mod traffic;
 mod twin;
+mod wire;
 
 use std::path::Path;
 

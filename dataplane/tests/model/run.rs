@@ -9,10 +9,10 @@ use crate::case::{Case, Event};
 use crate::connection::Connection;
 use crate::craft;
 use crate::dice::Dice;
-use crate::generate::{self, Act, FabricPlan, Step};
-use crate::semantics::frame::{Decoded, IP, RST, decode, word};
+use crate::generate::{self, Act, Change, FabricPlan, PacketPlan, PiecesPlan, Step, WirePlan};
+use crate::semantics::frame::{Decoded, IP, RST, decode};
 use crate::twin::{Disagreement, Outcomes, Twin};
-use crate::{questions, traffic};
+use crate::{questions, traffic, wire};
 
 /// Frames that steps may look back to.
 const MEMORY: usize = 16;
@@ -26,6 +26,10 @@ pub struct Run {
     connections: Vec<Connection>,
     sent: Vec<(String, Vec<u8>)>,
     got: Vec<(String, Vec<u8>)>,
+    /// Frames that crossed, and the hosts that they went to.
+    wire: Vec<(String, Vec<u8>)>,
+    /// Who takes the next packets.
+    worker: u8,
     /// IP ids: each packet has its own.
     id: u16,
     pub totals: Totals,
@@ -58,6 +62,7 @@ pub fn play(mut dice: Dice, case: &mut Case) -> Result<Totals, Disagreement> {
     case.objects = plan.objects();
     let mut run = Run::new(plan, case)?;
     for _ in 0..1 + dice.word() % STEPS {
+        run.worker = dice.below(2);
         run.step(&generate::step(&mut dice), case)?;
     }
     run.twin.finish()?;
@@ -73,6 +78,8 @@ impl Run {
             connections: Vec::new(),
             sent: Vec::new(),
             got: Vec::new(),
+            wire: Vec::new(),
+            worker: 0,
             id: 0,
             totals: Totals::default(),
         };
@@ -133,18 +140,26 @@ impl Run {
                 connection,
                 from_server,
                 act,
+                more,
             } => {
                 return self.talk(
                     case,
                     usize::from(*connection),
                     usize::from(*from_server),
-                    *act,
+                    (*act, *more),
                 );
             }
             Step::Arp(plan) => traffic::arp(&self.objects, plan),
             Step::Solicit(plan) => traffic::solicit(&self.objects, plan),
             Step::Ask(plan) => questions::ask(&self.objects, plan),
+            Step::Vector(plans) => return self.vector(case, plans),
+            Step::Pieces(plan, cut) => return self.pieces(case, plan, cut),
+            Step::Wire(plan) => return self.off_the_wire(case, plan),
             Step::Change(change) => {
+                if matches!(change, Change::Port { .. }) {
+                    // Where a port goes, its datagrams in pieces go, when their time runs out at the latest.
+                    self.take(case, Event::Wait(11_000))?;
+                }
                 self.plan.change(change);
                 self.objects = self.plan.objects();
                 let objects = self.objects.clone();
@@ -157,7 +172,7 @@ impl Run {
             }
         };
         match sending {
-            Some((port, frame)) => self.send(case, port, frame),
+            Some((port, frame)) => self.send(case, port, vec![frame]),
             None => Ok(()),
         }
     }
@@ -171,46 +186,131 @@ impl Run {
         frame
     }
 
+    /// A guest of a connection acts, and sends so many segments more in the same vector if it is data.
     fn talk(
         &mut self,
         case: &mut Case,
         connection: usize,
         side: usize,
-        act: Act,
+        (act, more): (Act, u8),
     ) -> Result<(), Disagreement> {
         if matches!(act, Act::Handshake) {
-            self.talk(case, connection, side, Act::Syn)?;
-            self.talk(case, connection, 1 - side, Act::SynAck)?;
-            return self.talk(case, connection, side, Act::Ack);
+            self.talk(case, connection, side, (Act::Syn, 0))?;
+            self.talk(case, connection, 1 - side, (Act::SynAck, 0))?;
+            return self.talk(case, connection, side, (Act::Ack, 0));
         }
         let Some(talk) = self.connections.get_mut(connection) else {
             return Ok(());
         };
         let settled = self.twin.model.is_settled(&talk.vpc, &talk.flow());
-        let Some(sending) = talk.act(side, act, settled) else {
-            return Ok(());
+        let again = match act {
+            Act::Data(_) | Act::BigData => more,
+            _ => 0,
         };
-        let mut ports = self.objects.ports.iter();
-        let Some(port) = ports.find(|port| port.id == sending.port) else {
-            return Ok(());
-        };
-        let dst = traffic::next_mac(&self.objects, port, sending.ends[1]);
-        let frame = sending.frame(dst, traffic::mac(&port.mac), self.id);
-        self.send(case, sending.port.clone(), frame)
+        let (mut sender, mut frames) = (None, Vec::new());
+        for _ in 0..=again {
+            let Some(sending) = talk.act(side, act, settled) else {
+                break;
+            };
+            let mut ports = self.objects.ports.iter();
+            let Some(port) = ports.find(|port| port.id == sending.port) else {
+                break;
+            };
+            let dst = traffic::next_mac(&self.objects, port, sending.ends[1]);
+            frames.push(sending.frame(dst, traffic::mac(&port.mac), self.id));
+            sender = Some(sending.port);
+            self.id = self.id.wrapping_add(1);
+        }
+        match sender {
+            Some(port) => self.send(case, port, frames),
+            None => Ok(()),
+        }
     }
 
-    fn send(&mut self, case: &mut Case, port: String, frame: Vec<u8>) -> Result<(), Disagreement> {
-        let sent = (port.clone(), frame.clone());
-        let found = self.take(case, Event::Send { port, frame })?;
-        remember(&mut self.sent, [sent]);
+    /// Packets of one port, as many as it has of them.
+    fn vector(&mut self, case: &mut Case, plans: &[PacketPlan]) -> Result<(), Disagreement> {
+        let from = plans.first().map_or(0, |plan| plan.from);
+        let (mut sender, mut frames) = (None, Vec::new());
+        for plan in plans {
+            self.id = self.id.wrapping_add(1);
+            let plan = PacketPlan {
+                from,
+                ..plan.clone()
+            };
+            if let Some((port, frame)) = traffic::packet(&self.objects, &plan, self.id) {
+                sender = Some(port);
+                frames.push(frame);
+            }
+        }
+        match sender {
+            Some(port) => self.send(case, port, frames),
+            None => Ok(()),
+        }
+    }
+
+    fn pieces(
+        &mut self,
+        case: &mut Case,
+        plan: &PacketPlan,
+        cut: &PiecesPlan,
+    ) -> Result<(), Disagreement> {
+        let Some((port, frame)) = traffic::packet(&self.objects, plan, self.id) else {
+            return Ok(());
+        };
+        let pieces = traffic::pieces(&frame, cut, self.id);
+        if cut.together {
+            return self.send(case, port, pieces);
+        }
+        for piece in pieces {
+            self.send(case, port.clone(), vec![piece])?;
+        }
+        Ok(())
+    }
+
+    fn off_the_wire(&mut self, case: &mut Case, plan: &WirePlan) -> Result<(), Disagreement> {
+        let Some(at) = self.wire.len().checked_sub(1 + usize::from(plan.back)) else {
+            return Ok(());
+        };
+        let (host, before) = &self.wire[at];
+        let Some(frame) = wire::frame(&self.objects, before, plan) else {
+            return Ok(());
+        };
+        let event = Event::Receive {
+            host: host.clone(),
+            worker: self.worker,
+            frames: vec![frame],
+        };
+        let found = self.take(case, event)?;
+        self.hear(found);
+        Ok(())
+    }
+
+    fn send(
+        &mut self,
+        case: &mut Case,
+        port: String,
+        frames: Vec<Vec<u8>>,
+    ) -> Result<(), Disagreement> {
+        let sent = frames.iter().map(|frame| (port.clone(), frame.clone()));
+        remember(&mut self.sent, sent);
+        let event = Event::Send {
+            port,
+            worker: self.worker,
+            frames,
+        };
+        let found = self.take(case, event)?;
+        self.hear(found);
+        Ok(())
+    }
+
+    /// What came of it becomes known to guests and to the wire.
+    fn hear(&mut self, found: Outcomes) {
         for connection in &mut self.connections {
             connection.hear(&found.delivered);
         }
-        let whole = |(_, frame): &(String, Vec<u8>)| {
-            frame.get(12..14) != Some(&[8, 0]) || word(frame, IP + 6) & 0x3fff == 0
-        };
+        let whole = |(_, frame): &(String, Vec<u8>)| !matches!(decode(frame), Ok(Decoded::Ip(packet)) if packet.fragment.is_some());
         remember(&mut self.got, found.delivered.into_iter().filter(whole));
-        Ok(())
+        remember(&mut self.wire, found.wire);
     }
 
     /// An event happens, and is noted first: whatever comes of it can be played again.

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::fmt::Write;
 use std::net::IpAddr;
 
-use weft_dataplane::fabric::{Fabric, MemoryHost};
+use weft_dataplane::fabric::{Delivered, Fabric, MemoryHost};
 use weft_dataplane::packet::DropReason;
 use weft_dataplane::pipeline::Settings;
 use weft_dataplane::session::Limits;
@@ -41,6 +41,16 @@ pub struct Outcomes {
     /// Ports, and the frames that they got.
     pub delivered: Vec<(String, Vec<u8>)>,
     pub dropped: Vec<DropReason>,
+    /// Frames that crossed, and the hosts that they went to.
+    pub wire: Vec<(String, Vec<u8>)>,
+}
+
+impl Outcomes {
+    fn add(&mut self, found: Outcome) {
+        self.delivered.extend(found.delivered);
+        let reasons = found.dropped.into_iter().map(|(_, reason)| reason);
+        self.dropped.extend(reasons);
+    }
 }
 
 pub struct Twin {
@@ -51,6 +61,8 @@ pub struct Twin {
     drops: Vec<u64>,
     /// Outer source ports by host and flow (b008: constant within a flow).
     entropy: HashMap<(String, u32, Flow), u16>,
+    /// What crossed last.
+    wire: Vec<(String, Vec<u8>)>,
     /// Frames compared so far.
     pub frames: u64,
 }
@@ -84,13 +96,15 @@ impl Twin {
             broadcasts_per_second: UNLIMITED,
             ..Settings::default()
         };
-        let fabric = Fabric::new(state(objects)?, &settings, LIMITS).map_err(refused)?;
+        let mut fabric = Fabric::new(state(objects)?, &settings, LIMITS).map_err(refused)?;
+        fabric.add_worker();
         let mut twin = Self {
             objects: objects.clone(),
             model: Model::new(objects.clone(), fabric.now),
             fabric,
             drops: Vec::new(),
             entropy: HashMap::new(),
+            wire: Vec::new(),
             frames: 0,
         };
         twin.drops = twin.count_drops();
@@ -99,7 +113,22 @@ impl Twin {
 
     pub fn take(&mut self, event: &Event) -> Result<Outcomes, Disagreement> {
         match event {
-            Event::Send { port, frame } => return self.send(port, frame),
+            Event::Send {
+                port,
+                worker,
+                frames,
+            } => {
+                self.fabric.worker = usize::from(*worker);
+                return self.send(port, frames);
+            }
+            Event::Receive {
+                host,
+                worker,
+                frames,
+            } => {
+                self.fabric.worker = usize::from(*worker);
+                return self.receive(host, frames);
+            }
             Event::Configure(objects) => {
                 self.objects = objects.clone();
                 self.fabric.set(state(objects)?).map_err(refused)?;
@@ -109,7 +138,11 @@ impl Twin {
             }
             Event::Wait(milliseconds) => {
                 self.fabric.advance(*milliseconds);
-                self.model.advance(*milliseconds);
+                let expected = self.model.advance(*milliseconds).sorted();
+                let found = self.found(Vec::new())?;
+                if found != expected {
+                    return Err(self.disagreement("time passes", &[], &[expected], &found));
+                }
             }
         }
         Ok(Outcomes::default())
@@ -139,23 +172,46 @@ impl Twin {
         Ok(())
     }
 
-    /// Sends a frame through both, and compares.
-    fn send(&mut self, port: &str, frame: &[u8]) -> Result<Outcomes, Disagreement> {
-        let delivered = self.fabric.send(port, frame);
+    /// What the pipelines made of what they were given.
+    fn found(&mut self, delivered: Vec<Delivered>) -> Result<Outcome, Disagreement> {
+        let delivered = delivered.into_iter();
         let found = Outcome {
-            delivered: delivered
-                .into_iter()
-                .map(|out| (out.port, out.frame))
-                .collect(),
+            delivered: delivered.map(|out| (out.port, out.frame)).collect(),
             dropped: self.dropped(),
             crossed: self.crossings()?,
+        };
+        Ok(found.sorted())
+    }
+
+    /// A host gets frames off the wire, one after the other.
+    fn receive(&mut self, host: &str, frames: &[Vec<u8>]) -> Result<Outcomes, Disagreement> {
+        let mut outcomes = Outcomes::default();
+        for frame in frames {
+            let delivered = self.fabric.send_from_underlay(host, frame);
+            let found = self.found(delivered)?;
+            let expected = self.model.receive(host, frame);
+            if found != expected {
+                let who = format!("the wire into {host}");
+                let sent = std::slice::from_ref(frame);
+                return Err(self.disagreement(&who, sent, &[expected], &found));
+            }
+            self.frames += 1;
+            outcomes.add(found);
+            outcomes.wire.append(&mut self.wire);
         }
-        .sorted();
+        Ok(outcomes)
+    }
+
+    /// Sends frames through both, and compares.
+    fn send(&mut self, port: &str, frames: &[Vec<u8>]) -> Result<Outcomes, Disagreement> {
+        let vector = frames.iter().map(Vec::as_slice);
+        let delivered = self.fabric.send_vector(port, vector);
+        let found = self.found(delivered)?;
         let (mut guess, mut guesses) = (0, 1);
         let (mut expected, mut agreed) = (Vec::new(), None::<Model>);
         while guess < guesses {
             let mut model = self.model.clone();
-            let outcome = model.send(port, frame, guess);
+            let outcome = model.send(port, frames, guess);
             guesses = model.guesses;
             guess += 1;
             if outcome != found {
@@ -167,18 +223,15 @@ impl Twin {
             }
         }
         let Some(agreed) = agreed else {
-            return Err(self.disagreement(port, frame, &expected, &found));
+            let who = format!("port {port}");
+            return Err(self.disagreement(&who, frames, &expected, &found));
         };
         self.model = agreed;
-        self.frames += 1;
-        Ok(Outcomes {
-            delivered: found.delivered,
-            dropped: found
-                .dropped
-                .into_iter()
-                .map(|(_, reason)| reason)
-                .collect(),
-        })
+        self.frames += frames.len() as u64;
+        let mut outcomes = Outcomes::default();
+        outcomes.add(found);
+        outcomes.wire.append(&mut self.wire);
+        Ok(outcomes)
     }
 
     fn count_drops(&self) -> Vec<u64> {
@@ -204,7 +257,16 @@ impl Twin {
     /// What crossed the underlay, out of its outer headers.
     fn crossings(&mut self) -> Result<Vec<Crossing>, Disagreement> {
         let frames = std::mem::take(&mut self.fabric.crossed);
-        frames.iter().map(|frame| self.crossing(frame)).collect()
+        let mut crossings = Vec::new();
+        self.wire.clear();
+        for frame in frames {
+            let crossing = self.crossing(&frame)?;
+            if self.fabric.hosts.contains_key(&crossing.to) {
+                self.wire.push((crossing.to.clone(), frame));
+            }
+            crossings.push(crossing);
+        }
+        Ok(crossings)
     }
 
     fn crossing(&mut self, frame: &[u8]) -> Result<Crossing, Disagreement> {
@@ -266,7 +328,11 @@ impl Twin {
         let (from, to) = (owner(source)?, owner(destination)?);
         let inner = tunnel[header..].to_vec();
         if let (Some(entropy), Ok(Decoded::Ip(packet))) = (entropy, decode(&inner)) {
-            let is_whole = !packet.is_v4() || word(&inner, IP + 6) & 0x3fff == 0;
+            // An advertisement takes that of the question, which may have come by two ways.
+            let answers = packet
+                .icmp
+                .is_some_and(|(kind, _)| !packet.is_v4() && kind == 136);
+            let is_whole = packet.fragment.is_none() && !answers;
             let flow = (from.clone(), vni, packet.flow);
             if is_whole && *self.entropy.entry(flow).or_insert(entropy) != entropy {
                 return Err(fail("another source port within the flow"));
@@ -285,18 +351,17 @@ impl Twin {
 
     fn disagreement(
         &self,
-        port: &str,
-        frame: &[u8],
+        who: &str,
+        frames: &[Vec<u8>],
         expected: &[Outcome],
         found: &Outcome,
     ) -> Disagreement {
-        let mut text = format!(
-            "after {} frames, {port} sends {}\n",
-            self.frames,
-            short(frame)
-        );
-        if let Ok(Decoded::Ip(packet)) = decode(frame) {
-            let _ = writeln!(text, "  {:?} tcp {:?}", packet.flow, packet.tcp);
+        let mut text = format!("after {} frames, {who}\n", self.frames);
+        for frame in frames {
+            let _ = writeln!(text, "  {}", short(frame));
+            if let Ok(Decoded::Ip(packet)) = decode(frame) {
+                let _ = writeln!(text, "  {:?} tcp {:?}", packet.flow, packet.tcp);
+            }
         }
         for outcome in expected {
             let _ = writeln!(text, "the model expects\n{}", show(outcome));

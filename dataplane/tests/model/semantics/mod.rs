@@ -3,11 +3,14 @@
 //! `frame` reads frames, `world` the configuration, `policy` and `session` judge, `gateway` and `services` answer. Here is the way through them: from
 //! the port over its host, and over the tunnel through another host, to the ports that get the frame or to the reason why none does.
 //!
-//! Not in this version: fragments that guests send (those that a host makes of what is too big are), congestion marks that the
-//! underlay sets, limits and budgets, foreign equipment that sends.
+//! `fragments` follows datagrams in pieces, `outer` reads tunnel headers.
+//!
+//! Not in this version: limits and budgets.
 
+mod fragments;
 pub mod frame;
 mod gateway;
+pub mod outer;
 mod policy;
 mod services;
 pub mod session;
@@ -19,6 +22,7 @@ use std::rc::Rc;
 use weft_dataplane::packet::DropReason;
 use weft_proto::v1::{self, Objects};
 
+use fragments::{Datagram, Datagrams, First, Later};
 use frame::{Decoded, Flow, Mac, Packet, SYN, decode, is_group, is_group_mac};
 use gateway::Problem;
 use policy::{Question, acl_allows, groups_allow};
@@ -60,8 +64,17 @@ impl Outcome {
 #[derive(Clone, Copy)]
 enum Ingress<'a> {
     Port(&'a v1::Port),
-    /// From the host of this id.
-    Tunnel(&'a str),
+    /// From the host of this id, with this class outside.
+    Tunnel(&'a str, u8),
+}
+
+impl Ingress<'_> {
+    fn id(&self) -> &str {
+        match self {
+            Self::Port(port) => &port.id,
+            Self::Tunnel(host, _) => host,
+        }
+    }
 }
 
 /// How a packet stands to its flow.
@@ -105,6 +118,8 @@ pub struct Model {
     world: Rc<World>,
     /// What each host tracks.
     sessions: BTreeMap<String, Vec<Session>>,
+    /// Datagrams in pieces that each host knows.
+    datagrams: BTreeMap<String, Datagrams>,
     choices: Vec<Choice>,
     /// How many of them were there before the last frame.
     certain: usize,
@@ -120,6 +135,7 @@ impl Model {
         Self {
             world: Rc::new(World(objects)),
             sessions: BTreeMap::new(),
+            datagrams: BTreeMap::new(),
             choices: Vec::new(),
             certain: 0,
             now,
@@ -133,11 +149,21 @@ impl Model {
         self.world = Rc::new(World(objects));
     }
 
-    pub fn advance(&mut self, milliseconds: u32) {
+    /// Lets time pass: sessions expire, and what has waited in vain for its first fragment is dropped.
+    pub fn advance(&mut self, milliseconds: u32) -> Outcome {
         self.now += milliseconds;
         for sessions in self.sessions.values_mut() {
             sessions.retain(|session| !session.is_expired(self.now));
         }
+        let mut outcome = Outcome::default();
+        for (host, datagrams) in &mut self.datagrams {
+            for _ in 0..datagrams.expire(self.now) {
+                outcome
+                    .dropped
+                    .push((host.clone(), DropReason::FragmentOrphan));
+            }
+        }
+        outcome
     }
 
     /// Whether the flow is tracked, and by everybody who does both sides were seen.
@@ -160,18 +186,54 @@ impl Model {
         self.choices.truncate(self.certain);
     }
 
-    /// A port sends a frame. Where several outcomes are allowed, `guess` chooses one of [`Self::guesses`].
-    pub fn send(&mut self, port: &str, frame: &[u8], guess: usize) -> Outcome {
-        (self.guess, self.guesses) = (guess, 1);
-        self.certain = self.choices.len();
-        let world = Rc::clone(&self.world);
+    /// A port sends frames. Where several outcomes are allowed, `guess` chooses one of [`Self::guesses`].
+    pub fn send(&mut self, port: &str, frames: &[Vec<u8>], guess: usize) -> Outcome {
+        let world = self.begin(guess);
         let mut outcome = Outcome::default();
-        if let Some(port) = world.port(port)
-            && let Err(reason) = self.enter_from_port(&world, port, frame, &mut outcome)
-        {
-            outcome.dropped.push((port.host.clone(), reason));
+        if let Some(port) = world.port(port) {
+            for frame in frames {
+                if let Err(reason) = self.enter_from_port(&world, port, frame, &mut outcome) {
+                    outcome.dropped.push((port.host.clone(), reason));
+                }
+            }
         }
         outcome.sorted()
+    }
+
+    /// A host gets a frame off the wire, from whoever it may be.
+    pub fn receive(&mut self, host: &str, frame: &[u8]) -> Outcome {
+        let world = self.begin(0);
+        let mut outcome = Outcome::default();
+        if let Err(reason) = self.enter_from_wire(&world, host, frame, &mut outcome) {
+            outcome.dropped.push((host.to_owned(), reason));
+        }
+        outcome.sorted()
+    }
+
+    fn begin(&mut self, guess: usize) -> Rc<World> {
+        (self.guess, self.guesses) = (guess, 1);
+        self.certain = self.choices.len();
+        Rc::clone(&self.world)
+    }
+
+    fn enter_from_wire(
+        &mut self,
+        world: &World,
+        host: &str,
+        frame: &[u8],
+        outcome: &mut Outcome,
+    ) -> Result<(), DropReason> {
+        let outer = outer::decode(frame)?;
+        if world.host_by_vtep(outer.destination) != Some(host) {
+            return Err(DropReason::NotOurVtep);
+        }
+        let from = world
+            .host_by_vtep(outer.source)
+            .filter(|from| *from != host);
+        let from = from.ok_or(DropReason::UnknownVtep)?;
+        let vpc = world.vpc_by_vni(outer.vni).ok_or(DropReason::UnknownVni)?;
+        let way = (from, host, vpc);
+        self.enter_from_tunnel(world, way, outer.class, &outer.inner, outcome)
     }
 
     fn enter_from_port(
@@ -213,23 +275,33 @@ impl Model {
         self.onward(world, (&port.host, &port.vpc), ingress, packet, outcome)
     }
 
-    /// A host takes a frame off a tunnel, or the fragments of one packet, of which the first is judged.
+    /// A host takes a frame off a tunnel. Equipment behind it may ask for neighbours, and is answered through the tunnel.
     fn enter_from_tunnel(
         &mut self,
         world: &World,
         (from, to, vpc): (&str, &str, &str),
-        frames: &[Vec<u8>],
+        class: u8,
+        frame: &[u8],
         outcome: &mut Outcome,
     ) -> Result<(), DropReason> {
-        let Decoded::Ip(mut packet) = decode(&frames[0])? else {
-            return Err(DropReason::ArpMalformed);
+        let (answer, class) = match decode(frame)? {
+            Decoded::Arp => (gateway::arp_of_peer(world, (to, vpc), frame)?, 0),
+            Decoded::Ip(mut packet) => {
+                packet.complete_checksum();
+                match gateway::discovery_of_peer(world, (to, vpc), &packet) {
+                    Some(answer) => (answer?, packet.class),
+                    None => {
+                        let ingress = Ingress::Tunnel(from, class);
+                        return self.onward(world, (to, vpc), ingress, packet, outcome);
+                    }
+                }
+            }
         };
-        if let Some(segment) = &mut packet.tcp {
-            // What is in the other fragments is of the segment too.
-            let rest = frames[1..].iter().map(|piece| piece.len() - frame::IP - 20);
-            segment.space += rest.sum::<usize>() as u32;
-        }
-        self.onward(world, (to, vpc), Ingress::Tunnel(from), packet, outcome)
+        let tunnel = world
+            .tunnel(to, from)
+            .ok_or(DropReason::UnderlayUnresolved)?;
+        self.cross(world, (to, from, vpc), tunnel, class, &[answer], outcome);
+        Ok(())
     }
 
     /// From either side: groups are served by copies, all else is judged and sent on its way.
@@ -247,8 +319,80 @@ impl Model {
         if is_group(packet.flow.destination) {
             return Err(DropReason::Martian);
         }
-        let way = self.track(world, place, ingress, &packet)?;
+        match packet.fragment {
+            None => {
+                let way = self.track(world, place, ingress, &packet)?;
+                self.forward(world, place, ingress, packet, &way, outcome)
+            }
+            Some(_) => self.fragment(world, place, ingress, packet, outcome),
+        }
+    }
+
+    /// A piece of a datagram.
+    fn fragment(
+        &mut self,
+        world: &World,
+        place: (&str, &str),
+        ingress: Ingress<'_>,
+        mut packet: Packet,
+        outcome: &mut Outcome,
+    ) -> Result<(), DropReason> {
+        let (host, vpc) = place;
+        let Some(piece) = packet.fragment else {
+            return Ok(());
+        };
+        let datagram = Datagram {
+            ingress: ingress.id().to_owned(),
+            vni: world.vni(vpc),
+            source: packet.flow.source,
+            destination: packet.flow.destination,
+            protocol: packet.flow.protocol,
+            id: piece.id,
+        };
+        let datagrams = self.datagrams.entry(host.to_owned()).or_default();
+        datagrams.place(&datagram, piece, self.now)?;
+        if piece.is_first() {
+            let verdict = self.track(world, place, ingress, &packet);
+            let first = verdict.is_ok().then(|| First::of(&packet));
+            let datagrams = self.datagrams.entry(host.to_owned()).or_default();
+            let waiting = datagrams.judged(&datagram, first);
+            let result =
+                verdict.and_then(|way| self.forward(world, place, ingress, packet, &way, outcome));
+            for packet in waiting {
+                if let Err(reason) = self.onward(world, place, ingress, packet, outcome) {
+                    outcome.dropped.push((host.to_owned(), reason));
+                }
+            }
+            return result;
+        }
+        let Later::Follows(first) = datagrams.later(&datagram, &packet)? else {
+            return Ok(());
+        };
+        (packet.flow.detail, packet.icmp) = (first.detail, first.icmp);
+        // With the session of its first, its leave to pass is gone.
+        let (session, from_opener) = self
+            .find(host, world.vni(vpc), &packet.flow)
+            .ok_or(DropReason::FragmentOrphan)?;
+        let standing = match from_opener {
+            true => Standing::Forward,
+            false => Standing::Backward,
+        };
+        let way = self.judge(world, place, ingress, &packet, standing)?;
+        if let Some(sequence) = first.sequence {
+            let ends = &mut self.sessions.entry(host.to_owned()).or_default()[session].ends;
+            let sender = &mut ends[usize::from(!from_opener)];
+            let next = sequence.wrapping_add(piece.end as u32);
+            if (next.wrapping_sub(sender.next) as i32) > 0 {
+                sender.next = next;
+            }
+        }
         self.forward(world, place, ingress, packet, &way, outcome)
+    }
+
+    /// The session of a flow on a host, and whether the flow goes its opener's way.
+    fn find(&self, host: &str, vni: u32, flow: &Flow) -> Option<(usize, bool)> {
+        let mut all = self.sessions.get(host)?.iter().enumerate();
+        all.find_map(|(i, session)| Some((i, session.direction(vni, flow)?)))
     }
 
     /// Finds the packet's session or opens one, and judges the packet.
@@ -336,7 +480,7 @@ impl Model {
                 policy(world, port, packet, standing, false)?;
                 self.way_from_port(world, port, packet)?
             }
-            Ingress::Tunnel(from) => way_from_tunnel(world, place, from, packet)?,
+            Ingress::Tunnel(from, _) => way_from_tunnel(world, place, from, packet)?,
         };
         if let To::Port(target) = way.to {
             policy(world, target, packet, standing, true)?;
@@ -458,8 +602,9 @@ impl Model {
             })
         };
         let allowed: Vec<&Hop> = among.iter().filter(may_be).collect();
-        self.guesses = self.guesses.max(allowed.len());
-        let guess = self.guess % allowed.len().max(1);
+        let count = allowed.len().max(1);
+        let guess = self.guess / self.guesses % count;
+        self.guesses *= count;
         let taken = allowed.get(guess).copied().unwrap_or(&among[0]).clone();
         let choice = Choice {
             flow: *flow,
@@ -508,6 +653,9 @@ impl Model {
             packet.set_macs(dst, src);
             packet.set_ttl(packet.ttl - 1);
         }
+        if let Ingress::Tunnel(_, class) = ingress {
+            packet.carry_congestion(class)?;
+        }
         if packet.tcp.is_some_and(|segment| segment.has(SYN)) {
             self.clamp(world, host, ingress, way, &mut packet);
         }
@@ -545,7 +693,7 @@ impl Model {
     ) {
         let (port, tunnel) = match (ingress, way.to) {
             (Ingress::Port(port), To::Host(to)) => (port, world.tunnel(host, to)),
-            (Ingress::Tunnel(from), To::Port(port)) => (port, world.tunnel(host, from)),
+            (Ingress::Tunnel(from, _), To::Port(port)) => (port, world.tunnel(host, from)),
             _ => return,
         };
         if let (true, Some(tunnel)) = (port.clamp_mss, tunnel) {
@@ -553,8 +701,7 @@ impl Model {
         }
     }
 
-    /// Frames of one packet cross from host to host. The first decides for the others: of a datagram whose first fragment was dropped,
-    /// the others are orphans.
+    /// Frames cross from host to host.
     fn cross(
         &mut self,
         world: &World,
@@ -578,37 +725,12 @@ impl Model {
         if world.is_foreign(to) {
             return;
         }
-        let mut first = Outcome::default();
-        let result = self.enter_from_tunnel(world, (from, to, vpc), frames, &mut first);
-        let rest = &frames[1..];
-        match (result, first.delivered.first()) {
-            (Ok(()), Some((port, whole))) if !rest.is_empty() => {
-                for piece in rest {
-                    // Behind a router on that host, its MACs and TTL are those of the first.
-                    let Ok(Decoded::Ip(like)) = decode(whole) else {
-                        continue;
-                    };
-                    let mut bytes = piece.clone();
-                    bytes[..12].copy_from_slice(&whole[..12]);
-                    let mut piece = Packet { bytes, ..like };
-                    piece.set_ttl(piece.ttl);
-                    outcome.delivered.push((port.clone(), piece.bytes));
-                }
-            }
-            (Ok(()), _) => {}
-            (Err(reason), _) => {
+        for inner in frames {
+            let result = self.enter_from_tunnel(world, (from, to, vpc), class, inner, outcome);
+            if let Err(reason) = result {
                 outcome.dropped.push((to.to_owned(), reason));
-                // The TTL runs out for each of them.
-                let others = match reason {
-                    DropReason::TtlExceeded => reason,
-                    _ => DropReason::FragmentOrphan,
-                };
-                let orphan = (to.to_owned(), others);
-                outcome.dropped.extend(rest.iter().map(|_| orphan.clone()));
             }
         }
-        outcome.delivered.append(&mut first.delivered);
-        outcome.dropped.append(&mut first.dropped);
     }
 
     /// Broadcast and multicast: a copy to each port of the subnet that may have it, one to each host that has such ports, none back (b030).
@@ -623,7 +745,7 @@ impl Model {
         let sender = match ingress {
             Ingress::Port(port) => Some(port)
                 .filter(|port| policy(world, port, packet, Standing::Forward, false).is_ok()),
-            Ingress::Tunnel(from) => world
+            Ingress::Tunnel(from, _) => world
                 .port_by_mac(vpc, packet.src)
                 .filter(|port| port.host == from),
         };
@@ -636,10 +758,12 @@ impl Model {
         let mut copies = 0;
         for port in others.clone().filter(|port| port.host == host) {
             if policy(world, port, packet, Standing::Forward, true).is_ok() {
+                let mut packet = packet.clone();
+                if let Ingress::Tunnel(_, class) = ingress {
+                    packet.carry_congestion(class)?;
+                }
                 copies += 1;
-                outcome
-                    .delivered
-                    .push((port.id.clone(), packet.bytes.clone()));
+                outcome.delivered.push((port.id.clone(), packet.bytes));
             }
         }
         let mut remote: Vec<&str> = others.map(|port| port.host.as_str()).collect();

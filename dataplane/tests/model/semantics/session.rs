@@ -195,6 +195,10 @@ fn in_window(segment: &Segment, sender: &mut End, receiver: &mut End) -> bool {
     if sender.spoke && is_far(ahead(next, sender.next)) {
         return false;
     }
+    // Who was never answered has not been granted anything beyond its SYN; one number more is let pass, as it is of any window.
+    if *receiver == End::default() && sender.spoke && ahead(next, sender.next) > 1 {
+        return false;
+    }
     if segment.has(ACK) {
         let beyond = ahead(segment.ack, receiver.next);
         if beyond > 0 || is_far(beyond) {
