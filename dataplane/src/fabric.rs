@@ -17,7 +17,7 @@ use crate::snapshot::compile::{Adjacency, Compiler, Context, Underlay};
 
 /// Bytes of IP packet that the underlay carries.
 pub const UNDERLAY_MTU: u16 = 1500;
-const FRAMES: u32 = 1024;
+const FRAMES: u32 = 512;
 const LARGE_FRAMES: u32 = 4;
 const FRAME_SIZE: usize = 4096;
 const HEADROOM: usize = 128;

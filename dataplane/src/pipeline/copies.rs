@@ -1,7 +1,7 @@
 //! What a packet turns into besides itself: the ICMP error about it, its fragments, copies for a whole subnet.
 
 use super::icmp_error::{self, Problem};
-use super::{Core, Entry, Io, Tables, flood, rewrite, split};
+use super::{Core, Entry, Io, Tables, flood, rewrite, segment, split};
 use crate::packet::{DropReason, Offload, Packet};
 use crate::session::table::{Action, Ingress};
 use crate::snapshot::Tunnel;
@@ -79,14 +79,14 @@ impl Core {
         }
     }
 
-    /// Copies a packet to everybody in its subnet who may have it.
+    /// Copies a packet to everybody in its subnet who may have it. A segment that was left to be split goes in pieces.
     #[cold]
     #[inline(never)]
     pub(super) fn flood(
         &mut self,
         tables: Tables<'_>,
         io: &mut impl Io,
-        mut packet: Packet,
+        packet: Packet,
         entry: &Entry,
     ) {
         if let Ingress::Port(index) = entry.ingress
@@ -100,6 +100,31 @@ impl Core {
                 DropReason::BroadcastLimit,
             );
         }
+        if !packet.frame.is_large() {
+            return self.spread(tables, io, packet, entry, entry.parsed.ip_len());
+        }
+        let pieces = segment::split(io, &packet, |io, piece| {
+            let ip_len = piece.len - entry.parsed.l3;
+            self.spread(tables, io, piece, entry, ip_len);
+        });
+        match pieces {
+            Ok(count) => {
+                let traffic = self.traffic(tables, entry.ingress);
+                traffic.generated.add(count as u64 - 1);
+                io.free(packet.frame);
+            }
+            Err(reason) => self.drop(tables, io, packet, entry.ingress, reason),
+        }
+    }
+
+    fn spread(
+        &self,
+        tables: Tables<'_>,
+        io: &mut impl Io,
+        mut packet: Packet,
+        entry: &Entry,
+        ip_len: u16,
+    ) {
         let receivers = flood::receivers(tables.snapshot, entry.ingress, entry.vpc, &entry.parsed);
         let ways = receivers
             .peers
@@ -131,7 +156,7 @@ impl Core {
         }
         for tunnel in ways {
             if let Some(copy) = copy(io) {
-                if entry.parsed.ip_len() > tunnel.inner_mtu {
+                if ip_len > tunnel.inner_mtu {
                     self.drop(tables, io, copy, entry.ingress, DropReason::TooBig);
                 } else {
                     self.encapsulate(tables, io, copy, entry, tunnel);

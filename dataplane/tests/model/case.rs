@@ -21,6 +21,15 @@ pub enum Event {
         #[serde(with = "hexadecimal")]
         frames: Vec<Vec<u8>>,
     },
+    /// A port leaves a segment to be split: into what (1 TCP over IPv4, 2 over IPv6, 3 UDP), and bytes of payload of a piece.
+    Segment {
+        port: String,
+        worker: u8,
+        kind: u8,
+        size: u16,
+        #[serde(with = "hexadecimal")]
+        frames: Vec<Vec<u8>>,
+    },
     /// A host gets a frame off the wire.
     Receive {
         host: String,

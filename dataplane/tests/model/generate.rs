@@ -128,6 +128,8 @@ pub enum Step {
     Vector(Vec<PacketPlan>),
     /// A port sends a packet in pieces.
     Pieces(PacketPlan, PiecesPlan),
+    /// A port leaves a packet to be split, into what and into pieces of which size.
+    Segment(PacketPlan, u8, u16),
     /// A host gets something off the wire.
     Wire(WirePlan),
     Arp(NeighborPlan),
@@ -198,6 +200,8 @@ pub enum Act {
     Data(u16),
     /// Too big for a tunnel, without "don't fragment".
     BigData,
+    /// So much that it is left to be split, into pieces of this size.
+    Segment(u16, u16),
     Old,
     Fin,
     Rst,
@@ -346,7 +350,8 @@ fn act(dice: &mut Dice) -> Act {
         5 => Act::SynAck,
         6..9 => Act::Ack,
         9..14 => Act::Data(1 + dice.word() % 499),
-        14..16 => Act::BigData,
+        14 => Act::BigData,
+        15 => Act::Segment(1 + dice.word() % 9000, 1 + dice.word() % 1500),
         16 => Act::Old,
         17..19 => Act::Fin,
         19 => Act::Rst,
@@ -412,7 +417,8 @@ fn ask(dice: &mut Dice) -> AskPlan {
 /// The next step of a run; most are packets.
 pub fn step(dice: &mut Dice) -> Step {
     match dice.below(100) {
-        0..15 => Step::Packet(packet(dice)),
+        0..3 => Step::Segment(packet(dice), dice.below(4), 1 + dice.word() % 1500),
+        3..15 => Step::Packet(packet(dice)),
         15..18 => Step::Vector(dice.list(2..7, packet)),
         18..24 => Step::Pieces(packet(dice), pieces(dice)),
         24..32 => Step::Wire(WirePlan {

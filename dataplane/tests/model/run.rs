@@ -154,6 +154,13 @@ impl Run {
             Step::Ask(plan) => questions::ask(&self.objects, plan),
             Step::Vector(plans) => return self.vector(case, plans),
             Step::Pieces(plan, cut) => return self.pieces(case, plan, cut),
+            Step::Segment(plan, kind, size) => {
+                let sending = traffic::packet(&self.objects, plan, self.id);
+                return match sending {
+                    Some((port, frame)) => self.segment(case, port, frame, (*kind, *size)),
+                    None => Ok(()),
+                };
+            }
             Step::Wire(plan) => return self.off_the_wire(case, plan),
             Step::Change(change) => {
                 if matches!(change, Change::Port { .. }) {
@@ -217,7 +224,15 @@ impl Run {
                 break;
             };
             let dst = traffic::next_mac(&self.objects, port, sending.ends[1]);
-            frames.push(sending.frame(dst, traffic::mac(&port.mac), self.id));
+            let frame = sending.frame(dst, traffic::mac(&port.mac), self.id);
+            if let Act::Segment(_, size) = act {
+                // Each piece gets an id.
+                self.id = self.id.wrapping_add(256);
+                let kind = if sending.is_v4() { 1 } else { 2 };
+                let frame = sending.left(frame);
+                return self.segment(case, sending.port, frame, (kind, size.max(64)));
+            }
+            frames.push(frame);
             sender = Some(sending.port);
             self.id = self.id.wrapping_add(1);
         }
@@ -264,6 +279,25 @@ impl Run {
         for piece in pieces {
             self.send(case, port.clone(), vec![piece])?;
         }
+        Ok(())
+    }
+
+    fn segment(
+        &mut self,
+        case: &mut Case,
+        port: String,
+        frame: Vec<u8>,
+        (kind, size): (u8, u16),
+    ) -> Result<(), Disagreement> {
+        let event = Event::Segment {
+            port,
+            worker: self.worker,
+            kind,
+            size,
+            frames: vec![frame],
+        };
+        let found = self.take(case, event)?;
+        self.hear(found);
         Ok(())
     }
 

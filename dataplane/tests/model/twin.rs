@@ -6,7 +6,7 @@ use std::fmt::Write;
 use std::net::IpAddr;
 
 use weft_dataplane::fabric::{Delivered, Fabric, MemoryHost};
-use weft_dataplane::packet::DropReason;
+use weft_dataplane::packet::{DropReason, Offload, Segments};
 use weft_dataplane::pipeline::Settings;
 use weft_dataplane::session::Limits;
 use weft_proto::state::State;
@@ -46,8 +46,10 @@ pub struct Outcomes {
 }
 
 impl Outcomes {
-    fn add(&mut self, found: Outcome) {
-        self.delivered.extend(found.delivered);
+    /// In the order in which it came.
+    fn add(&mut self, delivered: Vec<Delivered>, found: Outcome) {
+        let frames = delivered.into_iter().map(|out| (out.port, out.frame));
+        self.delivered.extend(frames);
         let reasons = found.dropped.into_iter().map(|(_, reason)| reason);
         self.dropped.extend(reasons);
     }
@@ -119,7 +121,25 @@ impl Twin {
                 frames,
             } => {
                 self.fabric.worker = usize::from(*worker);
-                return self.send(port, frames);
+                return self.send(port, frames, None);
+            }
+            Event::Segment {
+                port,
+                worker,
+                kind,
+                size,
+                frames,
+            } => {
+                self.fabric.worker = usize::from(*worker);
+                let segments = match kind {
+                    1 => Segments::Tcp4,
+                    2 => Segments::Tcp6,
+                    3 => Segments::Udp,
+                    _ => Segments::None,
+                };
+                // Of what is not to be split there are no pieces.
+                let size = if segments == Segments::None { 0 } else { *size };
+                return self.send(port, frames, Some(Offload { segments, size }));
             }
             Event::Receive {
                 host,
@@ -139,7 +159,7 @@ impl Twin {
             Event::Wait(milliseconds) => {
                 self.fabric.advance(*milliseconds);
                 let expected = self.model.advance(*milliseconds).sorted();
-                let found = self.found(Vec::new())?;
+                let found = self.found(&[])?;
                 if found != expected {
                     return Err(self.disagreement("time passes", &[], &[expected], &found));
                 }
@@ -173,10 +193,21 @@ impl Twin {
     }
 
     /// What the pipelines made of what they were given.
-    fn found(&mut self, delivered: Vec<Delivered>) -> Result<Outcome, Disagreement> {
-        let delivered = delivered.into_iter();
+    fn found(&mut self, delivered: &[Delivered]) -> Result<Outcome, Disagreement> {
+        let whole = |out: &&Delivered| out.offload != Offload::default();
         let found = Outcome {
-            delivered: delivered.map(|out| (out.port, out.frame)).collect(),
+            delivered: delivered
+                .iter()
+                .map(|out| (out.port.clone(), out.frame.clone()))
+                .collect(),
+            whole: delivered
+                .iter()
+                .filter(whole)
+                .map(|out| {
+                    let Offload { segments, size } = out.offload;
+                    (out.port.clone(), segments as u8, size)
+                })
+                .collect(),
             dropped: self.dropped(),
             crossed: self.crossings()?,
         };
@@ -188,7 +219,7 @@ impl Twin {
         let mut outcomes = Outcomes::default();
         for frame in frames {
             let delivered = self.fabric.send_from_underlay(host, frame);
-            let found = self.found(delivered)?;
+            let found = self.found(&delivered)?;
             let expected = self.model.receive(host, frame);
             if found != expected {
                 let who = format!("the wire into {host}");
@@ -196,22 +227,35 @@ impl Twin {
                 return Err(self.disagreement(&who, sent, &[expected], &found));
             }
             self.frames += 1;
-            outcomes.add(found);
+            outcomes.add(delivered, found);
             outcomes.wire.append(&mut self.wire);
         }
         Ok(outcomes)
     }
 
     /// Sends frames through both, and compares.
-    fn send(&mut self, port: &str, frames: &[Vec<u8>]) -> Result<Outcomes, Disagreement> {
-        let vector = frames.iter().map(Vec::as_slice);
-        let delivered = self.fabric.send_vector(port, vector);
-        let found = self.found(delivered)?;
+    fn send(
+        &mut self,
+        port: &str,
+        frames: &[Vec<u8>],
+        offload: Option<Offload>,
+    ) -> Result<Outcomes, Disagreement> {
+        let segment = frames.first().zip(offload);
+        let delivered = match segment {
+            Some((frame, offload)) => self.fabric.send_segment(port, frame, offload),
+            None => self
+                .fabric
+                .send_vector(port, frames.iter().map(Vec::as_slice)),
+        };
+        let found = self.found(&delivered)?;
         let (mut guess, mut guesses) = (0, 1);
         let (mut expected, mut agreed) = (Vec::new(), None::<Model>);
         while guess < guesses {
             let mut model = self.model.clone();
-            let outcome = model.send(port, frames, guess);
+            let outcome = match segment {
+                Some((frame, offload)) => model.send_segment(port, frame, offload, guess),
+                None => model.send(port, frames, guess),
+            };
             guesses = model.guesses;
             guess += 1;
             if outcome != found {
@@ -229,7 +273,7 @@ impl Twin {
         self.model = agreed;
         self.frames += frames.len() as u64;
         let mut outcomes = Outcomes::default();
-        outcomes.add(found);
+        outcomes.add(delivered, found);
         outcomes.wire.append(&mut self.wire);
         Ok(outcomes)
     }
@@ -397,6 +441,11 @@ fn show(outcome: &Outcome) -> String {
     let mut lines = Vec::new();
     for (port, frame) in &outcome.delivered {
         lines.push(format!("  {port} gets {}", short(frame)));
+    }
+    for (port, kind, size) in &outcome.whole {
+        lines.push(format!(
+            "  of which {port} one whole: kind {kind}, size {size}"
+        ));
     }
     for (host, reason) in &outcome.dropped {
         lines.push(format!("  {host} drops it: {}", reason.name()));

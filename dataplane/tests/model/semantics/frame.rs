@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use weft_dataplane::packet::DropReason;
+use weft_dataplane::packet::{DropReason, Offload};
 
 pub type Mac = [u8; 6];
 
@@ -111,6 +111,8 @@ pub struct Packet {
     pub icmp: Option<(u8, u8)>,
     pub tcp: Option<Segment>,
     pub fragment: Option<Fragment>,
+    /// What it is to be split into, by whoever does not take it whole.
+    pub segment: Option<Offload>,
 }
 
 pub enum Decoded {
@@ -236,6 +238,7 @@ fn decode_v4(bytes: &[u8]) -> Result<Packet, DropReason> {
         icmp: None,
         tcp: None,
         fragment,
+        segment: None,
     };
     transport(&mut packet)?;
     Ok(packet)
@@ -322,6 +325,7 @@ fn decode_v6(bytes: &[u8]) -> Result<Packet, DropReason> {
         icmp: None,
         tcp: None,
         fragment,
+        segment: None,
     };
     transport(&mut packet)?;
     Ok(packet)
@@ -476,6 +480,14 @@ fn detail(protocol: u8, v4: bool, header: &[u8]) -> Detail {
 }
 
 impl Packet {
+    /// As it goes where nobody takes segments whole.
+    pub fn split(&self) -> Vec<Self> {
+        match self.segment {
+            Some(offload) => super::segment::split(self, offload),
+            None => vec![self.clone()],
+        }
+    }
+
     pub fn is_later_fragment(&self) -> bool {
         self.fragment.is_some_and(|fragment| !fragment.is_first())
     }

@@ -3,7 +3,7 @@
 //! `frame` reads frames, `world` the configuration, `policy` and `session` judge, `gateway` and `services` answer. Here is the way through them: from
 //! the port over its host, and over the tunnel through another host, to the ports that get the frame or to the reason why none does.
 //!
-//! `fragments` follows datagrams in pieces, `outer` reads tunnel headers.
+//! `fragments` follows datagrams in pieces, `segment` splits what was left to be split, `outer` reads tunnel headers.
 //!
 //! Not in this version: limits and budgets.
 
@@ -12,6 +12,7 @@ pub mod frame;
 mod gateway;
 pub mod outer;
 mod policy;
+mod segment;
 mod services;
 pub mod session;
 mod world;
@@ -19,7 +20,7 @@ mod world;
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
-use weft_dataplane::packet::DropReason;
+use weft_dataplane::packet::{DropReason, Offload, Segments};
 use weft_proto::v1::{self, Objects};
 
 use fragments::{Datagram, Datagrams, First, Later};
@@ -46,6 +47,8 @@ pub struct Crossing {
 pub struct Outcome {
     /// Port, and the frame that it gets.
     pub delivered: Vec<(String, Vec<u8>)>,
+    /// Ports that got a segment whole, and what is still to be made of it: kind and size.
+    pub whole: Vec<(String, u8, u16)>,
     /// Host, and the reason.
     pub dropped: Vec<(String, DropReason)>,
     pub crossed: Vec<Crossing>,
@@ -54,6 +57,7 @@ pub struct Outcome {
 impl Outcome {
     pub fn sorted(mut self) -> Self {
         self.delivered.sort();
+        self.whole.sort();
         self.dropped.sort();
         self.crossed.sort();
         self
@@ -192,10 +196,29 @@ impl Model {
         let mut outcome = Outcome::default();
         if let Some(port) = world.port(port) {
             for frame in frames {
-                if let Err(reason) = self.enter_from_port(&world, port, frame, &mut outcome) {
+                let none = Offload::default();
+                if let Err(reason) = self.enter_from_port(&world, port, frame, none, &mut outcome) {
                     outcome.dropped.push((port.host.clone(), reason));
                 }
             }
+        }
+        outcome.sorted()
+    }
+
+    /// A port sends a segment that is to be split.
+    pub fn send_segment(
+        &mut self,
+        port: &str,
+        frame: &[u8],
+        offload: Offload,
+        guess: usize,
+    ) -> Outcome {
+        let world = self.begin(guess);
+        let mut outcome = Outcome::default();
+        if let Some(port) = world.port(port)
+            && let Err(reason) = self.enter_from_port(&world, port, frame, offload, &mut outcome)
+        {
+            outcome.dropped.push((port.host.clone(), reason));
         }
         outcome.sorted()
     }
@@ -241,17 +264,27 @@ impl Model {
         world: &World,
         port: &v1::Port,
         frame: &[u8],
+        offload: Offload,
         outcome: &mut Outcome,
     ) -> Result<(), DropReason> {
         let mut answer = |frame| outcome.delivered.push((port.id.clone(), frame));
-        let mut packet = match decode(frame)? {
-            Decoded::Arp => {
+        let is_segment = offload.segments != Segments::None;
+        let mut packet = match decode(frame) {
+            Ok(Decoded::Ip(packet)) => packet,
+            _ if is_segment => return Err(DropReason::OffloadMalformed),
+            Ok(Decoded::Arp) => {
                 answer(gateway::arp(world, port, frame)?);
                 return Ok(());
             }
-            Decoded::Ip(packet) => packet,
+            Err(reason) => return Err(reason),
         };
-        packet.complete_checksum();
+        segment::check(&packet, offload)?;
+        if is_segment {
+            // The checksums are made when it is split.
+            packet.segment = Some(offload);
+        } else {
+            packet.complete_checksum();
+        }
         if gateway::is_rogue_server(&packet) {
             return Err(DropReason::RogueServer);
         }
@@ -644,8 +677,14 @@ impl Model {
                 Some((to, tunnel.ok_or(DropReason::UnderlayUnresolved)?))
             }
         };
-        let too_big = tunnel.filter(|(_, tunnel)| packet.ip_len() > tunnel.mtu);
-        if let Some((_, tunnel)) = too_big.filter(|_| packet.dont_fragment) {
+        let longest = match packet.segment {
+            Some(offload) => segment::longest(&packet, offload),
+            None => packet.ip_len(),
+        };
+        let too_big = tunnel.filter(|(_, tunnel)| longest > tunnel.mtu);
+        // Pieces of a segment are not cut once more.
+        let stays_whole = packet.dont_fragment || packet.segment.is_some();
+        if let Some((_, tunnel)) = too_big.filter(|_| stays_whole) {
             let problem = Problem::TooBig(tunnel.mtu);
             return report(&packet, problem, DropReason::TooBig);
         }
@@ -661,12 +700,19 @@ impl Model {
         }
         let Some((to, tunnel)) = tunnel else {
             if let To::Port(port) = way.to {
+                if let Some(Offload { segments, size }) = packet.segment {
+                    outcome.whole.push((port.id.clone(), segments as u8, size));
+                }
                 outcome.delivered.push((port.id.clone(), packet.bytes));
             }
             return Ok(());
         };
         let frames = match too_big {
-            None => vec![packet.bytes],
+            None => packet
+                .split()
+                .into_iter()
+                .map(|piece| piece.bytes)
+                .collect(),
             // What has options is not fragmented.
             Some(_) if packet.l4 != frame::IP + 20 => return Err(DropReason::TooBig),
             Some(_) => packet.pieces(tunnel.mtu),
@@ -749,7 +795,11 @@ impl Model {
                 .port_by_mac(vpc, packet.src)
                 .filter(|port| port.host == from),
         };
-        let sender = sender.ok_or(DropReason::NoReceiver)?;
+        let Some(sender) = sender else {
+            let nobody = (host.to_owned(), DropReason::NoReceiver);
+            outcome.dropped.extend(vec![nobody; packet.split().len()]);
+            return Ok(());
+        };
         let others = world
             .0
             .ports
@@ -757,12 +807,14 @@ impl Model {
             .filter(|port| port.subnet == sender.subnet && port.id != sender.id);
         let mut copies = 0;
         for port in others.clone().filter(|port| port.host == host) {
-            if policy(world, port, packet, Standing::Forward, true).is_ok() {
-                let mut packet = packet.clone();
+            if policy(world, port, packet, Standing::Forward, true).is_err() {
+                continue;
+            }
+            copies += 1;
+            for mut packet in packet.split() {
                 if let Ingress::Tunnel(_, class) = ingress {
                     packet.carry_congestion(class)?;
                 }
-                copies += 1;
                 outcome.delivered.push((port.id.clone(), packet.bytes));
             }
         }
@@ -775,21 +827,20 @@ impl Model {
                 continue;
             };
             copies += 1;
-            if packet.ip_len() > tunnel.mtu {
-                outcome.dropped.push((host.to_owned(), DropReason::TooBig));
-            } else {
-                let frames = vec![packet.bytes.clone()];
-                self.cross(
-                    world,
-                    (host, to, vpc),
-                    tunnel,
-                    packet.class,
-                    &frames,
-                    outcome,
-                );
+            for packet in packet.split() {
+                if packet.ip_len() > tunnel.mtu {
+                    outcome.dropped.push((host.to_owned(), DropReason::TooBig));
+                } else {
+                    let (way, class) = ((host, to, vpc), packet.class);
+                    self.cross(world, way, tunnel, class, &[packet.bytes], outcome);
+                }
             }
         }
         if copies == 0 {
+            // Each piece for itself finds nobody.
+            let others = packet.split().len() - 1;
+            let nobody = (host.to_owned(), DropReason::NoReceiver);
+            outcome.dropped.extend(vec![nobody; others]);
             return Err(DropReason::NoReceiver);
         }
         Ok(())
