@@ -295,6 +295,7 @@ impl Flags for Port {
             clamp_mss: self.clamp_mss,
             hostname: self.hostname,
             limits: self.limits.message(),
+            moved_from: String::new(),
         })
     }
 }

@@ -1,8 +1,8 @@
 //! From the intent of all tenants to the state of one host: what it needs, and nothing else.
 //!
 //! Of each VPC that has ports on the host: the VPC, its subnets, every port with its place, the policy and routes of the local
-//! ports, the members of the groups that this policy names, and the hosts that may have to be reached. Other ports come without
-//! device, groups and pairs, subnets without a port here without what they tell guests. The result passes [`Scope::Node`](weft_proto::validate::Scope), and does not change unless something
+//! ports, the members of the groups that this policy names, and the hosts that may have to be reached. A host that a port has just left counts as
+//! one that it is on, as far as that host needs to know where the port is now. Other ports come without device, groups and pairs, subnets without a port here without what they tell guests. The result passes [`Scope::Node`](weft_proto::validate::Scope), and does not change unless something
 //! that the host acts on changes.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -84,11 +84,15 @@ impl<'a> Objects<'a> {
         self.compile_policy(host, state);
         for port in &self.ports {
             needed.insert(&port.host);
-            let seen = if port.host == host {
+            let mut seen = if port.host == host {
+                needed.insert(&port.moved_from);
                 (*port).clone()
             } else {
                 seen_from_afar(port)
             };
+            if port.moved_from == host {
+                seen.moved_from = host.to_owned();
+            }
             state.insert(Object::Port(seen));
         }
     }

@@ -20,6 +20,17 @@ pub struct Config {
     pub listen: String,
     /// Where the intent is kept.
     pub store: StoreConfig,
+    /// For how many seconds after a port has moved its old host sends on what still comes for it: 0 to 3600, 30 unless said otherwise. The hosts
+    /// hear of a move within milliseconds; this is for those that the controller does not reach at the time.
+    #[serde(default = "default_move_grace")]
+    pub move_grace_seconds: u32,
+}
+
+/// The longest grace time of a move, in seconds.
+const MAX_MOVE_GRACE: u32 = 3600;
+
+fn default_move_grace() -> u32 {
+    30
 }
 
 /// Where the intent is kept.
@@ -47,6 +58,8 @@ pub enum ConfigError {
         path: PathBuf,
         reason: Box<toml::de::Error>,
     },
+    #[error("{0}: move_grace_seconds = {1} is more than {MAX_MOVE_GRACE}")]
+    MoveGrace(PathBuf, u32),
 }
 
 impl Config {
@@ -59,10 +72,17 @@ impl Config {
             path: path.to_owned(),
             reason,
         })?;
-        toml::from_str(&text).map_err(|reason| ConfigError::Parse {
+        let config: Self = toml::from_str(&text).map_err(|reason| ConfigError::Parse {
             path: path.to_owned(),
             reason: Box::new(reason),
-        })
+        })?;
+        if config.move_grace_seconds > MAX_MOVE_GRACE {
+            return Err(ConfigError::MoveGrace(
+                path.to_owned(),
+                config.move_grace_seconds,
+            ));
+        }
+        Ok(config)
     }
 }
 

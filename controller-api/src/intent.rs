@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::watch;
-use weft_proto::state::{Key, Object, State, StateError};
+use weft_proto::state::{Key, Kind, Object, State, StateError};
 use weft_proto::v1::{self, Objects};
 use weft_proto::validate::{Scope, describe, validate};
 
@@ -101,7 +101,10 @@ impl Intent {
             if !taken.is_empty() {
                 return Err(ChangeError::Exists(taken));
             }
-            Ok((new.iter().cloned().collect(), Vec::new()))
+            Ok((
+                new.iter().map(|object| placed(version, object)).collect(),
+                Vec::new(),
+            ))
         })
     }
 
@@ -115,8 +118,9 @@ impl Intent {
             if request.if_revision != 0 && request.if_revision != version.revision {
                 return Err(ChangeError::Overtaken(version.revision));
             }
-            let differs = |object: &&Object| version.state.get(&object.key()) != Some(*object);
-            let upserts = new.iter().filter(differs).cloned().collect();
+            let differs = |object: &Object| version.state.get(&object.key()) != Some(object);
+            let placed = new.iter().map(|object| placed(version, object));
+            let upserts = placed.filter(differs).collect();
             let deletes = if request.prune {
                 let keys = version.state.iter().map(Object::key);
                 keys.filter(|key| new.get(key).is_none()).collect()
@@ -151,6 +155,27 @@ impl Intent {
         changed.map_err(|error| match error {
             ChangeError::Refused(violations) => ChangeError::InUse(violations),
             other => other,
+        })
+    }
+
+    /// Ends the sending on to ports that have not moved again since: each by its id, its host and the host that it came from.
+    ///
+    /// # Errors
+    /// The change cannot be stored.
+    pub fn end_moves(&self, moves: &[(String, String, String)]) -> Result<Outcome, ChangeError> {
+        self.change(false, |version| {
+            let arrived = moves.iter().filter_map(|(id, host, from)| {
+                match version.state.find(Kind::Port, id) {
+                    Some(Object::Port(port)) if (&port.host, &port.moved_from) == (host, from) => {
+                        Some(Object::Port(v1::Port {
+                            moved_from: String::new(),
+                            ..port.clone()
+                        }))
+                    }
+                    _ => None,
+                }
+            });
+            Ok((arrived.collect(), Vec::new()))
         })
     }
 
@@ -203,4 +228,20 @@ impl Intent {
         }
         Ok(outcome)
     }
+}
+
+/// The object as it is to be kept: where a port comes from is not for the writer of the intent to say.
+fn placed(version: &Version, object: &Object) -> Object {
+    let Object::Port(port) = object else {
+        return object.clone();
+    };
+    let moved_from = match version.state.find(Kind::Port, &port.id) {
+        Some(Object::Port(before)) if before.host == port.host => before.moved_from.clone(),
+        Some(Object::Port(before)) if !port.host.is_empty() => before.host.clone(),
+        _ => String::new(),
+    };
+    Object::Port(v1::Port {
+        moved_from,
+        ..port.clone()
+    })
 }

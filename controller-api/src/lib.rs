@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! api ──> intent ──> store          (a change: validated whole, stored, then published as a version)
-//!            └─────> hosts ──> compile   (each attached host is brought to the newest version)
+//!            ├─────> hosts ──> compile   (each attached host is brought to the newest version)
+//!            └─────> moves               (a port's old host is relieved of it after a while)
 //! ```
 
 #![forbid(unsafe_code)]
@@ -12,6 +13,7 @@ pub mod compile;
 pub mod config;
 pub mod hosts;
 pub mod intent;
+pub mod moves;
 pub mod server;
 pub mod store;
 pub mod version;

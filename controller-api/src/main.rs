@@ -6,6 +6,7 @@ use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
@@ -87,7 +88,8 @@ async fn run(file: &std::path::Path) -> Result<()> {
         objects = version.state.len(),
         "serving"
     );
-    server::serve(intent, listener, async move {
+    let move_grace = Duration::from_secs(config.move_grace_seconds.into());
+    server::serve(intent, listener, move_grace, async move {
         tokio::select! {
             _ = terminate.recv() => {}
             _ = interrupt.recv() => {}

@@ -16,17 +16,19 @@ use crate::intent::Intent;
 /// How long a stop waits for calls to end before it cuts them off.
 const STOP_DEADLINE: Duration = Duration::from_secs(5);
 
-/// Serves the intent API and the host protocol until `stop` is ready; then ends the hosts' streams and lets other calls finish.
+/// Serves the intent API and the host protocol, and ends moves of ports after `move_grace`, until `stop` is ready; then ends the hosts' streams and lets other calls finish.
 ///
 /// # Errors
 /// The transport's.
 pub async fn serve(
     intent: Arc<Intent>,
     listener: Listener,
+    move_grace: Duration,
     stop: impl Future<Output = ()>,
 ) -> Result<(), TransportError> {
     let hosts = Arc::new(Hosts::default());
     let (stopping, watched) = watch::channel(false);
+    let moves = crate::moves::end_in_time(Arc::clone(&intent), move_grace);
     let control = Control {
         intent: intent.clone(),
         hosts: hosts.clone(),
@@ -44,6 +46,7 @@ pub async fn serve(
     });
     tokio::select! {
         result = served => result,
+        () = moves => Ok(()),
         () = async {
             // The sender lives in the other branch and outlasts this one.
             let _ = drained.wait_for(|stopping| *stopping).await;

@@ -6,6 +6,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::OnceLock;
 
 use weft_proto::state::{Key, Kind, Object, State};
+use weft_proto::v1::Port;
 
 use crate::store::Change;
 
@@ -20,6 +21,8 @@ pub struct Version {
     vpc_changed: HashMap<String, u64>,
     /// When any host last changed.
     hosts_changed: u64,
+    /// Ports that still are sent on from where they were.
+    moving: BTreeSet<String>,
     index: OnceLock<Index>,
 }
 
@@ -32,10 +35,12 @@ struct Index {
 impl Version {
     /// The version that was stored.
     pub fn loaded(revision: u64, state: State) -> Self {
+        let moving = state.of_kind(Kind::Port).filter_map(moving).collect();
         Self {
             revision,
             state,
             hosts_changed: revision,
+            moving,
             ..Self::default()
         }
     }
@@ -55,11 +60,25 @@ impl Version {
                 None => hosts_changed = change.revision,
             }
         }
+        let mut moving_now = self.moving.clone();
+        for key in &change.deletes {
+            if key.kind == Kind::Port {
+                moving_now.remove(&key.id);
+            }
+        }
+        for object in &change.upserts {
+            match moving(object) {
+                Some(id) => drop(moving_now.insert(id)),
+                None if object.kind() == Kind::Port => drop(moving_now.remove(object.id())),
+                None => {}
+            }
+        }
         Self {
             revision: change.revision,
             state,
             vpc_changed,
             hosts_changed,
+            moving: moving_now,
             index: OnceLock::new(),
         }
     }
@@ -76,7 +95,17 @@ impl Version {
         }
     }
 
-    /// The VPCs that have ports on a host.
+    /// The ports that have moved and still are sent on from where they were.
+    pub fn moving(&self) -> impl Iterator<Item = &Port> {
+        self.moving
+            .iter()
+            .filter_map(|id| match self.state.find(Kind::Port, id) {
+                Some(Object::Port(port)) => Some(port),
+                _ => None,
+            })
+    }
+
+    /// The VPCs that have ports on a host, or ports that have just left it.
     pub fn vpcs_of(&self, host: &str) -> BTreeSet<String> {
         let vpcs = self.index().vpcs_of_host.get(host);
         vpcs.cloned().unwrap_or_default()
@@ -113,10 +142,12 @@ impl Version {
                     let keys = vec![object.key()];
                     index.objects_of_vpc.insert(vpc.to_owned(), keys);
                 }
-                if let Object::Port(port) = object
-                    && !port.host.is_empty()
-                {
-                    let vpcs = index.vpcs_of_host.entry(port.host.clone()).or_default();
+                let Object::Port(port) = object else { continue };
+                for host in [&port.host, &port.moved_from] {
+                    if host.is_empty() {
+                        continue;
+                    }
+                    let vpcs = index.vpcs_of_host.entry(host.clone()).or_default();
                     if !vpcs.contains(vpc) {
                         vpcs.insert(vpc.to_owned());
                     }
@@ -124,5 +155,13 @@ impl Version {
             }
             index
         })
+    }
+}
+
+/// The id of a port that has moved and still is sent on from where it was.
+fn moving(object: &Object) -> Option<String> {
+    match object {
+        Object::Port(port) if !port.moved_from.is_empty() => Some(port.id.clone()),
+        _ => None,
     }
 }

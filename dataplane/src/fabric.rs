@@ -236,9 +236,21 @@ impl Fabric {
     /// # Errors
     /// What the state breaks.
     pub fn set(&mut self, state: State) -> Result<(), Vec<Violation>> {
+        self.set_at(state, |_| true)
+    }
+
+    /// Puts another state in force on the hosts that `hears` names, or on none: the others have not heard of it yet.
+    ///
+    /// # Errors
+    /// What the state breaks.
+    pub fn set_at(
+        &mut self,
+        state: State,
+        hears: impl Fn(&str) -> bool,
+    ) -> Result<(), Vec<Violation>> {
         let objects = state.to_objects();
         let mut snapshots = Vec::new();
-        for host in self.hosts.values() {
+        for host in self.hosts.values().filter(|host| hears(&host.id)) {
             let own = objects.hosts.iter().find(|other| other.id == host.id);
             let own: Vec<u128> = own
                 .into_iter()
@@ -278,7 +290,8 @@ impl Fabric {
             let snapshot = compiler.compile(&state, &context)?;
             snapshots.push((snapshot, compiler));
         }
-        for (host, (snapshot, compiler)) in self.hosts.values_mut().zip(snapshots) {
+        let hearing = self.hosts.values_mut().filter(|host| hears(&host.id));
+        for (host, (snapshot, compiler)) in hearing.zip(snapshots) {
             host.generation += 1;
             host.compiler = compiler;
             let snapshot = Arc::new(snapshot);

@@ -484,6 +484,28 @@ impl Site {
         Ok(())
     }
 
+    /// Restarts the weftd of a host without a controller: from a file of the state that it has now, which is named.
+    pub fn restart_from_file(&mut self, host: &str) -> Result<PathBuf, LabError> {
+        let file = self.directory.join(format!("{host}-state.yaml"));
+        // YAML holds JSON.
+        let state = &self.node_json(host, &["node", "state"])?["state"];
+        write(&file, &state.to_string())?;
+        let Some(entry) = self.hosts.get_mut(host) else {
+            return Ok(file);
+        };
+        let text = std::fs::read_to_string(&entry.config)
+            .map_err(LabError::io(entry.config.display().to_string()))?;
+        let settings = text.lines().filter(|line| !line.starts_with("controller"));
+        let lines: Vec<&str> = settings.collect();
+        let text = format!("state_file = '{}'\n{}\n", file.display(), lines.join("\n"));
+        write(&entry.config, &text)?;
+        if let Some(mut daemon) = entry.daemon.take() {
+            daemon.stop(BOOT)?;
+        }
+        self.start_daemon(host)?;
+        Ok(file)
+    }
+
     /// Runs weftctl against the controller.
     pub fn ctl(&self, arguments: &[&str]) -> Result<String, LabError> {
         let controller = format!("unix:{}/controller.sock", self.directory.display());

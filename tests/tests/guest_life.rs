@@ -16,6 +16,8 @@ fn options() -> SiteOptions {
     SiteOptions {
         guest_nic: NicFeatures {
             segmentation: false,
+            // A guest that sees its link go down asks for its neighbours anew, a second later.
+            link_status: false,
             ..NicFeatures::default()
         },
         ..SiteOptions::default()
@@ -79,14 +81,17 @@ fn outlives_weftd(kind: GuestKind) {
     });
 }
 
-/// Pings of a guest every hundredth of a second while its weftd is stopped and started: the silence is short. A machine that connects by itself
-/// tries once a second.
+/// Pings of a guest every hundredth of a second while its weftd is stopped and started: the silence is short, and a connection goes on. A machine
+/// that connects by itself tries once a second.
 fn restart_is_short(kind: GuestKind, within: Duration) {
     let mut site = site(kind);
     explained(&mut site, |site| {
         until_pings(site, "blue-1", "blue-2")?;
+        site.guests["blue-2"].succeed("/tools/weft-guest answer 7 >/tmp/answer 2>&1 &")?;
         let pings = "/tools/ping -n -D -i 0.01 -W 1 -c 250 10.0.1.12 >/tmp/pings 2>&1 &";
         let guest = &site.guests["blue-1"];
+        guest
+            .succeed("(/tools/weft-guest watch 10.0.1.12:7 3; echo ended $?) >/tmp/watch 2>&1 &")?;
         guest.succeed(pings)?;
         wait_until("pings under way", SOON, || {
             guest.says("grep -q icmp_seq=10 /tmp/pings")
@@ -102,6 +107,12 @@ fn restart_is_short(kind: GuestKind, within: Duration) {
         let gap = longest_gap(&text).unwrap_or(f64::INFINITY);
         let end = text.lines().rev().take(3).collect::<Vec<_>>().join("; ");
         assert!(gap < within.as_secs_f64(), "{gap} s: {end}");
+        wait_until("the end of the connection", SOON, || {
+            guest.says("grep -q ended /tmp/watch")
+        })?;
+        let connection = guest.succeed("cat /tmp/watch")?;
+        assert!(connection.contains("ended 0"), "{connection}");
+        println!("longest silence {gap} s; of a connection, in ms, {connection}");
         Ok(())
     });
 }

@@ -160,9 +160,9 @@ fn packed_rings_of_every_sort() {
     );
 }
 
-/// weftd reads every queue that a guest sends on, whichever it answers on.
+/// weftd reads every queue that a guest sends on, and spreads the flows to it over all that it uses.
 #[test]
-fn each_of_several_queues_is_read() {
+fn each_of_several_queues_is_used() {
     let several = NicFeatures {
         queues: 2,
         ..NicFeatures::default()
@@ -173,15 +173,24 @@ fn each_of_several_queues_is_read() {
         exchange(&site, "near", "far")?;
         let (near, far) = (&site.guests["near"], &site.guests["far"]);
         far.succeed("/tools/iperf3 -s -D")?;
-        near.succeed("/tools/iperf3 -c 10.0.1.12 -t 2 -P 4 >/dev/null")?;
-        near.succeed("/tools/iperf3 -c 10.0.1.12 -t 2 -P 4 -R >/dev/null")?;
+        near.succeed("/tools/iperf3 -c 10.0.1.12 -t 2 -P 16 >/dev/null")?;
+        near.succeed("/tools/iperf3 -c 10.0.1.12 -t 2 -P 16 -R >/dev/null")?;
         let counts = near.succeed("/tools/ethtool -S eth0")?;
+        let count = |name: &str| {
+            let mut lines = counts.lines();
+            lines.find_map(|line| line.trim().strip_prefix(name)?.trim().parse::<u64>().ok())
+        };
         for queue in 0..2 {
-            let name = format!("tx_queue_{queue}_packets:");
-            let count = counts
-                .lines()
-                .find_map(|line| line.trim().strip_prefix(&name)?.trim().parse::<u64>().ok());
-            assert!(count > Some(20), "{name} {counts}");
+            for direction in ["rx", "tx"] {
+                let name = format!("{direction}_queue_{queue}_packets:");
+                assert!(count(&name) > Some(20), "{name} {counts}");
+            }
+        }
+        // Of the queues that it has, the guest uses one now.
+        near.succeed("/tools/ethtool -L eth0 combined 1")?;
+        near.succeed("/tools/iperf3 -c 10.0.1.12 -t 1 -P 16 -R >/dev/null")?;
+        for _ in 0..20 {
+            assert!(near.pings("10.0.1.12", 1), "no flow is lost");
         }
         site.wait_for_frames()
     });

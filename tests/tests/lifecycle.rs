@@ -429,21 +429,8 @@ fn sighup_takes_up_what_can_change_and_survives_a_bad_file() {
 fn a_state_file_stands_in_for_the_controller() {
     let mut site = site();
     explained(&mut site, |site| {
-        let file = site.directory().join("state.yaml");
-        let state = &site.node_json("h1", &["node", "state"])?["state"];
-        // YAML holds JSON.
-        let state = serde_json::to_string(state).unwrap();
-        std::fs::write(&file, &state).unwrap();
-        let config = site.hosts["h1"].config.clone();
-        let text = std::fs::read_to_string(&config).unwrap();
-        let lines: Vec<&str> = text
-            .lines()
-            .filter(|line| !line.starts_with("controller"))
-            .collect();
-        let text = format!("state_file = '{}'\n{}\n", file.display(), lines.join("\n"));
-        std::fs::write(&config, text).unwrap();
-        kill_daemon(site, "h1")?;
-        site.start_daemon("h1")?;
+        let file = site.restart_from_file("h1")?;
+        let state = std::fs::read_to_string(&file).unwrap();
         until_pings(site, "blue-2", "blue-1")?;
         assert_eq!(status(site, "h1", "controller"), "\"file\"");
 

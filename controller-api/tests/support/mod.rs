@@ -23,6 +23,8 @@ use weft_proto::v1::{
     from_host, to_host,
 };
 
+/// For how long a port that moved is sent on.
+pub const MOVE_GRACE: Duration = Duration::from_millis(300);
 pub const DEADLINE: Duration = Duration::from_secs(20);
 
 pub const TOPOLOGY: &str = r#"
@@ -73,7 +75,9 @@ impl Controller {
         let (stop, stopped) = oneshot::channel();
         let served = tokio::spawn(async move {
             let stop = async { drop(stopped.await) };
-            server::serve(intent, listener, stop).await.unwrap();
+            server::serve(intent, listener, MOVE_GRACE, stop)
+                .await
+                .unwrap();
         });
         Self {
             address,

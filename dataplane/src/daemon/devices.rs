@@ -162,10 +162,13 @@ impl Devices {
             }
         }
         workers.collect();
-        for (index, spec) in wanted {
-            if self.ports.contains_key(index) {
-                continue;
-            }
+        let missing = wanted
+            .iter()
+            .filter(|(index, _)| !self.ports.contains_key(index));
+        let mut missing: Vec<_> = missing.collect();
+        // The kernel takes tens of milliseconds for each of its interfaces, one after the other; virtual machines do not wait for that.
+        missing.sort_by_key(|(_, spec)| spec.kind != "vhost-user");
+        for (index, spec) in missing {
             match device::open(&self.opening, spec) {
                 Ok(mut device) => {
                     for queue in device.take_queues() {

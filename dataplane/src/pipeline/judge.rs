@@ -10,7 +10,7 @@ use crate::packet::{DropReason, Flow, Mac};
 use crate::policy::Subject;
 use crate::route::ecmp;
 use crate::session::table::{Action, Egress, Ingress};
-use crate::snapshot::{Endpoint, NextHop, Place, Port, Snapshot, Subnet, Target};
+use crate::snapshot::{Endpoint, NextHop, Place, Port, Snapshot, Subnet, Target, Vpc};
 
 /// What is judged.
 #[derive(Debug, Clone, Copy)]
@@ -207,7 +207,43 @@ fn describe(snapshot: &Snapshot, hop: &NextHop) -> String {
     }
 }
 
-/// Where a packet from a tunnel goes: to a port of this host, never back into a tunnel.
+/// A packet that a peer has sent here for a port that has just moved away: on to where the port is now. Nothing is judged: the port's host does
+/// that. Not for a packet that comes from there, nor for one that claims to come from here.
+pub fn moved(snapshot: &Snapshot, vpc: usize, peer: u16, parsed: &Parsed) -> Option<Action> {
+    let vpc = &snapshot.vpcs[vpc];
+    if vpc.moves.is_empty() {
+        return None;
+    }
+    let source = vpc.by_mac.get(&parsed.eth_src);
+    let comes_from_sender = source.is_none_or(|endpoint| endpoint.place == Place::There(peer));
+    let (endpoint, rewrite) = if is_router(vpc, parsed.eth_dst) {
+        let endpoint = vpc.by_address.get(&parsed.flow.destination)?;
+        let gateway = snapshot.subnets[endpoint.subnet].gateway_mac;
+        (endpoint, Some((endpoint.mac, gateway)))
+    } else {
+        (vpc.by_mac.get(&parsed.eth_dst)?, None)
+    };
+    let next = vpc.moves.get(&endpoint.mac).copied()?;
+    let goes_there = endpoint.place == Place::There(next) && next != peer;
+    (goes_there && comes_from_sender && !is_here(vpc, parsed.flow.source)).then_some(Action {
+        eth_dst: parsed.eth_dst,
+        eth_src: parsed.eth_src,
+        egress: Egress::Peer(next),
+        rewrite,
+    })
+}
+
+/// Routers behind a tunnel send to the virtual router's MAC.
+fn is_router(vpc: &Vpc, mac: Mac) -> bool {
+    mac == Mac::ROUTER || vpc.gateway_macs.contains(&mac)
+}
+
+fn is_here(vpc: &Vpc, address: u128) -> bool {
+    let endpoint = vpc.by_address.get(&address);
+    endpoint.is_some_and(|endpoint| matches!(endpoint.place, Place::Here(_)))
+}
+
+/// Where a packet from a tunnel goes: to a port of this host. Back into a tunnel only after a port that has moved, see [`moved`].
 fn from_peer(
     snapshot: &Snapshot,
     vpc: usize,
@@ -215,20 +251,19 @@ fn from_peer(
     parsed: &Parsed,
     trace: &mut impl Tracer,
 ) -> Result<Way, DropReason> {
+    if let Some(onward) = moved(snapshot, vpc, peer, parsed) {
+        trace.step("tunnel", || "the port has moved to another host".to_owned());
+        return Ok((onward.egress, onward.rewrite));
+    }
     let vpc = &snapshot.vpcs[vpc];
-    // What claims to come from a port of this host, or carries the MAC of a port behind somebody else, is a lie.
-    let mac_place = vpc
-        .by_mac
-        .get(&parsed.eth_src)
-        .map(|endpoint| endpoint.place);
-    let address_here = matches!(
-        vpc.by_address.get(&parsed.flow.source),
-        Some(Endpoint {
-            place: Place::Here(_),
-            ..
-        })
-    );
-    if address_here || mac_place.is_some_and(|place| place != Place::There(peer)) {
+    // What claims to come from a port of this host, or carries the MAC of a port behind somebody else, is a lie. But the host that a port came
+    // from sends on what others sent it there.
+    let is_lie = match vpc.by_mac.get(&parsed.eth_src).map(|source| source.place) {
+        Some(Place::Here(_)) => true,
+        Some(Place::There(owner)) => owner != peer && vpc.moves.get(&parsed.eth_dst) != Some(&peer),
+        None => false,
+    };
+    if is_lie || is_here(vpc, parsed.flow.source) {
         trace.step("tunnel", || {
             format!(
                 "{} {} does not live behind its sender",
@@ -244,9 +279,7 @@ fn from_peer(
             Place::There(_) => Err(DropReason::NotHere),
         };
     }
-    // Routers behind a tunnel send to the virtual router's MAC.
-    let is_router = parsed.eth_dst == Mac::ROUTER || vpc.gateway_macs.contains(&parsed.eth_dst);
-    if !is_router {
+    if !is_router(vpc, parsed.eth_dst) {
         return Err(DropReason::NotHere);
     }
     let endpoint = vpc

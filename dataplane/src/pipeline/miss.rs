@@ -27,6 +27,12 @@ impl Core {
     ) {
         self.counters.misses.add(1);
         let parsed = &entry.parsed;
+        if let Ingress::Peer(peer) = entry.ingress
+            && let Some(onward) = judge::moved(tables.snapshot, entry.vpc, peer, parsed)
+        {
+            // Nothing is remembered of it: soon nothing will come this way.
+            return self.execute(tables, io, packet, entry, &onward);
+        }
         if let Ingress::Port(index) = entry.ingress {
             let Some(port) = tables.snapshot.port(index) else {
                 return self.drop(tables, io, packet, entry.ingress, DropReason::PortDown);

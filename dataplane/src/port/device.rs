@@ -40,6 +40,12 @@ pub trait Queue: Send + Debug {
         false
     }
 
+    /// Whether it is known that the other side takes packets from this queue now: a guest may use fewer queues than it has. Of several queues
+    /// of a port, only such get packets, or the first if there is none.
+    fn is_heard(&self) -> bool {
+        false
+    }
+
     /// Packets that were lost on the way in or out since the queue was opened, for reasons that only the queue knows.
     fn lost(&self) -> u64;
 

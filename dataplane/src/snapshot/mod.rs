@@ -74,6 +74,9 @@ pub struct Vpc {
     pub subnets: Lpm<u32>,
     /// The MACs of the virtual routers of its subnets, each once.
     pub gateway_macs: Vec<Mac>,
+    /// Ports that have moved lately between this host and a peer, by MAC: of one that is here the peer that it came from, of one that left the peer
+    /// that it went to.
+    pub moves: Arc<Map<Mac, u16>>,
     /// Address sets that the rules of its groups refer to.
     pub sets: Arc<[AddressSet]>,
 }

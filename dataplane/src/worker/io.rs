@@ -8,7 +8,7 @@ use crossbeam::channel::Sender;
 use crossbeam::queue::ArrayQueue;
 
 use super::bell::Bell;
-use super::destination;
+use super::{destination, steer};
 use crate::packet::{DropReason, Frame, FrameMemory, Offload, Packet};
 use crate::pipeline::counters::{Counters, Traffic};
 use crate::pipeline::{Destination, Io, Settings, Source, VECTOR, segment};
@@ -38,6 +38,8 @@ struct Slot {
     place: Source,
     queue: Box<dyn Queue>,
     pending: Vec<Packet>,
+    /// Of the first queue of a port that has several here: all of them.
+    siblings: Box<[u16]>,
 }
 
 /// What a worker reads from and writes to.
@@ -131,11 +133,28 @@ impl WorkerIo {
     }
 
     #[inline]
-    fn push(&mut self, slot: usize, packet: Packet) {
+    fn push(&mut self, mut slot: usize, packet: Packet) {
+        if !self.slots[slot].siblings.is_empty() {
+            slot = self.sibling(slot, &packet);
+        }
         if packet.frame.is_large() {
             return self.push_large(slot, packet);
         }
         self.push_as_is(slot, packet);
+    }
+
+    /// Which of a port's queues a packet goes out by: the same one for all packets of a flow, as long as the other side uses the same queues.
+    #[inline(never)]
+    fn sibling(&self, first: usize, packet: &Packet) -> usize {
+        let siblings = &self.slots[first].siblings;
+        let heard = |slot: &&u16| self.slots[usize::from(**slot)].queue.is_heard();
+        let count = siblings.iter().filter(heard).count();
+        if count == 0 {
+            return first;
+        }
+        let chosen = steer::hash(packet.bytes(self)) as usize % count;
+        let mut heard = siblings.iter().filter(heard);
+        heard.nth(chosen).map_or(first, |slot| usize::from(*slot))
     }
 
     /// A segment that is still to be split goes whole to whoever takes it so, and in pieces to all others.
@@ -173,6 +192,7 @@ impl WorkerIo {
             place,
             queue,
             pending,
+            ..
         } in &mut self.slots
         {
             if pending.is_empty() {
@@ -206,6 +226,7 @@ impl WorkerIo {
             place,
             queue,
             pending: Vec::with_capacity(PENDING),
+            siblings: Box::default(),
         });
         self.index_slots();
     }
@@ -223,6 +244,7 @@ impl WorkerIo {
                     place,
                     queue,
                     pending,
+                    ..
                 } = self.slots.swap_remove(at);
                 for packet in pending {
                     self.lose(destination(place), packet, DropReason::PortDown);
@@ -247,6 +269,15 @@ impl WorkerIo {
             if let Some(entry) = entry {
                 entry.get_or_insert(number as u16);
             }
+        }
+        for first in 0..self.slots.len() {
+            let place = self.slots[first].place;
+            let is_first = self.slot_of(destination(place)) == Some(first);
+            let all = (0u16..).zip(&self.slots);
+            let of_place = all.filter(|(_, slot)| slot.place == place);
+            let siblings: Box<[u16]> = of_place.map(|(number, _)| number).collect();
+            let spreads = is_first && siblings.len() > 1 && matches!(place, Source::Port(_));
+            self.slots[first].siblings = if spreads { siblings } else { Box::default() };
         }
     }
 

@@ -6,6 +6,7 @@
 
 mod bell;
 mod io;
+mod steer;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};

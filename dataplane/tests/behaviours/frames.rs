@@ -12,7 +12,7 @@ pub struct End {
     pub v6: [u8; 16],
 }
 
-const fn end(subnet: u8, number: u8) -> End {
+pub const fn end(subnet: u8, number: u8) -> End {
     let address = [
         0xfd,
         0,

@@ -6,6 +6,7 @@
 mod dhcp;
 mod dhcp6;
 mod frames;
+mod moves;
 mod neighbours;
 mod overlay;
 mod policy;

@@ -201,6 +201,9 @@ fn check_place(
         report.add(at, "host", format!("there is no host '{}'", port.host));
         return;
     };
+    if port.moved_from == port.host {
+        report.add(at, "moved_from", "this is the host that the port lives on");
+    }
     let needs_device = match scope {
         Scope::Intent => !host.foreign,
         Scope::Node { host } => port.host == host,

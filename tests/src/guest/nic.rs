@@ -53,6 +53,8 @@ pub struct NicFeatures {
     pub checksum: bool,
     /// TCP segments may be larger than packets, both ways.
     pub segmentation: bool,
+    /// Whether the driver is told when the link is down, as it is while a vhost-user switch restarts.
+    pub link_status: bool,
     /// Bytes of IP packet that the driver is told of.
     pub mtu: Option<u16>,
 }
@@ -68,6 +70,7 @@ impl Default for NicFeatures {
             event_index: true,
             checksum: true,
             segmentation: true,
+            link_status: true,
             mtu: None,
         }
     }
@@ -134,12 +137,13 @@ impl Nic {
             event_index,
             checksum,
             segmentation,
+            link_status,
             mtu,
         } = self.features;
         let mut device = json!({
             "driver": "virtio-net-pci", "id": self.id, "netdev": format!("{}-back", self.id), "mac": self.mac,
             "disable-legacy": "on", "romfile": "", "packed": packed, "mrg_rxbuf": mergeable, "indirect_desc": indirect,
-            "event_idx": event_index, "csum": checksum, "guest_csum": checksum, "mq": queues > 1,
+            "event_idx": event_index, "csum": checksum, "guest_csum": checksum, "mq": queues > 1, "status": link_status,
             "rx_queue_size": ring_size,
         });
         for name in [

@@ -588,6 +588,10 @@ impl Queue for VhostQueue {
             .is_some_and(|active| header::takes(active.features, offload))
     }
 
+    fn is_heard(&self) -> bool {
+        self.receive.is_some()
+    }
+
     fn lost(&self) -> u64 {
         self.lost
     }

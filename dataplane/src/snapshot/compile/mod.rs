@@ -219,6 +219,7 @@ struct VpcDraft {
     by_address: Map<u128, Endpoint>,
     by_mac: Map<Mac, Endpoint>,
     gateways: Map<u128, usize>,
+    moves: Map<Mac, u16>,
     sets: Vec<AddressSet>,
 }
 
@@ -298,6 +299,7 @@ impl<'a> Draft<'a> {
             by_address: Arc::new(draft.by_address),
             by_mac: Arc::new(draft.by_mac),
             gateways: Arc::new(draft.gateways),
+            moves: Arc::new(draft.moves),
             sets: draft.sets.into(),
             ..draft.vpc
         });

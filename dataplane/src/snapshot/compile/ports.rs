@@ -122,7 +122,9 @@ impl Draft<'_> {
             };
             let endpoint = Endpoint { mac, subnet, place };
             self.places.endpoints.insert(port.id.clone(), endpoint);
+            let other = self.other_end_of_move(port);
             let table = &mut self.vpcs[vpc];
+            table.moves.extend(other.map(|peer| (mac, peer)));
             if table.by_mac.insert(mac, endpoint).is_some() {
                 let rule = format!("{mac} belongs to another port of VPC '{}'", port.vpc);
                 self.report.add(Kind::Port, &port.id, "mac", rule);
@@ -136,6 +138,18 @@ impl Draft<'_> {
                 self.report.add(Kind::Port, &port.id, field, rule);
             }
         }
+    }
+
+    /// Of a port that has moved between this host and a peer, the peer. None if the host that it came from has gone since.
+    fn other_end_of_move(&self, port: &v1::Port) -> Option<u16> {
+        let other = if port.host == self.context.host {
+            &port.moved_from
+        } else if port.moved_from == self.context.host {
+            &port.host
+        } else {
+            return None;
+        };
+        self.places.peers.get(other).copied()
     }
 
     /// Where a port is; one of this host is compiled.

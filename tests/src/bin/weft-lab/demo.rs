@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use weft_tests::{GuestKind, Lab, Site, SiteOptions, put_in_guests};
+use weft_tests::{GuestKind, Lab, Site, SiteOptions, guest::NicFeatures, put_in_guests};
 
 use crate::guest_steps;
 use crate::steps::{self, Line};
@@ -13,6 +13,11 @@ const KEPT: &str = "weft-lab";
 fn options() -> SiteOptions {
     SiteOptions {
         daemon: "sessions.capacity = 65536\nmemory.frames = 32768".into(),
+        // Guests do not see the link go down while weftd restarts: `-device …,status=off`.
+        guest_nic: NicFeatures {
+            link_status: false,
+            ..NicFeatures::default()
+        },
         ..SiteOptions::default()
     }
 }

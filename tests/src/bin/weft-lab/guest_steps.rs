@@ -119,13 +119,16 @@ fn security_group(site: &mut Site) -> anyhow::Result<Vec<Line>> {
 }
 
 fn throughput(site: &mut Site) -> anyhow::Result<Vec<Line>> {
-    let mut lines = Vec::new();
+    let (mut lines, mut busy) = (Vec::new(), 0.0);
     for (name, from, to, address, reverse) in [
         ("TCP, h1 to h2", "blue-a1", "blue-a2", "10.0.1.12", false),
         ("TCP, h2 to h1", "blue-a1", "blue-a2", "10.0.1.12", true),
         ("TCP on one host", "blue-b2", "blue-a2", "10.0.1.12", false),
     ] {
+        let (before, begun) = (processor_time(site, "h2")?, Instant::now());
         let gigabits = guest(site, from)?.throughput(guest(site, to)?, address, reverse, 3)?;
+        let used = processor_time(site, "h2")? - before;
+        busy = 100.0 * used / begun.elapsed().as_secs_f64();
         lines.push(Line::new(
             name,
             gigabits > 0.02,
@@ -133,7 +136,25 @@ fn throughput(site: &mut Site) -> anyhow::Result<Vec<Line>> {
             "Gbit/s between two guests, one stream (iperf3)",
         ));
     }
+    lines.push(Line::new(
+        "weftd between the two",
+        busy < 50.0,
+        busy,
+        "% of a core",
+    ));
     Ok(lines)
+}
+
+/// Seconds of processor time that the weftd of a host has used so far.
+fn processor_time(site: &Site, host: &str) -> anyhow::Result<f64> {
+    let daemon = site.hosts.get(host).and_then(|host| host.daemon.as_ref());
+    let id = daemon.context("no weftd")?.pid();
+    let stat = std::fs::read_to_string(format!("/proc/{id}/stat"))?;
+    // After the name, which is in brackets: user and system time are the 12th and 13th (proc_pid_stat(5)), in hundredths of a second.
+    let fields = stat.rsplit(')').next().unwrap_or_default();
+    let times = fields.split_whitespace().skip(11).take(2);
+    let ticks: f64 = times.filter_map(|text| text.parse::<f64>().ok()).sum();
+    Ok(ticks / 100.0)
 }
 
 fn gre(site: &mut Site) -> anyhow::Result<Vec<Line>> {
@@ -151,10 +172,13 @@ fn gre(site: &mut Site) -> anyhow::Result<Vec<Line>> {
     Ok(lines)
 }
 
-/// A guest pings many times a second while its weftd is stopped and started.
+/// A guest pings many times a second, and keeps a connection busy, while its weftd is stopped and started.
 fn restart(site: &mut Site) -> anyhow::Result<Vec<Line>> {
     let line = "/tools/ping -n -D -i 0.01 -W 1 -c 250 10.0.1.12 >/tmp/pings 2>&1 &";
+    guest(site, "blue-a2")?.succeed("/tools/weft-guest answer 5201 >/tmp/answer 2>&1 &")?;
     let pinging = guest(site, "blue-a1")?;
+    pinging
+        .succeed("(/tools/weft-guest watch 10.0.1.12:5201 3; echo ended $?) >/tmp/watch 2>&1 &")?;
     pinging.succeed(line)?;
     wait_until("pings under way", Duration::from_secs(10), || {
         pinging.says("grep -q icmp_seq=10 /tmp/pings")
@@ -169,13 +193,26 @@ fn restart(site: &mut Site) -> anyhow::Result<Vec<Line>> {
     })?;
     let text = guest.succeed("cat /tmp/pings")?;
     let gap = longest_gap(&text).with_context(|| text.clone())?;
+    wait_until("the end of the connection", Duration::from_secs(30), || {
+        guest.says("grep -q ended /tmp/watch")
+    })?;
+    let watched = guest.succeed("cat /tmp/watch")?;
+    let longest = watched.lines().next().and_then(|line| line.parse().ok());
     site.wait_for_ports()?;
-    Ok(vec![Line::new(
-        "weftd restarts under a running guest",
-        gap < 3.0,
-        gap * 1e3,
-        "ms without an answer at the longest; its link and its port stayed",
-    )])
+    Ok(vec![
+        Line::new(
+            "weftd restarts under a running guest",
+            gap < 3.0,
+            gap * 1e3,
+            "ms without an answer at the longest; its link and its port stayed",
+        ),
+        Line::new(
+            "an established connection of it goes on",
+            watched.contains("ended 0"),
+            longest.unwrap_or(f64::NAN),
+            "ms without an answer at the longest",
+        ),
+    ])
 }
 
 fn reboot(site: &mut Site) -> anyhow::Result<Vec<Line>> {

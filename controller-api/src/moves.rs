@@ -1,0 +1,61 @@
+//! Ports that move: for a grace time the host that a port has left sends on what still comes for it, until every other host has heard of
+//! the new place.
+//!
+//! Who came from where is part of the intent, and so outlives the controller; how long ago is not. After a start every move is given the
+//! whole time again.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep_until};
+
+use crate::intent::Intent;
+
+/// How long to wait before a change that could not be stored is tried again.
+const RETRY: Duration = Duration::from_secs(5);
+
+/// A port's id, its host, and the host that it came from.
+type Move = (String, String, String);
+
+/// Ends each move when its grace time is over. Runs until the intent is gone.
+pub async fn end_in_time(intent: Arc<Intent>, grace: Duration) {
+    let mut versions = intent.watch();
+    let mut deadlines: HashMap<Move, Instant> = HashMap::new();
+    loop {
+        let version = versions.borrow_and_update().clone();
+        let now = Instant::now();
+        deadlines = version
+            .moving()
+            .map(|port| {
+                let key = (port.id.clone(), port.host.clone(), port.moved_from.clone());
+                let deadline = deadlines.get(&key).copied().unwrap_or(now + grace);
+                (key, deadline)
+            })
+            .collect();
+        let over: Vec<Move> = deadlines
+            .iter()
+            .filter(|(_, deadline)| **deadline <= now)
+            .map(|(key, _)| key.clone())
+            .collect();
+        if !over.is_empty() {
+            let intent = Arc::clone(&intent);
+            let count = over.len();
+            let ended = tokio::task::spawn_blocking(move || intent.end_moves(&over)).await;
+            match ended {
+                Ok(Ok(_)) => tracing::info!(ports = count, "moves ended"),
+                Ok(Err(error)) => {
+                    tracing::warn!(%error, "moves cannot be ended now");
+                    tokio::time::sleep(RETRY).await;
+                }
+                Err(error) => tracing::error!(%error, "ending moves failed"),
+            }
+            continue;
+        }
+        let next = deadlines.values().min().copied();
+        tokio::select! {
+            changed = versions.changed() => if changed.is_err() { return },
+            () = async { sleep_until(next.unwrap_or(now)).await }, if next.is_some() => {}
+        }
+    }
+}
