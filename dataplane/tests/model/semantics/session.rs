@@ -48,6 +48,8 @@ pub struct End {
     pub next: u32,
     /// Whether a segment of it was seen.
     pub spoke: bool,
+    /// Whether the other side has let it send anything beyond its SYN: by an acknowledgement, or by a SYN ahead of this side's.
+    pub granted: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -95,13 +97,22 @@ pub enum Follow {
 pub fn open(packet: &Packet) -> Result<(Stage, [End; 2]), DropReason> {
     if let Some(segment) = packet.tcp {
         let next = segment.seq.wrapping_add(segment.space);
-        let opener = End { next, spoke: true };
+        let granted = !segment.has(SYN);
+        let opener = End {
+            next,
+            spoke: true,
+            granted,
+        };
         return match segment.flags & (SYN | ACK | FIN | RST) {
             SYN => Ok((Stage::SynSent, [opener, End::default()])),
             // Picked up in mid-stream: the other side has sent what is acknowledged.
             ACK => {
                 let next = segment.ack;
-                let other = End { next, spoke: false };
+                let other = End {
+                    next,
+                    spoke: false,
+                    granted,
+                };
                 Ok((Stage::Established, [opener, other]))
             }
             _ => Err(DropReason::TcpInvalid),
@@ -147,7 +158,13 @@ pub fn follow(session: &Session, from_opener: bool, packet: &Packet) -> Follow {
         if established {
             return Follow::Pass(session.stage, session.ends);
         }
-        syn_fits(session.stage, from_opener, &segment, &mut sender, receiver)
+        syn_fits(
+            session.stage,
+            from_opener,
+            &segment,
+            &mut sender,
+            &mut receiver,
+        )
     } else if segment.has(RST) && is_opening(session.stage) {
         // Only a reset that acknowledges the SYN answers it (RFC 9293 3.10.7.3).
         from_opener || (segment.has(ACK) && segment.ack == receiver.next)
@@ -176,14 +193,19 @@ fn syn_fits(
     from_opener: bool,
     segment: &Segment,
     sender: &mut End,
-    receiver: End,
+    receiver: &mut End,
 ) -> bool {
     let next = segment.seq.wrapping_add(segment.space);
     let repeats = from_opener && stage == Stage::SynReceived && !segment.has(ACK);
     if (segment.has(ACK) && segment.ack != receiver.next) || (repeats && next != sender.next) {
         return false;
     }
-    *sender = End { next, spoke: true };
+    *sender = End {
+        next,
+        spoke: true,
+        granted: receiver.spoke,
+    };
+    receiver.granted |= segment.has(ACK);
     true
 }
 
@@ -195,8 +217,8 @@ fn in_window(segment: &Segment, sender: &mut End, receiver: &mut End) -> bool {
     if sender.spoke && is_far(ahead(next, sender.next)) {
         return false;
     }
-    // Who was never answered has not been granted anything beyond its SYN; one number more is let pass, as it is of any window.
-    if *receiver == End::default() && sender.spoke && ahead(next, sender.next) > 1 {
+    // One number more is let pass, as it is of any window.
+    if sender.spoke && !sender.granted && ahead(next, sender.next) > 1 {
         return false;
     }
     if segment.has(ACK) {
@@ -204,12 +226,14 @@ fn in_window(segment: &Segment, sender: &mut End, receiver: &mut End) -> bool {
         if beyond > 0 || is_far(beyond) {
             return false;
         }
+        receiver.granted = true;
     }
     // Who has not spoken may begin anywhere, but has sent what was acknowledged.
     let anew = !sender.spoke && is_far(ahead(next, sender.next));
     if anew || ahead(next, sender.next) > 0 {
         sender.next = next;
     }
+    sender.granted |= anew && receiver.spoke;
     sender.spoke = true;
     true
 }
