@@ -66,13 +66,20 @@ impl Core {
             rewrite::macs(frame, destination, source);
             rewrite::decrement_ttl(frame, &entry.parsed);
         }
+        let mut entry = *entry;
+        if let Some(class) = entry.outer_class {
+            match rewrite::propagate_congestion(frame, &entry.parsed, class) {
+                Ok(marked) => entry.parsed.traffic_class = marked,
+                Err(reason) => return self.drop(tables, io, packet, entry.ingress, reason),
+            }
+        }
         match split::split(io, &packet, &entry.parsed, tunnel.inner_mtu) {
             Ok(pieces) => {
                 let traffic = self.traffic(tables, entry.ingress);
                 traffic.generated.add(pieces.len() as u64 - 1);
                 io.free(packet.frame);
                 for piece in pieces {
-                    self.encapsulate(tables, io, piece, entry, tunnel);
+                    self.encapsulate(tables, io, piece, &entry, tunnel);
                 }
             }
             Err(reason) => self.drop(tables, io, packet, entry.ingress, reason),
@@ -104,7 +111,8 @@ impl Core {
             return self.spread(tables, io, packet, entry, entry.parsed.ip_len());
         }
         let pieces = segment::split(io, &packet, |io, piece| {
-            let ip_len = piece.len - entry.parsed.l3;
+            // A packet that is no segment comes out whole, with what padding it has.
+            let ip_len = (piece.len - entry.parsed.l3).min(entry.parsed.ip_len());
             self.spread(tables, io, piece, entry, ip_len);
         });
         match pieces {

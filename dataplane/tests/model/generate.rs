@@ -101,6 +101,8 @@ pub struct PortPlan {
     pub clamp_mss: bool,
     /// An IPv6 address that ends in zeros.
     pub odd_address: bool,
+    /// The host that it has just left, if there is one of this number.
+    pub left: u8,
 }
 
 /// One step of a run.
@@ -287,6 +289,7 @@ fn port(dice: &mut Dice) -> PortPlan {
         unguarded: dice.percent(10),
         clamp_mss: dice.coin(),
         odd_address: dice.percent(10),
+        left: dice.below(20),
     }
 }
 
@@ -636,6 +639,7 @@ impl VpcPlan {
             mac: mac.into(),
         };
         let groups = 0..self.groups.len();
+        let host = usize::from(plan.host) % HOSTS;
         v1::Port {
             id: format!("{vpc}-p{p}"),
             vpc: vpc.into(),
@@ -652,7 +656,11 @@ impl VpcPlan {
                 .filter(|g| plan.groups >> g & 1 != 0)
                 .map(|g| format!("{vpc}-g{g}"))
                 .collect(),
-            host: format!("h{}", usize::from(plan.host) % HOSTS),
+            host: format!("h{host}"),
+            moved_from: match usize::from(plan.left) {
+                left @ 0..HOSTS if left != host => format!("h{left}"),
+                _ => String::new(),
+            },
             unguarded: plan.unguarded,
             clamp_mss: plan.clamp_mss,
             hostname: if n % 2 == 0 {

@@ -321,6 +321,11 @@ impl Model {
             Decoded::Arp => (gateway::arp_of_peer(world, (to, vpc), frame)?, 0),
             Decoded::Ip(mut packet) => {
                 packet.complete_checksum();
+                if let Some(way) = way_after_move(world, (to, vpc), from, &packet) {
+                    // The port's host judges it.
+                    let ingress = Ingress::Tunnel(from, class);
+                    return self.forward(world, (to, vpc), ingress, packet, &way, outcome);
+                }
                 match gateway::discovery_of_peer(world, (to, vpc), &packet) {
                     Some(answer) => (answer?, packet.class),
                     None => {
@@ -855,19 +860,53 @@ fn to_port<'a>(sender: &v1::Port, target: &'a v1::Port) -> To<'a> {
     }
 }
 
-/// To a port of this host, never back into a tunnel.
+fn is_router(world: &World, vpc: &str, address: Mac) -> bool {
+    let mut gateways = world.subnets_of(vpc).map(gateway_mac);
+    address == ROUTER || gateways.any(|gateway| gateway == address)
+}
+
+/// What comes for a port that has just left this host goes on to where the port is now; not what comes from there, nor what claims to come from
+/// a port of this host or of somebody other than its sender.
+fn way_after_move<'a>(
+    world: &'a World,
+    (host, vpc): (&str, &str),
+    from: &str,
+    packet: &Packet,
+) -> Option<Way<'a>> {
+    let through_router = is_router(world, vpc, packet.dst);
+    let port = match through_router {
+        true => world.port_by_address(vpc, packet.flow.destination),
+        false => world.port_by_mac(vpc, packet.dst),
+    };
+    let port = port.filter(|port| port.moved_from == host && port.host != from)?;
+    let by_mac = world.port_by_mac(vpc, packet.src);
+    let by_address = world.port_by_address(vpc, packet.flow.source);
+    let honest = by_mac.is_none_or(|sender| sender.host == from)
+        && by_address.is_none_or(|sender| sender.host != host);
+    honest.then(|| Way {
+        to: To::Host(&port.host),
+        rewrite: through_router.then(|| (mac(&port.mac), gateway_mac(world.subnet(&port.subnet)))),
+    })
+}
+
+/// To a port of this host.
 fn way_from_tunnel<'a>(
     world: &'a World,
     (host, vpc): (&str, &str),
     from: &str,
     packet: &Packet,
 ) -> Result<Way<'a>, DropReason> {
-    // What claims to come from a port of this host, or carries the MAC of one that is not behind its sender, is a lie (b009).
+    // What claims to come from a port of this host, or carries the MAC of one that is not behind its sender, is a lie (b009); but between the two
+    // hosts of a port that has moved others' packets for it pass.
     let by_address = world.port_by_address(vpc, packet.flow.source);
     let by_mac = world.port_by_mac(vpc, packet.src);
-    if by_address.is_some_and(|port| port.host == host)
-        || by_mac.is_some_and(|port| port.host != from)
-    {
+    let target = world.port_by_mac(vpc, packet.dst);
+    let between = target.is_some_and(|port| {
+        let ends = [port.host.as_str(), port.moved_from.as_str()];
+        ends == [host, from] || ends == [from, host]
+    });
+    let is_lie = |port: &v1::Port| port.host == host || (port.host != from && !between);
+    if by_address.is_some_and(|port| port.host == host) || by_mac.is_some_and(is_lie) {
         return Err(DropReason::SpoofedInner);
     }
     if let Some(port) = world.port_by_mac(vpc, packet.dst) {
@@ -880,8 +919,7 @@ fn way_from_tunnel<'a>(
         });
     }
     // Routers elsewhere send to the virtual router's MAC.
-    let mut gateways = world.subnets_of(vpc).map(gateway_mac);
-    if packet.dst != ROUTER && !gateways.any(|gateway| gateway == packet.dst) {
+    if !is_router(world, vpc, packet.dst) {
         return Err(DropReason::NotHere);
     }
     match world.port_by_address(vpc, packet.flow.destination) {
