@@ -47,6 +47,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         "PortCounters",
         "TableCounters",
         "FrameCounters",
+        "MetadataCounters",
         "SessionList",
         "Session",
         "TraceReply",

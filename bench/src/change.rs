@@ -73,6 +73,7 @@ impl Agent {
             generation: self.generation,
             revision: self.generation.into(),
             underlay: &self.underlay,
+            metadata: false,
         };
         let snapshot = self.compiler.compile(&next, &context);
         self.state = next;

@@ -1,8 +1,11 @@
 //! Connections to the controller and to the daemon.
 
+use std::path::PathBuf;
+
 use anyhow::Result;
 use clap::Args;
 use tonic::transport::Channel;
+use weft_proto::tls::TlsFiles;
 use weft_proto::transport::{MAX_MESSAGE, connect};
 use weft_proto::v1::intent_client::IntentClient;
 use weft_proto::v1::node_client::NodeClient;
@@ -10,7 +13,7 @@ use weft_proto::v1::node_client::NodeClient;
 /// Whom to ask.
 #[derive(Debug, Args)]
 pub(crate) struct Targets {
-    /// The controller: http://HOST:PORT or unix:/path.
+    /// The controller: https://HOST:PORT, http://HOST:PORT or unix:/path.
     #[arg(
         long,
         global = true,
@@ -19,6 +22,27 @@ pub(crate) struct Targets {
         default_value = "http://127.0.0.1:7470"
     )]
     controller: String,
+    /// The authorities whose certificate the controller may show (PEM), for https.
+    #[arg(long, global = true, env = "WEFT_TLS_CA", value_name = "FILE", requires_all = ["tls_certificate", "tls_key"])]
+    tls_ca: Option<PathBuf>,
+    /// The caller's certificate, which names weft://role/read, operate or admin (PEM).
+    #[arg(
+        long,
+        global = true,
+        env = "WEFT_TLS_CERTIFICATE",
+        value_name = "FILE",
+        requires = "tls_ca"
+    )]
+    tls_certificate: Option<PathBuf>,
+    /// Its private key (PEM).
+    #[arg(
+        long,
+        global = true,
+        env = "WEFT_TLS_KEY",
+        value_name = "FILE",
+        requires = "tls_ca"
+    )]
+    tls_key: Option<PathBuf>,
     /// The daemon of the host: unix:/path or http://HOST:PORT.
     #[arg(
         long,
@@ -32,12 +56,21 @@ pub(crate) struct Targets {
 
 impl Targets {
     pub(crate) async fn intent(&self) -> Result<IntentClient<Channel>> {
-        let channel = connect(&self.controller).await?;
+        let files = (&self.tls_ca, &self.tls_certificate, &self.tls_key);
+        let tls = match files {
+            (Some(ca), Some(certificate), Some(key)) => Some(TlsFiles {
+                ca: ca.clone(),
+                certificate: certificate.clone(),
+                key: key.clone(),
+            }),
+            _ => None,
+        };
+        let channel = connect(&self.controller, tls.as_ref()).await?;
         Ok(IntentClient::new(channel).max_decoding_message_size(MAX_MESSAGE))
     }
 
     pub(crate) async fn node(&self) -> Result<NodeClient<Channel>> {
-        let channel = connect(&self.node).await?;
+        let channel = connect(&self.node, None).await?;
         Ok(NodeClient::new(channel).max_decoding_message_size(MAX_MESSAGE))
     }
 }

@@ -265,5 +265,11 @@ fn stats_text(stats: &v1::Stats, before: Option<&v1::Stats>, seconds: u64) -> St
             f.total, f.free, f.fill, f.transmit, f.held
         );
     }
+    if let Some(m) = &stats.metadata {
+        text += &format!(
+            "metadata: {} requests, {} not answered by the backend; {} connections, {} refused\n",
+            m.requests, m.backend_errors, m.connections, m.refused
+        );
+    }
     text
 }

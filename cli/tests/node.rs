@@ -13,8 +13,9 @@ use weft_proto::transport::{self, Listener};
 use weft_proto::v1::node_server::{Node, NodeServer};
 use weft_proto::v1::{
     self, DropCount, Drops, FrameCounters, GetDropsRequest, GetStateRequest, GetStatsRequest,
-    GetStatusRequest, ListSessionsRequest, NodeStateReply, PortCounters, PortStatus, Session,
-    SessionList, Stats, TableCounters, TraceReply, TraceRequest, TraceStep, WorkerStatus,
+    GetStatusRequest, ListSessionsRequest, MetadataCounters, NodeStateReply, PortCounters,
+    PortStatus, Session, SessionList, Stats, TableCounters, TraceReply, TraceRequest, TraceStep,
+    WorkerStatus,
 };
 
 #[derive(Default)]
@@ -93,6 +94,10 @@ impl Node for Daemon {
                 free: 8,
                 ..FrameCounters::default()
             }),
+            metadata: Some(MetadataCounters {
+                requests: 7,
+                ..MetadataCounters::default()
+            }),
         }))
     }
 
@@ -143,7 +148,7 @@ async fn scene() -> (Scene, Arc<Mutex<Vec<TraceRequest>>>) {
     let listener = Listener::bind(&socket).await.unwrap();
     tokio::spawn(async {
         let router = transport::server().add_service(NodeServer::new(daemon));
-        transport::serve(router, listener, std::future::pending())
+        transport::serve(router, listener, None, std::future::pending())
             .await
             .unwrap();
     });
@@ -174,6 +179,12 @@ async fn what_the_daemon_says_is_printed() {
     let stats = scene.run("stats -o json").await.ok();
     let stats: serde_json::Value = serde_json::from_str(&stats).unwrap();
     assert_eq!(stats["frames"]["held"], 0, "a counter at zero is told");
+    assert_eq!(stats["metadata"]["requests"], 7);
+    let stats = scene.run("stats").await.ok();
+    assert!(
+        stats.contains("metadata: 7 requests, 0 not answered"),
+        "{stats}"
+    );
 }
 
 #[tokio::test]

@@ -6,12 +6,14 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 use weft_proto::state::{Key, Kind, Object, StateError, collect};
+use weft_proto::tls::Role;
 use weft_proto::v1::intent_server;
 use weft_proto::v1::{
     ApplyRequest, ChangeReply, CreateRequest, DeleteRequest, GetRequest, HostStatusReply,
     ListHostStatusRequest, ListReply, ListRequest,
 };
 
+use crate::caller::Caller;
 use crate::hosts::Hosts;
 use crate::intent::{ChangeError, Intent, Outcome};
 
@@ -53,24 +55,31 @@ impl intent_server::Intent for Api {
         &self,
         request: Request<CreateRequest>,
     ) -> Result<Response<ChangeReply>, Status> {
+        let caller = allowed(&request, Role::Operate)?;
         let objects = request.into_inner().objects.unwrap_or_default();
-        self.change(move |intent| intent.create(objects)).await
+        self.change(move |intent| intent.create(&caller, objects))
+            .await
     }
 
     async fn apply(&self, request: Request<ApplyRequest>) -> Result<Response<ChangeReply>, Status> {
+        let caller = allowed(&request, Role::Operate)?;
         let request = request.into_inner();
-        self.change(move |intent| intent.apply(request)).await
+        self.change(move |intent| intent.apply(&caller, request))
+            .await
     }
 
     async fn delete(
         &self,
         request: Request<DeleteRequest>,
     ) -> Result<Response<ChangeReply>, Status> {
+        let caller = allowed(&request, Role::Operate)?;
         let keys = request.into_inner().objects;
-        self.change(move |intent| intent.delete(&keys)).await
+        self.change(move |intent| intent.delete(&caller, &keys))
+            .await
     }
 
     async fn get(&self, request: Request<GetRequest>) -> Result<Response<ListReply>, Status> {
+        allowed(&request, Role::Read)?;
         let wire = request.into_inner().object.unwrap_or_default();
         let key =
             Key::from_wire(&wire).map_err(|error| Status::invalid_argument(error.to_string()))?;
@@ -91,6 +100,7 @@ impl intent_server::Intent for Api {
         &self,
         request: Request<ListRequest>,
     ) -> Result<Response<Self::ListStream>, Status> {
+        allowed(&request, Role::Read)?;
         let ListRequest { kind, vpc } = request.into_inner();
         let kind = if kind.is_empty() {
             None
@@ -123,8 +133,9 @@ impl intent_server::Intent for Api {
 
     async fn list_host_status(
         &self,
-        _: Request<ListHostStatusRequest>,
+        request: Request<ListHostStatusRequest>,
     ) -> Result<Response<HostStatusReply>, Status> {
+        allowed(&request, Role::Read)?;
         let version = self.intent.current();
         Ok(Response::new(HostStatusReply {
             revision: version.revision,
@@ -133,12 +144,20 @@ impl intent_server::Intent for Api {
     }
 }
 
+/// Who sent a request, if they may do so much.
+fn allowed<T>(request: &Request<T>, role: Role) -> Result<Caller, Status> {
+    let caller = Caller::of(request)?;
+    caller.needs(role)?;
+    Ok(caller)
+}
+
 fn to_status(error: &ChangeError) -> Status {
     let text = shortened(error.to_string());
     match error {
         ChangeError::Exists(_) => Status::already_exists(text),
         ChangeError::Missing(_) => Status::not_found(text),
         ChangeError::Malformed(_) | ChangeError::Refused(_) => Status::invalid_argument(text),
+        ChangeError::Hosts(_) => Status::permission_denied(text),
         ChangeError::InUse(_) => Status::failed_precondition(text),
         ChangeError::Overtaken(_) => Status::aborted(text),
         ChangeError::Store(error) => {

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
+use weft_proto::tls::TlsFiles;
 
 /// What `weft-controller --config FILE` reads.
 ///
@@ -20,6 +21,8 @@ pub struct Config {
     pub listen: String,
     /// Where the intent is kept.
     pub store: StoreConfig,
+    /// By what certificates callers over TCP are known; without, everybody who reaches the port may do everything.
+    pub tls: Option<TlsFiles>,
     /// For how many seconds after a port has moved its old host sends on what still comes for it: 0 to 3600, 30 unless said otherwise. The hosts
     /// hear of a move within milliseconds; this is for those that the controller does not reach at the time.
     #[serde(default = "default_move_grace")]

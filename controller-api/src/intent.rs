@@ -7,11 +7,18 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::watch;
 use weft_proto::state::{Key, Kind, Object, State, StateError};
+use weft_proto::tls::Role;
 use weft_proto::v1::{self, Objects};
 use weft_proto::validate::{Scope, describe, validate};
 
+use crate::caller::Caller;
 use crate::store::{Change, Store, StoreError};
 use crate::version::Version;
+
+/// The log's target of what concerns who did what.
+const AUDIT: &str = "weft::audit";
+/// Objects that are named in a line of it.
+const AUDITED: usize = 20;
 
 /// Why a change is refused; nothing of it happened.
 #[derive(Debug, thiserror::Error)]
@@ -27,6 +34,10 @@ pub enum ChangeError {
     Refused(Vec<v1::Violation>),
     #[error("still referred to:\n{}", lines(.0))]
     InUse(Vec<v1::Violation>),
+    #[error(
+        "the certificate of '{0}' does not name weft://role/admin, which a change of hosts needs"
+    )]
+    Hosts(String),
     #[error("the intent is at revision {0} by now")]
     Overtaken(u64),
     #[error(transparent)]
@@ -90,9 +101,9 @@ impl Intent {
     ///
     /// # Errors
     /// Any of them exists, or the result breaks a rule, or it cannot be stored.
-    pub fn create(&self, objects: Objects) -> Result<Outcome, ChangeError> {
+    pub fn create(&self, caller: &Caller, objects: Objects) -> Result<Outcome, ChangeError> {
         let new = State::from_objects(objects)?;
-        self.change(false, |version| {
+        self.change(caller, false, |version| {
             let taken: Vec<_> = new
                 .iter()
                 .map(Object::key)
@@ -112,9 +123,13 @@ impl Intent {
     ///
     /// # Errors
     /// The result breaks a rule, the intent is at another revision than required, or the change cannot be stored.
-    pub fn apply(&self, request: v1::ApplyRequest) -> Result<Outcome, ChangeError> {
+    pub fn apply(
+        &self,
+        caller: &Caller,
+        request: v1::ApplyRequest,
+    ) -> Result<Outcome, ChangeError> {
         let new = State::from_objects(request.objects.unwrap_or_default())?;
-        self.change(request.dry_run, |version| {
+        self.change(caller, request.dry_run, |version| {
             if request.if_revision != 0 && request.if_revision != version.revision {
                 return Err(ChangeError::Overtaken(version.revision));
             }
@@ -135,12 +150,12 @@ impl Intent {
     ///
     /// # Errors
     /// Any of them does not exist or is still referred to, or the change cannot be stored.
-    pub fn delete(&self, keys: &[v1::ObjectKey]) -> Result<Outcome, ChangeError> {
+    pub fn delete(&self, caller: &Caller, keys: &[v1::ObjectKey]) -> Result<Outcome, ChangeError> {
         let keys = keys
             .iter()
             .map(Key::from_wire)
             .collect::<Result<BTreeSet<_>, _>>()?;
-        let changed = self.change(false, |version| {
+        let changed = self.change(caller, false, |version| {
             let missing: Vec<_> = keys
                 .iter()
                 .filter(|key| version.state.get(key).is_none())
@@ -163,7 +178,8 @@ impl Intent {
     /// # Errors
     /// The change cannot be stored.
     pub fn end_moves(&self, moves: &[(String, String, String)]) -> Result<Outcome, ChangeError> {
-        self.change(false, |version| {
+        let caller = Caller::trusted("the controller".to_owned());
+        self.change(&caller, false, |version| {
             let arrived = moves.iter().filter_map(|(id, host, from)| {
                 match version.state.find(Kind::Port, id) {
                     Some(Object::Port(port)) if (&port.host, &port.moved_from) == (host, from) => {
@@ -179,8 +195,25 @@ impl Intent {
         })
     }
 
+    /// Makes a change, and says in the log who did what, or tried to.
     fn change(
         &self,
+        caller: &Caller,
+        dry_run: bool,
+        decide: impl FnOnce(&Version) -> Result<(Vec<Object>, Vec<Key>), ChangeError>,
+    ) -> Result<Outcome, ChangeError> {
+        let result = self.change_unseen(caller, dry_run, decide);
+        if let Err(error) = &result {
+            let reason = error.to_string();
+            let reason = reason.lines().next().unwrap_or_default();
+            tracing::info!(target: AUDIT, caller = caller.name, dry_run, reason, "refused");
+        }
+        result
+    }
+
+    fn change_unseen(
+        &self,
+        caller: &Caller,
         dry_run: bool,
         decide: impl FnOnce(&Version) -> Result<(Vec<Object>, Vec<Key>), ChangeError>,
     ) -> Result<Outcome, ChangeError> {
@@ -193,6 +226,12 @@ impl Intent {
                 revision: version.revision,
                 ..Outcome::default()
             });
+        }
+        let is_host = |key: &Key| key.kind == Kind::Host;
+        let changes_hosts =
+            deletes.iter().any(is_host) || upserts.iter().any(|object| object.kind() == Kind::Host);
+        if changes_hosts && caller.role < Role::Admin {
+            return Err(ChangeError::Hosts(caller.name.clone()));
         }
         let mut state = version.state.clone();
         for key in &deletes {
@@ -223,11 +262,31 @@ impl Intent {
         };
         if !dry_run {
             self.store.commit(&change)?;
+            audit(caller, &change);
             self.current
                 .send_replace(Arc::new(version.next(&change, state)));
         }
         Ok(outcome)
     }
+}
+
+/// One line for each change that was made: by whom, and of what, as far as a line is long.
+fn audit(caller: &Caller, change: &Change) {
+    let names = |keys: &mut dyn Iterator<Item = Key>| {
+        let mut names: Vec<String> = keys.take(AUDITED + 1).map(|key| key.to_string()).collect();
+        if names.len() > AUDITED {
+            names[AUDITED] = "more".to_owned();
+        }
+        names.join(", ")
+    };
+    tracing::info!(
+        target: AUDIT,
+        caller = caller.name,
+        revision = change.revision,
+        put = names(&mut change.upserts.iter().map(Object::key)),
+        deleted = names(&mut change.deletes.iter().cloned()),
+        "changed"
+    );
 }
 
 /// The object as it is to be kept: where a port comes from is not for the writer of the intent to say.

@@ -9,6 +9,7 @@
 #![forbid(unsafe_code)]
 
 mod api;
+pub mod caller;
 pub mod compile;
 pub mod config;
 pub mod hosts;

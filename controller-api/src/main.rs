@@ -14,6 +14,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use weft_controller::config::Config;
 use weft_controller::intent::Intent;
 use weft_controller::{server, store};
+use weft_proto::tls::ServerTls;
 use weft_proto::transport::Listener;
 
 /// Holds the intent of all tenants and streams to each host what it needs.
@@ -65,6 +66,7 @@ fn main() -> ExitCode {
 
 fn check(file: &std::path::Path) -> Result<()> {
     let config = Config::read(file)?;
+    config.tls.clone().map(ServerTls::new).transpose()?;
     println!(
         "{}: good; would listen at {}",
         file.display(),
@@ -82,6 +84,10 @@ async fn run(file: &std::path::Path) -> Result<()> {
     let intent = Arc::new(Intent::load(store).context("cannot read the store")?);
     let version = intent.current();
     let listener = Listener::bind(&config.listen).await?;
+    let tls = config.tls.map(ServerTls::new).transpose()?.map(Arc::new);
+    if tls.is_none() && matches!(listener, Listener::Tcp(_)) {
+        tracing::warn!("without [tls] everybody who reaches the port may do everything");
+    }
     tracing::info!(
         address = listener.address()?,
         revision = version.revision,
@@ -89,7 +95,7 @@ async fn run(file: &std::path::Path) -> Result<()> {
         "serving"
     );
     let move_grace = Duration::from_secs(config.move_grace_seconds.into());
-    server::serve(intent, listener, move_grace, async move {
+    server::serve(intent, listener, tls, move_grace, async move {
         tokio::select! {
             _ = terminate.recv() => {}
             _ = interrupt.recv() => {}

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::watch;
+use weft_proto::tls::ServerTls;
 use weft_proto::transport::{self, Listener, MAX_MESSAGE, TransportError};
 use weft_proto::v1::host_control_server::HostControlServer;
 use weft_proto::v1::intent_server::IntentServer;
@@ -23,6 +24,7 @@ const STOP_DEADLINE: Duration = Duration::from_secs(5);
 pub async fn serve(
     intent: Arc<Intent>,
     listener: Listener,
+    tls: Option<Arc<ServerTls>>,
     move_grace: Duration,
     stop: impl Future<Output = ()>,
 ) -> Result<(), TransportError> {
@@ -40,7 +42,7 @@ pub async fn serve(
         )
         .add_service(HostControlServer::new(control).max_decoding_message_size(MAX_MESSAGE));
     let mut drained = watched.clone();
-    let served = transport::serve(router, listener, async {
+    let served = transport::serve(router, listener, tls, async {
         stop.await;
         stopping.send_replace(true);
     });

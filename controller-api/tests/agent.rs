@@ -42,6 +42,7 @@ async fn attach(id: &str, host: &Arc<Host>, address: &str, directory: &Path) -> 
         capabilities: vec![],
         source: Source::Controller {
             address: address.to_owned(),
+            tls: None,
             state_directory: directory.join(id),
         },
     };

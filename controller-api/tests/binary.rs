@@ -37,7 +37,7 @@ impl Program {
     }
 
     async fn intent(&self) -> IntentClient<tonic::transport::Channel> {
-        let channel = until(|| connect(&self.address), Result::is_ok).await;
+        let channel = until(|| connect(&self.address, None), Result::is_ok).await;
         IntentClient::new(channel.unwrap())
     }
 }

@@ -8,6 +8,7 @@ mod support;
 use std::sync::Arc;
 
 use support::{DEADLINE, MOVE_GRACE, topology, yaml};
+use weft_controller::caller::Caller;
 use weft_controller::compile::compile;
 use weft_controller::intent::Intent;
 use weft_controller::moves;
@@ -16,12 +17,16 @@ use weft_proto::state::{Kind, Object, State};
 use weft_proto::v1::{ApplyRequest, Objects, Port};
 use weft_proto::validate::{Scope, validate};
 
+fn nobody() -> Caller {
+    Caller::trusted("a test".to_owned())
+}
+
 fn apply(intent: &Intent, objects: Objects) {
     let request = ApplyRequest {
         objects: Some(objects),
         ..ApplyRequest::default()
     };
-    intent.apply(request).unwrap();
+    intent.apply(&nobody(), request).unwrap();
 }
 
 /// b1 bound to a host; whoever writes this claims that it comes from where it never was.
@@ -103,6 +108,8 @@ async fn a_host_that_goes_takes_its_moves_along() {
     let intent = Intent::load(Box::new(store)).unwrap();
     apply(&intent, topology());
     apply(&intent, b1_on("h2"));
-    intent.delete(&[support::key("host", "h1")]).unwrap();
+    intent
+        .delete(&nobody(), &[support::key("host", "h1")])
+        .unwrap();
     assert_eq!(places(&state(&intent, "h2")), Some(("h2", "h1", true)));
 }

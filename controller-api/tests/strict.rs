@@ -55,7 +55,7 @@ impl Decoder for Raw {
 }
 
 async fn apply(controller: &Controller, bytes: Vec<u8>) -> Result<ChangeReply, Status> {
-    let mut client = Grpc::new(connect(&controller.address).await.unwrap());
+    let mut client = Grpc::new(connect(&controller.address, None).await.unwrap());
     client.ready().await.unwrap();
     let path = PathAndQuery::from_static("/weft.v1.Intent/Apply");
     let reply = client.unary(Request::new(bytes), path, Raw).await?;

@@ -147,6 +147,13 @@ impl MemoryHost {
     }
 }
 
+impl MemoryHost {
+    fn port_id(&self, index: u16) -> String {
+        let port = self.pipeline.snapshot().port(index);
+        port.map(|port| port.id.clone()).unwrap_or_default()
+    }
+}
+
 /// A frame that came out at a port.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Delivered {
@@ -171,6 +178,10 @@ pub struct Fabric {
     pub down: Vec<IpAddr>,
     /// The worker of each host that takes the packets that follow, by number.
     pub worker: usize,
+    /// Whether the next state finds a metadata service on every host.
+    pub metadata: bool,
+    /// What the hosts' pipelines handed to their metadata services: the port's id, and the frame.
+    pub asked: Vec<(String, Vec<u8>)>,
     state: State,
     settings: Settings,
 }
@@ -211,6 +222,8 @@ impl Fabric {
             down: Vec::new(),
             worker: 0,
             settings: *settings,
+            metadata: false,
+            asked: Vec::new(),
             state: State::default(),
         };
         fabric.set(state)?;
@@ -285,6 +298,7 @@ impl Fabric {
                 generation: host.generation + 1,
                 revision: 0,
                 underlay: &underlay,
+                metadata: self.metadata,
             };
             let mut compiler = host.compiler.clone();
             let snapshot = compiler.compile(&state, &context)?;
@@ -391,17 +405,15 @@ impl Fabric {
                     host.io.free(packet.frame);
                     match to {
                         Destination::Port(index) => {
-                            let port = host
-                                .pipeline
-                                .snapshot()
-                                .port(index)
-                                .map(|port| port.id.clone())
-                                .unwrap_or_default();
+                            let port = host.port_id(index);
                             delivered.push(Delivered {
                                 port,
                                 frame,
                                 offload,
                             });
+                        }
+                        Destination::Metadata(index) => {
+                            self.asked.push((host.port_id(index), frame));
                         }
                         Destination::Uplink(_) => crossing.push(frame),
                     }

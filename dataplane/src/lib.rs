@@ -6,6 +6,7 @@ pub mod agent;
 pub mod daemon;
 pub mod encap;
 pub mod fabric;
+pub mod metadata;
 pub mod packet;
 pub mod pipeline;
 pub mod policy;

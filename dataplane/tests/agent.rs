@@ -172,7 +172,7 @@ impl Server {
         let served = tokio::spawn(async move {
             let service = HostControlServer::new(Service { peers: sender });
             let router = transport::server().add_service(service);
-            transport::serve(router, listener, async { drop(stopped.await) })
+            transport::serve(router, listener, None, async { drop(stopped.await) })
                 .await
                 .unwrap();
         });
@@ -219,6 +219,7 @@ impl Scene {
     async fn agent(&self) -> AgentHandle {
         let source = Source::Controller {
             address: self.address(),
+            tls: None,
             state_directory: self.path("kept"),
         };
         agent::start(config(source), self.recorder.clone())

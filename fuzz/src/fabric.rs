@@ -41,6 +41,7 @@ pub fn with(act: impl FnOnce(&mut Fabric)) {
         let fabric = kept.get_or_insert_with(new);
         act(fabric);
         fabric.crossed.clear();
+        fabric.asked.clear();
         fabric.advance(LONG);
         assert_eq!(fabric.missing_frames(), 0, "frames leaked");
         for (id, host) in &fabric.hosts {

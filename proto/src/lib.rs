@@ -14,6 +14,7 @@ pub mod mtu;
 mod shelf;
 pub mod state;
 pub mod strict;
+pub mod tls;
 pub mod transport;
 pub mod validate;
 

@@ -1,4 +1,4 @@
-//! Where weft's services are served and reached: `HOST:PORT` over TCP, or `unix:/path`.
+//! Where weft's services are served and reached: `HOST:PORT` over TCP, with TLS or without, or `unix:/path`.
 //!
 //! The controller and the daemon serve through here, the agent and the command line connect through here, so that keep-alive and
 //! message sizes agree at both ends.
@@ -7,12 +7,18 @@ use std::future::Future;
 use std::io;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::net::{TcpListener, UnixListener, UnixStream};
-use tokio_stream::wrappers::UnixListenerStream;
+use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
+use tokio::sync::{Semaphore, mpsc};
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
+use tokio_stream::wrappers::{ReceiverStream, UnixListenerStream};
 use tonic::transport::server::Router;
 use tonic::transport::{Channel, Endpoint, Server};
+
+use crate::tls::{ServerTls, TlsError, TlsFiles};
 
 /// The largest message either end accepts: the state of a large host, whole.
 pub const MAX_MESSAGE: usize = 256 << 20;
@@ -22,14 +28,25 @@ pub const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
 /// How long a ping may stay unanswered.
 pub const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// Connections that may be shaking hands at a time; more wait in the kernel's queue.
+const HANDSHAKES: usize = 64;
+/// How long a handshake may take.
+const HANDSHAKE: Duration = Duration::from_secs(5);
+/// How long to wait when the kernel has no connection for us, but an error.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
 /// Why an address cannot be served at or reached.
 #[derive(Debug, thiserror::Error)]
 #[allow(missing_docs)]
 pub enum TransportError {
     #[error("cannot listen at {address}: {reason}")]
     Bind { address: String, reason: io::Error },
-    #[error("'{0}' is no address: HOST:PORT, http://HOST:PORT or unix:/path")]
+    #[error("'{0}' is no address: HOST:PORT, http://HOST:PORT, https://HOST:PORT or unix:/path")]
     Address(String),
+    #[error("{0}: certificates go with https://, and https:// goes with certificates")]
+    Certificates(String),
+    #[error(transparent)]
+    Tls(#[from] TlsError),
     #[error("cannot reach {address}: {reason}")]
     Connect { address: String, reason: String },
     #[error(transparent)]
@@ -94,23 +111,28 @@ pub fn server() -> Server {
         .tcp_nodelay(true)
 }
 
-/// Serves until `stop` is ready and the calls then open have ended.
+/// Serves until `stop` is ready and the calls then open have ended. `tls` is for TCP; a unix socket has its file's permissions.
 ///
 /// # Errors
 /// The transport's.
 pub async fn serve(
     router: Router,
     listener: Listener,
+    tls: Option<Arc<ServerTls>>,
     stop: impl Future<Output = ()>,
 ) -> Result<(), TransportError> {
-    match listener {
-        Listener::Tcp(listener) => {
+    match (listener, tls) {
+        (Listener::Tcp(listener), Some(tls)) => {
+            let incoming = secured(listener, tls);
+            router.serve_with_incoming_shutdown(incoming, stop).await?;
+        }
+        (Listener::Tcp(listener), None) => {
             // Deltas are small: waiting to fill a segment would only delay them.
             let incoming =
                 tonic::transport::server::TcpIncoming::from(listener).with_nodelay(Some(true));
             router.serve_with_incoming_shutdown(incoming, stop).await?;
         }
-        Listener::Unix(listener, path) => {
+        (Listener::Unix(listener, path), _) => {
             let incoming = UnixListenerStream::new(listener);
             let served = router.serve_with_incoming_shutdown(incoming, stop).await;
             // Another may have replaced it already; nothing is lost when it is not there.
@@ -121,18 +143,71 @@ pub async fn serve(
     Ok(())
 }
 
-/// An end point of `HOST:PORT`, `http://HOST:PORT` or `unix:/path`, with keep-alive.
+/// The connections of those who can show a certificate. A handshake that takes its time holds up nobody else's.
+fn secured(
+    listener: TcpListener,
+    tls: Arc<ServerTls>,
+) -> ReceiverStream<io::Result<TlsStream<TcpStream>>> {
+    let (sender, receiver) = mpsc::channel(HANDSHAKES);
+    let slots = Arc::new(Semaphore::new(HANDSHAKES));
+    tokio::spawn(async move {
+        loop {
+            let Ok(slot) = Arc::clone(&slots).acquire_owned().await else {
+                return;
+            };
+            let accepted = tokio::select! {
+                accepted = listener.accept() => accepted,
+                () = sender.closed() => return,
+            };
+            let (stream, peer) = match accepted {
+                Ok(accepted) => accepted,
+                Err(error) => {
+                    tracing::warn!(%error, "no connection is accepted");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                    continue;
+                }
+            };
+            let acceptor = TlsAcceptor::from(tls.current());
+            let sender = sender.clone();
+            tokio::spawn(async move {
+                let _slot = slot;
+                // Deltas are small: waiting to fill a segment would only delay them.
+                let _ = stream.set_nodelay(true);
+                match tokio::time::timeout(HANDSHAKE, acceptor.accept(stream)).await {
+                    // Nobody takes it when serving has ended.
+                    Ok(Ok(stream)) => drop(sender.send(Ok(stream)).await),
+                    Ok(Err(error)) => tracing::debug!(%peer, %error, "refused"),
+                    Err(_) => tracing::debug!(%peer, "gave up on its handshake"),
+                }
+            });
+        }
+    });
+    ReceiverStream::new(receiver)
+}
+
+/// An end point of `HOST:PORT`, `http://HOST:PORT`, `https://HOST:PORT` or `unix:/path`, with keep-alive. With certificates `HOST:PORT` means
+/// `https://HOST:PORT`, and the server's certificate has to name HOST.
 ///
 /// # Errors
-/// The text is no address.
-pub fn endpoint(address: &str) -> Result<Endpoint, TransportError> {
+/// The text is no address, or the certificates are no use, or one of them goes without the other.
+pub fn endpoint(address: &str, tls: Option<&TlsFiles>) -> Result<Endpoint, TransportError> {
     let uri = if address.contains("://") || address.starts_with("unix:") {
         address.to_owned()
+    } else if tls.is_some() {
+        format!("https://{address}")
     } else {
         format!("http://{address}")
     };
+    if unix_path(address).is_none() && uri.starts_with("https://") != tls.is_some() {
+        return Err(TransportError::Certificates(address.to_owned()));
+    }
+    let tls = tls.filter(|_| unix_path(address).is_none());
     let endpoint =
         Endpoint::from_shared(uri).map_err(|_| TransportError::Address(address.to_owned()))?;
+    let endpoint = match tls {
+        Some(files) => endpoint.tls_config(files.client()?)?,
+        None => endpoint,
+    };
     Ok(endpoint
         .connect_timeout(Duration::from_secs(5))
         .tcp_nodelay(true)
@@ -145,8 +220,8 @@ pub fn endpoint(address: &str) -> Result<Endpoint, TransportError> {
 ///
 /// # Errors
 /// The text is no address, or nobody answers there.
-pub async fn connect(address: &str) -> Result<Channel, TransportError> {
-    endpoint(address)?
+pub async fn connect(address: &str, tls: Option<&TlsFiles>) -> Result<Channel, TransportError> {
+    endpoint(address, tls)?
         .connect()
         .await
         .map_err(|error| TransportError::Connect {

@@ -6,6 +6,7 @@
 use std::path::PathBuf;
 use std::process::Stdio;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::io::AsyncWriteExt;
 use tokio::process::Command;
@@ -13,6 +14,7 @@ use tokio::task::JoinHandle;
 use weft_controller::intent::Intent;
 use weft_controller::server;
 use weft_controller::store::Embedded;
+use weft_proto::tls::{ServerTls, TlsFiles};
 use weft_proto::transport::Listener;
 
 pub const TOPOLOGY: &str = r#"
@@ -30,6 +32,9 @@ ports:
   - {id: b2, vpc: blue, subnet: blue-a, mac: "02:00:00:00:00:02", addresses: [10.0.0.12],
      host: h2, device: {kind: netdev, name: b2}}
 "#;
+
+/// How long a move of a port goes on; no test waits for its end.
+const MOVE_GRACE: Duration = Duration::from_secs(30);
 
 /// What a command printed and how it ended.
 #[derive(Debug)]
@@ -67,7 +72,7 @@ impl Scene {
         let socket = format!("unix:{}", directory.path().join("controller").display());
         let listener = Listener::bind(&socket).await.unwrap();
         let served = tokio::spawn(async {
-            server::serve(intent, listener, std::future::pending())
+            server::serve(intent, listener, None, MOVE_GRACE, std::future::pending())
                 .await
                 .unwrap();
         });
@@ -75,6 +80,22 @@ impl Scene {
             directory,
             _served: served,
         }
+    }
+
+    /// A controller with an empty intent, for callers with certificates; says where it is.
+    pub async fn with_certificates(files: TlsFiles) -> (Self, String) {
+        let mut scene = Self::empty().await;
+        let store = Embedded::open(&scene.path("over-tcp.redb")).unwrap();
+        let intent = Arc::new(Intent::load(Box::new(store)).unwrap());
+        let listener = Listener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.address().unwrap().replace("http:", "https:");
+        let tls = Some(Arc::new(ServerTls::new(files).unwrap()));
+        scene._served = tokio::spawn(async {
+            server::serve(intent, listener, tls, MOVE_GRACE, std::future::pending())
+                .await
+                .unwrap();
+        });
+        (scene, address)
     }
 
     /// A controller that holds the topology.

@@ -12,6 +12,7 @@ use weft_proto::v1::{FromHost, Hello, ToHost, Welcome, from_host, to_host};
 
 use super::Hosts;
 use super::session::Session;
+use crate::caller::Caller;
 use crate::intent::Intent;
 
 /// How long a stream may stay silent before it says who it is.
@@ -32,6 +33,7 @@ impl HostControl for Control {
         &self,
         request: Request<Streaming<FromHost>>,
     ) -> Result<Response<Self::AttachStream>, Status> {
+        let caller = Caller::of(&request)?;
         let mut inbound = request.into_inner();
         // One state is outstanding at a time, so that more than Welcome, one state and a final status never wait.
         let (sender, receiver) = mpsc::channel(3);
@@ -40,7 +42,7 @@ impl HostControl for Control {
         let mut stopping = self.stopping.clone();
         tokio::spawn(async move {
             let result = tokio::select! {
-                result = run(&mut inbound, &sender, &intent, hosts) => result,
+                result = run(&caller, &mut inbound, &sender, &intent, hosts) => result,
                 _ = stopping.wait_for(|stopping| *stopping) => {
                     Err(Status::unavailable("the controller stops"))
                 }
@@ -55,12 +57,21 @@ impl HostControl for Control {
 }
 
 async fn run(
+    caller: &Caller,
     inbound: &mut Streaming<FromHost>,
     sender: &mpsc::Sender<Result<ToHost, Status>>,
     intent: &Intent,
     hosts: Arc<Hosts>,
 ) -> Result<(), Status> {
     let hello = hello(inbound).await?;
+    if let Err(refusal) = caller.speaks_for(&hello.host) {
+        tracing::warn!(
+            host = hello.host,
+            caller = caller.name,
+            "may not speak for the host"
+        );
+        return Err(refusal);
+    }
     let id = rand::random::<u64>().max(1);
     let welcome = to_host::Message::Welcome(Welcome {
         session: id,

@@ -15,6 +15,7 @@ use weft_controller::intent::Intent;
 use weft_controller::server;
 use weft_controller::store::Embedded;
 use weft_proto::state::State;
+use weft_proto::tls::{ServerTls, TlsFiles};
 use weft_proto::transport::{Listener, connect};
 use weft_proto::v1::host_control_client::HostControlClient;
 use weft_proto::v1::intent_client::IntentClient;
@@ -68,6 +69,12 @@ pub struct Controller {
 impl Controller {
     /// Serves at `listen` from the store in a directory.
     pub async fn start(directory: &Path, listen: &str) -> Self {
+        Self::start_with(directory, listen, None).await
+    }
+
+    /// The same, for callers who show certificates.
+    pub async fn start_with(directory: &Path, listen: &str, tls: Option<TlsFiles>) -> Self {
+        let tls = tls.map(|files| Arc::new(ServerTls::new(files).unwrap()));
         let store = Embedded::open(&directory.join("intent.redb")).unwrap();
         let intent = Arc::new(Intent::load(Box::new(store)).unwrap());
         let listener = Listener::bind(listen).await.unwrap();
@@ -75,7 +82,7 @@ impl Controller {
         let (stop, stopped) = oneshot::channel();
         let served = tokio::spawn(async move {
             let stop = async { drop(stopped.await) };
-            server::serve(intent, listener, MOVE_GRACE, stop)
+            server::serve(intent, listener, tls, MOVE_GRACE, stop)
                 .await
                 .unwrap();
         });
@@ -87,7 +94,7 @@ impl Controller {
     }
 
     pub async fn intent(&self) -> IntentClient<Channel> {
-        IntentClient::new(connect(&self.address).await.unwrap())
+        IntentClient::new(connect(&self.address, None).await.unwrap())
     }
 
     pub async fn stop(self) {
@@ -147,7 +154,9 @@ pub struct FakeHost {
 
 impl FakeHost {
     pub async fn attach(address: &str, host: &str, revision: u64, digest: Vec<u8>) -> Self {
-        let channel = until(|| connect(address), Result::is_ok).await.unwrap();
+        let channel = until(|| connect(address, None), Result::is_ok)
+            .await
+            .unwrap();
         let (sender, receiver) = tokio::sync::mpsc::channel(8);
         let hello = from_host::Message::Hello(Hello {
             host: host.into(),

@@ -22,6 +22,7 @@ use std::sync::Arc;
 use tokio::sync::{Mutex, mpsc, watch};
 use tokio::task::JoinHandle;
 use weft_proto::state::{State, StateError};
+use weft_proto::tls::TlsFiles;
 use weft_proto::v1::{Event, Violation};
 use weft_proto::validate::describe;
 
@@ -55,8 +56,10 @@ pub struct AgentConfig {
 pub enum Source {
     /// A controller's stream.
     Controller {
-        /// `http://HOST:PORT`, `HOST:PORT` or `unix:/path`.
+        /// `https://HOST:PORT`, `http://HOST:PORT`, `HOST:PORT` or `unix:/path`.
         address: String,
+        /// The certificates that go with it, over TCP.
+        tls: Option<TlsFiles>,
         /// Where the last acknowledged state is kept; made when it does not exist.
         state_directory: PathBuf,
     },
@@ -188,10 +191,12 @@ pub async fn start<A: Apply>(
         }
         Source::Controller {
             address,
+            tls,
             state_directory,
         } => {
             let force = Arc::new(Force::new(config.host, apply, Connection::Disconnected));
-            let endpoint = weft_proto::transport::endpoint(&address)?;
+            // Made again for each connection, with the certificates of that time.
+            weft_proto::transport::endpoint(&address, tls.as_ref())?;
             let keeper =
                 keep::Keeper::open(&state_directory).map_err(|reason| AgentError::Directory {
                     path: state_directory,
@@ -201,7 +206,7 @@ pub async fn start<A: Apply>(
             let runner = run::Runner {
                 force: force.clone(),
                 keeper,
-                endpoint,
+                tls,
                 address,
                 capabilities: config.capabilities,
                 events: queue,

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, watch};
-use tonic::transport::Endpoint;
+use weft_proto::tls::TlsFiles;
 use weft_proto::v1::Event;
 
 use super::Connection;
@@ -36,8 +36,8 @@ pub(super) async fn start_headless(force: &Arc<Force>, keeper: &Keeper) {
 pub(super) struct Runner {
     pub(super) force: Arc<Force>,
     pub(super) keeper: Keeper,
-    pub(super) endpoint: Endpoint,
     pub(super) address: String,
+    pub(super) tls: Option<TlsFiles>,
     pub(super) capabilities: Vec<String>,
     pub(super) events: mpsc::Receiver<Event>,
 }
@@ -52,7 +52,8 @@ impl Runner {
             let attachment = Attachment {
                 force: &self.force,
                 keeper: &self.keeper,
-                endpoint: &self.endpoint,
+                address: &self.address,
+                tls: self.tls.as_ref(),
                 capabilities: &self.capabilities,
                 events: &mut self.events,
             };

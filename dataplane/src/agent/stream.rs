@@ -5,11 +5,11 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::transport::Endpoint;
 use tonic::{Status, Streaming};
 use weft_proto::HOST_PROTOCOL;
 use weft_proto::state::State;
-use weft_proto::transport::{MAX_MESSAGE, innermost};
+use weft_proto::tls::TlsFiles;
+use weft_proto::transport::{MAX_MESSAGE, TransportError, connect};
 use weft_proto::v1::host_control_client::HostControlClient;
 use weft_proto::v1::{Ack, Event, FromHost, Hello, Refusal, ToHost, Violation, from_host, to_host};
 
@@ -38,8 +38,8 @@ pub(super) struct End {
 
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Reason {
-    #[error("cannot connect: {}", innermost(.0))]
-    Connect(#[from] tonic::transport::Error),
+    #[error(transparent)]
+    Connect(#[from] TransportError),
     #[error("{}", .0.message())]
     Stream(#[from] Status),
     #[error("the controller said nothing for {WELCOME_DEADLINE:?}")]
@@ -63,7 +63,8 @@ enum Received {
 pub(super) struct Attachment<'a> {
     pub(super) force: &'a Arc<Force>,
     pub(super) keeper: &'a Keeper,
-    pub(super) endpoint: &'a Endpoint,
+    pub(super) address: &'a str,
+    pub(super) tls: Option<&'a TlsFiles>,
     pub(super) capabilities: &'a [String],
     pub(super) events: &'a mut mpsc::Receiver<Event>,
 }
@@ -97,7 +98,7 @@ impl Attachment<'_> {
         &self,
         start: Start,
     ) -> Result<(mpsc::Sender<FromHost>, Streaming<ToHost>, u64), Reason> {
-        let channel = self.endpoint.connect().await?;
+        let channel = connect(self.address, self.tls).await?;
         let (sender, receiver) = mpsc::channel(16);
         let known = match start {
             Start::WithWhatIsInForce => self.force.status().in_force,

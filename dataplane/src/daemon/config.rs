@@ -5,10 +5,12 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::Deserialize;
+use weft_proto::tls::TlsFiles;
 
+use crate::metadata::Backend;
 use crate::packet::Mac;
 use crate::pipeline::Settings;
-use crate::port::BusyPoll;
+use crate::port::{BusyPoll, PortError};
 use crate::session::{Limits, Timeouts};
 
 /// The whole file.
@@ -17,8 +19,10 @@ use crate::session::{Limits, Timeouts};
 pub struct Config {
     /// This host's id in the intent.
     pub host: String,
-    /// The controller: `http://HOST:PORT` or `unix:/path`. Either this or `state_file`.
+    /// The controller: `https://HOST:PORT`, `http://HOST:PORT` or `unix:/path`. Either this or `state_file`.
     pub controller: Option<String>,
+    /// The certificates that go with `https`: this host's has to name `weft://host/` and its id.
+    pub tls: Option<TlsFiles>,
     /// A file of node state (YAML), read instead of following a controller.
     pub state_file: Option<PathBuf>,
     /// Where the last acknowledged state is kept.
@@ -41,6 +45,41 @@ pub struct Config {
     /// Caps and rates.
     #[serde(default)]
     pub limits: LimitSection,
+    /// The metadata service; absent: there is none.
+    pub metadata: Option<MetadataSection>,
+}
+
+/// The metadata service.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MetadataSection {
+    /// Who answers: `http://HOST:PORT`.
+    #[serde(deserialize_with = "backend")]
+    pub backend: Backend,
+    /// The file of the secret that requests to the backend are signed with.
+    pub secret_file: Option<PathBuf>,
+}
+
+impl MetadataSection {
+    /// The backend, with the secret if there is one.
+    ///
+    /// # Errors
+    /// The secret cannot be read.
+    pub fn signed_backend(&self) -> Result<Backend, PortError> {
+        let backend = self.backend.clone();
+        match &self.secret_file {
+            None => Ok(backend),
+            Some(file) => backend.signing(file).map_err(|source| PortError::Io {
+                what: format!("reading {}", file.display()),
+                source,
+            }),
+        }
+    }
+}
+
+fn backend<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Backend, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    text.parse().map_err(serde::de::Error::custom)
 }
 
 /// One uplink.
@@ -220,6 +259,8 @@ pub struct LimitSection {
     pub replies_per_second: u32,
     /// Broadcast and multicast packets that one port may send, a second.
     pub broadcasts_per_second: u32,
+    /// Packets to the metadata service that one port may send, a second.
+    pub metadata_per_second: u32,
     /// IPv4 packets too big for the tunnel that allow it are fragmented (true) or dropped.
     pub fragment: bool,
 }
@@ -230,6 +271,7 @@ impl Default for LimitSection {
             errors_per_second,
             replies_per_second,
             broadcasts_per_second,
+            metadata_per_second,
             fragment,
             ..
         } = Settings::default();
@@ -240,6 +282,7 @@ impl Default for LimitSection {
             errors_per_second,
             replies_per_second,
             broadcasts_per_second,
+            metadata_per_second,
             fragment,
         }
     }
@@ -438,6 +481,7 @@ impl Config {
             errors_per_second: self.limits.errors_per_second,
             replies_per_second: self.limits.replies_per_second,
             broadcasts_per_second: self.limits.broadcasts_per_second,
+            metadata_per_second: self.limits.metadata_per_second,
             fragment: self.limits.fragment,
         }
     }
@@ -490,6 +534,10 @@ mod tests {
                 "memory.frame_size: is 2048 or 4096",
             ),
             ("[sessions]\ntcp_established = 60", "RFC 5382"),
+            (
+                "[metadata]\nbackend = 'https://127.0.0.1:8775'",
+                "'https://127.0.0.1:8775' is not http://HOST:PORT",
+            ),
             (
                 "[[uplinks]]\nqueues = 1",
                 "exactly one of interface and vhost_user",

@@ -10,6 +10,7 @@ use weft_proto::v1::{self, Violation};
 use super::config::{Config, VhostUplink};
 use super::devices::Devices;
 use crate::agent::Apply;
+use crate::metadata::{DESK, Service};
 use crate::packet::Mac;
 use crate::packet::parse::{address_word, word_address};
 use crate::pipeline::Shared;
@@ -17,6 +18,7 @@ use crate::port::{PortError, Umem, UmemOptions};
 use crate::session::SessionTable;
 use crate::snapshot::compile::{Adjacency, Compiler, Context, Underlay};
 use crate::underlay::Adjacencies;
+use crate::worker::service::Desk;
 use crate::worker::{Plan, Workers};
 
 /// The host, shared by the agent, the watcher of the underlay and the node service.
@@ -30,6 +32,8 @@ pub struct Host {
     pub umem: Arc<Umem>,
     /// Interfaces of the uplinks.
     pub uplinks: Vec<String>,
+    /// The metadata service, if there is one.
+    pub metadata: Option<Arc<Service>>,
     /// Uplinks whose next hop is configured, by number.
     fixed: Vec<(u16, VhostUplink)>,
     inner: Mutex<Inner>,
@@ -84,18 +88,29 @@ impl Host {
         } else {
             config.workers.cores.iter().copied().map(Some).collect()
         };
+        let settings = config.settings();
+        let desk = Arc::new(Desk::new(DESK));
         let plan = Plan {
             cores: &cores,
-            settings: &config.settings(),
+            settings: &settings,
             shared: &shared,
             timeouts: config.timeouts(),
             spin: config.workers.spin,
             umem: &umem,
+            metadata: &desk,
         };
         let workers = Workers::start(&plan).map_err(|source| PortError::Io {
             what: "starting workers".to_owned(),
             source,
         })?;
+        let metadata = match &config.metadata {
+            Some(section) => {
+                let outlet = workers.outlet(&umem, &settings);
+                let backend = section.signed_backend()?;
+                Some(Arc::new(Service::new(desk, outlet, backend)))
+            }
+            None => None,
+        };
         let devices = Devices::open(config, &umem, &workers)?;
         let limits = &config.limits;
         let compiler = Compiler::new(limits.ports, limits.peers, limits.vpcs);
@@ -125,6 +140,7 @@ impl Host {
             shared,
             umem,
             uplinks,
+            metadata,
             fixed,
             inner: Mutex::new(inner),
         })
@@ -200,6 +216,7 @@ impl Host {
             generation,
             revision: revision.unwrap_or(inner.revision),
             underlay: renewed.as_ref().unwrap_or(&inner.underlay),
+            metadata: self.metadata.is_some(),
         };
         let snapshot = Arc::new(inner.compiler.compile(state, &context)?);
         let before = inner.workers.common().snapshot.load_full();

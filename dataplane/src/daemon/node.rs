@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use tokio_stream::Stream;
 use tonic::{Request, Response, Status as RpcStatus};
@@ -45,6 +46,12 @@ impl NodeService {
             .workers
             .gauges()
             .map(|(_, _, counters)| counters)
+            .chain(
+                self.host
+                    .metadata
+                    .iter()
+                    .map(|service| service.outlet().counters()),
+            )
             .collect();
         for (index, port) in (0u16..).zip(snapshot.ports.iter()) {
             if let Some(port) = port {
@@ -195,10 +202,21 @@ impl Node for NodeService {
             transmit: count(books.transmit),
             held: count(books.held),
         };
+        let metadata = self.host.metadata.as_ref().map(|service| {
+            let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+            let tally = service.tally();
+            v1::MetadataCounters {
+                connections: read(&tally.connections),
+                refused: read(&tally.refused),
+                requests: read(&tally.requests),
+                backend_errors: read(&tally.backend_errors),
+            }
+        });
         Ok(Response::new(v1::Stats {
             ports,
             sessions: Some(sessions),
             frames: Some(frames),
+            metadata,
         }))
     }
 

@@ -35,6 +35,7 @@ pub async fn run(path: &Path, config: Config) -> anyhow::Result<()> {
     let source = match (&config.controller, &config.state_file) {
         (Some(address), _) => Source::Controller {
             address: address.clone(),
+            tls: config.tls.clone(),
             state_directory: config.state_directory.clone(),
         },
         (None, Some(file)) => Source::File(file.clone()),
@@ -80,6 +81,10 @@ pub async fn run(path: &Path, config: Config) -> anyhow::Result<()> {
             }
         }
     });
+    let metadata = host
+        .metadata
+        .as_ref()
+        .map(|service| tokio::spawn(Arc::clone(service).run()));
     tracing::info!(host = %config.host, socket = %config.socket.display(), "weftd is ready");
 
     let mut adjacencies = underlay.adjacencies();
@@ -117,6 +122,9 @@ pub async fn run(path: &Path, config: Config) -> anyhow::Result<()> {
     tracing::info!("stopping");
     server.abort();
     preparing.abort();
+    if let Some(metadata) = metadata {
+        metadata.abort();
+    }
     drop(underlay);
     let stopping = Arc::clone(&host);
     tokio::task::spawn_blocking(move || stopping.stop()).await?;

@@ -78,6 +78,8 @@ drop_reasons! {
     BroadcastLimit = "broadcast_limit": "more broadcast or multicast than one port may send",
     NoReceiver = "no_receiver": "broadcast or multicast that nobody in the subnet may or can receive",
     ReplyLimit = "reply_limit": "an ICMP error or other reply was owed, but the limit on them is reached",
+    MetadataLimit = "metadata_limit": "more packets to the metadata service than one port may send",
+    MetadataFull = "metadata_full": "the metadata service has no room for one more packet or connection",
     OffloadMalformed = "offload_malformed": "a guest left a segment to be split that is not what it says, or too many pieces",
     RateLimitEgressPackets = "rate_limit_egress_packets": "more packets than the port may send",
     RateLimitEgressBits = "rate_limit_egress_bits": "more bits than the port may send",

@@ -3,6 +3,7 @@
 //! Each function rewrites the packet in place into the reply, and says so; nothing is flooded.
 
 use super::guard::link_local;
+use super::metadata;
 use crate::packet::checksum;
 use crate::packet::parse::{ETHERNET, Family, IPV4_MAPPED, Parsed, protocol};
 use crate::packet::{DropReason, Mac};
@@ -28,7 +29,7 @@ fn neighbour(snapshot: &Snapshot, asker: Asker<'_>, address: u128) -> Option<Mac
     };
     let vpc = snapshot.vpcs.get(place)?;
     if let Some(own) = subnet.and_then(|subnet| snapshot.subnets.get(subnet))
-        && address == link_local(own.gateway_mac)
+        && (address == link_local(own.gateway_mac) || metadata::serves(snapshot, address))
     {
         return Some(own.gateway_mac);
     }
@@ -245,7 +246,9 @@ pub fn is_for_gateway(snapshot: &Snapshot, port: &Port, parsed: &Parsed) -> bool
     let destination = parsed.flow.destination;
     let is_gateway = |vpc: &Vpc| vpc.gateways.contains_key(&destination);
     parsed.eth_dst == own
-        && (destination == link_local(own) || snapshot.vpcs.get(port.vpc).is_some_and(is_gateway))
+        && (destination == link_local(own)
+            || metadata::serves(snapshot, destination)
+            || snapshot.vpcs.get(port.vpc).is_some_and(is_gateway))
 }
 
 /// Turns an echo request to the gateway into its reply (RFC 792, RFC 4443 §4.2). Fragments are turned too, each by itself: addresses

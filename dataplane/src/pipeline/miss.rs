@@ -4,7 +4,7 @@ use super::fragments::Later;
 use super::hit::{Follow, follow};
 use super::judge::{self, Case, Standing};
 use super::trace::Silent;
-use super::{Core, Entry, Io, Tables, guard, local, services};
+use super::{Core, Destination, Entry, Io, Tables, guard, local, metadata, services};
 use crate::packet::parse::{self, is_icmp_error, protocol};
 use crate::packet::{DropReason, Family, Offload, Packet, Parsed};
 use crate::session::slot::Order;
@@ -42,12 +42,23 @@ impl Core {
                 Ok(false) => {}
                 Err(reason) => return self.drop(tables, io, packet, entry.ingress, reason),
             }
+            if metadata::is_question(tables.snapshot, port, parsed) {
+                if self.metadata.take(index, self.now) {
+                    return io.send(Destination::Metadata(index), packet);
+                }
+                let reason = DropReason::MetadataLimit;
+                return self.drop(tables, io, packet, entry.ingress, reason);
+            }
         } else {
             match self.neighbor(tables, io, &mut packet, entry) {
                 Ok(true) => return self.answer_peer(tables, io, packet, entry),
                 Ok(false) => {}
                 Err(reason) => return self.drop(tables, io, packet, entry.ingress, reason),
             }
+        }
+        if metadata::serves(tables.snapshot, parsed.flow.source) {
+            // Nobody but this host answers for it; a session of such a packet would take the guest's own to somebody else.
+            return self.drop(tables, io, packet, entry.ingress, DropReason::Martian);
         }
         if parsed.eth_dst.is_group() {
             return self.flood(tables, io, packet, entry);
@@ -109,7 +120,9 @@ impl Core {
             return self.may_reply(index);
         }
         guard::check(port, parsed)?;
-        if local::is_for_gateway(tables.snapshot, port, parsed) {
+        if local::is_for_gateway(tables.snapshot, port, parsed)
+            && !metadata::is_question(tables.snapshot, port, parsed)
+        {
             local::ping(packet.bytes_mut(io), parsed)?;
             return self.may_reply(index);
         }

@@ -17,6 +17,7 @@ pub mod icmp_error;
 pub mod judge;
 pub mod limit;
 pub mod local;
+pub mod metadata;
 mod miss;
 mod pieces;
 pub mod rewrite;
@@ -61,6 +62,8 @@ pub enum Destination {
     Port(u16),
     /// An uplink, by index.
     Uplink(u16),
+    /// The metadata service of this host, with the index of the port that asks.
+    Metadata(u16),
 }
 
 /// What a driver offers: buffers, and a way out.
@@ -82,6 +85,8 @@ pub struct Settings {
     pub replies_per_second: u32,
     /// Broadcast and multicast packets that one port may send, a second.
     pub broadcasts_per_second: u32,
+    /// Packets to the metadata service that one port may send, a second.
+    pub metadata_per_second: u32,
     /// IPv4 packets that are too big and may be fragmented: fragment them (true), or drop them.
     pub fragment: bool,
 }
@@ -94,6 +99,7 @@ impl Default for Settings {
             errors_per_second: 100,
             replies_per_second: 1000,
             broadcasts_per_second: 1000,
+            metadata_per_second: 4000,
             fragment: true,
         }
     }
@@ -132,6 +138,7 @@ struct Core {
     errors: Limiter,
     replies: Limiter,
     broadcasts: Limiter,
+    metadata: Limiter,
     fragment: bool,
     now: u32,
 }
@@ -157,6 +164,7 @@ impl Pipeline {
             errors: limiter(settings.errors_per_second),
             replies: limiter(settings.replies_per_second),
             broadcasts: limiter(settings.broadcasts_per_second),
+            metadata: limiter(settings.metadata_per_second),
             fragment: settings.fragment,
             now: 0,
         };

@@ -7,7 +7,7 @@ use crate::packet::{DropReason, FrameMemory, Packet, Parsed};
 const HEADROOM: usize = crate::encap::MAX_OUTER;
 
 /// A frame with room for `len` bytes of packet, and for outer headers ahead of them.
-pub(super) fn room_for(memory: &mut impl FrameMemory, len: usize) -> Option<Packet> {
+pub fn room_for(memory: &mut impl FrameMemory, len: usize) -> Option<Packet> {
     let mut frame = memory.alloc()?;
     let area = memory.bytes_mut(&mut frame).len();
     if area < len {

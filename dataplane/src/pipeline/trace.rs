@@ -2,7 +2,7 @@
 
 use super::judge::{self, Case, Standing};
 use super::local;
-use super::{guard, services};
+use super::{guard, metadata, services};
 use crate::packet::parse::{self, Inner, is_icmp_error, word_address};
 use crate::packet::{DropReason, Parsed};
 use crate::session::table::{Action, Egress, Ingress};
@@ -86,6 +86,12 @@ fn run(
     }
     guard::check(port, &parsed)?;
     steps.step("guard", || "source belongs to the port".to_owned());
+    if metadata::is_question(snapshot, port, &parsed) {
+        return Ok("the metadata service of this host".to_owned());
+    }
+    if metadata::serves(snapshot, parsed.flow.source) {
+        return Err(DropReason::Martian);
+    }
     if local::is_for_gateway(snapshot, port, &parsed) {
         local::ping(&mut frame.to_vec(), &parsed)?;
         return Ok("reply from the gateway".to_owned());

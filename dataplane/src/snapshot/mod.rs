@@ -53,6 +53,8 @@ pub struct Snapshot {
     pub peer_by_vtep: Arc<Map<u128, u16>>,
     /// Network ACLs in use.
     pub acls: List<Acl>,
+    /// Whether this host answers guests at the metadata addresses (`pipeline::metadata`).
+    pub metadata: bool,
 }
 
 /// A VPC on this host.

@@ -8,6 +8,7 @@ use crossbeam::channel::Sender;
 use crossbeam::queue::ArrayQueue;
 
 use super::bell::Bell;
+use super::service::Desk;
 use super::{destination, steer};
 use crate::packet::{DropReason, Frame, FrameMemory, Offload, Packet};
 use crate::pipeline::counters::{Counters, Traffic};
@@ -52,6 +53,7 @@ pub(super) struct WorkerIo {
     uplinks: Box<[Option<u16>]>,
     index: usize,
     inboxes: Vec<Inbound>,
+    metadata: Arc<Desk>,
     counters: Arc<Counters>,
     descriptors: Vec<RawFd>,
     polled: Vec<libc::pollfd>,
@@ -62,7 +64,7 @@ impl WorkerIo {
         cache: FrameCache,
         settings: &Settings,
         index: usize,
-        inboxes: Vec<Inbound>,
+        (inboxes, metadata): (Vec<Inbound>, Arc<Desk>),
         counters: Arc<Counters>,
     ) -> Self {
         Self {
@@ -72,6 +74,7 @@ impl WorkerIo {
             uplinks: vec![None; settings.uplinks].into(),
             index,
             inboxes,
+            metadata,
             counters,
             descriptors: Vec::new(),
             polled: Vec::new(),
@@ -115,14 +118,38 @@ impl WorkerIo {
         let slot = match to {
             Destination::Port(index) => *self.ports.get(usize::from(index))?,
             Destination::Uplink(index) => *self.uplinks.get(usize::from(index))?,
+            Destination::Metadata(_) => None,
         };
         slot.map(usize::from)
     }
 
     fn traffic(&self, to: Destination) -> &Traffic {
         match to {
-            Destination::Port(index) => self.counters.port(index),
+            Destination::Port(index) | Destination::Metadata(index) => self.counters.port(index),
             Destination::Uplink(index) => self.counters.uplink(index),
+        }
+    }
+
+    /// Leaves a packet for the metadata service: a segment in the pieces that it would have on a wire, so that the service sees plain
+    /// frames alone.
+    #[cold]
+    fn ask(&mut self, port: u16, packet: Packet) {
+        let to = Destination::Metadata(port);
+        if !packet.frame.is_large() {
+            if let Err(packet) = self.metadata.put(port, packet) {
+                self.lose(to, packet, DropReason::MetadataFull);
+            }
+            return;
+        }
+        let pieces = segment::split(self, &packet, |io, piece| io.ask(port, piece));
+        match pieces {
+            Ok(pieces) => {
+                self.traffic(to)
+                    .generated
+                    .add((pieces as u64).saturating_sub(1));
+                self.cache.free(packet.frame);
+            }
+            Err(reason) => self.lose(to, packet, reason),
         }
     }
 
@@ -361,6 +388,7 @@ impl Io for WorkerIo {
         let owner = match to {
             Destination::Port(index) => owner(Source::Port(index), 0, self.inboxes.len()),
             Destination::Uplink(index) => owner(Source::Uplink(index), 0, self.inboxes.len()),
+            Destination::Metadata(index) => return self.ask(index, packet),
         };
         if owner == self.index {
             return self.lose(to, packet, DropReason::PortDown);

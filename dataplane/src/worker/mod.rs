@@ -6,6 +6,7 @@
 
 mod bell;
 mod io;
+pub mod service;
 mod steer;
 
 use std::sync::Arc;
@@ -19,6 +20,7 @@ use crossbeam::queue::ArrayQueue;
 
 pub use bell::Bell;
 use io::{Inbound, WorkerIo};
+use service::{Desk, Outlet};
 
 use crate::packet::Packet;
 use crate::pipeline::counters::Counters;
@@ -98,6 +100,7 @@ struct Handle {
 pub struct Workers {
     handles: Vec<Handle>,
     common: Arc<Common>,
+    inboxes: Vec<Inbound>,
     returned: Receiver<Box<dyn Queue>>,
 }
 
@@ -116,6 +119,8 @@ pub struct Plan<'a> {
     pub spin: bool,
     /// Packet memory.
     pub umem: &'a Arc<Umem>,
+    /// Where packets to the metadata service are left.
+    pub metadata: &'a Arc<Desk>,
 }
 
 impl Workers {
@@ -157,7 +162,7 @@ impl Workers {
                 FrameCache::new(plan.umem),
                 plan.settings,
                 index,
-                inboxes.clone(),
+                (inboxes.clone(), Arc::clone(plan.metadata)),
                 Arc::clone(&counters),
             );
             let worker = Worker {
@@ -198,8 +203,15 @@ impl Workers {
         Ok(Self {
             handles,
             common,
+            inboxes,
             returned,
         })
+    }
+
+    /// A way for a service of this host to send packets to ports.
+    pub fn outlet(&self, umem: &Arc<Umem>, settings: &Settings) -> Outlet {
+        let common = Arc::clone(&self.common);
+        Outlet::new(common, self.inboxes.clone(), umem, settings)
     }
 
     /// What workers share.

@@ -6,6 +6,7 @@
 mod dhcp;
 mod dhcp6;
 mod frames;
+mod metadata;
 mod moves;
 mod neighbours;
 mod overlay;

@@ -28,6 +28,7 @@ impl Report {
         let Totals {
             frames,
             delivered,
+            asked,
             changes,
             ..
         } = &self.totals;
@@ -35,7 +36,7 @@ impl Report {
         let rate = *frames as f64 / seconds;
         let mismatches = u32::from(self.failure.is_some());
         format!(
-            r#"{{"suite":"model","packets":{frames},"packets_per_second":{rate:.0},"mismatches":{mismatches},"seed":{seed},"seconds":{seconds:.1},"fabrics":{cases},"changes":{changes},"delivered":{delivered}}}"#
+            r#"{{"suite":"model","packets":{frames},"packets_per_second":{rate:.0},"mismatches":{mismatches},"seed":{seed},"seconds":{seconds:.1},"fabrics":{cases},"changes":{changes},"delivered":{delivered},"asked":{asked}}}"#
         )
     }
 }

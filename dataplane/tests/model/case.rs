@@ -8,6 +8,9 @@ use weft_proto::v1::Objects;
 
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct Case {
+    /// The hosts have a metadata service.
+    #[serde(default)]
+    pub metadata: bool,
     pub objects: Objects,
     pub events: Vec<Event>,
 }

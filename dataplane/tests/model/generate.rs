@@ -31,6 +31,8 @@ const PREFIXES: [&str; 16] = [
 pub struct FabricPlan {
     /// Every port admits everything, so that what comes after policy is reached.
     pub open: bool,
+    /// The hosts have a metadata service.
+    pub metadata: bool,
     /// Which families the hosts' tunnel addresses are of.
     pub underlay: u8,
     /// For each host: GRE, a small underlay MTU, two addresses.
@@ -315,6 +317,7 @@ fn vpc(dice: &mut Dice) -> VpcPlan {
 pub fn fabric(dice: &mut Dice) -> FabricPlan {
     FabricPlan {
         open: dice.coin(),
+        metadata: dice.coin(),
         underlay: dice.below(8),
         hosts: std::array::from_fn(|_| (dice.coin(), dice.percent(20), dice.coin())),
         vpcs: dice.list(1..4, vpc),

@@ -40,9 +40,10 @@ pub fn reduce(case: Case, fails: impl Fn(&Case) -> bool) -> Case {
     let mut case = case;
     loop {
         let before = case.to_text().len();
-        let objects = case.objects.clone();
+        let (metadata, objects) = (case.metadata, case.objects.clone());
         case.events = least(case.events, |events| {
             fails(&Case {
+                metadata,
                 objects: objects.clone(),
                 events: events.to_vec(),
             })

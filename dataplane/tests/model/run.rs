@@ -41,6 +41,8 @@ pub struct Totals {
     pub frames: u64,
     /// Frames that reached a port, so that nobody mistakes silence for agreement.
     pub delivered: u64,
+    /// Frames that reached a metadata service.
+    pub asked: u64,
     pub changes: u64,
     pub reasons: BTreeMap<DropReason, u64>,
 }
@@ -49,6 +51,7 @@ impl Totals {
     pub fn add(&mut self, other: &Self) {
         self.frames += other.frames;
         self.delivered += other.delivered;
+        self.asked += other.asked;
         self.changes += other.changes;
         for (reason, count) in &other.reasons {
             *self.reasons.entry(*reason).or_default() += count;
@@ -59,7 +62,7 @@ impl Totals {
 /// Plays a case that the dice make up, and notes it in `case` as it goes.
 pub fn play(mut dice: Dice, case: &mut Case) -> Result<Totals, Disagreement> {
     let plan = generate::fabric(&mut dice);
-    case.objects = plan.objects();
+    (case.metadata, case.objects) = (plan.metadata, plan.objects());
     let mut run = Run::new(plan, case)?;
     for _ in 0..1 + dice.word() % STEPS {
         run.worker = dice.below(2);
@@ -74,7 +77,7 @@ impl Run {
         let mut run = Self {
             plan,
             objects: case.objects.clone(),
-            twin: Twin::new(&case.objects)?,
+            twin: Twin::new(&case.objects, case.metadata)?,
             connections: Vec::new(),
             sent: Vec::new(),
             got: Vec::new(),
@@ -355,6 +358,7 @@ impl Run {
         self.totals.frames = self.twin.frames;
         self.totals.changes += u64::from(matches!(event, Event::Configure(_)));
         self.totals.delivered += found.delivered.len() as u64;
+        self.totals.asked += found.asked;
         for reason in &found.dropped {
             *self.totals.reasons.entry(*reason).or_default() += 1;
         }

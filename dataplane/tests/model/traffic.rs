@@ -15,7 +15,7 @@ use crate::semantics::frame::{
 const ROUTER: Mac = [0x02, 0x77, 0x65, 0x66, 0x74, 0x01];
 
 /// Addresses that no port has.
-const ELSEWHERE: [&str; 12] = [
+const ELSEWHERE: [&str; 16] = [
     "203.0.113.9",
     "203.0.113.70",
     "198.51.100.1",
@@ -28,6 +28,11 @@ const ELSEWHERE: [&str; 12] = [
     "fd00:1::99",
     "fd00:9::9",
     "ff02::5",
+    // Where hosts that have one offer metadata.
+    "169.254.169.254",
+    "169.254.169.254",
+    "fd00:ec2::254",
+    "fd00:ec2::254",
 ];
 
 pub fn mac(text: &str) -> Mac {
@@ -241,6 +246,7 @@ fn twist_before(
                 ends.source = local.into();
             }
         }
+        41 => ends.source = parse("169.254.169.254", "fd00:ec2::254"),
         32 => ends.destination = parse("0.0.0.0", "::ffff:1.2.3.4"),
         _ => {}
     }
@@ -499,7 +505,15 @@ fn asked(objects: &Objects, from: &v1::Port, v4: bool, index: u8) -> IpAddr {
         // The router's link-local address.
         all.push(questions::link_local(gateway_mac(objects, from)));
     }
-    all.push(if v4 { "10.0.1.77" } else { "fd00:1::77" }.parse().unwrap());
+    for address in [
+        "10.0.1.77",
+        "169.254.169.254",
+        "fd00:1::77",
+        "fd00:ec2::254",
+    ] {
+        let address: IpAddr = address.parse().unwrap();
+        all.extend(Some(address).filter(|address| address.is_ipv4() == v4));
+    }
     *pick(&all, index)
 }
 

@@ -40,6 +40,8 @@ pub struct Disagreement {
 pub struct Outcomes {
     /// Ports, and the frames that they got.
     pub delivered: Vec<(String, Vec<u8>)>,
+    /// How many frames went to metadata services.
+    pub asked: u64,
     pub dropped: Vec<DropReason>,
     /// Frames that crossed, and the hosts that they went to.
     pub wire: Vec<(String, Vec<u8>)>,
@@ -50,6 +52,7 @@ impl Outcomes {
     fn add(&mut self, delivered: Vec<Delivered>, found: Outcome) {
         let frames = delivered.into_iter().map(|out| (out.port, out.frame));
         self.delivered.extend(frames);
+        self.asked += found.asked.len() as u64;
         let reasons = found.dropped.into_iter().map(|(_, reason)| reason);
         self.dropped.extend(reasons);
     }
@@ -83,26 +86,29 @@ fn refused(error: impl std::fmt::Debug) -> Disagreement {
 impl Twin {
     /// Plays a case from beginning to end.
     pub fn play(case: &Case) -> Result<(), Disagreement> {
-        let mut twin = Self::new(&case.objects)?;
+        let mut twin = Self::new(&case.objects, case.metadata)?;
         for event in &case.events {
             twin.take(event)?;
         }
         twin.finish()
     }
 
-    pub fn new(objects: &Objects) -> Result<Self, Disagreement> {
+    pub fn new(objects: &Objects, metadata: bool) -> Result<Self, Disagreement> {
         let settings = Settings {
             ports: 64,
             errors_per_second: UNLIMITED,
             replies_per_second: UNLIMITED,
             broadcasts_per_second: UNLIMITED,
+            metadata_per_second: UNLIMITED,
             ..Settings::default()
         };
         let mut fabric = Fabric::new(state(objects)?, &settings, LIMITS).map_err(refused)?;
+        fabric.metadata = metadata;
+        fabric.set(state(objects)?).map_err(refused)?;
         fabric.add_worker();
         let mut twin = Self {
             objects: objects.clone(),
-            model: Model::new(objects.clone(), fabric.now),
+            model: Model::new(objects.clone(), metadata, fabric.now),
             fabric,
             drops: Vec::new(),
             entropy: HashMap::new(),
@@ -208,6 +214,7 @@ impl Twin {
                     (out.port.clone(), segments as u8, size)
                 })
                 .collect(),
+            asked: std::mem::take(&mut self.fabric.asked),
             dropped: self.dropped(),
             crossed: self.crossings()?,
         };
@@ -441,6 +448,9 @@ fn show(outcome: &Outcome) -> String {
     let mut lines = Vec::new();
     for (port, frame) in &outcome.delivered {
         lines.push(format!("  {port} gets {}", short(frame)));
+    }
+    for (port, frame) in &outcome.asked {
+        lines.push(format!("  {port} asks for metadata {}", short(frame)));
     }
     for (port, kind, size) in &outcome.whole {
         lines.push(format!(

@@ -9,17 +9,18 @@ use weft_proto::v1;
 use super::super::{Guests, Subnet};
 use super::Report;
 use crate::packet::Mac;
+use crate::pipeline::metadata;
 
 /// What `lease_seconds` of 0 stands for.
 const DEFAULT_LEASE: u32 = 86400;
 /// A lifetime without end.
 const FOREVER: [u8; 4] = [0xff; 4];
 
-/// What the guests of a subnet are told; none if it is to answer nothing.
+/// What the guests of a subnet are told; none if it is to answer nothing. `host`: the MTU, and whether there is a metadata service.
 pub(super) fn compile(
     subnet: &v1::Subnet,
     compiled: &Subnet,
-    mtu: u32,
+    (mtu, metadata): (u32, bool),
     report: &mut Report,
 ) -> Option<Guests> {
     let nothing = v1::Dhcp::default();
@@ -52,7 +53,7 @@ pub(super) fn compile(
             Ok(IpNetwork::V4(network)) => {
                 let gateway = Ipv4Addr::from_bits(compiled.gateway_v4.unwrap_or_default() as u32);
                 guests.mask = network.mask().to_bits();
-                let told = (dhcp, &servers[..], guests.mtu);
+                let told = (dhcp, &servers[..], guests.mtu, metadata);
                 guests.dhcp = dhcp4(&subnet.id, gateway, told, report);
             }
             Ok(IpNetwork::V6(network)) => {
@@ -81,10 +82,10 @@ fn option(options: &mut Vec<u8>, code: u8, value: &[u8]) {
 fn dhcp4(
     id: &str,
     gateway: Ipv4Addr,
-    told: (&v1::Dhcp, &[IpAddr], u16),
+    told: (&v1::Dhcp, &[IpAddr], u16, bool),
     report: &mut Report,
 ) -> Box<[u8]> {
-    let (dhcp, servers, mtu) = told;
+    let (dhcp, servers, mtu, metadata) = told;
     let mut classless = Vec::new();
     let mut routes: Vec<(Ipv4Network, Ipv4Addr)> = Vec::new();
     for (i, route) in dhcp.routes.iter().enumerate() {
@@ -101,6 +102,11 @@ fn dhcp4(
     if default.is_none() {
         classless.push(0);
         classless.extend(gateway.octets());
+    }
+    let service = Ipv4Network::from(metadata::IPV4);
+    if metadata && routes.iter().all(|(prefix, _)| *prefix != service) {
+        // A guest with another default route, or an address of its own on that link, finds it nevertheless.
+        routes.push((service, gateway));
     }
     for (prefix, next_hop) in &routes {
         let significant = usize::from(prefix.prefix().div_ceil(8));
@@ -229,8 +235,9 @@ mod tests {
             ..v1::Dhcp::default()
         };
         let mut report = Report::default();
-        let told = (&dhcp, &[][..], 1450);
-        let options = dhcp4("a", Ipv4Addr::new(10, 0, 0, 1), told, &mut report);
+        let gateway = Ipv4Addr::new(10, 0, 0, 1);
+        let told = (&dhcp, &[][..], 1450, false);
+        let options = dhcp4("a", gateway, told, &mut report);
         let routes: &[u8] = &[
             &[121, 5 + 7 + 9][..],
             &[0, 10, 0, 0, 1],
@@ -241,6 +248,11 @@ mod tests {
         assert_eq!(options[..6], [3, 4, 10, 0, 0, 1]);
         assert_eq!(options[6..6 + routes.len()], *routes);
         assert_eq!(options[6 + routes.len()..], [26, 2, 5, 170]);
+        let told = (&dhcp, &[][..], 1450, true);
+        let options = dhcp4("a", gateway, told, &mut report);
+        assert_eq!(options[7], 5 + 7 + 9 + 9);
+        let last = options[6 + routes.len()..][..9].to_vec();
+        assert_eq!(last, [32, 169, 254, 169, 254, 10, 0, 0, 1]);
         assert!(report.violations.is_empty());
     }
 }

@@ -77,6 +77,8 @@ pub struct Context<'a> {
     pub revision: u64,
     /// The underlay.
     pub underlay: &'a Underlay,
+    /// Whether this host answers guests at the metadata addresses.
+    pub metadata: bool,
 }
 
 /// Compiles the states of one host, one after the other.
@@ -135,6 +137,7 @@ impl Compiler {
         if let Some(done) = &mut self.done
             && done.host == context.host
             && done.underlay == *context.underlay
+            && done.snapshot.metadata == context.metadata
             && let Some(snapshot) = follow::follow(done, state, context)
         {
             return snapshot;
@@ -315,6 +318,7 @@ impl<'a> Draft<'a> {
             peers: self.peers.into(),
             peer_by_vtep: Arc::new(self.peer_by_vtep),
             acls: self.acls.into_iter().collect(),
+            metadata: self.context.metadata,
         };
         (self.places, snapshot)
     }

@@ -50,7 +50,12 @@ impl Draft<'_> {
             self.fill_prefixes(subnet, place, &mut compiled);
             // The controller says the MTU. Where none does, every host that is known here may carry the VPC.
             let mtu = mtu::effective(subnet, objects.hosts.iter().copied());
-            let guests = guests::compile(subnet, &compiled, mtu, &mut self.report);
+            let guests = guests::compile(
+                subnet,
+                &compiled,
+                (mtu, self.context.metadata),
+                &mut self.report,
+            );
             compiled.guests = guests.map(Arc::new);
             self.places.subnets.insert(subnet.id.clone(), place);
             self.subnets.push(compiled);

@@ -187,6 +187,7 @@ fn context(underlay: &Underlay, generation: u32) -> Context<'_> {
         generation,
         revision: u64::from(generation) + 7,
         underlay,
+        metadata: false,
     }
 }
 

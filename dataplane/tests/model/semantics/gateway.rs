@@ -92,7 +92,7 @@ pub fn is_rogue_server(packet: &Packet) -> bool {
 /// The MAC that a port may be told for an address: its own gateway's, or that of another port of its subnet.
 fn neighbour(world: &World, port: &v1::Port, address: IpAddr) -> Option<Mac> {
     let subnet = world.subnet(&port.subnet);
-    if address == link_local(gateway_mac(subnet)) {
+    if address == link_local(gateway_mac(subnet)) || world.is_metadata(address) {
         return Some(gateway_mac(subnet));
     }
     if let Some(owner) = world.gateway(&port.vpc, address) {

@@ -49,6 +49,8 @@ pub struct Outcome {
     pub delivered: Vec<(String, Vec<u8>)>,
     /// Ports that got a segment whole, and what is still to be made of it: kind and size.
     pub whole: Vec<(String, u8, u16)>,
+    /// Port, and what it sends to its host's metadata service.
+    pub asked: Vec<(String, Vec<u8>)>,
     /// Host, and the reason.
     pub dropped: Vec<(String, DropReason)>,
     pub crossed: Vec<Crossing>,
@@ -58,6 +60,7 @@ impl Outcome {
     pub fn sorted(mut self) -> Self {
         self.delivered.sort();
         self.whole.sort();
+        self.asked.sort();
         self.dropped.sort();
         self.crossed.sort();
         self
@@ -135,9 +138,9 @@ pub struct Model {
 }
 
 impl Model {
-    pub fn new(objects: Objects, now: u32) -> Self {
+    pub fn new(objects: Objects, metadata: bool, now: u32) -> Self {
         Self {
-            world: Rc::new(World(objects)),
+            world: Rc::new(World(objects, metadata)),
             sessions: BTreeMap::new(),
             datagrams: BTreeMap::new(),
             choices: Vec::new(),
@@ -150,7 +153,7 @@ impl Model {
 
     /// Puts another configuration in force. Nothing else changes: sessions are judged again as their packets come.
     pub fn set(&mut self, objects: Objects) {
-        self.world = Rc::new(World(objects));
+        self.world = Rc::new(World(objects, self.world.1));
     }
 
     /// Lets time pass: sessions expire, and what has waited in vain for its first fragment is dropped.
@@ -300,7 +303,14 @@ impl Model {
         let to_router = packet.dst == gateway_mac(world.subnet(&port.subnet));
         let destination = packet.flow.destination;
         let is_local = destination == gateway::link_local(packet.dst);
-        if to_router && (is_local || world.gateway(&port.vpc, destination).is_some()) {
+        let is_metadata = world.is_metadata(destination);
+        let to_web = matches!(packet.flow.detail, frame::Detail::Ports(_, 80));
+        if to_router && is_metadata && to_web && packet.flow.protocol == frame::TCP {
+            outcome.asked.push((port.id.clone(), packet.bytes));
+            return Ok(());
+        }
+        let is_gateway = world.gateway(&port.vpc, destination).is_some();
+        if to_router && (is_local || is_metadata || is_gateway) {
             answer(gateway::ping(&packet)?);
             return Ok(());
         }
@@ -351,6 +361,9 @@ impl Model {
         packet: Packet,
         outcome: &mut Outcome,
     ) -> Result<(), DropReason> {
+        if world.is_metadata(packet.flow.source) {
+            return Err(DropReason::Martian);
+        }
         if is_group_mac(packet.dst) {
             return self.flood(world, place, ingress, &packet, outcome);
         }

@@ -253,6 +253,10 @@ impl Service<'_> {
             routes.extend(&octets(prefix.network())[..significant]);
             routes.extend(octets(route.next_hop.parse().unwrap()));
         }
+        if self.world.1 {
+            routes.extend([32, 169, 254, 169, 254]);
+            routes.extend(octets(gateway));
+        }
         let all = [
             (1, octets(prefix.mask().into())),
             (3, octets(gateway)),

@@ -13,8 +13,9 @@ pub const ROUTER: Mac = [0x02, 0x77, 0x65, 0x66, 0x74, 0x01];
 /// Bytes of IP packet that the underlay of a fabric in memory carries.
 const UNDERLAY_MTU: usize = 1500;
 
+/// The objects, and whether hosts have a metadata service.
 #[derive(Debug)]
-pub struct World(pub Objects);
+pub struct World(pub Objects, pub bool);
 
 /// How a host reaches another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -71,6 +72,11 @@ pub fn has_address(port: &v1::Port, address: IpAddr) -> bool {
 }
 
 impl World {
+    /// Whether an address is where guests find their host's metadata service.
+    pub fn is_metadata(&self, address: IpAddr) -> bool {
+        self.1 && ["169.254.169.254", "fd00:ec2::254"].contains(&address.to_string().as_str())
+    }
+
     pub fn port(&self, id: &str) -> Option<&v1::Port> {
         self.0.ports.iter().find(|port| port.id == id)
     }

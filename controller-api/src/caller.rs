@@ -1,0 +1,87 @@
+//! Who calls, and what they may do.
+
+use tonic::transport::server::{TcpConnectInfo, TlsConnectInfo, UdsConnectInfo};
+use tonic::{Request, Status};
+use weft_proto::tls::{Names, Role};
+
+/// Somebody who calls.
+#[derive(Debug, Clone)]
+pub struct Caller {
+    /// For people: the certificate's subject, the user's number, or the address.
+    pub name: String,
+    /// What they may do to the intent.
+    pub role: Role,
+    /// The hosts that they may speak for; none: all.
+    hosts: Option<Vec<String>>,
+}
+
+impl Caller {
+    /// Who may do everything: whoever may open the controller's socket, or reaches a port without TLS.
+    pub fn trusted(name: String) -> Self {
+        Self {
+            name,
+            role: Role::Admin,
+            hosts: None,
+        }
+    }
+
+    /// Who sent a request.
+    ///
+    /// # Errors
+    /// Their certificate is not understood.
+    pub(crate) fn of<T>(request: &Request<T>) -> Result<Self, Status> {
+        let extensions = request.extensions();
+        if let Some(tls) = extensions.get::<TlsConnectInfo<TcpConnectInfo>>() {
+            let certificates = tls.peer_certs();
+            let own = certificates.as_ref().and_then(|chain| chain.first());
+            let own = own.ok_or_else(|| Status::unauthenticated("no certificate was shown"))?;
+            let names = Names::of(own).map_err(|reason| {
+                Status::unauthenticated(format!("the certificate is not understood: {reason}"))
+            })?;
+            return Ok(Self {
+                name: names.subject,
+                role: names.role,
+                hosts: Some(names.hosts),
+            });
+        }
+        if let Some(unix) = extensions.get::<UdsConnectInfo>() {
+            let user = unix.peer_cred.map(|user| user.uid());
+            let name = user.map_or("a local user".to_owned(), |user| format!("user {user}"));
+            return Ok(Self::trusted(name));
+        }
+        let address = extensions.get::<TcpConnectInfo>();
+        let address = address.and_then(TcpConnectInfo::remote_addr);
+        let name = address.map_or("somebody".to_owned(), |address| address.to_string());
+        Ok(Self::trusted(name))
+    }
+
+    /// Refuses those who may not do so much.
+    pub(crate) fn needs(&self, role: Role) -> Result<(), Status> {
+        if self.role >= role {
+            return Ok(());
+        }
+        let name = match role {
+            Role::None => "none",
+            Role::Read => "read",
+            Role::Operate => "operate",
+            Role::Admin => "admin",
+        };
+        Err(Status::permission_denied(format!(
+            "the certificate of '{}' does not name weft://role/{name}, or one that includes it",
+            self.name
+        )))
+    }
+
+    /// Refuses those who may not speak for a host.
+    pub(crate) fn speaks_for(&self, host: &str) -> Result<(), Status> {
+        match &self.hosts {
+            Some(hosts) if !hosts.iter().any(|own| own == host) => {
+                Err(Status::permission_denied(format!(
+                    "the certificate of '{}' does not name weft://host/{host}",
+                    self.name
+                )))
+            }
+            _ => Ok(()),
+        }
+    }
+}

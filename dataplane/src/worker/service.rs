@@ -1,0 +1,190 @@
+//! Where workers and a service of this host meet: a [`Desk`], at which they leave it packets, and an [`Outlet`], by which it sends packets
+//! to ports.
+//!
+//! The service may be slow, and may hold locks; a worker never waits for it. What finds no room is dropped, and counted at the port that
+//! it concerns.
+
+use std::future::poll_fn;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::Poll;
+
+use crossbeam::queue::ArrayQueue;
+use futures::task::AtomicWaker;
+
+use super::io::{Inbound, owner};
+use super::{Common, INBOX};
+use crate::packet::{DropReason, FrameMemory, Packet};
+use crate::pipeline::counters::Counters;
+use crate::pipeline::{Destination, Settings, Source, split};
+use crate::port::{FrameCache, Umem};
+use crate::snapshot::Snapshot;
+
+/// Packets that wait for a service, each with the port that sent it.
+#[derive(Debug)]
+pub struct Desk {
+    queue: ArrayQueue<(u16, Packet)>,
+    waker: AtomicWaker,
+}
+
+impl Desk {
+    /// Room for so many packets, which is how many packet buffers a service that lags keeps from others.
+    pub fn new(room: usize) -> Self {
+        Self {
+            queue: ArrayQueue::new(room),
+            waker: AtomicWaker::new(),
+        }
+    }
+
+    /// A worker leaves a packet; it gets it back if there is no room.
+    pub(super) fn put(&self, port: u16, packet: Packet) -> Result<(), Packet> {
+        self.queue
+            .push((port, packet))
+            .map_err(|(_, packet)| packet)?;
+        self.waker.wake();
+        Ok(())
+    }
+
+    /// The packet that has waited longest. It goes to [`Outlet::read`] next, which gives its buffer back.
+    pub fn take(&self) -> Option<(u16, Packet)> {
+        self.queue.pop()
+    }
+
+    /// Waits until there is a packet. One task at most may wait.
+    pub async fn arrival(&self) {
+        poll_fn(|context| {
+            self.waker.register(context.waker());
+            if self.queue.is_empty() {
+                Poll::Pending
+            } else {
+                Poll::Ready(())
+            }
+        })
+        .await;
+    }
+}
+
+/// A service's way to ports: through the inboxes of the workers that own their queues.
+#[derive(Debug)]
+pub struct Outlet {
+    common: Arc<Common>,
+    inboxes: Vec<Inbound>,
+    counters: Arc<Counters>,
+    /// Who holds it is the one writer of the counters.
+    cache: Mutex<FrameCache>,
+}
+
+impl Outlet {
+    pub(super) fn new(
+        common: Arc<Common>,
+        inboxes: Vec<Inbound>,
+        umem: &Arc<Umem>,
+        settings: &Settings,
+    ) -> Self {
+        Self {
+            common,
+            inboxes,
+            counters: Arc::new(Counters::new(settings.ports, settings.uplinks)),
+            cache: Mutex::new(FrameCache::new(umem)),
+        }
+    }
+
+    /// The snapshot in force.
+    pub fn snapshot(&self) -> Arc<Snapshot> {
+        self.common.snapshot.load_full()
+    }
+
+    /// What the service generated and dropped, port by port.
+    pub fn counters(&self) -> &Counters {
+        &self.counters
+    }
+
+    fn cache(&self) -> MutexGuard<'_, FrameCache> {
+        self.cache.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The bytes of a packet that was taken from a [`Desk`].
+    pub fn read(&self, packet: Packet) -> Vec<u8> {
+        let mut cache = self.cache();
+        let bytes = packet.bytes(&*cache).to_vec();
+        cache.free(packet.frame);
+        bytes
+    }
+
+    /// Counts a packet of a port that the service has no use for.
+    pub fn count_drop(&self, port: u16, reason: DropReason) {
+        let _writer = self.cache();
+        self.counters.port(port).drop(reason);
+    }
+
+    /// Sends frames to a port, within the rate limit of what it may be sent. What finds no room is dropped.
+    pub fn send(&self, port: u16, frames: &[Vec<u8>]) {
+        let Some(inbound) = self
+            .inboxes
+            .get(owner(Source::Port(port), 0, self.inboxes.len()))
+            .filter(|_| !frames.is_empty())
+        else {
+            return;
+        };
+        let snapshot = self.snapshot();
+        let limit = snapshot.ingress_limit(port);
+        let mut cache = self.cache();
+        let traffic = self.counters.port(port);
+        for frame in frames {
+            traffic.generated.add(1);
+            let len = u16::try_from(frame.len()).unwrap_or(u16::MAX);
+            if let Some(Err(beyond)) = limit.map(|limit| limit.take(len, self.common.now())) {
+                traffic.drop(beyond.ingress());
+                continue;
+            }
+            // Half of the inbox stays with the packets that other workers have for this one.
+            if inbound.queue.len() >= INBOX / 2 {
+                traffic.drop(DropReason::RingFull);
+                continue;
+            }
+            let Some(mut packet) = split::room_for(&mut *cache, frame.len()) else {
+                traffic.drop(DropReason::NoBuffer);
+                continue;
+            };
+            packet.bytes_mut(&mut *cache).copy_from_slice(frame);
+            if let Err((_, packet)) = inbound.queue.push((Destination::Port(port), packet)) {
+                traffic.drop(DropReason::RingFull);
+                cache.free(packet.frame);
+            }
+        }
+        inbound.bell.ring_if_asleep();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::packet::Frame;
+
+    fn packet(index: u32) -> Packet {
+        Packet {
+            frame: Frame::from_index(index),
+            start: 0,
+            len: 60,
+        }
+    }
+
+    #[tokio::test]
+    async fn a_desk_keeps_order_and_gives_back_what_it_has_no_room_for() {
+        let desk = Arc::new(Desk::new(2));
+        let waiting = Arc::clone(&desk);
+        let waiting = tokio::spawn(async move { waiting.arrival().await });
+        tokio::task::yield_now().await;
+        assert!(!waiting.is_finished(), "there is nothing");
+        assert!(desk.put(7, packet(1)).is_ok());
+        waiting.await.unwrap();
+        assert!(desk.put(8, packet(2)).is_ok());
+        let refused = desk.put(7, packet(3)).unwrap_err();
+        assert_eq!(refused.frame.index(), 3);
+        let taken = [desk.take(), desk.take()].map(|taken| {
+            let (port, packet) = taken.unwrap();
+            (port, packet.frame.index())
+        });
+        assert_eq!(taken, [(7, 1), (8, 2)]);
+        assert!(desk.take().is_none());
+    }
+}
