@@ -50,6 +50,8 @@ pub struct End {
     pub spoke: bool,
     /// Whether the other side has let it send anything beyond its SYN: by an acknowledgement, or by a SYN ahead of this side's.
     pub granted: bool,
+    /// Whether it has said how much it takes: in a SYN, or with an acknowledgement.
+    pub told: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -102,6 +104,7 @@ pub fn open(packet: &Packet) -> Result<(Stage, [End; 2]), DropReason> {
             next,
             spoke: true,
             granted,
+            told: true,
         };
         return match segment.flags & (SYN | ACK | FIN | RST) {
             SYN => Ok((Stage::SynSent, [opener, End::default()])),
@@ -112,6 +115,7 @@ pub fn open(packet: &Packet) -> Result<(Stage, [End; 2]), DropReason> {
                     next,
                     spoke: false,
                     granted,
+                    told: false,
                 };
                 Ok((Stage::Established, [opener, other]))
             }
@@ -204,6 +208,7 @@ fn syn_fits(
         next,
         spoke: true,
         granted: receiver.spoke,
+        told: true,
     };
     receiver.granted |= segment.has(ACK);
     true
@@ -221,12 +226,18 @@ fn in_window(segment: &Segment, sender: &mut End, receiver: &mut End) -> bool {
     if sender.spoke && !sender.granted && ahead(next, sender.next) > 1 {
         return false;
     }
+    // A reset is no older than a window, and none is known of a side that has not told.
+    let lag = ahead(sender.next, segment.seq);
+    if segment.has(RST) && sender.spoke && !receiver.told && lag > 1 {
+        return false;
+    }
     if segment.has(ACK) {
         let beyond = ahead(segment.ack, receiver.next);
         if beyond > 0 || is_far(beyond) {
             return false;
         }
         receiver.granted = true;
+        sender.told = true;
     }
     // Who has not spoken may begin anywhere, but has sent what was acknowledged.
     let anew = !sender.spoke && is_far(ahead(next, sender.next));
