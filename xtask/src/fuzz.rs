@@ -152,7 +152,7 @@ fn build() -> Result<()> {
     run::step(
         "fuzz targets",
         run::cargo()
-            .args(["build", "--release", "--locked", "--bins"])
+            .args(["build", "--release", "--bins"])
             .args(["--manifest-path", "fuzz/Cargo.toml"])
             .env("CARGO_TARGET_DIR", run::target())
             .env("RUSTC_WRAPPER", stand_in)
