@@ -10,13 +10,14 @@ use weft_proto::v1::Violation;
 
 use crate::packet::parse::{address_word, macs};
 use crate::packet::{DropReason, Frame, FrameMemory, Mac, Offload, Packet, PlainMemory};
+use crate::pipeline::counters::Traffic;
 use crate::pipeline::{Destination, Io, Pipeline, Settings, Shared, Source};
 use crate::session::{Limits, SessionTable};
 use crate::snapshot::compile::{Adjacency, Compiler, Context, Underlay};
 
 /// Bytes of IP packet that the underlay carries.
 pub const UNDERLAY_MTU: u16 = 1500;
-const FRAMES: u32 = 1024;
+const FRAMES: u32 = 512;
 const LARGE_FRAMES: u32 = 4;
 const FRAME_SIZE: usize = 4096;
 const HEADROOM: usize = 128;
@@ -78,14 +79,72 @@ impl Io for MemoryIo {
 pub struct MemoryHost {
     /// Its id.
     pub id: String,
-    /// Its one worker.
+    /// Its first worker.
     pub pipeline: Pipeline,
+    /// Its other workers ([`Fabric::add_worker`]).
+    pub mates: Vec<Pipeline>,
     /// Its buffers and what it sends.
     pub io: MemoryIo,
     /// What workers share.
     pub shared: Shared,
     compiler: Compiler,
     generation: u32,
+    /// Ports that are counted.
+    ports: usize,
+    /// Frames that left, for another host or to a port.
+    sent: u64,
+}
+
+impl MemoryHost {
+    fn workers(&self) -> impl Iterator<Item = &Pipeline> {
+        std::iter::once(&self.pipeline).chain(&self.mates)
+    }
+
+    /// A worker by number, counted from the first again when there are fewer.
+    fn worker(&mut self, number: usize) -> (&mut Pipeline, &mut MemoryIo) {
+        let pipeline = match (number % (1 + self.mates.len())).checked_sub(1) {
+            Some(mate) => &mut self.mates[mate],
+            None => &mut self.pipeline,
+        };
+        (pipeline, &mut self.io)
+    }
+
+    /// What each worker counts, of so many ports and of the uplink.
+    fn traffic(&self, ports: usize) -> impl Iterator<Item = &Traffic> {
+        self.workers().flat_map(move |worker| {
+            let counters = worker.counters();
+            let ports = (0..ports as u16).map(|port| counters.port(port));
+            ports.chain([counters.uplink(0)])
+        })
+    }
+
+    /// Drops by reason, wherever they are booked; not of ports that are gone.
+    pub fn drops(&self) -> [u64; DropReason::COUNT] {
+        let mut drops = [0; DropReason::COUNT];
+        for traffic in self.traffic(self.pipeline.snapshot().ports.len()) {
+            for (sum, reason) in drops.iter_mut().zip(DropReason::ALL) {
+                *sum += traffic.drops(*reason);
+            }
+        }
+        drops
+    }
+
+    /// Packets that came in or were made here, less those that were dropped and those that went out or wait: 0 if the books are right
+    /// (invariant 6).
+    pub fn unaccounted(&self) -> i64 {
+        let of = |traffic: &Traffic| {
+            let came = traffic.rx_packets.get() + traffic.generated.get();
+            came as i64 - traffic.all_drops() as i64
+        };
+        let left: i64 = self.traffic(self.ports).map(of).sum();
+        left - (self.sent + self.waiting() as u64) as i64
+    }
+
+    /// Fragments that wait for their first.
+    fn waiting(&self) -> usize {
+        let fragments = self.shared.fragments.lock();
+        fragments.map_or(0, |fragments| fragments.waiting())
+    }
 }
 
 impl MemoryHost {
@@ -117,11 +176,14 @@ pub struct Fabric {
     pub crossed: Vec<Vec<u8>>,
     /// VTEP addresses to which no way leads.
     pub down: Vec<IpAddr>,
+    /// The worker of each host that takes the packets that follow, by number.
+    pub worker: usize,
     /// Whether the next state finds a metadata service on every host.
     pub metadata: bool,
     /// What the hosts' pipelines handed to their metadata services: the port's id, and the frame.
     pub asked: Vec<(String, Vec<u8>)>,
     state: State,
+    settings: Settings,
 }
 
 fn vtep_mac(address: u128) -> Mac {
@@ -143,10 +205,13 @@ impl Fabric {
             let host = MemoryHost {
                 id: host.id.clone(),
                 pipeline: Pipeline::new(shared.clone(), settings),
+                mates: Vec::new(),
                 io: MemoryIo::new(FRAMES, FRAME_SIZE),
                 shared,
                 compiler: Compiler::new(settings.ports as u16, 1024, limits.vpcs as u32),
                 generation: 0,
+                ports: settings.ports,
+                sent: 0,
             };
             hosts.insert(host.id.clone(), host);
         }
@@ -155,12 +220,23 @@ impl Fabric {
             now: 1,
             crossed: Vec::new(),
             down: Vec::new(),
+            worker: 0,
+            settings: *settings,
             metadata: false,
             asked: Vec::new(),
             state: State::default(),
         };
         fabric.set(state)?;
         Ok(fabric)
+    }
+
+    /// Gives each host one more worker.
+    pub fn add_worker(&mut self) {
+        for host in self.hosts.values_mut() {
+            let mut mate = Pipeline::new(host.shared.clone(), &self.settings);
+            mate.set_snapshot(Arc::clone(host.pipeline.snapshot()));
+            host.mates.push(mate);
+        }
     }
 
     /// The state in force.
@@ -232,7 +308,11 @@ impl Fabric {
         for (host, (snapshot, compiler)) in hearing.zip(snapshots) {
             host.generation += 1;
             host.compiler = compiler;
-            host.pipeline.set_snapshot(Arc::new(snapshot));
+            let snapshot = Arc::new(snapshot);
+            for mate in &mut host.mates {
+                mate.set_snapshot(Arc::clone(&snapshot));
+            }
+            host.pipeline.set_snapshot(snapshot);
         }
         self.state = state;
         Ok(())
@@ -253,29 +333,42 @@ impl Fabric {
 
     /// Lets a port send a frame; answers what comes out at ports anywhere.
     pub fn send(&mut self, port: &str, frame: &[u8]) -> Vec<Delivered> {
+        self.send_vector(port, [frame])
+    }
+
+    /// Lets a port send frames, which its host takes as one vector.
+    pub fn send_vector<'f>(
+        &mut self,
+        port: &str,
+        frames: impl IntoIterator<Item = &'f [u8]>,
+    ) -> Vec<Delivered> {
         let Some((host, index)) = self.find_port(port) else {
             return Vec::new();
         };
-        self.inject(&host, Source::Port(index), frame);
+        self.inject(&host, Source::Port(index), frames);
         self.settle()
     }
 
     /// Hands a host a frame as if it came over its uplink.
     pub fn send_from_underlay(&mut self, host: &str, frame: &[u8]) -> Vec<Delivered> {
-        self.inject(host, Source::Uplink(0), frame);
+        self.inject(host, Source::Uplink(0), [frame]);
         self.settle()
     }
 
-    fn inject(&mut self, host: &str, source: Source, frame: &[u8]) {
-        let now = self.now;
+    fn inject<'f>(
+        &mut self,
+        host: &str,
+        source: Source,
+        frames: impl IntoIterator<Item = &'f [u8]>,
+    ) {
         let Some(host) = self.hosts.get_mut(host) else {
             return;
         };
-        let Some(packet) = host.io.memory.packet(HEADROOM, frame) else {
-            return;
-        };
-        host.pipeline
-            .process(&mut host.io, source, &mut vec![packet], now);
+        let memory = &mut host.io.memory;
+        let packet = |frame| memory.packet(HEADROOM, frame);
+        let mut packets = frames.into_iter().filter_map(packet).collect();
+        let (pipeline, io) = host.worker(self.worker);
+        pipeline.process(io, source, &mut packets, self.now);
     }
 
     /// Lets a port send a segment that is left to its device to split; answers what comes out at ports anywhere.
@@ -283,7 +376,6 @@ impl Fabric {
         let Some((host, index)) = self.find_port(port) else {
             return Vec::new();
         };
-        let now = self.now;
         if let Some(host) = self.hosts.get_mut(&host)
             && let Some(mut large) = host.io.alloc_large()
         {
@@ -294,9 +386,8 @@ impl Fabric {
                 len: frame.len() as u16,
             };
             packet.bytes_mut(&mut host.io).copy_from_slice(frame);
-            let source = Source::Port(index);
-            host.pipeline
-                .process(&mut host.io, source, &mut vec![packet], now);
+            let (pipeline, io) = host.worker(self.worker);
+            pipeline.process(io, Source::Port(index), &mut vec![packet], self.now);
         }
         self.settle()
     }
@@ -308,6 +399,7 @@ impl Fabric {
             let mut crossing = Vec::new();
             for host in self.hosts.values_mut() {
                 for (to, packet) in std::mem::take(&mut host.io.sent) {
+                    host.sent += 1;
                     let frame = packet.bytes(&host.io.memory).to_vec();
                     let offload = Offload::read(&host.io.memory, &packet.frame);
                     host.io.free(packet.frame);
@@ -342,7 +434,7 @@ impl Fabric {
                 let receiver = receiver.map(|host| host.id.clone());
                 self.crossed.push(frame.clone());
                 if let Some(receiver) = receiver {
-                    self.inject(&receiver, Source::Uplink(0), &frame);
+                    self.inject(&receiver, Source::Uplink(0), [&frame[..]]);
                 }
             }
         }
@@ -361,15 +453,8 @@ impl Fabric {
 
     /// Drops of a host for a reason, wherever they are booked.
     pub fn drops(&self, host: &str, reason: DropReason) -> u64 {
-        let Some(host) = self.hosts.get(host) else {
-            return 0;
-        };
-        let counters = host.pipeline.counters();
-        let ports = host.pipeline.snapshot().ports.len() as u16;
-        (0..ports)
-            .map(|port| counters.port(port).drops(reason))
-            .sum::<u64>()
-            + counters.uplink(0).drops(reason)
+        let host = self.hosts.get(host);
+        host.map_or(0, |host| host.drops()[reason as usize])
     }
 
     /// Every drop of every host so far, by reason.
@@ -389,14 +474,9 @@ impl Fabric {
     /// Frames that are neither free nor waiting for a first fragment: leaked, when nothing is being sent.
     pub fn missing_frames(&self) -> usize {
         let missing = |host: &MemoryHost| {
-            let waiting = host
-                .shared
-                .fragments
-                .lock()
-                .map_or(0, |fragments| fragments.waiting());
             let all = (FRAMES + LARGE_FRAMES) as usize;
             let free = host.io.memory.available() + host.io.memory.available_large();
-            all - free - waiting - host.io.sent.len()
+            all - free - host.waiting() - host.io.sent.len()
         };
         self.hosts.values().map(missing).sum()
     }

@@ -5,6 +5,8 @@
 #![forbid(unsafe_code)]
 
 mod binaries;
+mod fuzz;
+mod model;
 mod run;
 mod setup;
 mod test;
@@ -27,8 +29,11 @@ struct Options {
 enum Command {
     /// Install what the build and the tests need, and build the XDP programs
     Setup,
-    /// Formatting, lints, builds, all tests, documentation
-    Test,
+    /// Formatting, lints, builds, all tests, documentation; `model` or `fuzz` alone, for long
+    Test {
+        #[command(subcommand)]
+        only: Option<Only>,
+    },
     /// Two hosts, two tenants, real packets; `--json`, `--keep`, `--guests`
     Demo {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
@@ -46,10 +51,40 @@ enum Command {
     },
 }
 
+#[derive(Subcommand)]
+enum Only {
+    /// The pipelines beside the model of what they should do, on random fabrics with random traffic; the last line is JSON
+    Model {
+        /// How many packets to compare at least
+        #[arg(long, default_value_t = 10_000_000)]
+        packets: u64,
+        /// Which packets: the same seed makes the same cases
+        #[arg(long, default_value_t = 0)]
+        seed: u64,
+    },
+    /// Fuzzers for everything that strangers may send; the last line is JSON
+    Fuzz {
+        /// How long each target runs
+        #[arg(long, default_value_t = 60)]
+        seconds: u64,
+        /// Which targets; all if none is named
+        targets: Vec<String>,
+    },
+}
+
 fn main() -> ExitCode {
+    if let Some(code) = fuzz::stand_in_for_rustc() {
+        return code;
+    }
     let outcome = match Options::parse().command {
         Command::Setup => setup::setup(),
-        Command::Test => test::test(),
+        Command::Test { only: None } => test::test(),
+        Command::Test {
+            only: Some(Only::Model { packets, seed }),
+        } => model::model(packets, seed),
+        Command::Test {
+            only: Some(Only::Fuzz { seconds, targets }),
+        } => fuzz::fuzz(seconds, &targets),
         Command::Demo { args } => binaries::lab("demo", &args),
         Command::Bench { args } => binaries::bench(&args),
         Command::Lab { args } => binaries::lab("lab", &args),

@@ -4,7 +4,10 @@ use std::time::Instant;
 
 use anyhow::Result;
 
-use crate::{binaries, run, setup};
+use crate::{binaries, fuzz, run, setup};
+
+/// Of each target: enough to play the seeds, and to see that the targets work.
+const SECONDS_OF_FUZZING: u64 = 4;
 
 /// Everything is built in one profile, so that nothing is compiled twice.
 pub(crate) fn test() -> Result<()> {
@@ -18,12 +21,20 @@ pub(crate) fn test() -> Result<()> {
             .current_dir(run::root().join("ebpf/programs")),
     )?;
     run::step(
+        "formatting of the fuzz targets",
+        run::cargo()
+            .args(["fmt", "--check"])
+            .current_dir(run::root().join("fuzz")),
+    )?;
+    run::step(
         "lints",
         run::cargo().args([
             "clippy",
             "--release",
             "--workspace",
             "--all-targets",
+            "--features",
+            "weft-dataplane/fuzzing",
             "--",
             "-D",
             "warnings",
@@ -46,6 +57,7 @@ pub(crate) fn test() -> Result<()> {
             "weft-tests",
         ]),
     )?;
+    fuzz::fuzz(SECONDS_OF_FUZZING, &[])?;
     // The end-to-end tests share the machine's network and cores: one at a time.
     run::step(
         "end-to-end tests",

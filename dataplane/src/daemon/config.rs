@@ -341,7 +341,15 @@ impl Config {
             path: path.into(),
             source,
         })?;
-        let config: Self = toml::from_str(&text).map_err(|error| ConfigError::Parse {
+        Self::parse(&text, path)
+    }
+
+    /// Reads and checks a file's text; the path is for errors alone.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn parse(text: &str, path: &Path) -> Result<Self, ConfigError> {
+        let config: Self = toml::from_str(text).map_err(|error| ConfigError::Parse {
             path: path.into(),
             message: error.to_string().trim_end().to_owned(),
         })?;

@@ -229,8 +229,9 @@ impl Payload {
             .filter(|h| h.len() >= 4)
             .ok_or(DropReason::OuterHeader)?;
         let flags = u16::from_be_bytes([header[0], header[1]]);
-        // Version, and the routing and strict source route bits of RFC 1701.
-        if flags & 0x4807 != 0 || u16::from_be_bytes([header[2], header[3]]) != GRE_ETHERNET {
+        // Version, and what RFC 1701 had besides: routing, strict source route, and the first bit of the recursion count, which RFC 2784 §2.1
+        // refuses with the others.
+        if flags & 0x4c07 != 0 || u16::from_be_bytes([header[2], header[3]]) != GRE_ETHERNET {
             return Err(DropReason::GreVersion);
         }
         if flags & 0x2000 == 0 {

@@ -1,7 +1,7 @@
 //! What a packet turns into besides itself: the ICMP error about it, its fragments, copies for a whole subnet.
 
 use super::icmp_error::{self, Problem};
-use super::{Core, Entry, Io, Tables, flood, rewrite, split};
+use super::{Core, Entry, Io, Tables, flood, rewrite, segment, split};
 use crate::packet::{DropReason, Offload, Packet};
 use crate::session::table::{Action, Ingress};
 use crate::snapshot::Tunnel;
@@ -66,20 +66,27 @@ impl Core {
             rewrite::macs(frame, destination, source);
             rewrite::decrement_ttl(frame, &entry.parsed);
         }
+        let mut entry = *entry;
+        if let Some(class) = entry.outer_class {
+            match rewrite::propagate_congestion(frame, &entry.parsed, class) {
+                Ok(marked) => entry.parsed.traffic_class = marked,
+                Err(reason) => return self.drop(tables, io, packet, entry.ingress, reason),
+            }
+        }
         match split::split(io, &packet, &entry.parsed, tunnel.inner_mtu) {
             Ok(pieces) => {
                 let traffic = self.traffic(tables, entry.ingress);
                 traffic.generated.add(pieces.len() as u64 - 1);
                 io.free(packet.frame);
                 for piece in pieces {
-                    self.encapsulate(tables, io, piece, entry, tunnel);
+                    self.encapsulate(tables, io, piece, &entry, tunnel);
                 }
             }
             Err(reason) => self.drop(tables, io, packet, entry.ingress, reason),
         }
     }
 
-    /// Copies a packet to everybody in its subnet who may have it.
+    /// Copies a packet to everybody in its subnet who may have it. A segment that was left to be split goes in pieces.
     #[cold]
     #[inline(never)]
     pub(super) fn flood(
@@ -100,16 +107,48 @@ impl Core {
                 DropReason::BroadcastLimit,
             );
         }
+        if !packet.frame.is_large() {
+            return self.spread(tables, io, packet, entry, entry.parsed.ip_len());
+        }
+        let pieces = segment::split(io, &packet, |io, piece| {
+            // A packet that is no segment comes out whole, with what padding it has.
+            let ip_len = (piece.len - entry.parsed.l3).min(entry.parsed.ip_len());
+            self.spread(tables, io, piece, entry, ip_len);
+        });
+        match pieces {
+            Ok(count) => {
+                let traffic = self.traffic(tables, entry.ingress);
+                traffic.generated.add(count as u64 - 1);
+                io.free(packet.frame);
+            }
+            Err(reason) => self.drop(tables, io, packet, entry.ingress, reason),
+        }
+    }
+
+    fn spread(
+        &self,
+        tables: Tables<'_>,
+        io: &mut impl Io,
+        mut packet: Packet,
+        entry: &Entry,
+        ip_len: u16,
+    ) {
         let receivers = flood::receivers(tables.snapshot, entry.ingress, entry.vpc, &entry.parsed);
         let ways = receivers
             .peers
             .iter()
             .filter_map(|peer| tables.snapshot.peer(*peer)?.tunnel(entry.key.hash));
         let copies = receivers.ports.len() + ways.clone().count();
-        let traffic = self.traffic(tables, entry.ingress);
         if copies == 0 {
             return self.drop(tables, io, packet, entry.ingress, DropReason::NoReceiver);
         }
+        if let Some(class) = entry.outer_class
+            && let Err(reason) =
+                rewrite::propagate_congestion(packet.bytes_mut(io), &entry.parsed, class)
+        {
+            return self.drop(tables, io, packet, entry.ingress, reason);
+        }
+        let traffic = self.traffic(tables, entry.ingress);
         traffic.generated.add(copies as u64 - 1);
         let copy = |io: &mut _| {
             let copy = split::copy(io, &packet);
@@ -125,7 +164,7 @@ impl Core {
         }
         for tunnel in ways {
             if let Some(copy) = copy(io) {
-                if entry.parsed.ip_len() > tunnel.inner_mtu {
+                if ip_len > tunnel.inner_mtu {
                     self.drop(tables, io, copy, entry.ingress, DropReason::TooBig);
                 } else {
                     self.encapsulate(tables, io, copy, entry, tunnel);

@@ -94,16 +94,26 @@ impl Core {
             rewrite::macs(frame, destination, source);
             rewrite::decrement_ttl(frame, parsed);
         }
-        if let Some(class) = entry.outer_class
-            && let Err(reason) = rewrite::propagate_congestion(frame, parsed, class)
-        {
-            return self.drop(tables, io, packet, entry.ingress, reason);
+        let mut class = parsed.traffic_class;
+        if let Some(outer) = entry.outer_class {
+            match rewrite::propagate_congestion(frame, parsed, outer) {
+                Ok(marked) => class = marked,
+                Err(reason) => return self.drop(tables, io, packet, entry.ingress, reason),
+            }
         }
         if parsed.tcp_flags & tcp_flags::SYN != 0 {
             self.clamp(tables, frame, entry, action, tunnel);
         }
         match (action.egress, tunnel) {
-            (_, Some(tunnel)) => self.encapsulate(tables, io, packet, entry, tunnel),
+            (_, Some(tunnel)) if class == parsed.traffic_class => {
+                self.encapsulate(tables, io, packet, entry, tunnel);
+            }
+            (_, Some(tunnel)) => {
+                // From one tunnel into another: the mark goes outside again.
+                let mut marked = *entry;
+                marked.parsed.traffic_class = class;
+                self.encapsulate(tables, io, packet, &marked, tunnel);
+            }
             (Egress::Port(index), None) => self.deliver(tables, io, index, packet),
             (Egress::Peer(_), None) => self.drop(
                 tables,

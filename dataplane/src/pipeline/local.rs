@@ -109,15 +109,16 @@ pub fn neighbor(
     frame: &mut [u8],
     parsed: &Parsed,
 ) -> Result<Neighbor, DropReason> {
+    let kind = (parsed.icmp >> 8) as u8;
     if parsed.family != Family::Ipv6
         || parsed.flow.protocol != protocol::ICMPV6
-        || parsed.fragment.is_some()
+        || !(133..=137).contains(&kind)
     {
         return Ok(Neighbor::NotMine);
     }
-    let kind = (parsed.icmp >> 8) as u8;
-    if !(133..=137).contains(&kind) {
-        return Ok(Neighbor::NotMine);
+    // In pieces it would pass for what it is not: no node sends it so, and none may take it (RFC 6980 §5).
+    if parsed.fragment.is_some() {
+        return Err(DropReason::NeighborMalformed);
     }
     let (l4, end) = (usize::from(parsed.l4), usize::from(parsed.end));
     let message = checked(frame, parsed)?;

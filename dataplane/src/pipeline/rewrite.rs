@@ -47,7 +47,7 @@ pub fn same_congestion(inner: &[u8], outer_traffic_class: u8) -> bool {
     class & 3 == outer_traffic_class & 3
 }
 
-/// Carries a congestion mark of the tunnel inwards (RFC 6040 §4.2).
+/// Carries a congestion mark of the tunnel inwards (RFC 6040 §4.2), and answers the traffic class that the packet has then.
 ///
 /// # Errors
 /// The inner packet cannot carry it.
@@ -56,22 +56,18 @@ pub fn propagate_congestion(
     frame: &mut [u8],
     parsed: &Parsed,
     outer_traffic_class: u8,
-) -> Result<(), DropReason> {
+) -> Result<u8, DropReason> {
     const CE: u8 = 3;
-    let (outer, inner) = (outer_traffic_class & 3, parsed.traffic_class & 3);
-    match (outer, inner) {
-        (CE, 0) => Err(DropReason::EcnMismatch),
-        (CE, 1 | 2) => {
-            mark(frame, parsed, CE);
-            Ok(())
-        }
+    let class = parsed.traffic_class;
+    let to = match (outer_traffic_class & 3, class & 3) {
+        (CE, 0) => return Err(DropReason::EcnMismatch),
+        (CE, 1 | 2) => CE,
         // The other transition of the table: ECT(1) outside an ECT(0) packet.
-        (1, 2) => {
-            mark(frame, parsed, 1);
-            Ok(())
-        }
-        _ => Ok(()),
-    }
+        (1, 2) => 1,
+        _ => return Ok(class),
+    };
+    mark(frame, parsed, to);
+    Ok(class & !3 | to)
 }
 
 #[cold]

@@ -17,6 +17,9 @@ mod tap;
 mod umem;
 mod vhost;
 
+#[cfg(feature = "fuzzing")]
+pub use vhost::fuzzing as vhost_fuzzing;
+
 pub use device::{Description, Device, Opening, Queue};
 pub use error::PortError;
 pub use interface::Interface;

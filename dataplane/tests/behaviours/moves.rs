@@ -6,6 +6,7 @@ use weft_proto::state::State;
 use weft_proto::v1::{self, Objects};
 
 use crate::frames::{A1, A2, A3, End, end, read, tcp, udp, udp6};
+use crate::overlay::mend_ipv4;
 use crate::topology::{ROUTER, fabric, port};
 
 const A4: End = end(1, 4);
@@ -173,4 +174,23 @@ fn b042_a_move_opens_no_other_door() {
     // Without a word of a move, and after it, nothing is sent on.
     move_a1(&mut fabric, "", &["h1", "h2"]);
     refused(&mut fabric, "h1", &from_h3, DropReason::NotHere);
+}
+
+#[test]
+fn b028_a_congestion_mark_goes_on_with_what_is_sent_on() {
+    let mut fabric = three_hosts();
+    let mut frame = udp(A4, A1, A1.mac, (9, 9), b"hello");
+    frame[15] = 0x02;
+    mend_ipv4(&mut frame, 14);
+    assert_eq!(fabric.send("a4", &frame).len(), 1);
+    let mut congested = fabric.crossed.pop().unwrap();
+    move_a1(&mut fabric, "h1", &["h1", "h2"]);
+    congested[15] = 0x03;
+    mend_ipv4(&mut congested, 14);
+    let out = fabric.send_from_underlay("h1", &congested);
+    assert_eq!((out.len(), out[0].frame[15]), (1, 0x03));
+    assert_eq!(
+        fabric.crossed[0][15], 0x03,
+        "outside of the second tunnel too"
+    );
 }

@@ -53,6 +53,27 @@ fn b002_neighbour_solicitation_for_gateway_and_neighbour() {
 }
 
 #[test]
+fn b002_neighbour_discovery_in_pieces_goes_nowhere() {
+    let whole = solicit(A1, A1.v6, A2.v6);
+    for (kind, dst) in [
+        (135, whole[..6].to_vec()),
+        (136, A3.mac.to_vec()),
+        (136, A2.mac.to_vec()),
+    ] {
+        let mut fabric = fabric(|_| {});
+        // A fragment header in between: offset 0, more to come (RFC 6980: a node that checks whole packets alone would let it by).
+        let mut frame = whole.clone();
+        frame[..6].copy_from_slice(&dst);
+        frame.splice(54..54, [58, 0, 0, 1, 0, 0, 0, 7]);
+        frame[19] += 8;
+        frame[20] = 44;
+        frame[62] = kind;
+        assert!(fabric.send("a1", &frame).is_empty());
+        assert_eq!(fabric.drops("h1", DropReason::NeighborMalformed), 1);
+    }
+}
+
+#[test]
 fn b002_duplicate_address_detection() {
     let mut fabric = fabric(|_| {});
     assert!(

@@ -122,7 +122,7 @@ fn b009_what_comes_from_strangers_or_lies_is_dropped_by_name() {
     assert_eq!(fabric.missing_frames(), 0);
 }
 
-fn mend_ipv4(frame: &mut [u8], at: usize) {
+pub fn mend_ipv4(frame: &mut [u8], at: usize) {
     frame[at + 10..at + 12].fill(0);
     let sum: u32 = frame[at..at + 20]
         .chunks(2)
@@ -279,6 +279,12 @@ fn b012_gre_with_checksum_and_sequence_is_parsed_and_other_versions_dropped() {
         "version 1"
     );
     assert_eq!(fabric.drops("h2", DropReason::GreVersion), 1);
+    // Routing, strict source route, the first bit of the recursion count; the bits behind mean nothing (RFC 2784 2.1, 2.2).
+    for (flags, passes) in [(0x6000, 0), (0x2800, 0), (0x2400, 0), (0x23f8, 1)] {
+        let out = fabric.send_from_underlay("h2", &build(flags, &[], &[]));
+        assert_eq!(out.len(), passes, "{flags:#x}");
+    }
+    assert_eq!(fabric.drops("h2", DropReason::GreVersion), 4);
     let mut keyless = build(0x0000, &[], &[]);
     keyless.drain(38..42);
     let len = (keyless.len() - 14) as u16;
@@ -360,6 +366,33 @@ fn b028_congestion_and_dscp_cross_the_tunnel() {
     mend_ipv4(&mut congested, 14);
     assert!(fabric.send_from_underlay("h2", &congested).is_empty());
     assert_eq!(fabric.drops("h2", DropReason::EcnMismatch), 1);
+}
+
+#[test]
+fn b028_congestion_comes_in_with_a_broadcast_too() {
+    let mut fabric = fabric(|_| {});
+    let all = crate::frames::End {
+        mac: [0xff; 6],
+        v4: [255; 4],
+        ..A2
+    };
+    for (class, delivered) in [(0x02, 1), (0x00, 0)] {
+        let mut frame = udp(A1, all, [0xff; 6], (9, 9), b"all");
+        frame[15] = class;
+        mend_ipv4(&mut frame, 14);
+        fabric.send("a1", &frame);
+        let mut congested = fabric.crossed.pop().unwrap();
+        congested[15] = 0x03;
+        mend_ipv4(&mut congested, 14);
+        let out = fabric.send_from_underlay("h2", &congested);
+        assert_eq!(out.len(), delivered);
+        for delivered in out {
+            assert_eq!(delivered.frame[15], 0x03, "the mark came in");
+            read(&delivered.frame);
+        }
+    }
+    assert_eq!(fabric.drops("h2", DropReason::EcnMismatch), 1);
+    assert_eq!(fabric.missing_frames(), 0);
 }
 
 #[test]

@@ -190,3 +190,29 @@ fn a_large_packet_that_is_no_segment_passes_whole_to_a_neighbour_only() {
     assert_eq!(out.len(), 8008usize.div_ceil(1424));
     assert_eq!(fabric.missing_frames(), 0);
 }
+
+#[test]
+fn b030_a_segment_to_a_group_reaches_everybody_in_pieces() {
+    let mut fabric = fabric(|_| {});
+    let all = End {
+        mac: [0xff; 6],
+        v4: [255; 4],
+        ..A2
+    };
+    let payload: Vec<u8> = (0..3000).map(|i| (i % 253) as u8).collect();
+    let frame = udp(A1, all, [0xff; 6], (1000, 2000), &payload);
+    let out = fabric.send_segment("a1", &frame, left(Segments::Udp, 1200));
+    for port in ["a2", "a3"] {
+        let got = out.iter().filter(|piece| piece.port == port);
+        let parts: Vec<Vec<u8>> = got.map(|piece| read(&piece.frame).payload).collect();
+        let lengths: Vec<usize> = parts.iter().map(Vec::len).collect();
+        assert_eq!(
+            (lengths, parts.concat()),
+            (vec![1200, 1200, 600], payload.clone())
+        );
+    }
+    assert_eq!((out.len(), fabric.missing_frames()), (6, 0));
+    for host in fabric.hosts.values() {
+        assert_eq!(host.unaccounted(), 0);
+    }
+}

@@ -120,7 +120,7 @@ impl Connection {
         if !opened
             && matches!(
                 act,
-                Act::Ack | Act::Data(_) | Act::BigData | Act::Old | Act::Fin
+                Act::Ack | Act::Data(_) | Act::BigData | Act::Segment(..) | Act::Old | Act::Fin
             )
         {
             return None;
@@ -147,9 +147,9 @@ impl Connection {
                 (SYN | ACK, guest.first, heard?)
             }
             Act::Ack => (ACK, guest.next, heard?),
-            Act::Data(_) | Act::BigData => {
+            Act::Data(_) | Act::BigData | Act::Segment(..) => {
                 payload = match act {
-                    Act::Data(size) => usize::from(size),
+                    Act::Data(size) | Act::Segment(size, _) => usize::from(size),
                     _ => 1500,
                 };
                 dont_fragment = !matches!(act, Act::BigData);
@@ -248,6 +248,22 @@ impl Connection {
 }
 
 impl Sending {
+    /// The same as its sender leaves it to a device: with the sum of the pseudo-header alone.
+    pub fn left(&self, mut frame: Vec<u8>) -> Vec<u8> {
+        let ends = Ends {
+            dst: [0; 6],
+            src: [0; 6],
+            source: self.ends[0],
+            destination: self.ends[1],
+        };
+        craft::leave_checksum(&mut frame, ends, TCP);
+        frame
+    }
+
+    pub fn is_v4(&self) -> bool {
+        self.ends[0].is_ipv4()
+    }
+
     /// The frame, to the MAC where its sender's routes begin.
     pub fn frame(&self, dst: [u8; 6], src: [u8; 6], id: u16) -> Vec<u8> {
         let ends = Ends {

@@ -1,8 +1,8 @@
-//! Random fabrics and random traffic, as plans of small numbers: a plan shrinks well, and any plan makes sense.
+//! Random fabrics and random traffic, as plans of small numbers: any plan makes sense.
 
-use proptest::collection::vec;
-use proptest::prelude::*;
 use weft_proto::v1::{self, Objects};
+
+use crate::dice::Dice;
 
 /// Hosts that run weft; one more is foreign.
 pub const HOSTS: usize = 3;
@@ -103,6 +103,8 @@ pub struct PortPlan {
     pub clamp_mss: bool,
     /// An IPv6 address that ends in zeros.
     pub odd_address: bool,
+    /// The host that it has just left, if there is one of this number.
+    pub left: u8,
 }
 
 /// One step of a run.
@@ -123,7 +125,17 @@ pub enum Step {
         connection: u8,
         from_server: bool,
         act: Act,
+        /// So many segments of data in one vector besides.
+        more: u8,
     },
+    /// A port sends several packets at once.
+    Vector(Vec<PacketPlan>),
+    /// A port sends a packet in pieces.
+    Pieces(PacketPlan, PiecesPlan),
+    /// A port leaves a packet to be split, into what and into pieces of which size.
+    Segment(PacketPlan, u8, u16),
+    /// A host gets something off the wire.
+    Wire(WirePlan),
     Arp(NeighborPlan),
     Solicit(NeighborPlan),
     /// A question to one of the gateway's services.
@@ -165,6 +177,24 @@ pub struct PacketPlan {
     pub cut: u16,
 }
 
+/// How a packet is cut, and what is wrong with the pieces.
+#[derive(Debug, Clone)]
+pub struct PiecesPlan {
+    pub size: u8,
+    pub trouble: u8,
+    pub which: u8,
+    /// All in one vector.
+    pub together: bool,
+}
+
+/// What becomes of a frame that crossed the underlay, so many back.
+#[derive(Debug, Clone)]
+pub struct WirePlan {
+    pub back: u8,
+    pub change: u8,
+    pub value: u16,
+}
+
 #[derive(Debug, Clone, Copy)]
 pub enum Act {
     Handshake,
@@ -174,6 +204,8 @@ pub enum Act {
     Data(u16),
     /// Too big for a tunnel, without "don't fragment".
     BigData,
+    /// So much that it is left to be split, into pieces of this size.
+    Segment(u16, u16),
     Old,
     Fin,
     Rst,
@@ -217,200 +249,208 @@ pub enum Change {
     },
 }
 
-fn rule() -> impl Strategy<Value = RulePlan> {
-    (any::<bool>(), 0u8..10, 0u8..6, 0u8..28, 1u16..100).prop_map(
-        |(egress, protocol, range, remote, number)| RulePlan {
-            egress,
-            protocol,
-            range,
-            remote,
-            number,
-        },
-    )
+fn rule(dice: &mut Dice) -> RulePlan {
+    RulePlan {
+        egress: dice.coin(),
+        protocol: dice.below(10),
+        range: dice.below(6),
+        remote: dice.below(28),
+        number: 1 + u16::from(dice.below(99)),
+    }
 }
 
-fn acl() -> impl Strategy<Value = Option<AclPlan>> {
-    let often = || prop::bool::weighted(0.8);
-    let plan = (vec((any::<bool>(), rule()), 0..4), (often(), often()))
-        .prop_map(|(rules, rest)| AclPlan { rules, rest });
-    prop::option::weighted(0.25, plan)
-}
-
-fn group() -> impl Strategy<Value = GroupPlan> {
-    (prop::bool::weighted(0.5), vec(rule(), 0..4))
-        .prop_map(|(open, rules)| GroupPlan { open, rules })
-}
-
-fn routes() -> impl Strategy<Value = Vec<RoutePlan>> {
-    let route = (any::<u8>(), any::<u8>(), any::<u8>());
-    let plan = route.prop_map(|(prefix, target, which)| RoutePlan {
-        prefix,
-        target,
-        which,
-    });
-    vec(plan, 0..4)
-}
-
-fn port() -> impl Strategy<Value = PortPlan> {
-    let rarely = || prop::bool::weighted(0.1);
-    (
-        rarely(),
-        any::<u8>(),
-        any::<u8>(),
-        any::<u8>(),
-        0u8..12,
-        rarely(),
-        any::<bool>(),
-        rarely(),
-    )
-        .prop_map(
-            |(absent, subnet, host, groups, pairs, unguarded, clamp_mss, odd_address)| PortPlan {
-                absent,
-                subnet,
-                host,
-                groups,
-                pairs,
-                unguarded,
-                clamp_mss,
-                odd_address,
-            },
-        )
-}
-
-fn vpc() -> impl Strategy<Value = VpcPlan> {
-    let subnet = (
-        0u8..6,
-        prop::bool::weighted(0.2),
-        acl(),
-        routes(),
-        any::<u8>(),
-    )
-        .prop_map(|(family, own_gateway, acl, routes, told)| SubnetPlan {
-            family,
-            own_gateway,
-            acl,
-            routes,
-            told,
-        });
-    (
-        vec(subnet, 1..4),
-        vec(group(), 1..4),
-        vec(any::<u8>(), 0..3),
-        vec(port(), 2..6),
-    )
-        .prop_map(|(subnets, groups, list, ports)| VpcPlan {
-            subnets,
-            groups,
-            list,
-            ports,
-        })
-}
-
-pub fn fabric() -> impl Strategy<Value = FabricPlan> {
-    let host = || (any::<bool>(), prop::bool::weighted(0.2), any::<bool>());
-    let plan = (
-        (any::<bool>(), any::<bool>()),
-        0u8..8,
-        [host(), host(), host()],
-        vec(vpc(), 1..4),
-    );
-    plan.prop_map(|((open, metadata), underlay, hosts, vpcs)| FabricPlan {
-        open,
-        metadata,
-        underlay,
-        hosts,
-        vpcs,
+fn acl(dice: &mut Dice) -> Option<AclPlan> {
+    dice.percent(25).then(|| AclPlan {
+        rules: dice.list(0..4, |dice| (dice.coin(), rule(dice))),
+        rest: (dice.percent(80), dice.percent(80)),
     })
 }
 
-fn packet() -> impl Strategy<Value = PacketPlan> {
-    let addressing = (any::<u8>(), any::<u8>(), any::<bool>(), 0u8..20);
-    let content = (0u8..20, 0u8..12, 0u16..64, 0u8..20, 0u8..20);
-    (addressing, content, 0u8..60, any::<u16>()).prop_map(
-        |((from, to, v6, way), (body, ports, size, ttl, class), twist, cut)| PacketPlan {
-            from,
-            to,
-            v6,
-            way,
-            body,
-            ports,
-            size,
-            ttl,
-            class,
-            twist,
-            cut,
-        },
-    )
+fn group(dice: &mut Dice) -> GroupPlan {
+    GroupPlan {
+        open: dice.coin(),
+        rules: dice.list(0..4, rule),
+    }
 }
 
-fn act() -> impl Strategy<Value = Act> {
-    prop_oneof![
-        4 => Just(Act::Handshake),
-        1 => Just(Act::Syn),
-        1 => Just(Act::SynAck),
-        3 => Just(Act::Ack),
-        5 => (1u16..500).prop_map(Act::Data),
-        2 => Just(Act::BigData),
-        1 => Just(Act::Old),
-        2 => Just(Act::Fin),
-        1 => Just(Act::Rst),
-        1 => Just(Act::BareRst),
-        1 => Just(Act::FarData),
-        1 => Just(Act::FarAck),
-        1 => Just(Act::FarRst),
-    ]
-}
-
-fn change() -> impl Strategy<Value = Change> {
-    let n = any::<u8>;
-    prop_oneof![
-        Just(Change::Nothing),
-        (n(), n(), group()).prop_map(|(vpc, group, plan)| Change::Group { vpc, group, plan }),
-        (n(), n(), acl()).prop_map(|(vpc, subnet, plan)| Change::Acl { vpc, subnet, plan }),
-        (n(), n(), routes()).prop_map(|(vpc, subnet, plan)| Change::Routes { vpc, subnet, plan }),
-        (n(), vec(n(), 0..3)).prop_map(|(vpc, plan)| Change::List { vpc, plan }),
-        (n(), n(), port()).prop_map(|(vpc, port, plan)| Change::Port { vpc, port, plan }),
-        (n(), any::<bool>()).prop_map(|(host, gre)| Change::Host { host, gre }),
-    ]
-}
-
-fn neighbor() -> impl Strategy<Value = NeighborPlan> {
-    (any::<u8>(), any::<u8>(), 0u8..12).prop_map(|(from, target, lie)| NeighborPlan {
-        from,
-        target,
-        lie,
+fn routes(dice: &mut Dice) -> Vec<RoutePlan> {
+    dice.list(0..4, |dice| RoutePlan {
+        prefix: dice.byte(),
+        target: dice.byte(),
+        which: dice.byte(),
     })
 }
 
-fn ask() -> impl Strategy<Value = AskPlan> {
-    (any::<u8>(), 0u8..3, any::<u8>(), any::<u8>(), 0u8..16).prop_map(
-        |(from, service, kind, way, lie)| AskPlan {
-            from,
-            service,
-            kind,
-            way,
-            lie,
-        },
-    )
+fn port(dice: &mut Dice) -> PortPlan {
+    PortPlan {
+        absent: dice.percent(10),
+        subnet: dice.byte(),
+        host: dice.byte(),
+        groups: dice.byte(),
+        pairs: dice.below(12),
+        unguarded: dice.percent(10),
+        clamp_mss: dice.coin(),
+        odd_address: dice.percent(10),
+        left: dice.below(20),
+    }
 }
 
-pub fn steps() -> impl Strategy<Value = Vec<Step>> {
-    let near = || 0u8..4;
-    let step = prop_oneof![
-        10 => packet().prop_map(Step::Packet),
-        8 => near().prop_map(Step::Answer),
-        5 => (0u8..8).prop_map(Step::Repeat),
-        2 => (near(), prop::bool::weighted(0.3), any::<bool>())
-            .prop_map(|(back, stranger, cut)| Step::Report { back, stranger, cut }),
-        14 => (0u8..3, any::<bool>(), act())
-            .prop_map(|(connection, from_server, act)| Step::Tcp { connection, from_server, act }),
-        1 => neighbor().prop_map(Step::Arp),
-        1 => neighbor().prop_map(Step::Solicit),
-        2 => ask().prop_map(Step::Ask),
-        2 => change().prop_map(Step::Change),
-        1 => any::<u8>().prop_map(Step::Wait),
-    ];
-    vec(step, 1..80)
+fn subnet(dice: &mut Dice) -> SubnetPlan {
+    SubnetPlan {
+        family: dice.below(6),
+        own_gateway: dice.percent(20),
+        acl: acl(dice),
+        routes: routes(dice),
+        told: dice.byte(),
+    }
+}
+
+fn vpc(dice: &mut Dice) -> VpcPlan {
+    VpcPlan {
+        subnets: dice.list(1..4, subnet),
+        groups: dice.list(1..4, group),
+        list: dice.list(0..3, Dice::byte),
+        ports: dice.list(2..6, port),
+    }
+}
+
+pub fn fabric(dice: &mut Dice) -> FabricPlan {
+    FabricPlan {
+        open: dice.coin(),
+        metadata: dice.coin(),
+        underlay: dice.below(8),
+        hosts: std::array::from_fn(|_| (dice.coin(), dice.percent(20), dice.coin())),
+        vpcs: dice.list(1..4, vpc),
+    }
+}
+
+fn packet(dice: &mut Dice) -> PacketPlan {
+    PacketPlan {
+        from: dice.byte(),
+        to: dice.byte(),
+        v6: dice.coin(),
+        way: dice.below(20),
+        body: dice.below(20),
+        ports: dice.below(12),
+        size: dice.below(64).into(),
+        ttl: dice.below(20),
+        class: dice.below(20),
+        twist: dice.below(60),
+        cut: dice.word(),
+    }
+}
+
+fn pieces(dice: &mut Dice) -> PiecesPlan {
+    PiecesPlan {
+        size: dice.below(6),
+        trouble: dice.below(20),
+        which: dice.byte(),
+        together: dice.coin(),
+    }
+}
+
+fn act(dice: &mut Dice) -> Act {
+    match dice.below(24) {
+        0..4 => Act::Handshake,
+        4 => Act::Syn,
+        5 => Act::SynAck,
+        6..9 => Act::Ack,
+        9..14 => Act::Data(1 + dice.word() % 499),
+        14 => Act::BigData,
+        15 => Act::Segment(1 + dice.word() % 9000, 1 + dice.word() % 1500),
+        16 => Act::Old,
+        17..19 => Act::Fin,
+        19 => Act::Rst,
+        20 => Act::BareRst,
+        21 => Act::FarData,
+        22 => Act::FarAck,
+        _ => Act::FarRst,
+    }
+}
+
+fn change(dice: &mut Dice) -> Change {
+    match dice.below(7) {
+        0 => Change::Nothing,
+        1 => Change::Group {
+            vpc: dice.byte(),
+            group: dice.byte(),
+            plan: group(dice),
+        },
+        2 => Change::Acl {
+            vpc: dice.byte(),
+            subnet: dice.byte(),
+            plan: acl(dice),
+        },
+        3 => Change::Routes {
+            vpc: dice.byte(),
+            subnet: dice.byte(),
+            plan: routes(dice),
+        },
+        4 => Change::List {
+            vpc: dice.byte(),
+            plan: dice.list(0..3, Dice::byte),
+        },
+        5 => Change::Port {
+            vpc: dice.byte(),
+            port: dice.byte(),
+            plan: port(dice),
+        },
+        _ => Change::Host {
+            host: dice.byte(),
+            gre: dice.coin(),
+        },
+    }
+}
+
+fn neighbor(dice: &mut Dice) -> NeighborPlan {
+    NeighborPlan {
+        from: dice.byte(),
+        target: dice.byte(),
+        lie: dice.below(12),
+    }
+}
+
+fn ask(dice: &mut Dice) -> AskPlan {
+    AskPlan {
+        from: dice.byte(),
+        service: dice.below(3),
+        kind: dice.byte(),
+        way: dice.byte(),
+        lie: dice.below(16),
+    }
+}
+
+/// The next step of a run; most are packets.
+pub fn step(dice: &mut Dice) -> Step {
+    match dice.below(100) {
+        0..3 => Step::Segment(packet(dice), dice.below(4), 1 + dice.word() % 1500),
+        3..15 => Step::Packet(packet(dice)),
+        15..18 => Step::Vector(dice.list(2..7, packet)),
+        18..24 => Step::Pieces(packet(dice), pieces(dice)),
+        24..32 => Step::Wire(WirePlan {
+            back: dice.below(8),
+            change: dice.below(32),
+            value: dice.word(),
+        }),
+        32..45 => Step::Answer(dice.below(4)),
+        45..52 => Step::Repeat(dice.below(8)),
+        52..55 => Step::Report {
+            back: dice.below(4),
+            stranger: dice.percent(30),
+            cut: dice.coin(),
+        },
+        55..88 => Step::Tcp {
+            connection: dice.below(3),
+            from_server: dice.coin(),
+            act: act(dice),
+            more: if dice.percent(20) { dice.below(6) } else { 0 },
+        },
+        88..90 => Step::Arp(neighbor(dice)),
+        90..92 => Step::Solicit(neighbor(dice)),
+        92..96 => Step::Ask(ask(dice)),
+        96..98 => Step::Change(change(dice)),
+        _ => Step::Wait(dice.byte()),
+    }
 }
 
 impl FabricPlan {
@@ -602,6 +642,7 @@ impl VpcPlan {
             mac: mac.into(),
         };
         let groups = 0..self.groups.len();
+        let host = usize::from(plan.host) % HOSTS;
         v1::Port {
             id: format!("{vpc}-p{p}"),
             vpc: vpc.into(),
@@ -618,7 +659,11 @@ impl VpcPlan {
                 .filter(|g| plan.groups >> g & 1 != 0)
                 .map(|g| format!("{vpc}-g{g}"))
                 .collect(),
-            host: format!("h{}", usize::from(plan.host) % HOSTS),
+            host: format!("h{host}"),
+            moved_from: match usize::from(plan.left) {
+                left @ 0..HOSTS if left != host => format!("h{left}"),
+                _ => String::new(),
+            },
             unguarded: plan.unguarded,
             clamp_mss: plan.clamp_mss,
             hostname: if n % 2 == 0 {

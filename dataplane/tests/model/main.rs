@@ -1,80 +1,77 @@
 //! The pipelines against a model of what they should do: random fabrics, random traffic, changes in between.
 //!
 //! `semantics` is the model, a slow and plain reading of the design's packet path that shares no code with the pipeline. `generate` makes
-//! plans, `traffic`, `questions`, `connection` and `craft` make frames of them, `compare` sends them through both. Every frame that a port gets, every
-//! frame between hosts and every reason for a drop is compared; what disagrees is shrunk to its least.
+//! plans, `traffic`, `questions`, `connection` and `craft` make frames of them, `run` sends these through a `twin` of model and pipelines.
+//! Every frame that a port gets, every frame between hosts and every reason for a drop is compared. A case that disagrees is noted in bytes
+//! (`case`), cut to its least (`reduce`), and kept in `kept/` once what it shows is repaired. `campaign` plays case after case.
 //!
-//! `WEFT_MODEL_CASES` says how many fabrics are tried, `WEFT_MODEL_SEED` which; the same seed tries the same ones.
+//! `cargo xtask test model` runs this for long. `WEFT_MODEL_PACKETS` says how many packets are compared, `WEFT_MODEL_SEED` which; the same seed
+//! makes the same cases. `WEFT_MODEL_REPORT` names a file for the figures.
 
 #![allow(clippy::unwrap_used)]
 
-mod compare;
+mod campaign;
+mod case;
 mod connection;
 mod craft;
+mod dice;
 mod generate;
 mod questions;
+mod reduce;
+mod run;
 mod semantics;
 mod traffic;
+mod twin;
+mod wire;
 
-use std::cell::RefCell;
-use std::collections::BTreeMap;
-use std::time::Instant;
+use std::path::Path;
 
-use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
+use case::Case;
 
-use compare::Run;
+/// Without optimisation a packet takes ten times as long.
+const PACKETS: u64 = if cfg!(debug_assertions) {
+    20_000
+} else {
+    300_000
+};
 
-/// Without optimisation a case takes ten times as long.
-const CASES: u32 = if cfg!(debug_assertions) { 500 } else { 6_000 };
-
-fn setting(name: &str, default: u32) -> u32 {
+fn setting(name: &str, default: u64) -> u64 {
     let value = std::env::var(name).ok().and_then(|text| text.parse().ok());
     value.unwrap_or(default)
 }
 
 #[test]
 fn pipelines_do_what_the_model_says() {
-    let (cases, seed) = (
-        setting("WEFT_MODEL_CASES", CASES),
+    let report = campaign::run(
+        setting("WEFT_MODEL_PACKETS", PACKETS),
         setting("WEFT_MODEL_SEED", 0),
     );
-    let config = Config {
-        cases,
-        failure_persistence: None,
-        max_shrink_iters: 20_000,
-        ..Config::default()
-    };
-    let mut bytes = [0; 32];
-    bytes[..4].copy_from_slice(&seed.to_le_bytes());
-    let rng = TestRng::from_seed(RngAlgorithm::ChaCha, &bytes);
-    let mut runner = TestRunner::new_with_rng(config, rng);
-    let totals = RefCell::new((0, 0, BTreeMap::new(), 0));
-    let start = Instant::now();
-    let result = runner.run(
-        &(generate::fabric(), generate::steps()),
-        |(fabric, steps)| {
-            let mut run = Run::new(fabric);
-            for step in &steps {
-                run.step(step)?;
-            }
-            run.finish()?;
-            let mut totals = totals.borrow_mut();
-            totals.0 += run.frames;
-            totals.1 += run.delivered;
-            totals.3 += run.asked;
-            for (reason, count) in run.reasons {
-                *totals.2.entry(reason.name()).or_insert(0) += count;
-            }
-            Ok(())
-        },
-    );
-    let (frames, delivered, reasons, asked) = totals.into_inner();
-    let seconds = start.elapsed().as_secs_f64();
-    println!(
-        "{frames} frames compared in {cases} fabrics (seed {seed}, {seconds:.1} s), {delivered} delivered, {asked} for metadata"
-    );
-    println!("dropped: {reasons:?}");
-    if let Err(error) = result {
-        panic!("{error}");
+    println!("{}", report.json());
+    println!("dropped: {:?}", report.totals.reasons);
+    if let Ok(path) = std::env::var("WEFT_MODEL_REPORT") {
+        std::fs::write(path, report.json()).unwrap();
+    }
+    if let Some((number, case, failure)) = &report.failure {
+        let text = case.to_text();
+        panic!(
+            "case {number}: {}\nto keep as dataplane/tests/model/kept/NAME.yaml once it is repaired:\n{text}",
+            failure.text
+        );
+    }
+}
+
+#[test]
+fn kept_cases_agree() {
+    let kept = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/model/kept");
+    let mut files: Vec<_> = kept
+        .read_dir()
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .collect();
+    files.sort();
+    for file in files {
+        if let Err(failure) = campaign::replay(&Case::read(&file)) {
+            panic!("{}: {}", file.display(), failure.text);
+        }
     }
 }

@@ -6,9 +6,11 @@ use ipnetwork::IpNetwork;
 use weft_proto::v1::{self, Objects};
 
 use crate::craft::{self, Ends, Header};
-use crate::generate::{NeighborPlan, PacketPlan};
+use crate::generate::{NeighborPlan, PacketPlan, PiecesPlan};
 use crate::questions;
-use crate::semantics::frame::{Decoded, Detail, IP, Mac, Packet, TCP, UDP, decode, octets, word};
+use crate::semantics::frame::{
+    Decoded, Detail, IP, Mac, Packet, SYN, TCP, UDP, decode, octets, word,
+};
 
 const ROUTER: Mac = [0x02, 0x77, 0x65, 0x66, 0x74, 0x01];
 
@@ -410,6 +412,81 @@ pub fn report(
     let message = craft::icmp(ends, kind, code, [0; 4], quote);
     let frame = craft::ip(ends, &Header::default(), craft::icmp_protocol(v4), &message);
     Some((reporter.id.clone(), frame))
+}
+
+/// A packet in pieces, all or some of them, right or wrong. A SYN stays whole: its MSS option is lowered on the way, and only who has all of a
+/// segment can check its checksum.
+pub fn pieces(frame: &[u8], plan: &PiecesPlan, id: u16) -> Vec<Vec<u8>> {
+    let whole = vec![frame.to_vec()];
+    let Some(packet) = ip(frame) else {
+        return whole;
+    };
+    let v4 = packet.is_v4();
+    let syn = packet.tcp.is_some_and(|segment| segment.has(SYN));
+    if syn || packet.fragment.is_some() || (!v4 && packet.l4 != IP + 40) {
+        return whole;
+    }
+    let payload = &packet.bytes[packet.l4..packet.end];
+    // Not more pieces than a datagram may have.
+    let least = payload.len().div_ceil(40).next_multiple_of(8);
+    let size = [8, 16, 24, 64, 400, 1000][usize::from(plan.size)].max(least);
+    let count = payload.len().div_ceil(size);
+    let part = |(number, part): (usize, &[u8])| (number * size, part.to_vec(), number + 1 < count);
+    let mut parts: Vec<(usize, Vec<u8>, bool)> =
+        payload.chunks(size).enumerate().map(part).collect();
+    if parts.is_empty() {
+        return whole;
+    }
+    let which = usize::from(plan.which) % parts.len();
+    let chosen = parts[which].clone();
+    match plan.trouble {
+        0 | 1 => parts.reverse(),
+        2 | 3 => parts.rotate_left(which),
+        4 => drop(parts.remove(0)),
+        5 => drop(parts.remove(which)),
+        6 => parts.push(chosen),
+        7 => parts.insert(0, chosen),
+        // Eight bytes further ahead than it should.
+        8 => parts.push((chosen.0.saturating_sub(8), chosen.1, chosen.2)),
+        9 => parts.insert(0, (chosen.0 + 8, chosen.1, chosen.2)),
+        10 => parts[which].2 = !chosen.2,
+        11 => parts[which].0 = 0xfff8,
+        12 => parts[which].1.clear(),
+        13 => {
+            parts[which].1.pop();
+        }
+        14 => parts.swap(0, which),
+        _ => {}
+    }
+    let piece = |(offset, part, more): &(usize, Vec<u8>, bool)| {
+        let mut bytes = packet.bytes[..packet.l4].to_vec();
+        let offset = *offset as u16;
+        if v4 {
+            let header = (packet.l4 - IP) as u16;
+            let keep = if plan.which.is_multiple_of(16) {
+                0x4000
+            } else {
+                0
+            };
+            let flags = keep | if *more { 0x2000 } else { 0 };
+            let place = flags | (offset / 8);
+            bytes[IP + 2..IP + 4].copy_from_slice(&(header + part.len() as u16).to_be_bytes());
+            bytes[IP + 4..IP + 6].copy_from_slice(&id.to_be_bytes());
+            bytes[IP + 6..IP + 8].copy_from_slice(&place.to_be_bytes());
+            craft::fix_ipv4_checksum(&mut bytes);
+        } else {
+            let length = 8 + part.len() as u16;
+            bytes[IP + 4..IP + 6].copy_from_slice(&length.to_be_bytes());
+            bytes[IP + 6] = 44;
+            bytes.extend([packet.flow.protocol, 0]);
+            bytes.extend((offset | u16::from(*more)).to_be_bytes());
+            bytes.extend([0, 0]);
+            bytes.extend(id.to_be_bytes());
+        }
+        bytes.extend(part);
+        bytes
+    };
+    parts.iter().map(piece).collect()
 }
 
 fn ip(frame: &[u8]) -> Option<Packet> {

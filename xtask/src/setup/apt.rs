@@ -8,8 +8,9 @@ use crate::run;
 
 /// What the build (libxdp, eBPF) and the tests (labs, peers, captures) need.
 pub(crate) const PACKAGES: &[&str] = &[
-    // libxdp and libbpf, which xsk-rs builds from source
+    // libxdp and libbpf, which xsk-rs builds from source; libFuzzer
     "clang",
+    "g++",
     "gcc",
     "gcc-multilib",
     "libelf-dev",

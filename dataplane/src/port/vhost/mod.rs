@@ -17,6 +17,9 @@ mod queue;
 mod ring;
 mod split;
 
+#[cfg(feature = "fuzzing")]
+pub use queue::fuzzing;
+
 use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileTypeExt;

@@ -630,6 +630,10 @@ impl Drop for VhostQueue {
     }
 }
 
+#[cfg(feature = "fuzzing")]
+#[path = "fuzzing.rs"]
+pub mod fuzzing;
+
 #[cfg(test)]
 #[path = "tests.rs"]
 mod tests;

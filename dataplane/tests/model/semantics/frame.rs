@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use weft_dataplane::packet::DropReason;
+use weft_dataplane::packet::{DropReason, Offload};
 
 pub type Mac = [u8; 6];
 
@@ -21,7 +21,7 @@ pub const ACK: u8 = 16;
 pub const IP: usize = 14;
 
 /// What tells one flow from another besides addresses and protocol.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Detail {
     Ports(u16, u16),
     /// An ICMP query of this type with this identifier, or the answer to one.
@@ -36,7 +36,7 @@ pub enum Detail {
 }
 
 /// Who talks to whom.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Flow {
     pub source: IpAddr,
     pub destination: IpAddr,
@@ -79,6 +79,21 @@ impl Segment {
     }
 }
 
+/// Where a packet lies in a datagram that its sender has cut.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Fragment {
+    pub id: u32,
+    pub offset: usize,
+    pub end: usize,
+    pub more: bool,
+}
+
+impl Fragment {
+    pub fn is_first(&self) -> bool {
+        self.offset == 0
+    }
+}
+
 /// An IP packet in its frame.
 #[derive(Debug, Clone)]
 pub struct Packet {
@@ -95,6 +110,9 @@ pub struct Packet {
     /// ICMP type and code.
     pub icmp: Option<(u8, u8)>,
     pub tcp: Option<Segment>,
+    pub fragment: Option<Fragment>,
+    /// What it is to be split into, by whoever does not take it whole.
+    pub segment: Option<Offload>,
 }
 
 pub enum Decoded {
@@ -189,6 +207,7 @@ fn decode_v4(bytes: &[u8]) -> Result<Packet, DropReason> {
         return Err(DropReason::Ipv4Checksum);
     }
     check_options(&ip[20..header])?;
+    let fragment = fragment_v4(ip, total - header)?;
     let (IpAddr::V4(source), IpAddr::V4(destination)) = (v4_at(ip, 12), v4_at(ip, 16)) else {
         return Err(DropReason::Ipv4Header);
     };
@@ -218,10 +237,33 @@ fn decode_v4(bytes: &[u8]) -> Result<Packet, DropReason> {
         end: IP + total,
         icmp: None,
         tcp: None,
+        fragment,
+        segment: None,
     };
-    let first_piece = word(ip, 6) & 0x2000 != 0;
-    transport(&mut packet, first_piece)?;
+    transport(&mut packet)?;
     Ok(packet)
+}
+
+/// All but the last are multiples of eight bytes, none is empty, and together they are no longer than a datagram may be (RFC 791 3.2).
+fn fragment_v4(ip: &[u8], payload: usize) -> Result<Option<Fragment>, DropReason> {
+    let (more, offset) = (
+        word(ip, 6) & 0x2000 != 0,
+        usize::from(word(ip, 6) & 0x1fff) * 8,
+    );
+    let end = offset + payload;
+    if !more && offset == 0 {
+        return Ok(None);
+    }
+    if payload == 0 || (more && !payload.is_multiple_of(8)) || end > 65535 - 20 {
+        return Err(DropReason::Ipv4Header);
+    }
+    let id = u32::from(word(ip, 4));
+    Ok(Some(Fragment {
+        id,
+        offset,
+        end,
+        more,
+    }))
 }
 
 /// Source routes are refused, what is malformed too (RFC 7126).
@@ -264,7 +306,7 @@ fn decode_v6(bytes: &[u8]) -> Result<Packet, DropReason> {
     {
         return Err(DropReason::Martian);
     }
-    let (l4, protocol) = extensions(&ip[..40 + payload], 40, ip[6])?;
+    let (l4, protocol, fragment) = extensions(&ip[..40 + payload], ip[6], false)?;
     let mut packet = Packet {
         bytes: bytes.to_vec(),
         dst: mac_at(bytes, 0),
@@ -282,28 +324,35 @@ fn decode_v6(bytes: &[u8]) -> Result<Packet, DropReason> {
         end: IP + 40 + payload,
         icmp: None,
         tcp: None,
+        fragment,
+        segment: None,
     };
-    transport(&mut packet, false)?;
+    transport(&mut packet)?;
     Ok(packet)
 }
 
-/// Hop-by-hop options only first, no routing header of type 0, not more than eight headers (RFC 8200 4.1). Fragments are not in the model.
-fn extensions(ip: &[u8], mut at: usize, mut next: u8) -> Result<(usize, u8), DropReason> {
+/// Hop-by-hop options only first, no routing header of type 0, one fragment header, not more than eight headers (RFC 8200 4.1). Answers where
+/// the transport header begins, or what there is of it in a later fragment. A quote may end anywhere, so that its fragment has no length.
+fn extensions(
+    ip: &[u8],
+    mut next: u8,
+    quote: bool,
+) -> Result<(usize, u8, Option<Fragment>), DropReason> {
+    let (mut at, mut fragment, mut seen) = (40, None, false);
     for position in 0..9 {
-        let unit = match next {
+        match next {
             0 if position > 0 => return Err(DropReason::Ipv6Extension),
-            0 | 43 | 60 => 8,
-            51 => 4,
-            _ => return Ok((at, next)),
-        };
+            0 | 43 | 44 | 51 | 60 => {}
+            _ => return Ok((at, next, fragment)),
+        }
         let Some(length) = ip.get(at + 1).map(|length| usize::from(*length)) else {
             return Err(DropReason::Ipv6Extension);
         };
-        // The authentication header counts words of four, less two.
-        let length = if unit == 8 {
-            (length + 1) * 8
-        } else {
-            (length + 2) * 4
+        let length = match next {
+            // The authentication header counts words of four, less two.
+            51 => (length + 2) * 4,
+            44 => 8,
+            _ => (length + 1) * 8,
         };
         let Some(header) = ip.get(at..at + length) else {
             return Err(DropReason::Ipv6Extension);
@@ -311,15 +360,50 @@ fn extensions(ip: &[u8], mut at: usize, mut next: u8) -> Result<(usize, u8), Dro
         if next == 43 && header[2] == 0 {
             return Err(DropReason::Ipv6RoutingType0);
         }
+        let is_fragment = next == 44;
         next = header[0];
         at += length;
+        if is_fragment {
+            let (offset, more) = (usize::from(word(header, 2) & 0xfff8), header[3] & 1 != 0);
+            let payload = ip.len() - at;
+            let end = offset + payload;
+            // A fragment that is the whole datagram (RFC 6946) may be empty, others may not.
+            let cut = more || offset != 0;
+            let wrong =
+                (more && !payload.is_multiple_of(8)) || end > 65535 || (cut && payload == 0);
+            if seen || (wrong && !quote) {
+                return Err(DropReason::Ipv6Extension);
+            }
+            seen = true;
+            let id = long(header, 4);
+            fragment = cut.then_some(Fragment {
+                id,
+                offset,
+                end,
+                more,
+            });
+            if offset != 0 {
+                return Ok((at, next, fragment));
+            }
+        }
     }
     Err(DropReason::Ipv6Extension)
 }
 
-fn transport(packet: &mut Packet, first_piece: bool) -> Result<(), DropReason> {
+fn transport(packet: &mut Packet) -> Result<(), DropReason> {
     let header = &packet.bytes[packet.l4..packet.end];
     let v4 = packet.flow.source.is_ipv4();
+    if let Some(fragment) = packet.fragment.filter(|fragment| !fragment.is_first()) {
+        // One that begins in the midst of a TCP header is meant to change it (RFC 1858 3.2, RFC 3128).
+        return match fragment.offset < 16 && packet.flow.protocol == TCP {
+            true => Err(DropReason::FragmentTiny),
+            false => Ok(()),
+        };
+    }
+    let cut_short = match packet.fragment {
+        Some(_) => DropReason::FragmentTiny,
+        None => DropReason::TransportHeader,
+    };
     let least = match packet.flow.protocol {
         TCP => 20,
         UDP => 8,
@@ -329,13 +413,16 @@ fn transport(packet: &mut Packet, first_piece: bool) -> Result<(), DropReason> {
         _ => return Ok(()),
     };
     if header.len() < least {
-        return Err(DropReason::TransportHeader);
+        return Err(cut_short);
     }
     match packet.flow.protocol {
         TCP => {
             let length = usize::from(header[12] >> 4) * 4;
-            if length < 20 || length > header.len() {
+            if length < 20 {
                 return Err(DropReason::TransportHeader);
+            }
+            if length > header.len() {
+                return Err(cut_short);
             }
             let flags = header[13] & 0x3f;
             let (syn, fin, rst, ack) = (
@@ -356,7 +443,7 @@ fn transport(packet: &mut Packet, first_piece: bool) -> Result<(), DropReason> {
         }
         UDP => {
             let length = usize::from(word(header, 4));
-            if !first_piece && (length < 8 || length > header.len()) {
+            if packet.fragment.is_none() && (length < 8 || length > header.len()) {
                 return Err(DropReason::TransportHeader);
             }
         }
@@ -393,6 +480,18 @@ fn detail(protocol: u8, v4: bool, header: &[u8]) -> Detail {
 }
 
 impl Packet {
+    /// As it goes where nobody takes segments whole.
+    pub fn split(&self) -> Vec<Self> {
+        match self.segment {
+            Some(offload) => super::segment::split(self, offload),
+            None => vec![self.clone()],
+        }
+    }
+
+    pub fn is_later_fragment(&self) -> bool {
+        self.fragment.is_some_and(|fragment| !fragment.is_first())
+    }
+
     pub fn is_v4(&self) -> bool {
         self.flow.source.is_ipv4()
     }
@@ -427,7 +526,10 @@ impl Packet {
             if quote.len() < 40 || quote[0] >> 4 != 6 {
                 return None;
             }
-            let (l4, protocol) = extensions(quote, 40, quote[6]).ok()?;
+            let (l4, protocol, fragment) = extensions(quote, quote[6], true).ok()?;
+            if fragment.is_some_and(|fragment| !fragment.is_first()) {
+                return None;
+            }
             (v6_at(quote, 8), v6_at(quote, 24), protocol, l4)
         };
         let header = quote.get(l4..l4 + 8)?;
@@ -446,6 +548,10 @@ impl Packet {
             UDP => self.l4 + 6,
             _ => return,
         };
+        // Of a datagram in pieces nobody leaves it.
+        if self.fragment.is_some() {
+            return;
+        }
         let pseudo = self.pseudo_header();
         if word(&self.bytes, at) == ones_sum(&[&pseudo]) {
             self.write_checksum(at);
@@ -498,6 +604,24 @@ impl Packet {
         }
     }
 
+    /// A congestion mark of the tunnel's header is carried inwards (RFC 6040 4.2, figure 4).
+    pub fn carry_congestion(&mut self, outer: u8) -> Result<(), DropReason> {
+        let mark = match (outer & 3, self.class & 3) {
+            (3, 0) => return Err(DropReason::EcnMismatch),
+            (3, _) => 3,
+            (1, 2) => 1,
+            (_, inner) => inner,
+        };
+        self.class = self.class & !3 | mark;
+        if self.is_v4() {
+            self.bytes[IP + 1] = self.class;
+            self.write_ipv4_checksum();
+        } else {
+            self.bytes[IP + 1] = self.bytes[IP + 1] & 0x0f | self.class << 4;
+        }
+        Ok(())
+    }
+
     /// Lowers the MSS option of a SYN (RFC 6691).
     pub fn clamp_mss(&mut self, mtu: usize) {
         let limit = mtu - if self.is_v4() { 40 } else { 60 };
@@ -530,12 +654,21 @@ impl Packet {
         let step = (mtu - 20) / 8 * 8;
         let payload = &self.bytes[self.l4..self.end];
         let count = payload.len().div_ceil(step);
+        // What is itself a piece keeps its place.
+        let (base, last) = match self.fragment {
+            Some(fragment) => (fragment.offset, !fragment.more),
+            None => (0, true),
+        };
         let piece = |(number, part): (usize, &[u8])| {
             let mut piece = self.clone();
             piece.bytes.truncate(self.l4);
             piece.bytes.extend_from_slice(part);
-            let more = if number + 1 < count { 0x2000 } else { 0 };
-            let place = more | (number * step / 8) as u16;
+            let more = if number + 1 < count || !last {
+                0x2000
+            } else {
+                0
+            };
+            let place = more | ((base + number * step) / 8) as u16;
             let length = (20 + part.len()) as u16;
             piece.bytes[IP + 2..IP + 4].copy_from_slice(&length.to_be_bytes());
             piece.bytes[IP + 6..IP + 8].copy_from_slice(&place.to_be_bytes());

@@ -104,10 +104,8 @@ fn neighbour(world: &World, port: &v1::Port, address: IpAddr) -> Option<Mac> {
 
 /// ARP (RFC 826): the answer to a request.
 pub fn arp(world: &World, port: &v1::Port, frame: &[u8]) -> Result<Vec<u8>, DropReason> {
-    if frame.len() < IP + 28 || frame[14..20] != [0, 1, 8, 0, 6, 4] {
-        return Err(DropReason::ArpMalformed);
-    }
-    let (sender_mac, sender, target) = (mac_at(frame, 22), v4_at(frame, 28), v4_at(frame, 38));
+    let (sender, target) = arp_question(frame)?;
+    let sender_mac = mac_at(frame, 22);
     let probes = sender.is_unspecified() && owns_mac(port, sender_mac);
     let honest = mac_at(frame, 6) == sender_mac && (probes || owns(port, sender, sender_mac));
     if !port.unguarded && !honest {
@@ -115,15 +113,48 @@ pub fn arp(world: &World, port: &v1::Port, frame: &[u8]) -> Result<Vec<u8>, Drop
     }
     let is_request = word(frame, 20) == 1 && sender != target;
     let answer = neighbour(world, port, target).filter(|_| is_request);
-    let answer = answer.ok_or(DropReason::ArpUnanswered)?;
-    let mut reply = [&sender_mac[..], &answer, &[8, 6, 0, 1, 8, 0, 6, 4, 0, 2]].concat();
+    Ok(arp_reply(frame, answer.ok_or(DropReason::ArpUnanswered)?))
+}
+
+/// Who asks, and for whom.
+fn arp_question(frame: &[u8]) -> Result<(IpAddr, IpAddr), DropReason> {
+    if frame.len() < IP + 28 || frame[14..20] != [0, 1, 8, 0, 6, 4] {
+        return Err(DropReason::ArpMalformed);
+    }
+    Ok((v4_at(frame, 28), v4_at(frame, 38)))
+}
+
+fn arp_reply(question: &[u8], answer: Mac) -> Vec<u8> {
+    let (sender_mac, sender) = (&question[22..28], &question[28..32]);
+    let mut reply = [sender_mac, &answer, &[8, 6, 0, 1, 8, 0, 6, 4, 0, 2]].concat();
     reply.extend(answer);
-    reply.extend(octets(target));
+    reply.extend(&question[38..42]);
     reply.extend(sender_mac);
-    reply.extend(octets(sender));
+    reply.extend(sender);
     // Padding comes back as it came.
-    reply.extend(&frame[IP + 28..]);
-    Ok(reply)
+    reply.extend(&question[IP + 28..]);
+    reply
+}
+
+/// The MAC that equipment behind a tunnel may be told for an address: a gateway's, or that of a port of the host that it asks.
+fn neighbour_of_peer(world: &World, (host, vpc): (&str, &str), address: IpAddr) -> Option<Mac> {
+    if let Some(subnet) = world.gateway(vpc, address) {
+        return Some(gateway_mac(subnet));
+    }
+    let port = world.port_by_address(vpc, address)?;
+    (port.host == host).then(|| mac(&port.mac))
+}
+
+/// The same for a question that comes through a tunnel to a host.
+pub fn arp_of_peer(
+    world: &World,
+    place: (&str, &str),
+    frame: &[u8],
+) -> Result<Vec<u8>, DropReason> {
+    let (sender, target) = arp_question(frame)?;
+    let is_request = word(frame, 20) == 1 && sender != target;
+    let answer = neighbour_of_peer(world, place, target).filter(|_| is_request);
+    Ok(arp_reply(frame, answer.ok_or(DropReason::ArpUnanswered)?))
 }
 
 /// Neighbour discovery (RFC 4861): none where the packet is of another kind; else the answer.
@@ -134,6 +165,10 @@ pub fn neighbor_discovery(
 ) -> Option<Result<Vec<u8>, DropReason>> {
     let (kind, _) = packet.icmp.filter(|_| !packet.is_v4())?;
     (133..=137).contains(&kind).then(|| {
+        // Not in pieces (RFC 6980 5): its receivers could not tell what it says.
+        if packet.fragment.is_some() {
+            return Err(DropReason::NeighborMalformed);
+        }
         let message = checked(packet)?;
         match kind {
             135 => solicitation(world, port, packet, message),
@@ -177,6 +212,39 @@ fn solicitation(
         return Err(DropReason::NeighborUnanswered);
     }
     let answer = neighbour(world, port, target).ok_or(DropReason::NeighborUnanswered)?;
+    Ok(advertise(packet, target, answer))
+}
+
+/// The same for a question that comes through a tunnel to a host.
+pub fn discovery_of_peer(
+    world: &World,
+    place: (&str, &str),
+    packet: &Packet,
+) -> Option<Result<Vec<u8>, DropReason>> {
+    let (kind, _) = packet.icmp.filter(|_| !packet.is_v4())?;
+    let answer = || {
+        if packet.fragment.is_some() {
+            return Err(DropReason::NeighborMalformed);
+        }
+        let message = checked(packet)?;
+        if kind != 135 {
+            return Err(DropReason::NeighborUnanswered);
+        }
+        if message.len() < 24 {
+            return Err(DropReason::NeighborMalformed);
+        }
+        let target = v6_at(message, 8);
+        let answer = neighbour_of_peer(world, place, target);
+        let answer = answer.ok_or(DropReason::NeighborUnanswered)?;
+        Ok(advertise(packet, target, answer))
+    };
+    (133..=137).contains(&kind).then(answer)
+}
+
+/// The advertisement that answers a solicitation.
+fn advertise(packet: &Packet, target: IpAddr, answer: Mac) -> Vec<u8> {
+    let source = packet.flow.source;
+    let detects = source.is_unspecified();
     let all_nodes = IpAddr::from([0xff02, 0, 0, 0, 0, 0, 0, 1]);
     let (to, to_mac, flags) = if detects {
         (all_nodes, [0x33, 0x33, 0, 0, 0, 1], 0x20)
@@ -196,7 +264,7 @@ fn solicitation(
     reply.extend(octets(target));
     reply.extend(octets(to));
     reply.extend(message);
-    Ok(reply)
+    reply
 }
 
 fn advertisement(port: &v1::Port, packet: &Packet, message: &[u8]) -> DropReason {
@@ -233,7 +301,10 @@ pub fn source_option(mut options: &[u8]) -> Option<Mac> {
 /// The gateway's answer to a ping (RFC 792, RFC 4443 4.2); it serves nothing else.
 pub fn ping(packet: &Packet) -> Result<Vec<u8>, DropReason> {
     let (request, reply) = if packet.is_v4() { (8, 0) } else { (128, 129) };
-    if packet.icmp != Some((request, 0)) {
+    let protocol = if packet.is_v4() { ICMP } else { ICMPV6 };
+    // Of a ping in pieces each is answered by itself: the first says that it is one.
+    let later = packet.is_later_fragment() && packet.flow.protocol == protocol;
+    if !later && packet.icmp != Some((request, 0)) {
         return Err(DropReason::GatewayUnserved);
     }
     let mut answer = packet.clone();
@@ -244,26 +315,16 @@ pub fn ping(packet: &Packet) -> Result<Vec<u8>, DropReason> {
     answer.bytes[IP + to..][..source.len()].copy_from_slice(&destination);
     answer.flow = packet.flow.reversed();
     answer.set_ttl(64);
-    answer.bytes[answer.l4] = reply;
-    write_icmp_checksum(&mut answer);
+    if !later {
+        // The checksum, less the one word that changes (RFC 1624 3): what is in other pieces counts too, and what was wrong stays wrong.
+        let (at, changed) = (answer.l4, |kind: u8| u16::from(kind) << 8);
+        let old = word(&answer.bytes, at + 2);
+        let sum = [!old, !changed(request), changed(reply)].map(u16::to_be_bytes);
+        let new = !ones_sum(&[&sum.concat()]);
+        answer.bytes[at] = reply;
+        answer.bytes[at + 2..at + 4].copy_from_slice(&new.to_be_bytes());
+    }
     Ok(answer.bytes)
-}
-
-fn write_icmp_checksum(packet: &mut Packet) {
-    let at = packet.l4 + 2;
-    packet.bytes[at..at + 2].fill(0);
-    let message = &packet.bytes[packet.l4..packet.end];
-    let pseudo = match packet.is_v4() {
-        true => Vec::new(),
-        false => pseudo_header(
-            packet.flow.source,
-            packet.flow.destination,
-            ICMPV6,
-            message.len(),
-        ),
-    };
-    let sum = !ones_sum(&[&pseudo, message]);
-    packet.bytes[at..at + 2].copy_from_slice(&sum.to_be_bytes());
 }
 
 /// What the router owes an error for.
@@ -279,6 +340,7 @@ pub fn error(world: &World, port: &v1::Port, packet: &Packet, problem: Problem) 
     let subnet = world.subnet(&port.subnet);
     let gateway = gateway_address(subnet, v4)?;
     if packet.is_icmp_error()
+        || packet.is_later_fragment()
         || is_group_mac(packet.dst)
         || is_group(packet.flow.destination)
         || sender.is_unspecified()

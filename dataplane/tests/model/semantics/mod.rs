@@ -3,12 +3,16 @@
 //! `frame` reads frames, `world` the configuration, `policy` and `session` judge, `gateway` and `services` answer. Here is the way through them: from
 //! the port over its host, and over the tunnel through another host, to the ports that get the frame or to the reason why none does.
 //!
-//! Not in this version: fragments that guests send (those that a host makes of what is too big are), congestion marks that the
-//! underlay sets, limits and budgets, foreign equipment that sends.
+//! `fragments` follows datagrams in pieces, `segment` splits what was left to be split, `outer` reads tunnel headers.
+//!
+//! Not in this version: limits and budgets.
 
+mod fragments;
 pub mod frame;
 mod gateway;
+pub mod outer;
 mod policy;
+mod segment;
 mod services;
 pub mod session;
 mod world;
@@ -16,9 +20,10 @@ mod world;
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
-use weft_dataplane::packet::DropReason;
+use weft_dataplane::packet::{DropReason, Offload, Segments};
 use weft_proto::v1::{self, Objects};
 
+use fragments::{Datagram, Datagrams, First, Later};
 use frame::{Decoded, Flow, Mac, Packet, SYN, decode, is_group, is_group_mac};
 use gateway::Problem;
 use policy::{Question, acl_allows, groups_allow};
@@ -42,6 +47,8 @@ pub struct Crossing {
 pub struct Outcome {
     /// Port, and the frame that it gets.
     pub delivered: Vec<(String, Vec<u8>)>,
+    /// Ports that got a segment whole, and what is still to be made of it: kind and size.
+    pub whole: Vec<(String, u8, u16)>,
     /// Port, and what it sends to its host's metadata service.
     pub asked: Vec<(String, Vec<u8>)>,
     /// Host, and the reason.
@@ -52,6 +59,8 @@ pub struct Outcome {
 impl Outcome {
     pub fn sorted(mut self) -> Self {
         self.delivered.sort();
+        self.whole.sort();
+        self.asked.sort();
         self.dropped.sort();
         self.crossed.sort();
         self
@@ -62,8 +71,17 @@ impl Outcome {
 #[derive(Clone, Copy)]
 enum Ingress<'a> {
     Port(&'a v1::Port),
-    /// From the host of this id.
-    Tunnel(&'a str),
+    /// From the host of this id, with this class outside.
+    Tunnel(&'a str, u8),
+}
+
+impl Ingress<'_> {
+    fn id(&self) -> &str {
+        match self {
+            Self::Port(port) => &port.id,
+            Self::Tunnel(host, _) => host,
+        }
+    }
 }
 
 /// How a packet stands to its flow.
@@ -107,7 +125,11 @@ pub struct Model {
     world: Rc<World>,
     /// What each host tracks.
     sessions: BTreeMap<String, Vec<Session>>,
+    /// Datagrams in pieces that each host knows.
+    datagrams: BTreeMap<String, Datagrams>,
     choices: Vec<Choice>,
+    /// How many of them were there before the last frame.
+    certain: usize,
     /// Milliseconds.
     now: u32,
     /// Which of several allowed next hops is to be tried, and how many there were.
@@ -120,7 +142,9 @@ impl Model {
         Self {
             world: Rc::new(World(objects, metadata)),
             sessions: BTreeMap::new(),
+            datagrams: BTreeMap::new(),
             choices: Vec::new(),
+            certain: 0,
             now,
             guess: 0,
             guesses: 1,
@@ -132,11 +156,21 @@ impl Model {
         self.world = Rc::new(World(objects, self.world.1));
     }
 
-    pub fn advance(&mut self, milliseconds: u32) {
+    /// Lets time pass: sessions expire, and what has waited in vain for its first fragment is dropped.
+    pub fn advance(&mut self, milliseconds: u32) -> Outcome {
         self.now += milliseconds;
         for sessions in self.sessions.values_mut() {
             sessions.retain(|session| !session.is_expired(self.now));
         }
+        let mut outcome = Outcome::default();
+        for (host, datagrams) in &mut self.datagrams {
+            for _ in 0..datagrams.expire(self.now) {
+                outcome
+                    .dropped
+                    .push((host.clone(), DropReason::FragmentOrphan));
+            }
+        }
+        outcome
     }
 
     /// Whether the flow is tracked, and by everybody who does both sides were seen.
@@ -154,17 +188,78 @@ impl Model {
         &self.sessions
     }
 
-    /// A port sends a frame. Where several outcomes are allowed, `guess` chooses one of [`Self::guesses`].
-    pub fn send(&mut self, port: &str, frame: &[u8], guess: usize) -> Outcome {
-        (self.guess, self.guesses) = (guess, 1);
-        let world = Rc::clone(&self.world);
+    /// Takes back which next hops the last frame took: several would have had the same outcome.
+    pub fn forget_choices(&mut self) {
+        self.choices.truncate(self.certain);
+    }
+
+    /// A port sends frames. Where several outcomes are allowed, `guess` chooses one of [`Self::guesses`].
+    pub fn send(&mut self, port: &str, frames: &[Vec<u8>], guess: usize) -> Outcome {
+        let world = self.begin(guess);
+        let mut outcome = Outcome::default();
+        if let Some(port) = world.port(port) {
+            for frame in frames {
+                let none = Offload::default();
+                if let Err(reason) = self.enter_from_port(&world, port, frame, none, &mut outcome) {
+                    outcome.dropped.push((port.host.clone(), reason));
+                }
+            }
+        }
+        outcome.sorted()
+    }
+
+    /// A port sends a segment that is to be split.
+    pub fn send_segment(
+        &mut self,
+        port: &str,
+        frame: &[u8],
+        offload: Offload,
+        guess: usize,
+    ) -> Outcome {
+        let world = self.begin(guess);
         let mut outcome = Outcome::default();
         if let Some(port) = world.port(port)
-            && let Err(reason) = self.enter_from_port(&world, port, frame, &mut outcome)
+            && let Err(reason) = self.enter_from_port(&world, port, frame, offload, &mut outcome)
         {
             outcome.dropped.push((port.host.clone(), reason));
         }
         outcome.sorted()
+    }
+
+    /// A host gets a frame off the wire, from whoever it may be.
+    pub fn receive(&mut self, host: &str, frame: &[u8]) -> Outcome {
+        let world = self.begin(0);
+        let mut outcome = Outcome::default();
+        if let Err(reason) = self.enter_from_wire(&world, host, frame, &mut outcome) {
+            outcome.dropped.push((host.to_owned(), reason));
+        }
+        outcome.sorted()
+    }
+
+    fn begin(&mut self, guess: usize) -> Rc<World> {
+        (self.guess, self.guesses) = (guess, 1);
+        self.certain = self.choices.len();
+        Rc::clone(&self.world)
+    }
+
+    fn enter_from_wire(
+        &mut self,
+        world: &World,
+        host: &str,
+        frame: &[u8],
+        outcome: &mut Outcome,
+    ) -> Result<(), DropReason> {
+        let outer = outer::decode(frame)?;
+        if world.host_by_vtep(outer.destination) != Some(host) {
+            return Err(DropReason::NotOurVtep);
+        }
+        let from = world
+            .host_by_vtep(outer.source)
+            .filter(|from| *from != host);
+        let from = from.ok_or(DropReason::UnknownVtep)?;
+        let vpc = world.vpc_by_vni(outer.vni).ok_or(DropReason::UnknownVni)?;
+        let way = (from, host, vpc);
+        self.enter_from_tunnel(world, way, outer.class, &outer.inner, outcome)
     }
 
     fn enter_from_port(
@@ -172,17 +267,27 @@ impl Model {
         world: &World,
         port: &v1::Port,
         frame: &[u8],
+        offload: Offload,
         outcome: &mut Outcome,
     ) -> Result<(), DropReason> {
         let mut answer = |frame| outcome.delivered.push((port.id.clone(), frame));
-        let mut packet = match decode(frame)? {
-            Decoded::Arp => {
+        let is_segment = offload.segments != Segments::None;
+        let mut packet = match decode(frame) {
+            Ok(Decoded::Ip(packet)) => packet,
+            _ if is_segment => return Err(DropReason::OffloadMalformed),
+            Ok(Decoded::Arp) => {
                 answer(gateway::arp(world, port, frame)?);
                 return Ok(());
             }
-            Decoded::Ip(packet) => packet,
+            Err(reason) => return Err(reason),
         };
-        packet.complete_checksum();
+        segment::check(&packet, offload)?;
+        if is_segment {
+            // The checksums are made when it is split.
+            packet.segment = Some(offload);
+        } else {
+            packet.complete_checksum();
+        }
         if gateway::is_rogue_server(&packet) {
             return Err(DropReason::RogueServer);
         }
@@ -213,23 +318,38 @@ impl Model {
         self.onward(world, (&port.host, &port.vpc), ingress, packet, outcome)
     }
 
-    /// A host takes a frame off a tunnel, or the fragments of one packet, of which the first is judged.
+    /// A host takes a frame off a tunnel. Equipment behind it may ask for neighbours, and is answered through the tunnel.
     fn enter_from_tunnel(
         &mut self,
         world: &World,
         (from, to, vpc): (&str, &str, &str),
-        frames: &[Vec<u8>],
+        class: u8,
+        frame: &[u8],
         outcome: &mut Outcome,
     ) -> Result<(), DropReason> {
-        let Decoded::Ip(mut packet) = decode(&frames[0])? else {
-            return Err(DropReason::ArpMalformed);
+        let (answer, class) = match decode(frame)? {
+            Decoded::Arp => (gateway::arp_of_peer(world, (to, vpc), frame)?, 0),
+            Decoded::Ip(mut packet) => {
+                packet.complete_checksum();
+                if let Some(way) = way_after_move(world, (to, vpc), from, &packet) {
+                    // The port's host judges it.
+                    let ingress = Ingress::Tunnel(from, class);
+                    return self.forward(world, (to, vpc), ingress, packet, &way, outcome);
+                }
+                match gateway::discovery_of_peer(world, (to, vpc), &packet) {
+                    Some(answer) => (answer?, packet.class),
+                    None => {
+                        let ingress = Ingress::Tunnel(from, class);
+                        return self.onward(world, (to, vpc), ingress, packet, outcome);
+                    }
+                }
+            }
         };
-        if let Some(segment) = &mut packet.tcp {
-            // What is in the other fragments is of the segment too.
-            let rest = frames[1..].iter().map(|piece| piece.len() - frame::IP - 20);
-            segment.space += rest.sum::<usize>() as u32;
-        }
-        self.onward(world, (to, vpc), Ingress::Tunnel(from), packet, outcome)
+        let tunnel = world
+            .tunnel(to, from)
+            .ok_or(DropReason::UnderlayUnresolved)?;
+        self.cross(world, (to, from, vpc), tunnel, class, &[answer], outcome);
+        Ok(())
     }
 
     /// From either side: groups are served by copies, all else is judged and sent on its way.
@@ -250,8 +370,80 @@ impl Model {
         if is_group(packet.flow.destination) {
             return Err(DropReason::Martian);
         }
-        let way = self.track(world, place, ingress, &packet)?;
+        match packet.fragment {
+            None => {
+                let way = self.track(world, place, ingress, &packet)?;
+                self.forward(world, place, ingress, packet, &way, outcome)
+            }
+            Some(_) => self.fragment(world, place, ingress, packet, outcome),
+        }
+    }
+
+    /// A piece of a datagram.
+    fn fragment(
+        &mut self,
+        world: &World,
+        place: (&str, &str),
+        ingress: Ingress<'_>,
+        mut packet: Packet,
+        outcome: &mut Outcome,
+    ) -> Result<(), DropReason> {
+        let (host, vpc) = place;
+        let Some(piece) = packet.fragment else {
+            return Ok(());
+        };
+        let datagram = Datagram {
+            ingress: ingress.id().to_owned(),
+            vni: world.vni(vpc),
+            source: packet.flow.source,
+            destination: packet.flow.destination,
+            protocol: packet.flow.protocol,
+            id: piece.id,
+        };
+        let datagrams = self.datagrams.entry(host.to_owned()).or_default();
+        datagrams.place(&datagram, piece, self.now)?;
+        if piece.is_first() {
+            let verdict = self.track(world, place, ingress, &packet);
+            let first = verdict.is_ok().then(|| First::of(&packet));
+            let datagrams = self.datagrams.entry(host.to_owned()).or_default();
+            let waiting = datagrams.judged(&datagram, first);
+            let result =
+                verdict.and_then(|way| self.forward(world, place, ingress, packet, &way, outcome));
+            for packet in waiting {
+                if let Err(reason) = self.onward(world, place, ingress, packet, outcome) {
+                    outcome.dropped.push((host.to_owned(), reason));
+                }
+            }
+            return result;
+        }
+        let Later::Follows(first) = datagrams.later(&datagram, &packet)? else {
+            return Ok(());
+        };
+        (packet.flow.detail, packet.icmp) = (first.detail, first.icmp);
+        // With the session of its first, its leave to pass is gone.
+        let (session, from_opener) = self
+            .find(host, world.vni(vpc), &packet.flow)
+            .ok_or(DropReason::FragmentOrphan)?;
+        let standing = match from_opener {
+            true => Standing::Forward,
+            false => Standing::Backward,
+        };
+        let way = self.judge(world, place, ingress, &packet, standing)?;
+        if let Some(sequence) = first.sequence {
+            let ends = &mut self.sessions.entry(host.to_owned()).or_default()[session].ends;
+            let sender = &mut ends[usize::from(!from_opener)];
+            let next = sequence.wrapping_add(piece.end as u32);
+            if (next.wrapping_sub(sender.next) as i32) > 0 {
+                sender.next = next;
+            }
+        }
         self.forward(world, place, ingress, packet, &way, outcome)
+    }
+
+    /// The session of a flow on a host, and whether the flow goes its opener's way.
+    fn find(&self, host: &str, vni: u32, flow: &Flow) -> Option<(usize, bool)> {
+        let mut all = self.sessions.get(host)?.iter().enumerate();
+        all.find_map(|(i, session)| Some((i, session.direction(vni, flow)?)))
     }
 
     /// Finds the packet's session or opens one, and judges the packet.
@@ -339,7 +531,7 @@ impl Model {
                 policy(world, port, packet, standing, false)?;
                 self.way_from_port(world, port, packet)?
             }
-            Ingress::Tunnel(from) => way_from_tunnel(world, place, from, packet)?,
+            Ingress::Tunnel(from, _) => way_from_tunnel(world, place, from, packet)?,
         };
         if let To::Port(target) = way.to {
             policy(world, target, packet, standing, true)?;
@@ -461,12 +653,10 @@ impl Model {
             })
         };
         let allowed: Vec<&Hop> = among.iter().filter(may_be).collect();
-        self.guesses = allowed.len().max(1);
-        let taken = allowed
-            .get(self.guess)
-            .copied()
-            .unwrap_or(&among[0])
-            .clone();
+        let count = allowed.len().max(1);
+        let guess = self.guess / self.guesses % count;
+        self.guesses *= count;
+        let taken = allowed.get(guess).copied().unwrap_or(&among[0]).clone();
         let choice = Choice {
             flow: *flow,
             among: among.to_vec(),
@@ -505,8 +695,14 @@ impl Model {
                 Some((to, tunnel.ok_or(DropReason::UnderlayUnresolved)?))
             }
         };
-        let too_big = tunnel.filter(|(_, tunnel)| packet.ip_len() > tunnel.mtu);
-        if let Some((_, tunnel)) = too_big.filter(|_| packet.dont_fragment) {
+        let longest = match packet.segment {
+            Some(offload) => segment::longest(&packet, offload),
+            None => packet.ip_len(),
+        };
+        let too_big = tunnel.filter(|(_, tunnel)| longest > tunnel.mtu);
+        // Pieces of a segment are not cut once more.
+        let stays_whole = packet.dont_fragment || packet.segment.is_some();
+        if let Some((_, tunnel)) = too_big.filter(|_| stays_whole) {
             let problem = Problem::TooBig(tunnel.mtu);
             return report(&packet, problem, DropReason::TooBig);
         }
@@ -514,17 +710,27 @@ impl Model {
             packet.set_macs(dst, src);
             packet.set_ttl(packet.ttl - 1);
         }
+        if let Ingress::Tunnel(_, class) = ingress {
+            packet.carry_congestion(class)?;
+        }
         if packet.tcp.is_some_and(|segment| segment.has(SYN)) {
             self.clamp(world, host, ingress, way, &mut packet);
         }
         let Some((to, tunnel)) = tunnel else {
             if let To::Port(port) = way.to {
+                if let Some(Offload { segments, size }) = packet.segment {
+                    outcome.whole.push((port.id.clone(), segments as u8, size));
+                }
                 outcome.delivered.push((port.id.clone(), packet.bytes));
             }
             return Ok(());
         };
         let frames = match too_big {
-            None => vec![packet.bytes],
+            None => packet
+                .split()
+                .into_iter()
+                .map(|piece| piece.bytes)
+                .collect(),
             // What has options is not fragmented.
             Some(_) if packet.l4 != frame::IP + 20 => return Err(DropReason::TooBig),
             Some(_) => packet.pieces(tunnel.mtu),
@@ -551,7 +757,7 @@ impl Model {
     ) {
         let (port, tunnel) = match (ingress, way.to) {
             (Ingress::Port(port), To::Host(to)) => (port, world.tunnel(host, to)),
-            (Ingress::Tunnel(from), To::Port(port)) => (port, world.tunnel(host, from)),
+            (Ingress::Tunnel(from, _), To::Port(port)) => (port, world.tunnel(host, from)),
             _ => return,
         };
         if let (true, Some(tunnel)) = (port.clamp_mss, tunnel) {
@@ -559,8 +765,7 @@ impl Model {
         }
     }
 
-    /// Frames of one packet cross from host to host. The first decides for the others: of a datagram whose first fragment was dropped,
-    /// the others are orphans.
+    /// Frames cross from host to host.
     fn cross(
         &mut self,
         world: &World,
@@ -584,37 +789,12 @@ impl Model {
         if world.is_foreign(to) {
             return;
         }
-        let mut first = Outcome::default();
-        let result = self.enter_from_tunnel(world, (from, to, vpc), frames, &mut first);
-        let rest = &frames[1..];
-        match (result, first.delivered.first()) {
-            (Ok(()), Some((port, whole))) if !rest.is_empty() => {
-                for piece in rest {
-                    // Behind a router on that host, its MACs and TTL are those of the first.
-                    let Ok(Decoded::Ip(like)) = decode(whole) else {
-                        continue;
-                    };
-                    let mut bytes = piece.clone();
-                    bytes[..12].copy_from_slice(&whole[..12]);
-                    let mut piece = Packet { bytes, ..like };
-                    piece.set_ttl(piece.ttl);
-                    outcome.delivered.push((port.clone(), piece.bytes));
-                }
-            }
-            (Ok(()), _) => {}
-            (Err(reason), _) => {
+        for inner in frames {
+            let result = self.enter_from_tunnel(world, (from, to, vpc), class, inner, outcome);
+            if let Err(reason) = result {
                 outcome.dropped.push((to.to_owned(), reason));
-                // The TTL runs out for each of them.
-                let others = match reason {
-                    DropReason::TtlExceeded => reason,
-                    _ => DropReason::FragmentOrphan,
-                };
-                let orphan = (to.to_owned(), others);
-                outcome.dropped.extend(rest.iter().map(|_| orphan.clone()));
             }
         }
-        outcome.delivered.append(&mut first.delivered);
-        outcome.dropped.append(&mut first.dropped);
     }
 
     /// Broadcast and multicast: a copy to each port of the subnet that may have it, one to each host that has such ports, none back (b030).
@@ -629,11 +809,15 @@ impl Model {
         let sender = match ingress {
             Ingress::Port(port) => Some(port)
                 .filter(|port| policy(world, port, packet, Standing::Forward, false).is_ok()),
-            Ingress::Tunnel(from) => world
+            Ingress::Tunnel(from, _) => world
                 .port_by_mac(vpc, packet.src)
                 .filter(|port| port.host == from),
         };
-        let sender = sender.ok_or(DropReason::NoReceiver)?;
+        let Some(sender) = sender else {
+            let nobody = (host.to_owned(), DropReason::NoReceiver);
+            outcome.dropped.extend(vec![nobody; packet.split().len()]);
+            return Ok(());
+        };
         let others = world
             .0
             .ports
@@ -641,11 +825,15 @@ impl Model {
             .filter(|port| port.subnet == sender.subnet && port.id != sender.id);
         let mut copies = 0;
         for port in others.clone().filter(|port| port.host == host) {
-            if policy(world, port, packet, Standing::Forward, true).is_ok() {
-                copies += 1;
-                outcome
-                    .delivered
-                    .push((port.id.clone(), packet.bytes.clone()));
+            if policy(world, port, packet, Standing::Forward, true).is_err() {
+                continue;
+            }
+            copies += 1;
+            for mut packet in packet.split() {
+                if let Ingress::Tunnel(_, class) = ingress {
+                    packet.carry_congestion(class)?;
+                }
+                outcome.delivered.push((port.id.clone(), packet.bytes));
             }
         }
         let mut remote: Vec<&str> = others.map(|port| port.host.as_str()).collect();
@@ -657,21 +845,20 @@ impl Model {
                 continue;
             };
             copies += 1;
-            if packet.ip_len() > tunnel.mtu {
-                outcome.dropped.push((host.to_owned(), DropReason::TooBig));
-            } else {
-                let frames = vec![packet.bytes.clone()];
-                self.cross(
-                    world,
-                    (host, to, vpc),
-                    tunnel,
-                    packet.class,
-                    &frames,
-                    outcome,
-                );
+            for packet in packet.split() {
+                if packet.ip_len() > tunnel.mtu {
+                    outcome.dropped.push((host.to_owned(), DropReason::TooBig));
+                } else {
+                    let (way, class) = ((host, to, vpc), packet.class);
+                    self.cross(world, way, tunnel, class, &[packet.bytes], outcome);
+                }
             }
         }
         if copies == 0 {
+            // Each piece for itself finds nobody.
+            let others = packet.split().len() - 1;
+            let nobody = (host.to_owned(), DropReason::NoReceiver);
+            outcome.dropped.extend(vec![nobody; others]);
             return Err(DropReason::NoReceiver);
         }
         Ok(())
@@ -686,19 +873,53 @@ fn to_port<'a>(sender: &v1::Port, target: &'a v1::Port) -> To<'a> {
     }
 }
 
-/// To a port of this host, never back into a tunnel.
+fn is_router(world: &World, vpc: &str, address: Mac) -> bool {
+    let mut gateways = world.subnets_of(vpc).map(gateway_mac);
+    address == ROUTER || gateways.any(|gateway| gateway == address)
+}
+
+/// What comes for a port that has just left this host goes on to where the port is now; not what comes from there, nor what claims to come from
+/// a port of this host or of somebody other than its sender.
+fn way_after_move<'a>(
+    world: &'a World,
+    (host, vpc): (&str, &str),
+    from: &str,
+    packet: &Packet,
+) -> Option<Way<'a>> {
+    let through_router = is_router(world, vpc, packet.dst);
+    let port = match through_router {
+        true => world.port_by_address(vpc, packet.flow.destination),
+        false => world.port_by_mac(vpc, packet.dst),
+    };
+    let port = port.filter(|port| port.moved_from == host && port.host != from)?;
+    let by_mac = world.port_by_mac(vpc, packet.src);
+    let by_address = world.port_by_address(vpc, packet.flow.source);
+    let honest = by_mac.is_none_or(|sender| sender.host == from)
+        && by_address.is_none_or(|sender| sender.host != host);
+    honest.then(|| Way {
+        to: To::Host(&port.host),
+        rewrite: through_router.then(|| (mac(&port.mac), gateway_mac(world.subnet(&port.subnet)))),
+    })
+}
+
+/// To a port of this host.
 fn way_from_tunnel<'a>(
     world: &'a World,
     (host, vpc): (&str, &str),
     from: &str,
     packet: &Packet,
 ) -> Result<Way<'a>, DropReason> {
-    // What claims to come from a port of this host, or carries the MAC of one that is not behind its sender, is a lie (b009).
+    // What claims to come from a port of this host, or carries the MAC of one that is not behind its sender, is a lie (b009); but between the two
+    // hosts of a port that has moved others' packets for it pass.
     let by_address = world.port_by_address(vpc, packet.flow.source);
     let by_mac = world.port_by_mac(vpc, packet.src);
-    if by_address.is_some_and(|port| port.host == host)
-        || by_mac.is_some_and(|port| port.host != from)
-    {
+    let target = world.port_by_mac(vpc, packet.dst);
+    let between = target.is_some_and(|port| {
+        let ends = [port.host.as_str(), port.moved_from.as_str()];
+        ends == [host, from] || ends == [from, host]
+    });
+    let is_lie = |port: &v1::Port| port.host == host || (port.host != from && !between);
+    if by_address.is_some_and(|port| port.host == host) || by_mac.is_some_and(is_lie) {
         return Err(DropReason::SpoofedInner);
     }
     if let Some(port) = world.port_by_mac(vpc, packet.dst) {
@@ -711,8 +932,7 @@ fn way_from_tunnel<'a>(
         });
     }
     // Routers elsewhere send to the virtual router's MAC.
-    let mut gateways = world.subnets_of(vpc).map(gateway_mac);
-    if packet.dst != ROUTER && !gateways.any(|gateway| gateway == packet.dst) {
+    if !is_router(world, vpc, packet.dst) {
         return Err(DropReason::NotHere);
     }
     match world.port_by_address(vpc, packet.flow.destination) {

@@ -21,7 +21,8 @@ type Answer = Result<Vec<u8>, DropReason>;
 pub fn answer(world: &World, port: &v1::Port, packet: &Packet) -> Option<Answer> {
     let subnet = world.subnet(&port.subnet);
     let told = subnet.dhcp.clone().unwrap_or_default();
-    if told.disabled {
+    // A question in pieces is nobody's.
+    if told.disabled || packet.fragment.is_some() {
         return None;
     }
     let service = Service {

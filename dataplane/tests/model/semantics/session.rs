@@ -48,6 +48,10 @@ pub struct End {
     pub next: u32,
     /// Whether a segment of it was seen.
     pub spoke: bool,
+    /// Whether the other side has let it send anything beyond its SYN: by an acknowledgement, or by a SYN ahead of this side's.
+    pub granted: bool,
+    /// Whether it has said how much it takes: in a SYN, or with an acknowledgement.
+    pub told: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -95,13 +99,24 @@ pub enum Follow {
 pub fn open(packet: &Packet) -> Result<(Stage, [End; 2]), DropReason> {
     if let Some(segment) = packet.tcp {
         let next = segment.seq.wrapping_add(segment.space);
-        let opener = End { next, spoke: true };
+        let granted = !segment.has(SYN);
+        let opener = End {
+            next,
+            spoke: true,
+            granted,
+            told: true,
+        };
         return match segment.flags & (SYN | ACK | FIN | RST) {
             SYN => Ok((Stage::SynSent, [opener, End::default()])),
             // Picked up in mid-stream: the other side has sent what is acknowledged.
             ACK => {
                 let next = segment.ack;
-                let other = End { next, spoke: false };
+                let other = End {
+                    next,
+                    spoke: false,
+                    granted,
+                    told: false,
+                };
                 Ok((Stage::Established, [opener, other]))
             }
             _ => Err(DropReason::TcpInvalid),
@@ -147,7 +162,13 @@ pub fn follow(session: &Session, from_opener: bool, packet: &Packet) -> Follow {
         if established {
             return Follow::Pass(session.stage, session.ends);
         }
-        syn_fits(session.stage, from_opener, &segment, &mut sender, receiver)
+        syn_fits(
+            session.stage,
+            from_opener,
+            &segment,
+            &mut sender,
+            &mut receiver,
+        )
     } else if segment.has(RST) && is_opening(session.stage) {
         // Only a reset that acknowledges the SYN answers it (RFC 9293 3.10.7.3).
         from_opener || (segment.has(ACK) && segment.ack == receiver.next)
@@ -176,14 +197,20 @@ fn syn_fits(
     from_opener: bool,
     segment: &Segment,
     sender: &mut End,
-    receiver: End,
+    receiver: &mut End,
 ) -> bool {
     let next = segment.seq.wrapping_add(segment.space);
     let repeats = from_opener && stage == Stage::SynReceived && !segment.has(ACK);
     if (segment.has(ACK) && segment.ack != receiver.next) || (repeats && next != sender.next) {
         return false;
     }
-    *sender = End { next, spoke: true };
+    *sender = End {
+        next,
+        spoke: true,
+        granted: receiver.spoke,
+        told: true,
+    };
+    receiver.granted |= segment.has(ACK);
     true
 }
 
@@ -195,17 +222,29 @@ fn in_window(segment: &Segment, sender: &mut End, receiver: &mut End) -> bool {
     if sender.spoke && is_far(ahead(next, sender.next)) {
         return false;
     }
+    // One number more is let pass, as it is of any window.
+    if sender.spoke && !sender.granted && ahead(next, sender.next) > 1 {
+        return false;
+    }
+    // A reset is no older than a window, and none is known of a side that has not told.
+    let lag = ahead(sender.next, segment.seq);
+    if segment.has(RST) && sender.spoke && !receiver.told && lag > 1 {
+        return false;
+    }
     if segment.has(ACK) {
         let beyond = ahead(segment.ack, receiver.next);
         if beyond > 0 || is_far(beyond) {
             return false;
         }
+        receiver.granted = true;
+        sender.told = true;
     }
     // Who has not spoken may begin anywhere, but has sent what was acknowledged.
     let anew = !sender.spoke && is_far(ahead(next, sender.next));
     if anew || ahead(next, sender.next) > 0 {
         sender.next = next;
     }
+    sender.granted |= anew && receiver.spoke;
     sender.spoke = true;
     true
 }

@@ -155,6 +155,17 @@ impl World {
             .find(|subnet| gateway_address(subnet, address.is_ipv4()) == Some(address))
     }
 
+    /// The host, foreign or not, that has the tunnel address.
+    pub fn host_by_vtep(&self, vtep: IpAddr) -> Option<&str> {
+        let has = |host: &&v1::Host| host.vteps.iter().any(|text| text.parse() == Ok(vtep));
+        self.0.hosts.iter().find(has).map(|host| host.id.as_str())
+    }
+
+    pub fn vpc_by_vni(&self, vni: u32) -> Option<&str> {
+        let mut vpcs = self.0.vpcs.iter();
+        vpcs.find(|vpc| vpc.vni == vni).map(|vpc| vpc.id.as_str())
+    }
+
     /// The tunnel from one host to another: over the family of the first address of the other that this one has an address for.
     pub fn tunnel(&self, from: &str, to: &str) -> Option<Tunnel> {
         let host = |id: &str| self.0.hosts.iter().find(|host| host.id == id);

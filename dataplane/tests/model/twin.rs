@@ -1,0 +1,487 @@
+//! Model and pipelines side by side: the same configuration, the same frames, the same time; every byte that comes out and every reason
+//! must be alike.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fmt::Write;
+use std::net::IpAddr;
+
+use weft_dataplane::fabric::{Delivered, Fabric, MemoryHost};
+use weft_dataplane::packet::{DropReason, Offload, Segments};
+use weft_dataplane::pipeline::Settings;
+use weft_dataplane::session::Limits;
+use weft_proto::state::State;
+use weft_proto::v1::{Objects, Port};
+
+use crate::case::{Case, Event, hex};
+use crate::semantics::frame::{Decoded, Flow, IP, decode, ones_sum, v4_at, v6_at, word};
+use crate::semantics::{Crossing, Model, Outcome};
+
+/// Wide enough that nothing gives way: limits are tested elsewhere.
+const LIMITS: Limits = Limits {
+    capacity: 4096,
+    per_port: 4096,
+    per_vpc: 4096,
+    ports: 64,
+    vpcs: 64,
+};
+const UNLIMITED: u32 = 1_000_000;
+
+/// Model and pipelines do not agree.
+#[derive(Debug, Clone)]
+pub struct Disagreement {
+    /// In what way: a smaller case that fails in another way is another failure.
+    pub kind: String,
+    /// For people.
+    pub text: String,
+}
+
+/// What became of a frame.
+#[derive(Debug, Default)]
+pub struct Outcomes {
+    /// Ports, and the frames that they got.
+    pub delivered: Vec<(String, Vec<u8>)>,
+    /// How many frames went to metadata services.
+    pub asked: u64,
+    pub dropped: Vec<DropReason>,
+    /// Frames that crossed, and the hosts that they went to.
+    pub wire: Vec<(String, Vec<u8>)>,
+}
+
+impl Outcomes {
+    /// In the order in which it came.
+    fn add(&mut self, delivered: Vec<Delivered>, found: Outcome) {
+        let frames = delivered.into_iter().map(|out| (out.port, out.frame));
+        self.delivered.extend(frames);
+        self.asked += found.asked.len() as u64;
+        let reasons = found.dropped.into_iter().map(|(_, reason)| reason);
+        self.dropped.extend(reasons);
+    }
+}
+
+pub struct Twin {
+    objects: Objects,
+    fabric: Fabric,
+    pub model: Model,
+    /// Drops so far by host and reason, in the order of both.
+    drops: Vec<u64>,
+    /// Outer source ports by host and flow (b008: constant within a flow).
+    entropy: HashMap<(String, u32, Flow), u16>,
+    /// What crossed last.
+    wire: Vec<(String, Vec<u8>)>,
+    /// Frames compared so far.
+    pub frames: u64,
+}
+
+fn state(objects: &Objects) -> Result<State, Disagreement> {
+    State::from_objects(objects.clone()).map_err(refused)
+}
+
+fn refused(error: impl std::fmt::Debug) -> Disagreement {
+    Disagreement {
+        kind: "refused".to_owned(),
+        text: format!("the configuration is refused: {error:?}"),
+    }
+}
+
+impl Twin {
+    /// Plays a case from beginning to end.
+    pub fn play(case: &Case) -> Result<(), Disagreement> {
+        let mut twin = Self::new(&case.objects, case.metadata)?;
+        for event in &case.events {
+            twin.take(event)?;
+        }
+        twin.finish()
+    }
+
+    pub fn new(objects: &Objects, metadata: bool) -> Result<Self, Disagreement> {
+        let settings = Settings {
+            ports: 64,
+            errors_per_second: UNLIMITED,
+            replies_per_second: UNLIMITED,
+            broadcasts_per_second: UNLIMITED,
+            metadata_per_second: UNLIMITED,
+            ..Settings::default()
+        };
+        let mut fabric = Fabric::new(state(objects)?, &settings, LIMITS).map_err(refused)?;
+        fabric.metadata = metadata;
+        fabric.set(state(objects)?).map_err(refused)?;
+        fabric.add_worker();
+        let mut twin = Self {
+            objects: objects.clone(),
+            model: Model::new(objects.clone(), metadata, fabric.now),
+            fabric,
+            drops: Vec::new(),
+            entropy: HashMap::new(),
+            wire: Vec::new(),
+            frames: 0,
+        };
+        twin.drops = twin.count_drops();
+        Ok(twin)
+    }
+
+    pub fn take(&mut self, event: &Event) -> Result<Outcomes, Disagreement> {
+        match event {
+            Event::Send {
+                port,
+                worker,
+                frames,
+            } => {
+                self.fabric.worker = usize::from(*worker);
+                return self.send(port, frames, None);
+            }
+            Event::Segment {
+                port,
+                worker,
+                kind,
+                size,
+                frames,
+            } => {
+                self.fabric.worker = usize::from(*worker);
+                let segments = match kind {
+                    1 => Segments::Tcp4,
+                    2 => Segments::Tcp6,
+                    3 => Segments::Udp,
+                    _ => Segments::None,
+                };
+                // Of what is not to be split there are no pieces.
+                let size = if segments == Segments::None { 0 } else { *size };
+                return self.send(port, frames, Some(Offload { segments, size }));
+            }
+            Event::Receive {
+                host,
+                worker,
+                frames,
+            } => {
+                self.fabric.worker = usize::from(*worker);
+                return self.receive(host, frames);
+            }
+            Event::Configure(objects) => {
+                self.objects = objects.clone();
+                self.fabric.set(state(objects)?).map_err(refused)?;
+                self.model.set(objects.clone());
+                // Counters belong to a port's index: they stay when the port goes, but then nobody reads them.
+                self.drops = self.count_drops();
+            }
+            Event::Wait(milliseconds) => {
+                self.fabric.advance(*milliseconds);
+                let expected = self.model.advance(*milliseconds).sorted();
+                let found = self.found(&[])?;
+                if found != expected {
+                    return Err(self.disagreement("time passes", &[], &[expected], &found));
+                }
+            }
+        }
+        Ok(Outcomes::default())
+    }
+
+    /// After the last frame, no buffer is missing, and every packet is accounted for.
+    pub fn finish(&self) -> Result<(), Disagreement> {
+        let fail = |kind: &str, text| {
+            Err(Disagreement {
+                kind: kind.to_owned(),
+                text,
+            })
+        };
+        let missing = self.fabric.missing_frames();
+        if missing != 0 {
+            return fail("leak", format!("{missing} frames leaked"));
+        }
+        for (id, host) in &self.fabric.hosts {
+            let unaccounted = host.unaccounted();
+            if unaccounted != 0 {
+                return fail(
+                    "books",
+                    format!("{unaccounted} packets unaccounted for on {id}"),
+                );
+            }
+        }
+        Ok(())
+    }
+
+    /// What the pipelines made of what they were given.
+    fn found(&mut self, delivered: &[Delivered]) -> Result<Outcome, Disagreement> {
+        let whole = |out: &&Delivered| out.offload != Offload::default();
+        let found = Outcome {
+            delivered: delivered
+                .iter()
+                .map(|out| (out.port.clone(), out.frame.clone()))
+                .collect(),
+            whole: delivered
+                .iter()
+                .filter(whole)
+                .map(|out| {
+                    let Offload { segments, size } = out.offload;
+                    (out.port.clone(), segments as u8, size)
+                })
+                .collect(),
+            asked: std::mem::take(&mut self.fabric.asked),
+            dropped: self.dropped(),
+            crossed: self.crossings()?,
+        };
+        Ok(found.sorted())
+    }
+
+    /// A host gets frames off the wire, one after the other.
+    fn receive(&mut self, host: &str, frames: &[Vec<u8>]) -> Result<Outcomes, Disagreement> {
+        let mut outcomes = Outcomes::default();
+        for frame in frames {
+            let delivered = self.fabric.send_from_underlay(host, frame);
+            let found = self.found(&delivered)?;
+            let expected = self.model.receive(host, frame);
+            if found != expected {
+                let who = format!("the wire into {host}");
+                let sent = std::slice::from_ref(frame);
+                return Err(self.disagreement(&who, sent, &[expected], &found));
+            }
+            self.frames += 1;
+            outcomes.add(delivered, found);
+            outcomes.wire.append(&mut self.wire);
+        }
+        Ok(outcomes)
+    }
+
+    /// Sends frames through both, and compares.
+    fn send(
+        &mut self,
+        port: &str,
+        frames: &[Vec<u8>],
+        offload: Option<Offload>,
+    ) -> Result<Outcomes, Disagreement> {
+        let segment = frames.first().zip(offload);
+        let delivered = match segment {
+            Some((frame, offload)) => self.fabric.send_segment(port, frame, offload),
+            None => self
+                .fabric
+                .send_vector(port, frames.iter().map(Vec::as_slice)),
+        };
+        let found = self.found(&delivered)?;
+        let (mut guess, mut guesses) = (0, 1);
+        let (mut expected, mut agreed) = (Vec::new(), None::<Model>);
+        while guess < guesses {
+            let mut model = self.model.clone();
+            let outcome = match segment {
+                Some((frame, offload)) => model.send_segment(port, frame, offload, guess),
+                None => model.send(port, frames, guess),
+            };
+            guesses = model.guesses;
+            guess += 1;
+            if outcome != found {
+                expected.push(outcome);
+            } else if let Some(agreed) = &mut agreed {
+                agreed.forget_choices();
+            } else {
+                agreed = Some(model);
+            }
+        }
+        let Some(agreed) = agreed else {
+            let who = format!("port {port}");
+            return Err(self.disagreement(&who, frames, &expected, &found));
+        };
+        self.model = agreed;
+        self.frames += frames.len() as u64;
+        let mut outcomes = Outcomes::default();
+        outcomes.add(delivered, found);
+        outcomes.wire.append(&mut self.wire);
+        Ok(outcomes)
+    }
+
+    fn count_drops(&self) -> Vec<u64> {
+        let hosts = self.fabric.hosts.values();
+        hosts.flat_map(MemoryHost::drops).collect()
+    }
+
+    /// What was dropped since the last look.
+    fn dropped(&mut self) -> Vec<(String, DropReason)> {
+        let before = std::mem::take(&mut self.drops);
+        self.drops = self.count_drops();
+        let hosts: Vec<&String> = self.fabric.hosts.keys().collect();
+        let mut dropped = Vec::new();
+        for (i, (now, before)) in self.drops.iter().zip(&before).enumerate() {
+            let (host, reason) = (i / DropReason::COUNT, i % DropReason::COUNT);
+            for _ in *before..*now {
+                dropped.push((hosts[host].clone(), DropReason::ALL[reason]));
+            }
+        }
+        dropped
+    }
+
+    /// What crossed the underlay, out of its outer headers.
+    fn crossings(&mut self) -> Result<Vec<Crossing>, Disagreement> {
+        let frames = std::mem::take(&mut self.fabric.crossed);
+        let mut crossings = Vec::new();
+        self.wire.clear();
+        for frame in frames {
+            let crossing = self.crossing(&frame)?;
+            if self.fabric.hosts.contains_key(&crossing.to) {
+                self.wire.push((crossing.to.clone(), frame));
+            }
+            crossings.push(crossing);
+        }
+        Ok(crossings)
+    }
+
+    fn crossing(&mut self, frame: &[u8]) -> Result<Crossing, Disagreement> {
+        let fail = |what: &str| Disagreement {
+            kind: what.to_owned(),
+            text: format!("{what}: outer {}", short(frame)),
+        };
+        let v6 = word(frame, 12) == 0x86dd;
+        let ip = &frame[IP..];
+        let (source, destination, protocol, class, l4, length, ttl) = if v6 {
+            let class = ip[0] << 4 | ip[1] >> 4;
+            let length = 40 + usize::from(word(ip, 4));
+            (v6_at(ip, 8), v6_at(ip, 24), ip[6], class, 40, length, ip[7])
+        } else {
+            if ip[0] != 0x45 || ones_sum(&[&ip[..20]]) != 0xffff || word(ip, 6) != 0x4000 {
+                return Err(fail("a wrong IPv4 header"));
+            }
+            let length = usize::from(word(ip, 2));
+            (
+                v4_at(ip, 12),
+                v4_at(ip, 16),
+                ip[9],
+                ip[1],
+                20,
+                length,
+                ip[8],
+            )
+        };
+        if length != ip.len() || ttl != 64 {
+            return Err(fail("a wrong length or TTL"));
+        }
+        let tunnel = &ip[l4..];
+        let (vni, header, entropy) = match protocol {
+            17 => {
+                let right = word(tunnel, 2) == 4789
+                    && usize::from(word(tunnel, 4)) == tunnel.len()
+                    && word(tunnel, 6) == 0
+                    && tunnel[8..12] == [8, 0, 0, 0]
+                    && tunnel[15] == 0;
+                if !right || word(tunnel, 0) < 49152 {
+                    return Err(fail("a wrong VXLAN header"));
+                }
+                let vni = u32::from_be_bytes([0, tunnel[12], tunnel[13], tunnel[14]]);
+                (vni, 16, Some(word(tunnel, 0)))
+            }
+            47 if tunnel[..4] == [0x20, 0, 0x65, 0x58] => {
+                let key = [tunnel[4], tunnel[5], tunnel[6], tunnel[7]];
+                (u32::from_be_bytes(key), 8, None)
+            }
+            _ => return Err(fail("neither VXLAN nor GRE")),
+        };
+        let owner = |address: IpAddr| {
+            let text = address.to_string();
+            let mut hosts = self.objects.hosts.iter();
+            let host = hosts.find(|host| host.vteps.contains(&text));
+            host.map(|host| host.id.clone())
+                .ok_or_else(|| fail("from or to nobody"))
+        };
+        let (from, to) = (owner(source)?, owner(destination)?);
+        let inner = tunnel[header..].to_vec();
+        if let (Some(entropy), Ok(Decoded::Ip(packet))) = (entropy, decode(&inner)) {
+            // An advertisement takes that of the question, which may have come by two ways.
+            let answers = packet
+                .icmp
+                .is_some_and(|(kind, _)| !packet.is_v4() && kind == 136);
+            let is_whole = packet.fragment.is_none() && !answers;
+            let flow = (from.clone(), vni, packet.flow);
+            if is_whole && *self.entropy.entry(flow).or_insert(entropy) != entropy {
+                return Err(fail("another source port within the flow"));
+            }
+        }
+        Ok(Crossing {
+            from,
+            to,
+            gre: protocol == 47,
+            v6,
+            vni,
+            class,
+            inner,
+        })
+    }
+
+    fn disagreement(
+        &self,
+        who: &str,
+        frames: &[Vec<u8>],
+        expected: &[Outcome],
+        found: &Outcome,
+    ) -> Disagreement {
+        let mut text = format!("after {} frames, {who}\n", self.frames);
+        for frame in frames {
+            let _ = writeln!(text, "  {}", short(frame));
+            if let Ok(Decoded::Ip(packet)) = decode(frame) {
+                let _ = writeln!(text, "  {:?} tcp {:?}", packet.flow, packet.tcp);
+            }
+        }
+        for outcome in expected {
+            let _ = writeln!(text, "the model expects\n{}", show(outcome));
+        }
+        let _ = writeln!(text, "the pipelines say\n{}", show(found));
+        let _ = writeln!(text, "the model tracks {:#?}", self.model.tracked());
+        let place = |port: &Port| format!("{} on {}", port.id, port.host);
+        let ports: Vec<String> = self.objects.ports.iter().map(place).collect();
+        let _ = writeln!(text, "ports: {}", ports.join(", "));
+        let kinds: Vec<String> = expected.iter().take(1).chain([found]).map(kind).collect();
+        Disagreement {
+            kind: kinds.join(" | "),
+            text,
+        }
+    }
+}
+
+/// An outcome in a few words, without names and bytes.
+fn kind(outcome: &Outcome) -> String {
+    let reasons: BTreeMap<&str, usize> =
+        outcome
+            .dropped
+            .iter()
+            .fold(BTreeMap::new(), |mut reasons, (_, reason)| {
+                *reasons.entry(reason.name()).or_default() += 1;
+                reasons
+            });
+    let (delivered, crossed) = (outcome.delivered.len(), outcome.crossed.len());
+    format!("{delivered} delivered, {crossed} crossed, dropped {reasons:?}")
+}
+
+fn show(outcome: &Outcome) -> String {
+    let mut lines = Vec::new();
+    for (port, frame) in &outcome.delivered {
+        lines.push(format!("  {port} gets {}", short(frame)));
+    }
+    for (port, frame) in &outcome.asked {
+        lines.push(format!("  {port} asks for metadata {}", short(frame)));
+    }
+    for (port, kind, size) in &outcome.whole {
+        lines.push(format!(
+            "  of which {port} one whole: kind {kind}, size {size}"
+        ));
+    }
+    for (host, reason) in &outcome.dropped {
+        lines.push(format!("  {host} drops it: {}", reason.name()));
+    }
+    for crossing in &outcome.crossed {
+        let Crossing {
+            from,
+            to,
+            gre,
+            v6,
+            vni,
+            class,
+            inner,
+        } = crossing;
+        lines.push(format!(
+            "  {from} to {to}: gre {gre} v6 {v6} vni {vni} class {class:#x} {}",
+            short(inner)
+        ));
+    }
+    lines.join("\n")
+}
+
+/// The first bytes, for people.
+fn short(bytes: &[u8]) -> String {
+    match bytes.len() {
+        0..=160 => hex(bytes),
+        len => format!("{}... ({len} bytes)", hex(&bytes[..160])),
+    }
+}
