@@ -10,6 +10,7 @@ mod model;
 mod run;
 mod setup;
 mod test;
+mod trials;
 
 use std::{ffi::OsString, process::ExitCode};
 
@@ -29,7 +30,7 @@ struct Options {
 enum Command {
     /// Install what the build and the tests need, and build the XDP programs
     Setup,
-    /// Formatting, lints, builds, all tests, documentation; `model` or `fuzz` alone, for long
+    /// Formatting, lints, builds, all tests, documentation; `model`, `fuzz`, `faults` or `overload` alone, for long
     Test {
         #[command(subcommand)]
         only: Option<Only>,
@@ -70,6 +71,18 @@ enum Only {
         /// Which targets; all if none is named
         targets: Vec<String>,
     },
+    /// Every process killed under traffic, again and again; the last line is JSON
+    Faults {
+        /// How often each is killed
+        #[arg(long, default_value_t = 100)]
+        rounds: u64,
+    },
+    /// One tenant floods, another works; the last line is JSON
+    Overload {
+        /// How long each flood goes on
+        #[arg(long, default_value_t = 10)]
+        seconds: u64,
+    },
 }
 
 fn main() -> ExitCode {
@@ -85,6 +98,16 @@ fn main() -> ExitCode {
         Command::Test {
             only: Some(Only::Fuzz { seconds, targets }),
         } => fuzz::fuzz(seconds, &targets),
+        Command::Test {
+            only: Some(Only::Faults { rounds }),
+        } => trials::trial("faults", ("WEFT_FAULT_ROUNDS", rounds), "WEFT_FAULT_REPORT"),
+        Command::Test {
+            only: Some(Only::Overload { seconds }),
+        } => trials::trial(
+            "overload",
+            ("WEFT_OVERLOAD_SECONDS", seconds),
+            "WEFT_OVERLOAD_REPORT",
+        ),
         Command::Demo { args } => binaries::lab("demo", &args),
         Command::Bench { args } => binaries::bench(&args),
         Command::Lab { args } => binaries::lab("lab", &args),

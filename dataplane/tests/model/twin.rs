@@ -100,6 +100,7 @@ impl Twin {
             replies_per_second: UNLIMITED,
             broadcasts_per_second: UNLIMITED,
             metadata_per_second: UNLIMITED,
+            flows_per_second: UNLIMITED,
             ..Settings::default()
         };
         let mut fabric = Fabric::new(state(objects)?, &settings, LIMITS).map_err(refused)?;
