@@ -111,9 +111,10 @@ impl<'f> Round<'f> {
     fn send(&mut self, socket: &RawSocket) -> u64 {
         let rest = &self.frames[self.at..];
         let batch = &rest[..BATCH.min(rest.len())];
-        // SAFETY: all zeroes is a valid vector and a valid message header.
-        let (mut vectors, mut messages): ([libc::iovec; BATCH], [libc::mmsghdr; BATCH]) =
-            unsafe { std::mem::zeroed() };
+        // SAFETY: all zeroes is a valid vector.
+        let mut vectors: [libc::iovec; BATCH] = unsafe { std::mem::zeroed() };
+        // SAFETY: all zeroes is a valid message header.
+        let mut messages: [libc::mmsghdr; BATCH] = unsafe { std::mem::zeroed() };
         for ((message, vector), frame) in messages.iter_mut().zip(&mut vectors).zip(batch) {
             vector.iov_base = frame.as_ptr().cast_mut().cast();
             vector.iov_len = frame.len();
