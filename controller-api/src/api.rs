@@ -13,7 +13,7 @@ use weft_proto::v1::{
     ListHostStatusRequest, ListReply, ListRequest,
 };
 
-use crate::caller::Caller;
+use crate::caller::{AUDIT, Caller};
 use crate::hosts::Hosts;
 use crate::intent::{ChangeError, Intent, Outcome};
 
@@ -147,7 +147,10 @@ impl intent_server::Intent for Api {
 /// Who sent a request, if they may do so much.
 fn allowed<T>(request: &Request<T>, role: Role) -> Result<Caller, Status> {
     let caller = Caller::of(request)?;
-    caller.needs(role)?;
+    caller.needs(role).inspect_err(|refusal| {
+        let reason = refusal.message();
+        tracing::info!(target: AUDIT, caller = caller.name, reason, "refused");
+    })?;
     Ok(caller)
 }
 

@@ -4,6 +4,9 @@ use tonic::transport::server::{TcpConnectInfo, TlsConnectInfo, UdsConnectInfo};
 use tonic::{Request, Status};
 use weft_proto::tls::{Names, Role};
 
+/// The log's target of what concerns who did what.
+pub(crate) const AUDIT: &str = "weft::audit";
+
 /// Somebody who calls.
 #[derive(Debug, Clone)]
 pub struct Caller {
@@ -49,8 +52,11 @@ impl Caller {
             let name = user.map_or("a local user".to_owned(), |user| format!("user {user}"));
             return Ok(Self::trusted(name));
         }
-        let address = extensions.get::<TcpConnectInfo>();
-        let address = address.and_then(TcpConnectInfo::remote_addr);
+        // Only what is known to have come without TLS is trusted without it.
+        let plain = extensions
+            .get::<TcpConnectInfo>()
+            .ok_or_else(|| Status::unauthenticated("nobody knows where this comes from"))?;
+        let address = plain.remote_addr();
         let name = address.map_or("somebody".to_owned(), |address| address.to_string());
         Ok(Self::trusted(name))
     }
@@ -83,5 +89,18 @@ impl Caller {
             }
             _ => Ok(()),
         }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use tonic::Code;
+
+    #[test]
+    fn who_comes_from_nowhere_is_nobody() {
+        let refused = Caller::of(&Request::new(())).unwrap_err();
+        assert_eq!(refused.code(), Code::Unauthenticated);
     }
 }

@@ -11,13 +11,11 @@ use weft_proto::tls::Role;
 use weft_proto::v1::{self, Objects};
 use weft_proto::validate::{Scope, describe, validate};
 
-use crate::caller::Caller;
+use crate::caller::{AUDIT, Caller};
 use crate::store::{Change, Store, StoreError};
 use crate::version::Version;
 
-/// The log's target of what concerns who did what.
-const AUDIT: &str = "weft::audit";
-/// Objects that are named in a line of it.
+/// Objects that are named in a line of the audit.
 const AUDITED: usize = 20;
 
 /// Why a change is refused; nothing of it happened.

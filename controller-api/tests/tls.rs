@@ -4,11 +4,13 @@
 
 mod support;
 
+use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use rcgen::{
-    BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair, SanType, string::Ia5String,
+    BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair, SanType,
+    string::Ia5String,
 };
 use support::{Controller, DEADLINE, key, topology, until, within, yaml};
 use tonic::transport::Channel;
@@ -45,6 +47,7 @@ impl Authority {
         let mut params = CertificateParams::new(["localhost".to_owned()]).unwrap();
         let uri = |name: &&str| SanType::URI(Ia5String::try_from(*name).unwrap());
         params.subject_alt_names.extend(names.iter().map(uri));
+        params.distinguished_name.push(DnType::CommonName, file);
         let own = KeyPair::generate().unwrap();
         let certificate = params.signed_by(&own, &self.issuer).unwrap();
         let path = |end: &str| self.directory.join(format!("{file}.{end}"));
@@ -55,6 +58,22 @@ impl Authority {
             certificate: path("pem"),
             key: path("key"),
         }
+    }
+}
+
+/// What the controllers of this program have logged.
+static LOG: Mutex<Vec<u8>> = Mutex::new(Vec::new());
+
+struct Log;
+
+impl Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        LOG.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
     }
 }
 
@@ -85,6 +104,8 @@ fn apply(objects: Objects) -> ApplyRequest {
 
 #[tokio::test]
 async fn each_role_may_do_its_part() {
+    let log = tracing_subscriber::fmt().with_ansi(false);
+    log.with_writer(|| Log).init();
     let directory = tempfile::tempdir().unwrap();
     let authority = Authority::new(directory.path(), "ours");
     let server = authority.certify("server", &[]);
@@ -154,6 +175,21 @@ async fn each_role_may_do_its_part() {
     };
     let result = client(&address, &files).await.apply(prune).await;
     assert_eq!(code(result), Code::PermissionDenied);
+    let log = String::from_utf8(LOG.lock().unwrap().clone()).unwrap();
+    let said = |words: &[&str]| {
+        let mut audit = log.lines().filter(|line| line.contains("weft::audit"));
+        audit.any(|line| words.iter().all(|word| line.contains(word)))
+    };
+    for words in [
+        ["changed", "CN=operator", "put=\"vpc green\""],
+        ["changed", "CN=operator", "deleted=\"vpc green\""],
+        ["refused", "CN=operator", "weft://role/admin"],
+        ["refused", "CN=reader", "weft://role/operate"],
+        ["refused", "CN=nobody", "weft://role/read"],
+    ] {
+        assert!(said(&words), "{words:?} in\n{log}");
+    }
+    assert!(!said(&["changed", "CN=reader"]), "{log}");
     drop(admin);
     controller.stop().await;
 }

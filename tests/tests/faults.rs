@@ -96,7 +96,7 @@ fn kill_9_of_any_process_is_survived_without_a_hand() {
                 })?;
                 figures.gaps.push(begun.elapsed().as_secs_f64() * 1e3);
                 figures.kills += 1;
-                wait_until("the host has what was acknowledged", SOON, || {
+                wait_until("the host is attached again", SOON, || {
                     let status = site
                         .node_json(host, &["node", "status"])
                         .unwrap_or_default();
