@@ -68,6 +68,8 @@ impl Capture {
         for field in fields {
             tshark.args(["-e", field]);
         }
+        // Streams are not put together again: to a decoder that does, a retransmission of what it has is an error.
+        tshark.args(["-o", "tcp.desegment_tcp_streams:FALSE"]);
         for protocol in ["ip", "tcp", "udp"] {
             tshark.args(["-o", &format!("{protocol}.check_checksum:TRUE")]);
         }
