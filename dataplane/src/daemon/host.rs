@@ -181,8 +181,8 @@ impl Host {
             wanted,
             ..
         } = &mut *inner;
-        let (up, down) = devices.settle(wanted, workers);
         let snapshot = workers.common().snapshot.load();
+        let (up, down) = devices.settle(wanted, snapshot.mtus(), workers);
         let names = |indexes: Vec<u16>| {
             indexes
                 .into_iter()
@@ -258,7 +258,7 @@ impl Host {
             wanted,
             ..
         } = inner;
-        devices.settle(wanted, workers);
+        devices.settle(wanted, snapshot.mtus(), workers);
         Ok(())
     }
 

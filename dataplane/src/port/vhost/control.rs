@@ -13,7 +13,7 @@ use vhost::vhost_user::message::{
 };
 use vhost::vhost_user::{Error, GpuBackend, Result, VhostUserBackendReqHandlerMut};
 
-use super::header::feature;
+use crate::port::virtio::header::feature;
 use super::link::{Active, Link, Setup};
 use super::memory::{DirtyLog, GuestMemory, Layout, MAX_REGIONS, Region};
 use crate::port::event::Event;

@@ -14,7 +14,7 @@ use crate::packet::PlainMemory;
 use crate::port::event::Event;
 use crate::port::vhost::control::Control;
 use crate::port::vhost::enable;
-use crate::port::vhost::header::feature;
+use crate::port::virtio::header::feature;
 use crate::port::vhost::memory::{Layout, Region};
 
 /// Bytes of the guest's memory; the input is its beginning.

@@ -8,10 +8,10 @@ use std::os::fd::RawFd;
 use std::ptr;
 use std::sync::Arc;
 
-use super::header::{self, MAX_HEADER};
+use crate::port::virtio::header::{self, MAX_HEADER};
 use super::link::{Active, Link, Setup};
 use super::memory::GuestMemory;
-use super::merge::{Parcel, merge};
+use crate::port::virtio::merge::{Parcel, merge};
 use super::packed::Packed;
 use super::ring::{Chain, Fault, Head, Ring};
 use super::split::Split;

@@ -12,7 +12,7 @@ use vhost::vhost_user::VhostUserBackendReqHandlerMut;
 use super::*;
 use crate::packet::PlainMemory;
 use crate::port::vhost::control::Control;
-use crate::port::vhost::header::feature;
+use crate::port::virtio::header::feature;
 use crate::port::vhost::memory::tests::shared;
 use crate::port::vhost::memory::{DirtyLog, GuestMemory};
 
