@@ -68,7 +68,11 @@ fn decodes(site: &Site) {
     let large = capture
         .decode("frame.len > 1514", &["frame.number"])
         .unwrap();
-    assert_eq!(large, Vec::<String>::new(), "larger than the underlay's MTU");
+    assert_eq!(
+        large,
+        Vec::<String>::new(),
+        "larger than the underlay's MTU"
+    );
 }
 
 /// Packets from a guest, to it, and their bytes each.

@@ -6,8 +6,9 @@
 #![allow(unsafe_code)]
 
 use std::{
-    io, mem, ptr,
+    io, mem,
     os::fd::{AsRawFd, FromRawFd, OwnedFd},
+    ptr,
 };
 
 use super::PortError;

@@ -149,7 +149,8 @@ impl Device for Netdev {
 
 fn boxed(queues: impl IntoIterator<Item = impl Queue + 'static>) -> Vec<Box<dyn Queue>> {
     let each = queues.into_iter();
-    each.map(|queue| Box::new(queue) as Box<dyn Queue>).collect()
+    each.map(|queue| Box::new(queue) as Box<dyn Queue>)
+        .collect()
 }
 
 /// Opens the way for whole segments beside each ring of a port: to the other side, and from it where that is a process with a tap. A veth's
@@ -182,5 +183,7 @@ fn with_segments(
     };
     let udp = KernelVersion::current().is_ok_and(|kernel| kernel >= UDP_SEGMENTS);
     let queues = rings.into_iter().zip(sockets.map_err(failed)?);
-    Ok(boxed(queues.map(|(ring, socket)| PortQueue::new(ring, socket, udp))))
+    Ok(boxed(
+        queues.map(|(ring, socket)| PortQueue::new(ring, socket, udp)),
+    ))
 }

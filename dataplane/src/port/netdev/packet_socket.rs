@@ -68,7 +68,8 @@ impl PacketSocket {
     }
 
     fn open(interface: u32, receives: bool) -> io::Result<Self> {
-        // No protocol: nothing arrives before the socket is bound to one.
+        // No protocol: nothing arrives before the socket is bound to one. And not past the queueing discipline: what goes straight to the device,
+        // the kernel drops instead of splitting it where the other side does not take it whole.
         // SAFETY: a plain system call.
         let fd = unsafe { libc::socket(libc::AF_PACKET, libc::SOCK_RAW | libc::SOCK_CLOEXEC, 0) };
         if fd < 0 {
@@ -78,7 +79,6 @@ impl PacketSocket {
         let fd = unsafe { OwnedFd::from_raw_fd(fd) };
         let packet = |option, value: libc::c_int| set(&fd, libc::SOL_PACKET, option, &value);
         packet(PACKET_VNET_HDR, 1)?;
-        packet(libc::PACKET_QDISC_BYPASS, 1)?;
         set(&fd, libc::SOL_SOCKET, libc::SO_SNDBUFFORCE, &SEND_BUFFER)?;
         let mut ring = None;
         if receives {
@@ -166,7 +166,8 @@ impl PacketSocket {
         if self.ring.is_some()
             && let Ok([_, since]) = get::<[u32; 2]>(&self.fd, libc::PACKET_STATISTICS)
         {
-            self.overflowed.set(self.overflowed.get() + u64::from(since));
+            self.overflowed
+                .set(self.overflowed.get() + u64::from(since));
         }
         self.lost + self.overflowed.get()
     }
@@ -285,7 +286,8 @@ impl Ring {
 
     /// Gives the next slot back, and goes on to the one after it.
     fn release(&mut self) {
-        self.status().store(libc::TP_STATUS_KERNEL, Ordering::Release);
+        self.status()
+            .store(libc::TP_STATUS_KERNEL, Ordering::Release);
         self.next = (self.next + 1) % SLOTS;
     }
 }
