@@ -170,7 +170,6 @@ impl Guest {
             within: Duration::ZERO,
         };
         let console = console.filter(|_| !ended).ok_or_else(gone)?;
-        wait_until("the guest's monitor", PATIENCE, || control.exists())?;
         Ok((console, Monitor::open(control)?))
     }
 
