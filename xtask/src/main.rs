@@ -10,6 +10,7 @@ mod model;
 mod run;
 mod setup;
 mod test;
+mod threads;
 mod trials;
 
 use std::{ffi::OsString, process::ExitCode};
@@ -30,7 +31,7 @@ struct Options {
 enum Command {
     /// Install what the build and the tests need, and build the XDP programs
     Setup,
-    /// Formatting, lints, builds, all tests, documentation; `model`, `fuzz`, `faults` or `overload` alone, for long
+    /// Formatting, lints, builds, all tests, documentation; `model`, `fuzz`, `threads`, `faults` or `overload` alone, for long
     Test {
         #[command(subcommand)]
         only: Option<Only>,
@@ -71,6 +72,12 @@ enum Only {
         /// Which targets; all if none is named
         targets: Vec<String>,
     },
+    /// What threads share, in every order that matters under the memory model; the last line is JSON
+    Threads {
+        /// How often a thread is interrupted at most in an order; each more takes about ten times as long
+        #[arg(long, default_value_t = 3)]
+        preemptions: u32,
+    },
     /// Every process killed under traffic, again and again; the last line is JSON
     Faults {
         /// How often each is killed
@@ -98,6 +105,9 @@ fn main() -> ExitCode {
         Command::Test {
             only: Some(Only::Fuzz { seconds, targets }),
         } => fuzz::fuzz(seconds, &targets),
+        Command::Test {
+            only: Some(Only::Threads { preemptions }),
+        } => threads::threads(Some(preemptions)),
         Command::Test {
             only: Some(Only::Faults { rounds }),
         } => trials::trial("faults", ("WEFT_FAULT_ROUNDS", rounds), "WEFT_FAULT_REPORT"),

@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use anyhow::Result;
 
-use crate::{binaries, fuzz, run, setup};
+use crate::{binaries, fuzz, run, setup, threads};
 
 /// Of each target: enough to play the seeds, and to see that the targets work.
 const SECONDS_OF_FUZZING: u64 = 4;
@@ -57,6 +57,7 @@ pub(crate) fn test() -> Result<()> {
             "weft-tests",
         ]),
     )?;
+    threads::threads(None)?;
     fuzz::fuzz(SECONDS_OF_FUZZING, &[])?;
     // The end-to-end tests share the machine's network and cores: one at a time.
     run::step(
