@@ -127,7 +127,7 @@ pub struct XskQueue {
     needs_bell: bool,
     scratch: [FrameDesc; BATCH],
     counters: QueueCounters,
-    holding: Arc<Holding>,
+    holding: crate::sync::Arc<Holding>,
 }
 
 #[derive(Debug)]
