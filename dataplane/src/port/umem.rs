@@ -98,7 +98,7 @@ impl Umem {
             value: 0,
             rule: "not positive",
         })?;
-        socket_options::raise_locked_memory_limit()?;
+        socket_options::raise_limits()?;
 
         let anchored = |huge_pages| in_private_namespace(move || make(config, frames, huge_pages));
         let (made, huge_pages) = match options.huge_pages.then(|| anchored(true)) {
