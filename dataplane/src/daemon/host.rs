@@ -96,6 +96,7 @@ impl Host {
             shared: &shared,
             timeouts: config.timeouts(),
             spin: config.workers.spin,
+            watchdog: config.watchdog(),
             umem: &umem,
             metadata: &desk,
         };
@@ -172,7 +173,7 @@ impl Host {
         }
     }
 
-    /// Looks whether devices of ports have come or gone. Answers the ids of ports that came up and that went down.
+    /// Looks whether devices of uplinks and ports have come or gone. Answers the ids of ports that came up and that went down.
     pub fn settle_devices(&self) -> (Vec<String>, Vec<String>) {
         let mut inner = self.inner();
         let Inner {
@@ -181,6 +182,7 @@ impl Host {
             wanted,
             ..
         } = &mut *inner;
+        devices.settle_uplinks(workers);
         let (up, down) = devices.settle(wanted, workers);
         let snapshot = workers.common().snapshot.load();
         let names = |indexes: Vec<u16>| {
@@ -235,6 +237,11 @@ impl Host {
             tracing::warn!(
                 generation,
                 "a worker has not taken up the new generation within a second"
+            );
+        } else if !inner.workers.all_move() {
+            tracing::warn!(
+                generation,
+                "a stuck worker takes up the new generation when it goes on; the others have"
             );
         }
         if snapshot.ports.is_shared_with(&before.ports) {
