@@ -14,7 +14,7 @@ use crate::metadata::{DESK, Service};
 use crate::packet::Mac;
 use crate::packet::parse::{address_word, word_address};
 use crate::pipeline::Shared;
-use crate::port::{PortError, Umem, UmemOptions};
+use crate::port::{PortError, Umem};
 use crate::session::SessionTable;
 use crate::snapshot::compile::{Adjacency, Compiler, Context, Underlay};
 use crate::underlay::Adjacencies;
@@ -60,24 +60,11 @@ pub struct Inner {
 }
 
 impl Host {
-    /// Makes packet memory, workers and uplinks. No state is in force yet.
+    /// Makes workers and uplinks around the packet memory. No state is in force yet.
     ///
     /// # Errors
     /// What the system refuses, with the remedy.
-    pub fn new(config: &Config) -> Result<Self, PortError> {
-        let memory = UmemOptions {
-            frame_size: config.memory.frame_size,
-            frames: config.memory.frames,
-            large_frames: config.memory.large_frames,
-            ring_size: config.memory.ring_size,
-            huge_pages: config.memory.huge_pages,
-        };
-        let umem = Umem::new(memory)?;
-        tracing::info!(
-            frames = config.memory.frames,
-            huge_pages = umem.has_huge_pages(),
-            "packet memory"
-        );
+    pub fn new(config: &Config, umem: Arc<Umem>) -> Result<Self, PortError> {
         let shared = Shared {
             sessions: Arc::new(SessionTable::new(config.session_limits())),
             fragments: Arc::default(),
