@@ -71,9 +71,9 @@ enum Only {
         /// Which targets; all if none is named
         targets: Vec<String>,
     },
-    /// Every process killed under traffic, again and again; the last line is JSON
+    /// Every process killed under traffic, again and again, networks cut, disks filled, threads halted; the last line is JSON
     Faults {
-        /// How often each is killed
+        /// How often each is killed; all else breaks a tenth as often
         #[arg(long, default_value_t = 100)]
         rounds: u64,
     },
@@ -100,14 +100,10 @@ fn main() -> ExitCode {
         } => fuzz::fuzz(seconds, &targets),
         Command::Test {
             only: Some(Only::Faults { rounds }),
-        } => trials::trial("faults", ("WEFT_FAULT_ROUNDS", rounds), "WEFT_FAULT_REPORT"),
+        } => trials::faults(rounds),
         Command::Test {
             only: Some(Only::Overload { seconds }),
-        } => trials::trial(
-            "overload",
-            ("WEFT_OVERLOAD_SECONDS", seconds),
-            "WEFT_OVERLOAD_REPORT",
-        ),
+        } => trials::overload(seconds),
         Command::Demo { args } => binaries::lab("demo", &args),
         Command::Bench { args } => binaries::bench(&args),
         Command::Lab { args } => binaries::lab("lab", &args),
