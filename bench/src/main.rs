@@ -15,6 +15,7 @@ mod parts;
 mod plot;
 mod scale;
 mod scenario;
+mod tap;
 mod vhost;
 mod workers;
 
@@ -155,7 +156,7 @@ impl Suite {
 }
 
 /// All of them, in the order in which they are measured.
-const SUITES: [Suite; 11] = [
+const SUITES: [Suite; 12] = [
     Suite::new("memory", "the pipeline without sockets", |_| {
         dpdk::pinned(memory::rows)
     }),
@@ -184,6 +185,7 @@ const SUITES: [Suite; 11] = [
     }),
     Suite::new("forward", "real sockets across two hosts", forward::rows),
     Suite::new("tcp", "one stream over the same", forward::tcp),
+    Suite::new("tap", "a guest's tap, both ways over it", |_| tap::rows()),
     Suite::new("vhost", "rings shared with guests", vhost::rows),
 ];
 

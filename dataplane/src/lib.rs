@@ -15,5 +15,6 @@ pub mod prefetch;
 pub mod route;
 pub mod session;
 pub mod snapshot;
+mod sync;
 pub mod underlay;
 pub mod worker;

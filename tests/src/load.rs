@@ -280,3 +280,28 @@ pub fn udp(
     frame.resize(42 + payload, 0x77);
     frame
 }
+
+/// A MAC and an address.
+pub type Station = ([u8; 6], [u8; 4]);
+
+/// A TCP segment over IPv4, all of whose checksums are right, with an even number of bytes of payload.
+pub fn tcp_segment((from, to): (Station, Station), sequence: u32, payload: usize) -> Vec<u8> {
+    let mut frame = ipv4((to.0, from.0), (from.1, to.1), 6, 20 + payload);
+    for word in [4000u16, 80] {
+        frame.extend_from_slice(&word.to_be_bytes());
+    }
+    for word in [sequence, 77] {
+        frame.extend_from_slice(&word.to_be_bytes());
+    }
+    // Twenty bytes of header, ACK; window; checksum; urgent pointer.
+    for word in [0x5010u16, 1000, 0, 0] {
+        frame.extend_from_slice(&word.to_be_bytes());
+    }
+    frame.resize(54 + payload, 0x77);
+    let mut summed = [&from.1[..], &to.1, &[0, 6]].concat();
+    summed.extend_from_slice(&((20 + payload) as u16).to_be_bytes());
+    summed.extend_from_slice(&frame[34..]);
+    let sum = checksum(&summed);
+    frame[50..52].copy_from_slice(&sum);
+    frame
+}

@@ -78,6 +78,22 @@ impl Namespace {
         )
     }
 
+    /// The hardware address of an interface.
+    pub fn mac(&self, interface: &str) -> Result<[u8; 6], LabError> {
+        let text = self.ip(&format!("-o link show {interface}"))?;
+        let mut words = text.split_whitespace();
+        let address = words.find(|word| *word == "link/ether").and(words.next());
+        let mut bytes = address.unwrap_or_default().split(':');
+        let mut next = || u8::from_str_radix(bytes.next()?, 16).ok();
+        let mut mac = [0; 6];
+        for byte in &mut mac {
+            *byte = next().ok_or_else(|| {
+                LabError::io(format!("the MAC of {interface}"))(io::ErrorKind::NotFound.into())
+            })?;
+        }
+        Ok(mac)
+    }
+
     /// `ethtool -K INTERFACE ARGS`, such as `tx off gro on`.
     pub fn offloads(&self, interface: &str, args: &str) -> Result<(), LabError> {
         let mut command = self.command("ethtool");

@@ -2,6 +2,7 @@
 //! in a directory of their own.
 
 use std::{
+    os::unix::net::UnixStream,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -70,7 +71,8 @@ impl OpenVswitch {
             ],
         )?;
         wait_until("the database listens", PATIENCE, || {
-            directory.join("db.sock").exists()
+            // The file is there a little before.
+            UnixStream::connect(directory.join("db.sock")).is_ok()
         })?;
         let socket = format!("unix:{}", at("db.sock"));
         let database_option = format!("--db={socket}");

@@ -154,10 +154,15 @@ impl Pinger {
     }
 }
 
+/// How long the last datagrams of a stream may be on their way.
+const LINGER: Duration = Duration::from_secs(1);
+
 /// Datagrams with a number in each, sent at a steady rate until the stream is ended.
 #[derive(Debug)]
 pub struct NumberedStream {
     stop: Arc<AtomicBool>,
+    /// Nothing more is sent.
+    last: Arc<AtomicBool>,
     sent: Arc<AtomicU64>,
     received: Arc<AtomicU64>,
     twice: Arc<AtomicU64>,
@@ -210,6 +215,7 @@ impl NumberedStream {
             .map_err(failed)?;
         let mut stream = Self {
             stop: Arc::default(),
+            last: Arc::default(),
             sent: Arc::default(),
             received: Arc::default(),
             twice: Arc::default(),
@@ -224,14 +230,12 @@ impl NumberedStream {
     }
 
     fn receive(&mut self, server: UdpSocket) {
-        let (stop, received, twice) = (
-            Arc::clone(&self.stop),
-            Arc::clone(&self.received),
-            Arc::clone(&self.twice),
-        );
+        let [sent, received, twice] = [&self.sent, &self.received, &self.twice].map(Arc::clone);
+        let last = Arc::clone(&self.last);
         self.threads.push(thread::spawn(move || {
             let mut seen = Vec::new();
             let mut buffer = [0; 64];
+            let mut heard = Instant::now();
             loop {
                 match server.recv(&mut buffer) {
                     Ok(8) => {
@@ -243,9 +247,16 @@ impl NumberedStream {
                         let counter = if seen[number] { &twice } else { &received };
                         seen[number] = true;
                         counter.fetch_add(1, Ordering::Relaxed);
+                        heard = Instant::now();
                     }
                     Ok(_) => {}
-                    Err(_) if stop.load(Ordering::Relaxed) => break,
+                    Err(_) if last.load(Ordering::Relaxed) => {
+                        let all = received.load(Ordering::Relaxed) >= sent.load(Ordering::Relaxed);
+                        // A busy machine may keep the last ones for a while.
+                        if all || heard.elapsed() > LINGER {
+                            break;
+                        }
+                    }
                     Err(_) => {}
                 }
             }
@@ -299,7 +310,9 @@ impl NumberedStream {
     pub fn end(mut self) -> Tally {
         self.stop.store(true, Ordering::Relaxed);
         for thread in self.threads.drain(..).rev() {
+            // The sender first, and then the receiver.
             let _ = thread.join();
+            self.last.store(true, Ordering::Relaxed);
         }
         self.tally()
     }
@@ -308,5 +321,6 @@ impl NumberedStream {
 impl Drop for NumberedStream {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
+        self.last.store(true, Ordering::Relaxed);
     }
 }

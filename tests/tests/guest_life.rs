@@ -87,7 +87,7 @@ fn restart_is_short(kind: GuestKind, within: Duration) {
     let mut site = site(kind);
     explained(&mut site, |site| {
         until_pings(site, "blue-1", "blue-2")?;
-        site.guests["blue-2"].succeed("/tools/weft-guest answer 7 >/tmp/answer 2>&1 &")?;
+        site.guests["blue-2"].serve("/tools/weft-guest answer 7", "tcp6", 7)?;
         let pings = "/tools/ping -n -D -i 0.01 -W 1 -c 250 10.0.1.12 >/tmp/pings 2>&1 &";
         let guest = &site.guests["blue-1"];
         guest
@@ -202,15 +202,15 @@ fn a_guest_that_listens_gets_another_card_and_gives_it_back() {
 
 #[test]
 fn a_guest_on_a_tap_waits_little_for_weftd() {
-    restart_is_short(GuestKind::Tap, Duration::from_secs(2));
+    restart_is_short(GuestKind::Tap, Duration::from_secs(5));
 }
 
 #[test]
 fn a_guest_that_connects_waits_little_for_weftd() {
-    restart_is_short(GuestKind::VhostServer, Duration::from_secs(4));
+    restart_is_short(GuestKind::VhostServer, Duration::from_secs(5));
 }
 
 #[test]
 fn a_guest_that_listens_waits_little_for_weftd() {
-    restart_is_short(GuestKind::VhostClient, Duration::from_secs(1));
+    restart_is_short(GuestKind::VhostClient, Duration::from_secs(3));
 }

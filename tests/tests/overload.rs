@@ -9,8 +9,9 @@ use std::time::{Duration, Instant};
 
 use etherparse::PacketBuilder;
 use weft_tests::{
-    Lab, LabError, RawSocket, Site, SiteOptions,
-    load::flood,
+    Lab, LabError, Namespace, RawSocket, Site, SiteOptions,
+    load::{self, Station, flood},
+    site::UPLINK,
     tenants,
     traffic::{Pinger, Tally},
 };
@@ -22,36 +23,89 @@ fn time() -> Duration {
     Duration::from_secs(given.map_or(2, |text| text.parse().unwrap()))
 }
 
-/// Different frames of the attacker: from its own addresses, for it is no use to send others.
-fn frames(attack: &str) -> Vec<Vec<u8>> {
-    let own = [2, 0, 0, 0, 1, 0x11];
-    let peer = [2, 0, 0, 0, 1, 0x12];
-    let router = [2, 0x77, 0x65, 0x66, 0x74, 1];
-    let frame = |number: u32| {
-        let (high, low) = ((number >> 8) as u8, number as u8);
-        let port = 1024 + (number % 60_000) as u16;
-        let mut frame = Vec::new();
-        match attack {
-            "SYN" => PacketBuilder::ethernet2(own, peer)
-                .ipv4([10, 0, 1, 11], [10, 0, 1, 12], 64)
-                .tcp(port, 1 + (number % 1000) as u16, number, 64_000)
-                .syn()
-                .write(&mut frame, &[])
-                .unwrap(),
-            "UDP to nobody" => PacketBuilder::ethernet2(own, router)
-                .ipv4([10, 0, 1, 11], [10, 0, 1 + high % 2, low], 64)
-                .udp(port, 53)
-                .write(&mut frame, &[0; 18])
-                .unwrap(),
-            _ => PacketBuilder::ethernet2(own, peer)
-                .ipv4([10, 0, 1, 11], [10, 0, 1, 12], 64)
-                .icmpv4_echo_request(number as u16, high.into())
-                .write(&mut frame, &[0; 18])
-                .unwrap(),
-        }
-        frame
+/// Ports of the attacker, with addresses that the victim has too: on the victim's host, on the host that the victim talks to, on the third.
+const OWN: Station = ([2, 0, 0, 0, 1, 0x11], [10, 0, 1, 11]);
+const PEER: Station = ([2, 0, 0, 0, 1, 0x12], [10, 0, 1, 12]);
+const FAR: Station = ([2, 0, 0, 0, 1, 0x13], [10, 0, 1, 13]);
+const ROUTER: [u8; 6] = [2, 0x77, 0x65, 0x66, 0x74, 1];
+
+/// Who floods, and with what.
+struct Flood {
+    name: &'static str,
+    from: Namespace,
+    interface: &'static str,
+    frames: Vec<Vec<u8>>,
+}
+
+/// The beginning of another connection with every number.
+fn syn(from: Station, to: Station, number: u32) -> Vec<u8> {
+    let (port, other) = (1024 + (number % 60_000) as u16, 1 + (number % 1000) as u16);
+    let mut frame = Vec::new();
+    PacketBuilder::ethernet2(from.0, to.0)
+        .ipv4(from.1, to.1, 64)
+        .tcp(port, other, number, 64_000)
+        .syn()
+        .write(&mut frame, &[])
+        .unwrap();
+    frame
+}
+
+/// A datagram to an address that may have nobody.
+fn datagram(number: u32) -> Vec<u8> {
+    let (high, low) = ((number >> 8) as u8, number as u8);
+    let port = 1024 + (number % 60_000) as u16;
+    load::udp(
+        (ROUTER, OWN.0),
+        (OWN.1, [10, 0, 1 + high % 2, low]),
+        (port, 53),
+        18,
+    )
+}
+
+fn echo(number: u32) -> Vec<u8> {
+    let mut frame = Vec::new();
+    PacketBuilder::ethernet2(OWN.0, PEER.0)
+        .ipv4(OWN.1, PEER.1, 64)
+        .icmpv4_echo_request(number as u16, (number >> 8) as u16)
+        .write(&mut frame, &[0; 18])
+        .unwrap();
+    frame
+}
+
+/// A frame in a tunnel (VXLAN) of the attacker's VPC to the victim's host.
+fn tunnelled(macs: ([u8; 6], [u8; 6]), from: [u8; 4], number: u32, inner: &[u8]) -> Vec<u8> {
+    let port = 49_152 + (number % 16_384) as u16;
+    let mut frame = load::udp(macs, (from, [192, 0, 2, 1]), (port, 4789), 8 + inner.len());
+    frame[42..50].copy_from_slice(&[8, 0, 0, 0, 0, 0, 200, 0]);
+    frame[50..].copy_from_slice(inner);
+    frame
+}
+
+/// The attacker's own ports can use no addresses but their own; a host that was taken over can use any tunnel address, and every port of its own.
+fn floods(site: &Site) -> Vec<Flood> {
+    let port = &site.workloads["red-1"].namespace;
+    let host = |id: &str| &site.hosts[id].namespace;
+    let uplink = |id: &str| host(id).mac(UPLINK).unwrap();
+    let macs = (uplink("h1"), uplink("h3"));
+    let flood = |name, (from, interface): (&Namespace, _), frame: &dyn Fn(u32) -> Vec<u8>| Flood {
+        name,
+        from: from.clone(),
+        interface,
+        frames: (0..40_000).map(frame).collect(),
     };
-    (0..40_000).map(frame).collect()
+    let from_port = (port, "eth0");
+    let from_underlay = (host("h3"), UPLINK);
+    vec![
+        flood("TCP SYN", from_port, &|n| syn(OWN, PEER, n)),
+        flood("UDP to addresses that nobody has", from_port, &datagram),
+        flood("pings", from_port, &echo),
+        flood("TCP SYN from another host", from_underlay, &|n| {
+            tunnelled(macs, [192, 0, 2, 3], n, &syn(FAR, OWN, n))
+        }),
+        flood("tunnels of no known host", from_underlay, &|n| {
+            tunnelled(macs, [192, 0, 2, 77], n, &syn(FAR, OWN, n))
+        }),
+    ]
 }
 
 /// What the victim's traffic met with over a while.
@@ -97,25 +151,23 @@ fn a_tenant_that_floods_floods_itself() {
             .into(),
         ..SiteOptions::default()
     };
-    let site = Site::start(Lab::new().unwrap(), &tenants(2).unwrap(), &options).unwrap();
-    let attacker = &site.workloads["red-1"].namespace;
+    let site = Site::start(Lab::new().unwrap(), &tenants(3).unwrap(), &options).unwrap();
     let mut rows = Vec::new();
     let mut body = || -> Result<(), LabError> {
         let calm = watch(&site, time())?;
-        for attack in ["SYN", "UDP to nobody", "pings"] {
-            let frames = frames(attack);
-            let socket = RawSocket::open_for_load(attacker, "eth0")?;
+        for attack in floods(&site) {
+            let socket = RawSocket::open_for_load(&attack.from, attack.interface)?;
             let stop = AtomicBool::new(false);
             let (met, sent) = std::thread::scope(|scope| {
                 let begun = Instant::now();
-                let flooding = scope.spawn(|| flood(&socket, &frames, &stop));
+                let flooding = scope.spawn(|| flood(&socket, &attack.frames, &stop));
                 let met = watch(&site, time());
                 stop.store(true, Ordering::Relaxed);
                 let sent = flooding.join().unwrap();
                 met.map(|met| (met, sent as f64 / begun.elapsed().as_secs_f64()))
             })?;
             rows.push(serde_json::json!({
-                "attack": attack,
+                "attack": attack.name,
                 "packets_per_second": sent,
                 "victim_loss_percent": met.loss(),
                 "victim_loss_percent_before": calm.loss(),
@@ -125,6 +177,10 @@ fn a_tenant_that_floods_floods_itself() {
                 "victim_round_trip_us_p99_before": calm.quantile(0.99),
             }));
             assert!(met.tally.received > 0, "the victim is heard");
+        }
+        let met = site.node("h1", &["drops"])?;
+        for reason in ["flow_limit", "session_port_budget", "unknown_vtep"] {
+            assert!(met.contains(reason), "no {reason}: {met}");
         }
         for host in ["h1", "h2"] {
             let drops = site.node(host, &["drops"])?;

@@ -5,11 +5,15 @@
 #![forbid(unsafe_code)]
 
 mod binaries;
+mod coverage;
 mod fuzz;
+mod hygiene;
 mod model;
+mod mutants;
 mod run;
 mod setup;
 mod test;
+mod threads;
 mod trials;
 
 use std::{ffi::OsString, process::ExitCode};
@@ -30,7 +34,7 @@ struct Options {
 enum Command {
     /// Install what the build and the tests need, and build the XDP programs
     Setup,
-    /// Formatting, lints, builds, all tests, documentation; `model`, `fuzz`, `faults` or `overload` alone, for long
+    /// Formatting, lints, builds, all tests, documentation; or one kind of them alone, for long
     Test {
         #[command(subcommand)]
         only: Option<Only>,
@@ -71,6 +75,22 @@ enum Only {
         /// Which targets; all if none is named
         targets: Vec<String>,
     },
+    /// What threads share, in every order that matters under the memory model; the last line is JSON
+    Threads {
+        /// How often a thread is interrupted at most in an order; each more takes about ten times as long
+        #[arg(long, default_value_t = 3)]
+        preemptions: u32,
+    },
+    /// The code broken one line at a time, to see whether the tests notice; the last line is JSON
+    Mutants {
+        /// Only the k-th of n parts of the mutants, counted from 0
+        #[arg(long, value_name = "K/N")]
+        shard: Option<String>,
+    },
+    /// How many lines of code the unit and integration tests run
+    Coverage,
+    /// Licences, sources, duplicates and advisories of dependencies; which are unused; the minimum Rust version
+    Hygiene,
     /// Every process killed under traffic, again and again, networks cut, disks filled, threads halted; the last line is JSON
     Faults {
         /// How often each is killed; all else breaks a tenth as often
@@ -86,7 +106,7 @@ enum Only {
 }
 
 fn main() -> ExitCode {
-    if let Some(code) = fuzz::stand_in_for_rustc() {
+    if let Some(code) = fuzz::stand_in_for_rustc().or_else(coverage::stand_in_for_rustc) {
         return code;
     }
     let outcome = match Options::parse().command {
@@ -98,6 +118,18 @@ fn main() -> ExitCode {
         Command::Test {
             only: Some(Only::Fuzz { seconds, targets }),
         } => fuzz::fuzz(seconds, &targets),
+        Command::Test {
+            only: Some(Only::Threads { preemptions }),
+        } => threads::threads(Some(preemptions)),
+        Command::Test {
+            only: Some(Only::Mutants { shard }),
+        } => mutants::mutants(shard.as_deref()),
+        Command::Test {
+            only: Some(Only::Coverage),
+        } => coverage::coverage(),
+        Command::Test {
+            only: Some(Only::Hygiene),
+        } => setup::setup().and_then(|()| hygiene::check()),
         Command::Test {
             only: Some(Only::Faults { rounds }),
         } => trials::faults(rounds),

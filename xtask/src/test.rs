@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use anyhow::Result;
 
-use crate::{binaries, fuzz, run, setup};
+use crate::{binaries, coverage, fuzz, hygiene, run, setup, threads};
 
 /// Of each target: enough to play the seeds, and to see that the targets work.
 const SECONDS_OF_FUZZING: u64 = 4;
@@ -26,6 +26,7 @@ pub(crate) fn test() -> Result<()> {
             .args(["fmt", "--check"])
             .current_dir(run::root().join("fuzz")),
     )?;
+    hygiene::check()?;
     run::step(
         "lints",
         run::cargo().args([
@@ -57,6 +58,8 @@ pub(crate) fn test() -> Result<()> {
             "weft-tests",
         ]),
     )?;
+    coverage::coverage()?;
+    threads::threads(None)?;
     fuzz::fuzz(SECONDS_OF_FUZZING, &[])?;
     // The end-to-end tests share the machine's network and cores: one at a time.
     run::step(

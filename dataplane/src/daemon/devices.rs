@@ -195,10 +195,11 @@ impl Devices {
     }
 
     /// Opens ports that should be open and are not, closes those that should not be, or whose device has gone or is another by now.
-    /// `wanted` names the device of each port. Answers the ports that came up and those that went down.
+    /// `wanted` names the device of each port, `mtu` says how long its packets may be. Answers the ports that came up and those that went down.
     pub fn settle(
         &mut self,
         wanted: &BTreeMap<u16, v1::Device>,
+        mtu: impl Fn(u16) -> u16,
         workers: &Workers,
     ) -> (Vec<u16>, Vec<u16>) {
         let (mut up, mut down) = (Vec::new(), Vec::new());
@@ -242,6 +243,7 @@ impl Devices {
             }
         }
         for (index, open) in &mut self.ports {
+            open.device.set_mtu(mtu(*index));
             let now = open.device.is_up();
             if now == open.up {
                 continue;

@@ -170,8 +170,8 @@ impl Host {
             ..
         } = &mut *inner;
         devices.settle_uplinks(workers);
-        let (up, down) = devices.settle(wanted, workers);
         let snapshot = workers.common().snapshot.load();
+        let (up, down) = devices.settle(wanted, snapshot.mtus(), workers);
         let names = |indexes: Vec<u16>| {
             indexes
                 .into_iter()
@@ -252,7 +252,7 @@ impl Host {
             wanted,
             ..
         } = inner;
-        devices.settle(wanted, workers);
+        devices.settle(wanted, snapshot.mtus(), workers);
         Ok(())
     }
 

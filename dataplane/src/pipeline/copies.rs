@@ -110,18 +110,26 @@ impl Core {
         if !packet.frame.is_large() {
             return self.spread(tables, io, packet, entry, entry.parsed.ip_len());
         }
-        let pieces = segment::split(io, &packet, |io, piece| {
+        let apart = segment::take_apart(io, packet, |io, piece| {
             // A packet that is no segment comes out whole, with what padding it has.
             let ip_len = (piece.len - entry.parsed.l3).min(entry.parsed.ip_len());
             self.spread(tables, io, piece, entry, ip_len);
         });
-        match pieces {
-            Ok(count) => {
-                let traffic = self.traffic(tables, entry.ingress);
-                traffic.generated.add(count as u64 - 1);
-                io.free(packet.frame);
-            }
-            Err(reason) => self.drop(tables, io, packet, entry.ingress, reason),
+        self.account(tables, io, entry.ingress, apart);
+    }
+
+    /// Enters a packet that was taken apart in the books.
+    pub(super) fn account(
+        &self,
+        tables: Tables<'_>,
+        io: &mut impl Io,
+        ingress: Ingress,
+        apart: segment::Apart,
+    ) {
+        let traffic = self.traffic(tables, ingress);
+        traffic.generated.add(apart.generated);
+        if let Some((packet, reason)) = apart.left {
+            self.drop(tables, io, packet, ingress, reason);
         }
     }
 

@@ -138,17 +138,10 @@ impl Core {
         if !packet.frame.is_large() {
             return self.push(tables, io, packet, entry, tunnel);
         }
-        let pieces = segment::split(io, &packet, |io, piece| {
+        let apart = segment::take_apart(io, packet, |io, piece| {
             self.push(tables, io, piece, entry, tunnel);
         });
-        match pieces {
-            Ok(count) => {
-                let traffic = self.traffic(tables, entry.ingress);
-                traffic.generated.add(count as u64 - 1);
-                io.free(packet.frame);
-            }
-            Err(reason) => self.drop(tables, io, packet, entry.ingress, reason),
-        }
+        self.account(tables, io, entry.ingress, apart);
     }
 
     #[inline]

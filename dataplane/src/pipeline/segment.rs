@@ -120,6 +120,41 @@ pub fn split<M: FrameMemory>(
     }
 }
 
+/// What came of a packet that was taken apart.
+#[must_use]
+pub struct Apart {
+    /// Packets that there are now beyond the one that there was: for the books.
+    pub generated: u64,
+    /// The packet, if it could not be taken apart to its end, and why. Pieces that were made before are on their way.
+    pub left: Option<(Packet, DropReason)>,
+}
+
+/// Splits a packet as [`split`] does, and frees it.
+pub fn take_apart<M: FrameMemory>(
+    memory: &mut M,
+    packet: Packet,
+    mut emit: impl FnMut(&mut M, Packet),
+) -> Apart {
+    let mut pieces = 0;
+    let result = split(memory, &packet, |memory, piece| {
+        pieces += 1;
+        emit(memory, piece);
+    });
+    match result {
+        Ok(_) => {
+            memory.free(packet.frame);
+            Apart {
+                generated: pieces - 1,
+                left: None,
+            }
+        }
+        Err(reason) => Apart {
+            generated: pieces,
+            left: Some((packet, reason)),
+        },
+    }
+}
+
 /// Makes a piece a packet of its own: lengths, identification, sequence number, flags, checksums.
 fn finish(piece: &mut [u8], parsed: &Parsed, number: usize, offset: usize, last: bool) {
     let (l3, l4) = (usize::from(parsed.l3), usize::from(parsed.l4));
@@ -162,5 +197,56 @@ fn finish(piece: &mut [u8], parsed: &Parsed, number: usize, offset: usize, last:
     );
     if let Some(at) = checksum::place(parsed.flow.protocol) {
         checksum::fill(segment, at, checksum::fold(pseudo));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::packet::PlainMemory;
+    use etherparse::PacketBuilder;
+
+    /// A TCP segment of so much payload, to be split into pieces of 1000, and memory with so many frames for them.
+    fn segment(payload: usize, frames: u32) -> (PlainMemory, Packet) {
+        let mut memory = PlainMemory::new(frames, 2048).with_large(1);
+        let mut bytes = Vec::new();
+        PacketBuilder::ethernet2([2; 6], [4; 6])
+            .ipv4([10, 0, 0, 1], [10, 0, 0, 2], 64)
+            .tcp(4000, 80, 1, 1000)
+            .ack(1)
+            .write(&mut bytes, &vec![7; payload])
+            .unwrap();
+        let mut frame = memory.alloc_large().unwrap();
+        let offload = Offload {
+            segments: Segments::Tcp4,
+            size: 1000,
+        };
+        offload.write(&mut memory, &mut frame);
+        let mut packet = Packet {
+            frame,
+            start: 256,
+            len: bytes.len() as u16,
+        };
+        packet.bytes_mut(&mut memory).copy_from_slice(&bytes);
+        (memory, packet)
+    }
+
+    #[test]
+    fn the_books_balance_when_frames_run_out_between_two_pieces() {
+        for (frames, pieces) in [(20, 20), (19, 19), (5, 5), (0, 0)] {
+            let (mut memory, packet) = segment(20_000, frames);
+            let mut out = Vec::new();
+            let apart = take_apart(&mut memory, packet, |_, piece| out.push(piece));
+            assert_eq!(out.len(), pieces, "{:?}", apart.left);
+            let dropped = u64::from(apart.left.is_some());
+            assert_eq!(1 + apart.generated, out.len() as u64 + dropped);
+            let whole = apart.left.map(|(packet, reason)| {
+                memory.free(packet.frame);
+                reason
+            });
+            let expected = (pieces < 20).then_some(DropReason::NoBuffer);
+            assert_eq!(whole, expected);
+            assert_eq!(memory.available_large(), 1);
+        }
     }
 }

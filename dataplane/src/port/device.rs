@@ -76,6 +76,9 @@ pub trait Device: Send + Debug {
     /// Whether what it was opened on has gone, or is another by now.
     fn is_stale(&self) -> bool;
 
+    /// How long the IP packets of its port may be, now; a longer one can only be a segment that is still to be split.
+    fn set_mtu(&mut self, _mtu: u16) {}
+
     /// What it tells of itself.
     fn describe(&self) -> Description;
 }

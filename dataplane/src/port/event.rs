@@ -58,6 +58,31 @@ impl Event {
         // SAFETY: eight writable bytes; the descriptor does not block.
         unsafe { libc::read(self.fd(), (&raw mut count).cast(), 8) };
     }
+
+    /// Sleeps until it or one of the descriptors is readable or the time is up, and makes it unreadable. `polled` is room to work in.
+    #[cfg_attr(feature = "loom", allow(dead_code))]
+    pub fn sleep(
+        &self,
+        descriptors: &[RawFd],
+        polled: &mut Vec<libc::pollfd>,
+        time: std::time::Duration,
+    ) {
+        polled.clear();
+        polled.extend(descriptors.iter().copied().map(readable));
+        polled.push(readable(self.fd()));
+        let milliseconds = i32::try_from(time.as_millis()).unwrap_or(i32::MAX);
+        // SAFETY: the pointer and length are those of a live, exclusively borrowed vector.
+        let ready = unsafe {
+            libc::poll(
+                polled.as_mut_ptr(),
+                polled.len() as libc::nfds_t,
+                milliseconds,
+            )
+        };
+        if ready > 0 && polled.last().is_some_and(|event| event.revents != 0) {
+            self.clear();
+        }
+    }
 }
 
 /// Waits until one of the descriptors is readable or the time is up; none waits for ever. Answers which are, bit by bit.

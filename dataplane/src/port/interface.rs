@@ -8,10 +8,12 @@
 use std::{
     io, mem,
     os::fd::{AsRawFd, FromRawFd, OwnedFd},
+    ptr,
 };
 
 use super::PortError;
 
+const ETHTOOL_GDRVINFO: u32 = 0x03;
 const ETHTOOL_GCHANNELS: u32 = 0x3c;
 const SIOCETHTOOL: libc::c_ulong = 0x8946;
 
@@ -32,6 +34,16 @@ pub struct Interface {
     pub running: bool,
     /// Receive queues in use.
     pub receive_queues: u32,
+    /// Whether it is a tap: what it receives, a process has written.
+    pub tap: bool,
+}
+
+/// `struct ethtool_drvinfo` of `linux/ethtool.h`.
+#[repr(C)]
+struct Driver {
+    cmd: u32,
+    driver: [u8; 32],
+    rest: [u8; 160],
 }
 
 /// `struct ethtool_channels` of `linux/ethtool.h`.
@@ -86,6 +98,7 @@ impl Interface {
             up: flags & libc::IFF_UP != 0,
             running: flags & libc::IFF_RUNNING != 0,
             receive_queues: asking.receive_queues(&socket),
+            tap: asking.is_tap(&socket),
         })
     }
 }
@@ -143,16 +156,36 @@ impl Asking {
             cmd: ETHTOOL_GCHANNELS,
             ..Channels::default()
         };
-        let mut request = self.0;
-        request.ifr_ifru.ifru_data = (&raw mut channels).cast();
-        // SAFETY: the kernel reads the name and the pointer, and writes a `struct ethtool_channels` there, which `channels` is
-        // laid out as; both outlive the call.
-        let result = unsafe { libc::ioctl(socket.as_raw_fd(), SIOCETHTOOL, &raw mut request) };
-        if result == 0 {
+        // SAFETY: the command makes the kernel write a `struct ethtool_channels`, which `channels` is laid out as.
+        if unsafe { self.ask_driver(socket, &mut channels) } {
             (channels.rx_count + channels.combined_count).max(1)
         } else {
             1
         }
+    }
+
+    /// The driver of taps is called "tun".
+    fn is_tap(&self, socket: &OwnedFd) -> bool {
+        let mut driver = Driver {
+            cmd: ETHTOOL_GDRVINFO,
+            driver: [0; 32],
+            rest: [0; 160],
+        };
+        // SAFETY: the command makes the kernel write a `struct ethtool_drvinfo`, which `driver` is laid out as.
+        let known = unsafe { self.ask_driver(socket, &mut driver) };
+        known && driver.driver.starts_with(b"tun\0")
+    }
+
+    /// Asks the driver what `question` begins with.
+    ///
+    /// # Safety
+    /// `question` is of the type that the kernel writes for its command.
+    unsafe fn ask_driver<T>(&self, socket: &OwnedFd, question: &mut T) -> bool {
+        let mut request = self.0;
+        request.ifr_ifru.ifru_data = ptr::from_mut(question).cast();
+        // SAFETY: the kernel reads the name and the pointer, and writes what the pointer names, which the caller vouches for; both outlive
+        // the call.
+        unsafe { libc::ioctl(socket.as_raw_fd(), SIOCETHTOOL, &raw mut request) == 0 }
     }
 }
 

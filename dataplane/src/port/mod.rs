@@ -16,6 +16,7 @@ mod socket_options;
 mod tap;
 mod umem;
 mod vhost;
+mod virtio;
 
 #[cfg(feature = "fuzzing")]
 pub use vhost::fuzzing as vhost_fuzzing;

@@ -6,15 +6,12 @@
 
 #![allow(unsafe_code)]
 
-use std::sync::{
-    Arc, Mutex, PoisonError,
-    atomic::{AtomicI64, Ordering},
-};
-
-use crossbeam::queue::ArrayQueue;
+use std::sync::PoisonError;
 
 use super::umem::Umem;
 use crate::packet::buffer::{Frame, FrameMemory};
+use crate::sync::atomic::{AtomicI64, Ordering, fence};
+use crate::sync::{Arc, ArrayQueue, Mutex, MutexGuard};
 
 /// Frames that move between the pool and a cache at once.
 pub(super) const BATCH: usize = 64;
@@ -87,7 +84,7 @@ impl Ledger {
         holding
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, Vec<Arc<Holding>>> {
+    fn lock(&self) -> MutexGuard<'_, Vec<Arc<Holding>>> {
         self.holdings.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -95,14 +92,16 @@ impl Ledger {
         let mut sum = Accounting::default();
         let mut gone = 0;
         self.lock().retain(|holding| {
+            // The holder is gone, and only what its frames became elsewhere remains of it. Asked first: its last word on what it holds comes
+            // before it goes, and what is read below must not be older.
+            let is_gone = Arc::strong_count(holding) == 1;
+            fence(Ordering::Acquire);
             let read = |cell: &AtomicI64| cell.load(Ordering::Relaxed);
             let held = read(&holding.held);
             sum.cached += read(&holding.cached);
             sum.held += held;
             sum.fill += read(&holding.fill);
             sum.transmit += read(&holding.transmit);
-            // The holder is gone, and only what its frames became elsewhere remains of it.
-            let is_gone = Arc::strong_count(holding) == 1;
             if is_gone {
                 gone += held;
             }
@@ -156,59 +155,47 @@ impl Umem {
     }
 }
 
-/// A worker's free frames, and its way to the bytes of the frames that it holds.
+/// A holder's free frames, which it exchanges with a pool, and its books.
 #[derive(Debug)]
-pub struct FrameCache {
-    umem: Arc<Umem>,
+struct Stock {
     free: Vec<u32>,
     held: i64,
     holding: Arc<Holding>,
 }
 
-impl FrameCache {
-    /// An empty cache; it fills itself from the pool when a frame is wanted.
-    pub fn new(umem: &Arc<Umem>) -> Self {
+impl Stock {
+    fn new(ledger: &Ledger) -> Self {
         Self {
-            umem: Arc::clone(umem),
             free: Vec::with_capacity(3 * BATCH),
             held: 0,
-            holding: umem.ledger.open(),
+            holding: ledger.open(),
         }
     }
 
-    /// The memory that the frames belong to.
-    pub fn umem(&self) -> &Arc<Umem> {
-        &self.umem
-    }
-
-    /// One free frame to give to a ring.
     #[inline]
-    pub(super) fn take(&mut self) -> Option<u32> {
+    fn take(&mut self, pool: &Pool) -> Option<u32> {
         if self.free.is_empty() {
-            self.refill();
+            self.refill(pool);
         }
         self.free.pop()
     }
 
-    /// One free frame from a ring.
     #[inline]
-    pub(super) fn put(&mut self, index: u32) {
+    fn put(&mut self, pool: &Pool, index: u32) {
         if self.free.len() >= 2 * BATCH {
-            self.spill();
+            self.spill(pool);
         }
         self.free.push(index);
     }
 
-    /// Frames became packets in the worker's hands (or, negative, went out of them).
     #[inline]
-    pub(super) fn note_held(&mut self, change: i64) {
+    fn note_held(&mut self, change: i64) {
         self.held += change;
         self.publish();
     }
 
-    /// Shows what the cache has to the books.
     #[inline]
-    pub(super) fn publish(&self) {
+    fn publish(&self) {
         self.holding
             .cached
             .store(self.free.len() as i64, Ordering::Relaxed);
@@ -216,13 +203,13 @@ impl FrameCache {
     }
 
     #[cold]
-    fn refill(&mut self) {
-        if let Some(batch) = self.umem.pool.batches.pop() {
+    fn refill(&mut self, pool: &Pool) {
+        if let Some(batch) = pool.batches.pop() {
             self.free.extend_from_slice(&batch);
             return;
         }
         while self.free.len() < BATCH {
-            let Some(index) = self.umem.pool.loose.pop() else {
+            let Some(index) = pool.loose.pop() else {
                 return;
             };
             self.free.push(index);
@@ -230,21 +217,72 @@ impl FrameCache {
     }
 
     #[cold]
-    fn spill(&mut self) {
+    fn spill(&mut self, pool: &Pool) {
         let at = self.free.len() - BATCH;
         if let Some(batch) = self.free.last_chunk::<BATCH>() {
-            self.umem.pool.put_batch(*batch);
+            pool.put_batch(*batch);
             self.free.truncate(at);
         }
+    }
+
+    /// Gives everything back to the pool.
+    fn empty(&mut self, pool: &Pool) {
+        for index in self.free.drain(..) {
+            pool.put(index);
+        }
+        self.publish();
+    }
+}
+
+/// A worker's free frames, and its way to the bytes of the frames that it holds.
+#[derive(Debug)]
+pub struct FrameCache {
+    umem: std::sync::Arc<Umem>,
+    stock: Stock,
+}
+
+impl FrameCache {
+    /// An empty cache; it fills itself from the pool when a frame is wanted.
+    pub fn new(umem: &std::sync::Arc<Umem>) -> Self {
+        Self {
+            umem: std::sync::Arc::clone(umem),
+            stock: Stock::new(&umem.ledger),
+        }
+    }
+
+    /// The memory that the frames belong to.
+    pub fn umem(&self) -> &std::sync::Arc<Umem> {
+        &self.umem
+    }
+
+    /// One free frame to give to a ring.
+    #[inline]
+    pub(super) fn take(&mut self) -> Option<u32> {
+        self.stock.take(&self.umem.pool)
+    }
+
+    /// One free frame from a ring.
+    #[inline]
+    pub(super) fn put(&mut self, index: u32) {
+        self.stock.put(&self.umem.pool, index);
+    }
+
+    /// Frames became packets in the worker's hands (or, negative, went out of them).
+    #[inline]
+    pub(super) fn note_held(&mut self, change: i64) {
+        self.stock.note_held(change);
+    }
+
+    /// Shows what the cache has to the books.
+    #[inline]
+    pub(super) fn publish(&self) {
+        self.stock.publish();
     }
 }
 
 impl Drop for FrameCache {
     fn drop(&mut self) {
-        for index in self.free.drain(..) {
-            self.umem.pool.put(index);
-        }
-        self.publish();
+        self.stock.empty(&self.umem.pool);
     }
 }
 
@@ -300,5 +338,79 @@ impl FrameMemory for FrameCache {
         }
         self.put(index);
         self.note_held(-1);
+    }
+}
+
+#[cfg(all(test, feature = "loom"))]
+mod threads {
+    use super::*;
+    use crate::sync::model::check;
+
+    /// A pool and its books, as an [`Umem`] has them.
+    fn memory(frames: u32) -> Arc<(Pool, Ledger)> {
+        Arc::new((Pool::full(frames), Ledger::default()))
+    }
+
+    fn accounted(memory: &(Pool, Ledger), total: i64) -> Accounting {
+        Accounting {
+            total,
+            free: memory.0.len() as i64,
+            ..memory.1.sum()
+        }
+    }
+
+    #[test]
+    fn threads_never_hold_one_frame_at_a_time_and_lose_none() {
+        const FRAMES: u32 = 2 * BATCH as u32 + 2;
+        check("frames", 3, || {
+            let memory = memory(FRAMES);
+            // Each takes a batch and two frames more, of which there are two alone: somebody may get less, nobody the same.
+            let work = |memory: &(Pool, Ledger)| {
+                let mut stock = Stock::new(&memory.1);
+                let wanted = BATCH + 2;
+                let taken: Vec<u32> = (0..wanted).map_while(|_| stock.take(&memory.0)).collect();
+                stock.note_held(taken.len() as i64);
+                (stock, taken)
+            };
+            let other = Arc::clone(&memory);
+            let other = loom::thread::spawn(move || work(&other));
+            let (mut mine, mut taken) = work(&memory);
+            let (mut theirs, others) = other.join().unwrap();
+            taken.extend(others);
+            assert!(accounted(&memory, FRAMES.into()).balances());
+            let mut all = [&*taken, &*mine.free, &*theirs.free].concat();
+            all.sort_unstable();
+            assert_eq!(all, (0..FRAMES).collect::<Vec<_>>(), "each frame once");
+            for index in taken {
+                mine.put(&memory.0, index);
+                mine.note_held(-1);
+            }
+            theirs.empty(&memory.0);
+            assert!(accounted(&memory, FRAMES.into()).balances());
+        });
+    }
+
+    #[test]
+    fn threads_that_go_leave_right_books() {
+        check("books", 4, || {
+            let memory = memory(4);
+            let mut mine = Stock::new(&memory.1);
+            let frame = mine.take(&memory.0).unwrap();
+            mine.note_held(1);
+            let other = Arc::clone(&memory);
+            // Frees what the other received, and goes.
+            let other = loom::thread::spawn(move || {
+                let mut stock = Stock::new(&other.1);
+                stock.put(&other.0, frame);
+                stock.note_held(-1);
+                stock.empty(&other.0);
+            });
+            // May be off by what moves just now, but never for good.
+            let _ = memory.1.sum();
+            other.join().unwrap();
+            assert!(accounted(&memory, 4).balances());
+            mine.empty(&memory.0);
+            assert!(accounted(&memory, 4).balances());
+        });
     }
 }

@@ -58,6 +58,10 @@ impl Device for Tap {
         self.netdev.is_stale()
     }
 
+    fn set_mtu(&mut self, mtu: u16) {
+        self.netdev.set_mtu(mtu);
+    }
+
     fn describe(&self) -> Description {
         let mut what = self.netdev.describe();
         what.mode.push_str(" (tap)");

@@ -3,10 +3,9 @@
 //! An entry is a tag of 16 bits from the hash, and the number of a slot. The eight tags are compared at once, in two words. What is found is a
 //! candidate: the slot's own key decides, so that a reader who races with a writer is never led astray.
 
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-
 use super::arena::Arena;
 use crate::prefetch::prefetch;
+use crate::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 const ENTRIES: usize = 8;
 /// A one in each of the four tags of a word.
@@ -15,7 +14,7 @@ const TOPS: u64 = ONES << 15;
 
 /// Eight entries.
 #[repr(C, align(64))]
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Bucket {
     tags: [AtomicU64; ENTRIES / 4],
     /// Number of the slot plus one; 0 is empty.

@@ -3,6 +3,7 @@
 //! `key` names them, `tcp` follows connections, `table` holds them for all workers: an `index` finds the `slot` of a session, and both lie in
 //! an `arena`.
 
+#[cfg_attr(feature = "loom", path = "arena_model.rs")]
 mod arena;
 mod index;
 pub mod key;

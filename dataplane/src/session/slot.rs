@@ -3,12 +3,11 @@
 //! Everything is made of atomics, so that readers need no lock and no unsafe code: a reader that races with a writer sees a version or a
 //! stamp that has moved, and takes the slow path, which is always right. All bytes zero is a slot that was never used.
 
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
-
 use super::State;
 use super::key::Direction;
 use super::tcp::Side;
 use crate::packet::Mac;
+use crate::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 
 /// Where a packet came in: a port, or a tunnel from a peer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -42,9 +41,13 @@ pub struct Action {
 }
 
 /// By what a decision is known to hold: the generation that took it, and the ingress that it was taken for. Never 0, for no
-/// generation in force is.
+/// generation in force is. The low bits, 0 here, are where a [`Half`] counts what was written to it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Stamp(u64);
+
+/// What the count of orders written takes of a stamp's word.
+const WRITE_BITS: u32 = 15;
+const WRITES: u64 = 1 << WRITE_BITS;
 
 impl Stamp {
     /// Of a generation and an ingress.
@@ -52,9 +55,9 @@ impl Stamp {
     pub fn new(generation: u32, ingress: Ingress) -> Self {
         let ingress = match ingress {
             Ingress::Port(index) => u32::from(index),
-            Ingress::Peer(index) => 1 << 31 | u32::from(index),
+            Ingress::Peer(index) => 1 << 16 | u32::from(index),
         };
-        Self(u64::from(generation) << 32 | u64::from(ingress))
+        Self(u64::from(generation) << 32 | u64::from(ingress) << WRITE_BITS)
     }
 }
 
@@ -162,9 +165,10 @@ impl From<&Action> for Order {
 
 /// One direction.
 #[repr(C, align(64))]
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Half {
-    /// 0 while nothing is decided or the order is being written.
+    /// 0 while nothing is decided or the order is being written; else the stamp, and in its low bits how many orders were written. Without
+    /// the count, a reader could take half of an order and half of the next one of the same stamp for one: a guest may send one flow to two MACs.
     stamp: AtomicU64,
     expected: AtomicU64,
     new: AtomicU64,
@@ -192,12 +196,13 @@ impl Half {
     /// The order, if it bears the stamp.
     #[inline]
     pub fn order(&self, stamp: Stamp) -> Option<Order> {
-        if self.stamp.load(Ordering::Acquire) != stamp.0 {
+        let written = self.stamp.load(Ordering::Acquire);
+        if written ^ stamp.0 >= WRITES {
             return None;
         }
         let order = self.read();
         fence(Ordering::Acquire);
-        (self.stamp.load(Ordering::Relaxed) == stamp.0).then_some(order)
+        (self.stamp.load(Ordering::Relaxed) == written).then_some(order)
     }
 
     #[inline]
@@ -221,6 +226,7 @@ impl Half {
 
     /// Keeps an order. Writers are serialised by their shard's lock.
     pub fn set(&self, stamp: Stamp, order: &Order) {
+        let writes = self.stamp.load(Ordering::Relaxed).wrapping_add(1) % WRITES;
         self.stamp.store(0, Ordering::Relaxed);
         fence(Ordering::Release);
         self.expected.store(order.expected.first, Ordering::Relaxed);
@@ -229,7 +235,7 @@ impl Half {
         self.new.store(order.new.first, Ordering::Relaxed);
         self.new_rest.store(order.new.rest, Ordering::Relaxed);
         self.way.store(order.way, Ordering::Relaxed);
-        self.stamp.store(stamp.0, Ordering::Release);
+        self.stamp.store(stamp.0 | writes, Ordering::Release);
     }
 
     /// Generation and action, for people; none while nothing is decided.
@@ -273,7 +279,7 @@ impl Half {
 
 /// Key and state: a cache line; then a line per direction.
 #[repr(C, align(64))]
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Slot {
     key: [AtomicU64; 5],
     /// Odd while a session lives here; moves with every install and removal.
@@ -292,6 +298,7 @@ pub struct Slot {
     pub halves: [Half; 2],
 }
 
+#[cfg(not(feature = "loom"))]
 const _: () = assert!(size_of::<Slot>() == 192 && size_of::<Half>() == 64);
 
 impl Slot {

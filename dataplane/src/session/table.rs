@@ -5,8 +5,7 @@
 //! and 16 to 32 of index.
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicU32, Ordering, fence};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::PoisonError;
 use std::time::Duration;
 
 use super::arena::Arena;
@@ -18,9 +17,13 @@ use super::tcp::Side;
 use super::{State, Timeouts};
 use crate::packet::Flow;
 use crate::prefetch::prefetch;
+use crate::sync::atomic::{AtomicU32, Ordering, fence};
+use crate::sync::{Mutex, MutexGuard};
 
 /// Shards that writers lock, each with its own index and slots.
-pub const SHARDS: usize = 16;
+pub const SHARDS: usize = if cfg!(feature = "loom") { 2 } else { 16 };
+/// Slots that a shard has at least.
+const LEAST: usize = if cfg!(feature = "loom") { 2 } else { 8 };
 /// So many of the newest half-open sessions are remembered, per shard, as candidates to give way.
 const CANDIDATES: usize = 1024;
 
@@ -156,7 +159,7 @@ pub struct SessionView {
 impl SessionTable {
     /// An empty table. Address space for all of it is taken here; memory by [`Self::prepare`], or as sessions come.
     pub fn new(limits: Limits) -> Self {
-        let per_shard = (limits.capacity as usize).div_ceil(SHARDS).max(8);
+        let per_shard = (limits.capacity as usize).div_ceil(SHARDS).max(LEAST);
         let shard = || Shard {
             slots: Arena::new(per_shard),
             index: Index::new(per_shard),
@@ -221,7 +224,7 @@ impl SessionTable {
 
     #[inline]
     fn shard(&self, hash: u64) -> &Shard {
-        &self.shards[(hash >> 60) as usize]
+        &self.shards[(hash >> (64 - SHARDS.ilog2())) as usize]
     }
 
     /// Brings the index line of a key towards the cache, ahead of [`Self::probe`].
@@ -610,6 +613,9 @@ impl SessionRef<'_> {
         self.slot.halves[self.direction.opposite() as usize].store_side(receiver);
     }
 }
+
+#[cfg(all(test, feature = "loom"))]
+mod threads;
 
 #[cfg(test)]
 mod tests {

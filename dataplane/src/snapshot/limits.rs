@@ -8,9 +8,9 @@
 //! nor taking from it needs a second word. `bench memory` shows what it costs.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::packet::DropReason;
+use crate::sync::atomic::{AtomicU64, Ordering};
 
 /// Fractions of a millisecond in which buckets count, as a power of two: the 32-bit clock of the pipeline then wraps where the word does.
 const CLOCK_BITS: u32 = 32;
@@ -195,6 +195,48 @@ impl Beyond {
             Self::Packets => DropReason::RateLimitIngressPackets,
             Self::Bits => DropReason::RateLimitIngressBits,
         }
+    }
+}
+
+#[cfg(all(test, feature = "loom"))]
+mod threads {
+    use super::*;
+    use crate::sync::model::check;
+
+    #[test]
+    fn threads_together_get_the_burst_and_no_more() {
+        check("rate_limit", 4, || {
+            let (rate, none) = (
+                |burst| Rate {
+                    per_second: 1000,
+                    burst,
+                },
+                Rate::default(),
+            );
+            let limit = Arc::new(RateLimit::new(rate(3), none));
+            let other = Arc::clone(&limit);
+            let passed = |limit: &RateLimit| (0..2).filter(|_| limit.take(60, 1).is_ok()).count();
+            let other = loom::thread::spawn(move || passed(&other));
+            let passed = passed(&limit);
+            assert_eq!(passed + other.join().unwrap(), 3);
+        });
+    }
+
+    #[test]
+    fn threads_that_are_refused_take_nothing_from_others() {
+        check("rate_limit_given_back", 4, || {
+            let rate = |burst| Rate {
+                per_second: 1000,
+                burst,
+            };
+            // One packet of bits, and two of packets: whoever comes second gives his packet back.
+            let limit = Arc::new(RateLimit::new(rate(2), rate(1)));
+            let other = Arc::clone(&limit);
+            let other = loom::thread::spawn(move || other.take(60, 1).is_ok());
+            let passed = limit.take(60, 1).is_ok();
+            assert!(passed != other.join().unwrap());
+            assert!(limit.packets.take(1, 1) && !limit.packets.take(1, 1));
+        });
     }
 }
 

@@ -272,10 +272,27 @@ pub struct Tunnel {
     pub uplink: u16,
 }
 
+/// What a guest sends that nobody tells otherwise: Ethernet's (RFC 894).
+const USUAL_MTU: u16 = 1500;
+
 impl Snapshot {
     /// The port of an index.
     pub fn port(&self, index: u16) -> Option<&Port> {
         self.ports.get(usize::from(index))?.as_ref()
+    }
+
+    /// Bytes of IP packet that the guest of a port is told to send at most, by the port's index, or less if not all tunnels take as much.
+    pub fn mtus(&self) -> impl Fn(u16) -> u16 {
+        let tunnels = self.peers.iter().flatten().flat_map(|peer| &peer.tunnels);
+        let all_take = tunnels.map(|tunnel| tunnel.inner_mtu).min();
+        let all_take = all_take.unwrap_or(u16::MAX);
+        move |index| {
+            let subnet = self
+                .port(index)
+                .and_then(|port| self.subnets.get(port.subnet));
+            let told = subnet.and_then(|subnet| subnet.guests.as_ref());
+            told.map_or(USUAL_MTU, |guests| guests.mtu).min(all_take)
+        }
     }
 
     /// The rate limit on what the port of an index sends.

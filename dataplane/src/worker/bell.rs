@@ -4,10 +4,13 @@
 
 use std::io;
 use std::os::fd::RawFd;
-use std::sync::atomic::{AtomicBool, Ordering, fence};
 use std::time::Duration;
 
-use crate::port::event::{Event, readable};
+#[cfg(not(feature = "loom"))]
+use crate::port::event::Event;
+use crate::sync::atomic::{AtomicBool, Ordering, fence};
+#[cfg(feature = "loom")]
+use crate::sync::model::Event;
 
 /// Something that can be rung from any thread.
 #[derive(Debug)]
@@ -70,21 +73,7 @@ impl Bell {
         self.asleep.store(true, Ordering::Relaxed);
         fence(Ordering::SeqCst);
         if !self.rung.load(Ordering::Relaxed) && !work() {
-            polled.clear();
-            polled.extend(descriptors.iter().copied().map(readable));
-            polled.push(readable(self.event.fd()));
-            let milliseconds = i32::try_from(time.as_millis()).unwrap_or(i32::MAX);
-            // SAFETY: the pointer and length are those of a live, exclusively borrowed vector.
-            let ready = unsafe {
-                libc::poll(
-                    polled.as_mut_ptr(),
-                    polled.len() as libc::nfds_t,
-                    milliseconds,
-                )
-            };
-            if ready > 0 && polled.last().is_some_and(|event| event.revents != 0) {
-                self.event.clear();
-            }
+            self.event.sleep(descriptors, polled, time);
         }
         self.asleep.store(false, Ordering::Relaxed);
     }
@@ -105,5 +94,58 @@ pub(super) fn pin(core: usize) -> io::Result<()> {
         Ok(())
     } else {
         Err(io::Error::last_os_error())
+    }
+}
+
+#[cfg(all(test, feature = "loom"))]
+mod threads {
+    use super::*;
+    use crate::sync::atomic::AtomicU32;
+    use crate::sync::model::check;
+    use crate::sync::{Arc, ArrayQueue};
+
+    const LONG: Duration = Duration::from_secs(1);
+
+    #[test]
+    fn threads_that_bring_packets_wake_a_worker_that_sleeps() {
+        check("inbox", 3, || {
+            let inbox = Arc::new((ArrayQueue::new(4), Bell::new().unwrap()));
+            let bringers: Vec<_> = (0..2)
+                .map(|packet| {
+                    let inbox = Arc::clone(&inbox);
+                    loom::thread::spawn(move || {
+                        assert!(inbox.0.push(packet).is_ok());
+                        inbox.1.ring_if_asleep();
+                    })
+                })
+                .collect();
+            let mut taken = 0;
+            while taken < 2 {
+                match inbox.0.pop() {
+                    Some(_) => taken += 1,
+                    None => inbox
+                        .1
+                        .sleep(&[], &mut Vec::new(), LONG, || !inbox.0.is_empty()),
+                }
+            }
+            bringers.into_iter().for_each(|one| one.join().unwrap());
+        });
+    }
+
+    #[test]
+    fn threads_that_ring_are_heard_with_what_they_did_before() {
+        check("bell", 4, || {
+            let shared = Arc::new((AtomicU32::new(0), Bell::new().unwrap()));
+            let ringer = Arc::clone(&shared);
+            let ringer = loom::thread::spawn(move || {
+                ringer.0.store(1, Ordering::Relaxed);
+                ringer.1.ring();
+            });
+            while !shared.1.heard() {
+                shared.1.sleep(&[], &mut Vec::new(), LONG, || false);
+            }
+            assert_eq!(shared.0.load(Ordering::Relaxed), 1);
+            ringer.join().unwrap();
+        });
     }
 }

@@ -141,15 +141,16 @@ impl WorkerIo {
             }
             return;
         }
-        let pieces = segment::split(self, &packet, |io, piece| io.ask(port, piece));
-        match pieces {
-            Ok(pieces) => {
-                self.traffic(to)
-                    .generated
-                    .add((pieces as u64).saturating_sub(1));
-                self.cache.free(packet.frame);
-            }
-            Err(reason) => self.lose(to, packet, reason),
+        let apart = segment::take_apart(self, packet, |io, piece| io.ask(port, piece));
+        self.account(to, apart);
+    }
+
+    /// Enters a packet that was taken apart in the books.
+    #[cold]
+    fn account(&mut self, to: Destination, apart: segment::Apart) {
+        self.traffic(to).generated.add(apart.generated);
+        if let Some((packet, reason)) = apart.left {
+            self.lose(to, packet, reason);
         }
     }
 
@@ -192,13 +193,8 @@ impl WorkerIo {
             return self.push_as_is(slot, packet);
         }
         let to = destination(self.slots[slot].place);
-        match segment::split(self, &packet, |io, piece| io.push_as_is(slot, piece)) {
-            Ok(pieces) => {
-                self.traffic(to).generated.add(pieces as u64 - 1);
-                self.cache.free(packet.frame);
-            }
-            Err(reason) => self.lose(to, packet, reason),
-        }
+        let apart = segment::take_apart(self, packet, |io, piece| io.push_as_is(slot, piece));
+        self.account(to, apart);
     }
 
     #[inline]

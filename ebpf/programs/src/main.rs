@@ -1,19 +1,23 @@
-//! weft's two XDP programs, one for uplinks and one for ports, and their maps.
+//! weft's two XDP programs, one for uplinks and one for ports, their maps, and a guard behind the second.
 //!
 //! The object is loaded once for every interface, so every attachment has its own maps. The uplink program takes the
 //! tunnel packets to our addresses and nothing else: the host keeps its own traffic. The port program takes everything: a
-//! guest never reaches the host's stack. What counts as a tunnel packet is in [`parse`].
+//! guest never reaches the host's stack. What is too long for a ring of a tap, the port program passes to a packet socket, and the guard
+//! drops it thereafter. What counts as a tunnel packet is in [`parse`].
 #![no_std]
 #![no_main]
 
 mod parse;
 
 use aya_ebpf::{
-    bindings::xdp_action::{XDP_DROP, XDP_PASS},
+    bindings::{
+        TC_ACT_SHOT,
+        xdp_action::{XDP_DROP, XDP_PASS},
+    },
     helpers::bpf_xdp_adjust_head,
-    macros::{map, xdp},
-    maps::{HashMap, PerCpuArray, XskMap},
-    programs::XdpContext,
+    macros::{classifier, map, xdp},
+    maps::{Array, HashMap, PerCpuArray, XskMap},
+    programs::{TcContext, XdpContext},
 };
 use weft_ebpf_types::{AddressKey, Counter, MAX_QUEUES, MAX_VTEPS};
 
@@ -31,6 +35,10 @@ static WEFT_VTEPS: HashMap<AddressKey, u8> = HashMap::with_max_entries(MAX_VTEPS
 #[map]
 static WEFT_COUNTERS: PerCpuArray<u64> =
     PerCpuArray::with_max_entries(Counter::ALL.len() as u32, 0);
+
+/// The longest frame of a port that goes to a ring; 0: there is no such limit.
+#[map]
+static WEFT_LONGEST: Array<u32> = Array::with_max_entries(1, 0);
 
 /// Bytes by which the port program grows the head, set by the loader.
 #[unsafe(no_mangle)]
@@ -81,9 +89,15 @@ pub fn weft_uplink(ctx: XdpContext) -> u32 {
     XDP_PASS
 }
 
-/// For ports: everything goes to the ring, with room for the outer headers ahead of it; what can't is dropped.
+/// For ports: everything goes to the ring, with room for the outer headers ahead of it; what can't is dropped. What is longer than it may be
+/// goes to the packet socket, where there is one.
 #[xdp]
 pub fn weft_port(ctx: XdpContext) -> u32 {
+    let longest = WEFT_LONGEST.get(0).copied().unwrap_or(0);
+    if longest != 0 && ctx.data_end() - ctx.data() > longest as usize {
+        count(Counter::Long);
+        return XDP_PASS;
+    }
     // SAFETY: a constant of the object's read-only data, which the loader may have replaced; hence volatile.
     let headroom = unsafe { core::ptr::read_volatile(&WEFT_HEADROOM) };
     if headroom != 0 {
@@ -94,6 +108,12 @@ pub fn weft_port(ctx: XdpContext) -> u32 {
         }
     }
     redirect(&ctx, XDP_DROP)
+}
+
+/// For ports: nothing reaches the host's stack. Packet sockets see what arrives before this does.
+#[classifier]
+pub fn weft_guard(_ctx: TcContext) -> i32 {
+    TC_ACT_SHOT
 }
 
 #[cfg(not(test))]

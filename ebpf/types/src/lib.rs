@@ -16,6 +16,8 @@ pub const GRE_ETHERNET: u16 = 0x6558;
 pub const UPLINK_PROGRAM: &str = "weft_uplink";
 /// Name of the program for ports in the object file.
 pub const PORT_PROGRAM: &str = "weft_port";
+/// Name of the program that keeps what the port program passed on from the host's stack.
+pub const GUARD_PROGRAM: &str = "weft_guard";
 /// Name of the map from receive queue to AF_XDP socket.
 pub const SOCKETS_MAP: &str = "WEFT_SOCKETS";
 /// Name of the map of our tunnel addresses.
@@ -24,6 +26,9 @@ pub const VTEPS_MAP: &str = "WEFT_VTEPS";
 pub const COUNTERS_MAP: &str = "WEFT_COUNTERS";
 /// Name of the constant by which the port program grows the head of a packet.
 pub const HEADROOM_GLOBAL: &str = "WEFT_HEADROOM";
+
+/// Name of the one-cell map of the longest frame that the port program sends to a ring; 0: there is no such limit.
+pub const LONGEST_MAP: &str = "WEFT_LONGEST";
 
 /// The most receive queues of one interface.
 pub const MAX_QUEUES: u32 = 256;
@@ -55,17 +60,20 @@ pub enum Counter {
     NoRing = 4,
     /// Packets of a port whose head couldn't grow; dropped.
     NoHeadroom = 5,
+    /// Frames of a port too long for the ring, left to its packet socket.
+    Long = 6,
 }
 
 impl Counter {
     /// Every counter, in the order of the map.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::Redirected,
         Self::Passed,
         Self::FragmentsPassed,
         Self::Malformed,
         Self::NoRing,
         Self::NoHeadroom,
+        Self::Long,
     ];
 
     /// The name in statistics.
@@ -77,6 +85,7 @@ impl Counter {
             Self::Malformed => "malformed",
             Self::NoRing => "no_ring",
             Self::NoHeadroom => "no_headroom",
+            Self::Long => "long",
         }
     }
 }

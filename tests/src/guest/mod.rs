@@ -170,7 +170,6 @@ impl Guest {
             within: Duration::ZERO,
         };
         let console = console.filter(|_| !ended).ok_or_else(gone)?;
-        wait_until("the guest's monitor", PATIENCE, || control.exists())?;
         Ok((console, Monitor::open(control)?))
     }
 
@@ -238,6 +237,14 @@ impl Guest {
         })
     }
 
+    /// Starts a program of the guest in the background, its output in `/tmp/served`; returns when something listens at the port. `table`: the one of
+    /// `/proc/net` that shows it (`tcp6`, `udp6`).
+    pub fn serve(&self, program: &str, table: &str, port: u16) -> Result<(), LabError> {
+        self.succeed(&format!("{program} >/tmp/served 2>&1 &"))?;
+        let listening = format!("grep -q ':{port:04X} 0*:0000 ' /proc/net/{table}");
+        wait_until(program, PATIENCE, || self.says(&listening))
+    }
+
     /// Gbit/s that one TCP stream carries to another guest's address, or back, over so many seconds (iperf3).
     pub fn throughput(
         &self,
@@ -246,7 +253,7 @@ impl Guest {
         reverse: bool,
         seconds: u32,
     ) -> Result<f64, LabError> {
-        to.succeed("/tools/iperf3 -s -1 -D")?;
+        to.serve("/tools/iperf3 -s -1", "tcp6", 5201)?;
         let reverse = if reverse { "-R" } else { "" };
         let text = self.succeed(&format!(
             "/tools/iperf3 -J -t {seconds} {reverse} -c {address}"

@@ -9,7 +9,7 @@ use std::{
 
 use serde_json::{Value, json};
 
-use crate::LabError;
+use crate::{LabError, wait_until};
 
 #[derive(Debug)]
 pub(super) struct Monitor {
@@ -24,8 +24,13 @@ fn failed(text: impl Into<String>) -> LabError {
 
 impl Monitor {
     pub(super) fn open(socket: &Path) -> Result<Self, LabError> {
-        let stream =
-            UnixStream::connect(socket).map_err(LabError::io(socket.display().to_string()))?;
+        let mut connected = None;
+        wait_until("the guest's monitor", PATIENCE, || {
+            // The file is there a little before somebody listens.
+            connected = UnixStream::connect(socket).ok();
+            connected.is_some()
+        })?;
+        let stream = connected.ok_or_else(|| failed("nobody listens"))?;
         stream
             .set_read_timeout(Some(PATIENCE))
             .map_err(LabError::io("the guest's monitor"))?;

@@ -6,8 +6,11 @@ mod apt;
 mod ebpf;
 mod guest;
 mod toolchain;
+pub(crate) mod tools;
 
 use anyhow::Result;
+
+use crate::run;
 
 /// Brings the machine to where the workspace builds and its tests run.
 pub(crate) fn setup() -> Result<()> {
@@ -16,6 +19,13 @@ pub(crate) fn setup() -> Result<()> {
     let linker = ebpf::linker(&toolchain)?;
     ebpf::build(&toolchain, &linker)?;
     guest::kernel()
+}
+
+/// Where LLVM's tools are that go with the compiler of the workspace, installed if they must be.
+pub(crate) fn llvm_tools() -> Result<std::path::PathBuf> {
+    let llvm = toolchain::llvm_of(&run::output(run::command("rustc").arg("-vV"))?)?;
+    apt::install("coverage", &[&format!("llvm-{llvm}")])?;
+    Ok(std::path::Path::new(&toolchain::llvm_prefix(llvm)).join("bin"))
 }
 
 /// What `bench --peers` needs besides [`setup`].

@@ -121,7 +121,17 @@ fn debian() -> Result<Toolchain> {
 }
 
 fn with_version(version: String, kind: Kind) -> Result<Toolchain> {
-    let llvm = version
+    let llvm = llvm_of(&version)?;
+    Ok(Toolchain {
+        version,
+        llvm,
+        kind,
+    })
+}
+
+/// The major version of LLVM that `rustc -vV` names.
+pub(super) fn llvm_of(version: &str) -> Result<u32> {
+    version
         .lines()
         .find_map(|line| {
             line.strip_prefix("LLVM version: ")?
@@ -130,10 +140,5 @@ fn with_version(version: String, kind: Kind) -> Result<Toolchain> {
                 .parse()
                 .ok()
         })
-        .context("rustc -vV names no LLVM version")?;
-    Ok(Toolchain {
-        version,
-        llvm,
-        kind,
-    })
+        .context("rustc -vV names no LLVM version")
 }

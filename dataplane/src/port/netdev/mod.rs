@@ -2,10 +2,16 @@
 
 mod frame_set;
 mod napi;
+mod packet_socket;
+mod port_queue;
 mod program;
 mod xsk;
 
 use std::net::IpAddr;
+
+use aya::util::KernelVersion;
+use packet_socket::PacketSocket;
+use port_queue::PortQueue;
 
 pub use napi::ThreadedNapi;
 pub use program::{AttachMode, Attachment, Role};
@@ -14,6 +20,10 @@ pub use xsk::{BusyPoll, QueueCounters, QueueOptions, XskQueue};
 
 use super::device::{Description, Device, Opening, Queue};
 use super::{Interface, PortError};
+use crate::packet::parse::ETHERNET;
+
+/// Linux before this knows no UDP segments in packet sockets.
+const UDP_SEGMENTS: KernelVersion = KernelVersion::new(6, 2, 0);
 
 /// An open network device: its XDP program, and a queue for each of its receive queues.
 #[derive(Debug)]
@@ -23,6 +33,8 @@ pub struct Netdev {
     index: u32,
     zero_copy: bool,
     queues: Vec<Box<dyn Queue>>,
+    /// The longest frame that goes to a ring; 0 if no other way is open.
+    longest: u32,
     attachment: Attachment,
     _napi: Option<ThreadedNapi>,
 }
@@ -50,7 +62,7 @@ impl Netdev {
             busy_poll: opening.busy_poll,
         };
         let mut attachment = Attachment::attach(name, role, None)?;
-        let mut opened: Vec<Box<dyn Queue>> = Vec::new();
+        let mut rings = Vec::new();
         let mut zero_copy = true;
         for queue in 0..queues
             .unwrap_or(found.receive_queues)
@@ -60,8 +72,12 @@ impl Netdev {
             let queue = XskQueue::open(&opening.umem, name, queue, options)?;
             attachment.register(&queue)?;
             zero_copy &= queue.is_zero_copy();
-            opened.push(Box::new(queue));
+            rings.push(queue);
         }
+        let queues = match role {
+            Role::Uplink { .. } => boxed(rings),
+            Role::Port { .. } => with_segments(rings, &found, &mut attachment)?,
+        };
         let napi = opening
             .threaded_napi
             .then(|| ThreadedNapi::enable(name, found.index))
@@ -70,7 +86,8 @@ impl Netdev {
             name: name.to_owned(),
             index: found.index,
             zero_copy,
-            queues: opened,
+            queues,
+            longest: 0,
             attachment,
             _napi: napi,
         })
@@ -116,10 +133,62 @@ impl Device for Netdev {
         }
     }
 
+    fn set_mtu(&mut self, mtu: u16) {
+        let longest = u32::from(mtu) + ETHERNET as u32;
+        if self.longest == longest || !self.attachment.has_guard() {
+            return;
+        }
+        match self.attachment.pass_longer(longest) {
+            Ok(()) => self.longest = longest,
+            Err(error) => tracing::warn!(interface = self.name, %error, "segments do not pass"),
+        }
+    }
+
     fn describe(&self) -> Description {
         Description {
             mode: self.attachment.mode().to_string(),
             zero_copy: self.zero_copy,
         }
     }
+}
+
+fn boxed(queues: impl IntoIterator<Item = impl Queue + 'static>) -> Vec<Box<dyn Queue>> {
+    let each = queues.into_iter();
+    each.map(|queue| Box::new(queue) as Box<dyn Queue>)
+        .collect()
+}
+
+/// Opens the way for whole segments beside each ring of a port: to the other side, and from it where that is a process with a tap. A veth's
+/// kernel side sends none to an interface that has an XDP program.
+fn with_segments(
+    rings: Vec<XskQueue>,
+    interface: &Interface,
+    attachment: &mut Attachment,
+) -> Result<Vec<Box<dyn Queue>>, PortError> {
+    let failed = |source| {
+        PortError::from_io(
+            format!("interface {}: opening a packet socket", interface.name),
+            "CAP_NET_RAW and CAP_NET_ADMIN",
+            source,
+        )
+    };
+    let receives = interface.tap
+        && attachment.guard().map_or_else(
+            |error| {
+                tracing::warn!(interface = interface.name, %error, "a guest's segments (TSO) are lost; Linux 6.6 takes them");
+                false
+            },
+            |()| true,
+        );
+    let sockets = if receives {
+        PacketSocket::receivers(interface.index, rings.len())
+    } else {
+        let senders = rings.iter().map(|_| PacketSocket::sender(interface.index));
+        senders.collect()
+    };
+    let udp = KernelVersion::current().is_ok_and(|kernel| kernel >= UDP_SEGMENTS);
+    let queues = rings.into_iter().zip(sockets.map_err(failed)?);
+    Ok(boxed(
+        queues.map(|(ring, socket)| PortQueue::new(ring, socket, udp)),
+    ))
 }

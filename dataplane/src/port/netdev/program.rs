@@ -7,13 +7,17 @@ use std::{collections::HashSet, io, net::IpAddr, os::fd::AsRawFd};
 
 use aya::{
     Ebpf, EbpfLoader,
-    maps::{HashMap, MapData, MapError, PerCpuArray, XskMap},
-    programs::{ProgramError, Xdp, XdpMode, links::FdLink},
+    maps::{Array, HashMap, MapData, MapError, PerCpuArray, XskMap},
+    programs::{
+        ProgramError, SchedClassifier, TcAttachType, Xdp, XdpMode,
+        links::{FdLink, LinkOrder},
+        tc::TcAttachOptions,
+    },
     util::KernelVersion,
 };
 use weft_ebpf_types::{
-    AddressKey, COUNTERS_MAP, Counter, HEADROOM_GLOBAL, MAX_VTEPS, PORT_PROGRAM, SOCKETS_MAP,
-    UPLINK_PROGRAM, VTEPS_MAP,
+    AddressKey, COUNTERS_MAP, Counter, GUARD_PROGRAM, HEADROOM_GLOBAL, LONGEST_MAP, MAX_VTEPS,
+    PORT_PROGRAM, SOCKETS_MAP, UPLINK_PROGRAM, VTEPS_MAP,
 };
 
 use super::XskQueue;
@@ -54,13 +58,15 @@ impl std::fmt::Display for AttachMode {
     }
 }
 
-/// An attached program. Dropping it detaches.
+/// An attached program, and the guard behind it. Dropping it detaches.
 #[derive(Debug)]
 pub struct Attachment {
     interface: String,
     mode: AttachMode,
     vteps: HashSet<AddressKey>,
     _link: FdLink,
+    /// Detached after the program: fields drop in order.
+    guard: Option<FdLink>,
     ebpf: Ebpf,
 }
 
@@ -94,6 +100,7 @@ impl Attachment {
             mode,
             vteps: HashSet::new(),
             _link: link,
+            guard: None,
             ebpf,
         };
         if let Role::Uplink { vteps } = role {
@@ -139,6 +146,50 @@ impl Attachment {
         }
         self.vteps = wanted;
         Ok(())
+    }
+
+    /// Keeps everything that arrives from the host's stack. Packet sockets still see it.
+    ///
+    /// # Errors
+    /// The kernel has no such hook (`tcx`, Linux 6.6), or refuses.
+    pub fn guard(&mut self) -> Result<(), PortError> {
+        let interface = self.interface.clone();
+        let problem = |error: &(dyn std::error::Error + 'static)| program_error(&interface, error);
+        let guard: &mut SchedClassifier = self
+            .ebpf
+            .program_mut(GUARD_PROGRAM)
+            .ok_or_else(|| missing(&interface, GUARD_PROGRAM))?
+            .try_into()
+            .map_err(|error: ProgramError| problem(&error))?;
+        guard.load().map_err(|error| problem(&error))?;
+        // By a link, which goes with the process; an attachment by netlink would stay.
+        let order = TcAttachOptions::TcxOrder(LinkOrder::default());
+        let link = guard
+            .attach_with_options(&interface, TcAttachType::Ingress, order)
+            .and_then(|id| guard.take_link(id))
+            .map_err(|error| problem(&error))?;
+        self.guard = Some(FdLink::try_from(link).map_err(|error| problem(&error))?);
+        Ok(())
+    }
+
+    /// Whether there is a guard.
+    pub fn has_guard(&self) -> bool {
+        self.guard.is_some()
+    }
+
+    /// Passes frames longer than this, of a port, to packet sockets instead of the queues. There must be a guard, lest the host's stack see them.
+    pub fn pass_longer(&mut self, bytes: u32) -> Result<(), PortError> {
+        let interface = self.interface.clone();
+        if self.guard.is_none() {
+            return Err(missing(&interface, "guard in force"));
+        }
+        let problem = |error: MapError| program_error(&interface, &error);
+        let map = self
+            .ebpf
+            .map_mut(LONGEST_MAP)
+            .ok_or_else(|| missing(&interface, LONGEST_MAP))?;
+        let mut map: Array<&mut MapData, u32> = Array::try_from(map).map_err(problem)?;
+        map.set(0, bytes, 0).map_err(problem)
     }
 
     /// Sends the packets of the queue's number to the queue.

@@ -127,7 +127,7 @@ pub struct XskQueue {
     needs_bell: bool,
     scratch: [FrameDesc; BATCH],
     counters: QueueCounters,
-    holding: Arc<Holding>,
+    holding: crate::sync::Arc<Holding>,
 }
 
 #[derive(Debug)]
@@ -333,11 +333,23 @@ impl XskQueue {
     /// first; one too long for that is freed and counted as `too_long`. They leave with the next [`XskQueue::kick`].
     #[inline]
     pub fn send(&mut self, cache: &mut FrameCache, packets: &mut Vec<Packet>) -> usize {
+        let all = packets.len();
+        self.send_front(cache, packets, all)
+    }
+
+    /// The same with the first `max` packets alone.
+    #[inline]
+    pub(super) fn send_front(
+        &mut self,
+        cache: &mut FrameCache,
+        packets: &mut Vec<Packet>,
+        max: usize,
+    ) -> usize {
         let Some(rings) = &mut self.rings else {
             return 0;
         };
         let room = (self.ring_size - self.sending.len().min(self.ring_size)) as usize;
-        let taken = room.min(packets.len());
+        let taken = room.min(max).min(packets.len());
         let (mut sent, mut count) = (0, 0);
         let longest = self.umem.frame_size() - usize::from(DATA_OFFSET);
         for mut packet in packets.drain(..taken) {

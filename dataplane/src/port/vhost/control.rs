@@ -13,10 +13,10 @@ use vhost::vhost_user::message::{
 };
 use vhost::vhost_user::{Error, GpuBackend, Result, VhostUserBackendReqHandlerMut};
 
-use super::header::feature;
 use super::link::{Active, Link, Setup};
 use super::memory::{DirtyLog, GuestMemory, Layout, MAX_REGIONS, Region};
 use crate::port::event::Event;
+use crate::port::virtio::header::feature;
 
 /// What we offer a guest.
 pub(super) const FEATURES: u64 = feature::CSUM

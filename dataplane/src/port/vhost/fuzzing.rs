@@ -14,8 +14,8 @@ use crate::packet::PlainMemory;
 use crate::port::event::Event;
 use crate::port::vhost::control::Control;
 use crate::port::vhost::enable;
-use crate::port::vhost::header::feature;
 use crate::port::vhost::memory::{Layout, Region};
+use crate::port::virtio::header::feature;
 
 /// Bytes of the guest's memory; the input is its beginning.
 const MEMORY: usize = 0x1_0000;

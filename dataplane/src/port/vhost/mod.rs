@@ -3,15 +3,13 @@
 //!
 //! `control` speaks the protocol, on a thread for each port, and `enable` one message of it that the library refuses; `link` hands rings to the worker and takes them back; `queue` is what the
 //! worker serves, over `split` or `packed` rings (virtio 1.2, §2.7, §2.8); `memory` maps and translates; `guard` survives memory that
-//! vanishes; `header` is what stands ahead of each packet; `merge` makes one large segment of many small ones for a guest.
+//! vanishes. What stands ahead of each packet is in [`virtio`](super::virtio).
 
 mod control;
 mod enable;
 mod guard;
-mod header;
 mod link;
 mod memory;
-mod merge;
 mod packed;
 mod queue;
 mod ring;

@@ -8,10 +8,8 @@ use std::os::fd::RawFd;
 use std::ptr;
 use std::sync::Arc;
 
-use super::header::{self, MAX_HEADER};
 use super::link::{Active, Link, Setup};
 use super::memory::GuestMemory;
-use super::merge::{Parcel, merge};
 use super::packed::Packed;
 use super::ring::{Chain, Fault, Head, Ring};
 use super::split::Split;
@@ -19,6 +17,8 @@ use crate::packet::Offload;
 use crate::packet::buffer::LARGE_SIZE;
 use crate::packet::{FrameMemory, Packet, Segments};
 use crate::port::device::Queue;
+use crate::port::virtio::header::{self, MAX_HEADER};
+use crate::port::virtio::merge::{Parcel, merge};
 use crate::port::{DATA_OFFSET, FrameCache};
 use crate::prefetch::{prefetch_address, prefetch_to_write};
 

@@ -12,9 +12,9 @@ use vhost::vhost_user::VhostUserBackendReqHandlerMut;
 use super::*;
 use crate::packet::PlainMemory;
 use crate::port::vhost::control::Control;
-use crate::port::vhost::header::feature;
 use crate::port::vhost::memory::tests::shared;
 use crate::port::vhost::memory::{DirtyLog, GuestMemory};
+use crate::port::virtio::header::feature;
 
 const MONITOR: u64 = 1 << 40;
 /// Where the twins keep the parts of a ring, and buffers from there on.

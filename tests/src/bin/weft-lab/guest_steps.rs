@@ -49,7 +49,7 @@ fn boots(site: &mut Site) -> anyhow::Result<Vec<Line>> {
 fn isolation(site: &mut Site) -> anyhow::Result<Vec<Line>> {
     const COUNT: usize = 200;
     for guest in site.guests.values() {
-        guest.succeed("/tools/weft-guest listen 9 >/tmp/heard 2>&1 &")?;
+        guest.serve("/tools/weft-guest listen 9", "udp6", 9)?;
     }
     let mut lines = Vec::new();
     for (tenant, other) in [("blue", "red"), ("red", "blue")] {
@@ -59,7 +59,7 @@ fn isolation(site: &mut Site) -> anyhow::Result<Vec<Line>> {
             let mut sum = 0;
             for port in MATRIX {
                 let text = guest(site, &format!("{tenant_heard}-{port}"))?
-                    .run(&format!("grep -c only-for-{tenant} /tmp/heard"))?
+                    .run(&format!("grep -c only-for-{tenant} /tmp/served"))?
                     .text;
                 sum += text.trim().parse::<usize>().unwrap_or(0);
             }
@@ -92,7 +92,7 @@ fn isolation(site: &mut Site) -> anyhow::Result<Vec<Line>> {
 }
 
 fn security_group(site: &mut Site) -> anyhow::Result<Vec<Line>> {
-    guest(site, "blue-a2")?.succeed("/tools/weft-guest answer 4000 >/dev/null 2>&1 &")?;
+    guest(site, "blue-a2")?.serve("/tools/weft-guest answer 4000", "tcp6", 4000)?;
     let ask = |site: &Site, until: &str| -> anyhow::Result<()> {
         let line = format!("/tools/weft-guest ask 10.0.1.12:4000 {until}");
         guest(site, "blue-a1")?.succeed(&line)?;
@@ -175,7 +175,7 @@ fn gre(site: &mut Site) -> anyhow::Result<Vec<Line>> {
 /// A guest pings many times a second, and keeps a connection busy, while its weftd is stopped and started.
 fn restart(site: &mut Site) -> anyhow::Result<Vec<Line>> {
     let line = "/tools/ping -n -D -i 0.01 -W 1 -c 250 10.0.1.12 >/tmp/pings 2>&1 &";
-    guest(site, "blue-a2")?.succeed("/tools/weft-guest answer 5201 >/tmp/answer 2>&1 &")?;
+    guest(site, "blue-a2")?.serve("/tools/weft-guest answer 5201", "tcp6", 5201)?;
     let pinging = guest(site, "blue-a1")?;
     pinging
         .succeed("(/tools/weft-guest watch 10.0.1.12:5201 3; echo ended $?) >/tmp/watch 2>&1 &")?;

@@ -3,34 +3,34 @@
 use crate::packet::{Offload, Segments};
 
 /// Feature bits of virtio 1.2 (§5.1.3, §6) and of vhost-user.
-pub(super) mod feature {
-    pub(in super::super) const CSUM: u64 = 1 << 0;
-    pub(in super::super) const GUEST_CSUM: u64 = 1 << 1;
-    pub(in super::super) const MTU: u64 = 1 << 3;
-    pub(in super::super) const GUEST_TSO4: u64 = 1 << 7;
-    pub(in super::super) const GUEST_TSO6: u64 = 1 << 8;
-    pub(in super::super) const GUEST_ECN: u64 = 1 << 9;
-    pub(in super::super) const HOST_TSO4: u64 = 1 << 11;
-    pub(in super::super) const HOST_TSO6: u64 = 1 << 12;
-    pub(in super::super) const HOST_ECN: u64 = 1 << 13;
-    pub(in super::super) const MRG_RXBUF: u64 = 1 << 15;
-    pub(in super::super) const GUEST_ANNOUNCE: u64 = 1 << 21;
-    pub(in super::super) const MQ: u64 = 1 << 22;
-    pub(in super::super) const LOG_ALL: u64 = 1 << 26;
-    pub(in super::super) const ANY_LAYOUT: u64 = 1 << 27;
-    pub(in super::super) const INDIRECT_DESC: u64 = 1 << 28;
-    pub(in super::super) const EVENT_IDX: u64 = 1 << 29;
-    pub(in super::super) const PROTOCOL_FEATURES: u64 = 1 << 30;
-    pub(in super::super) const VERSION_1: u64 = 1 << 32;
-    pub(in super::super) const RING_PACKED: u64 = 1 << 34;
-    pub(in super::super) const IN_ORDER: u64 = 1 << 35;
-    pub(in super::super) const GUEST_USO4: u64 = 1 << 54;
-    pub(in super::super) const GUEST_USO6: u64 = 1 << 55;
-    pub(in super::super) const HOST_USO: u64 = 1 << 56;
+pub(in crate::port) mod feature {
+    pub(in crate::port) const CSUM: u64 = 1 << 0;
+    pub(in crate::port) const GUEST_CSUM: u64 = 1 << 1;
+    pub(in crate::port) const MTU: u64 = 1 << 3;
+    pub(in crate::port) const GUEST_TSO4: u64 = 1 << 7;
+    pub(in crate::port) const GUEST_TSO6: u64 = 1 << 8;
+    pub(in crate::port) const GUEST_ECN: u64 = 1 << 9;
+    pub(in crate::port) const HOST_TSO4: u64 = 1 << 11;
+    pub(in crate::port) const HOST_TSO6: u64 = 1 << 12;
+    pub(in crate::port) const HOST_ECN: u64 = 1 << 13;
+    pub(in crate::port) const MRG_RXBUF: u64 = 1 << 15;
+    pub(in crate::port) const GUEST_ANNOUNCE: u64 = 1 << 21;
+    pub(in crate::port) const MQ: u64 = 1 << 22;
+    pub(in crate::port) const LOG_ALL: u64 = 1 << 26;
+    pub(in crate::port) const ANY_LAYOUT: u64 = 1 << 27;
+    pub(in crate::port) const INDIRECT_DESC: u64 = 1 << 28;
+    pub(in crate::port) const EVENT_IDX: u64 = 1 << 29;
+    pub(in crate::port) const PROTOCOL_FEATURES: u64 = 1 << 30;
+    pub(in crate::port) const VERSION_1: u64 = 1 << 32;
+    pub(in crate::port) const RING_PACKED: u64 = 1 << 34;
+    pub(in crate::port) const IN_ORDER: u64 = 1 << 35;
+    pub(in crate::port) const GUEST_USO4: u64 = 1 << 54;
+    pub(in crate::port) const GUEST_USO6: u64 = 1 << 55;
+    pub(in crate::port) const HOST_USO: u64 = 1 << 56;
 }
 
 /// The longest header.
-pub(super) const MAX_HEADER: usize = 12;
+pub(in crate::port) const MAX_HEADER: usize = 12;
 
 const NEEDS_CSUM: u8 = 1;
 const GSO_TCP4: u8 = 1;
@@ -39,7 +39,7 @@ const GSO_UDP_L4: u8 = 5;
 const GSO_ECN: u8 = 0x80;
 
 /// Bytes of the header under these features.
-pub(super) fn header_len(features: u64) -> usize {
+pub(in crate::port) fn header_len(features: u64) -> usize {
     if features & (feature::MRG_RXBUF | feature::VERSION_1) != 0 {
         MAX_HEADER
     } else {
@@ -49,7 +49,7 @@ pub(super) fn header_len(features: u64) -> usize {
 
 /// Reads what a guest left to us to split. A kind that was not offered becomes one that nothing passes for.
 #[inline]
-pub(super) fn offload(header: &[u8; MAX_HEADER], features: u64) -> Offload {
+pub(in crate::port) fn offload(header: &[u8; MAX_HEADER], features: u64) -> Offload {
     let (kind, needed) = match header[1] & !GSO_ECN {
         0 => return Offload::default(),
         GSO_TCP4 => (Segments::Tcp4, feature::HOST_TSO4),
@@ -70,7 +70,7 @@ pub(super) fn offload(header: &[u8; MAX_HEADER], features: u64) -> Offload {
 }
 
 /// Whether a guest of these features takes a segment whole.
-pub(super) fn takes(features: u64, offload: &Offload) -> bool {
+pub(in crate::port) fn takes(features: u64, offload: &Offload) -> bool {
     let needed = match offload.segments {
         Segments::None => 0,
         Segments::Tcp4 => feature::GUEST_TSO4 | feature::GUEST_CSUM,
@@ -81,7 +81,7 @@ pub(super) fn takes(features: u64, offload: &Offload) -> bool {
 }
 
 /// Whether segments are merged for a guest of these features.
-pub(super) fn merges(features: u64) -> bool {
+pub(in crate::port) fn merges(features: u64) -> bool {
     let needed =
         feature::MRG_RXBUF | feature::GUEST_CSUM | feature::GUEST_TSO4 | feature::GUEST_TSO6;
     features & needed == needed
@@ -90,14 +90,14 @@ pub(super) fn merges(features: u64) -> bool {
 /// A header as two words: made of bytes and then loaded as words, it would wait for every store before it, and those to a guest's memory
 /// are slow.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Header {
-    pub(super) low: u64,
-    pub(super) high: u32,
+pub(in crate::port) struct Header {
+    pub(in crate::port) low: u64,
+    pub(in crate::port) high: u32,
 }
 
 impl Header {
     /// The same as bytes.
-    pub(super) fn bytes(self) -> [u8; MAX_HEADER] {
+    pub(in crate::port) fn bytes(self) -> [u8; MAX_HEADER] {
         let mut bytes = [0; MAX_HEADER];
         bytes[..8].copy_from_slice(&self.low.to_le_bytes());
         bytes[8..].copy_from_slice(&self.high.to_le_bytes());
@@ -107,7 +107,7 @@ impl Header {
 
 /// The header of a packet towards a guest, for so many buffers. `packet` begins at the Ethernet header.
 #[inline(always)]
-pub(super) fn towards_guest(packet: &[u8], offload: &Offload, buffers: u16) -> Header {
+pub(in crate::port) fn towards_guest(packet: &[u8], offload: &Offload, buffers: u16) -> Header {
     let mut header = Header {
         low: 0,
         high: u32::from(buffers) << 16,

@@ -9,7 +9,7 @@ use crate::packet::parse::{ETHERNET, Family, protocol, tcp_flags};
 use crate::packet::{FrameMemory, Offload, Packet, Segments, checksum};
 
 /// Segments that are merged at most.
-const MAX_SEGMENTS: usize = 64;
+pub(in crate::port) const MAX_SEGMENTS: usize = 64;
 /// The least payload for which merging pays.
 const MIN_PAYLOAD: usize = 512;
 /// The longest IP packet that comes of it.
@@ -118,21 +118,21 @@ impl Shape {
 
 /// Packets that go to a guest as one.
 #[derive(Debug)]
-pub(super) struct Parcel<'a, M> {
+pub(in crate::port) struct Parcel<'a, M> {
     memory: &'a M,
     packets: &'a [Packet],
     /// Bytes of header that all but the first leave out.
     skip: usize,
     /// Bytes in all.
-    pub(super) len: usize,
+    pub(in crate::port) len: usize,
     /// What is still to be made of it.
-    pub(super) offload: Offload,
+    pub(in crate::port) offload: Offload,
 }
 
 impl<'a, M: FrameMemory> Parcel<'a, M> {
     /// A single packet.
     #[inline(always)]
-    pub(super) fn single(memory: &'a M, packets: &'a [Packet]) -> Self {
+    pub(in crate::port) fn single(memory: &'a M, packets: &'a [Packet]) -> Self {
         let first = &packets[0];
         Self {
             memory,
@@ -145,19 +145,19 @@ impl<'a, M: FrameMemory> Parcel<'a, M> {
 
     /// The first packet, whose headers are those of the whole.
     #[inline(always)]
-    pub(super) fn first(&self) -> &'a [u8] {
+    pub(in crate::port) fn first(&self) -> &'a [u8] {
         self.packets[0].bytes(self.memory)
     }
 
     /// How many packets it is made of.
     #[inline(always)]
-    pub(super) fn count(&self) -> usize {
+    pub(in crate::port) fn count(&self) -> usize {
         self.packets.len()
     }
 
     /// The bytes, part by part.
     #[inline(always)]
-    pub(super) fn parts(&self) -> impl Iterator<Item = &'a [u8]> {
+    pub(in crate::port) fn parts(&self) -> impl Iterator<Item = &'a [u8]> {
         let (memory, skip) = (self.memory, self.skip);
         self.packets
             .iter()
@@ -168,25 +168,41 @@ impl<'a, M: FrameMemory> Parcel<'a, M> {
     }
 }
 
-/// Merges as many packets from the front as may be, and makes the headers of the first those of the whole. There is one at least.
-#[inline(always)]
-pub(super) fn merge<'a, M: FrameMemory>(
-    memory: &'a mut M,
-    packets: &'a mut [Packet],
-) -> Parcel<'a, M> {
-    if packets.len() < 2 || usize::from(packets[0].len) < MIN_PAYLOAD {
-        return Parcel::single(memory, packets);
-    }
-    merge_segments(memory, packets)
+/// Segments at the front of some packets that go together: two at least.
+#[derive(Debug, Clone, Copy)]
+pub(in crate::port) struct Plan {
+    first: Shape,
+    count: usize,
+    last: Shape,
 }
 
-fn merge_segments<'a, M: FrameMemory>(
+/// What may be merged at the front; nothing is changed yet. There is one packet at least. None: the first goes alone.
+#[inline(always)]
+pub(in crate::port) fn plan(memory: &impl FrameMemory, packets: &[Packet]) -> Option<Plan> {
+    if packets.len() < 2 || usize::from(packets[0].len) < MIN_PAYLOAD {
+        return None;
+    }
+    run(memory, packets)
+}
+
+/// Merges as many packets from the front as may be, and makes the headers of the first those of the whole. There is one at least.
+#[inline(always)]
+pub(in crate::port) fn merge<'a, M: FrameMemory>(
     memory: &'a mut M,
     packets: &'a mut [Packet],
 ) -> Parcel<'a, M> {
-    let Some((first, count, last)) = run(memory, packets) else {
-        return Parcel::single(memory, packets);
-    };
+    match plan(memory, packets) {
+        Some(plan) => merge_as(memory, packets, &plan),
+        None => Parcel::single(memory, packets),
+    }
+}
+
+/// Merges what was planned for these packets.
+pub(in crate::port) fn merge_as<'a, M: FrameMemory>(
+    memory: &'a mut M,
+    packets: &'a mut [Packet],
+    Plan { first, count, last }: &Plan,
+) -> Parcel<'a, M> {
     let size = first.len();
     let end = first.payload + size * (count - 1) + last.len();
     let frame = packets[0].bytes_mut(memory);
@@ -210,7 +226,7 @@ fn merge_segments<'a, M: FrameMemory>(
     frame[first.l4 + 13] |= last.flags & tcp_flags::PSH;
     Parcel {
         memory,
-        packets: &packets[..count],
+        packets: &packets[..*count],
         skip: first.payload,
         len: end,
         offload: Offload {
@@ -223,8 +239,7 @@ fn merge_segments<'a, M: FrameMemory>(
     }
 }
 
-/// The first, how many go together, and the last. None: the first goes alone.
-fn run(memory: &impl FrameMemory, packets: &[Packet]) -> Option<(Shape, usize, Shape)> {
+fn run(memory: &impl FrameMemory, packets: &[Packet]) -> Option<Plan> {
     if packets[0].frame.is_large() {
         return None;
     }
@@ -251,7 +266,7 @@ fn run(memory: &impl FrameMemory, packets: &[Packet]) -> Option<(Shape, usize, S
             break;
         }
     }
-    (count > 1 && first.is_right(head)).then_some((first, count, last))
+    (count > 1 && first.is_right(head)).then_some(Plan { first, count, last })
 }
 
 #[cfg(test)]

@@ -1,0 +1,262 @@
+//! Segments whole over kernel interfaces: from a tap's guest, to it, and to the far end of a veth; nothing of them reaches the host's stack.
+
+#![allow(clippy::unwrap_used)]
+
+#[expect(dead_code, reason = "other tests open queues one by one")]
+mod common;
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use common::{SOON, frame, pair, small_umem};
+use weft_dataplane::packet::{FrameMemory, Offload, Packet, Segments};
+use weft_dataplane::port::device::{self, Device, Opening};
+use weft_dataplane::port::{FrameCache, Queue, Umem};
+use weft_proto::v1;
+use weft_tests::tap_end::{ALL_OFFLOADS, HEADER};
+use weft_tests::{Lab, Namespace, RawSocket, TapEnd, load, wait_until};
+
+const GUEST: load::Station = ([2, 0, 0, 0, 0, 0xaa], [10, 0, 0, 1]);
+const OTHER: load::Station = ([2, 0, 0, 0, 0, 0xbb], [10, 0, 0, 2]);
+/// Bytes of payload of each piece.
+const PIECE: usize = 1400;
+
+struct Port {
+    device: Box<dyn Device>,
+    queues: Vec<Box<dyn Queue>>,
+    cache: FrameCache,
+    umem: Arc<Umem>,
+}
+
+/// Opens an interface of the namespace as weftd does.
+fn open(namespace: &Namespace, name: &str) -> Port {
+    let umem = small_umem();
+    let opening = Opening {
+        umem: Arc::clone(&umem),
+        ring_size: 1024,
+        busy_poll: None,
+        threaded_napi: false,
+        headroom: 50,
+    };
+    let spec = v1::Device {
+        kind: "netdev".into(),
+        name: name.into(),
+        ..v1::Device::default()
+    };
+    let mut device = namespace
+        .enter(|| device::open(&opening, &spec).unwrap())
+        .unwrap();
+    device.set_mtu(1450);
+    let mut port = Port {
+        queues: device.take_queues(),
+        device,
+        cache: FrameCache::new(&umem),
+        umem,
+    };
+    // The kernel is given frames to receive into.
+    for queue in &mut port.queues {
+        queue.receive(&mut port.cache, &mut Vec::new(), 1);
+    }
+    port
+}
+
+impl Port {
+    /// The next packet, and the queue that it came by.
+    fn next(&mut self) -> Option<(u32, Packet)> {
+        let deadline = Instant::now() + SOON;
+        let mut packets = Vec::with_capacity(64);
+        while Instant::now() < deadline {
+            for queue in &mut self.queues {
+                if queue.receive(&mut self.cache, &mut packets, 1) == 1 {
+                    return Some((queue.number(), packets.remove(0)));
+                }
+            }
+        }
+        None
+    }
+
+    fn send(&mut self, frames: &[Vec<u8>]) -> usize {
+        let mut packets = Vec::new();
+        for bytes in frames {
+            let mut packet = Packet {
+                frame: self.cache.alloc().unwrap(),
+                start: 256,
+                len: bytes.len() as u16,
+            };
+            packet.bytes_mut(&mut self.cache).copy_from_slice(bytes);
+            packets.push(packet);
+        }
+        let sent = self.queues[0].send(&mut self.cache, &mut packets);
+        self.queues[0].kick();
+        assert!(packets.is_empty());
+        sent
+    }
+
+    /// Nothing is lost but what was said to be, and every frame is somewhere.
+    fn balances(mut self, lost: u64) {
+        assert_eq!(
+            self.queues.iter().map(|queue| queue.lost()).sum::<u64>(),
+            lost
+        );
+        let Self {
+            queues,
+            cache,
+            umem,
+            ..
+        } = &mut self;
+        wait_until("the books to balance", SOON, || {
+            queues.iter_mut().for_each(|queue| queue.reap(cache));
+            umem.accounting().balances()
+        })
+        .unwrap_or_else(|error| panic!("{error}: {:?}", umem.accounting()));
+        drop(self.device);
+    }
+}
+
+/// A TCP segment over IPv4 of the guest's that is left to be split, and the header that says so.
+fn large(payload: usize) -> ([u8; HEADER], Vec<u8>) {
+    let mut bytes = load::tcp_segment((GUEST, OTHER), 1, payload);
+    // As a guest's kernel does: the sum of the pseudo-header, the rest is the card's.
+    bytes[50..52].copy_from_slice(&[0x12, 0x34]);
+    let mut header = [1, 1, 54, 0, 0, 0, 34, 0, 16, 0];
+    header[4..6].copy_from_slice(&(PIECE as u16).to_le_bytes());
+    (header, bytes)
+}
+
+fn host() -> (Lab, Namespace) {
+    let mut lab = Lab::new().unwrap();
+    let host = lab.host("dut").unwrap();
+    let line = ["sysctl", "-qw", "net.ipv6.conf.default.disable_ipv6=1"];
+    host.run(&line).unwrap();
+    (lab, host)
+}
+
+/// IPv4 packets that the namespace's stack has received.
+fn seen_by_the_stack(namespace: &Namespace) -> u64 {
+    let table = namespace.run(&["cat", "/proc/net/snmp"]).unwrap();
+    let line = table.lines().filter(|line| line.starts_with("Ip:")).nth(1);
+    let received = line.and_then(|line| line.split_whitespace().nth(3));
+    received.unwrap().parse().unwrap()
+}
+
+#[test]
+fn a_guests_segments_arrive_whole_by_the_queue_they_left_by() {
+    for queues in [1, 2, 3] {
+        let (_lab, host) = host();
+        let mut ends = TapEnd::make(&host, "t0", queues, ALL_OFFLOADS).unwrap();
+        // To whom the guest writes is the host itself, as far as the host's stack can tell.
+        host.run(&["ip", "link", "set", "t0", "address", "02:00:00:00:00:bb"])
+            .unwrap();
+        host.run(&["ip", "address", "add", "10.0.0.2/24", "dev", "t0"])
+            .unwrap();
+        let mut port = open(&host, "t0");
+        assert_eq!(port.queues.len(), queues);
+        let before = seen_by_the_stack(&host);
+        for (number, end) in ends.iter_mut().enumerate() {
+            for payload in [1412, 3000, 30_000, 65_000] {
+                let (header, sent) = large(payload);
+                end.send(header, &sent).unwrap();
+                let (queue, packet) = port.next().unwrap();
+                assert_eq!(queue as usize, number, "{payload}");
+                assert_eq!(packet.bytes(&port.cache), sent);
+                let expected = Offload {
+                    segments: Segments::Tcp4,
+                    size: PIECE as u16,
+                };
+                assert_eq!(Offload::read(&port.cache, &packet.frame), expected);
+                port.cache.free(packet.frame);
+            }
+            // What needs no splitting is no segment, however long.
+            let sent = frame(3, 1465);
+            end.send([0; HEADER], &sent).unwrap();
+            let (_, packet) = port.next().unwrap();
+            assert_eq!(packet.bytes(&port.cache), sent);
+            assert!(!packet.frame.is_large());
+            port.cache.free(packet.frame);
+        }
+        assert_eq!(seen_by_the_stack(&host), before);
+        port.balances(0);
+    }
+}
+
+#[test]
+fn what_is_no_packet_of_a_port_is_lost_and_counted() {
+    let (_lab, host) = host();
+    let mut end = TapEnd::make(&host, "t0", 1, ALL_OFFLOADS)
+        .unwrap()
+        .remove(0);
+    let mut port = open(&host, "t0");
+    // Its tag would be gone from the bytes.
+    let mut tagged = frame(1, 2000);
+    tagged.splice(12..12, [0x81, 0x00, 0x00, 0x05]);
+    end.send([0; HEADER], &tagged).unwrap();
+    let (header, sent) = large(5000);
+    end.send(header, &sent).unwrap();
+    let (_, packet) = port.next().unwrap();
+    assert_eq!(packet.bytes(&port.cache), sent);
+    port.cache.free(packet.frame);
+    port.balances(1);
+}
+
+/// Small, many in a row, small.
+fn stream() -> Vec<Vec<u8>> {
+    let mut frames = vec![load::tcp_segment((OTHER, GUEST), u32::MAX, 2)];
+    for number in 0..20u32 {
+        let sequence = 1 + number * PIECE as u32;
+        frames.push(load::tcp_segment((OTHER, GUEST), sequence, PIECE));
+    }
+    frames.push(frame(1, 60));
+    frames
+}
+
+#[test]
+fn many_small_ones_go_to_a_guest_as_one_and_in_order() {
+    let (_lab, host) = host();
+    let mut end = TapEnd::make(&host, "t0", 1, ALL_OFFLOADS)
+        .unwrap()
+        .remove(0);
+    let mut port = open(&host, "t0");
+    assert_eq!(port.send(&stream()), 22);
+    let mut next = || end.receive(SOON, |_| true).unwrap();
+    assert_eq!(next().1, stream()[0]);
+    let (header, whole) = next();
+    assert_eq!(whole.len(), 54 + 20 * PIECE);
+    let size = u16::from_le_bytes([header[4], header[5]]);
+    assert_eq!((header[0], header[1], usize::from(size)), (1, 1, PIECE));
+    assert_eq!(next().1, stream()[21]);
+    port.balances(0);
+}
+
+#[test]
+fn a_guest_that_takes_no_segments_gets_them_split() {
+    let (_lab, host) = host();
+    let mut end = TapEnd::make(&host, "t0", 1, 0).unwrap().remove(0);
+    let mut port = open(&host, "t0");
+    assert_eq!(port.send(&stream()), 22);
+    for expected in stream() {
+        let (header, mut got) = end.receive(SOON, |_| true).unwrap();
+        assert_eq!(header[1], 0);
+        if got.len() > 100 {
+            // Each piece has another identification (RFC 6864 lets it), and so another checksum of the header.
+            got[18..20].copy_from_slice(&expected[18..20]);
+            got[24..26].copy_from_slice(&expected[24..26]);
+        }
+        assert_eq!(got, expected);
+    }
+    port.balances(0);
+}
+
+#[test]
+fn a_container_gets_a_stream_in_order_and_whole() {
+    let lab = pair();
+    let mut port = open(&lab.dut, "under0");
+    let receiver = RawSocket::open(&lab.peer, "peer0").unwrap();
+    assert_eq!(port.send(&stream()), 22);
+    let mut lengths = Vec::new();
+    receiver.receive(SOON, |got| {
+        lengths.push(got.len());
+        lengths.len() == 3
+    });
+    assert_eq!(lengths, [56, 54 + 20 * PIECE, 60]);
+    port.balances(0);
+}
