@@ -155,6 +155,8 @@ pub struct WorkerSection {
     /// Let the kernel receive from virtual devices in a thread for each: faster by a third, but what comes while the thread waits for a core is
     /// lost beyond 256 packets. A device is as before in the end.
     pub threaded_napi: bool,
+    /// Report a worker that has not gone round for so long (milliseconds, at least 100); 0: nobody looks.
+    pub watchdog_milliseconds: u32,
 }
 
 impl Default for WorkerSection {
@@ -165,6 +167,7 @@ impl Default for WorkerSection {
             busy_poll_microseconds: 20,
             busy_poll_budget: 64,
             threaded_napi: false,
+            watchdog_milliseconds: 1000,
         }
     }
 }
@@ -391,6 +394,12 @@ impl Config {
                 "lists at most 16 interfaces",
             ),
             (
+                "workers.watchdog_milliseconds",
+                self.workers.watchdog_milliseconds == 0
+                    || self.workers.watchdog_milliseconds >= 100,
+                "is 0 or at least 100",
+            ),
+            (
                 "memory.frame_size",
                 matches!(self.memory.frame_size, 2048 | 4096),
                 "is 2048 or 4096",
@@ -489,6 +498,12 @@ impl Config {
             flows_per_second: self.limits.flows_per_second,
             fragment: self.limits.fragment,
         }
+    }
+
+    /// For how long a worker may stand still, if anybody is to look.
+    pub fn watchdog(&self) -> Option<Duration> {
+        let milliseconds = self.workers.watchdog_milliseconds;
+        (milliseconds > 0).then_some(Duration::from_millis(milliseconds.into()))
     }
 
     /// Busy polling, if asked for.

@@ -140,7 +140,12 @@ impl Device for Netdev {
     }
 
     fn is_stale(&self) -> bool {
-        Interface::lookup(&self.name).map_or(true, |found| found.index != self.index)
+        match Interface::lookup(&self.name) {
+            Ok(found) => found.index != self.index,
+            Err(PortError::NoInterface { .. }) => true,
+            // Not told; that is no reason to close what works.
+            Err(_) => false,
+        }
     }
 
     fn set_mtu(&mut self, mtu: u16) {
