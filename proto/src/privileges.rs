@@ -12,7 +12,7 @@ use rustix::thread::{
 pub use rustix::thread::CapabilitySet as Capabilities;
 
 /// What weftd needs for as long as it runs: ports come and go, and each takes an XDP program (`BPF`, `NET_ADMIN`, and `PERFMON`, without
-/// which the kernel's verifier refuses to compare pointers), AF_XDP sockets (`NET_RAW`), and settings of interfaces and neighbours
+/// which the kernel's verifier refuses to compare pointers), AF_XDP and packet sockets (`NET_RAW`), and settings of interfaces and neighbours
 /// (`NET_ADMIN`).
 pub const DATAPLANE: CapabilitySet = CapabilitySet::NET_ADMIN
     .union(CapabilitySet::NET_RAW)

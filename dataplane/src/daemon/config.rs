@@ -191,7 +191,7 @@ pub struct MemorySection {
 impl Default for MemorySection {
     fn default() -> Self {
         Self {
-            frames: 16384,
+            frames: 32768,
             large_frames: 512,
             frame_size: 2048,
             huge_pages: true,
@@ -537,7 +537,7 @@ mod tests {
     #[test]
     fn defaults_fill_what_is_left_out() {
         let config = read(GOOD).unwrap();
-        assert_eq!(config.memory.frames, 16384);
+        assert_eq!(config.memory.frames, 32768);
         assert_eq!(config.timeouts(), Timeouts::default());
     }
 

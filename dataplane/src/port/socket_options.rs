@@ -121,30 +121,39 @@ pub(super) fn close_on_exec(socket: &impl AsRawFd) -> Result<(), PortError> {
     })
 }
 
-/// Lifts the limit on locked memory as far as it goes. The packet memory is locked; where the limit can't be lifted, making the
-/// memory says so.
-pub(super) fn raise_locked_memory_limit() -> Result<(), PortError> {
+/// Lifts the limits on locked memory and on open files as far as they go. The packet memory is locked, and each port on a kernel interface takes
+/// a dozen descriptors, which the usual 1024 are soon too few for. Where a limit stays too low, whatever meets it says so.
+pub(super) fn raise_limits() -> Result<(), PortError> {
     let unlimited = libc::rlimit {
         rlim_cur: libc::RLIM_INFINITY,
         rlim_max: libc::RLIM_INFINITY,
     };
-    let mut present = unlimited;
-    // SAFETY: the kernel reads `unlimited` and writes `present`, both of the right type.
-    let result = unsafe {
-        if libc::setrlimit(libc::RLIMIT_MEMLOCK, &raw const unlimited) == 0 {
-            return Ok(());
-        }
-        libc::getrlimit(libc::RLIMIT_MEMLOCK, &raw mut present)
+    // SAFETY: the kernel reads `unlimited`, which is of the right type.
+    let lifted = unsafe { libc::setrlimit(libc::RLIMIT_MEMLOCK, &raw const unlimited) == 0 };
+    if !lifted {
+        raise(libc::RLIMIT_MEMLOCK, "locked memory")?;
+    }
+    raise(libc::RLIMIT_NOFILE, "open files")
+}
+
+/// Lifts a limit to where only a privileged process may go further.
+fn raise(resource: libc::__rlimit_resource_t, what: &str) -> Result<(), PortError> {
+    let mut limit = libc::rlimit {
+        rlim_cur: 0,
+        rlim_max: 0,
     };
+    // SAFETY: the kernel writes `limit`, which is of the right type.
+    let mut result = unsafe { libc::getrlimit(resource, &raw mut limit) };
     if result == 0 {
-        present.rlim_cur = present.rlim_max;
-        // SAFETY: as above.
-        if unsafe { libc::setrlimit(libc::RLIMIT_MEMLOCK, &raw const present) } == 0 {
-            return Ok(());
-        }
+        limit.rlim_cur = limit.rlim_max;
+        // SAFETY: the kernel reads `limit`.
+        result = unsafe { libc::setrlimit(resource, &raw const limit) };
+    }
+    if result == 0 {
+        return Ok(());
     }
     Err(PortError::Io {
-        what: "raising the locked-memory limit".to_owned(),
+        what: format!("raising the limit on {what}"),
         source: io::Error::last_os_error(),
     })
 }
