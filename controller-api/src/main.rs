@@ -53,8 +53,11 @@ fn main() -> ExitCode {
         .with_ansi(std::io::stderr().is_terminal())
         .init();
     std::panic::set_hook(Box::new(|panic| {
-        let thread = std::thread::current();
-        tracing::error!(thread = thread.name(), "a fault of the program: {panic}");
+        if store::is_guarded() {
+            tracing::debug!("the store's library: {panic}");
+        } else {
+            tracing::error!("a fault of the program: {panic}");
+        }
     }));
     let result = match (arguments.config, arguments.command) {
         (_, Some(Command::Check { file })) => check(&file),

@@ -486,8 +486,17 @@ impl Site {
             .collect()
     }
 
-    /// Starts the controller, with what it has stored before.
+    /// Starts the controller, with what it has stored before, and waits until it answers.
     pub fn start_controller(&mut self) -> Result<(), LabError> {
+        self.launch_controller()?;
+        let deadline = Duration::from_secs(20);
+        wait_until("the controller answers", deadline, || {
+            self.ctl(&["hosts"]).is_ok()
+        })
+    }
+
+    /// Starts the controller, and waits for nothing.
+    pub fn launch_controller(&mut self) -> Result<(), LabError> {
         let config = self.directory.join("controller.toml");
         let listen = if self.remote_controller {
             format!("0.0.0.0:{CONTROLLER_PORT}")
@@ -507,10 +516,7 @@ impl Site {
             &["--config".as_ref(), config.as_os_str()],
         )?;
         self.controller = Some(daemon);
-        let deadline = Duration::from_secs(20);
-        wait_until("the controller answers", deadline, || {
-            self.ctl(&["hosts"]).is_ok()
-        })
+        Ok(())
     }
 
     /// Starts the weftd of a host, with what it has kept before.

@@ -212,18 +212,6 @@ fn the_underlay_is_cut_and_comes_back() {
     let mut back = Vec::new();
     explained(&mut site, |site| {
         let bridge = site.underlay.clone().unwrap();
-        for host in site.hosts.values() {
-            // A next hop is given up in seconds instead of most of a minute.
-            for setting in [
-                "base_reachable_time_ms=1000",
-                "delay_first_probe_time=1",
-                "interval_probe_time_ms=1000",
-                "retrans_time_ms=200",
-            ] {
-                let line = format!("net.ipv4.neigh.u0.{setting}");
-                host.namespace.run(&["sysctl", "-qw", &line])?;
-            }
-        }
         let stream = site.stream("blue-1", "blue-2", 9, 1000)?;
         let others = site.stream("red-3", "red-2", 9, 1000)?;
         let mut connection = Connection::open(site, "blue-1", "blue-2")?;
@@ -240,7 +228,9 @@ fn the_underlay_is_cut_and_comes_back() {
                 std::thread::sleep(Duration::from_millis(50));
                 stream.tally().received == before
             })?;
-            wait_until("the next hop is given up", 2 * SOON, || unresolved(site))?;
+            // What the kernel would find out by itself within a minute: the next hop no longer answers.
+            site.hosts["h1"].namespace.ip("neigh flush dev u0")?;
+            wait_until("the next hop is given up", SOON, || unresolved(site))?;
             let before = stream.tally().received;
             bridge.ip("link set b0 master br0")?;
             back.push(time_until("the stream goes on", SOON, || {
@@ -404,17 +394,15 @@ fn the_controllers_disk_is_full_and_its_file_torn() {
         let good = fs::read(&file).unwrap();
         for torn in [&good[..good.len() / 3], b"no database at all"] {
             fs::write(&file, torn).unwrap();
-            let refused = site.start_controller().is_err();
+            site.launch_controller()?;
             let mut controller = site.controller.take().unwrap();
-            assert!(refused && !controller.is_running());
             assert_eq!(controller.wait(SOON)?.code(), Some(1));
             let said = controller.log();
-            let last = said.lines().last().unwrap_or_default();
+            assert_eq!(said.lines().count(), 1, "{said}");
             assert!(
-                last.starts_with("weft-controller: ") && last.contains(DATABASE),
+                said.starts_with("weft-controller: ") && said.contains(DATABASE),
                 "{said}"
             );
-            assert!(!said.contains("panicked"), "{said}");
         }
         fs::write(&file, good).unwrap();
         site.start_controller()?;

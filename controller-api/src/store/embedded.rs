@@ -1,5 +1,6 @@
 //! The embedded store: one database file, one row per object, one transaction per change.
 
+use std::cell::Cell;
 use std::panic::AssertUnwindSafe;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -50,11 +51,28 @@ impl Embedded {
     }
 }
 
+thread_local! {
+    static GUARDED: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Whether the calling thread is in a call of the database library that may panic, and is guarded against that.
+pub fn is_guarded() -> bool {
+    GUARDED.get()
+}
+
+/// What a call of the library answers; nothing if it panics, as it does at some damage of the file.
+fn guarded<T>(call: impl FnOnce() -> T) -> Option<T> {
+    GUARDED.set(true);
+    // What the call was given is dropped by whoever hears of the damage.
+    let answer = std::panic::catch_unwind(AssertUnwindSafe(call));
+    GUARDED.set(false);
+    answer.ok()
+}
+
 /// Opens or makes a database file of our format.
 fn open(path: &Path) -> Result<Database, StoreError> {
     let damaged = || StoreError::Damaged(path.to_owned());
-    // The library takes some damage for a fault of the program.
-    let opened = std::panic::catch_unwind(|| Database::create(path)).map_err(|_| damaged())?;
+    let opened = guarded(|| Database::create(path)).ok_or_else(damaged)?;
     let mut database = opened.map_err(|reason| match reason {
         DatabaseError::Storage(StorageError::Corrupted(_)) => damaged(),
         reason => StoreError::Open {
@@ -63,13 +81,12 @@ fn open(path: &Path) -> Result<Database, StoreError> {
         },
     })?;
     // Every page has a checksum, which nobody else would compare.
-    let checking = AssertUnwindSafe(|| database.check_integrity());
-    match std::panic::catch_unwind(checking) {
-        Ok(Ok(true)) => {}
-        Ok(Ok(false) | Err(DatabaseError::Storage(StorageError::Corrupted(_)))) | Err(_) => {
+    match guarded(|| database.check_integrity()).ok_or_else(damaged)? {
+        Ok(true) => {}
+        Ok(false) | Err(DatabaseError::Storage(StorageError::Corrupted(_))) => {
             return Err(damaged());
         }
-        Ok(Err(error)) => return Err(error.into()),
+        Err(error) => return Err(error.into()),
     }
     let transaction = database.begin_write()?;
     transaction.open_table(OBJECTS)?;

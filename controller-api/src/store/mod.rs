@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use weft_proto::state::{Key, Object, State};
 
-pub use embedded::Embedded;
+pub use embedded::{Embedded, is_guarded};
 
 use crate::config::StoreConfig;
 
