@@ -14,10 +14,9 @@ pub(crate) fn cycles() -> u64 {
     }
     #[cfg(not(target_arch = "x86_64"))]
     {
-        use std::time::{SystemTime, UNIX_EPOCH};
-        SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .map_or(0, |time| time.as_nanos() as u64)
+        static BEGUN: std::sync::OnceLock<std::time::Instant> = std::sync::OnceLock::new();
+        let begun = BEGUN.get_or_init(std::time::Instant::now);
+        begun.elapsed().as_nanos() as u64
     }
 }
 

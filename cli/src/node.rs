@@ -47,7 +47,7 @@ impl NodeAction {
 }
 
 fn status_text(status: &v1::Status) -> String {
-    let mut workers = Table::new(&["WORKER", "CORE", "PACKETS", "BUSY"]);
+    let mut workers = Table::new(&["WORKER", "CORE", "PACKETS", "BUSY", "STALLS", "STATE"]);
     for worker in &status.workers {
         let time = worker.busy_nanoseconds + worker.idle_nanoseconds;
         let busy = (worker.busy_nanoseconds * 100)
@@ -60,6 +60,15 @@ fn status_text(status: &v1::Status) -> String {
                 .map_or_else(|| "any".to_owned(), |core| core.to_string()),
             worker.packets.to_string(),
             format!("{busy} %"),
+            worker.stalls.to_string(),
+            match worker.stuck_milliseconds {
+                0 => "moves".to_owned(),
+                stuck => format!(
+                    "stuck for {:.1} s in generation {}",
+                    stuck as f64 / 1e3,
+                    worker.generation
+                ),
+            },
         ]);
     }
     let mut ports = Table::new(&["PORT", "DEVICE", "UP", "XDP", "ZERO-COPY"]);

@@ -44,9 +44,12 @@ impl Table {
         let mut text = String::new();
         for row in &self.rows {
             let cells = row.iter().zip(&widths);
-            let line: Vec<_> = cells
-                .map(|(cell, width)| format!("{cell:width$}"))
-                .collect();
+            // A width in a format is 65535 at most, and lists can be longer than that.
+            let pad = |(cell, width): (&String, &usize)| {
+                let missing = width - cell.chars().count();
+                format!("{cell}{}", " ".repeat(missing))
+            };
+            let line: Vec<_> = cells.map(pad).collect();
             text.push_str(line.join("  ").trim_end());
             text.push('\n');
         }
@@ -109,6 +112,14 @@ mod tests {
         table.row(["a-long-name".into(), "7".into()]);
         table.row(["b".into(), String::new()]);
         assert_eq!(table.text(), "ID           VNI\na-long-name  7\nb\n");
+    }
+
+    #[test]
+    fn a_cell_may_be_of_any_width() {
+        let long = "x".repeat(70_000);
+        let mut table = Table::new(&["LIST", "ID"]);
+        table.row([long.clone(), "a".into()]);
+        assert!(table.text().ends_with(&format!("{long}  a\n")));
     }
 
     #[test]

@@ -42,6 +42,9 @@ impl Node for Daemon {
                 packets: 5,
                 busy_nanoseconds: 25,
                 idle_nanoseconds: 75,
+                generation: 8,
+                stalls: 2,
+                stuck_milliseconds: 1500,
             }],
             ports: vec![PortStatus {
                 port: "b1".into(),
@@ -164,6 +167,8 @@ async fn what_the_daemon_says_is_printed() {
         "{status}"
     );
     assert!(status.contains("25 %"), "{status}");
+    let stuck = "2       stuck for 1.5 s in generation 8";
+    assert!(status.contains(stuck), "{status}");
     let state = scene.run("node state").await.ok();
     assert!(state.contains("02:00:00:00:00:02"), "{state}");
     let drops = scene.run("drops").await.ok();

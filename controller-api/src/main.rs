@@ -14,6 +14,8 @@ use tokio::signal::unix::{SignalKind, signal};
 use weft_controller::config::Config;
 use weft_controller::intent::Intent;
 use weft_controller::{server, store};
+use weft_proto::privileges::{Capabilities, keep_only};
+use weft_proto::supervisor::Supervisor;
 use weft_proto::tls::ServerTls;
 use weft_proto::transport::Listener;
 
@@ -50,6 +52,10 @@ fn main() -> ExitCode {
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal())
         .init();
+    std::panic::set_hook(Box::new(|panic| {
+        let thread = std::thread::current();
+        tracing::error!(thread = thread.name(), "a fault of the program: {panic}");
+    }));
     let result = match (arguments.config, arguments.command) {
         (_, Some(Command::Check { file })) => check(&file),
         (Some(file), None) => run(&file),
@@ -75,9 +81,16 @@ fn check(file: &std::path::Path) -> Result<()> {
     Ok(())
 }
 
-#[tokio::main]
-async fn run(file: &std::path::Path) -> Result<()> {
+fn run(file: &std::path::Path) -> Result<()> {
     let config = Config::read(file)?;
+    // Before there is a second thread.
+    keep_only(Capabilities::empty()).context("cannot give up capabilities")?;
+    tokio::runtime::Runtime::new()
+        .context("cannot start threads")?
+        .block_on(serve(config))
+}
+
+async fn serve(config: Config) -> Result<()> {
     let mut terminate = signal(SignalKind::terminate()).context("cannot handle SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot handle SIGINT")?;
     let store = store::open(&config.store)?;
@@ -94,6 +107,8 @@ async fn run(file: &std::path::Path) -> Result<()> {
         objects = version.state.len(),
         "serving"
     );
+    let supervisor = Supervisor::from_environment();
+    supervisor.ready();
     let move_grace = Duration::from_secs(config.move_grace_seconds.into());
     server::serve(intent, listener, tls, move_grace, async move {
         tokio::select! {
@@ -101,6 +116,7 @@ async fn run(file: &std::path::Path) -> Result<()> {
             _ = interrupt.recv() => {}
         }
         tracing::info!("stopping");
+        supervisor.stopping();
     })
     .await?;
     Ok(())

@@ -122,6 +122,7 @@ impl Peer {
 
 struct Service {
     peers: mpsc::Sender<Peer>,
+    protocol: u32,
 }
 
 #[tonic::async_trait]
@@ -135,6 +136,7 @@ impl HostControl for Service {
         let mut inbound = request.into_inner();
         let (outbound, receiver) = mpsc::channel(8);
         let peers = self.peers.clone();
+        let protocol = self.protocol;
         tokio::spawn(async move {
             let Some(from_host::Message::Hello(hello)) =
                 inbound.message().await.unwrap().unwrap().message
@@ -148,7 +150,7 @@ impl HostControl for Service {
             };
             let welcome = to_host::Message::Welcome(Welcome {
                 session: SESSION,
-                protocol: 1,
+                protocol,
                 capabilities: vec![],
             });
             peer.send(welcome).await;
@@ -166,11 +168,19 @@ struct Server {
 
 impl Server {
     async fn start(address: &str) -> Self {
+        Self::speaking(address, 1).await
+    }
+
+    /// Of another version of the protocol.
+    async fn speaking(address: &str, protocol: u32) -> Self {
         let (sender, peers) = mpsc::channel(8);
         let listener = Listener::bind(address).await.unwrap();
         let (stop, stopped) = oneshot::channel();
         let served = tokio::spawn(async move {
-            let service = HostControlServer::new(Service { peers: sender });
+            let service = HostControlServer::new(Service {
+                peers: sender,
+                protocol,
+            });
             let router = transport::server().add_service(service);
             transport::serve(router, listener, None, async { drop(stopped.await) })
                 .await
@@ -350,6 +360,112 @@ async fn after_a_delta_that_leads_elsewhere_the_host_asks_for_everything() {
     assert_eq!((peer.hello.revision, peer.hello.digest.len()), (0, 0));
     peer.send_full(8, &two).await;
     peer.acknowledged(8, &two).await;
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn what_was_sent_before_is_not_taken_again() {
+    let scene = Scene::new();
+    let mut server = Server::start(&scene.address()).await;
+    let agent = scene.agent().await;
+    let mut peer = server.peer().await;
+    let (one, two) = (state(&[("a", 1)]), state(&[("b", 2)]));
+    peer.send_full(5, &one).await;
+    peer.acknowledged(5, &one).await;
+    for revision in [3, 5] {
+        peer.send_full(revision, &two).await;
+        let rule = peer.refused(revision).await.remove(0).rule;
+        assert_eq!(
+            rule,
+            format!("revision {revision} is not above 5, which is in force")
+        );
+    }
+    peer.send_delta((5, &one), (4, &two)).await;
+    assert!(peer.refused(4).await[0].rule.contains("not above 5"));
+    peer.send_delta((5, &one), (6, &two)).await;
+    peer.acknowledged(6, &two).await;
+    assert_eq!(scene.recorder.revisions(), [5, 6]);
+    agent.stop().await;
+}
+
+/// Its store was restored from a copy, for example: it still has the word.
+#[tokio::test]
+async fn a_controller_that_begins_behind_the_host_is_obeyed() {
+    let scene = Scene::new();
+    let mut server = Server::start(&scene.address()).await;
+    let agent = scene.agent().await;
+    let mut peer = server.peer().await;
+    let (one, two) = (state(&[("a", 1)]), state(&[("b", 2)]));
+    peer.send_full(5, &one).await;
+    peer.acknowledged(5, &one).await;
+    drop(peer);
+    let mut peer = server.peer().await;
+    assert_eq!(peer.hello.revision, 5);
+    peer.send_full(2, &two).await;
+    peer.acknowledged(2, &two).await;
+    peer.send_delta((2, &two), (3, &one)).await;
+    peer.acknowledged(3, &one).await;
+    assert_eq!(scene.recorder.revisions(), [5, 2, 3]);
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn a_controller_that_breaks_the_protocol_is_left_and_a_good_one_taken() {
+    let scene = Scene::new();
+    let mut server = Server::speaking(&scene.address(), 9).await;
+    let agent = scene.agent().await;
+    // Twice: it comes again, and does not take what it does not speak for attached.
+    drop(server.peer().await);
+    let peer = server.peer().await;
+    assert_eq!(agent.status().connection, Connection::Disconnected);
+    drop(peer);
+    server.stop().await;
+
+    let mut server = Server::start(&scene.address()).await;
+    let again = Welcome {
+        session: SESSION,
+        protocol: 1,
+        capabilities: vec![],
+    };
+    let peer = server.peer().await;
+    peer.send(to_host::Message::Welcome(again)).await;
+    let peer = server.peer().await;
+    // A message of a kind that this host does not know looks so to it.
+    let unknown = ToHost { message: None };
+    peer.outbound.send(Ok(unknown)).await.unwrap();
+    let mut peer = server.peer().await;
+    assert_eq!(scene.recorder.revisions(), [0u64; 0]);
+    let one = state(&[("a", 1)]);
+    peer.send_full(1, &one).await;
+    peer.acknowledged(1, &one).await;
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn what_could_not_be_kept_is_kept_when_that_can_be() {
+    let scene = Scene::new();
+    let mut server = Server::start(&scene.address()).await;
+    let agent = scene.agent().await;
+    let mut peer = server.peer().await;
+    // A directory in its place: nothing can be written there, by nobody.
+    let next = scene.path("kept/state.next");
+    std::fs::create_dir_all(next.join("full")).unwrap();
+    let one = state(&[("a", 1)]);
+    peer.send_full(3, &one).await;
+    peer.acknowledged(3, &one).await;
+    assert!(!scene.path("kept/state").exists());
+    std::fs::remove_dir_all(&next).unwrap();
+    let kept = async {
+        while !scene.path("kept/state").exists() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    within(kept).await;
+    agent.stop().await;
+    drop(peer);
+    server.stop().await;
+    let agent = scene.agent().await;
+    assert_eq!(agent.status().revision(), 3);
     agent.stop().await;
 }
 

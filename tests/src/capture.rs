@@ -15,7 +15,18 @@ pub struct Capture {
 const BAD: &str = "_ws.malformed || ip.checksum.status == 0 || tcp.checksum.status == 0 || udp.checksum.status == 0 \
                    || icmp.checksum.status == 0 || icmpv6.checksum.status == 0";
 /// What is told of such a packet.
-const FAULT: [&str; 3] = ["frame.number", "_ws.col.Protocol", "_ws.col.Info"];
+const FAULT: [&str; 10] = [
+    "frame.number",
+    "frame.len",
+    "_ws.col.Protocol",
+    "_ws.col.Info",
+    "_ws.malformed",
+    "ip.checksum.status",
+    "tcp.checksum.status",
+    "tcp.checksum",
+    "tcp.seq_raw",
+    "tcp.srcport",
+];
 
 impl Capture {
     /// Starts to record `interface` of the namespace; returns when the recorder listens. `filter` is tcpdump's, and may be empty.

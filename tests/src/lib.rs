@@ -2,12 +2,14 @@
 //!
 //! A [`Lab`] makes namespaces, links and workloads, and removes them when it is dropped, after a panic too; everything happens
 //! inside namespaces that it made itself. [`RawSocket`] sends and receives frames in one of them, [`Capture`] records and decodes,
-//! [`Daemon`] is a program that runs there, [`guest::Guest`] a virtual machine, [`wait_until`] waits for a condition with a deadline. Needs root.
+//! [`Daemon`] is a program that runs there ([`HaltedThread`] stops one of its threads, [`SmallDisk`] gives it a disk that can be full), [`guest::Guest`] a virtual machine, [`wait_until`] waits for a condition with a deadline. Needs root.
 
 mod capture;
 mod daemon;
+mod disk;
 mod error;
 pub mod guest;
+mod halted;
 mod lab;
 pub mod load;
 mod namespace;
@@ -21,8 +23,10 @@ mod wait;
 
 pub use capture::Capture;
 pub use daemon::Daemon;
+pub use disk::SmallDisk;
 pub use error::LabError;
 pub use guest::Guest;
+pub use halted::HaltedThread;
 pub use lab::{Lab, LinkOptions, Workload, WorkloadOptions};
 pub use namespace::Namespace;
 pub use raw_socket::{RawSocket, is_readable};

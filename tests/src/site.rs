@@ -21,6 +21,10 @@ use crate::{Daemon, Lab, LabError, LinkOptions, Namespace, Workload, WorkloadOpt
 
 /// The interface that leads from a host to the others.
 pub const UPLINK: &str = "u0";
+/// The store's file, in its directory.
+pub const DATABASE: &str = "intent.redb";
+/// Where the controller listens when it is reached over a network.
+const CONTROLLER_PORT: u16 = 7470;
 
 /// How a site is made.
 #[derive(Debug, Clone)]
@@ -39,6 +43,8 @@ pub struct SiteOptions {
     pub guest_nic: NicFeatures,
     /// What those of some ports offer instead.
     pub guest_nics: BTreeMap<String, NicFeatures>,
+    /// Whether the controller is reached over a network, a link from each host (`m0`) to its namespace (`m-HOST`); else by its socket.
+    pub remote_controller: bool,
     /// Whether virtual machines are given their addresses, routes and MTU by the site; else their cards are left down.
     pub configure_guests: bool,
 }
@@ -53,6 +59,7 @@ impl Default for SiteOptions {
             workload_mtu: 1430,
             guest_nic: NicFeatures::default(),
             guest_nics: BTreeMap::new(),
+            remote_controller: false,
             configure_guests: true,
         }
     }
@@ -93,7 +100,10 @@ pub struct Site {
     /// What was applied last.
     pub objects: Objects,
     directory: PathBuf,
-    controller_namespace: Namespace,
+    /// Where the controller runs.
+    pub controller_namespace: Namespace,
+    /// Whether it listens on the network.
+    remote_controller: bool,
     // Last, so that daemons are stopped before their namespaces go.
     lab: Lab,
 }
@@ -158,8 +168,11 @@ impl Site {
             objects: objects.clone(),
             directory,
             controller_namespace,
+            remote_controller: options.remote_controller,
             lab,
         };
+        let store = site.store();
+        std::fs::create_dir_all(&store).map_err(LabError::io(store.display().to_string()))?;
         for port in &mut site.objects.ports {
             place(port, &site.directory, options);
         }
@@ -194,8 +207,13 @@ impl Site {
             let socket = self.directory.join(format!("{}.sock", host.id));
             let config = self.directory.join(format!("{}.toml", host.id));
             let cores = options.cores.get(place).cloned().unwrap_or_default();
+            let controller = if options.remote_controller {
+                self.link_to_controller(place, &host.id, &namespace)?
+            } else {
+                format!("unix:{}/controller.sock", self.directory.display())
+            };
             let text = format!(
-                "host = '{id}'\ncontroller = 'unix:{directory}/controller.sock'\nstate_directory = '{directory}/{id}'\nsocket = '{socket}'\nuplinks = [{{ interface = '{UPLINK}' }}]\nworkers.cores = {cores:?}\n{more}\n",
+                "host = '{id}'\ncontroller = '{controller}'\nstate_directory = '{directory}/{id}'\nsocket = '{socket}'\nuplinks = [{{ interface = '{UPLINK}' }}]\nworkers.cores = {cores:?}\n{more}\n",
                 id = host.id,
                 directory = self.directory.display(),
                 socket = socket.display(),
@@ -238,6 +256,23 @@ impl Site {
             }
         }
         Ok(())
+    }
+
+    /// A link from a host to the controller's namespace; answers where the controller is for it.
+    fn link_to_controller(
+        &self,
+        place: usize,
+        id: &str,
+        host: &Namespace,
+    ) -> Result<String, LabError> {
+        let near = (&self.controller_namespace, format!("m-{id}"));
+        let options = LinkOptions::default();
+        self.lab.link((near.0, &near.1), (host, "m0"), options)?;
+        let (here, there) = (4 * place + 1, 4 * place + 2);
+        near.0
+            .ip(&format!("address add 198.51.100.{here}/30 dev {}", near.1))?;
+        host.ip(&format!("address add 198.51.100.{there}/30 dev m0"))?;
+        Ok(format!("http://198.51.100.{here}:{CONTROLLER_PORT}"))
     }
 
     fn make_workload(&mut self, port: &Port, options: &SiteOptions) -> Result<(), LabError> {
@@ -454,11 +489,17 @@ impl Site {
     /// Starts the controller, with what it has stored before.
     pub fn start_controller(&mut self) -> Result<(), LabError> {
         let config = self.directory.join("controller.toml");
-        let directory = self.directory.display();
+        let listen = if self.remote_controller {
+            format!("0.0.0.0:{CONTROLLER_PORT}")
+        } else {
+            format!("unix:{}/controller.sock", self.directory.display())
+        };
+        let store = self.store().join(DATABASE);
         write(
             &config,
             &format!(
-                "listen = 'unix:{directory}/controller.sock'\nstore = {{ kind = 'embedded', path = '{directory}/intent.redb' }}\n"
+                "listen = '{listen}'\nstore = {{ kind = 'embedded', path = '{}' }}\n",
+                store.display()
             ),
         )?;
         let daemon = self.controller_namespace.spawn(
@@ -508,12 +549,19 @@ impl Site {
 
     /// Runs weftctl against the controller.
     pub fn ctl(&self, arguments: &[&str]) -> Result<String, LabError> {
-        let controller = format!("unix:{}/controller.sock", self.directory.display());
-        output(
-            Command::new(program("weftctl")?)
-                .args(["--controller", &controller])
-                .args(arguments),
-        )
+        let weftctl = program("weftctl")?;
+        let (mut command, controller) = if self.remote_controller {
+            (
+                self.controller_namespace.command(weftctl),
+                format!("http://127.0.0.1:{CONTROLLER_PORT}"),
+            )
+        } else {
+            (
+                Command::new(weftctl),
+                format!("unix:{}/controller.sock", self.directory.display()),
+            )
+        };
+        output(command.args(["--controller", &controller]).args(arguments))
     }
 
     /// Runs weftctl against the daemon of a host.
@@ -715,6 +763,11 @@ impl Site {
     /// Where the site keeps its files.
     pub fn directory(&self) -> &Path {
         &self.directory
+    }
+
+    /// The directory of the controller's store, which has nothing else in it.
+    pub fn store(&self) -> PathBuf {
+        self.directory.join("store")
     }
 
     /// Leaves everything running when the site is dropped.

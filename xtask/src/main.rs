@@ -91,9 +91,9 @@ enum Only {
     Coverage,
     /// Licences, sources, duplicates and advisories of dependencies; which are unused; the minimum Rust version
     Hygiene,
-    /// Every process killed under traffic, again and again; the last line is JSON
+    /// Every process killed under traffic, again and again, networks cut, disks filled, threads halted; the last line is JSON
     Faults {
-        /// How often each is killed
+        /// How often each is killed; all else breaks a tenth as often
         #[arg(long, default_value_t = 100)]
         rounds: u64,
     },
@@ -132,14 +132,10 @@ fn main() -> ExitCode {
         } => setup::setup().and_then(|()| hygiene::check()),
         Command::Test {
             only: Some(Only::Faults { rounds }),
-        } => trials::trial("faults", ("WEFT_FAULT_ROUNDS", rounds), "WEFT_FAULT_REPORT"),
+        } => trials::faults(rounds),
         Command::Test {
             only: Some(Only::Overload { seconds }),
-        } => trials::trial(
-            "overload",
-            ("WEFT_OVERLOAD_SECONDS", seconds),
-            "WEFT_OVERLOAD_REPORT",
-        ),
+        } => trials::overload(seconds),
         Command::Demo { args } => binaries::lab("demo", &args),
         Command::Bench { args } => binaries::bench(&args),
         Command::Lab { args } => binaries::lab("lab", &args),

@@ -1,19 +1,13 @@
 //! `cargo xtask test faults` and `overload`: end-to-end tests that go on for as long as one likes, and leave figures.
 
-use std::fs;
+use std::{fs, path::Path};
 
 use anyhow::{Context, Result};
 
 use crate::{binaries, run, setup};
 
-/// Runs one test of the end-to-end suite with a setting, and prints the figures that it leaves as one line of JSON.
-pub(crate) fn trial(test: &str, setting: (&str, u64), report: &str) -> Result<()> {
-    setup::setup()?;
-    binaries::build(&[])?;
-    let file = run::target().join(format!("{test}.json"));
-    if file.exists() {
-        fs::remove_file(&file).with_context(|| format!("cannot remove {}", file.display()))?;
-    }
+/// Runs a file of the end-to-end suite with a setting; it leaves figures where the variable `report` says.
+fn run(test: &str, setting: (&str, u64), report: (&str, &Path)) -> Result<()> {
     run::step(
         test,
         run::cargo()
@@ -24,11 +18,72 @@ pub(crate) fn trial(test: &str, setting: (&str, u64), report: &str) -> Result<()
                 "weft-tests",
                 "--test",
                 test,
+                "--",
+                "--test-threads=1",
             ])
             .env(setting.0, setting.1.to_string())
-            .env(report, &file),
-    )?;
-    let line = fs::read_to_string(&file).with_context(|| format!("{test} left no figures"))?;
-    println!("{}", line.trim());
+            .env(report.0, report.1),
+    )
+}
+
+/// A JSON object's members, as they stand in a file.
+fn members(file: &Path) -> Result<String> {
+    let text = fs::read_to_string(file)
+        .with_context(|| format!("there are no figures in {}", file.display()))?;
+    let members = text
+        .trim()
+        .strip_prefix('{')
+        .and_then(|text| text.strip_suffix('}'));
+    members
+        .map(str::to_owned)
+        .with_context(|| format!("{} is no JSON object", file.display()))
+}
+
+fn remove(path: &Path) -> Result<()> {
+    let removed = if path.is_dir() {
+        fs::remove_dir_all(path)
+    } else if path.exists() {
+        fs::remove_file(path)
+    } else {
+        Ok(())
+    };
+    removed.with_context(|| format!("cannot remove {}", path.display()))
+}
+
+/// Every process killed, and everything around them broken, so often. Prints the figures as one line of JSON.
+pub(crate) fn faults(rounds: u64) -> Result<()> {
+    setup::setup()?;
+    binaries::build(&[])?;
+    let setting = ("WEFT_FAULT_ROUNDS", rounds);
+    let (kills, outages) = (
+        run::target().join("faults.json"),
+        run::target().join("outages"),
+    );
+    remove(&kills)?;
+    remove(&outages)?;
+    run("faults", setting, ("WEFT_FAULT_REPORT", &kills))?;
+    run("outages", setting, ("WEFT_OUTAGE_REPORT", &outages))?;
+    let mut all = vec![members(&kills)?];
+    let mut files: Vec<_> = fs::read_dir(&outages)
+        .with_context(|| format!("there are no figures in {}", outages.display()))?
+        .map(|entry| entry.map(|entry| entry.path()))
+        .collect::<Result<_, _>>()?;
+    files.sort();
+    for file in files {
+        all.push(members(&file)?);
+    }
+    println!("{{{}}}", all.join(","));
+    Ok(())
+}
+
+/// One tenant floods for so many seconds a flood. Prints the figures as one line of JSON.
+pub(crate) fn overload(seconds: u64) -> Result<()> {
+    setup::setup()?;
+    binaries::build(&[])?;
+    let file = run::target().join("overload.json");
+    remove(&file)?;
+    let setting = ("WEFT_OVERLOAD_SECONDS", seconds);
+    run("overload", setting, ("WEFT_OVERLOAD_REPORT", &file))?;
+    println!("{{{}}}", members(&file)?);
     Ok(())
 }

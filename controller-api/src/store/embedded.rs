@@ -1,8 +1,12 @@
 //! The embedded store: one database file, one row per object, one transaction per change.
 
-use std::path::Path;
+use std::panic::AssertUnwindSafe;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
+use redb::{
+    Database, DatabaseError, ReadableDatabase, ReadableTable, StorageError, TableDefinition,
+};
 use weft_proto::state::{Key, Kind, Object, State};
 
 use super::{Change, Store, StoreError};
@@ -17,7 +21,9 @@ const FORMAT_VERSION: u64 = 1;
 /// A database file.
 #[derive(Debug)]
 pub struct Embedded {
-    database: Database,
+    path: PathBuf,
+    /// None after a fault of the disk, until the file can be opened again.
+    database: Mutex<Option<Database>>,
 }
 
 impl<E: Into<redb::Error>> From<E> for StoreError {
@@ -27,38 +33,89 @@ impl<E: Into<redb::Error>> From<E> for StoreError {
 }
 
 impl Embedded {
-    /// Opens or makes the database file.
+    /// Opens or makes the database file. One that was not closed is repaired: it then holds what was committed last.
     ///
     /// # Errors
-    /// The file is in use, is no database, or has another format.
+    /// The file is in use, is no database, is damaged, or has another format.
     pub fn open(path: &Path) -> Result<Self, StoreError> {
-        let database = Database::create(path).map_err(|reason| StoreError::Open {
+        Ok(Self {
+            path: path.to_owned(),
+            database: Mutex::new(Some(open(path)?)),
+        })
+    }
+
+    fn database(&self) -> MutexGuard<'_, Option<Database>> {
+        // What it guards is replaced whole.
+        self.database.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Opens or makes a database file of our format.
+fn open(path: &Path) -> Result<Database, StoreError> {
+    let damaged = || StoreError::Damaged(path.to_owned());
+    // The library takes some damage for a fault of the program.
+    let opened = std::panic::catch_unwind(|| Database::create(path)).map_err(|_| damaged())?;
+    let mut database = opened.map_err(|reason| match reason {
+        DatabaseError::Storage(StorageError::Corrupted(_)) => damaged(),
+        reason => StoreError::Open {
             path: path.to_owned(),
             reason: Box::new(reason),
-        })?;
-        let transaction = database.begin_write()?;
-        transaction.open_table(OBJECTS)?;
-        {
-            let mut numbers = transaction.open_table(NUMBERS)?;
-            let format = numbers.get(FORMAT)?.map(|value| value.value());
-            match format {
-                None => drop(numbers.insert(FORMAT, FORMAT_VERSION)?),
-                Some(FORMAT_VERSION) => {}
-                Some(other) => return Err(StoreError::Format(other, FORMAT_VERSION)),
-            }
+        },
+    })?;
+    // Every page has a checksum, which nobody else would compare.
+    let checking = AssertUnwindSafe(|| database.check_integrity());
+    match std::panic::catch_unwind(checking) {
+        Ok(Ok(true)) => {}
+        Ok(Ok(false) | Err(DatabaseError::Storage(StorageError::Corrupted(_)))) | Err(_) => {
+            return Err(damaged());
         }
-        transaction.commit()?;
-        Ok(Self { database })
+        Ok(Err(error)) => return Err(error.into()),
     }
+    let transaction = database.begin_write()?;
+    transaction.open_table(OBJECTS)?;
+    {
+        let mut numbers = transaction.open_table(NUMBERS)?;
+        let format = numbers.get(FORMAT)?.map(|value| value.value());
+        match format {
+            None => drop(numbers.insert(FORMAT, FORMAT_VERSION)?),
+            Some(FORMAT_VERSION) => {}
+            Some(other) => return Err(StoreError::Format(other, FORMAT_VERSION)),
+        }
+    }
+    transaction.commit()?;
+    Ok(database)
+}
+
+fn revision(database: &Database) -> Result<u64, StoreError> {
+    let numbers = database.begin_read()?.open_table(NUMBERS)?;
+    Ok(numbers.get(REVISION)?.map_or(0, |value| value.value()))
+}
+
+fn write(database: &Database, change: &Change) -> Result<(), StoreError> {
+    // The default durability: the commit returns after the file is synchronised.
+    let transaction = database.begin_write()?;
+    {
+        let mut objects = transaction.open_table(OBJECTS)?;
+        for key in &change.deletes {
+            objects.remove(name(key).as_str())?;
+        }
+        for object in &change.upserts {
+            objects.insert(name(&object.key()).as_str(), object.encode().as_slice())?;
+        }
+        let mut numbers = transaction.open_table(NUMBERS)?;
+        numbers.insert(REVISION, change.revision)?;
+    }
+    transaction.commit()?;
+    Ok(())
 }
 
 impl Store for Embedded {
     fn load(&self) -> Result<(u64, State), StoreError> {
-        let transaction = self.database.begin_read()?;
-        let numbers = transaction.open_table(NUMBERS)?;
-        let revision = numbers.get(REVISION)?.map_or(0, |value| value.value());
+        let slot = self.database();
+        let database = slot.as_ref().ok_or(StoreError::Closed)?;
+        let revision = revision(database)?;
         let mut state = State::default();
-        for row in transaction.open_table(OBJECTS)?.iter()? {
+        for row in database.begin_read()?.open_table(OBJECTS)?.iter()? {
             let (name, bytes) = row?;
             state.insert(read_object(name.value(), bytes.value())?);
         }
@@ -66,21 +123,27 @@ impl Store for Embedded {
     }
 
     fn commit(&self, change: &Change) -> Result<(), StoreError> {
-        // The default durability: the commit returns after the file is synchronised.
-        let transaction = self.database.begin_write()?;
-        {
-            let mut objects = transaction.open_table(OBJECTS)?;
-            for key in &change.deletes {
-                objects.remove(name(key).as_str())?;
-            }
-            for object in &change.upserts {
-                objects.insert(name(&object.key()).as_str(), object.encode().as_slice())?;
-            }
-            let mut numbers = transaction.open_table(NUMBERS)?;
-            numbers.insert(REVISION, change.revision)?;
+        let mut slot = self.database();
+        let database = match slot.take() {
+            Some(database) => database,
+            None => open(&self.path)?,
+        };
+        let present = revision(&database)?;
+        if present + 1 != change.revision {
+            *slot = Some(database);
+            return Err(StoreError::Overtaken(present));
         }
-        transaction.commit()?;
-        Ok(())
+        let Err(error) = write(&database, change) else {
+            *slot = Some(database);
+            return Ok(());
+        };
+        // After a fault of the disk the database takes nothing any more until it is opened again, and only then says what it holds.
+        drop(database);
+        let database = slot.insert(open(&self.path)?);
+        match revision(database)? {
+            present if present == change.revision => Ok(()),
+            _ => Err(error),
+        }
     }
 }
 
@@ -131,5 +194,86 @@ mod tests {
         let (revision, state) = Embedded::open(&path).unwrap().load().unwrap();
         assert_eq!(revision, 2);
         assert_eq!(state.iter().collect::<Vec<_>>(), [&vpc("c", 3)]);
+    }
+
+    /// A file as a killed program leaves it, with so many changes: copied while it is open.
+    fn left(directory: &Path, changes: u64) -> Vec<u8> {
+        let path = directory.join("left.redb");
+        let store = Embedded::open(&path).unwrap();
+        for revision in 1..=changes {
+            let change = Change {
+                revision,
+                upserts: (0..20)
+                    .map(|n| vpc(&format!("v{n}"), revision as u32))
+                    .collect(),
+                deletes: vec![],
+            };
+            store.commit(&change).unwrap();
+        }
+        let bytes = std::fs::read(&path).unwrap();
+        drop(store);
+        std::fs::remove_file(&path).unwrap();
+        bytes
+    }
+
+    /// What a store of these bytes holds: a revision with the state that belongs to it, or a refusal by name.
+    fn reading(path: &Path, bytes: &[u8]) -> Option<u64> {
+        std::fs::write(path, bytes).unwrap();
+        match Embedded::open(path).and_then(|store| store.load()) {
+            Ok((0, state)) => {
+                assert_eq!(state, State::default());
+                Some(0)
+            }
+            Ok((revision, state)) => {
+                assert_eq!(state.iter().count(), 20);
+                for object in state.iter() {
+                    assert_eq!(object, &vpc(object.id(), revision as u32));
+                }
+                Some(revision)
+            }
+            Err(error) => {
+                let said = error.to_string();
+                assert!(!said.is_empty() && !said.contains('\n'), "{said}");
+                None
+            }
+        }
+    }
+
+    #[test]
+    fn a_file_that_was_not_closed_holds_what_was_committed_last() {
+        let directory = tempfile::tempdir().unwrap();
+        let bytes = left(directory.path(), 7);
+        assert_eq!(
+            reading(&directory.path().join("copy.redb"), &bytes),
+            Some(7)
+        );
+    }
+
+    /// Other bytes anywhere: the last state, or a refusal. Never another state, and never a panic.
+    #[test]
+    fn a_damaged_file_is_refused_or_whole() {
+        let directory = tempfile::tempdir().unwrap();
+        let good = left(directory.path(), 7);
+        let path = directory.path().join("copy.redb");
+        let mut refused = 0;
+        for place in (0..good.len()).step_by(good.len() / 60) {
+            let mut torn = good.clone();
+            torn[place..].fill(0);
+            let mut garbled = good.clone();
+            let end = (place + 512).min(good.len());
+            garbled[place..end]
+                .iter_mut()
+                .for_each(|byte| *byte ^= 0xa5);
+            for bytes in [&good[..place], &torn, &garbled] {
+                let read = reading(&path, bytes);
+                refused += u32::from(read.is_none());
+                // An empty file is a new one.
+                assert!(
+                    matches!(read, None | Some(6 | 7)) || bytes.is_empty(),
+                    "{read:?} at {place}"
+                );
+            }
+        }
+        assert!(refused > 60, "{refused}");
     }
 }

@@ -47,6 +47,14 @@ pub enum StoreError {
     },
     #[error("the database failed: {0}")]
     Database(Box<redb::Error>),
+    #[error("{0} is damaged: restore it from a copy, or move it away and apply the intent again")]
+    Damaged(PathBuf),
+    #[error("the database could not be opened again after a fault of its disk")]
+    Closed,
+    #[error(
+        "the database is at revision {0} by now: another program writes it, or a change was stored after all; restart the controller"
+    )]
+    Overtaken(u64),
     #[error("the database holds format {0}, and this program reads format {1}")]
     Format(u64, u64),
     #[error("the database holds '{0}', which is not understood")]

@@ -1,27 +1,39 @@
 //! The last acknowledged state on disk: replaced whole, or not at all.
 //!
 //! The file: a mark of 8 bytes, the SHA-256 of what follows, the length of the host's id (4 bytes, big-endian), the id, and a
-//! `FullState` message. It is written beside, synchronised, renamed over the old one, and the directory synchronised.
+//! `FullState` message. It is written beside, synchronised, renamed over the old one, and the directory synchronised. What could not
+//! be written (a full disk) stays owed, and is tried again until it is on disk, with a controller or without.
 
 use std::fs::File;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use prost::Message;
 use sha2::{Digest, Sha256};
+use tokio::sync::watch;
 use weft_proto::state::State;
 use weft_proto::v1::FullState;
 
 use super::InForce;
+use super::force::Force;
+
+/// How long to wait before what could not be kept is tried again.
+const RETRY: Duration = Duration::from_secs(2);
 
 const MARK: &[u8; 8] = b"weftst1\n";
 const NAME: &str = "state";
 const NEXT: &str = "state.next";
 
-/// A directory in which one state is kept.
+/// A directory in which one state is kept. Clones are of the same directory.
 #[derive(Debug, Clone)]
 pub(super) struct Keeper {
     directory: PathBuf,
+    /// One writes at a time.
+    writing: Arc<Mutex<()>>,
+    /// Whether what is in force is not on disk.
+    owing: Arc<watch::Sender<bool>>,
 }
 
 /// Why a kept state is not used.
@@ -44,6 +56,8 @@ impl Keeper {
         std::fs::create_dir_all(directory)?;
         Ok(Self {
             directory: directory.to_owned(),
+            writing: Arc::default(),
+            owing: Arc::new(watch::Sender::new(false)),
         })
     }
 
@@ -51,8 +65,50 @@ impl Keeper {
         self.directory.join(NAME)
     }
 
-    /// Keeps a state; it survives a crash once this returns.
-    pub(super) fn keep(&self, host: &str, known: &InForce) -> io::Result<()> {
+    /// Keeps what is in force, if anything is; it survives a crash once this returns. A failure is reported, and made up for by
+    /// [`Self::pay_debts`]: what is in force is so all the same.
+    pub(super) fn keep_newest(&self, force: &Force) {
+        // Held while what is in force is asked, so that nothing older is written over what is newer.
+        let _writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(known) = force.status().in_force else {
+            return;
+        };
+        let (path, revision) = (self.path(), known.revision);
+        let kept = self.keep(&force.host, &known);
+        let owed = self.owing.send_replace(kept.is_err());
+        match kept {
+            Err(error) if !owed => {
+                tracing::error!(%error, path = %path.display(), revision, "the state could not be kept; it is tried again");
+            }
+            Ok(()) if owed => {
+                tracing::info!(path = %path.display(), revision, "the state is kept again");
+            }
+            _ => {}
+        }
+    }
+
+    /// Tries what could not be kept again and again. Never ends.
+    pub(super) async fn pay_debts(self, force: Arc<Force>) {
+        let mut owing = self.owing.subscribe();
+        while owing.wait_for(|owing| *owing).await.is_ok() {
+            tokio::time::sleep(RETRY).await;
+            let (keeper, force) = (self.clone(), Arc::clone(&force));
+            // It reports what goes wrong by itself.
+            let _ = tokio::task::spawn_blocking(move || keeper.keep_newest(&force)).await;
+        }
+    }
+
+    fn keep(&self, host: &str, known: &InForce) -> io::Result<()> {
+        let next = self.directory.join(NEXT);
+        let result = self.replace(&next, host, known);
+        if result.is_err() {
+            // Half a file is of no use, and takes room.
+            let _ = std::fs::remove_file(&next);
+        }
+        result
+    }
+
+    fn replace(&self, next: &Path, host: &str, known: &InForce) -> io::Result<()> {
         let full = FullState {
             revision: known.revision,
             digest: known.digest.to_vec(),
@@ -63,13 +119,12 @@ impl Keeper {
         payload.extend_from_slice(host.as_bytes());
         full.encode(&mut payload).map_err(io::Error::other)?;
 
-        let next = self.directory.join(NEXT);
-        let mut file = File::create(&next)?;
+        let mut file = File::create(next)?;
         file.write_all(MARK)?;
         file.write_all(&Sha256::digest(&payload))?;
         file.write_all(&payload)?;
         file.sync_all()?;
-        std::fs::rename(&next, self.path())?;
+        std::fs::rename(next, self.path())?;
         File::open(&self.directory)?.sync_all()
     }
 

@@ -43,7 +43,15 @@ pub(super) struct Runner {
 }
 
 impl Runner {
-    pub(super) async fn run(mut self, mut stopping: watch::Receiver<bool>) {
+    pub(super) async fn run(self, mut stopping: watch::Receiver<bool>) {
+        let debts = self.keeper.clone().pay_debts(Arc::clone(&self.force));
+        tokio::select! {
+            () = self.follow(&mut stopping) => {}
+            () = debts => {}
+        }
+    }
+
+    async fn follow(mut self, stopping: &mut watch::Receiver<bool>) {
         let mut start = Start::WithWhatIsInForce;
         let mut delay = FIRST_DELAY;
         let mut said = String::new();
@@ -56,6 +64,7 @@ impl Runner {
                 tls: self.tls.as_ref(),
                 capabilities: &self.capabilities,
                 events: &mut self.events,
+                taken: false,
             };
             let end = tokio::select! {
                 end = attachment.run(start) => end,

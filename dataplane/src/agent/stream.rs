@@ -67,6 +67,8 @@ pub(super) struct Attachment<'a> {
     pub(super) tls: Option<&'a TlsFiles>,
     pub(super) capabilities: &'a [String],
     pub(super) events: &'a mut mpsc::Receiver<Event>,
+    /// Whether a state of this attachment came into force.
+    pub(super) taken: bool,
 }
 
 impl Attachment<'_> {
@@ -149,17 +151,19 @@ impl Attachment<'_> {
     }
 
     /// Brings into effect what a message leads to; the answer to it.
-    async fn take(&self, message: ToHost, session: u64) -> Result<from_host::Message, Reason> {
+    async fn take(&mut self, message: ToHost, session: u64) -> Result<from_host::Message, Reason> {
         let received = Instant::now();
         let (revision, violations) = match self.understand(message)? {
             Received::Refused(revision, violations) => {
+                tracing::warn!(revision, ?violations, "refused");
                 self.force.note_refusal(violations.clone());
                 (revision, violations)
             }
             Received::Next(next) => match self.force.bring(next.clone()).await {
                 Ok(()) => {
                     let effect = received.elapsed();
-                    self.keep(next.clone()).await;
+                    self.taken = true;
+                    self.keep().await;
                     return Ok(from_host::Message::Ack(Ack {
                         session,
                         revision: next.revision,
@@ -180,6 +184,9 @@ impl Attachment<'_> {
     fn understand(&self, message: ToHost) -> Result<Received, Reason> {
         match message.message {
             Some(to_host::Message::Full(full)) => {
+                if let Err(violations) = self.in_order(full.revision) {
+                    return Ok(Received::Refused(full.revision, violations));
+                }
                 let state = match State::from_objects(full.state.unwrap_or_default()) {
                     Ok(state) => state,
                     Err(error) => {
@@ -200,6 +207,9 @@ impl Attachment<'_> {
                 if known.revision != delta.from_revision {
                     return Err(Reason::Delta);
                 }
+                if let Err(violations) = self.in_order(delta.revision) {
+                    return Ok(Received::Refused(delta.revision, violations));
+                }
                 let upserts = delta.upserts.unwrap_or_default();
                 let state = known
                     .state
@@ -217,15 +227,32 @@ impl Attachment<'_> {
         }
     }
 
-    /// Keeps a state for a start without the controller. A failure is reported: the state is in effect all the same.
-    async fn keep(&self, known: InForce) {
-        let keeper = self.keeper.clone();
-        let host = self.force.host.clone();
-        let kept = tokio::task::spawn_blocking(move || keeper.keep(&host, &known))
-            .await
-            .unwrap_or_else(|error| Err(std::io::Error::other(error)));
-        if let Err(error) = kept {
-            tracing::error!(%error, path = %self.keeper.path().display(), "the state could not be kept");
+    /// Whether a state of this revision may come now: within an attachment revisions grow, so that nothing is played twice. A controller that
+    /// begins with a lower one than is in force is obeyed, since it has the word on what is right, and said to be behind.
+    fn in_order(&self, revision: u64) -> Result<(), Vec<Violation>> {
+        let present = self.force.status().revision();
+        if revision > present {
+            return Ok(());
+        }
+        if self.taken {
+            let rule = format!("revision {revision} is not above {present}, which is in force");
+            return Err(vec![whole(rule)]);
+        }
+        if revision < present {
+            tracing::warn!(
+                revision,
+                present,
+                "the controller is behind what is in force here: it was restored from a copy, or lost changes"
+            );
+        }
+        Ok(())
+    }
+
+    /// Keeps what is in force for a start without the controller.
+    async fn keep(&self) {
+        let (keeper, force) = (self.keeper.clone(), Arc::clone(self.force));
+        if let Err(error) = tokio::task::spawn_blocking(move || keeper.keep_newest(&force)).await {
+            tracing::error!(%error, "keeping the state failed");
         }
     }
 }

@@ -5,8 +5,10 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use anyhow::Context;
 use clap::{Parser, Subcommand};
 use weft_dataplane::daemon::{self, Config};
+use weft_proto::privileges::{DATAPLANE, keep_only};
 
 /// Switches and routes the packets of this host's virtual machines into the overlay.
 #[derive(Debug, Parser)]
@@ -55,9 +57,12 @@ fn serve(path: &std::path::Path) -> anyhow::Result<()> {
         .with_ansi(false)
         .init();
     let config = Config::read(path)?;
+    let memory = daemon::packet_memory(&config)?;
+    // Before there is a second thread.
+    keep_only(DATAPLANE).context("cannot give up capabilities")?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
         .build()?;
-    runtime.block_on(daemon::run(path, config))
+    runtime.block_on(daemon::run(path, config, memory))
 }

@@ -155,6 +155,8 @@ pub struct WorkerSection {
     /// Let the kernel receive from virtual devices in a thread for each: faster by a third, but what comes while the thread waits for a core is
     /// lost beyond 256 packets. A device is as before in the end.
     pub threaded_napi: bool,
+    /// Report a worker that has not gone round for so long (milliseconds, at least 100); 0: nobody looks.
+    pub watchdog_milliseconds: u32,
 }
 
 impl Default for WorkerSection {
@@ -165,6 +167,7 @@ impl Default for WorkerSection {
             busy_poll_microseconds: 20,
             busy_poll_budget: 64,
             threaded_napi: false,
+            watchdog_milliseconds: 1000,
         }
     }
 }
@@ -188,7 +191,7 @@ pub struct MemorySection {
 impl Default for MemorySection {
     fn default() -> Self {
         Self {
-            frames: 16384,
+            frames: 32768,
             large_frames: 512,
             frame_size: 2048,
             huge_pages: true,
@@ -391,6 +394,12 @@ impl Config {
                 "lists at most 16 interfaces",
             ),
             (
+                "workers.watchdog_milliseconds",
+                self.workers.watchdog_milliseconds == 0
+                    || self.workers.watchdog_milliseconds >= 100,
+                "is 0 or at least 100",
+            ),
+            (
                 "memory.frame_size",
                 matches!(self.memory.frame_size, 2048 | 4096),
                 "is 2048 or 4096",
@@ -491,6 +500,12 @@ impl Config {
         }
     }
 
+    /// For how long a worker may stand still, if anybody is to look.
+    pub fn watchdog(&self) -> Option<Duration> {
+        let milliseconds = self.workers.watchdog_milliseconds;
+        (milliseconds > 0).then_some(Duration::from_millis(milliseconds.into()))
+    }
+
     /// Busy polling, if asked for.
     pub fn busy_poll(&self) -> Option<BusyPoll> {
         let WorkerSection {
@@ -522,7 +537,7 @@ mod tests {
     #[test]
     fn defaults_fill_what_is_left_out() {
         let config = read(GOOD).unwrap();
-        assert_eq!(config.memory.frames, 16384);
+        assert_eq!(config.memory.frames, 32768);
         assert_eq!(config.timeouts(), Timeouts::default());
     }
 

@@ -27,17 +27,24 @@ pub struct PortDevice {
     pub up: bool,
 }
 
-/// The device of an uplink, open.
+/// An uplink, whether its device is there or not.
 #[derive(Debug)]
-pub enum UplinkDevice {
-    /// An interface of the kernel.
-    Kernel(Box<Netdev>),
-    /// Something else, all of whose packets are ours, with its name.
-    Other(String, Box<dyn Device>),
+pub struct UplinkDevice {
+    spec: Uplink,
+    open: Option<OpenUplink>,
 }
 
-impl UplinkDevice {
-    fn open(opening: &Opening, uplink: &Uplink) -> Result<Self, PortError> {
+/// The device of an uplink, open.
+#[derive(Debug)]
+enum OpenUplink {
+    /// An interface of the kernel.
+    Kernel(Box<Netdev>),
+    /// Something else, all of whose packets are ours.
+    Other(Box<dyn Device>),
+}
+
+impl OpenUplink {
+    fn open(opening: &Opening, uplink: &Uplink, vteps: &[IpAddr]) -> Result<Self, PortError> {
         if let Some(way) = &uplink.vhost_user {
             let spec = v1::Device {
                 kind: "vhost-user".to_owned(),
@@ -45,35 +52,65 @@ impl UplinkDevice {
                 mode: way.mode.clone(),
                 queues: way.queues,
             };
-            let device = device::open(opening, &spec)?;
-            return Ok(Self::Other(way.socket.clone(), device));
+            return Ok(Self::Other(device::open(opening, &spec)?));
         }
-        let role = Role::Uplink { vteps: Vec::new() };
+        let vteps = vteps.to_vec();
+        let role = Role::Uplink { vteps };
         let device = Netdev::open(opening, &uplink.interface, &role, uplink.queues)?;
         Ok(Self::Kernel(Box::new(device)))
     }
 
-    /// The interface's name, or the socket's path.
-    pub fn name(&self) -> &str {
-        match self {
-            Self::Kernel(device) => device.name(),
-            Self::Other(name, _) => name,
-        }
-    }
-
-    /// The device itself.
-    pub fn device(&self) -> &dyn Device {
+    fn device(&self) -> &dyn Device {
         match self {
             Self::Kernel(device) => &**device,
-            Self::Other(_, device) => &**device,
+            Self::Other(device) => &**device,
         }
     }
 
     fn device_mut(&mut self) -> &mut dyn Device {
         match self {
             Self::Kernel(device) => &mut **device,
-            Self::Other(_, device) => &mut **device,
+            Self::Other(device) => &mut **device,
         }
+    }
+}
+
+impl UplinkDevice {
+    /// The interface's name, or the socket's path.
+    pub fn name(&self) -> &str {
+        self.spec.name()
+    }
+
+    /// How packets pass, or that they do not.
+    pub fn mode(&self) -> String {
+        let open = self.open.as_ref();
+        open.map_or_else(
+            || "missing".to_owned(),
+            |open| open.device().describe().mode,
+        )
+    }
+
+    /// Opens the device and has its queues read.
+    fn start(
+        &mut self,
+        number: u16,
+        opening: &Opening,
+        vteps: &[IpAddr],
+        workers: &Workers,
+    ) -> Result<(), PortError> {
+        let mut open = OpenUplink::open(opening, &self.spec, vteps)?;
+        for queue in open.device_mut().take_queues() {
+            workers.open(Source::Uplink(number), queue);
+        }
+        let what = open.device().describe();
+        tracing::info!(
+            uplink = self.name(),
+            mode = what.mode,
+            zero_copy = what.zero_copy,
+            "uplink open"
+        );
+        self.open = Some(open);
+        Ok(())
     }
 }
 
@@ -81,6 +118,8 @@ impl UplinkDevice {
 #[derive(Debug)]
 pub struct Devices {
     opening: Opening,
+    /// Our tunnel addresses, as the uplinks' programs know them.
+    vteps: Vec<IpAddr>,
     /// Uplinks, in the order of the configuration.
     pub uplinks: Vec<UplinkDevice>,
     /// Ports whose device is open, by index.
@@ -101,22 +140,17 @@ impl Devices {
             headroom: 0,
         };
         let mut uplinks = Vec::new();
-        for (number, uplink) in (0u16..).zip(&config.uplinks) {
-            let mut device = UplinkDevice::open(&opening, uplink)?;
-            for queue in device.device_mut().take_queues() {
-                workers.open(Source::Uplink(number), queue);
-            }
-            let what = device.device().describe();
-            tracing::info!(
-                uplink = uplink.name(),
-                mode = what.mode,
-                zero_copy = what.zero_copy,
-                "uplink open"
-            );
-            uplinks.push(device);
+        for (number, spec) in (0u16..).zip(&config.uplinks) {
+            let mut uplink = UplinkDevice {
+                spec: spec.clone(),
+                open: None,
+            };
+            uplink.start(number, &opening, &[], workers)?;
+            uplinks.push(uplink);
         }
         Ok(Self {
             opening,
+            vteps: Vec::new(),
             uplinks,
             ports: BTreeMap::new(),
         })
@@ -127,8 +161,9 @@ impl Devices {
     /// # Errors
     /// The kernel refuses.
     pub fn set_vteps(&mut self, vteps: &[IpAddr]) -> Result<(), PortError> {
+        self.vteps = vteps.to_vec();
         for uplink in &mut self.uplinks {
-            if let UplinkDevice::Kernel(device) = uplink {
+            if let Some(OpenUplink::Kernel(device)) = &mut uplink.open {
                 device.set_vteps(vteps)?;
             }
         }
@@ -136,6 +171,27 @@ impl Devices {
         let ipv6 = vteps.first().is_some_and(IpAddr::is_ipv6);
         self.opening.headroom = (encap::MAX_OUTER - if ipv6 { 0 } else { 20 }) as u16;
         Ok(())
+    }
+
+    /// Closes uplinks whose device has gone or is another by now, and opens those that are back.
+    pub fn settle_uplinks(&mut self, workers: &Workers) {
+        let opening = Opening {
+            headroom: 0,
+            ..self.opening.clone()
+        };
+        for (number, uplink) in (0u16..).zip(&mut self.uplinks) {
+            let is_stale = |open: &mut OpenUplink| open.device().is_stale();
+            if uplink.open.take_if(is_stale).is_some() {
+                tracing::error!(uplink = uplink.name(), "the uplink has gone");
+                workers.close(Source::Uplink(number));
+            }
+            if uplink.open.is_none()
+                && let Err(error) = uplink.start(number, &opening, &self.vteps, workers)
+            {
+                tracing::debug!(uplink = uplink.name(), %error, "the uplink stays closed");
+            }
+        }
+        workers.collect();
     }
 
     /// Opens ports that should be open and are not, closes those that should not be, or whose device has gone or is another by now.

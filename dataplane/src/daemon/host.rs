@@ -14,7 +14,7 @@ use crate::metadata::{DESK, Service};
 use crate::packet::Mac;
 use crate::packet::parse::{address_word, word_address};
 use crate::pipeline::Shared;
-use crate::port::{PortError, Umem, UmemOptions};
+use crate::port::{PortError, Umem};
 use crate::session::SessionTable;
 use crate::snapshot::compile::{Adjacency, Compiler, Context, Underlay};
 use crate::underlay::Adjacencies;
@@ -60,24 +60,11 @@ pub struct Inner {
 }
 
 impl Host {
-    /// Makes packet memory, workers and uplinks. No state is in force yet.
+    /// Makes workers and uplinks around the packet memory. No state is in force yet.
     ///
     /// # Errors
     /// What the system refuses, with the remedy.
-    pub fn new(config: &Config) -> Result<Self, PortError> {
-        let memory = UmemOptions {
-            frame_size: config.memory.frame_size,
-            frames: config.memory.frames,
-            large_frames: config.memory.large_frames,
-            ring_size: config.memory.ring_size,
-            huge_pages: config.memory.huge_pages,
-        };
-        let umem = Umem::new(memory)?;
-        tracing::info!(
-            frames = config.memory.frames,
-            huge_pages = umem.has_huge_pages(),
-            "packet memory"
-        );
+    pub fn new(config: &Config, umem: Arc<Umem>) -> Result<Self, PortError> {
         let shared = Shared {
             sessions: Arc::new(SessionTable::new(config.session_limits())),
             fragments: Arc::default(),
@@ -96,6 +83,7 @@ impl Host {
             shared: &shared,
             timeouts: config.timeouts(),
             spin: config.workers.spin,
+            watchdog: config.watchdog(),
             umem: &umem,
             metadata: &desk,
         };
@@ -172,7 +160,7 @@ impl Host {
         }
     }
 
-    /// Looks whether devices of ports have come or gone. Answers the ids of ports that came up and that went down.
+    /// Looks whether devices of uplinks and ports have come or gone. Answers the ids of ports that came up and that went down.
     pub fn settle_devices(&self) -> (Vec<String>, Vec<String>) {
         let mut inner = self.inner();
         let Inner {
@@ -181,6 +169,7 @@ impl Host {
             wanted,
             ..
         } = &mut *inner;
+        devices.settle_uplinks(workers);
         let snapshot = workers.common().snapshot.load();
         let (up, down) = devices.settle(wanted, snapshot.mtus(), workers);
         let names = |indexes: Vec<u16>| {
@@ -235,6 +224,11 @@ impl Host {
             tracing::warn!(
                 generation,
                 "a worker has not taken up the new generation within a second"
+            );
+        } else if !inner.workers.all_move() {
+            tracing::warn!(
+                generation,
+                "a stuck worker takes up the new generation when it goes on; the others have"
             );
         }
         if snapshot.ports.is_shared_with(&before.ports) {

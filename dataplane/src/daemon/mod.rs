@@ -7,4 +7,4 @@ pub mod node;
 mod run;
 
 pub use config::Config;
-pub use run::run;
+pub use run::{packet_memory, run};

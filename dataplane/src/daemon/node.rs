@@ -117,9 +117,12 @@ impl Node for NodeService {
             .map(|(index, (core, gauge, _))| v1::WorkerStatus {
                 index,
                 core: core.map(|core| core as u32),
-                packets: gauge.packets.load(std::sync::atomic::Ordering::Relaxed),
-                busy_nanoseconds: gauge.busy.load(std::sync::atomic::Ordering::Relaxed),
-                idle_nanoseconds: gauge.idle.load(std::sync::atomic::Ordering::Relaxed),
+                packets: gauge.packets.load(Ordering::Relaxed),
+                busy_nanoseconds: gauge.busy.load(Ordering::Relaxed),
+                idle_nanoseconds: gauge.idle.load(Ordering::Relaxed),
+                generation: gauge.generation.load(Ordering::Relaxed).into(),
+                stalls: gauge.stalls.load(Ordering::Relaxed),
+                stuck_milliseconds: gauge.stuck_milliseconds.load(Ordering::Relaxed),
             })
             .collect();
         let port = |(index, port): (u16, &crate::snapshot::Port)| {
@@ -153,7 +156,7 @@ impl Node for NodeService {
                 .devices
                 .uplinks
                 .iter()
-                .map(|uplink| format!("{} ({})", uplink.name(), uplink.device().describe().mode))
+                .map(|uplink| format!("{} ({})", uplink.name(), uplink.mode()))
                 .collect(),
         }))
     }

@@ -9,6 +9,7 @@ use anyhow::Context;
 use tokio::net::UnixListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_stream::wrappers::UnixListenerStream;
+use weft_proto::supervisor::Supervisor;
 use weft_proto::v1::node_server::NodeServer;
 use weft_proto::v1::{Event, ObjectKey};
 
@@ -16,21 +17,43 @@ use super::config::Config;
 use super::host::Host;
 use super::node::NodeService;
 use crate::agent::{self, AgentConfig, AgentHandle, Source};
+use crate::port::{PortError, Umem, UmemOptions};
 use crate::session::table::PREPARE_EVERY;
 use crate::underlay::Underlay;
 
 /// How often devices of ports are looked for.
 const SETTLE: Duration = Duration::from_millis(250);
 
-/// Runs the daemon until it is told to stop.
+/// Makes the packet memory, the one thing that takes more privileges than all that comes later: the kernel registers it with a first
+/// socket, in a network namespace of its own.
+///
+/// # Errors
+/// What the system refuses, with the remedy.
+pub fn packet_memory(config: &Config) -> Result<Arc<Umem>, PortError> {
+    let umem = Umem::new(UmemOptions {
+        frame_size: config.memory.frame_size,
+        frames: config.memory.frames,
+        large_frames: config.memory.large_frames,
+        ring_size: config.memory.ring_size,
+        huge_pages: config.memory.huge_pages,
+    })?;
+    tracing::info!(
+        frames = config.memory.frames,
+        huge_pages = umem.has_huge_pages(),
+        "packet memory"
+    );
+    Ok(umem)
+}
+
+/// Runs the daemon on its packet memory until it is told to stop.
 ///
 /// # Errors
 /// What keeps it from starting, with the remedy where there is one.
-pub async fn run(path: &Path, config: Config) -> anyhow::Result<()> {
+pub async fn run(path: &Path, config: Config, umem: Arc<Umem>) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut hangup = signal(SignalKind::hangup())?;
-    let host = Arc::new(Host::new(&config)?);
+    let host = Arc::new(Host::new(&config, umem)?);
     let underlay = Underlay::start()?;
     let source = match (&config.controller, &config.state_file) {
         (Some(address), _) => Source::Controller {
@@ -86,6 +109,8 @@ pub async fn run(path: &Path, config: Config) -> anyhow::Result<()> {
         .as_ref()
         .map(|service| tokio::spawn(Arc::clone(service).run()));
     tracing::info!(host = %config.host, socket = %config.socket.display(), "weftd is ready");
+    let mut supervisor = Supervisor::from_environment();
+    supervisor.ready();
 
     let mut adjacencies = underlay.adjacencies();
     let mut states = agent.watch();
@@ -113,13 +138,19 @@ pub async fn run(path: &Path, config: Config) -> anyhow::Result<()> {
             }
             _ = settle.tick() => {
                 let looking = Arc::clone(&host);
-                let (up, down) = tokio::task::spawn_blocking(move || looking.settle_devices()).await?;
+                let look = move || (looking.settle_devices(), looking.inner().workers.all_move());
+                let ((up, down), all_move) = tokio::task::spawn_blocking(look).await?;
                 report(&agent, "port_up", up);
                 report(&agent, "port_down", down);
+                // A worker that stays stuck is for the service manager to cure, by a restart.
+                if all_move {
+                    supervisor.well();
+                }
             }
         }
     }
     tracing::info!("stopping");
+    supervisor.stopping();
     server.abort();
     preparing.abort();
     if let Some(metadata) = metadata {

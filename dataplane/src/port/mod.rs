@@ -12,6 +12,7 @@ mod interface;
 mod large;
 mod netdev;
 mod pool;
+mod share;
 mod socket_options;
 mod tap;
 mod umem;

@@ -13,7 +13,7 @@
 use std::{
     io,
     num::NonZeroU32,
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, atomic::AtomicU32},
     thread,
 };
 
@@ -57,7 +57,7 @@ impl Default for UmemOptions {
     fn default() -> Self {
         Self {
             frame_size: 2048,
-            frames: 16 * 1024,
+            frames: 32 * 1024,
             large_frames: 512,
             ring_size: 2048,
             huge_pages: true,
@@ -77,6 +77,8 @@ pub struct Umem {
     ring_size: u32,
     huge_pages: bool,
     pub(super) pool: Pool,
+    /// Frames that queues may keep with the kernel.
+    pub(super) promised: AtomicU32,
     pub(super) large: Large,
     pub(super) ledger: Ledger,
 }
@@ -127,6 +129,7 @@ impl Umem {
             ring_size: options.ring_size,
             huge_pages,
             pool: Pool::full(options.frames),
+            promised: AtomicU32::new(0),
             large: Large::new(options.large_frames)?,
             ledger: Ledger::default(),
         }))

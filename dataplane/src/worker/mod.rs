@@ -8,6 +8,7 @@ mod bell;
 mod io;
 pub mod service;
 mod steer;
+mod watchdog;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
@@ -21,6 +22,7 @@ use crossbeam::queue::ArrayQueue;
 pub use bell::Bell;
 use io::{Inbound, WorkerIo};
 use service::{Desk, Outlet};
+use watchdog::Watchdog;
 
 use crate::packet::Packet;
 use crate::pipeline::counters::Counters;
@@ -35,6 +37,8 @@ const INBOX: usize = 1024;
 const PATIENCE: u32 = 20;
 /// How long it sleeps at most, so that sessions age.
 const SLEEP: Duration = Duration::from_millis(20);
+/// How long a worker may take to end.
+const LAST_ROUND: Duration = Duration::from_secs(2);
 /// Slots of the session table that a worker looks at each millisecond of work or wait.
 const SWEEP: usize = 64;
 
@@ -82,6 +86,24 @@ pub struct Gauge {
     pub busy: AtomicU64,
     /// Nanoseconds without work.
     pub idle: AtomicU64,
+    /// How often it stood still for longer than the watchdog bears.
+    pub stalls: AtomicU64,
+    /// For how long it has stood still; 0 while it goes round.
+    pub stuck_milliseconds: AtomicU64,
+}
+
+impl Gauge {
+    /// Nanoseconds accounted for: another number after every round.
+    fn rounds_time(&self) -> u64 {
+        self.busy
+            .load(Ordering::Relaxed)
+            .wrapping_add(self.idle.load(Ordering::Relaxed))
+    }
+
+    /// Whether the watchdog holds it to be stuck.
+    pub fn is_stuck(&self) -> bool {
+        self.stuck_milliseconds.load(Ordering::Relaxed) > 0
+    }
 }
 
 /// The agent's end of one worker.
@@ -102,6 +124,7 @@ pub struct Workers {
     common: Arc<Common>,
     inboxes: Vec<Inbound>,
     returned: Receiver<Box<dyn Queue>>,
+    watchdog: Option<Watchdog>,
 }
 
 /// What workers are made with.
@@ -117,6 +140,8 @@ pub struct Plan<'a> {
     pub timeouts: Timeouts,
     /// Whether to spin.
     pub spin: bool,
+    /// For how long a worker may stand still before that is reported; nobody looks without.
+    pub watchdog: Option<Duration>,
     /// Packet memory.
     pub umem: &'a Arc<Umem>,
     /// Where packets to the metadata service are left.
@@ -156,6 +181,8 @@ impl Workers {
                 packets: AtomicU64::new(0),
                 busy: AtomicU64::new(0),
                 idle: AtomicU64::new(0),
+                stalls: AtomicU64::new(0),
+                stuck_milliseconds: AtomicU64::new(0),
             });
             let counters = Arc::clone(pipeline.counters());
             let io = WorkerIo::new(
@@ -200,11 +227,22 @@ impl Workers {
                 thread: Some(thread),
             });
         }
+        let gauges = || {
+            handles
+                .iter()
+                .map(|handle| Arc::clone(&handle.gauge))
+                .collect()
+        };
+        let watchdog = match plan.watchdog {
+            Some(patience) => Some(Watchdog::start(gauges(), patience)?),
+            None => None,
+        };
         Ok(Self {
             handles,
             common,
             inboxes,
             returned,
+            watchdog,
         })
     }
 
@@ -267,7 +305,13 @@ impl Workers {
         while self.returned.try_recv().is_ok() {}
     }
 
-    /// Puts a snapshot in force and waits until every worker judges by it. Answers whether all did within a second.
+    /// Whether every worker goes round, as far as the watchdog knows.
+    pub fn all_move(&self) -> bool {
+        !self.handles.iter().any(|handle| handle.gauge.is_stuck())
+    }
+
+    /// Puts a snapshot in force and waits until every worker judges by it, but for those that are stuck: they judge nothing, and take up the
+    /// newest one when they go on. Answers whether all others did within a second.
     pub fn publish(&self, snapshot: Arc<Snapshot>) -> bool {
         let generation = snapshot.generation;
         self.common.snapshot.store(snapshot);
@@ -275,8 +319,10 @@ impl Workers {
             handle.bell.ring();
         }
         let deadline = Instant::now() + Duration::from_secs(1);
-        let behind =
-            |handle: &Handle| handle.gauge.generation.load(Ordering::Acquire) != generation;
+        let behind = |handle: &Handle| {
+            handle.gauge.generation.load(Ordering::Acquire) != generation
+                && !handle.gauge.is_stuck()
+        };
         while self.handles.iter().any(behind) {
             if Instant::now() > deadline {
                 return false;
@@ -286,16 +332,17 @@ impl Workers {
         true
     }
 
-    /// Stops every worker and waits for it.
+    /// Stops every worker and waits for it; not for long, for one that is stuck.
     pub fn stop(&mut self) {
+        self.watchdog = None;
         self.common.stop.store(true, Ordering::Release);
-        for handle in &mut self.handles {
+        for handle in &self.handles {
             handle.bell.ring();
-            if let Some(thread) = handle.thread.take()
-                && thread.join().is_err()
-            {
-                tracing::error!("a worker had panicked");
-            }
+        }
+        let threads = self.handles.iter_mut();
+        let threads = threads.filter_map(|handle| handle.thread.take());
+        if !watchdog::join_in_time(threads, LAST_ROUND) {
+            tracing::error!("a worker is stuck and does not end");
         }
         self.collect();
     }

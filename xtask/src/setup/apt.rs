@@ -28,6 +28,8 @@ pub(crate) const PACKAGES: &[&str] = &[
     "procps",
     "tcpdump",
     "tshark",
+    // what checks the units of packaging/systemd
+    "systemd",
     // the profiles of traffic generators
     "lua5.4",
     "python3",

@@ -19,6 +19,7 @@ use weft_ebpf_types::Counter;
 pub use xsk::{BusyPoll, QueueCounters, QueueOptions, XskQueue};
 
 use super::device::{Description, Device, Opening, Queue};
+use super::share::Share;
 use super::{Interface, PortError};
 use crate::packet::parse::ETHERNET;
 
@@ -33,6 +34,7 @@ pub struct Netdev {
     index: u32,
     zero_copy: bool,
     queues: Vec<Box<dyn Queue>>,
+    _shares: Vec<Share>,
     /// The longest frame that goes to a ring; 0 if no other way is open.
     longest: u32,
     attachment: Attachment,
@@ -55,24 +57,36 @@ impl Netdev {
             Role::Uplink { .. } => 0,
             Role::Port { headroom } => *headroom,
         };
-        let options = QueueOptions {
-            ring_size: opening.ring_size,
-            fill: opening.ring_size / 2,
-            headroom,
-            busy_poll: opening.busy_poll,
-        };
+        let wanted = opening.ring_size / 2;
         let mut attachment = Attachment::attach(name, role, None)?;
-        let mut rings = Vec::new();
+        let (mut rings, mut shares) = (Vec::new(), Vec::new());
         let mut zero_copy = true;
         for queue in 0..queues
             .unwrap_or(found.receive_queues)
             .min(found.receive_queues)
             .max(1)
         {
+            let share = Share::take(&opening.umem, wanted);
+            let options = QueueOptions {
+                ring_size: opening.ring_size,
+                fill: share.frames(),
+                headroom,
+                busy_poll: opening.busy_poll,
+            };
+            shares.push(share);
             let queue = XskQueue::open(&opening.umem, name, queue, options)?;
             attachment.register(&queue)?;
             zero_copy &= queue.is_zero_copy();
             rings.push(queue);
+        }
+        let frames: u32 = shares.iter().map(Share::frames).sum();
+        if frames < wanted * shares.len() as u32 {
+            tracing::warn!(
+                interface = name,
+                frames,
+                wanted = wanted * shares.len() as u32,
+                "packet memory is scarce, so that bursts may be lost: raise memory.frames"
+            );
         }
         let queues = match role {
             Role::Uplink { .. } => boxed(rings),
@@ -87,6 +101,7 @@ impl Netdev {
             index: found.index,
             zero_copy,
             queues,
+            _shares: shares,
             longest: 0,
             attachment,
             _napi: napi,
@@ -125,7 +140,12 @@ impl Device for Netdev {
     }
 
     fn is_stale(&self) -> bool {
-        Interface::lookup(&self.name).map_or(true, |found| found.index != self.index)
+        match Interface::lookup(&self.name) {
+            Ok(found) => found.index != self.index,
+            Err(PortError::NoInterface { .. }) => true,
+            // Not told; that is no reason to close what works.
+            Err(_) => false,
+        }
     }
 
     fn set_mtu(&mut self, mtu: u16) {

@@ -1,4 +1,5 @@
-//! Segments whole over kernel interfaces: from a tap's guest, to it, and to the far end of a veth; nothing of them reaches the host's stack.
+//! Ports on kernel interfaces: segments whole, from a tap's guest, to it, and to the far end of a veth, while nothing of them reaches the host's
+//! stack; and many ports on one packet memory.
 
 #![allow(clippy::unwrap_used)]
 
@@ -11,10 +12,10 @@ use std::time::Instant;
 use common::{SOON, frame, pair, small_umem};
 use weft_dataplane::packet::{FrameMemory, Offload, Packet, Segments};
 use weft_dataplane::port::device::{self, Device, Opening};
-use weft_dataplane::port::{FrameCache, Queue, Umem};
+use weft_dataplane::port::{FrameCache, Queue, Umem, UmemOptions};
 use weft_proto::v1;
 use weft_tests::tap_end::{ALL_OFFLOADS, HEADER};
-use weft_tests::{Lab, Namespace, RawSocket, TapEnd, load, wait_until};
+use weft_tests::{Lab, LinkOptions, Namespace, RawSocket, TapEnd, load, wait_until};
 
 const GUEST: load::Station = ([2, 0, 0, 0, 0, 0xaa], [10, 0, 0, 1]);
 const OTHER: load::Station = ([2, 0, 0, 0, 0, 0xbb], [10, 0, 0, 2]);
@@ -29,11 +30,10 @@ struct Port {
 }
 
 /// Opens an interface of the namespace as weftd does.
-fn open(namespace: &Namespace, name: &str) -> Port {
-    let umem = small_umem();
+fn open(umem: &Arc<Umem>, namespace: &Namespace, name: &str) -> Port {
     let opening = Opening {
-        umem: Arc::clone(&umem),
-        ring_size: 1024,
+        umem: Arc::clone(umem),
+        ring_size: 2048,
         busy_poll: None,
         threaded_napi: false,
         headroom: 50,
@@ -50,8 +50,8 @@ fn open(namespace: &Namespace, name: &str) -> Port {
     let mut port = Port {
         queues: device.take_queues(),
         device,
-        cache: FrameCache::new(&umem),
-        umem,
+        cache: FrameCache::new(umem),
+        umem: Arc::clone(umem),
     };
     // The kernel is given frames to receive into.
     for queue in &mut port.queues {
@@ -149,7 +149,7 @@ fn a_guests_segments_arrive_whole_by_the_queue_they_left_by() {
             .unwrap();
         host.run(&["ip", "address", "add", "10.0.0.2/24", "dev", "t0"])
             .unwrap();
-        let mut port = open(&host, "t0");
+        let mut port = open(&small_umem(), &host, "t0");
         assert_eq!(port.queues.len(), queues);
         let before = seen_by_the_stack(&host);
         for (number, end) in ends.iter_mut().enumerate() {
@@ -185,7 +185,7 @@ fn what_is_no_packet_of_a_port_is_lost_and_counted() {
     let mut end = TapEnd::make(&host, "t0", 1, ALL_OFFLOADS)
         .unwrap()
         .remove(0);
-    let mut port = open(&host, "t0");
+    let mut port = open(&small_umem(), &host, "t0");
     // Its tag would be gone from the bytes.
     let mut tagged = frame(1, 2000);
     tagged.splice(12..12, [0x81, 0x00, 0x00, 0x05]);
@@ -215,7 +215,7 @@ fn many_small_ones_go_to_a_guest_as_one_and_in_order() {
     let mut end = TapEnd::make(&host, "t0", 1, ALL_OFFLOADS)
         .unwrap()
         .remove(0);
-    let mut port = open(&host, "t0");
+    let mut port = open(&small_umem(), &host, "t0");
     assert_eq!(port.send(&stream()), 22);
     let mut next = || end.receive(SOON, |_| true).unwrap();
     assert_eq!(next().1, stream()[0]);
@@ -231,7 +231,7 @@ fn many_small_ones_go_to_a_guest_as_one_and_in_order() {
 fn a_guest_that_takes_no_segments_gets_them_split() {
     let (_lab, host) = host();
     let mut end = TapEnd::make(&host, "t0", 1, 0).unwrap().remove(0);
-    let mut port = open(&host, "t0");
+    let mut port = open(&small_umem(), &host, "t0");
     assert_eq!(port.send(&stream()), 22);
     for expected in stream() {
         let (header, mut got) = end.receive(SOON, |_| true).unwrap();
@@ -249,7 +249,7 @@ fn a_guest_that_takes_no_segments_gets_them_split() {
 #[test]
 fn a_container_gets_a_stream_in_order_and_whole() {
     let lab = pair();
-    let mut port = open(&lab.dut, "under0");
+    let mut port = open(&small_umem(), &lab.dut, "under0");
     let receiver = RawSocket::open(&lab.peer, "peer0").unwrap();
     assert_eq!(port.send(&stream()), 22);
     let mut lengths = Vec::new();
@@ -259,4 +259,33 @@ fn a_container_gets_a_stream_in_order_and_whole() {
     });
     assert_eq!(lengths, [56, 54 + 20 * PIECE, 60]);
     port.balances(0);
+}
+
+#[test]
+fn a_port_receives_however_many_there_are() {
+    let mut lab = Lab::new().unwrap();
+    let (dut, peer) = (lab.host("dut").unwrap(), lab.host("peer").unwrap());
+    // Fewer frames than forty queues would keep with the kernel.
+    let umem = Umem::new(UmemOptions::default()).unwrap();
+    assert!(umem.frame_count() < 40 * 1024);
+    let mut ports = Vec::new();
+    for number in 0..40 {
+        let (near, far) = (format!("n{number}"), format!("f{number}"));
+        lab.link((&dut, &near), (&peer, &far), LinkOptions::default())
+            .unwrap();
+        ports.push((open(&umem, &dut, &near), far));
+    }
+    for (number, (port, far)) in (0..).zip(&mut ports) {
+        let sent = frame(number, 100);
+        RawSocket::open(&peer, far).unwrap().send(&sent).unwrap();
+        loop {
+            let (_, packet) = port.next().unwrap_or_else(|| panic!("{far}: nothing"));
+            // The kernel solicits routers where the link comes up.
+            let found = packet.bytes(&port.cache) == sent;
+            port.cache.free(packet.frame);
+            if found {
+                break;
+            }
+        }
+    }
 }
