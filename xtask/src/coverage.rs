@@ -6,6 +6,7 @@
 use std::{
     collections::BTreeMap,
     fs,
+    path::Path,
     process::{Command, ExitCode, Stdio},
 };
 
@@ -62,12 +63,16 @@ pub(crate) fn coverage() -> Result<()> {
             .with_context(|| format!("cannot remove {}", directory.display()))?;
     }
     fs::create_dir_all(&directory)?;
-    let measured = measure(&directory);
+    let result = measure(&directory).and_then(|objects| report(&llvm, &directory, &objects));
     // The programs that users run take the place of the instrumented ones again, whatever came of these.
     binaries::build(&[])?;
-    let objects = measured?;
+    result
+}
+
+/// What the counters say.
+fn report(llvm: &Path, directory: &Path, objects: &[String]) -> Result<()> {
     let profile = directory.join("all.profdata");
-    let raw = fs::read_dir(&directory)?.filter_map(|entry| Some(entry.ok()?.path()));
+    let raw = fs::read_dir(directory)?.filter_map(|entry| Some(entry.ok()?.path()));
     run::output(
         run::command(llvm.join("llvm-profdata"))
             .args(["merge", "--sparse", "-o"])
@@ -76,7 +81,7 @@ pub(crate) fn coverage() -> Result<()> {
     )?;
     let mut report = run::command(llvm.join("llvm-cov"));
     report.arg("report").arg("--instr-profile").arg(&profile);
-    for object in &objects {
+    for object in objects {
         report.arg("--object").arg(object);
     }
     let table = run::output(&mut report)?;
@@ -86,7 +91,7 @@ pub(crate) fn coverage() -> Result<()> {
 }
 
 /// Builds and runs the instrumented tests; answers the programs that hold the counters' places.
-fn measure(directory: &std::path::Path) -> Result<Vec<String>> {
+fn measure(directory: &Path) -> Result<Vec<String>> {
     let stand_in = std::env::current_exe().context("cannot find this program")?;
     let cargo = || {
         let mut cargo = run::cargo();

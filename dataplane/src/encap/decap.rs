@@ -263,6 +263,7 @@ mod tests {
         let mut frame = vec![0; 14 + 36 + 60];
         frame[12..16].copy_from_slice(&[8, 0, 0x45, 0]);
         frame[16..18].copy_from_slice(&96u16.to_be_bytes());
+        frame[18..22].copy_from_slice(&[0x12, 0x34, 0x40, 0]);
         frame[22..24].copy_from_slice(&[64, protocol::UDP]);
         frame[26..34].copy_from_slice(&[192, 0, 2, 1, 192, 0, 2, 2]);
         let sum = checksum::finish(checksum::sum(&frame[14..34]));
@@ -280,6 +281,17 @@ mod tests {
         let outer = plain_vxlan(&frame).unwrap();
         assert_eq!(general(&frame), Ok(outer));
         assert_eq!((outer.vni, outer.inner, outer.end), (0x01_0203, 50, 110));
+    }
+
+    #[test]
+    fn a_header_without_a_payload_is_a_header() {
+        let mut frame = tunnelled();
+        frame[16..18].copy_from_slice(&20u16.to_be_bytes());
+        assert_eq!(outer(&frame), Err(DropReason::OuterChecksum));
+        frame[24..26].fill(0);
+        let sum = checksum::finish(checksum::sum(&frame[14..34]));
+        frame[24..26].copy_from_slice(&sum.to_be_bytes());
+        assert_eq!(outer(&frame), Err(DropReason::OuterHeader));
     }
 
     proptest! {

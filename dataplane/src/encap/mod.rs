@@ -273,3 +273,25 @@ fn make_headroom(
     *start = needed as u16;
     true
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::packet::buffer::PlainMemory;
+
+    #[test]
+    fn a_packet_is_moved_back_as_far_as_its_buffer_goes() {
+        let mut memory = PlainMemory::new(1, 100);
+        let bytes: Vec<u8> = (0..60).collect();
+        let Packet {
+            mut frame,
+            mut start,
+            len,
+        } = memory.packet(10, &bytes).unwrap();
+        assert!(!make_headroom(&mut memory, &mut frame, &mut start, len, 41));
+        assert_eq!(start, 10);
+        assert!(make_headroom(&mut memory, &mut frame, &mut start, len, 40));
+        assert_eq!(start, 40);
+        assert_eq!(memory.bytes(&frame)[40..], *bytes);
+    }
+}

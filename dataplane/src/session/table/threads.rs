@@ -112,6 +112,28 @@ fn threads_read_their_own_flow_as_it_takes_a_slot_of_another() {
 }
 
 #[test]
+fn threads_find_a_session_under_its_own_version() {
+    check("found", 1, || {
+        let table = table();
+        let [first, second] = keys(&table);
+        table.insert(&first, &new(State::OneWay, None)).unwrap();
+        let writer = Arc::clone(&table);
+        let writer = loom::thread::spawn(move || {
+            let session = writer.find(&first).unwrap();
+            writer.remove(&session);
+            writer.insert(&second, &new(State::OneWay, None)).unwrap();
+        });
+        for (key, version) in [(&second, 3), (&first, 1)] {
+            if let Some(found) = table.find(key) {
+                assert_eq!(found.version, version);
+            }
+        }
+        writer.join().unwrap();
+        balances(&table);
+    });
+}
+
+#[test]
 fn threads_read_an_order_of_one_judgement_and_generation() {
     check("judged_again", 3, || {
         let table = table();
