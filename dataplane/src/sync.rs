@@ -141,10 +141,6 @@ pub(crate) mod model {
         pub(crate) fn len(&self) -> usize {
             self.with(|values| values.len())
         }
-
-        pub(crate) fn is_empty(&self) -> bool {
-            self.len() == 0
-        }
     }
 
     /// An event descriptor whose time is never up: who sleeps through what was brought sleeps for ever, and the checker says so.
@@ -185,8 +181,11 @@ pub(crate) mod model {
         }
     }
 
-    /// Runs a model in every order in which its threads are interrupted no more than so many times: `WEFT_THREADS_PREEMPTIONS`, or `usual`.
-    /// Leaves how many orders there were in `WEFT_THREADS_REPORT`.
+    /// How many orders are run before the time is looked at.
+    const ORDERS: usize = 500;
+
+    /// Runs a model in every order in which its threads are interrupted no more than so many times (`WEFT_THREADS_PREEMPTIONS`, or `usual`), or
+    /// in as many of them as the time is enough for (`WEFT_THREADS_SECONDS`). Leaves how many that were in `WEFT_THREADS_REPORT`.
     pub(crate) fn check(name: &str, usual: usize, model: impl Fn() + Sync + Send + 'static) {
         use std::io::Write;
         use std::sync::Arc;
@@ -198,13 +197,19 @@ pub(crate) mod model {
         let mut checker = loom::model::Builder::new();
         checker.preemption_bound = asked.map_or(Some(usual), |n| n.parse().ok());
         checker.max_branches = 10_000;
+        let seconds = std::env::var("WEFT_THREADS_SECONDS").ok();
+        checker.max_duration = seconds.and_then(|n| Some(Duration::from_secs(n.parse().ok()?)));
+        checker.checkpoint_interval = ORDERS;
         let begun = std::time::Instant::now();
         checker.check(move || {
             counted.fetch_add(1, Ordering::Relaxed);
             model();
         });
+        let all = checker
+            .max_duration
+            .is_none_or(|limit| begun.elapsed() < limit);
         let line = format!(
-            r#"{{"model":"{name}","preemptions":{},"orders":{},"seconds":{:.1}}}"#,
+            r#"{{"model":"{name}","preemptions":{},"orders":{},"all":{all},"seconds":{:.1}}}"#,
             checker.preemption_bound.unwrap_or(0),
             orders.load(Ordering::Relaxed),
             begun.elapsed().as_secs_f64()

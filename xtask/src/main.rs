@@ -77,9 +77,12 @@ enum Only {
     },
     /// What threads share, in every order that matters under the memory model; the last line is JSON
     Threads {
-        /// How often a thread is interrupted at most in an order; each more takes about ten times as long
-        #[arg(long, default_value_t = 3)]
-        preemptions: u32,
+        /// How often a thread is interrupted at most in an order; each more takes about ten times as long. Each model has its own if none is given
+        #[arg(long)]
+        preemptions: Option<u32>,
+        /// How long a model runs at most
+        #[arg(long, default_value_t = 300)]
+        seconds: u64,
     },
     /// The code broken one line at a time, to see whether the tests notice; the last line is JSON
     Mutants {
@@ -119,8 +122,12 @@ fn main() -> ExitCode {
             only: Some(Only::Fuzz { seconds, targets }),
         } => fuzz::fuzz(seconds, &targets),
         Command::Test {
-            only: Some(Only::Threads { preemptions }),
-        } => threads::threads(Some(preemptions)),
+            only:
+                Some(Only::Threads {
+                    preemptions,
+                    seconds,
+                }),
+        } => threads::threads(preemptions, seconds),
         Command::Test {
             only: Some(Only::Mutants { shard }),
         } => mutants::mutants(shard.as_deref()),

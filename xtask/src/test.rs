@@ -8,6 +8,8 @@ use crate::{binaries, coverage, fuzz, hygiene, run, setup, threads};
 
 /// Of each target: enough to play the seeds, and to see that the targets work.
 const SECONDS_OF_FUZZING: u64 = 4;
+/// Of each model of threads.
+const SECONDS_OF_A_MODEL: u64 = 6;
 
 /// Everything is built in one profile, so that nothing is compiled twice.
 pub(crate) fn test() -> Result<()> {
@@ -59,7 +61,7 @@ pub(crate) fn test() -> Result<()> {
         ]),
     )?;
     coverage::coverage()?;
-    threads::threads(None)?;
+    threads::threads(None, SECONDS_OF_A_MODEL)?;
     fuzz::fuzz(SECONDS_OF_FUZZING, &[])?;
     // The end-to-end tests share the machine's network and cores: one at a time.
     run::step(

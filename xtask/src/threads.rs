@@ -9,9 +9,9 @@ use crate::{run, setup};
 /// The library of weft-dataplane is built once more for this: quickly, since the checker and not the code under it takes the time.
 const PROFILE: [&str; 3] = ["codegen-units=256", "opt-level=0", "debug=0"];
 
-/// Runs every model in all orders with so many interruptions at most, or with as many as it asks for, and prints the figures as one line of
-/// JSON, also when a model failed.
-pub(crate) fn threads(preemptions: Option<u32>) -> Result<()> {
+/// Runs every model in all orders with so many interruptions at most, or with as many as it asks for, as far as it comes within so many
+/// seconds, and prints the figures as one line of JSON, also when a model failed.
+pub(crate) fn threads(preemptions: Option<u32>, seconds: u64) -> Result<()> {
     setup::setup()?;
     let report = run::target().join("threads.jsonl");
     if report.exists() {
@@ -27,6 +27,7 @@ pub(crate) fn threads(preemptions: Option<u32>) -> Result<()> {
     }
     cargo
         .args(["--", "::threads::"])
+        .env("WEFT_THREADS_SECONDS", seconds.to_string())
         .env("WEFT_THREADS_REPORT", &report);
     if let Some(preemptions) = preemptions {
         cargo.env("WEFT_THREADS_PREEMPTIONS", preemptions.to_string());
