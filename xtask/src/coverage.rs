@@ -1,4 +1,4 @@
-//! How much of the code the unit and integration tests run: lines, by crate.
+//! The unit and integration tests, and how much of the code they run: lines, by crate.
 //!
 //! Our own crates are built once more, instrumented and hardly optimised, by this program standing in for rustc: cargo keeps what such a stand-in
 //! builds apart, and shares all that is not ours.
@@ -21,6 +21,11 @@ const MEASURED: [(&str, &str); 4] = [
     ("weft-controller", "controller-api/src/"),
     ("weftctl", "cli/src/"),
 ];
+/// The packages whose tests [`coverage`] runs.
+pub(crate) fn packages() -> impl Iterator<Item = &'static str> {
+    MEASURED.into_iter().map(|(package, _)| package)
+}
+
 /// Set in the environment of the cargo for which we are rustc.
 const STAND_IN: &str = "WEFT_COVERAGE_STAND_IN";
 /// Packets that the model compares: code that it reaches, it reaches soon.
@@ -122,7 +127,7 @@ fn measure(directory: &Path) -> Result<Vec<String>> {
         .collect();
     objects.sort();
     objects.dedup();
-    run::step("tests with coverage", cargo().stdout(Stdio::null()))?;
+    run::step("unit and integration tests", &mut cargo())?;
     Ok(objects)
 }
 
