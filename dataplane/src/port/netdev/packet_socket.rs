@@ -108,20 +108,21 @@ impl PacketSocket {
         max: usize,
     ) -> usize {
         let Some(ring) = &mut self.ring else { return 0 };
-        let mut count = 0;
-        while count < max && ring.is_filled() {
+        let before = out.len();
+        // What is no packet counts too: nobody keeps the worker here by sending nothing else.
+        for _ in 0..max {
+            if !ring.is_filled() {
+                break;
+            }
             match ring.read(cache) {
-                Read::Packet(packet) => {
-                    out.push(packet);
-                    count += 1;
-                }
+                Read::Packet(packet) => out.push(packet),
                 Read::Bad => self.lost += 1,
                 // It stays until there are frames again.
                 Read::NoFrame => break,
             }
             ring.release();
         }
-        count
+        out.len() - before
     }
 
     /// Whether packets wait to be received.
