@@ -19,11 +19,6 @@ pub(crate) fn build(also: &[&str]) -> Result<()> {
     run::step("release build", &mut cargo)
 }
 
-/// Where a program of the fuzz workspace is built.
-pub(crate) fn program(name: &str) -> PathBuf {
-    run::target().join("release").join(name)
-}
-
 fn release_dir() -> PathBuf {
     std::env::var_os("CARGO_TARGET_DIR")
         .map_or_else(run::target, |dir| run::root().join(dir))

@@ -13,7 +13,7 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 
-use crate::{binaries, run, setup};
+use crate::{run, setup};
 
 const TARGETS: [&str; 7] = [
     "config",
@@ -24,8 +24,10 @@ const TARGETS: [&str; 7] = [
     "vhost_messages",
     "vhost_ring",
 ];
-/// Set in the environment of the cargo for which we are rustc.
+/// Set in the environment of the cargo for which we are rustc: `PLAIN`, or `ADDRESS` for LLVM's address sanitizer besides.
 const STAND_IN: &str = "WEFT_FUZZ_STAND_IN";
+const PLAIN: &str = "plain";
+const ADDRESS: &str = "address";
 /// LLVM's coverage pass as libFuzzer wants it (clang.llvm.org/docs/SanitizerCoverage.html).
 const INSTRUMENTATION: [&str; 6] = [
     "-Cpasses=sancov-module",
@@ -43,7 +45,7 @@ const MAX_TIME: u32 = 10;
 
 /// As cargo's wrapper around rustc: runs it, with the instrumentation where the crate is ours. None: this program was started as itself.
 pub(crate) fn stand_in_for_rustc() -> Option<ExitCode> {
-    std::env::var_os(STAND_IN)?;
+    let kind = std::env::var_os(STAND_IN)?;
     let mut args = std::env::args_os().skip(1);
     let mut rustc = Command::new(args.next()?);
     let args: Vec<_> = args.collect();
@@ -53,6 +55,10 @@ pub(crate) fn stand_in_for_rustc() -> Option<ExitCode> {
     rustc.args(&args);
     if ours {
         rustc.args(INSTRUMENTATION);
+    }
+    if ours && kind == ADDRESS {
+        // The flag is not stable, what it does has been for long: the runtime comes with the stable compiler.
+        rustc.env("RUSTC_BOOTSTRAP", "1").arg("-Zsanitizer=address");
     }
     let status = rustc.status();
     Some(match status {
@@ -75,8 +81,8 @@ struct Outcome {
     peak_megabytes: u64,
 }
 
-/// Runs the named targets, or all, for so many seconds each, and prints the figures as one line of JSON.
-pub(crate) fn fuzz(seconds: u64, names: &[String]) -> Result<()> {
+/// Runs the named targets, or all, for so many seconds each, with the address sanitizer or without, and prints the figures as one line of JSON.
+pub(crate) fn fuzz(seconds: u64, address: bool, names: &[String]) -> Result<()> {
     setup::setup()?;
     let unknown = names.iter().find(|name| !TARGETS.contains(&name.as_str()));
     if let Some(name) = unknown {
@@ -85,7 +91,7 @@ pub(crate) fn fuzz(seconds: u64, names: &[String]) -> Result<()> {
             TARGETS.join(", ")
         );
     }
-    build()?;
+    build(address)?;
     let chosen = TARGETS.into_iter();
     let chosen: Vec<&'static str> = chosen
         .filter(|target| names.is_empty() || names.iter().any(|name| name == target))
@@ -96,7 +102,7 @@ pub(crate) fn fuzz(seconds: u64, names: &[String]) -> Result<()> {
         let running = thread::scope(|scope| {
             let start = |target: &&'static str| {
                 let target = *target;
-                scope.spawn(move || one(target, seconds))
+                scope.spawn(move || one(target, seconds, address))
             };
             let running: Vec<_> = targets.iter().map(start).collect();
             let ends = running.into_iter().map(thread::ScopedJoinHandle::join);
@@ -114,7 +120,7 @@ pub(crate) fn fuzz(seconds: u64, names: &[String]) -> Result<()> {
         .filter(|o| !o.passed)
         .map(|o| o.target)
         .collect();
-    println!("{}", json(&outcomes));
+    println!("{}", json(&outcomes, address));
     if !failed.is_empty() {
         bail!(
             "failed: {}; the inputs are in target/fuzz/failures",
@@ -124,7 +130,7 @@ pub(crate) fn fuzz(seconds: u64, names: &[String]) -> Result<()> {
     Ok(())
 }
 
-fn json(outcomes: &[Outcome]) -> String {
+fn json(outcomes: &[Outcome], address: bool) -> String {
     let one = |outcome: &Outcome| {
         let Outcome {
             target,
@@ -141,26 +147,31 @@ fn json(outcomes: &[Outcome]) -> String {
     let all: Vec<String> = outcomes.iter().map(one).collect();
     let failures = outcomes.iter().filter(|outcome| !outcome.passed).count();
     format!(
-        r#"{{"suite":"fuzz","failures":{failures},"targets":[{}]}}"#,
+        r#"{{"suite":"fuzz","address_sanitizer":{address},"failures":{failures},"targets":[{}]}}"#,
         all.join(",")
     )
 }
 
-/// Builds all targets beside the programs that users run, which share what is not ours.
-fn build() -> Result<()> {
+/// The cargo profile of a build, which is also the name of its folder. Without the sanitizer it is the one of the programs that users run, so that what
+/// is not ours is shared with them.
+fn profile(address: bool) -> &'static str {
+    if address { ADDRESS } else { "release" }
+}
+
+fn build(address: bool) -> Result<()> {
     let stand_in = std::env::current_exe().context("cannot find this program")?;
     run::step(
         "fuzz targets",
         run::cargo()
-            .args(["build", "--release", "--bins"])
+            .args(["build", "--bins", "--profile", profile(address)])
             .args(["--manifest-path", "fuzz/Cargo.toml"])
             .env("CARGO_TARGET_DIR", run::target())
             .env("RUSTC_WRAPPER", stand_in)
-            .env(STAND_IN, "1"),
+            .env(STAND_IN, if address { ADDRESS } else { PLAIN }),
     )
 }
 
-fn one(target: &'static str, seconds: u64) -> Result<Outcome> {
+fn one(target: &'static str, seconds: u64, address: bool) -> Result<Outcome> {
     let kept = run::target().join("fuzz");
     let (finds, failures) = (kept.join("corpus").join(target), kept.join("failures"));
     for directory in [&finds, &failures] {
@@ -170,7 +181,7 @@ fn one(target: &'static str, seconds: u64) -> Result<Outcome> {
     let log = kept.join(format!("{target}.log"));
     let file = fs::File::create(&log).with_context(|| format!("cannot make {}", log.display()))?;
     let begun = Instant::now();
-    let status = run::command(binaries::program(target))
+    let status = run::command(run::target().join(profile(address)).join(target))
         .arg(&finds)
         .arg(run::root().join("fuzz/corpus").join(target))
         .arg(format!("-max_total_time={seconds}"))
@@ -179,6 +190,8 @@ fn one(target: &'static str, seconds: u64) -> Result<Outcome> {
         .arg(format!("-timeout={MAX_TIME}"))
         .arg(format!("-artifact_prefix={}/{target}-", failures.display()))
         .arg("-print_final_stats=1")
+        // What was freed is kept from use for a while, to see who still uses it. Less of it than by default, which is a quarter of what a target may take.
+        .env("ASAN_OPTIONS", "quarantine_size_mb=64")
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(file)

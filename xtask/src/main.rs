@@ -72,6 +72,9 @@ enum Only {
         /// How long each target runs
         #[arg(long, default_value_t = 60)]
         seconds: u64,
+        /// With LLVM's address sanitizer: slower, and a read or write of memory that is not the target's own ends it
+        #[arg(long)]
+        address: bool,
         /// Which targets; all if none is named
         targets: Vec<String>,
     },
@@ -89,6 +92,8 @@ enum Only {
         /// Only the k-th of n parts of the mutants, counted from 0
         #[arg(long, value_name = "K/N")]
         shard: Option<String>,
+        /// Of these files alone, named as from the workspace's root; all that `.cargo/mutants.toml` names if none is
+        files: Vec<String>,
     },
     /// How many lines of code the unit and integration tests run
     Coverage,
@@ -119,8 +124,13 @@ fn main() -> ExitCode {
             only: Some(Only::Model { packets, seed }),
         } => model::model(packets, seed),
         Command::Test {
-            only: Some(Only::Fuzz { seconds, targets }),
-        } => fuzz::fuzz(seconds, &targets),
+            only:
+                Some(Only::Fuzz {
+                    seconds,
+                    address,
+                    targets,
+                }),
+        } => fuzz::fuzz(seconds, address, &targets),
         Command::Test {
             only:
                 Some(Only::Threads {
@@ -129,8 +139,8 @@ fn main() -> ExitCode {
                 }),
         } => threads::threads(preemptions, seconds),
         Command::Test {
-            only: Some(Only::Mutants { shard }),
-        } => mutants::mutants(shard.as_deref()),
+            only: Some(Only::Mutants { shard, files }),
+        } => mutants::mutants(shard.as_deref(), &files),
         Command::Test {
             only: Some(Only::Coverage),
         } => coverage::coverage(),

@@ -76,7 +76,7 @@ pub(crate) fn test() -> Result<()> {
     }
     run::step("tests of the rest", &mut rest)?;
     threads::threads(None, SECONDS_OF_A_MODEL)?;
-    fuzz::fuzz(SECONDS_OF_FUZZING, &[])?;
+    fuzz::fuzz(SECONDS_OF_FUZZING, false, &[])?;
     // The end-to-end tests share the machine's network and cores: one at a time.
     run::step(
         "end-to-end tests",

@@ -41,8 +41,8 @@ impl Report {
     }
 }
 
-/// Compares at least `packets`, with as many threads as there are processors.
-pub fn run(packets: u64, seed: u64) -> Report {
+/// Compares at least `packets`, with as many threads as there are processors, and cuts a case that disagrees to its least if asked to.
+pub fn run(packets: u64, seed: u64, cut: bool) -> Report {
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     let (next, compared, failed) = (AtomicU64::new(0), AtomicU64::new(0), AtomicBool::new(false));
     let report = Mutex::new(Report {
@@ -77,10 +77,12 @@ pub fn run(packets: u64, seed: u64) -> Report {
     });
     let mut report = report.into_inner().unwrap();
     report.seconds = start.elapsed().as_secs_f64();
-    report.failure = report.failure.map(|(number, case, failure)| {
-        let (case, failure) = shortest(case, failure);
-        (number, case, failure)
-    });
+    if cut {
+        report.failure = report.failure.map(|(number, case, failure)| {
+            let (case, failure) = shortest(case, failure);
+            (number, case, failure)
+        });
+    }
     report
 }
 
