@@ -47,7 +47,9 @@ impl NodeAction {
 }
 
 fn status_text(status: &v1::Status) -> String {
-    let mut workers = Table::new(&["WORKER", "CORE", "PACKETS", "BUSY", "STALLS", "STATE"]);
+    let mut workers = Table::new(&[
+        "WORKER", "CORE", "PACKETS", "FAST", "GENERAL", "JUDGED", "BUSY", "STALLS", "STATE",
+    ]);
     for worker in &status.workers {
         let time = worker.busy_nanoseconds + worker.idle_nanoseconds;
         let busy = (worker.busy_nanoseconds * 100)
@@ -59,6 +61,9 @@ fn status_text(status: &v1::Status) -> String {
                 .core
                 .map_or_else(|| "any".to_owned(), |core| core.to_string()),
             worker.packets.to_string(),
+            worker.fast.to_string(),
+            worker.general.to_string(),
+            worker.judged.to_string(),
             format!("{busy} %"),
             worker.stalls.to_string(),
             match worker.stuck_milliseconds {

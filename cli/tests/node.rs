@@ -45,6 +45,9 @@ impl Node for Daemon {
                 generation: 8,
                 stalls: 2,
                 stuck_milliseconds: 1500,
+                fast: 3,
+                general: 1,
+                judged: 4,
             }],
             ports: vec![PortStatus {
                 port: "b1".into(),

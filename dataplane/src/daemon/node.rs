@@ -114,7 +114,7 @@ impl Node for NodeService {
         let inner = self.host.inner();
         let workers = (0u32..)
             .zip(inner.workers.gauges())
-            .map(|(index, (core, gauge, _))| v1::WorkerStatus {
+            .map(|(index, (core, gauge, counters))| v1::WorkerStatus {
                 index,
                 core: core.map(|core| core as u32),
                 packets: gauge.packets.load(Ordering::Relaxed),
@@ -123,6 +123,9 @@ impl Node for NodeService {
                 generation: gauge.generation.load(Ordering::Relaxed).into(),
                 stalls: gauge.stalls.load(Ordering::Relaxed),
                 stuck_milliseconds: gauge.stuck_milliseconds.load(Ordering::Relaxed),
+                fast: counters.fast.get(),
+                general: counters.general.get(),
+                judged: counters.misses.get(),
             })
             .collect();
         let port = |(index, port): (u16, &crate::snapshot::Port)| {

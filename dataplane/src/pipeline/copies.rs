@@ -66,10 +66,10 @@ impl Core {
             rewrite::macs(frame, destination, source);
             rewrite::decrement_ttl(frame, &entry.parsed);
         }
-        let mut entry = *entry;
-        if let Some(class) = entry.outer_class {
-            match rewrite::propagate_congestion(frame, &entry.parsed, class) {
-                Ok(marked) => entry.parsed.traffic_class = marked,
+        let mut class = entry.parsed.traffic_class;
+        if let Some(outer) = entry.outer_class {
+            match rewrite::propagate_congestion(frame, &entry.parsed, outer) {
+                Ok(marked) => class = marked,
                 Err(reason) => return self.drop(tables, io, packet, entry.ingress, reason),
             }
         }
@@ -79,7 +79,7 @@ impl Core {
                 traffic.generated.add(pieces.len() as u64 - 1);
                 io.free(packet.frame);
                 for piece in pieces {
-                    self.encapsulate(tables, io, piece, &entry, tunnel);
+                    self.encapsulate(tables, io, piece, entry, class, tunnel);
                 }
             }
             Err(reason) => self.drop(tables, io, packet, entry.ingress, reason),
@@ -175,7 +175,8 @@ impl Core {
                 if ip_len > tunnel.inner_mtu {
                     self.drop(tables, io, copy, entry.ingress, DropReason::TooBig);
                 } else {
-                    self.encapsulate(tables, io, copy, entry, tunnel);
+                    let class = entry.parsed.traffic_class;
+                    self.encapsulate(tables, io, copy, entry, class, tunnel);
                 }
             }
         }

@@ -81,8 +81,10 @@ impl Traffic {
 pub struct Counters {
     ports: Box<[Traffic]>,
     uplinks: Box<[Traffic]>,
-    /// Packets that found a decision of this generation in their session.
-    pub hits: Counter,
+    /// Packets that found a decision of this generation in their session, and that it says all of: the fast lane took them.
+    pub fast: Counter,
+    /// Packets that found one, of which more has to be known: options, large segments, fragmentation, and so on.
+    pub general: Counter,
     /// Packets that had to be judged.
     pub misses: Counter,
 }
@@ -94,7 +96,8 @@ impl Counters {
         Self {
             ports: zeroes(ports),
             uplinks: zeroes(uplinks),
-            hits: Counter::default(),
+            fast: Counter::default(),
+            general: Counter::default(),
             misses: Counter::default(),
         }
     }

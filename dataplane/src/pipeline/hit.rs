@@ -35,7 +35,7 @@ impl Core {
         match follow(&session, parsed, packet.bytes(io)) {
             Follow::Pass(standings) => {
                 standings.keep(&session, self.now);
-                self.counters.hits.add(1);
+                self.counters.general.add(1);
                 self.execute(tables, io, packet, entry, &action);
             }
             Follow::Reopen => self.miss(tables, io, packet, entry, Some(session)),
@@ -105,15 +105,7 @@ impl Core {
             self.clamp(tables, frame, entry, action, tunnel);
         }
         match (action.egress, tunnel) {
-            (_, Some(tunnel)) if class == parsed.traffic_class => {
-                self.encapsulate(tables, io, packet, entry, tunnel);
-            }
-            (_, Some(tunnel)) => {
-                // From one tunnel into another: the mark goes outside again.
-                let mut marked = *entry;
-                marked.parsed.traffic_class = class;
-                self.encapsulate(tables, io, packet, &marked, tunnel);
-            }
+            (_, Some(tunnel)) => self.encapsulate(tables, io, packet, entry, class, tunnel),
             (Egress::Port(index), None) => self.deliver(tables, io, index, packet),
             (Egress::Peer(_), None) => self.drop(
                 tables,
@@ -125,7 +117,7 @@ impl Core {
         }
     }
 
-    /// Sends a packet into a tunnel; one in a large frame in pieces.
+    /// Sends a packet of a traffic class into a tunnel; one in a large frame in pieces.
     #[inline]
     pub(super) fn encapsulate(
         &self,
@@ -133,13 +125,14 @@ impl Core {
         io: &mut impl Io,
         packet: Packet,
         entry: &Entry,
+        class: u8,
         tunnel: &Tunnel,
     ) {
         if !packet.frame.is_large() {
-            return self.push(tables, io, packet, entry, tunnel);
+            return self.push(tables, io, packet, entry, class, tunnel);
         }
         let apart = segment::take_apart(io, packet, |io, piece| {
-            self.push(tables, io, piece, entry, tunnel);
+            self.push(tables, io, piece, entry, class, tunnel);
         });
         self.account(tables, io, entry.ingress, apart);
     }
@@ -151,15 +144,13 @@ impl Core {
         io: &mut impl Io,
         mut packet: Packet,
         entry: &Entry,
+        class: u8,
         tunnel: &Tunnel,
     ) {
         let vni = tables.snapshot.vpcs[entry.vpc].vni;
         // Entropy from bits of the hash that the choice of the tunnel does not use.
         let entropy = (entry.key.hash >> 32) as u16;
-        if tunnel
-            .template
-            .push(io, &mut packet, vni, entry.parsed.traffic_class, entropy)
-        {
+        if tunnel.template.push(io, &mut packet, vni, class, entropy) {
             io.send(Destination::Uplink(tunnel.uplink), packet);
         } else {
             self.drop(tables, io, packet, entry.ingress, DropReason::NoBuffer);
@@ -244,21 +235,6 @@ pub(super) fn follow(session: &SessionRef<'_>, parsed: &Parsed, frame: &[u8]) ->
         return Follow::Drop(DropReason::TransportHeader);
     };
     let (mut sender, mut receiver) = session.tcp();
-    let quiet = segment.flags & (tcp_flags::SYN | tcp_flags::FIN | tcp_flags::RST) == 0;
-    if quiet
-        && matches!(
-            state,
-            State::TcpEstablished | State::TcpFinOrigin | State::TcpFinReply
-        )
-    {
-        if !tcp::window(&segment, &mut sender, &mut receiver) {
-            return Follow::Drop(DropReason::TcpWindow);
-        }
-        return Follow::Pass(Standings {
-            state,
-            tcp: Some((sender, receiver)),
-        });
-    }
     match tcp::step(
         state,
         session.from_origin(),

@@ -193,7 +193,10 @@ impl Core {
             .peer(peer)
             .and_then(|peer| peer.tunnel(entry.key.hash));
         match tunnel {
-            Some(tunnel) => self.encapsulate(tables, io, packet, entry, tunnel),
+            Some(tunnel) => {
+                let class = entry.parsed.traffic_class;
+                self.encapsulate(tables, io, packet, entry, class, tunnel);
+            }
             None => self.drop(
                 tables,
                 io,

@@ -216,7 +216,7 @@ impl Pipeline {
             self.core.restrain(io, (index, limit), packets);
         }
         let mut lane = Lane::new(tables, source);
-        let mut hits = 0;
+        let mut fast = 0;
         // Asked once for all packets: on most hosts no port is limited.
         let limited = !tables.snapshot.limits.is_empty();
         while !packets.is_empty() {
@@ -245,7 +245,7 @@ impl Pipeline {
                 };
                 match done {
                     Ok((to, packet)) => {
-                        hits += 1;
+                        fast += 1;
                         match to {
                             Destination::Port(index) if limited => {
                                 self.core.deliver(tables, io, index, packet);
@@ -257,7 +257,7 @@ impl Pipeline {
                 }
             }
         }
-        self.core.counters.hits.add(hits);
+        self.core.counters.fast.add(fast);
     }
 
     /// Takes back what has waited too long. Called now and then, by one worker at least.

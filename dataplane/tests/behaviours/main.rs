@@ -6,6 +6,7 @@
 mod dhcp;
 mod dhcp6;
 mod frames;
+mod lanes;
 mod metadata;
 mod moves;
 mod neighbours;
@@ -17,5 +18,6 @@ mod router_advertisement;
 mod segments;
 mod services_hostile;
 mod topology;
+mod traces;
 mod transport;
 mod vectors;
