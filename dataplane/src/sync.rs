@@ -1,10 +1,11 @@
-//! What threads share is made of: the standard library's atomics and locks, and crossbeam's bounded queue.
+//! What threads share is made of: the standard library's atomics and locks, crossbeam's bounded queue, and arc-swap's pointer.
 //!
 //! Under the feature `loom` the same names are those of a model checker, which runs the tests named `threads` in every order that matters and lets
 //! loads see every value that the memory model allows (docs/reliability.md). Without it these are re-exports, and nothing else is compiled.
 
 #[cfg(not(feature = "loom"))]
 pub(crate) use {
+    arc_swap::ArcSwap,
     crossbeam::queue::ArrayQueue,
     std::sync::{Arc, Mutex, MutexGuard, atomic},
 };
@@ -12,7 +13,7 @@ pub(crate) use {
 #[cfg(feature = "loom")]
 pub(crate) use {
     loom::sync::{Arc, Mutex, MutexGuard},
-    model::{ArrayQueue, atomic},
+    model::{ArcSwap, ArrayQueue, atomic},
 };
 
 #[cfg(feature = "loom")]
@@ -20,7 +21,7 @@ pub(crate) mod model {
     //! Stand-ins for what the model checker does not know, and how its tests are run.
 
     use std::collections::VecDeque;
-    use std::sync::PoisonError;
+    use std::sync::{Arc, PoisonError};
     use std::time::Duration;
 
     use loom::sync::{Condvar, Mutex};
@@ -143,6 +144,28 @@ pub(crate) mod model {
         }
     }
 
+    /// arc-swap's pointer as its documentation promises it; it tests its own.
+    #[derive(Debug, Default)]
+    pub struct ArcSwap<T>(Mutex<Arc<T>>);
+
+    impl<T> ArcSwap<T> {
+        pub(crate) fn from_pointee(value: T) -> Self {
+            Self(Mutex::new(Arc::new(value)))
+        }
+
+        pub(crate) fn load(&self) -> Arc<T> {
+            self.load_full()
+        }
+
+        pub(crate) fn load_full(&self) -> Arc<T> {
+            Arc::clone(&self.0.lock().unwrap_or_else(PoisonError::into_inner))
+        }
+
+        pub(crate) fn store(&self, value: Arc<T>) {
+            *self.0.lock().unwrap_or_else(PoisonError::into_inner) = value;
+        }
+    }
+
     /// An event descriptor whose time is never up: who sleeps through what was brought sleeps for ever, and the checker says so.
     #[derive(Debug)]
     pub(crate) struct Event {
@@ -188,7 +211,6 @@ pub(crate) mod model {
     /// in as many of them as the time is enough for (`WEFT_THREADS_SECONDS`). Leaves how many that were in `WEFT_THREADS_REPORT`.
     pub(crate) fn check(name: &str, usual: usize, model: impl Fn() + Sync + Send + 'static) {
         use std::io::Write;
-        use std::sync::Arc;
         use std::sync::atomic::{AtomicU64, Ordering};
 
         let asked = std::env::var("WEFT_THREADS_PREEMPTIONS");

@@ -120,7 +120,7 @@ impl Node for NodeService {
                 packets: gauge.packets.load(Ordering::Relaxed),
                 busy_nanoseconds: gauge.busy.load(Ordering::Relaxed),
                 idle_nanoseconds: gauge.idle.load(Ordering::Relaxed),
-                generation: gauge.generation.load(Ordering::Relaxed).into(),
+                generation: gauge.taken.generation().into(),
                 stalls: gauge.stalls.load(Ordering::Relaxed),
                 stuck_milliseconds: gauge.stuck_milliseconds.load(Ordering::Relaxed),
                 fast: counters.fast.get(),

@@ -6,21 +6,22 @@
 
 mod bell;
 mod io;
+mod publication;
 pub mod service;
 mod steer;
 mod watchdog;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use arc_swap::ArcSwap;
 use crossbeam::channel::{Receiver, Sender, unbounded};
 use crossbeam::queue::ArrayQueue;
 
 pub use bell::Bell;
 use io::{Inbound, WorkerIo};
+pub use publication::Taken;
 use service::{Desk, Outlet};
 use watchdog::Watchdog;
 
@@ -30,6 +31,7 @@ use crate::pipeline::{Destination, Pipeline, Settings, Shared, Source, VECTOR};
 use crate::port::{FrameCache, Queue, Umem};
 use crate::session::Timeouts;
 use crate::snapshot::Snapshot;
+use crate::sync::ArcSwap;
 
 /// Packets that may wait in a worker's inbox.
 const INBOX: usize = 1024;
@@ -79,7 +81,7 @@ impl Common {
 #[derive(Debug)]
 pub struct Gauge {
     /// The generation that it judges by.
-    pub generation: AtomicU32,
+    pub taken: Taken,
     /// Packets that it took in.
     pub packets: AtomicU64,
     /// Nanoseconds at work.
@@ -177,7 +179,7 @@ impl Workers {
             let (commands, inbox) = unbounded();
             let pipeline = Pipeline::new(plan.shared.clone(), plan.settings);
             let gauge = Arc::new(Gauge {
-                generation: AtomicU32::new(0),
+                taken: Taken::nothing(),
                 packets: AtomicU64::new(0),
                 busy: AtomicU64::new(0),
                 idle: AtomicU64::new(0),
@@ -320,8 +322,7 @@ impl Workers {
         }
         let deadline = Instant::now() + Duration::from_secs(1);
         let behind = |handle: &Handle| {
-            handle.gauge.generation.load(Ordering::Acquire) != generation
-                && !handle.gauge.is_stuck()
+            handle.gauge.taken.generation() != generation && !handle.gauge.is_stuck()
         };
         while self.handles.iter().any(behind) {
             if Instant::now() > deadline {
@@ -410,9 +411,7 @@ impl Worker {
         let snapshot = self.common.snapshot.load();
         if snapshot.generation != self.pipeline.snapshot().generation {
             self.pipeline.set_snapshot(Arc::clone(&snapshot));
-            self.gauge
-                .generation
-                .store(snapshot.generation, Ordering::Release);
+            self.gauge.taken.up(snapshot.generation);
         }
         drop(snapshot);
         let now = self.common.stamp(time);
