@@ -308,4 +308,17 @@ mod tests {
             }
         }
     }
+
+    #[test]
+    fn the_longest_header_is_that_of_vxlan_over_ipv6() {
+        let mac = Mac::from_bytes([2, 0, 0, 0, 0, 1]);
+        let addresses = [(0xffff_0a00_0001, 0xffff_0a00_0002), (1 << 120, 2 << 120)];
+        let overheads = [Encapsulation::Gre, Encapsulation::Vxlan].map(|encapsulation| {
+            addresses.map(|(source, destination)| {
+                Template::new(encapsulation, (mac, mac), source, destination).overhead()
+            })
+        });
+        assert_eq!(overheads, [[42, 62], [50, 70]]);
+        assert_eq!(MAX_OUTER, 70);
+    }
 }
