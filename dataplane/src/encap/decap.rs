@@ -6,9 +6,7 @@
 use super::{GRE_ETHERNET, VXLAN_PORT};
 use crate::packet::DropReason;
 use crate::packet::checksum;
-use crate::packet::parse::{
-    ETHERNET, ETHERTYPE_IPV4, ETHERTYPE_IPV6, Family, IPV4_MAPPED, protocol,
-};
+use crate::packet::parse::{ETHERNET, ETHERTYPE_IPV4, ETHERTYPE_IPV6, Family, mapped, protocol};
 
 /// What the outer headers say.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -65,8 +63,8 @@ fn plain_vxlan(frame: &[u8]) -> Option<Outer> {
         && usize::from(total) + ETHERNET <= frame.len().min(usize::from(u16::MAX))
         && checksum::is_right(sum);
     plain.then(|| Outer {
-        source: IPV4_MAPPED | u128::from(be32(26)),
-        destination: IPV4_MAPPED | u128::from(be32(30)),
+        source: mapped(be32(26)),
+        destination: mapped(be32(30)),
         vni: be32(46) >> 8,
         inner: (ETHERNET + 36) as u16,
         end: ETHERNET as u16 + 20 + length,
@@ -75,9 +73,8 @@ fn plain_vxlan(frame: &[u8]) -> Option<Outer> {
 }
 
 fn general(frame: &[u8]) -> Result<Outer, DropReason> {
-    if frame.len() > usize::from(u16::MAX) {
-        return Err(DropReason::OuterHeader);
-    }
+    // Offsets have 16 bits: a packet that ends further on is cut short.
+    let frame = frame.get(..usize::from(u16::MAX)).unwrap_or(frame);
     let mut l3 = ETHERNET;
     for _ in 0..2 {
         if matches!(word(frame, l3 - 2)?, 0x8100 | 0x88a8) {
@@ -92,9 +89,8 @@ fn general(frame: &[u8]) -> Result<Outer, DropReason> {
 }
 
 fn word(frame: &[u8], at: usize) -> Result<u16, DropReason> {
-    frame
-        .get(at..at + 2)
-        .map(|pair| u16::from_be_bytes([pair[0], pair[1]]))
+    let pair = frame.get(at..).and_then(|rest| rest.first_chunk());
+    pair.map(|pair| u16::from_be_bytes(*pair))
         .ok_or(DropReason::OuterHeader)
 }
 
@@ -114,20 +110,14 @@ fn ipv4(frame: &[u8], l3: usize) -> Result<Outer, DropReason> {
     if checksum::fold(checksum::sum(&frame[l3..l3 + header_len])) != 0xffff {
         return Err(DropReason::OuterChecksum);
     }
-    let source = IPV4_MAPPED
-        | u128::from(u32::from_be_bytes([
-            header[12], header[13], header[14], header[15],
-        ]));
-    let destination = IPV4_MAPPED
-        | u128::from(u32::from_be_bytes([
-            header[16], header[17], header[18], header[19],
-        ]));
+    let source = u32::from_be_bytes([header[12], header[13], header[14], header[15]]);
+    let destination = u32::from_be_bytes([header[16], header[17], header[18], header[19]]);
     let payload = Payload {
         family: Family::Ipv4,
         l4: l3 + header_len,
         end: l3 + total,
-        source,
-        destination,
+        source: mapped(source),
+        destination: mapped(destination),
         traffic_class: header[1],
     };
     payload.tunnel(frame, header[9])
@@ -149,7 +139,7 @@ fn ipv6(frame: &[u8], l3: usize) -> Result<Outer, DropReason> {
         end,
         source: u128::from_be_bytes(address(8)),
         destination: u128::from_be_bytes(address(24)),
-        traffic_class: header[0] << 4 | header[1] >> 4,
+        traffic_class: (u16::from_be_bytes([header[0], header[1]]) >> 4) as u8,
     };
     payload.tunnel(frame, header[6])
 }
@@ -259,20 +249,32 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn tunnelled() -> Vec<u8> {
-        let mut frame = vec![0; 14 + 36 + 60];
+    fn ipv4_frame(protocol: u8, payload: &[u8]) -> Vec<u8> {
+        let mut frame = vec![0; 14 + 20];
         frame[12..16].copy_from_slice(&[8, 0, 0x45, 0]);
-        frame[16..18].copy_from_slice(&96u16.to_be_bytes());
+        frame[16..18].copy_from_slice(&(20 + payload.len() as u16).to_be_bytes());
         frame[18..22].copy_from_slice(&[0x12, 0x34, 0x40, 0]);
-        frame[22..24].copy_from_slice(&[64, protocol::UDP]);
+        frame[22..24].copy_from_slice(&[64, protocol]);
         frame[26..34].copy_from_slice(&[192, 0, 2, 1, 192, 0, 2, 2]);
         let sum = checksum::finish(checksum::sum(&frame[14..34]));
         frame[24..26].copy_from_slice(&sum.to_be_bytes());
-        frame[36..38].copy_from_slice(&VXLAN_PORT.to_be_bytes());
-        frame[38..40].copy_from_slice(&76u16.to_be_bytes());
-        frame[42] = 8;
-        frame[46..49].copy_from_slice(&[1, 2, 3]);
+        frame.extend_from_slice(payload);
         frame
+    }
+
+    /// A packet of VXLAN with an inner frame of so many bytes.
+    fn vxlan(inner: usize) -> Vec<u8> {
+        let mut payload = vec![0; 16 + inner];
+        let length = payload.len() as u16;
+        payload[2..4].copy_from_slice(&VXLAN_PORT.to_be_bytes());
+        payload[4..6].copy_from_slice(&length.to_be_bytes());
+        payload[8] = 8;
+        payload[12..15].copy_from_slice(&[1, 2, 3]);
+        ipv4_frame(protocol::UDP, &payload)
+    }
+
+    fn tunnelled() -> Vec<u8> {
+        vxlan(60)
     }
 
     #[test]
@@ -292,6 +294,55 @@ mod tests {
         let sum = checksum::finish(checksum::sum(&frame[14..34]));
         frame[24..26].copy_from_slice(&sum.to_be_bytes());
         assert_eq!(outer(&frame), Err(DropReason::OuterHeader));
+    }
+
+    #[test]
+    fn offsets_reach_the_end_of_every_packet_that_is_accepted() {
+        // The longest frame whose end 16 bits can say, then those that are longer by 1 and 14 bytes: an IP packet of 65 535 bytes.
+        let furthest = usize::from(u16::MAX);
+        let inner = furthest - 14 - 36;
+        assert_eq!(general(&vxlan(inner)).map(|outer| outer.end), Ok(u16::MAX));
+        assert_eq!(outer(&vxlan(inner)), general(&vxlan(inner)));
+        for more in [1, 14] {
+            let frame = vxlan(inner + more);
+            assert_eq!(outer(&frame), Err(DropReason::OuterHeader), "{more}");
+        }
+        // Padding may lie beyond.
+        let mut padded = tunnelled();
+        for len in [furthest, furthest + 1, furthest + 2] {
+            padded.resize(len, 0);
+            assert_eq!(plain_vxlan(&padded), plain_vxlan(&tunnelled()), "{len}");
+            assert_eq!(general(&padded), outer(&tunnelled()), "{len}");
+        }
+    }
+
+    #[test]
+    fn a_gre_header_has_all_the_fields_that_its_flags_announce() {
+        let cut = Err(DropReason::OuterHeader);
+        // Flags, bytes of GRE header that are there, and where the inner frame begins. An inner frame of no bytes is the inner parser's.
+        let cases = [
+            (0x2000, 8, Ok(42)),
+            (0x2000, 7, cut),
+            (0x3000, 12, Ok(46)),
+            (0x3000, 11, cut),
+            (0x3000, 8, cut),
+            (0xa000, 12, Ok(46)),
+            (0xa000, 11, cut),
+            (0xb000, 16, Ok(50)),
+            (0xb000, 15, cut),
+        ];
+        for (flags, len, expected) in cases {
+            let mut header = [0; 16];
+            header[..2].copy_from_slice(&u16::to_be_bytes(flags));
+            header[2..4].copy_from_slice(&GRE_ETHERNET.to_be_bytes());
+            if flags & 0x8000 != 0 {
+                let sum = checksum::finish(checksum::sum(&header));
+                header[4..6].copy_from_slice(&sum.to_be_bytes());
+            }
+            let frame = ipv4_frame(protocol::GRE, &header[..len]);
+            let found = outer(&frame).map(|outer| outer.inner);
+            assert_eq!(found, expected, "flags {flags:04x}, {len} bytes");
+        }
     }
 
     proptest! {

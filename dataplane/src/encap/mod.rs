@@ -242,7 +242,7 @@ fn put16(place: &mut [u8], at: usize, value: u16) {
 /// The last 16 bytes: UDP and VXLAN. `len` is that of the datagram.
 #[inline]
 fn write_vxlan<const N: usize>(place: &mut [u8; N], len: u16, vni: u32, entropy: u16) {
-    put16(place, N - 16, 0xc000 | entropy >> 2);
+    put16(place, N - 16, 0xc000 + (entropy >> 2));
     put16(place, N - 12, len);
     place[N - 4..].copy_from_slice(&(vni << 8).to_be_bytes());
 }
@@ -293,5 +293,32 @@ mod tests {
         assert!(make_headroom(&mut memory, &mut frame, &mut start, len, 40));
         assert_eq!(start, 40);
         assert_eq!(memory.bytes(&frame)[40..], *bytes);
+    }
+
+    #[test]
+    fn the_udp_source_port_is_ephemeral_and_tells_flows_apart() {
+        // RFC 7348 §5: from 49152 on. Which flow it is is said best by the upper bits.
+        let mac = Mac::from_bytes([2, 0, 0, 0, 0, 1]);
+        for (source, destination) in [(0xffff_0a00_0001, 0xffff_0a00_0002), (1 << 120, 2 << 120)] {
+            let template = Template::new(Encapsulation::Vxlan, (mac, mac), source, destination);
+            for (entropy, port) in [(0, 0xc000u16), (3, 0xc000), (4, 0xc001), (0xffff, 0xffff)] {
+                let mut area = [0; 80];
+                assert!(template.write(&mut area, 80, 60, 1, 0, entropy));
+                assert_eq!(area[64..66], port.to_be_bytes(), "{entropy:04x}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_longest_header_is_that_of_vxlan_over_ipv6() {
+        let mac = Mac::from_bytes([2, 0, 0, 0, 0, 1]);
+        let addresses = [(0xffff_0a00_0001, 0xffff_0a00_0002), (1 << 120, 2 << 120)];
+        let overheads = [Encapsulation::Gre, Encapsulation::Vxlan].map(|encapsulation| {
+            addresses.map(|(source, destination)| {
+                Template::new(encapsulation, (mac, mac), source, destination).overhead()
+            })
+        });
+        assert_eq!(overheads, [[42, 62], [50, 70]]);
+        assert_eq!(MAX_OUTER, 70);
     }
 }

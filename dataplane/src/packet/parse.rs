@@ -8,6 +8,9 @@ use super::checksum;
 use super::drop_reason::DropReason;
 use super::mac::Mac;
 
+#[cfg(test)]
+mod tests;
+
 /// Bytes of an Ethernet header.
 pub const ETHERNET: usize = 14;
 /// EtherType of IPv4.
@@ -59,10 +62,16 @@ pub enum Family {
     Ipv6,
 }
 
+/// The 128-bit form of an IPv4 address.
+#[inline]
+pub(crate) fn mapped(address: u32) -> u128 {
+    IPV4_MAPPED + u128::from(address)
+}
+
 /// The 128-bit form of an address: IPv4 as IPv4-mapped IPv6, which no IPv6 packet may carry here.
 pub fn address_word(address: std::net::IpAddr) -> u128 {
     match address {
-        std::net::IpAddr::V4(v4) => IPV4_MAPPED | u128::from(v4.to_bits()),
+        std::net::IpAddr::V4(v4) => mapped(v4.to_bits()),
         std::net::IpAddr::V6(v6) => v6.to_bits(),
     }
 }
@@ -249,17 +258,11 @@ fn ipv4(frame: &[u8], l3: usize, eth_dst: Mac, eth_src: Mac) -> Result<Parsed, D
     if checksum::fold(checksum::sum(&frame[l3..l3 + header_len])) != 0xffff {
         return Err(DropReason::Ipv4Checksum);
     }
-    if header_len > 20 {
+    if header_len != 20 {
         ipv4_options(&frame[l3 + 20..l3 + header_len])?;
     }
-    let source = IPV4_MAPPED
-        | u128::from(u32::from_be_bytes([
-            header[12], header[13], header[14], header[15],
-        ]));
-    let destination = IPV4_MAPPED
-        | u128::from(u32::from_be_bytes([
-            header[16], header[17], header[18], header[19],
-        ]));
+    let source = u32::from_be_bytes([header[12], header[13], header[14], header[15]]);
+    let destination = u32::from_be_bytes([header[16], header[17], header[18], header[19]]);
     let bits = u16::from_be_bytes([header[6], header[7]]);
     let (more, offset) = (bits & 0x2000 != 0, (bits & 0x1fff) * 8);
     let payload = total - header_len;
@@ -289,8 +292,8 @@ fn ipv4(frame: &[u8], l3: usize, eth_dst: Mac, eth_src: Mac) -> Result<Parsed, D
         dont_fragment: bits & 0x4000 != 0,
         tcp_flags: 0,
         flow: Flow {
-            source,
-            destination,
+            source: mapped(source),
+            destination: mapped(destination),
             source_port: 0,
             destination_port: 0,
             protocol: header[9],
@@ -298,30 +301,28 @@ fn ipv4(frame: &[u8], l3: usize, eth_dst: Mac, eth_src: Mac) -> Result<Parsed, D
         icmp: 0,
         fragment,
     };
-    check_ipv4_addresses(source as u32, destination as u32)?;
+    check_ipv4_addresses(source, destination)?;
     transport(frame, &mut parsed)?;
     Ok(parsed)
 }
 
 /// Source routes are refused, other options pass (RFC 7126).
 #[cold]
-fn ipv4_options(options: &[u8]) -> Result<(), DropReason> {
-    let mut at = 0;
-    while at < options.len() {
-        match options[at] {
+fn ipv4_options(mut options: &[u8]) -> Result<(), DropReason> {
+    while let [kind, rest @ ..] = options {
+        options = match kind {
             0 => return Ok(()),
-            1 => at += 1,
-            kind => {
-                let len = usize::from(*options.get(at + 1).ok_or(DropReason::Ipv4Header)?);
-                if len < 2 || at + len > options.len() {
-                    return Err(DropReason::Ipv4Header);
-                }
-                if kind == 131 || kind == 137 {
+            1 => rest,
+            _ => {
+                let len = usize::from(*rest.first().ok_or(DropReason::Ipv4Header)?);
+                let after = options.get(len..).filter(|_| len >= 2);
+                let after = after.ok_or(DropReason::Ipv4Header)?;
+                if matches!(kind, 131 | 137) {
                     return Err(DropReason::Ipv4SourceRoute);
                 }
-                at += len;
+                after
             }
-        }
+        };
     }
     Ok(())
 }
@@ -368,7 +369,7 @@ fn ipv6(frame: &[u8], l3: usize, eth_dst: Mac, eth_src: Mac) -> Result<Parsed, D
         l4: l4 as u16,
         end: end as u16,
         ttl: header[7],
-        traffic_class: header[0] << 4 | header[1] >> 4,
+        traffic_class: (u16::from_be_bytes([header[0], header[1]]) >> 4) as u8,
         dont_fragment: true,
         tcp_flags: 0,
         flow: Flow {
@@ -443,12 +444,11 @@ fn ipv6_extensions(
 }
 
 fn check_ipv6_addresses(source: u128, destination: u128) -> Result<(), DropReason> {
-    let mapped = |address: u128| address >> 32 == IPV4_MAPPED >> 32;
     let martian = source >> 120 == 0xff
         || source == 1
         || destination <= 1
-        || mapped(source)
-        || mapped(destination)
+        || word_family(source) == Family::Ipv4
+        || word_family(destination) == Family::Ipv4
         || source == destination;
     if martian {
         Err(DropReason::Martian)
@@ -562,7 +562,7 @@ fn is_query(family: Family, kind: u8) -> bool {
 /// The port pair that stands for an ICMP message (see [`Flow`]).
 pub fn icmp_ports(family: Family, kind: u8, code: u8, id: u16) -> (u16, u16) {
     // No two of these numbers add up to 0, so that no question of one end is the answer to a question of the other.
-    let other = |query: u8| id.wrapping_add(u16::from(query) << 8 | 1);
+    let other = |query: u8| id.wrapping_add(u16::from_be_bytes([query, 1]));
     match (family, kind) {
         _ if is_query(family, kind) => (id, other(kind)),
         (Family::Ipv4, 0) => (other(8), id),
@@ -581,7 +581,7 @@ pub fn quoted(family: Family, quote: &[u8]) -> Option<Flow> {
             if quote[0] >> 4 != 4 || header_len < 20 || be16(quote, 6)? & 0x1fff != 0 {
                 return None;
             }
-            let word = |at| be32(quote, at).map(|address| IPV4_MAPPED | u128::from(address));
+            let word = |at| be32(quote, at).map(mapped);
             (word(12)?, word(16)?, quote[9], header_len)
         }
         Family::Ipv6 => {
