@@ -281,3 +281,33 @@ fn memory_is_linear_in_the_rules_whatever_they_are() {
     assert!(bytes(&nested) <= 256, "{}", bytes(&nested));
     assert!(bytes(&sets) <= 160, "{}", bytes(&sets));
 }
+
+#[test]
+fn a_classifier_takes_lines_of_64_bytes_and_what_links_places_and_sets_do() {
+    let on_prefix = |network: &str, ports: std::ops::Range<u16>| -> Vec<Rule> {
+        let remote = Remote::Prefix(network.parse::<IpNetwork>().unwrap().into());
+        let rule = |port| Rule {
+            family: None,
+            service: Service::Ports(protocol::TCP, port..=port),
+            remote: remote.clone(),
+        };
+        ports.step_by(2).map(rule).collect()
+    };
+    let on_set = |set| Rule {
+        family: None,
+        service: Service::Any,
+        remote: Remote::Set(set),
+    };
+    // Each has 41 steps, too many to be joined: six leaves and a node above them, and a link from one to the other. Places are a function
+    // of the first word and one, with its number, of the second.
+    let outer = on_prefix("fd00::/48", 100..140);
+    let inner = on_prefix("fd00::/64", 200..240);
+    let (prefixes, link, number) = ((7 + 7 + 2) * 64, 8, 4);
+    // Both families have one leaf of a tree, whose function they share; three nodes, five entries.
+    let (leaf, sets) = (64, 2 * (3 * 4 + 5 * 8));
+    let rules = [outer, inner, (0..5).map(on_set).collect()].concat();
+    assert_eq!(
+        group(&rules).bytes() - size_of::<Classifier>(),
+        prefixes + link + number + leaf + sets
+    );
+}
