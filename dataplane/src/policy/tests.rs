@@ -14,12 +14,14 @@ impl Rule {
             Service::Any => true,
             Service::Protocol(number) => *number == subject.protocol,
             Service::Ports(number, range) => {
-                *number == subject.protocol && !is_icmp(*number) && range.contains(&subject.port)
+                *number == subject.protocol
+                    && !matches!(*number, 1 | 58)
+                    && range.contains(&subject.port)
             }
             Service::Icmp(number, kind, code) => {
                 let [subject_kind, subject_code] = subject.icmp.to_be_bytes();
                 *number == subject.protocol
-                    && is_icmp(*number)
+                    && matches!(*number, 1 | 58)
                     && *kind == subject_kind
                     && code.is_none_or(|code| code == subject_code)
             }
@@ -310,4 +312,25 @@ fn a_classifier_takes_lines_of_64_bytes_and_what_links_places_and_sets_do() {
         group(&rules).bytes() - size_of::<Classifier>(),
         prefixes + link + number + leaf + sets
     );
+}
+
+#[test]
+fn a_protocol_is_a_word_or_a_number_of_8_bits() {
+    for (word, number) in [
+        ("", None),
+        ("any", None),
+        ("tcp", Some(6)),
+        ("udp", Some(17)),
+        ("icmp", Some(1)),
+        ("icmpv6", Some(58)),
+        ("sctp", Some(132)),
+        ("0", Some(0)),
+        ("47", Some(47)),
+        ("255", Some(255)),
+    ] {
+        assert_eq!(protocol_number(word), Ok(number), "{word}");
+    }
+    for word in ["256", "-1", "TCP", "gre", " 6"] {
+        assert!(protocol_number(word).is_err(), "{word}");
+    }
 }

@@ -378,7 +378,7 @@ fn each_side_of_a_connection_keeps_its_window_whoever_asks() {
         max_end: n + 1,
         max_window: n + 2,
         scale: n as u8 % 15,
-        scale_offered: n % 2 == 0,
+        scale_offered: n & 1 == 0,
     };
     for opener in [flow(1), flow(1).reversed()] {
         let table = table(1000);
