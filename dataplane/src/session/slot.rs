@@ -391,8 +391,8 @@ mod tests {
     #[test]
     fn an_order_written_over_is_read_and_told_from_the_one_before() {
         let half = Half::default();
-        for generation in [1, 2] {
-            let stamp = Stamp::new(generation, Ingress::Peer(u16::MAX));
+        for (generation, ingress) in [(1, Ingress::Port(5)), (2, Ingress::Peer(u16::MAX))] {
+            let stamp = Stamp::new(generation, ingress);
             for write in 0..2 * WRITES {
                 let before = half.stamp.load(Ordering::Relaxed);
                 let order = order(write as u16);
@@ -400,8 +400,24 @@ mod tests {
                 assert_ne!(half.stamp.load(Ordering::Relaxed), before);
                 assert_eq!(half.order(stamp), Some(order));
             }
-            assert_eq!(half.order(Stamp::new(3, Ingress::Peer(u16::MAX))), None);
+            assert_eq!(half.order(Stamp::new(3, ingress)), None);
             assert_eq!(half.order(Stamp::new(generation, Ingress::Port(0))), None);
+        }
+    }
+
+    #[test]
+    fn an_action_comes_out_of_its_order_as_it_went_in() {
+        let [a, b, c, d] = [1, 2, 3, 4].map(Mac::from_word);
+        for egress in [Egress::Port(0x8001), Egress::Peer(0x8001)] {
+            for rewrite in [None, Some((c, d))] {
+                let action = Action {
+                    eth_dst: a,
+                    eth_src: b,
+                    egress,
+                    rewrite,
+                };
+                assert_eq!(Order::from(&action).action(), action);
+            }
         }
     }
 

@@ -482,6 +482,9 @@ fn a_sweep_in_parts_reaches_every_slot_and_begins_again_behind_the_last() {
         assert_eq!(table.sweep(behind, total, late, &timeouts), total);
         assert_eq!(table.statistics().live, 0);
     }
+    table.sweep(0, total, late, &timeouts);
+    let TableStatistics { live, expired, .. } = table.statistics();
+    assert_eq!((live, expired), (0, 3 * total as u64), "once each");
 }
 
 #[test]
