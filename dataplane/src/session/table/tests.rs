@@ -506,3 +506,23 @@ fn a_session_last_seen_by_a_clock_that_is_ahead_does_not_expire() {
         assert_eq!(table.find(&key).is_none(), expires, "{seen} {now}");
     }
 }
+
+#[test]
+fn a_reference_to_a_session_that_is_gone_leaves_its_successor_alone() {
+    let table = table(SHARDS as u32 * 8);
+    let mut keys = keys_of_a_shard(&table);
+    let [gone, next] = std::array::from_fn(|_| keys.next().unwrap());
+    let stamp = Stamp::new(1, Ingress::Port(1));
+    let old = table.insert(&gone, &new(State::OneWay, 0)).unwrap();
+    table.remove(&old);
+    table.remove(&old);
+    assert_eq!(table.statistics().live, 0);
+    let successor = table.insert(&next, &new(State::OneWay, 0)).unwrap();
+    assert_eq!(successor.number, old.number, "the slot is taken again");
+    old.set_action(stamp, &action(Egress::Port(1)));
+    assert_eq!(successor.order(stamp), None);
+    successor.set_action(stamp, &action(Egress::Port(2)));
+    assert_eq!(old.order(stamp), None);
+    table.remove(&old);
+    assert!(table.find(&next).is_some());
+}
