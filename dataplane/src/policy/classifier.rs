@@ -41,7 +41,7 @@ struct FamilyRules<const BITS: u32> {
     /// Functions that are not all that there is to say: with the place of the next prefix further out.
     links: Vec<(Function, u32)>,
     /// Rules on address sets.
-    sets: SetRules,
+    sets: Option<SetRules>,
 }
 
 /// Marks a place that is the number of a link.
@@ -101,7 +101,8 @@ impl Classifier {
         (outcome != NONE).then_some(outcome)
     }
 
-    /// What [`Self::decide`] says of each subject, in their order, in about half the time for subjects of one family that come together.
+    /// What [`Self::decide`] says of each subject, in their order, in about half the time where eight of one family or more follow each
+    /// other.
     pub fn decide_batch(
         &self,
         subjects: &[Subject],
@@ -109,23 +110,19 @@ impl Classifier {
         mut tell: impl FnMut(Option<u32>),
     ) {
         let mut tell = |outcome: u32| tell((outcome != NONE).then_some(outcome));
-        let (batches, rest) = subjects.as_chunks::<BATCH>();
-        for batch in batches {
-            let several = batch.each_ref();
-            if batch.iter().all(|subject| subject.family == Family::Ipv4) {
-                let outcomes = self.ipv4.decide(&self.functions, several, sets);
+        for run in subjects.chunk_by(|a, b| a.family == b.family) {
+            let (batches, rest) = run.as_chunks::<BATCH>();
+            for batch in batches {
+                let several = batch.each_ref();
+                let outcomes = match batch[0].family {
+                    Family::Ipv4 => self.ipv4.decide(&self.functions, several, sets),
+                    Family::Ipv6 => self.ipv6.decide(&self.functions, several, sets),
+                };
                 outcomes.into_iter().for_each(&mut tell);
-            } else if batch.iter().all(|subject| subject.family == Family::Ipv6) {
-                let outcomes = self.ipv6.decide(&self.functions, several, sets);
-                outcomes.into_iter().for_each(&mut tell);
-            } else {
-                for subject in batch {
-                    tell(self.decide(subject, sets).unwrap_or(NONE));
-                }
             }
-        }
-        for subject in rest {
-            tell(self.decide(subject, sets).unwrap_or(NONE));
+            for subject in rest {
+                tell(self.decide(subject, sets).unwrap_or(NONE));
+            }
         }
     }
 
@@ -238,19 +235,17 @@ impl<const BITS: u32> FamilyRules<BITS> {
                 place = next;
             }
         }
-        if !self.sets.is_empty() {
+        if let Some(rules) = &self.sets {
             for (i, outcome) in outcomes.iter_mut().enumerate() {
-                let (service, subject) = (services[i], subjects[i]);
-                *outcome = self
-                    .sets
-                    .decide(functions, service, subject, sets, *outcome);
+                *outcome = rules.decide(functions, services[i], subjects[i], sets, *outcome);
             }
         }
         outcomes
     }
 
     fn bytes(&self) -> usize {
-        self.places.bytes() + self.links.len() * size_of::<(Function, u32)>() + self.sets.bytes()
+        let sets = self.sets.as_ref().map_or(0, SetRules::bytes);
+        self.places.bytes() + size_of_val(&*self.links) + sets
     }
 }
 

@@ -91,7 +91,8 @@ pub struct AddressSet {
 
 /// The key of a service: the protocol, then the destination port, or for ICMP type and code.
 fn service_key(protocol: u8, low: u16) -> u32 {
-    u32::from(protocol) << 16 | u32::from(low)
+    let [high, low] = low.to_be_bytes();
+    u32::from_be_bytes([0, protocol, high, low])
 }
 
 fn is_icmp(number: u8) -> bool {

@@ -5,7 +5,7 @@
 
 use super::steps::{self, Function, Functions, Maker, NONE};
 
-/// Marks a value that is not a place but the number of the function for the next word. Places are less.
+/// From here on a value is not a place: what it is more by is the number of the function for the next word.
 pub(super) const FURTHER: u32 = 0xc000_0000;
 
 /// Places by address.
@@ -23,7 +23,7 @@ impl Places {
         places
     }
 
-    /// The function of the word above `shift` bits, for addresses from `first` on.
+    /// The function of the word above `shift` bits, for addresses from `first` on, at which a word begins.
     fn function(
         &mut self,
         ranges: &[(u128, u32)],
@@ -35,9 +35,9 @@ impl Places {
         let mut all = Vec::new();
         let mut at = 0;
         while let Some((last, place)) = ranges.get(at) {
-            let word = (first >> shift) as u32;
-            let end = first | rest;
-            if *last >= end && first & rest == 0 {
+            // The last address of the word.
+            let end = first + rest;
+            if *last >= end {
                 // Whole words, as many as there are.
                 let whole = if last & rest == rest {
                     *last
@@ -47,26 +47,21 @@ impl Places {
                 steps::extend(&mut all, (whole >> shift) as u32, *place);
                 first = whole.wrapping_add(1);
                 at += usize::from(whole == *last);
-                if whole == *last && (whole >> shift) as u32 == u32::MAX {
-                    break;
-                }
-                continue;
+            } else {
+                // The place changes within the word.
+                let until = ranges[at..].partition_point(|(last, _)| *last < end);
+                let within: Vec<(u128, u32)> = ranges[at..=at + until]
+                    .iter()
+                    .map(|(last, place)| ((*last).min(end), *place))
+                    .collect();
+                let function = self.function(&within, first, shift - 32, maker);
+                let further = FURTHER + self.further.len() as u32;
+                steps::extend(&mut all, (end >> shift) as u32, further);
+                self.further.push(function);
+                at += until;
+                at += usize::from(ranges[at].0 == end);
+                first = end.wrapping_add(1);
             }
-            // A word within which the place changes.
-            let until = ranges[at..].partition_point(|(last, _)| *last < end);
-            let within: Vec<(u128, u32)> = ranges[at..=at + until]
-                .iter()
-                .map(|(last, place)| ((*last).min(end), *place))
-                .collect();
-            let function = self.function(&within, first, shift - 32, maker);
-            steps::extend(&mut all, word, FURTHER | self.further.len() as u32);
-            self.further.push(function);
-            at += until;
-            at += usize::from(ranges[at].0 == end);
-            if word == u32::MAX {
-                break;
-            }
-            first = end + 1;
         }
         maker.make(&all)
     }
@@ -89,7 +84,7 @@ impl Places {
             let mut shift = first;
             while shift > 0 && places[i] >= FURTHER && places[i] != NONE {
                 shift -= 32;
-                let function = self.further[(places[i] & !FURTHER) as usize];
+                let function = self.further[(places[i] - FURTHER) as usize];
                 places[i] = functions.at(function, (addresses[i] >> shift) as u32);
             }
         }
@@ -98,7 +93,7 @@ impl Places {
 
     /// Bytes of memory, without what the functions take.
     pub(super) fn bytes(&self) -> usize {
-        self.further.len() * size_of::<Function>()
+        size_of_val(&*self.further)
     }
 }
 
@@ -115,6 +110,15 @@ mod tests {
                 .iter()
                 .fold(0, |address, word| address << 32 | u128::from(*word))
         })
+    }
+
+    #[test]
+    fn a_word_that_does_not_tell_the_place_takes_a_function_number_of_4_bytes() {
+        // The second words 5 below ten first words end a range.
+        let split = (0..10u128).map(|word| (word << 96 | 6 << 64) - 1);
+        let ranges: Vec<(u128, u32)> = split.chain([u128::MAX]).zip(0..).collect();
+        let places = Places::new(&ranges, 128, &mut Maker::default());
+        assert_eq!(places.bytes(), 10 * 4);
     }
 
     proptest! {

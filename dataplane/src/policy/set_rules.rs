@@ -11,20 +11,20 @@ use super::{AddressSet, Subject};
 type Entry = (u32, u32);
 
 /// Rules on sets, of one family.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct SetRules {
-    /// Which leaf of the tree a service belongs to; none when there are no rules.
-    leaf: Option<Function>,
+    /// Which leaf of the tree a service belongs to.
+    leaf: Function,
     /// Where the entries of each tree node begin; those of node i end where those of i + 1 begin. Node 1 is the root, 2i and 2i + 1 lie below i.
     nodes: Vec<u32>,
     entries: Vec<Entry>,
 }
 
 impl SetRules {
-    /// Rules are first and last key of the service, outcome and set.
-    pub(super) fn new(rules: &[(u32, u32, Entry)], maker: &mut Maker) -> Self {
+    /// Rules are first and last key of the service, outcome and set; none when there are none.
+    pub(super) fn new(rules: &[(u32, u32, Entry)], maker: &mut Maker) -> Option<Self> {
         if rules.is_empty() {
-            return Self::default();
+            return None;
         }
         let mut edges: Vec<u32> = rules
             .iter()
@@ -64,16 +64,11 @@ impl SetRules {
         }
         nodes.push(entries.len() as u32);
         let steps: Vec<Step> = edges.into_iter().zip(leaves as u32..).collect();
-        Self {
-            leaf: Some(maker.make(&steps)),
+        Some(Self {
+            leaf: maker.make(&steps),
             nodes,
             entries,
-        }
-    }
-
-    /// Whether there is no rule.
-    pub(super) fn is_empty(&self) -> bool {
-        self.leaf.is_none()
+        })
     }
 
     /// The least outcome of the rules that match, if it is less than `best`; otherwise `best`.
@@ -86,8 +81,7 @@ impl SetRules {
         sets: &[AddressSet],
         best: u32,
     ) -> u32 {
-        let Some(leaf) = self.leaf else { return best };
-        let (mut best, mut node) = (best, functions.at(leaf, service) as usize);
+        let (mut best, mut node) = (best, functions.at(self.leaf, service) as usize);
         while node > 0 {
             let list = self.nodes[node] as usize..self.nodes[node + 1] as usize;
             for (outcome, set) in &self.entries[list] {
@@ -109,8 +103,25 @@ impl SetRules {
 
     /// Bytes of memory, without what the functions take.
     pub(super) fn bytes(&self) -> usize {
-        self.nodes.len() * size_of::<u32>() + self.entries.len() * size_of::<Entry>()
+        size_of_val(&*self.nodes) + size_of_val(&*self.entries)
     }
 }
 
 const _: () = assert!(NONE == u32::MAX, "no outcome is the worst one");
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_rule_takes_an_entry_of_8_bytes_and_a_node_4() {
+        let mut maker = Maker::default();
+        assert_eq!(SetRules::new(&[], &mut maker), None);
+        // One leaf, which holds them all; of nodes also the one before the root and the end.
+        let rules = [0, 1, 2, 3, 4].map(|set| (0, u32::MAX, (7, set)));
+        assert_eq!(
+            SetRules::new(&rules, &mut maker).map(|rules| rules.bytes()),
+            Some(3 * 4 + 5 * 8)
+        );
+    }
+}

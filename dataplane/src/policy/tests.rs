@@ -14,12 +14,14 @@ impl Rule {
             Service::Any => true,
             Service::Protocol(number) => *number == subject.protocol,
             Service::Ports(number, range) => {
-                *number == subject.protocol && !is_icmp(*number) && range.contains(&subject.port)
+                *number == subject.protocol
+                    && !matches!(*number, 1 | 58)
+                    && range.contains(&subject.port)
             }
             Service::Icmp(number, kind, code) => {
                 let [subject_kind, subject_code] = subject.icmp.to_be_bytes();
                 *number == subject.protocol
-                    && is_icmp(*number)
+                    && matches!(*number, 1 | 58)
                     && *kind == subject_kind
                     && code.is_none_or(|code| code == subject_code)
             }
@@ -280,4 +282,55 @@ fn memory_is_linear_in_the_rules_whatever_they_are() {
     assert!(bytes(&any) <= 32, "{}", bytes(&any));
     assert!(bytes(&nested) <= 256, "{}", bytes(&nested));
     assert!(bytes(&sets) <= 160, "{}", bytes(&sets));
+}
+
+#[test]
+fn a_classifier_takes_lines_of_64_bytes_and_what_links_places_and_sets_do() {
+    let on_prefix = |network: &str, ports: std::ops::Range<u16>| -> Vec<Rule> {
+        let remote = Remote::Prefix(network.parse::<IpNetwork>().unwrap().into());
+        let rule = |port| Rule {
+            family: None,
+            service: Service::Ports(protocol::TCP, port..=port),
+            remote: remote.clone(),
+        };
+        ports.step_by(2).map(rule).collect()
+    };
+    let on_set = |set| Rule {
+        family: None,
+        service: Service::Any,
+        remote: Remote::Set(set),
+    };
+    // Each has 41 steps, too many to be joined: six leaves and a node above them, and a link from one to the other. Places are a function
+    // of the first word and one, with its number, of the second.
+    let outer = on_prefix("fd00::/48", 100..140);
+    let inner = on_prefix("fd00::/64", 200..240);
+    let (prefixes, link, number) = ((7 + 7 + 2) * 64, 8, 4);
+    // Both families have one leaf of a tree, whose function they share; three nodes, five entries.
+    let (leaf, sets) = (64, 2 * (3 * 4 + 5 * 8));
+    let rules = [outer, inner, (0..5).map(on_set).collect()].concat();
+    assert_eq!(
+        group(&rules).bytes() - size_of::<Classifier>(),
+        prefixes + link + number + leaf + sets
+    );
+}
+
+#[test]
+fn a_protocol_is_a_word_or_a_number_of_8_bits() {
+    for (word, number) in [
+        ("", None),
+        ("any", None),
+        ("tcp", Some(6)),
+        ("udp", Some(17)),
+        ("icmp", Some(1)),
+        ("icmpv6", Some(58)),
+        ("sctp", Some(132)),
+        ("0", Some(0)),
+        ("47", Some(47)),
+        ("255", Some(255)),
+    ] {
+        assert_eq!(protocol_number(word), Ok(number), "{word}");
+    }
+    for word in ["256", "-1", "TCP", "gre", " 6"] {
+        assert!(protocol_number(word).is_err(), "{word}");
+    }
 }

@@ -189,6 +189,37 @@ mod tests {
     }
 
     #[test]
+    fn an_entry_taken_again_bears_its_new_tag_alone() {
+        let index = Index::new(8);
+        let [before, after] = [0xffff << 44, 1 << 44];
+        for slot in 0..8 {
+            index.put(index.room(before).unwrap(), before, slot);
+        }
+        for slot in 0..8 {
+            index.take(before, slot);
+            index.put(index.room(after).unwrap(), after, slot);
+            assert!(index.candidates(after).any(|found| found == slot));
+            assert!(index.candidates(before).all(|found| found != slot));
+        }
+    }
+
+    #[test]
+    fn the_first_candidate_may_lie_in_either_bucket() {
+        let index = Index::new(8);
+        let hash = |tag: u64| tag << 44 | 1 << 22;
+        for slot in 0..16 {
+            assert_eq!(index.first(hash(9)), None);
+            let tag = if slot % 8 == 0 { 9 } else { 5 };
+            index.put(index.room(hash(tag)).unwrap(), hash(tag), slot);
+            if tag == 9 {
+                assert_eq!(index.first(hash(9)), Some(slot));
+                index.take(hash(9), slot);
+                index.put(index.room(hash(5)).unwrap(), hash(5), slot);
+            }
+        }
+    }
+
+    #[test]
     fn both_buckets_fill_before_there_is_no_room() {
         let index = Index::new(8);
         let hash = 0;

@@ -128,6 +128,88 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
+    /// Everything that differs from a flow in one bit, or in the same one of both addresses.
+    fn neighbours(flow: Flow, vni: u32) -> impl Iterator<Item = (Flow, u32)> {
+        let flip = move |source: u128, destination: u128, ports: u32, protocol: u8| Flow {
+            source: flow.source ^ source,
+            destination: flow.destination ^ destination,
+            source_port: flow.source_port ^ (ports >> 16) as u16,
+            destination_port: flow.destination_port ^ ports as u16,
+            protocol: flow.protocol ^ protocol,
+        };
+        let address_bits = if flow.source >> 32 == 0xffff { 32 } else { 128 };
+        let addresses = (0..address_bits)
+            .map(|bit| 1u128 << bit)
+            .flat_map(move |bit| [flip(bit, 0, 0, 0), flip(0, bit, 0, 0), flip(bit, bit, 0, 0)]);
+        let ports = (0..32).map(move |bit| flip(0, 0, 1 << bit, 0));
+        let protocols = (0..8).map(move |bit| flip(0, 0, 0, 1 << bit));
+        let networks = (0..24).map(move |bit| (flow, vni ^ 1 << bit));
+        let flows = addresses.chain(ports).chain(protocols);
+        flows.map(move |flow| (flow, vni)).chain(networks)
+    }
+
+    /// Seeds among which one is extreme, or cancels the last word of a key.
+    fn extreme_seeds(ends: u64, places: &[usize]) -> Vec<Seeds> {
+        let seeds = [
+            0x243f_6a88_85a3_08d3,
+            0x1319_8a2e_0370_7345,
+            0xa409_3822_299f_31d1,
+            0x082e_fa98_ec4e_6c89,
+        ];
+        let with = |place: usize, seed: u64| {
+            let mut seeds = seeds;
+            seeds[place] = seed;
+            Seeds(seeds)
+        };
+        let of = |place: &usize| [0, u64::MAX, ends, !ends].map(|seed| with(*place, seed));
+        places.iter().flat_map(of).chain([Seeds(seeds)]).collect()
+    }
+
+    /// As otherwise whoever chooses flows may choose many of one hash.
+    #[test]
+    fn every_bit_of_a_key_moves_its_hash_even_where_a_seed_is_extreme() {
+        let flow = |source, destination| Flow {
+            source,
+            destination,
+            source_port: 0x8235,
+            destination_port: 443,
+            protocol: 6,
+        };
+        let prefix = 0xfd12_3456_789a_bcde << 64;
+        let (here, there) = (0x0123_4567_89ab_cdef, 0x8421_7bde_0f1e_2d3c);
+        // The fourth seed is all that IPv4 has in the place of its high words.
+        let cases = [
+            (flow(0xffff_0a01_0203, 0xffff_0afb_9c8d), &[0, 1, 2][..]),
+            (flow(prefix | here, prefix | there), &[0, 1, 3]),
+            (
+                flow(prefix | here, !prefix & !u128::from(u64::MAX) | there),
+                &[0, 1, 3],
+            ),
+        ];
+        for (flow, places) in cases {
+            let vni = 0x12_3456;
+            let ends = Key::new(&Seeds([1; 4]), &flow, vni).words[4];
+            for seeds in extreme_seeds(ends, places) {
+                let hash = Key::new(&seeds, &flow, vni).hash;
+                for (other, other_vni) in neighbours(flow, vni) {
+                    let other_hash = Key::new(&seeds, &other, other_vni).hash;
+                    assert_ne!(
+                        other_hash, hash,
+                        "{flow:x?} {other:x?} {other_vni:x} {seeds:x?}"
+                    );
+                }
+            }
+        }
+    }
+
+    #[cfg(not(feature = "loom"))]
+    #[test]
+    fn no_two_seeds_are_the_same() {
+        let seeds: std::collections::HashSet<u64> =
+            (0..8).flat_map(|_| Seeds::random().0).collect();
+        assert_eq!(seeds.len(), 32);
+    }
+
     proptest! {
         #[test]
         fn both_directions_have_one_key(s: u128, d: u128, sp: u16, dp: u16, p: u8, vni in 1u32..1 << 24) {
@@ -139,6 +221,8 @@ mod tests {
             prop_assert_eq!(there.words, back.words);
             prop_assert_eq!(there.hash, back.hash);
             prop_assert_eq!(there.direction, back.direction.opposite());
+            prop_assert_eq!(there.direction == Direction::Up, (s, sp) < (d, dp));
+            prop_assert!(there.words[..2] <= there.words[2..4], "the lower end comes first");
             prop_assert_eq!(Key::flow(&there.words, there.direction), (flow, vni));
         }
     }

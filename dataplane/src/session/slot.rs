@@ -373,3 +373,88 @@ impl Slot {
         self.state.store(state as u32 | opener, Ordering::Relaxed);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn order(mark: u16) -> Order {
+        Order::from(&Action {
+            eth_dst: Mac::from_word(u64::from(mark)),
+            eth_src: Mac::from_word(2),
+            egress: Egress::Peer(mark),
+            rewrite: None,
+        })
+    }
+
+    /// A guest may send one flow to two MACs by turns, and each takes the other's order away.
+    #[test]
+    fn an_order_written_over_is_read_and_told_from_the_one_before() {
+        let half = Half::default();
+        for (generation, ingress) in [(1, Ingress::Port(5)), (2, Ingress::Peer(u16::MAX))] {
+            let stamp = Stamp::new(generation, ingress);
+            for write in 0..2 * WRITES {
+                let before = half.stamp.load(Ordering::Relaxed);
+                let order = order(write as u16);
+                half.set(stamp, &order);
+                assert_ne!(half.stamp.load(Ordering::Relaxed), before);
+                assert_eq!(half.order(stamp), Some(order));
+            }
+            assert_eq!(half.order(Stamp::new(3, ingress)), None);
+            assert_eq!(half.order(Stamp::new(generation, Ingress::Port(0))), None);
+        }
+    }
+
+    #[test]
+    fn an_action_comes_out_of_its_order_as_it_went_in() {
+        let [a, b, c, d] = [1, 2, 3, 4].map(Mac::from_word);
+        for egress in [Egress::Port(0x8001), Egress::Peer(0x8001)] {
+            for rewrite in [None, Some((c, d))] {
+                let action = Action {
+                    eth_dst: a,
+                    eth_src: b,
+                    egress,
+                    rewrite,
+                };
+                assert_eq!(Order::from(&action).action(), action);
+            }
+        }
+    }
+
+    #[test]
+    fn a_revoked_order_is_read_no_more() {
+        let half = Half::default();
+        let stamp = Stamp::new(1, Ingress::Port(1));
+        assert_eq!(half.view(), None);
+        half.set(stamp, &order(7));
+        assert_eq!(half.view(), Some((1, order(7).action())));
+        half.revoke();
+        assert_eq!((half.order(stamp), half.view()), (None, None));
+    }
+
+    #[test]
+    fn keys_that_differ_in_several_words_by_the_same_are_told_apart() {
+        let slot = Slot::default();
+        let words = [1, 2, 3, 4, 5];
+        slot.set_words(&words);
+        slot.turn();
+        assert_eq!(slot.version_of(&words), Some(1));
+        for (a, b) in [(0, 1), (0, 2), (1, 3), (3, 4)] {
+            let mut others = words;
+            others[a] ^= 1 << 40;
+            others[b] ^= 1 << 40;
+            assert_eq!(slot.version_of(&others), None);
+        }
+        slot.turn();
+        assert_eq!(slot.version_of(&words), None);
+    }
+
+    #[test]
+    fn a_number_that_is_no_state_is_read_as_some_state() {
+        let slot = Slot::default();
+        for number in State::ALL.len()..256 {
+            slot.state.store(number as u32, Ordering::Relaxed);
+            assert!(State::ALL.contains(&slot.state().0));
+        }
+    }
+}
