@@ -48,10 +48,8 @@ pub(crate) fn mutants(shard: Option<&str>, files: &[String]) -> Result<()> {
     if let Some(shard) = shard {
         lister.args(["--sharding", "round-robin", "--shard", shard]);
     }
-    for file in files {
-        lister.args(["--file", file]);
-    }
-    let all = list::list(&mut lister)?;
+    let mut all = list::list(&mut lister)?;
+    all.retain(|named| files.is_empty() || files.contains(&named.file));
     if all.is_empty() {
         bail!("there are no mutants of that");
     }
@@ -192,11 +190,7 @@ fn build(tree: &Path, settings: &Settings, all: &[Named]) -> Result<Sorted> {
                 named.cloned().collect()
             };
             return Ok(Sorted {
-                programs: Programs::new(
-                    tree.join(CRATE),
-                    built.programs,
-                    settings.tests().1.to_vec(),
-                ),
+                programs: built.kept(tree, settings)?,
                 built: chosen(&|n| !refused.contains(&n) && !alone.contains(&n)),
                 refused: chosen(&|n| refused.contains(&n)),
                 alone: chosen(&|n| alone.contains(&n) && !refused.contains(&n)),
@@ -306,6 +300,20 @@ impl Build {
             bail!("the build made no tests");
         }
         Ok(build)
+    }
+
+    /// The test programs, out of the way of other builds.
+    fn kept(&self, tree: &Path, settings: &Settings) -> Result<Programs> {
+        let mut kept = Vec::new();
+        for program in &self.programs {
+            let name = program.file_name().context("a program has a name")?;
+            let copy = tree.join(name);
+            fs::copy(program, &copy)
+                .with_context(|| format!("cannot copy {}", program.display()))?;
+            kept.push(copy);
+        }
+        let arguments = settings.tests().1.to_vec();
+        Ok(Programs::new(tree.join(CRATE), kept, arguments))
     }
 
     fn errors(&mut self, message: Option<Diagnostic>) {
