@@ -67,11 +67,7 @@ fn ipv4(frame: &mut [u8], seeds: &Seeds, vni: u32) -> Option<Glance> {
     };
     let addresses = word(26) + word(30);
     let sum = word(14) + word(18) + word(22) + addresses;
-    if head[20] & 0x3f != 0
-        || head[21] != 0
-        || !checksum::is_right(sum)
-        || usize::from(ip_len) + ETHERNET > frame.len()
-    {
+    if head[20] & 0x3f != 0 || head[21] != 0 || !checksum::is_right(sum) {
         return None;
     }
     let (source, destination) = (be32(head, 26), be32(head, 30));
@@ -105,9 +101,6 @@ fn ipv4(frame: &mut [u8], seeds: &Seeds, vni: u32) -> Option<Glance> {
 fn ipv6(frame: &mut [u8], seeds: &Seeds, vni: u32) -> Option<Glance> {
     let head: &[u8; 62] = frame.first_chunk()?;
     let payload = be16(head, 18);
-    if usize::from(payload) + usize::from(L4_IPV6) > frame.len() {
-        return None;
-    }
     let address = |at: usize| [be64(head, at), be64(head, at + 8)];
     let (source, destination) = (address(22), address(38));
     // Keys hold IPv4 addresses in this form: such a packet must not pass for one of an IPv4 flow.
@@ -148,8 +141,8 @@ fn ipv6(frame: &mut [u8], seeds: &Seeds, vni: u32) -> Option<Glance> {
     })
 }
 
-/// The transport header, of which at least eight bytes are there; `len` is what IP says of header and payload, `addresses` the sum of the
-/// addresses in the machine's order of bytes. True: TCP.
+/// The transport header; `len` is what IP says of header and payload, which has to be there, `addresses` the sum of the addresses in the machine's order
+/// of bytes. True: TCP.
 #[inline(always)]
 fn transport(frame: &mut [u8], l4: u8, len: u16, number: u8, addresses: u64) -> Option<bool> {
     let l4 = usize::from(l4);

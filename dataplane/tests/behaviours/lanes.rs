@@ -320,3 +320,124 @@ fn what_leaves_the_window_is_dropped_whichever_way_it_takes() {
     }
     assert_eq!(fabric.drops("h1", DropReason::TcpWindow), 2);
 }
+
+/// Another IPv4 length, with the header's checksum made good.
+fn total(mut frame: Vec<u8>, more: i16) -> Vec<u8> {
+    let total = u16::from_be_bytes([frame[16], frame[17]]);
+    frame[16..18].copy_from_slice(&total.wrapping_add_signed(more).to_be_bytes());
+    mend_ipv4(&mut frame, 14);
+    frame
+}
+
+#[test]
+fn a_known_flow_does_not_get_lies_past_the_quick_look() {
+    let mut fabric = fabric(|_| {});
+    let v4 = udp(A1, A2, A2.mac, (1000, 53), b"datagram");
+    let v6 = udp6(A1, A2, A2.mac, (1000, 53), b"datagram");
+    let segment = tcp(A1, A2, A2.mac, (1000, 80), "A", (101, 501), 10);
+    for frame in [&v4, &v6, &segment] {
+        assert_eq!(send(&mut fabric, "a1", frame), ([JUDGED; 2], 1));
+        assert_eq!(send(&mut fabric, "a1", frame), ([FAST; 2], 1));
+    }
+    let with = |frame: &[u8], at: usize, bytes: &[u8]| {
+        let mut frame = frame.to_vec();
+        frame[at..at + bytes.len()].copy_from_slice(bytes);
+        frame
+    };
+    for (frame, reason, what) in [
+        (
+            total(v4.clone(), 1),
+            DropReason::Ipv4Header,
+            "IPv4 says one byte more",
+        ),
+        (
+            total(v4.clone(), 20),
+            DropReason::Ipv4Header,
+            "IPv4 says more",
+        ),
+        (
+            total(v4.clone(), -17),
+            DropReason::Ipv4Header,
+            "IPv4 says less than its header",
+        ),
+        (
+            with(&v6, 18, &[0, 17]),
+            DropReason::Ipv6Header,
+            "IPv6 says one byte more",
+        ),
+        (with(&v6, 14, &[0x50]), DropReason::Ipv6Header, "version 5"),
+        (
+            with(&v4, 38, &[0, 7]),
+            DropReason::TransportHeader,
+            "UDP says 7 bytes",
+        ),
+        (
+            with(&v4, 38, &[0, 17]),
+            DropReason::TransportHeader,
+            "UDP says one byte more",
+        ),
+        (
+            with(&segment, 46, &[0x40]),
+            DropReason::TransportHeader,
+            "TCP says 16 bytes",
+        ),
+        (
+            with(&segment, 46, &[0x80]),
+            DropReason::TransportHeader,
+            "TCP says two bytes more",
+        ),
+    ] {
+        let before = fabric.drops("h1", reason);
+        assert_eq!(
+            send(&mut fabric, "a1", &frame),
+            ([NOT_SEEN; 2], 0),
+            "{what}"
+        );
+        assert_eq!(fabric.drops("h1", reason), before + 1, "{what}");
+    }
+}
+
+#[test]
+fn what_is_odd_and_right_is_fast_as_well() {
+    let far = "fd00:1::ffff:a00:9";
+    let mut fabric = fabric(|objects| objects.ports[1].addresses.push(far.into()));
+    // The last 64 bits begin as those of an IPv4 address do; the first do not.
+    let end = End {
+        v6: far.parse::<std::net::Ipv6Addr>().unwrap().octets(),
+        ..A2
+    };
+    let mut short = udp(A1, A2, A2.mac, (1000, 54), b"datagram");
+    short[38..42].copy_from_slice(&[0, 12, 0, 0]);
+    let mut stamped = tcp(A1, A2, A2.mac, (1000, 80), "A", (101, 501), 10);
+    stamped.splice(54..54, [1; 12]);
+    stamped[46] = 0x80;
+    let sum = |frame: &[u8]| {
+        let words = frame[26..].chunks(2);
+        let word = |w: &[u8]| u32::from(w[0]) << 8 | u32::from(*w.get(1).unwrap_or(&0));
+        let sum: u32 = words.map(word).sum::<u32>() + 6 + (frame.len() - 34) as u32;
+        !(((sum & 0xffff) + (sum >> 16)) as u16)
+    };
+    stamped[50..52].fill(0);
+    let right = sum(&stamped);
+    stamped[50..52].copy_from_slice(&right.to_be_bytes());
+    for (frame, what) in [
+        (
+            udp(A1, A2, A2.mac, (1000, 53), b""),
+            "a datagram without payload",
+        ),
+        (short, "a datagram that ends before its packet"),
+        (
+            udp6(A1, end, A2.mac, (1000, 53), b"x"),
+            "an address that ends like an IPv4 one",
+        ),
+        (
+            udp6(end, A1, A1.mac, (53, 1000), b"x"),
+            "from such an address",
+        ),
+        (total(stamped, 12), "TCP with options"),
+    ] {
+        let port = if frame[6..12] == A1.mac { "a1" } else { "a2" };
+        assert_eq!(send(&mut fabric, port, &frame), ([JUDGED; 2], 1), "{what}");
+        assert_eq!(send(&mut fabric, port, &frame), ([FAST; 2], 1), "{what}");
+    }
+}

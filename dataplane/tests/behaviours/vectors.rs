@@ -96,9 +96,14 @@ fn an_ipv6_packet_with_mapped_addresses_does_not_pass_for_one_of_an_ipv4_flow() 
         v6[12..].copy_from_slice(&end.v4);
         End { v6, ..end }
     };
-    let alias = udp6(mapped(A1), mapped(A2), A2.mac, (1000, 53), b"alias");
-    assert!(fabric.send("a1", &alias).is_empty());
-    assert_eq!(fabric.drops("h1", DropReason::Martian), 1);
+    // One mapped address is one too many: the quick look must leave both to the parser.
+    for (number, (from, to)) in
+        (1..).zip([(mapped(A1), mapped(A2)), (mapped(A1), A2), (A1, mapped(A2))])
+    {
+        let alias = udp6(from, to, A2.mac, (1000, 53), b"alias");
+        assert!(fabric.send("a1", &alias).is_empty());
+        assert_eq!(fabric.drops("h1", DropReason::Martian), number);
+    }
 }
 
 proptest! {
