@@ -331,7 +331,8 @@ impl Build {
 /// Has cargo-mutants try what could not be built with the others.
 fn one_at_a_time(program: &Path, out: &Path, alone: &[Named], counts: &mut Counts) -> Result<()> {
     let escaped = alone.iter().map(|named| {
-        let literal = |c: char| match c.is_ascii_punctuation() {
+        // Of the others some mean something else with a backslash than without.
+        let literal = |c: char| match r"\.+*?()|[]{}^$#&-~".contains(c) {
             true => format!("\\{c}"),
             false => c.to_string(),
         };
