@@ -58,7 +58,7 @@ pub(super) struct Woven {
     pub text: String,
     /// Mutants that no compiler takes: a condition with a pattern in it (`let`) that would be one side of "or".
     pub refused: Vec<u32>,
-    /// Mutants that were not found in the file's syntax, in macros for example.
+    /// Mutants that are not woven in: those not found in the file's syntax (in macros, for example), and operators between conditions that are no conditions.
     pub left: Vec<u32>,
 }
 
@@ -107,6 +107,7 @@ pub(super) fn weave(source: &str, mutants: &[Mutant]) -> Result<Woven> {
         wanted: HashMap::new(),
         places: Vec::new(),
         refused: Vec::new(),
+        left: Vec::new(),
     };
     for mutant in mutants {
         if mutant.genre == Genre::Value {
@@ -125,6 +126,7 @@ pub(super) fn weave(source: &str, mutants: &[Mutant]) -> Result<Woven> {
         wanted,
         mut places,
         refused,
+        mut left,
     } = finder;
     // Whatever encloses another comes before it. What begins a function comes before its first expression, and a guard before the expression that it is.
     places.sort_by_key(|place| {
@@ -137,11 +139,11 @@ pub(super) fn weave(source: &str, mutants: &[Mutant]) -> Result<Woven> {
         places: &places,
     };
     let text = writer.render(0..source.len(), 0);
-    let left = wanted.values().flatten().map(|mutant| mutant.number);
+    left.extend(wanted.values().flatten().map(|mutant| mutant.number));
     Ok(Woven {
         text,
         refused,
-        left: left.collect(),
+        left,
     })
 }
 
@@ -153,6 +155,7 @@ struct Finder<'a> {
     wanted: HashMap<(u8, usize), Vec<&'a Mutant>>,
     places: Vec<Place<'a>>,
     refused: Vec<u32>,
+    left: Vec<u32>,
 }
 
 impl<'a> Finder<'a> {
@@ -189,7 +192,22 @@ impl<'ast> Visit<'ast> for Finder<'_> {
     fn visit_expr_binary(&mut self, node: &'ast ExprBinary) {
         visit::visit_expr_binary(self, node);
         let operator = bytes(&node.op);
-        let mutants = self.take(Genre::Binary, operator.start);
+        let mut mutants = self.take(Genre::Binary, operator.start);
+        let lazy = match node.op {
+            BinOp::And(_) => Some("||"),
+            BinOp::Or(_) => Some("&&"),
+            _ => None,
+        };
+        if let Some(other) = lazy {
+            // What else could stand there would look at both operands.
+            mutants.retain(|mutant| {
+                let woven = mutant.replacement == other;
+                if !woven {
+                    self.left.push(mutant.number);
+                }
+                woven
+            });
+        }
         if mutants.is_empty() {
             return;
         }
