@@ -68,6 +68,9 @@ pub(crate) fn mutants(shard: Option<&str>, files: &[String]) -> Result<()> {
         refused.len(),
         alone.len()
     );
+    for named in &alone {
+        eprintln!("   to be built alone: {}", named.name);
+    }
     let ends = trial::run(&mut programs, &built)?;
     let names = |wanted: End| -> Vec<&str> {
         let ends = built.iter().zip(&ends);
