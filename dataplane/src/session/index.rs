@@ -156,6 +156,11 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_bucket_is_a_line_of_the_cache() {
+        assert_eq!(size_of::<Bucket>(), 64);
+    }
+
+    #[test]
     fn what_is_put_is_found_until_it_is_taken() {
         let index = Index::new(64);
         let hashes: Vec<u64> = (1..60u64)
