@@ -158,6 +158,7 @@ fn profile(address: bool) -> &'static str {
     if address { ADDRESS } else { "release" }
 }
 
+/// Builds all targets.
 fn build(address: bool) -> Result<()> {
     let stand_in = std::env::current_exe().context("cannot find this program")?;
     run::step(
