@@ -247,6 +247,27 @@ fn a_guest_that_takes_no_segments_gets_them_split() {
 }
 
 #[test]
+fn a_tap_that_gets_or_loses_a_queue_has_to_be_opened_again() {
+    let (_lab, host) = host();
+    let mut ends = TapEnd::make(&host, "t0", 2, 0).unwrap();
+    let stale = |port: &mut Port| {
+        let device = &mut port.device;
+        host.enter(move || device.is_stale()).unwrap()
+    };
+    let mut port = open(&small_umem(), &host, "t0");
+    assert_eq!((port.queues.len(), stale(&mut port)), (2, false));
+    let third = TapEnd::join(&host, "t0").unwrap();
+    assert!(stale(&mut port));
+    drop(third);
+    assert!(!stale(&mut port));
+    ends.pop();
+    assert!(stale(&mut port));
+    drop(port);
+    let mut port = open(&small_umem(), &host, "t0");
+    assert_eq!((port.queues.len(), stale(&mut port)), (1, false));
+}
+
+#[test]
 fn a_container_gets_a_stream_in_order_and_whole() {
     let lab = pair();
     let mut port = open(&small_umem(), &lab.dut, "under0");

@@ -173,7 +173,7 @@ impl Devices {
         Ok(())
     }
 
-    /// Closes uplinks whose device has gone or is another by now, and opens those that are back.
+    /// Closes uplinks whose device has gone, is another by now, or has more or fewer queues, and opens those that are back.
     pub fn settle_uplinks(&mut self, workers: &Workers) {
         let opening = Opening {
             headroom: 0,
@@ -182,8 +182,11 @@ impl Devices {
         for (number, uplink) in (0u16..).zip(&mut self.uplinks) {
             let is_stale = |open: &mut OpenUplink| open.device().is_stale();
             if uplink.open.take_if(is_stale).is_some() {
-                tracing::error!(uplink = uplink.name(), "the uplink has gone");
-                workers.close(Source::Uplink(number));
+                tracing::error!(
+                    uplink = uplink.name(),
+                    "the uplink has gone, or is not as it was opened"
+                );
+                workers.close_first(Source::Uplink(number));
             }
             if uplink.open.is_none()
                 && let Err(error) = uplink.start(number, &opening, &self.vteps, workers)
@@ -213,7 +216,11 @@ impl Devices {
             .map(|(index, _)| *index)
             .collect();
         for index in closing {
-            workers.close(Source::Port(index));
+            if wanted.contains_key(&index) {
+                workers.close_first(Source::Port(index));
+            } else {
+                workers.close(Source::Port(index));
+            }
             if self.ports.remove(&index).is_some_and(|open| open.up) {
                 down.push(index);
             }

@@ -73,7 +73,7 @@ pub trait Device: Send + Debug {
     /// Whether packets can pass: a guest's device is open before its guest is there.
     fn is_up(&self) -> bool;
 
-    /// Whether what it was opened on has gone, or is another by now.
+    /// Whether what it was opened on has gone, is another by now, or has another number of queues: it has to be opened again.
     fn is_stale(&self) -> bool;
 
     /// How long the IP packets of its port may be, now; a longer one can only be a segment that is still to be split.

@@ -33,6 +33,9 @@ pub struct Netdev {
     /// The kernel's number of it; another number under the same name is another device.
     index: u32,
     zero_copy: bool,
+    /// How many queues are used at most, and how many are.
+    most: u32,
+    used: u32,
     queues: Vec<Box<dyn Queue>>,
     _shares: Vec<Share>,
     /// The longest frame that goes to a ring; 0 if no other way is open.
@@ -61,11 +64,8 @@ impl Netdev {
         let mut attachment = Attachment::attach(name, role, None)?;
         let (mut rings, mut shares) = (Vec::new(), Vec::new());
         let mut zero_copy = true;
-        for queue in 0..queues
-            .unwrap_or(found.receive_queues)
-            .min(found.receive_queues)
-            .max(1)
-        {
+        let most = queues.unwrap_or(u32::MAX);
+        for queue in 0..queues_of(&found, most) {
             let share = Share::take(&opening.umem, wanted);
             let options = QueueOptions {
                 ring_size: opening.ring_size,
@@ -100,6 +100,8 @@ impl Netdev {
             name: name.to_owned(),
             index: found.index,
             zero_copy,
+            most,
+            used: shares.len() as u32,
             queues,
             _shares: shares,
             longest: 0,
@@ -141,7 +143,8 @@ impl Device for Netdev {
 
     fn is_stale(&self) -> bool {
         match Interface::lookup(&self.name) {
-            Ok(found) => found.index != self.index,
+            // What arrives by a queue that came since would be lost.
+            Ok(found) => found.index != self.index || queues_of(&found, self.most) != self.used,
             Err(PortError::NoInterface { .. }) => true,
             // Not told; that is no reason to close what works.
             Err(_) => false,
@@ -165,6 +168,11 @@ impl Device for Netdev {
             zero_copy: self.zero_copy,
         }
     }
+}
+
+/// How many queues of an interface are used, of at most so many.
+fn queues_of(interface: &Interface, most: u32) -> u32 {
+    interface.receive_queues.min(most).max(1)
 }
 
 fn boxed(queues: impl IntoIterator<Item = impl Queue + 'static>) -> Vec<Box<dyn Queue>> {
