@@ -58,6 +58,13 @@ impl TapEnd {
             .map(|file| Self { file })
     }
 
+    /// The same queue once more, for another thread.
+    pub fn another(&self) -> Result<Self, LabError> {
+        let file = self.file.try_clone();
+        file.map_err(LabError::io("a tap's descriptor"))
+            .map(|file| Self { file })
+    }
+
     /// Sends a frame as a guest does.
     pub fn send(&mut self, header: [u8; HEADER], frame: &[u8]) -> Result<(), LabError> {
         self.send_raw(&[&header, frame].concat())

@@ -268,6 +268,101 @@ fn a_tap_that_gets_or_loses_a_queue_has_to_be_opened_again() {
 }
 
 #[test]
+fn what_a_guest_does_not_read_is_lost_and_counted() {
+    let (_lab, host) = host();
+    let mut end = TapEnd::make(&host, "t0", 1, 0).unwrap().remove(0);
+    let mut port = open(&small_umem(), &host, "t0");
+    // More than the tap holds.
+    let mut sent = 0;
+    for batch in 0..100 {
+        let frames: Vec<_> = (0..32).map(|at| frame(batch * 32 + at, 60)).collect();
+        sent += port.send(&frames);
+        port.queues[0].reap(&mut port.cache);
+    }
+    assert_eq!(sent, 3200);
+    let lost = port.queues[0].lost();
+    let is_ours = |got: &[u8]| got[12..14] == [0x88, 0xb5];
+    let mut read = 0;
+    while read + lost < sent as u64 {
+        end.receive(SOON, is_ours).unwrap();
+        read += 1;
+    }
+    assert!(lost > 0, "{lost}");
+    // It reads again: nothing is lost, nothing comes twice.
+    let last = frame(9999, 60);
+    assert_eq!(port.send(std::slice::from_ref(&last)), 1);
+    assert_eq!(end.receive(SOON, is_ours).unwrap().1, last);
+    port.balances(lost);
+}
+
+#[test]
+fn ports_whose_link_is_down_leave_frames_for_others() {
+    let mut lab = Lab::new().unwrap();
+    let (dut, peer) = (lab.host("dut").unwrap(), lab.host("peer").unwrap());
+    let umem = small_umem();
+    let mut cache = FrameCache::new(&umem);
+    let mut ports = Vec::new();
+    for number in 0..8 {
+        let (near, far) = (format!("n{number}"), format!("f{number}"));
+        lab.link((&dut, &near), (&peer, &far), LinkOptions::default())
+            .unwrap();
+        ports.push(open(&umem, &dut, &near));
+    }
+    for number in 1..8 {
+        dut.ip(&format!("link set n{number} down")).unwrap();
+    }
+    // As much as each takes, again and again.
+    for round in 0..100 {
+        for port in &mut ports[1..] {
+            let mut packets: Vec<_> = (0..32)
+                .map(|_| {
+                    let frame = cache.alloc();
+                    let frame = frame.unwrap_or_else(|| panic!("no frame left in round {round}"));
+                    Packet {
+                        frame,
+                        start: 256,
+                        len: 60,
+                    }
+                })
+                .collect();
+            port.queues[0].send(&mut cache, &mut packets);
+            port.queues[0].kick();
+            packets
+                .drain(..)
+                .for_each(|packet| cache.free(packet.frame));
+        }
+    }
+    let books = umem.accounting();
+    assert!(books.transmit >= 7 * 64, "{books:?}");
+    // One that is up sends and receives.
+    let sent = frame(1, 100);
+    let far = RawSocket::open(&peer, "f0").unwrap();
+    assert_eq!(ports[0].send(std::slice::from_ref(&sent)), 1);
+    assert!(far.receive(SOON, |got| got == sent).is_some());
+    far.send(&sent).unwrap();
+    while let Some((_, packet)) = ports[0].next() {
+        let found = packet.bytes(&cache) == sent;
+        cache.free(packet.frame);
+        if found {
+            break;
+        }
+    }
+    // Those that are up again send what waited.
+    for number in 1..8 {
+        dut.ip(&format!("link set n{number} up")).unwrap();
+    }
+    wait_until("the rings to be empty", SOON, || {
+        for port in &mut ports {
+            port.queues[0].kick();
+            port.queues[0].reap(&mut cache);
+        }
+        umem.accounting().transmit == 0
+    })
+    .unwrap_or_else(|error| panic!("{error}: {:?}", umem.accounting()));
+    assert!(umem.accounting().balances(), "{:?}", umem.accounting());
+}
+
+#[test]
 fn a_container_gets_a_stream_in_order_and_whole() {
     let lab = pair();
     let mut port = open(&small_umem(), &lab.dut, "under0");
