@@ -1,5 +1,5 @@
-//! What stops or is taken away below a daemon while links stay up: transmit queues that take nothing any more, of uplinks and of ports.
-//! What does not hang on it goes on, what is lost is counted, and all comes back without a hand.
+//! What stops or is taken away below a daemon while links stay up: transmit queues that take nothing any more, of uplinks and of ports, and XDP
+//! programs that somebody else takes off. What does not hang on it goes on, what is lost is counted, and all comes back without a hand.
 //! `WEFT_OUTAGE_REPORT` is the directory where the figures go.
 
 #![allow(clippy::unwrap_used)]
@@ -10,8 +10,9 @@ use std::{
     time::{Duration, Instant},
 };
 
+use weft_dataplane::port::{Attachment, PortError, Role};
 use weft_tests::{
-    Lab, LabError, RawSocket, Relay, Site, SiteOptions, TapEnd, still, tenants,
+    Lab, LabError, RawSocket, Relay, Site, SiteOptions, TapEnd, still, take_program_off, tenants,
     traffic::NumberedStream, wait_until,
 };
 
@@ -298,4 +299,73 @@ fn one_queue_of_two_of_an_uplink_is_left_unread() {
         site.wait_for_frames()
     });
     report("unread_queue_is_read_again", back);
+}
+
+#[test]
+fn a_program_that_somebody_takes_off_is_attached_again() {
+    let mut site = site(2, Vec::new());
+    let (mut uplink, mut port) = (Duration::ZERO, Duration::ZERO);
+    explained(&mut site, |site| {
+        let host = site.hosts["h2"].namespace.clone();
+        let pid = site.hosts["h2"].daemon.as_ref().unwrap().pid();
+        let log = |site: &Site| site.hosts["h2"].daemon.as_ref().unwrap().log();
+        let is_attached = |interface: &str| {
+            let link = host.ip(&format!("link show {interface}"));
+            link.is_ok_and(|text| text.contains("prog/xdp"))
+        };
+        let at_home = site.stream("red-2", "red-b", 9, 1000)?;
+        let stream = site.stream("blue-1", "blue-2", 9, 1000)?;
+
+        let time_until_it_is_back = |interface: &str| -> Result<Duration, LabError> {
+            take_program_off(pid, &host, interface)?;
+            let begun = Instant::now();
+            wait_until("the program is attached again", SOON, || {
+                is_attached(interface)
+            })?;
+            stream.wait_for_more(100)?;
+            Ok(begun.elapsed())
+        };
+        uplink = time_until_it_is_back("u0")?;
+        port = time_until_it_is_back("p-blue-2")?;
+        assert!(site.pings("blue-2", "blue-1"), "what the port sends");
+
+        // Another program in its place: it stays there, weftd says so, and takes the place when it is free.
+        let role = Role::Uplink { vteps: Vec::new() };
+        let mut theirs = None;
+        wait_until("somebody is quicker than weftd", SOON, || {
+            // It may not have come back yet.
+            let _ = take_program_off(pid, &host, "u0");
+            let attached = host.enter(|| Attachment::attach("u0", &role, None));
+            theirs = attached.ok().and_then(Result::ok);
+            theirs.is_some()
+        })?;
+        let theirs = theirs.unwrap();
+        let state = |site: &Site| {
+            let status = site.node_json("h2", &["node", "status"]);
+            status.map_or_else(|_| String::new(), |status| status["uplinks"][0].to_string())
+        };
+        wait_until("weftd says so", SOON, || {
+            state(site) == "\"u0 (no program)\""
+        })?;
+        let again = host.enter(|| Attachment::attach("u0", &role, None))?;
+        assert!(matches!(again, Err(PortError::ProgramBusy { .. })));
+        let silent = stream.tally().received;
+        assert!(theirs.holds(), "nobody is turned out");
+        let told = |site: &Site| log(site).matches("took our XDP program off").count();
+        let before = told(site);
+        drop(theirs);
+        wait_until("the stream goes on", SOON, || {
+            stream.tally().received > silent
+        })?;
+        wait_until("weftd says so", SOON, || state(site) == "\"u0 (native)\"")?;
+        assert_eq!(told(site), before, "{}", log(site));
+
+        let tally = at_home.end();
+        assert_eq!((tally.lost(), tally.twice), (0, 0), "{tally:?}");
+        assert!(stream.end().received > silent);
+        assert!(site.pings("red-1", "red-2"));
+        site.wait_for_frames()
+    });
+    report("uplink_program_attached_again", uplink);
+    report("port_program_attached_again", port);
 }

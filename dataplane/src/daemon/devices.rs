@@ -173,7 +173,7 @@ impl Devices {
         Ok(())
     }
 
-    /// Closes uplinks whose device has gone, is another by now, or has more or fewer queues, and opens those that are back.
+    /// Closes uplinks whose device has gone, is another by now, or has more or fewer queues; opens those that are back, and mends the others.
     pub fn settle_uplinks(&mut self, workers: &Workers) {
         let opening = Opening {
             headroom: 0,
@@ -188,9 +188,9 @@ impl Devices {
                 );
                 workers.close_first(Source::Uplink(number));
             }
-            if uplink.open.is_none()
-                && let Err(error) = uplink.start(number, &opening, &self.vteps, workers)
-            {
+            if let Some(open) = &mut uplink.open {
+                open.device_mut().mend();
+            } else if let Err(error) = uplink.start(number, &opening, &self.vteps, workers) {
                 tracing::debug!(uplink = uplink.name(), %error, "the uplink stays closed");
             }
         }
@@ -250,6 +250,7 @@ impl Devices {
             }
         }
         for (index, open) in &mut self.ports {
+            open.device.mend();
             open.device.set_mtu(mtu(*index));
             let now = open.device.is_up();
             if now == open.up {

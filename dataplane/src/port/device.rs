@@ -76,6 +76,9 @@ pub trait Device: Send + Debug {
     /// Whether what it was opened on has gone, is another by now, or has another number of queues: it has to be opened again.
     fn is_stale(&self) -> bool;
 
+    /// Makes up for what others have taken from it since it was opened, if need be and if it can. Called a few times a second.
+    fn mend(&mut self) {}
+
     /// How long the IP packets of its port may be, now; a longer one can only be a segment that is still to be split.
     fn set_mtu(&mut self, _mtu: u16) {}
 

@@ -1,6 +1,7 @@
 //! Network devices of the kernel, by XDP and AF_XDP: uplinks, veth and tap ports.
 
 mod frame_set;
+mod link;
 mod napi;
 mod packet_socket;
 mod port_queue;
@@ -8,6 +9,7 @@ mod program;
 mod xsk;
 
 use std::net::IpAddr;
+use std::time::{Duration, Instant};
 
 use aya::util::KernelVersion;
 use packet_socket::PacketSocket;
@@ -25,6 +27,8 @@ use crate::packet::parse::ETHERNET;
 
 /// Linux before this knows no UDP segments in packet sockets.
 const UDP_SEGMENTS: KernelVersion = KernelVersion::new(6, 2, 0);
+/// The least time between two attempts to attach again what somebody else took off: whoever does that again and again is not fought.
+const RESTORE_PAUSE: Duration = Duration::from_secs(5);
 
 /// An open network device: its XDP program, and a queue for each of its receive queues.
 #[derive(Debug)]
@@ -41,6 +45,10 @@ pub struct Netdev {
     /// The longest frame that goes to a ring; 0 if no other way is open.
     longest: u32,
     attachment: Attachment,
+    /// Whether somebody else took the program off, or has another in its place, as far as is known.
+    detached: bool,
+    /// When it was last attached again, or that was tried.
+    restored: Option<Instant>,
     _napi: Option<ThreadedNapi>,
 }
 
@@ -106,6 +114,8 @@ impl Netdev {
             _shares: shares,
             longest: 0,
             attachment,
+            detached: false,
+            restored: None,
             _napi: napi,
         })
     }
@@ -138,7 +148,7 @@ impl Device for Netdev {
     }
 
     fn is_up(&self) -> bool {
-        true
+        !self.detached
     }
 
     fn is_stale(&self) -> bool {
@@ -162,9 +172,40 @@ impl Device for Netdev {
         }
     }
 
+    fn mend(&mut self) {
+        if self.attachment.holds() {
+            self.detached = false;
+            return;
+        }
+        let interface = self.name.as_str();
+        if !self.detached {
+            tracing::error!(interface, "somebody took our XDP program off");
+            self.detached = true;
+        }
+        if self
+            .restored
+            .is_some_and(|last| last.elapsed() < RESTORE_PAUSE)
+        {
+            return;
+        }
+        self.restored = Some(Instant::now());
+        match self.attachment.restore() {
+            Ok(()) => {
+                self.detached = false;
+                tracing::warn!(interface, "our XDP program is attached again");
+            }
+            Err(error) => tracing::debug!(interface, %error, "our XDP program stays off"),
+        }
+    }
+
     fn describe(&self) -> Description {
+        let mode = self.attachment.mode().to_string();
         Description {
-            mode: self.attachment.mode().to_string(),
+            mode: if self.detached {
+                "no program".to_owned()
+            } else {
+                mode
+            },
             zero_copy: self.zero_copy,
         }
     }

@@ -1,18 +1,20 @@
 //! The XDP program of one interface: loaded, attached, told which sockets there are, and read.
 //!
 //! Every attachment is an instance of its own, with its own maps. It holds by a BPF link, which the kernel takes away with the
-//! last descriptor: when the process dies, however it dies, the interface is as it was before.
+//! last descriptor: when the process dies, however it dies, the interface is as it was before. What somebody else takes off is attached again
+//! with the maps as they are ([`Attachment::restore`]).
 
-use std::{collections::HashSet, io, net::IpAddr, os::fd::AsRawFd};
+use std::{
+    collections::HashSet,
+    io,
+    net::IpAddr,
+    os::fd::{AsFd, AsRawFd},
+};
 
 use aya::{
     Ebpf, EbpfLoader,
     maps::{Array, HashMap, MapData, MapError, PerCpuArray, XskMap},
-    programs::{
-        ProgramError, SchedClassifier, TcAttachType, Xdp, XdpMode,
-        links::{FdLink, LinkOrder},
-        tc::TcAttachOptions,
-    },
+    programs::{ProgramError, ProgramFd, SchedClassifier, Xdp},
     util::KernelVersion,
 };
 use weft_ebpf_types::{
@@ -21,6 +23,7 @@ use weft_ebpf_types::{
 };
 
 use super::XskQueue;
+use super::link::{Hook, Link};
 use crate::port::{Interface, PortError, error::io_error_of};
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("WEFT_EBPF_OBJECT"));
@@ -62,11 +65,14 @@ impl std::fmt::Display for AttachMode {
 #[derive(Debug)]
 pub struct Attachment {
     interface: String,
+    index: u32,
+    program: &'static str,
     mode: AttachMode,
     vteps: HashSet<AddressKey>,
-    _link: FdLink,
+    /// None where the program was lost to somebody else.
+    link: Option<Link>,
     /// Detached after the program: fields drop in order.
-    guard: Option<FdLink>,
+    guard: Option<Link>,
     ebpf: Ebpf,
 }
 
@@ -94,12 +100,15 @@ impl Attachment {
             .try_into()
             .map_err(|error: ProgramError| problem(&error))?;
         xdp.load().map_err(|error| problem(&error))?;
-        let (link, mode) = link(xdp, interface, index, only)?;
+        let loaded = xdp.fd().map_err(|error| problem(&error))?;
+        let (link, mode) = link(loaded, interface, index, only)?;
         let mut attachment = Self {
             interface: interface.to_owned(),
+            index,
+            program,
             mode,
             vteps: HashSet::new(),
-            _link: link,
+            link: Some(link),
             guard: None,
             ebpf,
         };
@@ -163,12 +172,49 @@ impl Attachment {
             .map_err(|error: ProgramError| problem(&error))?;
         guard.load().map_err(|error| problem(&error))?;
         // By a link, which goes with the process; an attachment by netlink would stay.
-        let order = TcAttachOptions::TcxOrder(LinkOrder::default());
-        let link = guard
-            .attach_with_options(&interface, TcAttachType::Ingress, order)
-            .and_then(|id| guard.take_link(id))
-            .map_err(|error| problem(&error))?;
-        self.guard = Some(FdLink::try_from(link).map_err(|error| problem(&error))?);
+        let loaded = guard.fd().map_err(|error| problem(&error))?;
+        let link = Link::create(loaded.as_fd(), self.index, Hook::Ingress);
+        self.guard = Some(link.map_err(|error| problem(&error))?);
+        Ok(())
+    }
+
+    /// Whether all that was attached still is. Somebody else may take it off by force, or put another program in its place.
+    pub fn holds(&self) -> bool {
+        self.link.as_ref().is_some_and(Link::holds) && self.guard.as_ref().is_none_or(Link::holds)
+    }
+
+    /// Attaches again what somebody else took off; queues and addresses are as they were.
+    ///
+    /// # Errors
+    /// Another program is in its place ([`PortError::ProgramBusy`]), or the kernel refuses.
+    pub fn restore(&mut self) -> Result<(), PortError> {
+        let interface = self.interface.clone();
+        let problem = |error: &(dyn std::error::Error + 'static)| program_error(&interface, error);
+        // The guard first: what the program passes on must not reach the host's stack.
+        if self.guard.as_ref().is_some_and(|guard| !guard.holds()) {
+            let program = self.ebpf.program(GUARD_PROGRAM);
+            let program = program.ok_or_else(|| missing(&interface, GUARD_PROGRAM))?;
+            let guard: &SchedClassifier = program
+                .try_into()
+                .map_err(|error: ProgramError| problem(&error))?;
+            let loaded = guard.fd().map_err(|error| problem(&error))?;
+            let link = Link::create(loaded.as_fd(), self.index, Hook::Ingress);
+            self.guard = Some(link.map_err(|error| problem(&error))?);
+        }
+        if self.link.as_ref().is_some_and(Link::holds) {
+            return Ok(());
+        }
+        // Ours may be in the way, with another program in it.
+        self.link = None;
+        let program = self.ebpf.program(self.program);
+        let program = program.ok_or_else(|| missing(&interface, self.program))?;
+        let xdp: &Xdp = program
+            .try_into()
+            .map_err(|error: ProgramError| problem(&error))?;
+        let loaded = xdp.fd().map_err(|error| problem(&error))?;
+        let (link, mode) = link(loaded, &interface, self.index, None)?;
+        self.link = Some(link);
+        self.mode = mode;
         Ok(())
     }
 
@@ -256,18 +302,18 @@ fn address_key(address: IpAddr) -> AddressKey {
 
 /// Attaches by a BPF link, in the first mode that the device accepts.
 fn link(
-    xdp: &mut Xdp,
+    program: &ProgramFd,
     interface: &str,
     index: u32,
     only: Option<AttachMode>,
-) -> Result<(FdLink, AttachMode), PortError> {
+) -> Result<(Link, AttachMode), PortError> {
     let mut refusals =
         [AttachMode::Native, AttachMode::Generic].map(|mode| (mode, "not asked for".to_owned()));
     for (mode, refusal) in &mut refusals {
         if only.is_some_and(|only| only != *mode) {
             continue;
         }
-        match attach(xdp, index, *mode) {
+        match attach(program, index, *mode) {
             Ok(link) => return Ok((link, *mode)),
             Err(error) if matches!(error.raw_os_error(), Some(libc::EBUSY | libc::EEXIST)) => {
                 return Err(PortError::ProgramBusy {
@@ -285,20 +331,15 @@ fn link(
     })
 }
 
-fn attach(xdp: &mut Xdp, index: u32, mode: AttachMode) -> io::Result<FdLink> {
-    // Before, the loader would attach by netlink, and that outlives the process.
+fn attach(program: &ProgramFd, index: u32, mode: AttachMode) -> io::Result<Link> {
     if KernelVersion::current().is_ok_and(|kernel| kernel < KernelVersion::new(5, 9, 0)) {
         return Err(io::Error::other("BPF links for XDP need kernel 5.9"));
     }
-    let flags = match mode {
-        AttachMode::Native => XdpMode::Driver,
-        AttachMode::Generic => XdpMode::Skb,
+    let hook = match mode {
+        AttachMode::Native => Hook::Driver,
+        AttachMode::Generic => Hook::Stack,
     };
-    let link = xdp
-        .attach_to_if_index(index, flags)
-        .and_then(|id| xdp.take_link(id))
-        .map_err(|error| io_error_of(&error))?;
-    FdLink::try_from(link).map_err(|error| io_error_of(&error))
+    Link::create(program.as_fd(), index, hook)
 }
 
 fn missing(interface: &str, what: &str) -> PortError {
