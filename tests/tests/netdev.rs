@@ -33,6 +33,7 @@ struct Port {
 fn open(umem: &Arc<Umem>, namespace: &Namespace, name: &str) -> Port {
     let opening = Opening {
         umem: Arc::clone(umem),
+        programs: Arc::default(),
         ring_size: 2048,
         busy_poll: None,
         threaded_napi: false,

@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use weft_dataplane::port::{Attachment, PortError, Role};
+use weft_dataplane::port::{Attachment, PortError, Programs, Role};
 use weft_tests::{
     Lab, LabError, RawSocket, Relay, Site, SiteOptions, TapEnd, still, take_program_off, tenants,
     traffic::NumberedStream, wait_until,
@@ -335,7 +335,8 @@ fn a_program_that_somebody_takes_off_is_attached_again() {
         wait_until("somebody is quicker than weftd", SOON, || {
             // It may not have come back yet.
             let _ = take_program_off(pid, &host, "u0");
-            let attached = host.enter(|| Attachment::attach("u0", &role, None));
+            let attached =
+                host.enter(|| Attachment::attach(&Programs::default(), "u0", &role, None));
             theirs = attached.ok().and_then(Result::ok);
             theirs.is_some()
         })?;
@@ -347,7 +348,7 @@ fn a_program_that_somebody_takes_off_is_attached_again() {
         wait_until("weftd says so", SOON, || {
             state(site) == "\"u0 (no program)\""
         })?;
-        let again = host.enter(|| Attachment::attach("u0", &role, None))?;
+        let again = host.enter(|| Attachment::attach(&Programs::default(), "u0", &role, None))?;
         assert!(matches!(again, Err(PortError::ProgramBusy { .. })));
         let silent = stream.tally().received;
         assert!(theirs.holds(), "nobody is turned out");

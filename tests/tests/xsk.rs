@@ -14,8 +14,8 @@ use common::{SOON, collect, frame, open, pair, small_umem};
 use weft_dataplane::{
     packet::buffer::{FrameMemory, Packet},
     port::{
-        AttachMode, Attachment, BusyPoll, DATA_OFFSET, FrameCache, Interface, PortError, Queue,
-        QueueOptions, Role, Umem, UmemOptions, XskQueue,
+        AttachMode, Attachment, BusyPoll, DATA_OFFSET, FrameCache, Interface, PortError, Programs,
+        Queue, QueueOptions, Role, Umem, UmemOptions, XskQueue,
     },
 };
 use weft_tests::{Lab, LinkOptions, Namespace, RawSocket, wait_until};
@@ -432,8 +432,13 @@ fn a_queue_that_polls_busily_receives_too() {
     };
     let open = || {
         let queue = XskQueue::open(&umem, "under0", 0, options).unwrap();
-        let mut attachment =
-            Attachment::attach("under0", &Role::Port { headroom: 0 }, None).unwrap();
+        let mut attachment = Attachment::attach(
+            &Programs::default(),
+            "under0",
+            &Role::Port { headroom: 0 },
+            None,
+        )
+        .unwrap();
         attachment.register(&queue).unwrap();
         (queue, attachment)
     };

@@ -13,7 +13,7 @@ use super::config::{Config, Uplink};
 use crate::encap;
 use crate::pipeline::Source;
 use crate::port::device::{self, Device, Opening};
-use crate::port::{Netdev, PortError, Role, Umem};
+use crate::port::{Netdev, PortError, Programs, Role, Umem};
 use crate::worker::Workers;
 
 /// The device of a port, open.
@@ -131,9 +131,15 @@ impl Devices {
     ///
     /// # Errors
     /// An uplink cannot be opened: without it the host is none.
-    pub fn open(config: &Config, umem: &Arc<Umem>, workers: &Workers) -> Result<Self, PortError> {
+    pub fn open(
+        config: &Config,
+        umem: &Arc<Umem>,
+        programs: Arc<Programs>,
+        workers: &Workers,
+    ) -> Result<Self, PortError> {
         let opening = Opening {
             umem: Arc::clone(umem),
+            programs,
             ring_size: config.memory.ring_size,
             busy_poll: config.busy_poll(),
             threaded_napi: config.workers.threaded_napi,

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use weft_proto::v1;
 
-use super::{BusyPoll, FrameCache, PortError, Role, Umem, netdev, tap, vhost};
+use super::{BusyPoll, FrameCache, PortError, Programs, Role, Umem, netdev, tap, vhost};
 use crate::packet::{Offload, Packet};
 
 /// One queue of a device, as the worker that reads it sees it. No call but [`Queue::before_sleep`] and its counterpart allocates, locks or
@@ -91,6 +91,8 @@ pub trait Device: Send + Debug {
 pub struct Opening {
     /// Packet memory.
     pub umem: Arc<Umem>,
+    /// Programs of kernel devices.
+    pub programs: Arc<Programs>,
     /// Entries of kernel rings.
     pub ring_size: u32,
     /// Busy polling of kernel devices.

@@ -3,9 +3,12 @@
 mod frame_set;
 mod link;
 mod napi;
+mod object;
 mod packet_socket;
+mod port_program;
 mod port_queue;
 mod program;
+mod uplink_program;
 mod xsk;
 
 use std::net::IpAddr;
@@ -16,7 +19,7 @@ use packet_socket::PacketSocket;
 use port_queue::PortQueue;
 
 pub use napi::ThreadedNapi;
-pub use program::{AttachMode, Attachment, Role};
+pub use program::{AttachMode, Attachment, Programs, Role};
 use weft_ebpf_types::Counter;
 pub use xsk::{BusyPoll, QueueCounters, QueueOptions, XskQueue};
 
@@ -69,7 +72,7 @@ impl Netdev {
             Role::Port { headroom } => *headroom,
         };
         let wanted = opening.ring_size / 2;
-        let mut attachment = Attachment::attach(name, role, None)?;
+        let mut attachment = Attachment::attach(&opening.programs, name, role, None)?;
         let (mut rings, mut shares) = (Vec::new(), Vec::new());
         let mut zero_copy = true;
         let most = queues.unwrap_or(u32::MAX);
