@@ -236,7 +236,7 @@ impl Devices {
             .iter()
             .filter(|(index, _)| !self.ports.contains_key(index));
         let mut missing: Vec<_> = missing.collect();
-        // The kernel takes tens of milliseconds for each of its interfaces, one after the other; virtual machines do not wait for that.
+        // The kernel takes milliseconds for each of its interfaces, one after the other; virtual machines do not wait for that.
         missing.sort_by_key(|(_, spec)| spec.kind != "vhost-user");
         for (index, spec) in missing {
             match device::open(&self.opening, spec) {

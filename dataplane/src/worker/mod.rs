@@ -13,7 +13,7 @@ mod watchdog;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::thread::JoinHandle;
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use crossbeam::channel::{Receiver, Sender, bounded, unbounded};
@@ -43,6 +43,8 @@ const SLEEP: Duration = Duration::from_millis(20);
 const HAND_BACK: Duration = Duration::from_millis(50);
 /// How long a worker may take to end.
 const LAST_ROUND: Duration = Duration::from_secs(2);
+/// Threads that close queues, at most.
+const CLOSERS: usize = 16;
 /// Slots of the session table that a worker looks at each millisecond of work or wait.
 const SWEEP: usize = 64;
 
@@ -318,9 +320,18 @@ impl Workers {
         handle.bell.ring();
     }
 
-    /// Closes the queues that workers have handed back. Closing waits for the kernel, so it is not done by workers.
+    /// Closes the queues that workers have handed back. Closing waits for the kernel, so it is not done by workers, and of many not one after
+    /// the other.
     pub fn collect(&self) {
-        while self.returned.try_recv().is_ok() {}
+        let mut queues: Vec<Box<dyn Queue>> = self.returned.try_iter().collect();
+        let share = queues.len().div_ceil(CLOSERS).max(1);
+        thread::scope(|scope| {
+            while queues.len() > share {
+                let some = queues.split_off(queues.len() - share);
+                scope.spawn(move || drop(some));
+            }
+            drop(queues);
+        });
     }
 
     /// Whether every worker goes round, as far as the watchdog knows.

@@ -9,10 +9,20 @@ use crate::port::{PortError, error::io_error_of};
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("WEFT_EBPF_OBJECT"));
 
-/// Reads the object and makes its maps. `whose` is for errors, here and below.
-pub(super) fn load(whose: &str) -> Result<Ebpf, PortError> {
-    let loaded = EbpfLoader::new().load(OBJECT);
-    loaded.map_err(|error| program_error(whose, &error))
+/// What loads the object, as often as one likes. To make it takes longer than to use it: it reads all types of the kernel.
+#[derive(Debug)]
+pub(super) struct Loader(EbpfLoader<'static>);
+
+impl Loader {
+    pub(super) fn new() -> Self {
+        Self(EbpfLoader::new())
+    }
+
+    /// Reads the object and makes its maps. `whose` is for errors, here and below.
+    pub(super) fn load(&mut self, whose: &str) -> Result<Ebpf, PortError> {
+        let loaded = self.0.load(OBJECT);
+        loaded.map_err(|error| program_error(whose, &error))
+    }
 }
 
 /// A program of the object.

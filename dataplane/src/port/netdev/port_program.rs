@@ -15,17 +15,17 @@ use weft_ebpf_types::{
     Counter, GUARD_PROGRAM, MAX_PORT_QUEUES, PORT_PROGRAM, PORT_SOCKETS_MAP, PORTS_MAP, PortEntry,
 };
 
-use super::object::{counters, descriptor, load, missing, program, program_error};
+use super::object::{Loader, counters, descriptor, missing, program, program_error};
 use crate::port::{Interface, PortError};
 
 /// What errors call it that belong to no port.
-const ALL: &str = "of all ports";
+pub(super) const ALL: &str = "of all ports";
 /// `BPF_NOEXIST` of `linux/bpf.h`.
 const NO_EXIST: u64 = 1;
 
-/// The port program of a network namespace. Goes with the last port.
+/// The port program of a network namespace.
 #[derive(Debug, Default)]
-pub struct PortProgram(Mutex<Option<Loaded>>);
+pub(super) struct PortProgram(Mutex<Option<Loaded>>);
 
 #[derive(Debug)]
 struct Loaded {
@@ -34,14 +34,17 @@ struct Loaded {
 }
 
 impl PortProgram {
-    /// Loads it, if it is not loaded yet; else the first port has to wait for it.
+    /// Loads it, unless it is loaded.
     ///
     /// # Errors
-    /// The kernel refuses.
-    pub fn load(&self) -> Result<(), PortError> {
+    /// As the loader says, or the kernel refuses.
+    pub(super) fn load(
+        &self,
+        object: impl FnOnce() -> Result<Ebpf, PortError>,
+    ) -> Result<(), PortError> {
         let mut loaded = self.lock();
         if loaded.is_none() {
-            let mut ebpf = load(ALL)?;
+            let mut ebpf = object()?;
             let xdp: &mut Xdp = program(&mut ebpf, PORT_PROGRAM, ALL)?;
             xdp.load().map_err(|error| program_error(ALL, &error))?;
             let sockets = Runs::new(MAX_PORT_QUEUES);
@@ -59,7 +62,7 @@ impl PortProgram {
         interface: &Interface,
         headroom: u16,
     ) -> Result<Place, PortError> {
-        self.load()?;
+        self.load(|| Loader::new().load(ALL))?;
         let queues = interface.receive_queues.max(1);
         let mut place = Place {
             program: Arc::clone(self),

@@ -15,8 +15,8 @@ use weft_ebpf_types::Counter;
 
 use super::XskQueue;
 use super::link::{Hook, Link};
-use super::object::{missing, program_error};
-use super::port_program::{Place, PortProgram};
+use super::object::{Loader, missing, program_error};
+use super::port_program::{self, Place, PortProgram};
 use super::uplink_program::UplinkProgram;
 use crate::port::{Interface, PortError, socket_options};
 
@@ -69,8 +69,9 @@ impl Programs {
     pub fn load(uplinks: usize) -> Result<Self, PortError> {
         socket_options::raise_limits()?;
         let programs = Self::default();
-        programs.ports.load()?;
-        let each = (0..uplinks).map(|_| UplinkProgram::load("of an uplink"));
+        let mut loader = Loader::new();
+        programs.ports.load(|| loader.load(port_program::ALL))?;
+        let each = (0..uplinks).map(|_| UplinkProgram::load(&mut loader, "of an uplink"));
         let uplinks = each.collect::<Result<Vec<_>, _>>()?;
         Ok(Self {
             uplinks: Mutex::new(uplinks),
@@ -82,7 +83,7 @@ impl Programs {
         let mut ready = self.uplinks.lock().unwrap_or_else(PoisonError::into_inner);
         match ready.pop() {
             Some(program) => Ok(program),
-            None => UplinkProgram::load(interface),
+            None => UplinkProgram::load(&mut Loader::new(), interface),
         }
     }
 }

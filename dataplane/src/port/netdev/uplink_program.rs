@@ -9,7 +9,7 @@ use aya::maps::{HashMap, MapData, MapError, XskMap};
 use aya::programs::{ProgramFd, Xdp};
 use weft_ebpf_types::{AddressKey, Counter, MAX_VTEPS, SOCKETS_MAP, UPLINK_PROGRAM, VTEPS_MAP};
 
-use super::object::{counters, descriptor, load, missing, program, program_error};
+use super::object::{Loader, counters, descriptor, missing, program, program_error};
 use crate::port::PortError;
 
 /// A loaded uplink program.
@@ -21,8 +21,8 @@ pub(super) struct UplinkProgram {
 }
 
 impl UplinkProgram {
-    pub(super) fn load(interface: &str) -> Result<Self, PortError> {
-        let mut ebpf = load(interface)?;
+    pub(super) fn load(loader: &mut Loader, interface: &str) -> Result<Self, PortError> {
+        let mut ebpf = loader.load(interface)?;
         let xdp: &mut Xdp = program(&mut ebpf, UPLINK_PROGRAM, interface)?;
         xdp.load()
             .map_err(|error| program_error(interface, &error))?;
