@@ -1,8 +1,8 @@
-//! An interface's XDP program taken off by force, while the process that attached it lives on.
+//! A program that a process has on an interface, taken off by force while the process lives on.
 
 #![allow(unsafe_code)]
 
-use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::{fs, io, mem};
 
 use crate::{LabError, Namespace};
@@ -11,46 +11,76 @@ use crate::{LabError, Namespace};
 const BPF_LINK_GET_FD_BY_ID: libc::c_long = 30;
 const BPF_LINK_DETACH: libc::c_long = 34;
 
-/// Detaches the XDP program that a process has on an interface of its namespace, as `bpftool link detach` does.
-pub fn take_program_off(pid: u32, namespace: &Namespace, interface: &str) -> Result<(), LabError> {
-    let path = format!("/sys/class/net/{interface}/ifindex");
-    let index = namespace.run(&["cat", &path])?;
-    let what = format!("taking the program of process {pid} off {interface}");
-    let failed = LabError::io(what);
-    let id = link_of(pid, index.trim()).map_err(LabError::io(format!(
-        "the link of process {pid} to {interface}"
-    )))?;
-    detach(id).map_err(failed)
+/// Where on an interface a program hangs, as the kernel names its links (`/proc/PID/fdinfo`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Hook {
+    /// Before the stack.
+    Xdp,
+    /// At the stack's ingress.
+    Tcx,
 }
 
-/// The number of the link by which a process holds an XDP program on the interface of this index.
-fn link_of(pid: u32, index: &str) -> io::Result<u32> {
-    for entry in fs::read_dir(format!("/proc/{pid}/fdinfo"))? {
-        // A descriptor that was closed meanwhile.
-        let Ok(text) = fs::read_to_string(entry?.path()) else {
-            continue;
-        };
-        let field = |name: &str| {
-            let mut lines = text.lines().filter_map(|line| line.split_once(':'));
-            let found = lines.find(|(known, _)| *known == name);
-            found.map(|(_, value)| value.trim())
-        };
-        if field("link_type") == Some("xdp")
-            && field("ifindex") == Some(index)
-            && let Some(id) = field("link_id").and_then(|id| id.parse().ok())
-        {
-            return Ok(id);
-        }
+/// A program on an interface that belongs to a process.
+#[derive(Debug)]
+pub struct Attached<'a> {
+    /// The process.
+    pub pid: u32,
+    /// Where the interface is.
+    pub namespace: &'a Namespace,
+    /// The interface.
+    pub interface: &'a str,
+    /// Where the program hangs.
+    pub hook: Hook,
+}
+
+impl Attached<'_> {
+    /// Detaches it, as `bpftool link detach` does.
+    pub fn take_off(&self) -> Result<(), LabError> {
+        let failed = LabError::io(format!("taking a program off: {self:?}"));
+        self.link().and_then(detach).map_err(failed)
     }
-    Err(io::ErrorKind::NotFound.into())
+
+    /// Whether it is attached.
+    pub fn is_there(&self) -> bool {
+        self.link().is_ok()
+    }
+
+    /// The number of the link that holds it.
+    fn link(&self) -> io::Result<u32> {
+        let path = format!("/sys/class/net/{}/ifindex", self.interface);
+        let index = self.namespace.run(&["cat", &path]);
+        let index = index.map_err(io::Error::other)?;
+        let kind = match self.hook {
+            Hook::Xdp => "xdp",
+            Hook::Tcx => "tcx",
+        };
+        for entry in fs::read_dir(format!("/proc/{}/fdinfo", self.pid))? {
+            // A descriptor that was closed meanwhile.
+            let Ok(text) = fs::read_to_string(entry?.path()) else {
+                continue;
+            };
+            let field = |name: &str| {
+                let mut lines = text.lines().filter_map(|line| line.split_once(':'));
+                let found = lines.find(|(known, _)| *known == name);
+                found.map(|(_, value)| value.trim())
+            };
+            // One that was detached is on interface 0.
+            if field("link_type") == Some(kind)
+                && field("ifindex") == Some(index.trim())
+                && let Some(id) = field("link_id").and_then(|id| id.parse().ok())
+            {
+                return Ok(id);
+            }
+        }
+        Err(io::ErrorKind::NotFound.into())
+    }
 }
 
 fn detach(id: u32) -> io::Result<()> {
     let link = bpf(BPF_LINK_GET_FD_BY_ID, id)?;
     // SAFETY: the call just opened it, and nobody else knows of it.
     let link = unsafe { OwnedFd::from_raw_fd(link) };
-    let descriptor = std::os::fd::AsRawFd::as_raw_fd(&link);
-    bpf(BPF_LINK_DETACH, descriptor.cast_unsigned()).map(drop)
+    bpf(BPF_LINK_DETACH, link.as_raw_fd().cast_unsigned()).map(drop)
 }
 
 /// bpf(2) with a command that reads one number.

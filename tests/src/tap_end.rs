@@ -46,6 +46,11 @@ impl TapEnd {
         Self::open(namespace, name, IFF_MULTI_QUEUE, 0)
     }
 
+    /// Opens the only queue of a tap that somebody else made.
+    pub fn of(namespace: &Namespace, name: &str) -> Result<Self, LabError> {
+        Self::open(namespace, name, 0, 0)
+    }
+
     fn open(
         namespace: &Namespace,
         name: &str,

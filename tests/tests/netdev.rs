@@ -247,25 +247,51 @@ fn a_guest_that_takes_no_segments_gets_them_split() {
     port.balances(0);
 }
 
+/// Whether the port has to be opened again.
+fn stale(namespace: &Namespace, port: &mut Port) -> bool {
+    let device = &mut port.device;
+    namespace.enter(move || device.is_stale()).unwrap()
+}
+
 #[test]
 fn a_tap_that_gets_or_loses_a_queue_has_to_be_opened_again() {
     let (_lab, host) = host();
     let mut ends = TapEnd::make(&host, "t0", 2, 0).unwrap();
-    let stale = |port: &mut Port| {
-        let device = &mut port.device;
-        host.enter(move || device.is_stale()).unwrap()
-    };
     let mut port = open(&small_umem(), &host, "t0");
-    assert_eq!((port.queues.len(), stale(&mut port)), (2, false));
+    assert_eq!((port.queues.len(), stale(&host, &mut port)), (2, false));
     let third = TapEnd::join(&host, "t0").unwrap();
-    assert!(stale(&mut port));
+    assert!(stale(&host, &mut port));
     drop(third);
-    assert!(!stale(&mut port));
+    assert!(!stale(&host, &mut port));
     ends.pop();
-    assert!(stale(&mut port));
+    assert!(stale(&host, &mut port));
     drop(port);
     let mut port = open(&small_umem(), &host, "t0");
-    assert_eq!((port.queues.len(), stale(&mut port)), (1, false));
+    assert_eq!((port.queues.len(), stale(&host, &mut port)), (1, false));
+}
+
+#[test]
+fn a_veth_that_gets_a_queue_has_to_be_opened_again_and_cannot_lose_one() {
+    let mut lab = Lab::new().unwrap();
+    let (dut, peer) = (lab.host("dut").unwrap(), lab.host("peer").unwrap());
+    let options = LinkOptions {
+        queues: 2,
+        ..LinkOptions::default()
+    };
+    lab.link((&dut, "n0"), (&peer, "f0"), options).unwrap();
+    peer.run(&["ethtool", "-L", "f0", "tx", "1"]).unwrap();
+    let set_queues = |count| dut.run(&["ethtool", "-L", "n0", "rx", count]);
+    set_queues("1").unwrap();
+    let mut port = open(&small_umem(), &dut, "n0");
+    assert_eq!((port.queues.len(), stale(&dut, &mut port)), (1, false));
+    set_queues("2").unwrap();
+    assert!(stale(&dut, &mut port));
+    drop(port);
+    let mut port = open(&small_umem(), &dut, "n0");
+    assert_eq!((port.queues.len(), stale(&dut, &mut port)), (2, false));
+    // The kernel does not take a queue away that an AF_XDP socket has.
+    assert!(set_queues("1").is_err());
+    assert!(!stale(&dut, &mut port));
 }
 
 #[test]

@@ -11,9 +11,13 @@ use std::{
 };
 
 use weft_dataplane::port::{Attachment, PortError, Programs, Role};
+use weft_proto::v1::Device;
 use weft_tests::{
-    Lab, LabError, RawSocket, Relay, Site, SiteOptions, TapEnd, still, take_program_off, tenants,
-    traffic::NumberedStream, wait_until,
+    Lab, LabError, RawSocket, Relay, Site, SiteOptions, TapEnd, still,
+    takeoff::{Attached, Hook},
+    tenants,
+    traffic::NumberedStream,
+    wait_until,
 };
 
 const SOON: Duration = Duration::from_secs(10);
@@ -309,32 +313,50 @@ fn a_program_that_somebody_takes_off_is_attached_again() {
         let host = site.hosts["h2"].namespace.clone();
         let pid = site.hosts["h2"].daemon.as_ref().unwrap().pid();
         let log = |site: &Site| site.hosts["h2"].daemon.as_ref().unwrap().log();
-        let is_attached = |interface: &str| {
-            let link = host.ip(&format!("link show {interface}"));
-            link.is_ok_and(|text| text.contains("prog/xdp"))
+        let program = |interface: &'static str, hook| Attached {
+            pid,
+            namespace: &host,
+            interface,
+            hook,
         };
         let at_home = site.stream("red-2", "red-b", 9, 1000)?;
         let stream = site.stream("blue-1", "blue-2", 9, 1000)?;
 
-        let time_until_it_is_back = |interface: &str| -> Result<Duration, LabError> {
-            take_program_off(pid, &host, interface)?;
+        let time_until_it_is_back = |program: &Attached<'_>| -> Result<Duration, LabError> {
+            program.take_off()?;
             let begun = Instant::now();
-            wait_until("the program is attached again", SOON, || {
-                is_attached(interface)
-            })?;
-            stream.wait_for_more(100)?;
+            wait_until("the program is attached again", SOON, || program.is_there())?;
             Ok(begun.elapsed())
         };
-        uplink = time_until_it_is_back("u0")?;
-        port = time_until_it_is_back("p-blue-2")?;
+        uplink = time_until_it_is_back(&program("u0", Hook::Xdp))?;
+        stream.wait_for_more(100)?;
+        port = time_until_it_is_back(&program("p-blue-2", Hook::Xdp))?;
         assert!(site.pings("blue-2", "blue-1"), "what the port sends");
+
+        // A tap has a second one, which keeps long frames from the host's stack.
+        let mut tap = site.objects.ports[0].clone();
+        tap.id = "blue-tap".into();
+        (tap.host, tap.mac) = ("h2".into(), "02:00:00:00:01:77".into());
+        tap.addresses = vec!["10.0.1.77".into()];
+        tap.device = Some(Device {
+            kind: "tap".into(),
+            name: "t0".into(),
+            ..Device::default()
+        });
+        site.change(|objects| objects.ports.push(tap))?;
+        let guard = program("t0", Hook::Tcx);
+        wait_until("the tap is there", SOON, || guard.is_there())?;
+        let _far = TapEnd::of(&host, "t0")?;
+        site.wait_for_ports()?;
+        time_until_it_is_back(&guard)?;
+        site.wait_for_ports()?;
 
         // Another program in its place: it stays there, weftd says so, and takes the place when it is free.
         let role = Role::Uplink { vteps: Vec::new() };
         let mut theirs = None;
         wait_until("somebody is quicker than weftd", SOON, || {
             // It may not have come back yet.
-            let _ = take_program_off(pid, &host, "u0");
+            let _ = program("u0", Hook::Xdp).take_off();
             let attached =
                 host.enter(|| Attachment::attach(&Programs::default(), "u0", &role, None));
             theirs = attached.ok().and_then(Result::ok);
