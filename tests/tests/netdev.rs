@@ -12,7 +12,7 @@ use std::time::Instant;
 use common::{SOON, frame, pair, small_umem};
 use weft_dataplane::packet::{FrameMemory, Offload, Packet, Segments};
 use weft_dataplane::port::device::{self, Device, Opening};
-use weft_dataplane::port::{FrameCache, Queue, Umem, UmemOptions};
+use weft_dataplane::port::{FrameCache, PortError, Programs, Queue, Umem, UmemOptions};
 use weft_proto::v1;
 use weft_tests::tap_end::{ALL_OFFLOADS, HEADER};
 use weft_tests::{Lab, LinkOptions, Namespace, RawSocket, TapEnd, load, wait_until};
@@ -31,9 +31,19 @@ struct Port {
 
 /// Opens an interface of the namespace as weftd does.
 fn open(umem: &Arc<Umem>, namespace: &Namespace, name: &str) -> Port {
+    open_beside(&Arc::default(), umem, namespace, name).unwrap()
+}
+
+/// The same, with the programs that others of the namespace have.
+fn open_beside(
+    programs: &Arc<Programs>,
+    umem: &Arc<Umem>,
+    namespace: &Namespace,
+    name: &str,
+) -> Result<Port, PortError> {
     let opening = Opening {
         umem: Arc::clone(umem),
-        programs: Arc::default(),
+        programs: Arc::clone(programs),
         ring_size: 2048,
         busy_poll: None,
         threaded_napi: false,
@@ -44,9 +54,7 @@ fn open(umem: &Arc<Umem>, namespace: &Namespace, name: &str) -> Port {
         name: name.into(),
         ..v1::Device::default()
     };
-    let mut device = namespace
-        .enter(|| device::open(&opening, &spec).unwrap())
-        .unwrap();
+    let mut device = namespace.enter(|| device::open(&opening, &spec)).unwrap()?;
     device.set_mtu(1450);
     let mut port = Port {
         queues: device.take_queues(),
@@ -58,10 +66,22 @@ fn open(umem: &Arc<Umem>, namespace: &Namespace, name: &str) -> Port {
     for queue in &mut port.queues {
         queue.receive(&mut port.cache, &mut Vec::new(), 1);
     }
-    port
+    Ok(port)
 }
 
 impl Port {
+    /// Waits for this very frame; what else arrives goes.
+    fn hears(&mut self, frame: &[u8]) -> bool {
+        while let Some((_, packet)) = self.next() {
+            let found = packet.bytes(&self.cache) == frame;
+            self.cache.free(packet.frame);
+            if found {
+                return true;
+            }
+        }
+        false
+    }
+
     /// The next packet, and the queue that it came by.
     fn next(&mut self) -> Option<(u32, Packet)> {
         let deadline = Instant::now() + SOON;
@@ -411,24 +431,72 @@ fn a_port_receives_however_many_there_are() {
     // Fewer frames than forty queues would keep with the kernel.
     let umem = Umem::new(UmemOptions::default()).unwrap();
     assert!(umem.frame_count() < 40 * 1024);
+    let programs = Arc::default();
     let mut ports = Vec::new();
     for number in 0..40 {
         let (near, far) = (format!("n{number}"), format!("f{number}"));
         lab.link((&dut, &near), (&peer, &far), LinkOptions::default())
             .unwrap();
-        ports.push((open(&umem, &dut, &near), far));
+        ports.push((open_beside(&programs, &umem, &dut, &near).unwrap(), far));
     }
     for (number, (port, far)) in (0..).zip(&mut ports) {
         let sent = frame(number, 100);
         RawSocket::open(&peer, far).unwrap().send(&sent).unwrap();
-        loop {
-            let (_, packet) = port.next().unwrap_or_else(|| panic!("{far}: nothing"));
-            // The kernel solicits routers where the link comes up.
-            let found = packet.bytes(&port.cache) == sent;
-            port.cache.free(packet.frame);
-            if found {
-                break;
-            }
+        assert!(port.hears(&sent), "{far}: nothing");
+    }
+}
+
+#[test]
+fn ports_that_share_a_program_come_and_go_and_do_not_mix() {
+    let mut lab = Lab::new().unwrap();
+    let (dut, peer) = (lab.host("dut").unwrap(), lab.host("peer").unwrap());
+    for namespace in [&dut, &peer] {
+        let line = ["sysctl", "-qw", "net.ipv6.conf.default.disable_ipv6=1"];
+        namespace.run(&line).unwrap();
+    }
+    for number in 0..4 {
+        let options = LinkOptions {
+            queues: 1 + number % 3,
+            ..LinkOptions::default()
+        };
+        let (near, far) = (format!("n{number}"), format!("f{number}"));
+        lab.link((&dut, &near), (&peer, &far), options).unwrap();
+    }
+    let (programs, umem) = (Arc::default(), small_umem());
+    let open = |number: u32| open_beside(&programs, &umem, &dut, &format!("n{number}"));
+    let mut sent = 0;
+    let mut each_hears_its_own = |ports: &mut [(u32, Port)]| {
+        for (number, port) in &mut *ports {
+            sent += 1;
+            let socket = RawSocket::open(&peer, &format!("f{number}")).unwrap();
+            let frame = frame(sent, 100);
+            socket.send(&frame).unwrap();
+            assert!(port.hears(&frame), "n{number}");
         }
+        // What was sent to one has come to no other.
+        for (number, port) in ports {
+            let mut heard = Vec::with_capacity(64);
+            for queue in &mut port.queues {
+                queue.receive(&mut port.cache, &mut heard, 64);
+            }
+            assert!(heard.is_empty(), "n{number}");
+        }
+    };
+    let mut ports: Vec<_> = (0..3)
+        .map(|number| (number, open(number).unwrap()))
+        .collect();
+    each_hears_its_own(&mut ports);
+    let again = open(1).map(|_| ());
+    assert!(
+        matches!(again, Err(PortError::ProgramBusy { .. })),
+        "{again:?}"
+    );
+    each_hears_its_own(&mut ports);
+    // One goes, another comes in its place, and the first comes again elsewhere.
+    ports.remove(1);
+    each_hears_its_own(&mut ports);
+    for number in [3, 1] {
+        ports.push((number, open(number).unwrap()));
+        each_hears_its_own(&mut ports);
     }
 }
