@@ -37,8 +37,9 @@ pub struct Netdev {
     _shares: Vec<Share>,
     /// The longest frame that goes to a ring; 0 if no other way is open.
     longest: u32,
-    attachment: Attachment,
+    /// Put back before the program is detached, since a veth has its NAPI for the program's sake, and can be told nothing without: fields drop in order.
     _napi: Option<ThreadedNapi>,
+    attachment: Attachment,
 }
 
 impl Netdev {
