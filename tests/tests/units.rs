@@ -440,6 +440,8 @@ fn systemd_reloads_restarts_and_cures_what_it_runs() {
         })?;
         site.wait_for_hosts()?;
 
+        // Shorter than the unit's, so that nobody waits that long here.
+        assert_eq!(host.property("weftd", "WatchdogUSec")?, "30s");
         drop_in(host, "weftd", "WatchdogSec=2s\n")?;
         host.systemctl("restart weftd")?;
         let fourth = machines.until_back(third)?;

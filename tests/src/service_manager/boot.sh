@@ -7,7 +7,6 @@
 # Argument: the control group that everything is to be in, a directory of the second hierarchy.
 
 set -eu
-exec 2>&1
 # /proc is that of the namespace outside still.
 read -r pid _ </proc/self/stat
 echo 0 >"$1/cgroup.procs"

@@ -13,10 +13,18 @@ mount -t cgroup2 cgroup2 /mnt
 group=/mnt/$namespace
 mkdir "$group"
 
-ip netns exec "$namespace" unshare --mount --pid --fork --kill-child sh -c "$boot" boot "$group" </dev/null 2>/dev/null &
+# --kill-child is for the case that this script is killed as well.
+ip netns exec "$namespace" unshare --mount --pid --fork --kill-child sh -c "$boot" boot "$group" </dev/null 2>&1 &
+machine=$!
+# What is said now is theirs, and ends with them.
+exec >/dev/null
 
 # No line ever comes, so this waits for the end.
 read -r _ || true
-echo 1 >"$group/cgroup.kill"
-wait
+# Again and again, since a boot that has just begun may not be in the group yet; until the group is gone.
+while echo 1 >"$group/cgroup.kill"; do
+    sleep 0.02
+done 2>/dev/null &
+wait $machine || true
 find "$group" -depth -type d -exec rmdir {} +
+wait
