@@ -40,6 +40,32 @@ struct Machines {
     site: Site,
 }
 
+/// What the sandbox of each unit refuses to its programs: lines of shell that root may do outside, and nobody inside.
+const REFUSED: &str = r#"
+unshare --mount true
+unshare --uts true
+setarch --addr-no-randomize true
+touch $RUNTIME_DIRECTORY/s && chmod u+s $RUNTIME_DIRECTORY/s
+mount -t tmpfs tmpfs /mnt
+chrt --fifo 1 true
+hostname other
+dmesg
+ls /home
+ls /proc/1
+ls /proc/sys
+/usr/bin/python3 -c 'import mmap; mmap.mmap(-1, 4096, prot=mmap.PROT_WRITE | mmap.PROT_EXEC)'
+/usr/bin/python3 -c 'import socket; socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM)'
+"#;
+
+/// And what that of the controller refuses besides.
+const REFUSED_TO_THE_CONTROLLER: &str = r#"
+unshare --net true
+/usr/bin/python3 -c 'import socket; socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM)'
+/usr/bin/python3 -c 'import socket; socket.socket(socket.AF_NETLINK, socket.SOCK_DGRAM)'
+ls /dev/net
+mkdir /sys/fs/cgroup/other && rmdir /sys/fs/cgroup/other
+"#;
+
 /// What docs/operations.md says under "Run by systemd": programs, a unit, its user and its configuration.
 fn install(machine: &ServiceManager, unit: &str, config: (&str, &str)) -> Result<(), LabError> {
     let packaging = Path::new(env!("CARGO_MANIFEST_DIR")).join("../packaging");
@@ -380,6 +406,25 @@ fn drop_in(machine: &ServiceManager, unit: &str, settings: &str) -> Result<(), L
     machine.systemctl("daemon-reload").map(drop)
 }
 
+/// Has a service try what its sandbox should refuse, each time that it starts: it does not start if something is not.
+fn drop_in_refused(
+    machine: &ServiceManager,
+    unit: &str,
+    lines: &str,
+    more: &str,
+) -> Result<(), LabError> {
+    for line in lines.lines().filter(|line| !line.is_empty()) {
+        machine.run(&["env", "RUNTIME_DIRECTORY=/run", "sh", "-c", line])?;
+    }
+    let script = format!(
+        "#!/bin/sh\nwhile read -r line; do\n  if [ \"$line\" ] && sh -c \"$line\" >/dev/null; then echo \"not refused: $line\"; exit 1; fi\ndone <<'END'\n{lines}\nEND\n"
+    );
+    machine.write("/usr/bin/try-what-is-refused", script, 0o755)?;
+    let settings = format!("ExecStartPre=/usr/bin/try-what-is-refused\n{more}");
+    drop_in(machine, unit, &settings)?;
+    machine.systemctl(&format!("restart {unit}")).map(drop)
+}
+
 /// Stops the units, which leave nothing on the host's interfaces.
 fn stop_units(machines: &Machines) -> Result<(), LabError> {
     let namespace = &machines.site.hosts["h1"].namespace;
@@ -442,8 +487,7 @@ fn systemd_reloads_restarts_and_cures_what_it_runs() {
 
         // Shorter than the unit's, so that nobody waits that long here.
         assert_eq!(host.property("weftd", "WatchdogUSec")?, "30s");
-        drop_in(host, "weftd", "WatchdogSec=2s\n")?;
-        host.systemctl("restart weftd")?;
+        drop_in_refused(host, "weftd", REFUSED, "WatchdogSec=2s\n")?;
         let fourth = machines.until_back(third)?;
         let halted = HaltedThread::of(fourth, "worker-0")?;
         wait_until("systemd kills what is stuck", SOON, || {
@@ -452,6 +496,9 @@ fn systemd_reloads_restarts_and_cures_what_it_runs() {
         // A process whose thread is traced is not gone before the tracer has seen that.
         drop(halted);
         machines.until_back(fourth)?;
+        let all = [REFUSED, REFUSED_TO_THE_CONTROLLER].concat();
+        drop_in_refused(control, "weft-controller", &all, "")?;
+        site.wait_for_hosts()?;
         stop_units(machines)
     });
 }
