@@ -66,24 +66,39 @@ ls /dev/net
 mkdir /sys/fs/cgroup/other && rmdir /sys/fs/cgroup/other
 "#;
 
-/// What docs/operations.md says under "Run by systemd": programs, a unit, its user and its configuration.
-fn install(machine: &ServiceManager, unit: &str, config: (&str, &str)) -> Result<(), LabError> {
-    let packaging = Path::new(env!("CARGO_MANIFEST_DIR")).join("../packaging");
+/// The programs, the configuration, and a copy of what the repository says on units and users.
+fn provide(machine: &ServiceManager, unit: &str, config: (&str, &str)) -> Result<(), LabError> {
+    let repository = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
     for name in [unit, "weftctl"] {
         machine.install(&program(name)?, &format!("/usr/bin/{name}"), 0o755)?;
     }
-    let file = format!("{unit}.service");
-    machine.install(
-        &packaging.join("systemd").join(&file),
-        &format!("/etc/systemd/system/{file}"),
-        0o644,
-    )?;
-    let users = packaging.join("sysusers.d/weft.conf");
-    machine.install(&users, "/etc/sysusers.d/weft.conf", 0o644)?;
-    machine.run(&["systemd-sysusers"])?;
+    for file in [
+        "systemd/weftd.service",
+        "systemd/weft-controller.service",
+        "sysusers.d/weft.conf",
+    ] {
+        let file = format!("packaging/{file}");
+        machine.install(&repository.join(&file), &format!("/source/{file}"), 0o644)?;
+    }
     let (path, text) = config;
-    machine.write(path, text, 0o644)?;
-    machine.systemctl("daemon-reload").map(drop)
+    machine.write(path, text, 0o644)
+}
+
+/// Installs, enables and starts a unit by the very lines of docs/operations.md, "Run by systemd".
+fn start_as_documented(machine: &ServiceManager, unit: &str) -> Result<(), LabError> {
+    let text = include_str!("../../docs/operations.md");
+    let section = text.split("\n## Run by systemd\n").nth(1).unwrap();
+    let lines = section.split("```").nth(1).unwrap().lines();
+    // The other unit is for another machine.
+    let lines = lines.filter(|line| {
+        let mut words = line.split_whitespace();
+        !line.contains(" enable ") || words.any(|word| word == unit)
+    });
+    let script = lines.collect::<Vec<_>>().join("\n");
+    assert!(script.contains("enable"), "{script}");
+    machine
+        .run(&["sh", "-ec", &format!("cd /source\n{script}")])
+        .map(drop)
 }
 
 impl Machines {
@@ -110,7 +125,7 @@ impl Machines {
         let mut config: Vec<&str> = settings.collect();
         config.push("workers.threaded_napi = true");
         entry.socket = host.path("/run/weft/weftd.sock");
-        install(
+        provide(
             &control,
             "weft-controller",
             (
@@ -119,7 +134,7 @@ impl Machines {
             ),
         )
         .unwrap();
-        install(&host, "weftd", ("/etc/weft/weftd.toml", &config.join("\n"))).unwrap();
+        provide(&host, "weftd", ("/etc/weft/weftd.toml", &config.join("\n"))).unwrap();
         Self {
             host,
             control,
@@ -142,10 +157,10 @@ impl Machines {
         ]
     }
 
-    /// Starts both units, gives the controller its intent, and waits until traffic crosses.
+    /// Installs and starts both units, gives the controller its intent, and waits until traffic crosses.
     fn start_units(&self) -> Result<(), LabError> {
-        self.control.systemctl("start weft-controller")?;
-        self.host.systemctl("start weftd")?;
+        start_as_documented(&self.control, "weft-controller")?;
+        start_as_documented(&self.host, "weftd")?;
         wait_until("the controller answers", SOON, || {
             self.site.ctl(&["hosts"]).is_ok()
         })?;
@@ -291,6 +306,12 @@ fn daemons_do_all_that_they_do_in_the_sandbox_of_their_units() {
         let owner = user(control, "weft-controller")?;
         assert_ne!(owner, 0);
         assert_shut_in(controller, owner, 0);
+        let users = |pid: u32| fs::read_link(format!("/proc/{pid}/ns/user")).unwrap();
+        assert_ne!(
+            users(controller),
+            users(control.pid()),
+            "knows no users but its own"
+        );
         let weftd = host.main_pid("weftd")?;
         assert_shut_in(weftd, 0, DATAPLANE);
 
