@@ -55,6 +55,7 @@ pub(crate) fn settings() -> Settings {
         ports: 16,
         // What a miss costs is to be measured, not how many there may be.
         flows_per_second: u32::MAX,
+        vpc_flows_per_second: u32::MAX,
         ..Settings::default()
     }
 }

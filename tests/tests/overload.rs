@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use etherparse::PacketBuilder;
+use weft_proto::v1::{Objects, Port};
 use weft_tests::{
     Lab, LabError, Namespace, RawSocket, Site, SiteOptions,
     load::{self, Station, flood},
@@ -29,12 +30,52 @@ const PEER: Station = ([2, 0, 0, 0, 1, 0x12], [10, 0, 1, 12]);
 const FAR: Station = ([2, 0, 0, 0, 1, 0x13], [10, 0, 1, 13]);
 const ROUTER: [u8; 6] = [2, 0x77, 0x65, 0x66, 0x74, 1];
 
-/// Who floods, and with what.
+/// More ports of the attacker on the victim's host, by the last byte of their addresses.
+const OTHERS: std::ops::RangeInclusive<u8> = 0x14..=0x16;
+
+/// Who floods, each with what.
 struct Flood {
     name: &'static str,
+    sources: Vec<Source>,
+}
+
+struct Source {
     from: Namespace,
     interface: &'static str,
     frames: Vec<Vec<u8>>,
+}
+
+impl Source {
+    fn new(from: &Namespace, interface: &'static str, frame: &dyn Fn(u32) -> Vec<u8>) -> Self {
+        Self {
+            from: from.clone(),
+            interface,
+            frames: (0..40_000).map(frame).collect(),
+        }
+    }
+
+    /// Sends until it is told to stop, and says how many a second.
+    fn flood(&self, stop: &AtomicBool) -> Result<f64, LabError> {
+        let socket = RawSocket::open_for_load(&self.from, self.interface)?;
+        let begun = Instant::now();
+        let sent = flood(&socket, &self.frames, stop);
+        Ok(sent as f64 / begun.elapsed().as_secs_f64())
+    }
+}
+
+/// Two tenants on three hosts, of which one has more ports on the first.
+fn objects() -> Objects {
+    let mut objects = tenants(3).unwrap();
+    let first = |port: &&Port| port.id == "red-1";
+    let first = objects.ports.iter().find(first).unwrap().clone();
+    for last in OTHERS {
+        let mut port = first.clone();
+        port.id = format!("red-1{last:x}");
+        port.mac = format!("02:00:00:00:01:{last:x}");
+        port.addresses = vec![format!("10.0.1.{last:x}")];
+        objects.ports.push(port);
+    }
+    objects
 }
 
 /// The beginning of another connection with every number.
@@ -83,28 +124,36 @@ fn tunnelled(macs: ([u8; 6], [u8; 6]), from: [u8; 4], number: u32, inner: &[u8])
 
 /// The attacker's own ports can use no addresses but their own; a host that was taken over can use any tunnel address, and every port of its own.
 fn floods(site: &Site) -> Vec<Flood> {
-    let port = &site.workloads["red-1"].namespace;
+    let port = |id: &str| &site.workloads[id].namespace;
     let host = |id: &str| &site.hosts[id].namespace;
     let uplink = |id: &str| host(id).mac(UPLINK).unwrap();
     let macs = (uplink("h1"), uplink("h3"));
-    let flood = |name, (from, interface): (&Namespace, _), frame: &dyn Fn(u32) -> Vec<u8>| Flood {
+    let by_port = |name, frame: &dyn Fn(u32) -> Vec<u8>| Flood {
         name,
-        from: from.clone(),
-        interface,
-        frames: (0..40_000).map(frame).collect(),
+        sources: vec![Source::new(port("red-1"), "eth0", frame)],
     };
-    let from_port = (port, "eth0");
-    let from_underlay = (host("h3"), UPLINK);
+    let by_host = |name, from: [u8; 4]| {
+        let frame = move |n| tunnelled(macs, from, n, &syn(FAR, OWN, n));
+        Flood {
+            name,
+            sources: vec![Source::new(host("h3"), UPLINK, &frame)],
+        }
+    };
+    let each = OTHERS.map(|last| {
+        let from = ([2, 0, 0, 0, 1, last], [10, 0, 1, 10 + (last & 0xf)]);
+        let port = port(&format!("red-1{last:x}"));
+        Source::new(port, "eth0", &|n| syn(from, PEER, n))
+    });
     vec![
-        flood("TCP SYN", from_port, &|n| syn(OWN, PEER, n)),
-        flood("UDP to addresses that nobody has", from_port, &datagram),
-        flood("pings", from_port, &echo),
-        flood("TCP SYN from another host", from_underlay, &|n| {
-            tunnelled(macs, [192, 0, 2, 3], n, &syn(FAR, OWN, n))
-        }),
-        flood("tunnels of no known host", from_underlay, &|n| {
-            tunnelled(macs, [192, 0, 2, 77], n, &syn(FAR, OWN, n))
-        }),
+        by_port("TCP SYN", &|n| syn(OWN, PEER, n)),
+        Flood {
+            name: "TCP SYN from three ports",
+            sources: each.collect(),
+        },
+        by_port("UDP to addresses that nobody has", &datagram),
+        by_port("pings", &echo),
+        by_host("TCP SYN from another host", [192, 0, 2, 3]),
+        by_host("tunnels of no known host", [192, 0, 2, 77]),
     ]
 }
 
@@ -151,20 +200,22 @@ fn a_tenant_that_floods_floods_itself() {
             .into(),
         ..SiteOptions::default()
     };
-    let site = Site::start(Lab::new().unwrap(), &tenants(3).unwrap(), &options).unwrap();
+    let site = Site::start(Lab::new().unwrap(), &objects(), &options).unwrap();
     let mut rows = Vec::new();
     let mut body = || -> Result<(), LabError> {
         let calm = watch(&site, time())?;
         for attack in floods(&site) {
-            let socket = RawSocket::open_for_load(&attack.from, attack.interface)?;
             let stop = AtomicBool::new(false);
             let (met, sent) = std::thread::scope(|scope| {
-                let begun = Instant::now();
-                let flooding = scope.spawn(|| flood(&socket, &attack.frames, &stop));
+                let sources = attack.sources.iter();
+                let flooding: Vec<_> = sources
+                    .map(|source| scope.spawn(|| source.flood(&stop)))
+                    .collect();
                 let met = watch(&site, time());
                 stop.store(true, Ordering::Relaxed);
-                let sent = flooding.join().unwrap();
-                met.map(|met| (met, sent as f64 / begun.elapsed().as_secs_f64()))
+                let sent = flooding.into_iter().map(|flood| flood.join().unwrap());
+                let sent: f64 = sent.sum::<Result<f64, LabError>>()?;
+                met.map(|met| (met, sent))
             })?;
             rows.push(serde_json::json!({
                 "attack": attack.name,

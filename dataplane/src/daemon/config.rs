@@ -266,6 +266,8 @@ pub struct LimitSection {
     pub metadata_per_second: u32,
     /// Flows that one port may open, a second.
     pub flows_per_second: u32,
+    /// Flows that a VPC may open on this host, a second, those out of tunnels too.
+    pub vpc_flows_per_second: u32,
     /// IPv4 packets too big for the tunnel that allow it are fragmented (true) or dropped.
     pub fragment: bool,
 }
@@ -278,6 +280,7 @@ impl Default for LimitSection {
             broadcasts_per_second,
             metadata_per_second,
             flows_per_second,
+            vpc_flows_per_second,
             fragment,
             ..
         } = Settings::default();
@@ -290,6 +293,7 @@ impl Default for LimitSection {
             broadcasts_per_second,
             metadata_per_second,
             flows_per_second,
+            vpc_flows_per_second,
             fragment,
         }
     }
@@ -490,12 +494,14 @@ impl Config {
     pub fn settings(&self) -> Settings {
         Settings {
             ports: self.limits.ports.into(),
+            vpcs: self.limits.vpcs as usize,
             uplinks: self.uplinks.len(),
             errors_per_second: self.limits.errors_per_second,
             replies_per_second: self.limits.replies_per_second,
             broadcasts_per_second: self.limits.broadcasts_per_second,
             metadata_per_second: self.limits.metadata_per_second,
             flows_per_second: self.limits.flows_per_second,
+            vpc_flows_per_second: self.limits.vpc_flows_per_second,
             fragment: self.limits.fragment,
         }
     }

@@ -79,6 +79,7 @@ drop_reasons! {
     NoReceiver = "no_receiver": "broadcast or multicast that nobody in the subnet may or can receive",
     ReplyLimit = "reply_limit": "an ICMP error or other reply was owed, but the limit on them is reached",
     FlowLimit = "flow_limit": "the port opens more flows than one may in a second",
+    VpcFlowLimit = "vpc_flow_limit": "more flows of the VPC open on this host than may in a second",
     MetadataLimit = "metadata_limit": "more packets to the metadata service than one port may send",
     MetadataFull = "metadata_full": "the metadata service has no room for one more packet or connection",
     OffloadMalformed = "offload_malformed": "a guest left a segment to be split that is not what it says, or too many pieces",

@@ -32,7 +32,7 @@ impl Core {
         let Some(gateway) = gateway.filter(|_| icmp_error::may_report(&entry.parsed)) else {
             return self.drop(tables, io, packet, entry.ingress, reason);
         };
-        if !self.errors.take(index, self.now) {
+        if !self.errors.take(index.into(), self.now) {
             return self.drop(tables, io, packet, entry.ingress, DropReason::ReplyLimit);
         }
         if icmp_error::turn(io, &mut packet, &entry.parsed, gateway, problem) {
@@ -97,7 +97,7 @@ impl Core {
         entry: &Entry,
     ) {
         if let Ingress::Port(index) = entry.ingress
-            && !self.broadcasts.take(index, self.now)
+            && !self.broadcasts.take(index.into(), self.now)
         {
             return self.drop(
                 tables,

@@ -1,4 +1,4 @@
-//! Token buckets for what a port may make us do: replies and copies. One per port and worker.
+//! Token buckets for what a port, or a VPC, may make us do: replies, copies, flows. One for each and worker.
 
 /// A bucket that fills with time.
 #[derive(Debug, Clone, Copy)]
@@ -8,7 +8,7 @@ struct Bucket {
     last: u32,
 }
 
-/// Buckets of one kind for all ports.
+/// Buckets of one kind, for all ports or all VPCs.
 #[derive(Debug)]
 pub struct Limiter {
     rate: u32,
@@ -17,8 +17,8 @@ pub struct Limiter {
 }
 
 impl Limiter {
-    /// `rate` a second, `burst` at once, for each of `ports` ports.
-    pub fn new(rate: u32, burst: u32, ports: usize) -> Self {
+    /// `rate` a second, `burst` at once, for each of `holders`.
+    pub fn new(rate: u32, burst: u32, holders: usize) -> Self {
         let full = Bucket {
             tokens: u64::from(burst) * 1000,
             last: 0,
@@ -26,14 +26,14 @@ impl Limiter {
         Self {
             rate,
             burst,
-            buckets: vec![full; ports.max(1)].into(),
+            buckets: vec![full; holders.max(1)].into(),
         }
     }
 
-    /// Takes a token of the port at the time `now` (milliseconds); answers whether there was one.
-    pub fn take(&mut self, port: u16, now: u32) -> bool {
+    /// Takes a token of the holder of an index at the time `now` (milliseconds); answers whether there was one.
+    pub fn take(&mut self, index: usize, now: u32) -> bool {
         let last = self.buckets.len() - 1;
-        let bucket = &mut self.buckets[usize::from(port).min(last)];
+        let bucket = &mut self.buckets[index.min(last)];
         let elapsed = u64::from(now.wrapping_sub(bucket.last));
         bucket.tokens =
             (bucket.tokens + elapsed * u64::from(self.rate)).min(u64::from(self.burst) * 1000);
@@ -51,7 +51,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn burst_then_rate_and_ports_apart() {
+    fn burst_then_rate_and_holders_apart() {
         let mut limiter = Limiter::new(10, 5, 2);
         assert_eq!((0..20).filter(|_| limiter.take(0, 1)).count(), 5);
         assert!(limiter.take(1, 1));

@@ -43,7 +43,7 @@ impl Core {
                 Err(reason) => return self.drop(tables, io, packet, entry.ingress, reason),
             }
             if metadata::is_question(tables.snapshot, port, parsed) {
-                if self.metadata.take(index, self.now) {
+                if self.metadata.take(index.into(), self.now) {
                     return io.send(Destination::Metadata(index), packet);
                 }
                 let reason = DropReason::MetadataLimit;
@@ -130,7 +130,7 @@ impl Core {
     }
 
     pub(super) fn may_reply(&mut self, port: u16) -> Result<bool, DropReason> {
-        if self.replies.take(port, self.now) {
+        if self.replies.take(port.into(), self.now) {
             Ok(true)
         } else {
             Err(DropReason::ReplyLimit)
@@ -234,9 +234,13 @@ impl Core {
         let opening = if known.is_none() {
             let opening = opening(parsed, frame)?;
             if let Ingress::Port(index) = entry.ingress
-                && !self.flows.take(index, self.now)
+                && !self.flows.take(index.into(), self.now)
             {
                 return Err(DropReason::FlowLimit);
+            }
+            let vpc = tables.snapshot.vpcs[entry.vpc].index;
+            if !self.vpc_flows.take(vpc as usize, self.now) {
+                return Err(DropReason::VpcFlowLimit);
             }
             Some(opening)
         } else {

@@ -77,6 +77,8 @@ pub trait Io: FrameMemory {
 pub struct Settings {
     /// Ports that counters and limits are kept for.
     pub ports: usize,
+    /// VPCs that limits are kept for.
+    pub vpcs: usize,
     /// Uplinks that counters are kept for.
     pub uplinks: usize,
     /// ICMP errors that one port may cause, a second.
@@ -89,6 +91,8 @@ pub struct Settings {
     pub metadata_per_second: u32,
     /// Flows that one port may open, a second: what a flood may take of a worker's time, and of the workers' behind the underlay.
     pub flows_per_second: u32,
+    /// Flows that a VPC may open on this host, a second: by all its ports, and towards them out of tunnels.
+    pub vpc_flows_per_second: u32,
     /// IPv4 packets that are too big and may be fragmented: fragment them (true), or drop them.
     pub fragment: bool,
 }
@@ -97,12 +101,14 @@ impl Default for Settings {
     fn default() -> Self {
         Self {
             ports: 1024,
+            vpcs: 4096,
             uplinks: 4,
             errors_per_second: 100,
             replies_per_second: 1000,
             broadcasts_per_second: 1000,
             metadata_per_second: 4000,
-            flows_per_second: 100_000,
+            flows_per_second: 50_000,
+            vpc_flows_per_second: 200_000,
             fragment: true,
         }
     }
@@ -143,6 +149,7 @@ struct Core {
     broadcasts: Limiter,
     metadata: Limiter,
     flows: Limiter,
+    vpc_flows: Limiter,
     fragment: bool,
     now: u32,
 }
@@ -162,6 +169,8 @@ impl Pipeline {
     /// A pipeline that has no snapshot yet, and so drops everything.
     pub fn new(shared: Shared, settings: &Settings) -> Self {
         let limiter = |rate: u32| Limiter::new(rate, rate.div_ceil(2).max(1), settings.ports);
+        // Less at once: each is work for the receiver too, and what it has in hand others of its host wait for.
+        let flows = |rate: u32, holders| Limiter::new(rate, rate.div_ceil(20).max(1), holders);
         let core = Core {
             fragments: shared.fragments,
             counters: Arc::new(Counters::new(settings.ports, settings.uplinks)),
@@ -169,7 +178,8 @@ impl Pipeline {
             replies: limiter(settings.replies_per_second),
             broadcasts: limiter(settings.broadcasts_per_second),
             metadata: limiter(settings.metadata_per_second),
-            flows: limiter(settings.flows_per_second),
+            flows: flows(settings.flows_per_second, settings.ports),
+            vpc_flows: flows(settings.vpc_flows_per_second, settings.vpcs),
             fragment: settings.fragment,
             now: 0,
         };

@@ -4,7 +4,7 @@ use weft_dataplane::fabric::Fabric;
 use weft_dataplane::packet::DropReason;
 use weft_dataplane::session::Limits;
 
-use crate::frames::{A1, A2, tcp, udp};
+use crate::frames::{A1, A2, A3, End, tcp, udp};
 use crate::topology::{LIMITS, change, fabric, group, ingress, objects, port};
 
 /// Only TCP port 80 towards a2; a1 admits nothing.
@@ -138,9 +138,9 @@ fn b021_a_port_opens_so_many_flows_a_second_and_others_do_not_notice() {
         let each = numbers.map(|number| fabric.send("r1", &flow(number)).len());
         each.sum::<usize>()
     };
-    assert_eq!(opened(&mut fabric, 0..200), 50, "half a second's at once");
-    assert_eq!(fabric.drops("h1", DropReason::FlowLimit), 150);
-    assert_eq!(opened(&mut fabric, 0..50), 50, "flows that are known go on");
+    assert_eq!(opened(&mut fabric, 0..200), 5, "a twentieth's at once");
+    assert_eq!(fabric.drops("h1", DropReason::FlowLimit), 195);
+    assert_eq!(opened(&mut fabric, 0..5), 5, "flows that are known go on");
     assert_eq!(fabric.send("a1", &there("A", 101, 501, 10)).len(), 1);
     assert_eq!(
         fabric
@@ -148,12 +148,40 @@ fn b021_a_port_opens_so_many_flows_a_second_and_others_do_not_notice() {
             .len(),
         1
     );
-    fabric.advance(100);
-    assert_eq!(
-        opened(&mut fabric, 200..300),
-        10,
-        "a tenth of a second later"
-    );
+    fabric.advance(30);
+    assert_eq!(opened(&mut fabric, 200..300), 3, "30 milliseconds later");
+    assert_eq!(fabric.missing_frames(), 0);
+}
+
+#[test]
+fn b021_a_vpc_opens_so_many_flows_a_second_on_a_host_by_whichever_port_or_tunnel() {
+    let settings = weft_dataplane::pipeline::Settings {
+        vpc_flows_per_second: 200,
+        ..weft_dataplane::pipeline::Settings::default()
+    };
+    let state = weft_proto::state::State::from_objects(objects()).unwrap();
+    let mut fabric = Fabric::new(state, &settings, LIMITS).unwrap();
+    let flow = |from: End, to: End, number: u16| udp(from, to, to.mac, (number, 53), b"x");
+    // Ten at once, by two ports together.
+    let opened: usize = (0..6)
+        .map(|number| {
+            fabric.send("a1", &flow(A1, A3, number)).len()
+                + fabric.send("a3", &flow(A3, A1, 100 + number)).len()
+        })
+        .sum();
+    assert_eq!(opened, 10);
+    assert_eq!(fabric.drops("h1", DropReason::VpcFlowLimit), 2);
+    // What another host lets through counts as well.
+    assert!(fabric.send("a2", &flow(A2, A1, 1)).is_empty());
+    assert_eq!(fabric.drops("h1", DropReason::VpcFlowLimit), 3);
+    assert_eq!(fabric.drops("h2", DropReason::VpcFlowLimit), 0);
+    let known = fabric.send("a1", &flow(A1, A3, 0));
+    assert_eq!(known.len(), 1, "flows that are known go on");
+    let other = fabric.send("r1", &flow(A1, A2, 1));
+    assert_eq!(other.len(), 1, "the other tenant has its own");
+    fabric.advance(5);
+    assert_eq!(fabric.send("a2", &flow(A2, A1, 2)).len(), 1);
+    assert!(fabric.send("a2", &flow(A2, A1, 3)).is_empty());
     assert_eq!(fabric.missing_frames(), 0);
 }
 
@@ -167,7 +195,10 @@ fn b021_a_full_table_spares_what_is_established_and_budgets_hold_a_flood() {
     };
     let mut fabric = Fabric::new(
         weft_proto::state::State::from_objects(objects).unwrap(),
-        &weft_dataplane::pipeline::Settings::default(),
+        &weft_dataplane::pipeline::Settings {
+            flows_per_second: u32::MAX,
+            ..weft_dataplane::pipeline::Settings::default()
+        },
         limits,
     )
     .unwrap();

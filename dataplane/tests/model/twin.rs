@@ -101,6 +101,7 @@ impl Twin {
             broadcasts_per_second: UNLIMITED,
             metadata_per_second: UNLIMITED,
             flows_per_second: UNLIMITED,
+            vpc_flows_per_second: UNLIMITED,
             ..Settings::default()
         };
         let mut fabric = Fabric::new(state(objects)?, &settings, LIMITS).map_err(refused)?;
