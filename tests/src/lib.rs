@@ -2,7 +2,7 @@
 //!
 //! A [`Lab`] makes namespaces, links and workloads, and removes them when it is dropped, after a panic too; everything happens
 //! inside namespaces that it made itself. [`RawSocket`] sends and receives frames in one of them, [`Capture`] records and decodes,
-//! [`Daemon`] is a program that runs there ([`HaltedThread`] stops one of its threads, [`SmallDisk`] gives it a disk that can be full), [`guest::Guest`] a virtual machine, [`wait_until`] waits for a condition with a deadline. Needs root.
+//! [`Daemon`] is a program that runs there ([`HaltedThread`] stops one of its threads, [`SmallDisk`] gives it a disk that can be full), [`ServiceManager`] a systemd that runs units, [`guest::Guest`] a virtual machine, [`wait_until`] waits for a condition with a deadline. Needs root.
 
 mod capture;
 mod daemon;
@@ -16,6 +16,7 @@ mod namespace;
 pub mod openvswitch;
 mod raw_socket;
 mod relay;
+mod service_manager;
 pub mod site;
 pub mod still;
 pub mod takeoff;
@@ -34,6 +35,7 @@ pub use lab::{Lab, LinkOptions, Workload, WorkloadOptions};
 pub use namespace::Namespace;
 pub use raw_socket::{RawSocket, is_readable};
 pub use relay::Relay;
+pub use service_manager::ServiceManager;
 pub use site::{Site, SiteOptions};
 pub use tap_end::TapEnd;
 pub use topology::{GuestKind, put_in_guests, tenants, topology};

@@ -81,7 +81,8 @@ pub struct SiteHost {
     pub daemon: Option<Daemon>,
     /// The daemon's configuration file.
     pub config: PathBuf,
-    socket: PathBuf,
+    /// Where the daemon answers weftctl.
+    pub socket: PathBuf,
 }
 
 /// The site.

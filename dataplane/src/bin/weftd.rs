@@ -12,10 +12,14 @@ use weft_proto::privileges::{DATAPLANE, keep_only};
 
 /// Switches and routes the packets of this host's virtual machines into the overlay.
 #[derive(Debug, Parser)]
-#[command(version)]
+#[command(
+    version,
+    args_conflicts_with_subcommands = true,
+    subcommand_negates_reqs = true
+)]
 struct Arguments {
     /// Configuration file (TOML).
-    #[arg(long, value_name = "FILE", required_unless_present_any = ["version"])]
+    #[arg(long, value_name = "FILE", required = true)]
     config: Option<PathBuf>,
     #[command(subcommand)]
     command: Option<Command>,
@@ -65,4 +69,22 @@ fn serve(path: &std::path::Path) -> anyhow::Result<()> {
         .enable_all()
         .build()?;
     runtime.block_on(daemon::run(path, config, ground))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_is_run_or_checked_and_one_of_both_is_asked_for() {
+        let parse = |line: &str| Arguments::try_parse_from(line.split(' '));
+        let run = parse("weftd --config a.toml").unwrap();
+        assert_eq!(run.config, Some(PathBuf::from("a.toml")));
+        assert!(run.command.is_none());
+        let check = parse("weftd check a.toml").unwrap();
+        assert!(matches!(check.command, Some(Command::Check { .. })));
+        for wrong in ["weftd", "weftd check", "weftd --config a.toml check b.toml"] {
+            assert!(parse(wrong).is_err(), "{wrong}");
+        }
+    }
 }

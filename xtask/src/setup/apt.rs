@@ -28,7 +28,7 @@ pub(crate) const PACKAGES: &[&str] = &[
     "procps",
     "tcpdump",
     "tshark",
-    // what checks the units of packaging/systemd
+    // what checks and runs the units of packaging/systemd
     "systemd",
     // the profiles of traffic generators
     "lua5.4",

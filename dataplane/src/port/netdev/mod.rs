@@ -47,12 +47,13 @@ pub struct Netdev {
     _shares: Vec<Share>,
     /// The longest frame that goes to a ring; 0 if no other way is open.
     longest: u32,
-    attachment: Attachment,
     /// Whether somebody else took the program off, or has another in its place, as far as is known.
     detached: bool,
     /// When it was last attached again, or that was tried.
     restored: Option<Instant>,
+    /// Put back before the program is detached, since a veth has its NAPI for the program's sake, and can be told nothing without: fields drop in order.
     _napi: Option<ThreadedNapi>,
+    attachment: Attachment,
 }
 
 impl Netdev {
