@@ -12,7 +12,7 @@ use std::time::Instant;
 use common::{SOON, frame, pair, small_umem};
 use weft_dataplane::packet::{FrameMemory, Offload, Packet, Segments};
 use weft_dataplane::port::device::{self, Device, Opening};
-use weft_dataplane::port::{FrameCache, Queue, Umem, UmemOptions};
+use weft_dataplane::port::{FrameCache, PortError, Queue, Umem, UmemOptions};
 use weft_proto::v1;
 use weft_tests::tap_end::{ALL_OFFLOADS, HEADER};
 use weft_tests::{Lab, LinkOptions, Namespace, RawSocket, TapEnd, load, wait_until};
@@ -43,9 +43,18 @@ fn open(umem: &Arc<Umem>, namespace: &Namespace, name: &str) -> Port {
         name: name.into(),
         ..v1::Device::default()
     };
-    let mut device = namespace
-        .enter(|| device::open(&opening, &spec).unwrap())
-        .unwrap();
+    let mut opened = None;
+    wait_until("the interface to be free", SOON, || {
+        let result = namespace.enter(|| device::open(&opening, &spec)).unwrap();
+        // A program that is being started has what was just closed open until it runs.
+        if matches!(result, Err(PortError::ProgramBusy { .. })) {
+            return false;
+        }
+        opened = Some(result.unwrap());
+        true
+    })
+    .unwrap();
+    let mut device = opened.unwrap();
     device.set_mtu(1450);
     let mut port = Port {
         queues: device.take_queues(),
