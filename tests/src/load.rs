@@ -86,29 +86,21 @@ pub fn send_until(
     Ok(sent)
 }
 
-/// Sends frames, over and over, until told to stop, as fast as the interface takes them, whatever becomes of them; answers how many were sent.
-pub fn flood(socket: &RawSocket, frames: &[Vec<u8>], stop: &AtomicBool) -> u64 {
-    let mut round = Round::new(frames);
-    let mut sent = 0;
-    while !stop.load(Ordering::Relaxed) && !frames.is_empty() {
-        sent += round.send(socket);
-    }
-    sent
-}
-
 /// Frames that are sent one batch after the other, again from the first after the last.
-struct Round<'f> {
+#[derive(Debug)]
+pub struct Round<'f> {
     frames: &'f [Vec<u8>],
     at: usize,
 }
 
 impl<'f> Round<'f> {
-    fn new(frames: &'f [Vec<u8>]) -> Self {
+    /// Begins with the first.
+    pub fn new(frames: &'f [Vec<u8>]) -> Self {
         Self { frames, at: 0 }
     }
 
-    /// Sends a batch, as far as the interface takes it; lets others run if it takes nothing.
-    fn send(&mut self, socket: &RawSocket) -> u64 {
+    /// Sends a batch, as far as the interface takes it, and says how many; lets others run if it takes nothing.
+    pub fn send(&mut self, socket: &RawSocket) -> u64 {
         let rest = &self.frames[self.at..];
         let batch = &rest[..BATCH.min(rest.len())];
         // SAFETY: all zeroes is a valid vector.

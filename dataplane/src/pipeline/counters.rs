@@ -39,7 +39,7 @@ pub struct Traffic {
     pub tx_bytes: Counter,
     /// Copies, fragments and replies that did not come in as packets.
     pub generated: Counter,
-    /// Packets that the kernel dropped at our rings, before or after we saw them; not among the drops by reason.
+    /// Packets that the kernel dropped at our rings, before we saw them, or the device after it took them; not among the drops by reason.
     pub kernel_drops: Counter,
     drops: [Counter; DropReason::COUNT],
 }
