@@ -365,6 +365,8 @@ fn daemons_do_all_that_they_do_in_the_sandbox_of_their_units() {
                     "{unit} writes to {path}"
                 );
             }
+            machine.write("/tmp/other", "", 0o644)?;
+            assert!(!can("cat /tmp/other"), "{unit} sees files of others");
             assert!(can(": </dev/zero"), "{unit}");
             assert!(!can(": </dev/kernel"), "{unit} reads the kernel's log");
             assert_eq!(can(": </dev/net/tun"), unit == "weftd", "{unit} makes taps");
