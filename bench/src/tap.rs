@@ -8,7 +8,8 @@ use anyhow::Context;
 use weft_dataplane::packet::{FrameMemory, Packet};
 use weft_dataplane::port::device::{self, Device, Opening};
 use weft_dataplane::port::{
-    Attachment, DATA_OFFSET, FrameCache, Queue, QueueOptions, Role, Umem, UmemOptions, XskQueue,
+    Attachment, DATA_OFFSET, FrameCache, Programs, Queue, QueueOptions, Role, Umem, UmemOptions,
+    XskQueue,
 };
 use weft_proto::v1;
 use weft_tests::tap_end::{ALL_OFFLOADS, HEADER};
@@ -51,6 +52,7 @@ impl Tap {
     fn open(&self, mtu: u16) -> anyhow::Result<(Box<dyn Device>, Box<dyn Queue>)> {
         let opening = Opening {
             umem: Arc::clone(&self.umem),
+            programs: Arc::default(),
             ring_size: 2048,
             busy_poll: None,
             threaded_napi: false,
@@ -150,7 +152,7 @@ impl Tap {
         let role = Role::Port { headroom: 0 };
         self.host.enter(|| {
             let queue = XskQueue::open(&self.umem, "t0", 0, QueueOptions::default())?;
-            let mut attachment = Attachment::attach("t0", &role, None)?;
+            let mut attachment = Attachment::attach(&Programs::default(), "t0", &role, None)?;
             attachment.register(&queue)?;
             anyhow::Ok((attachment, queue))
         })?

@@ -35,15 +35,39 @@ impl TapEnd {
         offloads: libc::c_ulong,
     ) -> Result<Vec<Self>, LabError> {
         let several = if queues > 1 { IFF_MULTI_QUEUE } else { 0 };
-        let flags = libc::IFF_TAP | libc::IFF_NO_PI | IFF_VNET_HDR | several;
-        let opened = (0..queues).map(|_| {
-            let file = namespace.enter(|| open(name, flags, offloads))?;
-            file.map_err(LabError::io(format!("opening the tap {name}")))
-                .map(|file| Self { file })
-        });
+        let opened = (0..queues).map(|_| Self::open(namespace, name, several, offloads));
         let ends = opened.collect::<Result<_, _>>()?;
         namespace.run(&["ip", "link", "set", name, "up"])?;
         Ok(ends)
+    }
+
+    /// Opens one queue more of a tap that was made with several.
+    pub fn join(namespace: &Namespace, name: &str) -> Result<Self, LabError> {
+        Self::open(namespace, name, IFF_MULTI_QUEUE, 0)
+    }
+
+    /// Opens the only queue of a tap that somebody else made.
+    pub fn of(namespace: &Namespace, name: &str) -> Result<Self, LabError> {
+        Self::open(namespace, name, 0, 0)
+    }
+
+    fn open(
+        namespace: &Namespace,
+        name: &str,
+        several: libc::c_int,
+        offloads: libc::c_ulong,
+    ) -> Result<Self, LabError> {
+        let flags = libc::IFF_TAP | libc::IFF_NO_PI | IFF_VNET_HDR | several;
+        let file = namespace.enter(|| open(name, flags, offloads))?;
+        file.map_err(LabError::io(format!("opening the tap {name}")))
+            .map(|file| Self { file })
+    }
+
+    /// The same queue once more, for another thread.
+    pub fn another(&self) -> Result<Self, LabError> {
+        let file = self.file.try_clone();
+        file.map_err(LabError::io("a tap's descriptor"))
+            .map(|file| Self { file })
     }
 
     /// Sends a frame as a guest does.

@@ -79,7 +79,8 @@ fn decodes(site: &Site) -> Capture {
 
 /// Packets from a guest.
 fn sent(site: &Site, host: &str, port: &str) -> usize {
-    let stats = site.node_json(host, &["stats"]).unwrap();
+    let stats = site.node_json(host, &["stats"]);
+    let stats = stats.map_err(|error| site.explain(error)).unwrap();
     let ports = stats["ports"].as_array().unwrap();
     let found = ports.iter().find(|found| found["port"] == port).unwrap();
     found["rx_packets"].as_u64().unwrap() as usize

@@ -12,7 +12,7 @@ use std::time::Instant;
 use common::{SOON, frame, pair, small_umem};
 use weft_dataplane::packet::{FrameMemory, Offload, Packet, Segments};
 use weft_dataplane::port::device::{self, Device, Opening};
-use weft_dataplane::port::{FrameCache, Queue, Umem, UmemOptions};
+use weft_dataplane::port::{FrameCache, PortError, Programs, Queue, Umem, UmemOptions};
 use weft_proto::v1;
 use weft_tests::tap_end::{ALL_OFFLOADS, HEADER};
 use weft_tests::{Lab, LinkOptions, Namespace, RawSocket, TapEnd, load, wait_until};
@@ -31,8 +31,19 @@ struct Port {
 
 /// Opens an interface of the namespace as weftd does.
 fn open(umem: &Arc<Umem>, namespace: &Namespace, name: &str) -> Port {
+    open_beside(&Arc::default(), umem, namespace, name).unwrap()
+}
+
+/// The same, with the programs that others of the namespace have.
+fn open_beside(
+    programs: &Arc<Programs>,
+    umem: &Arc<Umem>,
+    namespace: &Namespace,
+    name: &str,
+) -> Result<Port, PortError> {
     let opening = Opening {
         umem: Arc::clone(umem),
+        programs: Arc::clone(programs),
         ring_size: 2048,
         busy_poll: None,
         threaded_napi: false,
@@ -43,9 +54,7 @@ fn open(umem: &Arc<Umem>, namespace: &Namespace, name: &str) -> Port {
         name: name.into(),
         ..v1::Device::default()
     };
-    let mut device = namespace
-        .enter(|| device::open(&opening, &spec).unwrap())
-        .unwrap();
+    let mut device = namespace.enter(|| device::open(&opening, &spec)).unwrap()?;
     device.set_mtu(1450);
     let mut port = Port {
         queues: device.take_queues(),
@@ -57,10 +66,22 @@ fn open(umem: &Arc<Umem>, namespace: &Namespace, name: &str) -> Port {
     for queue in &mut port.queues {
         queue.receive(&mut port.cache, &mut Vec::new(), 1);
     }
-    port
+    Ok(port)
 }
 
 impl Port {
+    /// Waits for this very frame; what else arrives goes.
+    fn hears(&mut self, frame: &[u8]) -> bool {
+        while let Some((_, packet)) = self.next() {
+            let found = packet.bytes(&self.cache) == frame;
+            self.cache.free(packet.frame);
+            if found {
+                return true;
+            }
+        }
+        false
+    }
+
     /// The next packet, and the queue that it came by.
     fn next(&mut self) -> Option<(u32, Packet)> {
         let deadline = Instant::now() + SOON;
@@ -246,6 +267,148 @@ fn a_guest_that_takes_no_segments_gets_them_split() {
     port.balances(0);
 }
 
+/// Whether the port has to be opened again.
+fn stale(namespace: &Namespace, port: &mut Port) -> bool {
+    let device = &mut port.device;
+    namespace.enter(move || device.is_stale()).unwrap()
+}
+
+#[test]
+fn a_tap_that_gets_or_loses_a_queue_has_to_be_opened_again() {
+    let (_lab, host) = host();
+    let mut ends = TapEnd::make(&host, "t0", 2, 0).unwrap();
+    let mut port = open(&small_umem(), &host, "t0");
+    assert_eq!((port.queues.len(), stale(&host, &mut port)), (2, false));
+    let third = TapEnd::join(&host, "t0").unwrap();
+    assert!(stale(&host, &mut port));
+    drop(third);
+    assert!(!stale(&host, &mut port));
+    ends.pop();
+    assert!(stale(&host, &mut port));
+    drop(port);
+    let mut port = open(&small_umem(), &host, "t0");
+    assert_eq!((port.queues.len(), stale(&host, &mut port)), (1, false));
+}
+
+#[test]
+fn a_veth_that_gets_a_queue_has_to_be_opened_again_and_cannot_lose_one() {
+    let mut lab = Lab::new().unwrap();
+    let (dut, peer) = (lab.host("dut").unwrap(), lab.host("peer").unwrap());
+    let options = LinkOptions {
+        queues: 2,
+        ..LinkOptions::default()
+    };
+    lab.link((&dut, "n0"), (&peer, "f0"), options).unwrap();
+    peer.run(&["ethtool", "-L", "f0", "tx", "1"]).unwrap();
+    let set_queues = |count| dut.run(&["ethtool", "-L", "n0", "rx", count]);
+    set_queues("1").unwrap();
+    let mut port = open(&small_umem(), &dut, "n0");
+    assert_eq!((port.queues.len(), stale(&dut, &mut port)), (1, false));
+    set_queues("2").unwrap();
+    assert!(stale(&dut, &mut port));
+    drop(port);
+    let mut port = open(&small_umem(), &dut, "n0");
+    assert_eq!((port.queues.len(), stale(&dut, &mut port)), (2, false));
+    // The kernel does not take a queue away that an AF_XDP socket has.
+    assert!(set_queues("1").is_err());
+    assert!(!stale(&dut, &mut port));
+}
+
+#[test]
+fn what_a_guest_does_not_read_is_lost_and_counted() {
+    let (_lab, host) = host();
+    let mut end = TapEnd::make(&host, "t0", 1, 0).unwrap().remove(0);
+    let mut port = open(&small_umem(), &host, "t0");
+    // More than the tap holds.
+    let mut sent = 0;
+    for batch in 0..100 {
+        let frames: Vec<_> = (0..32).map(|at| frame(batch * 32 + at, 60)).collect();
+        sent += port.send(&frames);
+        port.queues[0].reap(&mut port.cache);
+    }
+    assert_eq!(sent, 3200);
+    let lost = port.queues[0].lost();
+    let is_ours = |got: &[u8]| got[12..14] == [0x88, 0xb5];
+    let mut read = 0;
+    while read + lost < sent as u64 {
+        end.receive(SOON, is_ours).unwrap();
+        read += 1;
+    }
+    assert!(lost > 0, "{lost}");
+    // It reads again: nothing is lost, nothing comes twice.
+    let last = frame(9999, 60);
+    assert_eq!(port.send(std::slice::from_ref(&last)), 1);
+    assert_eq!(end.receive(SOON, is_ours).unwrap().1, last);
+    port.balances(lost);
+}
+
+#[test]
+fn ports_whose_link_is_down_leave_frames_for_others() {
+    let mut lab = Lab::new().unwrap();
+    let (dut, peer) = (lab.host("dut").unwrap(), lab.host("peer").unwrap());
+    let umem = small_umem();
+    let mut cache = FrameCache::new(&umem);
+    let mut ports = Vec::new();
+    for number in 0..8 {
+        let (near, far) = (format!("n{number}"), format!("f{number}"));
+        lab.link((&dut, &near), (&peer, &far), LinkOptions::default())
+            .unwrap();
+        ports.push(open(&umem, &dut, &near));
+    }
+    for number in 1..8 {
+        dut.ip(&format!("link set n{number} down")).unwrap();
+    }
+    // As much as each takes, again and again.
+    for round in 0..100 {
+        for port in &mut ports[1..] {
+            let mut packets: Vec<_> = (0..32)
+                .map(|_| {
+                    let frame = cache.alloc();
+                    let frame = frame.unwrap_or_else(|| panic!("no frame left in round {round}"));
+                    Packet {
+                        frame,
+                        start: 256,
+                        len: 60,
+                    }
+                })
+                .collect();
+            port.queues[0].send(&mut cache, &mut packets);
+            port.queues[0].kick();
+            packets
+                .drain(..)
+                .for_each(|packet| cache.free(packet.frame));
+        }
+    }
+    let books = umem.accounting();
+    assert!(books.transmit >= 7 * 64, "{books:?}");
+    // One that is up sends and receives.
+    let sent = frame(1, 100);
+    let far = RawSocket::open(&peer, "f0").unwrap();
+    assert_eq!(ports[0].send(std::slice::from_ref(&sent)), 1);
+    assert!(far.receive(SOON, |got| got == sent).is_some());
+    far.send(&sent).unwrap();
+    while let Some((_, packet)) = ports[0].next() {
+        let found = packet.bytes(&cache) == sent;
+        cache.free(packet.frame);
+        if found {
+            break;
+        }
+    }
+    // Those that are up again send what waited.
+    for number in 1..8 {
+        dut.ip(&format!("link set n{number} up")).unwrap();
+    }
+    wait_until("the rings to be empty", SOON, || {
+        for port in &mut ports {
+            port.queues[0].kick();
+            port.queues[0].reap(&mut cache);
+        }
+        umem.accounting().transmit == 0
+    })
+    .unwrap_or_else(|error| panic!("{error}: {:?}", umem.accounting()));
+    assert!(umem.accounting().balances(), "{:?}", umem.accounting());
+}
+
 #[test]
 fn a_container_gets_a_stream_in_order_and_whole() {
     let lab = pair();
@@ -268,24 +431,72 @@ fn a_port_receives_however_many_there_are() {
     // Fewer frames than forty queues would keep with the kernel.
     let umem = Umem::new(UmemOptions::default()).unwrap();
     assert!(umem.frame_count() < 40 * 1024);
+    let programs = Arc::default();
     let mut ports = Vec::new();
     for number in 0..40 {
         let (near, far) = (format!("n{number}"), format!("f{number}"));
         lab.link((&dut, &near), (&peer, &far), LinkOptions::default())
             .unwrap();
-        ports.push((open(&umem, &dut, &near), far));
+        ports.push((open_beside(&programs, &umem, &dut, &near).unwrap(), far));
     }
     for (number, (port, far)) in (0..).zip(&mut ports) {
         let sent = frame(number, 100);
         RawSocket::open(&peer, far).unwrap().send(&sent).unwrap();
-        loop {
-            let (_, packet) = port.next().unwrap_or_else(|| panic!("{far}: nothing"));
-            // The kernel solicits routers where the link comes up.
-            let found = packet.bytes(&port.cache) == sent;
-            port.cache.free(packet.frame);
-            if found {
-                break;
-            }
+        assert!(port.hears(&sent), "{far}: nothing");
+    }
+}
+
+#[test]
+fn ports_that_share_a_program_come_and_go_and_do_not_mix() {
+    let mut lab = Lab::new().unwrap();
+    let (dut, peer) = (lab.host("dut").unwrap(), lab.host("peer").unwrap());
+    for namespace in [&dut, &peer] {
+        let line = ["sysctl", "-qw", "net.ipv6.conf.default.disable_ipv6=1"];
+        namespace.run(&line).unwrap();
+    }
+    for number in 0..4 {
+        let options = LinkOptions {
+            queues: 1 + number % 3,
+            ..LinkOptions::default()
+        };
+        let (near, far) = (format!("n{number}"), format!("f{number}"));
+        lab.link((&dut, &near), (&peer, &far), options).unwrap();
+    }
+    let (programs, umem) = (Arc::default(), small_umem());
+    let open = |number: u32| open_beside(&programs, &umem, &dut, &format!("n{number}"));
+    let mut sent = 0;
+    let mut each_hears_its_own = |ports: &mut [(u32, Port)]| {
+        for (number, port) in &mut *ports {
+            sent += 1;
+            let socket = RawSocket::open(&peer, &format!("f{number}")).unwrap();
+            let frame = frame(sent, 100);
+            socket.send(&frame).unwrap();
+            assert!(port.hears(&frame), "n{number}");
         }
+        // What was sent to one has come to no other.
+        for (number, port) in ports {
+            let mut heard = Vec::with_capacity(64);
+            for queue in &mut port.queues {
+                queue.receive(&mut port.cache, &mut heard, 64);
+            }
+            assert!(heard.is_empty(), "n{number}");
+        }
+    };
+    let mut ports: Vec<_> = (0..3)
+        .map(|number| (number, open(number).unwrap()))
+        .collect();
+    each_hears_its_own(&mut ports);
+    let again = open(1).map(|_| ());
+    assert!(
+        matches!(again, Err(PortError::ProgramBusy { .. })),
+        "{again:?}"
+    );
+    each_hears_its_own(&mut ports);
+    // One goes, another comes in its place, and the first comes again elsewhere.
+    ports.remove(1);
+    each_hears_its_own(&mut ports);
+    for number in [3, 1] {
+        ports.push((number, open(number).unwrap()));
+        each_hears_its_own(&mut ports);
     }
 }

@@ -234,6 +234,45 @@ fn b030_broadcast_stays_within_the_subnet() {
     });
 }
 
+/// Packets of a host's workers by what they cost: those of the fast lane, of the general way, and those that were judged.
+fn lanes(site: &Site, host: &str) -> Result<[u64; 3], LabError> {
+    let status = site.node_json(host, &["node", "status"])?;
+    let workers = status["workers"].as_array().cloned().unwrap_or_default();
+    Ok(["fast", "general", "judged"].map(|lane| {
+        let counts = workers.iter().map(|worker| &worker[lane]);
+        counts
+            .map(|count| count.as_u64().or_else(|| count.as_str()?.parse().ok()))
+            .map(Option::unwrap_or_default)
+            .sum()
+    }))
+}
+
+/// What an operator reads in `weftctl node status`, at both ends of a flow whose packets are known by number.
+fn lanes_tell_what_packets_cost(site: &Site) -> Result<(), LabError> {
+    const PINGS: u64 = 20;
+    // Some of a kernel's own: it asks for its neighbours, and again.
+    const NOISE: u64 = 40;
+    let before = [lanes(site, "h1")?, lanes(site, "h2")?];
+    let stream = site.stream("blue-1", "blue-2", 3003, 2000)?;
+    stream.wait_for_more(3000)?;
+    let tally = stream.end();
+    assert_eq!((tally.lost(), tally.twice), (0, 0), "{tally:?}");
+    assert!(workload(site, "blue-1").pings("10.0.1.12", PINGS as u32));
+    for (host, before) in ["h1", "h2"].iter().zip(before) {
+        let after = lanes(site, host)?;
+        let [fast, general, judged] = std::array::from_fn(|lane| after[lane] - before[lane]);
+        let what = format!("{host}: {tally:?}: fast {fast}, general {general}, judged {judged}");
+        // All datagrams but those that were judged, and echoes both ways, which only the general way knows.
+        assert!((tally.sent - NOISE..=tally.sent).contains(&fast), "{what}");
+        assert!(
+            (2 * PINGS - 2..2 * PINGS + NOISE).contains(&general),
+            "{what}"
+        );
+        assert!((2..NOISE).contains(&judged), "{what}");
+    }
+    Ok(())
+}
+
 /// Both tenants run the same traffic between the same addresses; each sees its own alone.
 #[test]
 fn b011_nothing_crosses_tenants_while_both_run_traffic() {
@@ -282,7 +321,7 @@ fn b011_nothing_crosses_tenants_while_both_run_traffic() {
                 assert!(count(own) >= 500, "{} of its own seen", count(own));
             }
         }
-        Ok(())
+        lanes_tell_what_packets_cost(site)
     });
 }
 

@@ -9,7 +9,7 @@ use std::{env, net::IpAddr, thread, time::Duration};
 use common::{SOON, collect, frame, open, pair, small_umem};
 use weft_dataplane::{
     packet::buffer::FrameMemory,
-    port::{Attachment, FrameCache, PortError, QueueOptions, Role, XskQueue},
+    port::{Attachment, FrameCache, PortError, Programs, QueueOptions, Role, XskQueue},
 };
 use weft_ebpf_types::Counter;
 use weft_tests::{Namespace, RawSocket, wait_until};
@@ -388,7 +388,14 @@ fn tunnel_addresses_change_while_attached() {
 #[test]
 fn a_port_without_a_ring_drops_and_the_stack_sees_nothing() {
     let lab = pair();
-    let attach = || Attachment::attach("under0", &Role::Port { headroom: 50 }, None);
+    let attach = || {
+        Attachment::attach(
+            &Programs::default(),
+            "under0",
+            &Role::Port { headroom: 50 },
+            None,
+        )
+    };
     let attachment = lab.dut.enter(attach).unwrap().unwrap();
     let sender = RawSocket::open(&lab.peer, "peer0").unwrap();
     let kernel = RawSocket::open(&lab.dut, "under0").unwrap();
@@ -407,7 +414,7 @@ fn a_port_without_a_ring_drops_and_the_stack_sees_nothing() {
 #[test]
 fn a_second_program_is_refused_by_name() {
     let lab = pair();
-    let attach = || Attachment::attach("under0", &uplink(), None);
+    let attach = || Attachment::attach(&Programs::default(), "under0", &uplink(), None);
     let first = lab.dut.enter(attach).unwrap().unwrap();
     let error = lab.dut.enter(attach).unwrap().unwrap_err();
     assert!(matches!(error, PortError::ProgramBusy { .. }), "{error}");
@@ -429,7 +436,8 @@ const HOLD: &str = "WEFT_TEST_HOLD";
 fn after_a_kill_the_interface_is_as_before() {
     if let Ok(interface) = env::var(HOLD) {
         let umem = small_umem();
-        let mut attachment = Attachment::attach(&interface, &uplink(), None).unwrap();
+        let mut attachment =
+            Attachment::attach(&Programs::default(), &interface, &uplink(), None).unwrap();
         let queue = XskQueue::open(&umem, &interface, 0, QueueOptions::default()).unwrap();
         attachment.register(&queue).unwrap();
         thread::sleep(12 * SOON);

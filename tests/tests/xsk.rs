@@ -14,8 +14,8 @@ use common::{SOON, collect, frame, open, pair, small_umem};
 use weft_dataplane::{
     packet::buffer::{FrameMemory, Packet},
     port::{
-        AttachMode, Attachment, BusyPoll, DATA_OFFSET, FrameCache, Interface, PortError,
-        QueueOptions, Role, Umem, UmemOptions, XskQueue,
+        AttachMode, Attachment, BusyPoll, DATA_OFFSET, FrameCache, Interface, PortError, Programs,
+        Queue, QueueOptions, Role, Umem, UmemOptions, XskQueue,
     },
 };
 use weft_tests::{Lab, LinkOptions, Namespace, RawSocket, wait_until};
@@ -92,6 +92,45 @@ fn packets_leave_from_wherever_they_start_in_their_frame() {
         assert!(got.is_some(), "start {start}: {:?}", queue.counters());
     }
     assert_eq!(queue.counters().moved, 4);
+    wait_until("completions", SOON, || {
+        queue.reap(&mut cache);
+        queue.frames().1 == 0
+    })
+    .unwrap();
+    settle(&umem);
+}
+
+#[test]
+fn a_kernel_that_takes_nothing_is_asked_ever_more_rarely() {
+    let lab = pair();
+    let umem = small_umem();
+    let mut cache = FrameCache::new(&umem);
+    let (mut queue, _attachment) = open(&lab.dut, &umem, "under0", &PORT, None);
+    let receiver = RawSocket::open(&lab.peer, "peer0").unwrap();
+    lab.dut.ip("link set under0 down").unwrap();
+    let wanted = frame(1, 60);
+    let mut packet = Packet {
+        frame: cache.alloc().unwrap(),
+        start: DATA_OFFSET,
+        len: 60,
+    };
+    packet.bytes_mut(&mut cache).copy_from_slice(&wanted);
+    assert_eq!(queue.send(&mut cache, &mut vec![packet]), 1);
+    for _ in 0..3200 {
+        queue.reap(&mut cache);
+        queue.kick();
+    }
+    let counters = queue.counters();
+    assert!((50..150).contains(&counters.doorbells), "{counters:?}");
+    assert!(queue.has_unsent());
+    // Who goes to sleep asks each time, and so the packet leaves soon after it can.
+    lab.dut.ip("link set under0 up").unwrap();
+    wait_until("the packet leaves", SOON, || {
+        queue.before_sleep(&mut Vec::new());
+        !queue.has_unsent()
+    })
+    .unwrap();
+    assert!(receiver.receive(SOON, |got| got == wanted).is_some());
     wait_until("completions", SOON, || {
         queue.reap(&mut cache);
         queue.frames().1 == 0
@@ -393,8 +432,13 @@ fn a_queue_that_polls_busily_receives_too() {
     };
     let open = || {
         let queue = XskQueue::open(&umem, "under0", 0, options).unwrap();
-        let mut attachment =
-            Attachment::attach("under0", &Role::Port { headroom: 0 }, None).unwrap();
+        let mut attachment = Attachment::attach(
+            &Programs::default(),
+            "under0",
+            &Role::Port { headroom: 0 },
+            None,
+        )
+        .unwrap();
         attachment.register(&queue).unwrap();
         (queue, attachment)
     };

@@ -63,6 +63,7 @@ pub(crate) fn faults(rounds: u64) -> Result<()> {
     remove(&outages)?;
     run("faults", setting, ("WEFT_FAULT_REPORT", &kills))?;
     run("outages", setting, ("WEFT_OUTAGE_REPORT", &outages))?;
+    run("queues", setting, ("WEFT_OUTAGE_REPORT", &outages))?;
     let mut all = vec![members(&kills)?];
     let mut files: Vec<_> = fs::read_dir(&outages)
         .with_context(|| format!("there are no figures in {}", outages.display()))?

@@ -61,14 +61,14 @@ fn serve(path: &std::path::Path) -> anyhow::Result<()> {
         .with_ansi(false)
         .init();
     let config = Config::read(path)?;
-    let memory = daemon::packet_memory(&config)?;
+    let ground = daemon::ground(&config)?;
     // Before there is a second thread.
     keep_only(DATAPLANE).context("cannot give up capabilities")?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
         .build()?;
-    runtime.block_on(daemon::run(path, config, memory))
+    runtime.block_on(daemon::run(path, config, ground))
 }
 
 #[cfg(test)]

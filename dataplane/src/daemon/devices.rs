@@ -13,7 +13,7 @@ use super::config::{Config, Uplink};
 use crate::encap;
 use crate::pipeline::Source;
 use crate::port::device::{self, Device, Opening};
-use crate::port::{Netdev, PortError, Role, Umem};
+use crate::port::{Netdev, PortError, Programs, Role, Umem};
 use crate::worker::Workers;
 
 /// The device of a port, open.
@@ -131,9 +131,15 @@ impl Devices {
     ///
     /// # Errors
     /// An uplink cannot be opened: without it the host is none.
-    pub fn open(config: &Config, umem: &Arc<Umem>, workers: &Workers) -> Result<Self, PortError> {
+    pub fn open(
+        config: &Config,
+        umem: &Arc<Umem>,
+        programs: Arc<Programs>,
+        workers: &Workers,
+    ) -> Result<Self, PortError> {
         let opening = Opening {
             umem: Arc::clone(umem),
+            programs,
             ring_size: config.memory.ring_size,
             busy_poll: config.busy_poll(),
             threaded_napi: config.workers.threaded_napi,
@@ -173,7 +179,7 @@ impl Devices {
         Ok(())
     }
 
-    /// Closes uplinks whose device has gone or is another by now, and opens those that are back.
+    /// Closes uplinks whose device has gone, is another by now, or has more or fewer queues; opens those that are back, and mends the others.
     pub fn settle_uplinks(&mut self, workers: &Workers) {
         let opening = Opening {
             headroom: 0,
@@ -182,12 +188,15 @@ impl Devices {
         for (number, uplink) in (0u16..).zip(&mut self.uplinks) {
             let is_stale = |open: &mut OpenUplink| open.device().is_stale();
             if uplink.open.take_if(is_stale).is_some() {
-                tracing::error!(uplink = uplink.name(), "the uplink has gone");
-                workers.close(Source::Uplink(number));
+                tracing::error!(
+                    uplink = uplink.name(),
+                    "the uplink has gone, or is not as it was opened"
+                );
+                workers.close_first(Source::Uplink(number));
             }
-            if uplink.open.is_none()
-                && let Err(error) = uplink.start(number, &opening, &self.vteps, workers)
-            {
+            if let Some(open) = &mut uplink.open {
+                open.device_mut().mend();
+            } else if let Err(error) = uplink.start(number, &opening, &self.vteps, workers) {
                 tracing::debug!(uplink = uplink.name(), %error, "the uplink stays closed");
             }
         }
@@ -213,7 +222,11 @@ impl Devices {
             .map(|(index, _)| *index)
             .collect();
         for index in closing {
-            workers.close(Source::Port(index));
+            if wanted.contains_key(&index) {
+                workers.close_first(Source::Port(index));
+            } else {
+                workers.close(Source::Port(index));
+            }
             if self.ports.remove(&index).is_some_and(|open| open.up) {
                 down.push(index);
             }
@@ -223,7 +236,7 @@ impl Devices {
             .iter()
             .filter(|(index, _)| !self.ports.contains_key(index));
         let mut missing: Vec<_> = missing.collect();
-        // The kernel takes tens of milliseconds for each of its interfaces, one after the other; virtual machines do not wait for that.
+        // The kernel takes milliseconds for each of its interfaces, one after the other; virtual machines do not wait for that.
         missing.sort_by_key(|(_, spec)| spec.kind != "vhost-user");
         for (index, spec) in missing {
             match device::open(&self.opening, spec) {
@@ -243,6 +256,7 @@ impl Devices {
             }
         }
         for (index, open) in &mut self.ports {
+            open.device.mend();
             open.device.set_mtu(mtu(*index));
             let now = open.device.is_up();
             if now == open.up {

@@ -9,13 +9,13 @@ use weft_proto::v1::{self, Violation};
 
 use super::config::{Config, VhostUplink};
 use super::devices::Devices;
+use super::run::Ground;
 use crate::agent::Apply;
 use crate::metadata::{DESK, Service};
 use crate::packet::Mac;
 use crate::packet::parse::{address_word, word_address};
 use crate::pipeline::Shared;
 use crate::port::{PortError, Umem};
-use crate::session::SessionTable;
 use crate::snapshot::compile::{Adjacency, Compiler, Context, Underlay};
 use crate::underlay::Adjacencies;
 use crate::worker::service::Desk;
@@ -60,16 +60,16 @@ pub struct Inner {
 }
 
 impl Host {
-    /// Makes workers and uplinks around the packet memory. No state is in force yet.
+    /// Makes workers and uplinks. No state is in force yet.
     ///
     /// # Errors
     /// What the system refuses, with the remedy.
-    pub fn new(config: &Config, umem: Arc<Umem>) -> Result<Self, PortError> {
-        let shared = Shared {
-            sessions: Arc::new(SessionTable::new(config.session_limits())),
-            fragments: Arc::default(),
-        };
-        shared.sessions.prepare();
+    pub fn new(config: &Config, ground: Ground) -> Result<Self, PortError> {
+        let Ground {
+            umem,
+            programs,
+            shared,
+        } = ground;
         let cores: Vec<Option<usize>> = if config.workers.cores.is_empty() {
             vec![None]
         } else {
@@ -99,7 +99,7 @@ impl Host {
             }
             None => None,
         };
-        let devices = Devices::open(config, &umem, &workers)?;
+        let devices = Devices::open(config, &umem, programs, &workers)?;
         let limits = &config.limits;
         let compiler = Compiler::new(limits.ports, limits.peers, limits.vpcs);
         let inner = Inner {

@@ -7,4 +7,4 @@ pub mod node;
 mod run;
 
 pub use config::Config;
-pub use run::{packet_memory, run};
+pub use run::{Ground, ground, run};

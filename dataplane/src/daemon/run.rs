@@ -3,6 +3,7 @@
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::Arc;
+use std::thread;
 use std::time::Duration;
 
 use anyhow::Context;
@@ -17,43 +18,77 @@ use super::config::Config;
 use super::host::Host;
 use super::node::NodeService;
 use crate::agent::{self, AgentConfig, AgentHandle, Source};
-use crate::port::{PortError, Umem, UmemOptions};
-use crate::session::table::PREPARE_EVERY;
+use crate::pipeline::Shared;
+use crate::port::{PortError, Programs, Umem, UmemOptions};
+use crate::session::table::{PREPARE_EVERY, SessionTable};
 use crate::underlay::Underlay;
 
 /// How often devices of ports are looked for.
 const SETTLE: Duration = Duration::from_millis(250);
 
-/// Makes the packet memory, the one thing that takes more privileges than all that comes later: the kernel registers it with a first
-/// socket, in a network namespace of its own.
+/// What the daemon is made on.
+#[derive(Debug)]
+pub struct Ground {
+    /// Packet memory.
+    pub umem: Arc<Umem>,
+    /// Programs of kernel devices.
+    pub programs: Arc<Programs>,
+    /// Sessions and fragments.
+    pub shared: Shared,
+}
+
+/// Makes what takes longest at a start, side by side, and is through with what takes more privileges than all that comes later: the kernel
+/// registers packet memory with a first socket, in a network namespace of its own. No other thread is left.
 ///
 /// # Errors
 /// What the system refuses, with the remedy.
-pub fn packet_memory(config: &Config) -> Result<Arc<Umem>, PortError> {
-    let umem = Umem::new(UmemOptions {
+pub fn ground(config: &Config) -> Result<Ground, PortError> {
+    let options = UmemOptions {
         frame_size: config.memory.frame_size,
         frames: config.memory.frames,
         large_frames: config.memory.large_frames,
         ring_size: config.memory.ring_size,
         huge_pages: config.memory.huge_pages,
+    };
+    let uplinks = config.uplinks.iter();
+    let uplinks = uplinks.filter(|uplink| uplink.vhost_user.is_none()).count();
+    let (umem, programs, sessions) = thread::scope(|scope| {
+        let umem = scope.spawn(move || Umem::new(options));
+        let programs = Programs::load(uplinks);
+        let sessions = SessionTable::new(config.session_limits());
+        sessions.prepare();
+        (umem.join(), programs, sessions)
+    });
+    let umem = umem.unwrap_or_else(|_| {
+        Err(PortError::Io {
+            what: "making the packet memory".to_owned(),
+            source: std::io::Error::other("the thread panicked"),
+        })
     })?;
     tracing::info!(
         frames = config.memory.frames,
         huge_pages = umem.has_huge_pages(),
         "packet memory"
     );
-    Ok(umem)
+    Ok(Ground {
+        umem,
+        programs: Arc::new(programs?),
+        shared: Shared {
+            sessions: Arc::new(sessions),
+            fragments: Arc::default(),
+        },
+    })
 }
 
-/// Runs the daemon on its packet memory until it is told to stop.
+/// Runs the daemon on its ground until it is told to stop.
 ///
 /// # Errors
 /// What keeps it from starting, with the remedy where there is one.
-pub async fn run(path: &Path, config: Config, umem: Arc<Umem>) -> anyhow::Result<()> {
+pub async fn run(path: &Path, config: Config, ground: Ground) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut hangup = signal(SignalKind::hangup())?;
-    let host = Arc::new(Host::new(&config, umem)?);
+    let host = Arc::new(Host::new(&config, ground)?);
     let underlay = Underlay::start()?;
     let source = match (&config.controller, &config.state_file) {
         (Some(address), _) => Source::Controller {

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use weft_proto::v1;
 
-use super::{BusyPoll, FrameCache, PortError, Role, Umem, netdev, tap, vhost};
+use super::{BusyPoll, FrameCache, PortError, Programs, Role, Umem, netdev, tap, vhost};
 use crate::packet::{Offload, Packet};
 
 /// One queue of a device, as the worker that reads it sees it. No call but [`Queue::before_sleep`] and its counterpart allocates, locks or
@@ -73,8 +73,11 @@ pub trait Device: Send + Debug {
     /// Whether packets can pass: a guest's device is open before its guest is there.
     fn is_up(&self) -> bool;
 
-    /// Whether what it was opened on has gone, or is another by now.
+    /// Whether what it was opened on has gone, is another by now, or has another number of queues: it has to be opened again.
     fn is_stale(&self) -> bool;
+
+    /// Makes up for what others have taken from it since it was opened, if need be and if it can. Called a few times a second.
+    fn mend(&mut self) {}
 
     /// How long the IP packets of its port may be, now; a longer one can only be a segment that is still to be split.
     fn set_mtu(&mut self, _mtu: u16) {}
@@ -88,6 +91,8 @@ pub trait Device: Send + Debug {
 pub struct Opening {
     /// Packet memory.
     pub umem: Arc<Umem>,
+    /// Programs of kernel devices.
+    pub programs: Arc<Programs>,
     /// Entries of kernel rings.
     pub ring_size: u32,
     /// Busy polling of kernel devices.

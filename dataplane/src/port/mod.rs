@@ -26,8 +26,8 @@ pub use device::{Description, Device, Opening, Queue};
 pub use error::PortError;
 pub use interface::Interface;
 pub use netdev::{
-    AttachMode, Attachment, BusyPoll, Netdev, QueueCounters, QueueOptions, Role, ThreadedNapi,
-    XskQueue,
+    AttachMode, Attachment, BusyPoll, Netdev, Programs, QueueCounters, QueueOptions, Role,
+    ThreadedNapi, XskQueue,
 };
 pub use pool::{Accounting, FrameCache};
 pub use umem::{DATA_OFFSET, Umem, UmemOptions};

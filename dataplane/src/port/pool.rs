@@ -51,7 +51,8 @@ impl Pool {
         }
     }
 
-    fn len(&self) -> usize {
+    /// How many there are, more or less while others take and give.
+    pub(super) fn len(&self) -> usize {
         self.batches.len() * BATCH + self.loose.len()
     }
 }

@@ -51,11 +51,16 @@ impl Device for Tap {
 
     fn is_up(&self) -> bool {
         // Without somebody at the far end there is no carrier.
-        Interface::lookup(self.netdev.name()).is_ok_and(|found| found.running)
+        self.netdev.is_up()
+            && Interface::lookup(self.netdev.name()).is_ok_and(|found| found.running)
     }
 
     fn is_stale(&self) -> bool {
         self.netdev.is_stale()
+    }
+
+    fn mend(&mut self) {
+        self.netdev.mend();
     }
 
     fn set_mtu(&mut self, mtu: u16) {

@@ -13,10 +13,10 @@ mod watchdog;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::thread::JoinHandle;
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use crossbeam::channel::{Receiver, Sender, unbounded};
+use crossbeam::channel::{Receiver, Sender, bounded, unbounded};
 use crossbeam::queue::ArrayQueue;
 
 pub use bell::Bell;
@@ -39,8 +39,12 @@ const INBOX: usize = 1024;
 const PATIENCE: u32 = 20;
 /// How long it sleeps at most, so that sessions age.
 const SLEEP: Duration = Duration::from_millis(20);
+/// How long a worker may take to hand back queues before somebody who waits for them goes on without.
+const HAND_BACK: Duration = Duration::from_millis(50);
 /// How long a worker may take to end.
 const LAST_ROUND: Duration = Duration::from_secs(2);
+/// Threads that close queues, at most.
+const CLOSERS: usize = 16;
 /// Slots of the session table that a worker looks at each millisecond of work or wait.
 const SWEEP: usize = 64;
 
@@ -48,8 +52,8 @@ const SWEEP: usize = 64;
 enum Command {
     /// Read this queue from now on.
     Open(Source, Box<dyn Queue>),
-    /// Hand back the queues of this place.
-    Close(Source),
+    /// Hand back the queues of this place, and let go of the other end of a channel, if there is one.
+    Close(Source, Option<Sender<()>>),
 }
 
 /// What workers share among themselves and with the agent.
@@ -290,8 +294,22 @@ impl Workers {
     /// Takes the queues of a place out of service; they come back to [`Self::collect`].
     pub fn close(&self, place: Source) {
         for worker in 0..self.handles.len() {
-            self.tell(worker, Command::Close(place));
+            self.tell(worker, Command::Close(place, None));
         }
+    }
+
+    /// The same, to open the place's device again next: its queues are closed when this returns, unless a worker is stuck.
+    pub fn close_first(&self, place: Source) {
+        let (done, all_done) = bounded(0);
+        for worker in 0..self.handles.len() {
+            self.tell(worker, Command::Close(place, Some(done.clone())));
+        }
+        drop(done);
+        if self.all_move() {
+            // Ends when the last worker has let go of its end; nothing is ever sent.
+            let _ = all_done.recv_timeout(HAND_BACK);
+        }
+        self.collect();
     }
 
     fn tell(&self, worker: usize, command: Command) {
@@ -302,9 +320,18 @@ impl Workers {
         handle.bell.ring();
     }
 
-    /// Closes the queues that workers have handed back. Closing waits for the kernel, so it is not done by workers.
+    /// Closes the queues that workers have handed back. Closing waits for the kernel, so it is not done by workers, and of many not one after
+    /// the other.
     pub fn collect(&self) {
-        while self.returned.try_recv().is_ok() {}
+        let mut queues: Vec<Box<dyn Queue>> = self.returned.try_iter().collect();
+        let share = queues.len().div_ceil(CLOSERS).max(1);
+        thread::scope(|scope| {
+            while queues.len() > share {
+                let some = queues.split_off(queues.len() - share);
+                scope.spawn(move || drop(some));
+            }
+            drop(queues);
+        });
     }
 
     /// Whether every worker goes round, as far as the watchdog knows.
@@ -462,7 +489,9 @@ impl Worker {
         while let Ok(command) = self.commands.try_recv() {
             match command {
                 Command::Open(place, queue) => self.io.open(place, queue, self.workers),
-                Command::Close(place) => self.io.give_back(&self.returned, |other| other == place),
+                Command::Close(place, _done) => {
+                    self.io.give_back(&self.returned, |other| other == place);
+                }
             }
         }
     }

@@ -1,7 +1,7 @@
 //! weft's two XDP programs, one for uplinks and one for ports, their maps, and a guard behind the second.
 //!
-//! The object is loaded once for every interface, so every attachment has its own maps. The uplink program takes the
-//! tunnel packets to our addresses and nothing else: the host keeps its own traffic. The port program takes everything: a
+//! The object is loaded once for every uplink, which so has maps of its own, and once for all ports of a host: to load it, and to attach it for
+//! the first time, takes tens of milliseconds, and there are many ports. The uplink program takes the tunnel packets to our addresses and nothing else: the host keeps its own traffic. The port program takes everything: a
 //! guest never reaches the host's stack. What is too long for a ring of a tap, the port program passes to a packet socket, and the guard
 //! drops it thereafter. What counts as a tunnel packet is in [`parse`].
 #![no_std]
@@ -11,19 +11,21 @@ mod parse;
 
 use aya_ebpf::{
     bindings::{
-        TC_ACT_SHOT,
+        BPF_F_NO_PREALLOC, TC_ACT_SHOT,
         xdp_action::{XDP_DROP, XDP_PASS},
     },
     helpers::bpf_xdp_adjust_head,
     macros::{classifier, map, xdp},
-    maps::{Array, HashMap, PerCpuArray, XskMap},
+    maps::{HashMap, PerCpuArray, XskMap},
     programs::{TcContext, XdpContext},
 };
-use weft_ebpf_types::{AddressKey, Counter, MAX_QUEUES, MAX_VTEPS};
+use weft_ebpf_types::{
+    AddressKey, Counter, MAX_PORT_QUEUES, MAX_PORTS, MAX_QUEUES, MAX_VTEPS, PortEntry,
+};
 
 use parse::Class;
 
-/// Receive queue → AF_XDP socket.
+/// Receive queue of an uplink → AF_XDP socket.
 #[map]
 static WEFT_SOCKETS: XskMap = XskMap::with_max_entries(MAX_QUEUES, 0);
 
@@ -36,13 +38,14 @@ static WEFT_VTEPS: HashMap<AddressKey, u8> = HashMap::with_max_entries(MAX_VTEPS
 static WEFT_COUNTERS: PerCpuArray<u64> =
     PerCpuArray::with_max_entries(Counter::ALL.len() as u32, 0);
 
-/// The longest frame of a port that goes to a ring; 0: there is no such limit.
+/// Interface of a port → what is to be known of it.
 #[map]
-static WEFT_LONGEST: Array<u32> = Array::with_max_entries(1, 0);
+static WEFT_PORTS: HashMap<u32, PortEntry> =
+    HashMap::with_max_entries(MAX_PORTS, BPF_F_NO_PREALLOC);
 
-/// Bytes by which the port program grows the head, set by the loader.
-#[unsafe(no_mangle)]
-static WEFT_HEADROOM: u32 = 0;
+/// Place → AF_XDP socket.
+#[map]
+static WEFT_PORT_SOCKETS: XskMap = XskMap::with_max_entries(MAX_PORT_QUEUES, 0);
 
 #[inline(always)]
 fn count(counter: Counter) {
@@ -58,12 +61,17 @@ fn is_vtep(address: &AddressKey) -> bool {
     unsafe { WEFT_VTEPS.get(address) }.is_some()
 }
 
-/// Sends the packet to the ring of its receive queue, or returns `otherwise` when there is none.
+/// The packet's receive queue.
 #[inline(always)]
-fn redirect(ctx: &XdpContext, otherwise: u32) -> u32 {
+fn queue(ctx: &XdpContext) -> u32 {
     // SAFETY: the kernel passes a valid context, which lives for this run of the program.
-    let queue = unsafe { (*ctx.ctx).rx_queue_index };
-    match WEFT_SOCKETS.redirect(queue, u64::from(otherwise)) {
+    unsafe { (*ctx.ctx).rx_queue_index }
+}
+
+/// Sends the packet to a ring, or returns `otherwise` when there is none.
+#[inline(always)]
+fn redirect(sockets: &XskMap, place: u32, otherwise: u32) -> u32 {
+    match sockets.redirect(place, u64::from(otherwise)) {
         Ok(action) => {
             count(Counter::Redirected);
             action
@@ -80,7 +88,7 @@ fn redirect(ctx: &XdpContext, otherwise: u32) -> u32 {
 pub fn weft_uplink(ctx: XdpContext) -> u32 {
     let mut to = [0; 16];
     let counter = match parse::classify(&ctx, &mut to) {
-        Class::Tunnel if is_vtep(&to) => return redirect(&ctx, XDP_PASS),
+        Class::Tunnel if is_vtep(&to) => return redirect(&WEFT_SOCKETS, queue(&ctx), XDP_PASS),
         Class::Fragment if is_vtep(&to) => Counter::FragmentsPassed,
         Class::Malformed => Counter::Malformed,
         _ => Counter::Passed,
@@ -93,21 +101,29 @@ pub fn weft_uplink(ctx: XdpContext) -> u32 {
 /// goes to the packet socket, where there is one.
 #[xdp]
 pub fn weft_port(ctx: XdpContext) -> u32 {
-    let longest = WEFT_LONGEST.get(0).copied().unwrap_or(0);
+    // SAFETY: the kernel passes a valid context, which lives for this run of the program.
+    let interface = unsafe { (*ctx.ctx).ingress_ifindex };
+    // SAFETY: the entry is copied; one that is changed or removed meanwhile is one of before or after, word by word, and no place that it may
+    // name is another port's while packets of this one arrive.
+    let Some(&[first, queues, headroom, longest]) = (unsafe { WEFT_PORTS.get(&interface) }) else {
+        count(Counter::NoRing);
+        return XDP_DROP;
+    };
     if longest != 0 && ctx.data_end() - ctx.data() > longest as usize {
         count(Counter::Long);
         return XDP_PASS;
     }
-    // SAFETY: a constant of the object's read-only data, which the loader may have replaced; hence volatile.
-    let headroom = unsafe { core::ptr::read_volatile(&WEFT_HEADROOM) };
-    if headroom != 0 {
-        // SAFETY: the context is valid; no pointer into the packet is kept across the call.
-        if unsafe { bpf_xdp_adjust_head(ctx.ctx, -(headroom as i32)) } != 0 {
-            count(Counter::NoHeadroom);
-            return XDP_DROP;
-        }
+    let queue = queue(&ctx);
+    if queue >= queues {
+        count(Counter::NoRing);
+        return XDP_DROP;
     }
-    redirect(&ctx, XDP_DROP)
+    // SAFETY: the context is valid; no pointer into the packet is kept across the call.
+    if headroom != 0 && unsafe { bpf_xdp_adjust_head(ctx.ctx, -(headroom as i32)) } != 0 {
+        count(Counter::NoHeadroom);
+        return XDP_DROP;
+    }
+    redirect(&WEFT_PORT_SOCKETS, first + queue, XDP_DROP)
 }
 
 /// For ports: nothing reaches the host's stack. Packet sockets see what arrives before this does.

@@ -18,22 +18,29 @@ pub const UPLINK_PROGRAM: &str = "weft_uplink";
 pub const PORT_PROGRAM: &str = "weft_port";
 /// Name of the program that keeps what the port program passed on from the host's stack.
 pub const GUARD_PROGRAM: &str = "weft_guard";
-/// Name of the map from receive queue to AF_XDP socket.
+/// Name of an uplink's map from receive queue to AF_XDP socket.
 pub const SOCKETS_MAP: &str = "WEFT_SOCKETS";
+/// Name of the map from a port's interface, by the kernel's number of it, to its [`PortEntry`].
+pub const PORTS_MAP: &str = "WEFT_PORTS";
+/// Name of the map of all ports' AF_XDP sockets: those of one port side by side, in the order of its receive queues.
+pub const PORT_SOCKETS_MAP: &str = "WEFT_PORT_SOCKETS";
 /// Name of the map of our tunnel addresses.
 pub const VTEPS_MAP: &str = "WEFT_VTEPS";
 /// Name of the per-CPU counters.
 pub const COUNTERS_MAP: &str = "WEFT_COUNTERS";
-/// Name of the constant by which the port program grows the head of a packet.
-pub const HEADROOM_GLOBAL: &str = "WEFT_HEADROOM";
-
-/// Name of the one-cell map of the longest frame that the port program sends to a ring; 0: there is no such limit.
-pub const LONGEST_MAP: &str = "WEFT_LONGEST";
 
 /// The most receive queues of one interface.
 pub const MAX_QUEUES: u32 = 256;
+/// The most ports of one host.
+pub const MAX_PORTS: u32 = 32_768;
+/// The most receive queues of all ports of one host.
+pub const MAX_PORT_QUEUES: u32 = 65_536;
 /// The most tunnel addresses of one host.
 pub const MAX_VTEPS: u32 = 256;
+
+/// What the port program knows of an interface: the place of its first socket among all, how many receive queues it has, bytes by which the
+/// head of each packet grows, and the longest frame that goes to a ring (0: there is no such limit).
+pub type PortEntry = [u32; 4];
 
 /// An IP address as the maps know it: 16 bytes, IPv4 mapped into IPv6 (RFC 4291 §2.5.5.2).
 pub type AddressKey = [u8; 16];

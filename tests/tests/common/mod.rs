@@ -7,7 +7,10 @@ use std::{
 
 use weft_dataplane::{
     packet::buffer::Packet,
-    port::{AttachMode, Attachment, FrameCache, QueueOptions, Role, Umem, UmemOptions, XskQueue},
+    port::{
+        AttachMode, Attachment, FrameCache, Programs, QueueOptions, Role, Umem, UmemOptions,
+        XskQueue,
+    },
 };
 use weft_tests::{Lab, LinkOptions, Namespace};
 
@@ -73,7 +76,8 @@ pub(crate) fn open(
     namespace
         .enter(|| {
             let queue = XskQueue::open(umem, interface, 0, options).unwrap();
-            let mut attachment = Attachment::attach(interface, role, only).unwrap();
+            let mut attachment =
+                Attachment::attach(&Programs::default(), interface, role, only).unwrap();
             attachment.register(&queue).unwrap();
             (queue, attachment)
         })

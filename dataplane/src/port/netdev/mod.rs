@@ -1,20 +1,25 @@
 //! Network devices of the kernel, by XDP and AF_XDP: uplinks, veth and tap ports.
 
 mod frame_set;
+mod link;
 mod napi;
+mod object;
 mod packet_socket;
+mod port_program;
 mod port_queue;
 mod program;
+mod uplink_program;
 mod xsk;
 
 use std::net::IpAddr;
+use std::time::{Duration, Instant};
 
 use aya::util::KernelVersion;
 use packet_socket::PacketSocket;
 use port_queue::PortQueue;
 
 pub use napi::ThreadedNapi;
-pub use program::{AttachMode, Attachment, Role};
+pub use program::{AttachMode, Attachment, Programs, Role};
 use weft_ebpf_types::Counter;
 pub use xsk::{BusyPoll, QueueCounters, QueueOptions, XskQueue};
 
@@ -25,6 +30,8 @@ use crate::packet::parse::ETHERNET;
 
 /// Linux before this knows no UDP segments in packet sockets.
 const UDP_SEGMENTS: KernelVersion = KernelVersion::new(6, 2, 0);
+/// The least time between two attempts to attach again what somebody else took off: whoever does that again and again is not fought.
+const RESTORE_PAUSE: Duration = Duration::from_secs(5);
 
 /// An open network device: its XDP program, and a queue for each of its receive queues.
 #[derive(Debug)]
@@ -33,10 +40,17 @@ pub struct Netdev {
     /// The kernel's number of it; another number under the same name is another device.
     index: u32,
     zero_copy: bool,
+    /// How many queues are used at most, and how many are.
+    most: u32,
+    used: u32,
     queues: Vec<Box<dyn Queue>>,
     _shares: Vec<Share>,
     /// The longest frame that goes to a ring; 0 if no other way is open.
     longest: u32,
+    /// Whether somebody else took the program off, or has another in its place, as far as is known.
+    detached: bool,
+    /// When it was last attached again, or that was tried.
+    restored: Option<Instant>,
     /// Put back before the program is detached, since a veth has its NAPI for the program's sake, and can be told nothing without: fields drop in order.
     _napi: Option<ThreadedNapi>,
     attachment: Attachment,
@@ -59,14 +73,11 @@ impl Netdev {
             Role::Port { headroom } => *headroom,
         };
         let wanted = opening.ring_size / 2;
-        let mut attachment = Attachment::attach(name, role, None)?;
+        let mut attachment = Attachment::attach(&opening.programs, name, role, None)?;
         let (mut rings, mut shares) = (Vec::new(), Vec::new());
         let mut zero_copy = true;
-        for queue in 0..queues
-            .unwrap_or(found.receive_queues)
-            .min(found.receive_queues)
-            .max(1)
-        {
+        let most = queues.unwrap_or(u32::MAX);
+        for queue in 0..queues_of(&found, most) {
             let share = Share::take(&opening.umem, wanted);
             let options = QueueOptions {
                 ring_size: opening.ring_size,
@@ -101,10 +112,14 @@ impl Netdev {
             name: name.to_owned(),
             index: found.index,
             zero_copy,
+            most,
+            used: shares.len() as u32,
             queues,
             _shares: shares,
             longest: 0,
             attachment,
+            detached: false,
+            restored: None,
             _napi: napi,
         })
     }
@@ -137,12 +152,13 @@ impl Device for Netdev {
     }
 
     fn is_up(&self) -> bool {
-        true
+        !self.detached
     }
 
     fn is_stale(&self) -> bool {
         match Interface::lookup(&self.name) {
-            Ok(found) => found.index != self.index,
+            // What arrives by a queue that came since would be lost.
+            Ok(found) => found.index != self.index || queues_of(&found, self.most) != self.used,
             Err(PortError::NoInterface { .. }) => true,
             // Not told; that is no reason to close what works.
             Err(_) => false,
@@ -160,12 +176,48 @@ impl Device for Netdev {
         }
     }
 
+    fn mend(&mut self) {
+        if self.attachment.holds() {
+            self.detached = false;
+            return;
+        }
+        let interface = self.name.as_str();
+        if !self.detached {
+            tracing::error!(interface, "somebody took our XDP program off");
+            self.detached = true;
+        }
+        if self
+            .restored
+            .is_some_and(|last| last.elapsed() < RESTORE_PAUSE)
+        {
+            return;
+        }
+        self.restored = Some(Instant::now());
+        match self.attachment.restore() {
+            Ok(()) => {
+                self.detached = false;
+                tracing::warn!(interface, "our XDP program is attached again");
+            }
+            Err(error) => tracing::debug!(interface, %error, "our XDP program stays off"),
+        }
+    }
+
     fn describe(&self) -> Description {
+        let mode = self.attachment.mode().to_string();
         Description {
-            mode: self.attachment.mode().to_string(),
+            mode: if self.detached {
+                "no program".to_owned()
+            } else {
+                mode
+            },
             zero_copy: self.zero_copy,
         }
     }
+}
+
+/// How many queues of an interface are used, of at most so many.
+fn queues_of(interface: &Interface, most: u32) -> u32 {
+    interface.receive_queues.min(most).max(1)
 }
 
 fn boxed(queues: impl IntoIterator<Item = impl Queue + 'static>) -> Vec<Box<dyn Queue>> {

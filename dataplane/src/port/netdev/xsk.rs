@@ -39,6 +39,15 @@ const EAGER: u32 = 16;
 /// Every how many turns, then.
 const LAZY: u32 = 4;
 
+/// How many packets a device may drop within one doorbell: each takes a system call, and others wait for this worker too. What is left goes
+/// with the next round's.
+const DEVICE_DROPS: u64 = 64;
+/// How many rounds at most pass between two doorbells that the kernel does not heed.
+const LONGEST_PAUSE: u32 = 32;
+/// The part of the free frames that may wait in the ring of a queue that takes nothing, and what may in any case.
+const WAITING_PART: usize = 8;
+const WAITING_LEAST: usize = 64;
+
 /// How long closing waits for the kernel to send what it was given.
 const CLOSE_WAIT: Duration = Duration::from_millis(100);
 
@@ -97,6 +106,8 @@ pub struct QueueCounters {
     pub doorbells: u64,
     /// Doorbells that the kernel answered with an error other than "try again".
     pub doorbell_errors: u64,
+    /// Packets given to the kernel to send that the device dropped, as far as the kernel tells: in copy mode it does.
+    pub device_dropped: u64,
     /// Dropped by the kernel: no frame to receive into, or another reason that it doesn't name.
     pub kernel_dropped: u64,
     /// Times that the kernel looked for a frame in the fill ring and found none.
@@ -125,6 +136,10 @@ pub struct XskQueue {
     filled: FrameSet,
     sending: FrameSet,
     needs_bell: bool,
+    /// Rounds between the last two doorbells; 0 unless the kernel takes nothing: the queue has stopped, or its link is down.
+    pause: u32,
+    /// How many of them are left.
+    paused: u32,
     scratch: [FrameDesc; BATCH],
     counters: QueueCounters,
     holding: crate::sync::Arc<Holding>,
@@ -204,6 +219,8 @@ impl XskQueue {
             filled: FrameSet::new(umem.frame_count()),
             sending: FrameSet::new(umem.frame_count()),
             needs_bell: false,
+            pause: 0,
+            paused: 0,
             scratch: [FrameDesc::default(); BATCH],
             counters: QueueCounters::default(),
             holding: umem.ledger.open(),
@@ -345,10 +362,12 @@ impl XskQueue {
         packets: &mut Vec<Packet>,
         max: usize,
     ) -> usize {
+        let room = self
+            .limit(cache)
+            .saturating_sub(self.sending.len() as usize);
         let Some(rings) = &mut self.rings else {
             return 0;
         };
-        let room = (self.ring_size - self.sending.len().min(self.ring_size)) as usize;
         let taken = room.min(max).min(packets.len());
         let (mut sent, mut count) = (0, 0);
         let longest = self.umem.frame_size() - usize::from(DATA_OFFSET);
@@ -393,40 +412,70 @@ impl XskQueue {
         sent
     }
 
-    /// Tells the kernel to send what is in the ring, if there is anything and the kernel wants to be told.
+    /// How many frames may be with the kernel to send.
     #[inline]
-    pub fn kick(&mut self) {
-        if self.needs_bell {
-            self.needs_bell = self.ring_bell();
+    fn limit(&self, cache: &FrameCache) -> usize {
+        let all = self.ring_size as usize;
+        if self.pause == 0 {
+            return all;
         }
+        // Nobody knows for how long they stay there, and others need some: the fewer are left, the fewer may wait.
+        all.min((cache.umem().pool.len() / WAITING_PART).max(WAITING_LEAST))
     }
 
-    /// Rings until the kernel has taken everything, or takes nothing more now; whether something is left.
-    fn ring_bell(&mut self) -> bool {
-        let Some(rings) = &mut self.rings else {
-            return false;
-        };
-        let mut free = rings.transmit.nb_free_exact();
-        while free < self.ring_size {
-            if !rings.transmit.needs_wakeup() {
-                return false;
-            }
+    /// Tells the kernel to send what is in the ring, if there is anything and the kernel wants to be told; ever more rarely while it
+    /// takes nothing.
+    #[inline]
+    pub fn kick(&mut self) {
+        if !self.needs_bell {
+            return;
+        }
+        if self.paused > 0 {
+            self.paused -= 1;
+            return;
+        }
+        self.ring_bell();
+    }
+
+    /// Rings until the kernel has taken everything, takes nothing more now, or the device drops what it is given.
+    fn ring_bell(&mut self) {
+        let Some(rings) = &mut self.rings else { return };
+        let before = rings.transmit.nb_free_exact();
+        let mut free = before;
+        let mut dropped = 0;
+        self.needs_bell = false;
+        while free < self.ring_size && rings.transmit.needs_wakeup() {
             self.counters.doorbells += 1;
             // In copy mode a call sends a bounded number of packets and then says "again"; it says "busy" when the device dropped one.
             // With anything else (no buffers, device down) the packets wait in the ring.
-            if let Err(error) = socket_options::ring_transmit_bell(self.fd)
-                && !matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::EBUSY))
-            {
-                self.counters.doorbell_errors += 1;
-                return true;
-            }
+            let error =
+                socket_options::ring_transmit_bell(self.fd).map_err(|error| error.raw_os_error());
+            let goes_on = match error {
+                Ok(()) | Err(Some(libc::EAGAIN)) => true,
+                Err(Some(libc::EBUSY)) => {
+                    dropped += 1;
+                    dropped < DEVICE_DROPS
+                }
+                Err(_) => {
+                    self.counters.doorbell_errors += 1;
+                    false
+                }
+            };
             let now_free = rings.transmit.nb_free_exact();
-            if now_free == free {
-                return true;
+            self.needs_bell = now_free < self.ring_size;
+            if !goes_on || now_free == free {
+                free = now_free;
+                break;
             }
             free = now_free;
         }
-        false
+        self.counters.device_dropped += dropped;
+        self.pause = if self.needs_bell && free == before {
+            (self.pause * 2).clamp(1, LONGEST_PAUSE)
+        } else {
+            0
+        };
+        self.paused = self.pause;
     }
 
     /// Takes back the frames of packets that have been sent.
@@ -435,12 +484,16 @@ impl XskQueue {
         if self.sending.len() == 0 {
             return;
         }
+        let before = self.sending.len();
         self.complete(|index| cache.put(index));
+        if self.sending.len() == before {
+            return;
+        }
         cache.publish();
         self.publish();
         // Room in the completion ring may be what the kernel waits for.
         if self.needs_bell {
-            self.kick();
+            self.ring_bell();
         }
     }
 
@@ -520,8 +573,7 @@ impl Drop for XskQueue {
             if self.sending.len() == 0 || Instant::now() > deadline {
                 break;
             }
-            self.needs_bell = true;
-            self.kick();
+            self.ring_bell();
             thread::sleep(Duration::from_micros(200));
         }
         // The kernel unbinds the socket before close returns: from here on it neither reads nor writes the frames.
@@ -559,10 +611,14 @@ impl Queue for XskQueue {
 
     fn lost(&self) -> u64 {
         let counts = self.counters();
-        counts.kernel_dropped + counts.kernel_ring_full + counts.too_long
+        counts.kernel_dropped + counts.kernel_ring_full + counts.too_long + counts.device_dropped
     }
 
     fn before_sleep(&mut self, descriptors: &mut Vec<RawFd>) -> bool {
+        // Nothing tells when the kernel would take more, so it is asked each time.
+        if self.needs_bell {
+            self.ring_bell();
+        }
         descriptors.push(self.fd);
         false
     }

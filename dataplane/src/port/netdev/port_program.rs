@@ -1,0 +1,273 @@
+//! The port program, loaded once for all ports of a network namespace.
+//!
+//! To load a program takes the verifier some milliseconds, and the kernel waits for a grace period whenever an interface gets or loses a program
+//! that no other has. With one for all, a host with many ports is soon back. Which port a packet belongs to, the program tells by its
+//! interface: each has a [`Place`] in the maps.
+
+use std::collections::BTreeMap;
+use std::os::fd::RawFd;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use aya::Ebpf;
+use aya::maps::{HashMap, MapData, MapError, XskMap};
+use aya::programs::{ProgramFd, SchedClassifier, Xdp};
+use weft_ebpf_types::{
+    Counter, GUARD_PROGRAM, MAX_PORT_QUEUES, PORT_PROGRAM, PORT_SOCKETS_MAP, PORTS_MAP, PortEntry,
+};
+
+use super::object::{Loader, counters, descriptor, missing, program, program_error};
+use crate::port::{Interface, PortError};
+
+/// What errors call it that belong to no port.
+pub(super) const ALL: &str = "of all ports";
+/// `BPF_NOEXIST` of `linux/bpf.h`.
+const NO_EXIST: u64 = 1;
+
+/// The port program of a network namespace.
+#[derive(Debug, Default)]
+pub(super) struct PortProgram(Mutex<Option<Loaded>>);
+
+#[derive(Debug)]
+struct Loaded {
+    ebpf: Ebpf,
+    sockets: Runs,
+}
+
+impl PortProgram {
+    /// Loads it, unless it is loaded.
+    ///
+    /// # Errors
+    /// As the loader says, or the kernel refuses.
+    pub(super) fn load(
+        &self,
+        object: impl FnOnce() -> Result<Ebpf, PortError>,
+    ) -> Result<(), PortError> {
+        let mut loaded = self.lock();
+        if loaded.is_none() {
+            let mut ebpf = object()?;
+            let xdp: &mut Xdp = program(&mut ebpf, PORT_PROGRAM, ALL)?;
+            xdp.load().map_err(|error| program_error(ALL, &error))?;
+            let sockets = Runs::new(MAX_PORT_QUEUES);
+            *loaded = Some(Loaded { ebpf, sockets });
+        }
+        Ok(())
+    }
+
+    /// Gives an interface its place, with no socket yet.
+    ///
+    /// # Errors
+    /// It has one ([`PortError::ProgramBusy`]), there is no more room, or the kernel refuses.
+    pub(super) fn admit(
+        self: &Arc<Self>,
+        interface: &Interface,
+        headroom: u16,
+    ) -> Result<Place, PortError> {
+        self.load(|| Loader::new().load(ALL))?;
+        let queues = interface.receive_queues.max(1);
+        let mut place = Place {
+            program: Arc::clone(self),
+            interface: interface.name.clone(),
+            index: interface.index,
+            entry: [0, 0, u32::from(headroom), 0],
+        };
+        self.with(|loaded| {
+            let room = loaded.sockets.take(queues).ok_or(PortError::Setting {
+                what: "number of receive queues of all ports",
+                value: u64::from(MAX_PORT_QUEUES) + u64::from(queues),
+                rule: "more than 65536",
+            })?;
+            let [first, count, ..] = &mut place.entry;
+            (*first, *count) = (room, queues);
+            let entered = ports(loaded).and_then(|mut ports| {
+                let entered = ports.insert(place.index, place.entry, NO_EXIST);
+                entered.map_err(|error| match io_kind(&error) {
+                    Some(libc::EEXIST) => PortError::ProgramBusy {
+                        interface: place.interface.clone(),
+                    },
+                    _ => program_error(&place.interface, &error),
+                })
+            });
+            if entered.is_err() {
+                // Nothing was entered: there is nothing to take out.
+                loaded.sockets.give(room, queues);
+                place.entry[1] = 0;
+            }
+            entered
+        })?;
+        Ok(place)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<Loaded>> {
+        // What a thread that panicked has left is at worst a place that nobody has.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn with<T>(
+        &self,
+        act: impl FnOnce(&mut Loaded) -> Result<T, PortError>,
+    ) -> Result<T, PortError> {
+        let mut loaded = self.lock();
+        act(loaded.as_mut().ok_or_else(|| missing(ALL, PORT_PROGRAM))?)
+    }
+}
+
+/// What a port has of the program. Dropped when nothing of the interface runs the program any more.
+#[derive(Debug)]
+pub(super) struct Place {
+    program: Arc<PortProgram>,
+    interface: String,
+    index: u32,
+    entry: PortEntry,
+}
+
+impl Place {
+    /// Sends the packets of a queue to the socket `fd`, or nowhere.
+    pub(super) fn set_socket(&mut self, queue: u32, fd: Option<RawFd>) -> Result<(), PortError> {
+        let [first, queues, ..] = self.entry;
+        if queue >= queues {
+            return Err(PortError::Setting {
+                what: "receive queue",
+                value: u64::from(queue),
+                rule: "beyond those of the interface",
+            });
+        }
+        self.program.with(|loaded| {
+            let mut sockets = sockets(loaded)?;
+            match fd {
+                Some(fd) => sockets.set(first + queue, fd, 0),
+                None => sockets.unset(first + queue),
+            }
+            .map_err(|error| program_error(&self.interface, &error))
+        })
+    }
+
+    /// Passes frames longer than this to packet sockets.
+    pub(super) fn set_longest(&mut self, bytes: u32) -> Result<(), PortError> {
+        self.entry[3] = bytes;
+        self.program.with(|loaded| {
+            let entered = ports(loaded)?.insert(self.index, self.entry, 0);
+            entered.map_err(|error| program_error(&self.interface, &error))
+        })
+    }
+
+    /// The program, to attach it.
+    pub(super) fn program(&self) -> Result<ProgramFd, PortError> {
+        self.program.with(|loaded| {
+            let xdp: &mut Xdp = program(&mut loaded.ebpf, PORT_PROGRAM, ALL)?;
+            descriptor(xdp.fd(), ALL)
+        })
+    }
+
+    /// The guard behind it, to attach it.
+    pub(super) fn guard(&self) -> Result<ProgramFd, PortError> {
+        self.program.with(|loaded| {
+            let guard: &mut SchedClassifier = program(&mut loaded.ebpf, GUARD_PROGRAM, ALL)?;
+            if guard.fd().is_err() {
+                guard.load().map_err(|error| program_error(ALL, &error))?;
+            }
+            descriptor(guard.fd(), ALL)
+        })
+    }
+
+    /// What the program counted, of all ports together.
+    pub(super) fn counters(&self) -> Result<Vec<(Counter, u64)>, PortError> {
+        self.program.with(|loaded| counters(&loaded.ebpf, ALL))
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let [first, queues, ..] = self.entry;
+        if queues == 0 {
+            return;
+        }
+        let left = self.program.with(|loaded| {
+            ports(loaded)?
+                .remove(&self.index)
+                .map_err(|error| program_error(&self.interface, &error))?;
+            let mut sockets = sockets(loaded)?;
+            for at in first..first + queues {
+                // A socket that was closed is no longer there.
+                let _ = sockets.unset(at);
+            }
+            loaded.sockets.give(first, queues);
+            Ok(())
+        });
+        if let Err(error) = left {
+            tracing::warn!(interface = self.interface, %error, "its place in the port program stays taken");
+        }
+    }
+}
+
+/// Parts of a row of numbers that are free.
+#[derive(Debug)]
+struct Runs(BTreeMap<u32, u32>);
+
+impl Runs {
+    fn new(count: u32) -> Self {
+        Self(BTreeMap::from([(0, count)]))
+    }
+
+    /// Takes so many side by side, the first that there are.
+    fn take(&mut self, count: u32) -> Option<u32> {
+        let (&first, &free) = self.0.iter().find(|(_, free)| **free >= count)?;
+        self.0.remove(&first);
+        if free > count {
+            self.0.insert(first + count, free - count);
+        }
+        Some(first)
+    }
+
+    /// Gives them back.
+    fn give(&mut self, mut first: u32, mut count: u32) {
+        if let Some(after) = self.0.remove(&(first + count)) {
+            count += after;
+        }
+        if let Some((&before, &free)) = self.0.range(..first).next_back()
+            && before + free == first
+        {
+            (first, count) = (before, count + free);
+        }
+        self.0.insert(first, count);
+    }
+}
+
+fn ports(loaded: &mut Loaded) -> Result<HashMap<&mut MapData, u32, PortEntry>, PortError> {
+    let map = loaded.ebpf.map_mut(PORTS_MAP);
+    let map = map.ok_or_else(|| missing(ALL, PORTS_MAP))?;
+    HashMap::try_from(map).map_err(|error| program_error(ALL, &error))
+}
+
+fn sockets(loaded: &mut Loaded) -> Result<XskMap<&mut MapData>, PortError> {
+    let map = loaded.ebpf.map_mut(PORT_SOCKETS_MAP);
+    let map = map.ok_or_else(|| missing(ALL, PORT_SOCKETS_MAP))?;
+    XskMap::try_from(map).map_err(|error| program_error(ALL, &error))
+}
+
+fn io_kind(error: &MapError) -> Option<i32> {
+    crate::port::error::io_error_of(error).raw_os_error()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn runs_are_taken_once_and_grow_together_again() {
+        let mut runs = Runs::new(10);
+        assert_eq!(
+            [runs.take(3), runs.take(3), runs.take(3)],
+            [Some(0), Some(3), Some(6)]
+        );
+        assert_eq!(
+            (runs.take(2), runs.take(1), runs.take(1)),
+            (None, Some(9), None)
+        );
+        for (first, count, most) in [(3, 3, 3), (0, 3, 6), (9, 1, 6), (6, 3, 10)] {
+            runs.give(first, count);
+            let longest = runs.0.values().max().copied();
+            assert_eq!(longest, Some(most), "{runs:?}");
+        }
+        assert_eq!(runs.take(10), Some(0));
+    }
+}

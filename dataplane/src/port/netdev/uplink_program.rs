@@ -1,0 +1,108 @@
+//! The uplink program: loaded for each uplink, with maps of its own.
+
+use std::collections::HashSet;
+use std::net::IpAddr;
+use std::os::fd::RawFd;
+
+use aya::Ebpf;
+use aya::maps::{HashMap, MapData, MapError, XskMap};
+use aya::programs::{ProgramFd, Xdp};
+use weft_ebpf_types::{AddressKey, Counter, MAX_VTEPS, SOCKETS_MAP, UPLINK_PROGRAM, VTEPS_MAP};
+
+use super::object::{Loader, counters, descriptor, missing, program, program_error};
+use crate::port::PortError;
+
+/// A loaded uplink program.
+#[derive(Debug)]
+pub(super) struct UplinkProgram {
+    program: ProgramFd,
+    vteps: HashSet<AddressKey>,
+    ebpf: Ebpf,
+}
+
+impl UplinkProgram {
+    pub(super) fn load(loader: &mut Loader, interface: &str) -> Result<Self, PortError> {
+        let mut ebpf = loader.load(interface)?;
+        let xdp: &mut Xdp = program(&mut ebpf, UPLINK_PROGRAM, interface)?;
+        xdp.load()
+            .map_err(|error| program_error(interface, &error))?;
+        Ok(Self {
+            program: descriptor(xdp.fd(), interface)?,
+            vteps: HashSet::new(),
+            ebpf,
+        })
+    }
+
+    /// The program, to attach it.
+    pub(super) fn program(&self, interface: &str) -> Result<ProgramFd, PortError> {
+        descriptor(Ok(&self.program), interface)
+    }
+
+    /// Replaces the set of tunnel addresses. Addresses that stay are not interrupted.
+    pub(super) fn set_vteps(&mut self, interface: &str, vteps: &[IpAddr]) -> Result<(), PortError> {
+        let wanted: HashSet<AddressKey> = vteps.iter().copied().map(address_key).collect();
+        if wanted.len() > MAX_VTEPS as usize {
+            return Err(PortError::Setting {
+                what: "number of tunnel addresses",
+                value: wanted.len() as u64,
+                rule: "more than 256",
+            });
+        }
+        let problem = |error: MapError| program_error(interface, &error);
+        let map = self.ebpf.map_mut(VTEPS_MAP);
+        let map = map.ok_or_else(|| missing(interface, VTEPS_MAP))?;
+        let mut map: HashMap<&mut MapData, AddressKey, u8> =
+            HashMap::try_from(map).map_err(problem)?;
+        // Room first: the map may be full of addresses that go.
+        for gone in self.vteps.difference(&wanted) {
+            map.remove(gone).map_err(problem)?;
+        }
+        for new in wanted.difference(&self.vteps) {
+            map.insert(new, 0, 0).map_err(problem)?;
+        }
+        self.vteps = wanted;
+        Ok(())
+    }
+
+    /// Sends the packets of a queue to a socket, or to the kernel.
+    pub(super) fn set_socket(
+        &mut self,
+        interface: &str,
+        queue: u32,
+        socket: Option<RawFd>,
+    ) -> Result<(), PortError> {
+        let problem = |error: MapError| program_error(interface, &error);
+        let map = self.ebpf.map_mut(SOCKETS_MAP);
+        let map = map.ok_or_else(|| missing(interface, SOCKETS_MAP))?;
+        let mut map: XskMap<&mut MapData> = XskMap::try_from(map).map_err(problem)?;
+        match socket {
+            Some(fd) => map.set(queue, fd, 0),
+            None => map.unset(queue),
+        }
+        .map_err(problem)
+    }
+
+    /// What it counted.
+    pub(super) fn counters(&self, interface: &str) -> Result<Vec<(Counter, u64)>, PortError> {
+        counters(&self.ebpf, interface)
+    }
+}
+
+/// The key by which the program knows an address.
+fn address_key(address: IpAddr) -> AddressKey {
+    match address {
+        IpAddr::V4(v4) => v4.to_ipv6_mapped().octets(),
+        IpAddr::V6(v6) => v6.octets(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_ipv4_address_is_known_by_its_mapped_form() {
+        let key = address_key(IpAddr::from([10, 1, 2, 3]));
+        assert_eq!(key, weft_ebpf_types::mapped_v4([10, 1, 2, 3]));
+    }
+}
