@@ -17,6 +17,9 @@ use weft_tests::{
     traffic::{Pinger, Tally},
 };
 
+/// Frames that a source sends before it begins again: more than its flows may have sessions, lest they be known by then.
+const FRAMES: u32 = 480_000;
+
 const VICTIM: Ipv4Addr = Ipv4Addr::new(10, 0, 1, 12);
 
 fn time() -> Duration {
@@ -50,7 +53,7 @@ impl Source {
         Self {
             from: from.clone(),
             interface,
-            frames: (0..40_000).map(frame).collect(),
+            frames: (0..FRAMES).map(frame).collect(),
         }
     }
 }
@@ -98,7 +101,10 @@ fn objects() -> Objects {
 
 /// The beginning of another connection with every number.
 fn syn(from: Station, to: Station, number: u32) -> Vec<u8> {
-    let (port, other) = (1024 + (number % 60_000) as u16, 1 + (number % 1000) as u16);
+    let (port, other) = (
+        1024 + (number % 60_000) as u16,
+        1 + (number / 60_000) as u16,
+    );
     let mut frame = Vec::new();
     PacketBuilder::ethernet2(from.0, to.0)
         .ipv4(from.1, to.1, 64)
