@@ -54,6 +54,13 @@ impl SmallDisk {
         Ok(())
     }
 
+    /// Makes it one of so many kilobytes.
+    pub fn resize(&self, kilobytes: u32) -> Result<(), LabError> {
+        let options = format!("remount,size={kilobytes}k");
+        let mut mount = Command::new("mount");
+        output(mount.args(["-o", &options]).arg(&self.directory)).map(drop)
+    }
+
     /// Takes away what filled it.
     pub fn free(&self) -> Result<(), LabError> {
         let path = self.ballast();

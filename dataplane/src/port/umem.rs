@@ -5,8 +5,9 @@
 //! and what is sent begins there too; the bytes ahead are room for headers.
 //!
 //! The first socket on a UMEM never closes before the UMEM does (libxdp keeps its descriptor), and it fixes copy or zero-copy
-//! for all others. So that no port has that special part, the first socket is an *anchor*: bound to the loopback
-//! device of a network namespace which has no name and no other user, and which goes when the process does.
+//! for all others. So that no port has that special part, the first socket is an *anchor*: bound to the loopback device, where it neither
+//! gets nor sends anything. Where that has one already, the anchor is in a network namespace which has no name and no other user, and which goes
+//! when the process does; to make one may take hundreds of milliseconds while the kernel still clears away that of a process before.
 
 #![allow(unsafe_code)]
 
@@ -102,7 +103,12 @@ impl Umem {
         })?;
         socket_options::raise_limits()?;
 
-        let anchored = |huge_pages| in_private_namespace(move || make(config, frames, huge_pages));
+        let anchored = |huge_pages| match make(config, frames, huge_pages) {
+            Err(PortError::QueueBusy { .. }) => {
+                in_private_namespace(move || make(config, frames, huge_pages))
+            }
+            made => made,
+        };
         let (made, huge_pages) = match options.huge_pages.then(|| anchored(true)) {
             Some(Ok(made)) => (made, true),
             Some(Err(PortError::Memory { .. })) | None => (anchored(false)?, false),
@@ -254,11 +260,14 @@ fn make(config: UmemConfig, frames: NonZeroU32, huge_pages: bool) -> Result<Made
     // SAFETY: no queue of this memory is in use yet, and this one is never used.
     let anchor =
         unsafe { Socket::new(socket_config(64)?, &kernel, &loopback, 0) }.map_err(|error| {
-            PortError::from_io(
-                "binding the first AF_XDP socket",
-                "CAP_NET_RAW",
-                io_error_of(&error),
-            )
+            let source = io_error_of(&error);
+            match source.raw_os_error() {
+                Some(libc::EBUSY) => PortError::QueueBusy {
+                    interface: "lo".to_owned(),
+                    queue: 0,
+                },
+                _ => PortError::from_io("binding the first AF_XDP socket", "CAP_NET_RAW", source),
+            }
         })?;
     socket_options::close_on_exec(anchor.0.fd())?;
     Ok(Made {
