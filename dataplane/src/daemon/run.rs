@@ -38,7 +38,7 @@ pub struct Ground {
 }
 
 /// Makes what takes longest at a start, side by side, and is through with what takes more privileges than all that comes later: the kernel
-/// registers packet memory with a first socket, in a network namespace of its own. No other thread is left.
+/// registers packet memory with a first socket, which may need a network namespace of its own. No other thread is left.
 ///
 /// # Errors
 /// What the system refuses, with the remedy.
