@@ -54,7 +54,12 @@ pub fn ground(config: &Config) -> Result<Ground, PortError> {
     let uplinks = uplinks.filter(|uplink| uplink.vhost_user.is_none()).count();
     let (umem, programs, sessions) = thread::scope(|scope| {
         let umem = scope.spawn(move || Umem::new(options));
-        let programs = Programs::load(uplinks);
+        // A host without kernel interfaces needs none.
+        let programs = if uplinks == 0 {
+            Ok(Programs::default())
+        } else {
+            Programs::load(uplinks)
+        };
         let sessions = SessionTable::new(config.session_limits());
         sessions.prepare();
         (umem.join(), programs, sessions)

@@ -79,7 +79,7 @@ pub(super) fn program_error(
     let source = io_error_of(error);
     if source.raw_os_error() == Some(libc::EPERM) {
         return PortError::from_io(
-            format!("interface {interface}: loading the XDP program"),
+            format!("XDP program for {interface}: loading it"),
             "CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON",
             source,
         );

@@ -19,7 +19,7 @@ use super::object::{Loader, counters, descriptor, missing, program, program_erro
 use crate::port::{Interface, PortError};
 
 /// What errors call it that belong to no port.
-pub(super) const ALL: &str = "of all ports";
+pub(super) const ALL: &str = "all ports";
 /// `BPF_NOEXIST` of `linux/bpf.h`.
 const NO_EXIST: u64 = 1;
 

@@ -71,7 +71,7 @@ impl Programs {
         let programs = Self::default();
         let mut loader = Loader::new();
         programs.ports.load(|| loader.load(port_program::ALL))?;
-        let each = (0..uplinks).map(|_| UplinkProgram::load(&mut loader, "of an uplink"));
+        let each = (0..uplinks).map(|_| UplinkProgram::load(&mut loader, "an uplink"));
         let uplinks = each.collect::<Result<Vec<_>, _>>()?;
         Ok(Self {
             uplinks: Mutex::new(uplinks),
