@@ -207,13 +207,6 @@ impl Core {
         }
     }
 
-    /// The time in microseconds; it comes round every 71 minutes.
-    fn microseconds(&self) -> u32 {
-        self.now
-            .wrapping_mul(1000)
-            .wrapping_add(self.fraction.into())
-    }
-
     /// Judges a packet and keeps the judgement in its session; a packet that opens a flow gets one.
     pub(super) fn decide(
         &mut self,
@@ -240,14 +233,13 @@ impl Core {
         };
         let opening = if known.is_none() {
             let opening = opening(parsed, frame)?;
-            let now = self.microseconds();
             if let Ingress::Port(index) = entry.ingress
-                && !self.flows.take(index.into(), now)
+                && !self.flows.take(index.into(), self.now)
             {
                 return Err(DropReason::FlowLimit);
             }
             let vpc = tables.snapshot.vpcs[entry.vpc].index;
-            if !self.vpc_flows.take(vpc as usize, now) {
+            if !self.vpc_flows.take(vpc as usize, self.now) {
                 return Err(DropReason::VpcFlowLimit);
             }
             Some(opening)

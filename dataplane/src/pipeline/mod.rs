@@ -152,8 +152,6 @@ struct Core {
     vpc_flows: Limiter,
     fragment: bool,
     now: u32,
-    /// Microseconds since the last full millisecond.
-    fraction: u16,
 }
 
 /// A packet on the general way.
@@ -170,10 +168,9 @@ struct Entry {
 impl Pipeline {
     /// A pipeline that has no snapshot yet, and so drops everything.
     pub fn new(shared: Shared, settings: &Settings) -> Self {
-        let limiter = |rate: u32| Limiter::new(rate, rate.div_ceil(2).max(1), settings.ports, 1000);
-        // Less at once, and by the microsecond: each is work for the receiver too, and what it has in hand others of its host wait for.
-        let flows =
-            |rate: u32, holders| Limiter::new(rate, rate.div_ceil(20).max(1), holders, 1_000_000);
+        let limiter = |rate: u32| Limiter::new(rate, rate.div_ceil(2).max(1), settings.ports);
+        // Less at once: each is work for the receiver too, and what it has in hand others of its host wait for.
+        let flows = |rate: u32, holders| Limiter::new(rate, rate.div_ceil(20).max(1), holders);
         let core = Core {
             fragments: shared.fragments,
             counters: Arc::new(Counters::new(settings.ports, settings.uplinks)),
@@ -185,7 +182,6 @@ impl Pipeline {
             vpc_flows: flows(settings.vpc_flows_per_second, settings.vpcs),
             fragment: settings.fragment,
             now: 0,
-            fraction: 0,
         };
         Self {
             snapshot: Arc::default(),
@@ -208,11 +204,6 @@ impl Pipeline {
     /// Judges the vectors that follow by another snapshot.
     pub fn set_snapshot(&mut self, snapshot: Arc<Snapshot>) {
         self.snapshot = snapshot;
-    }
-
-    /// So many microseconds of the millisecond have passed when the vectors that follow are processed.
-    pub fn set_fraction(&mut self, microseconds: u16) {
-        self.core.fraction = microseconds;
     }
 
     /// Takes all packets of a vector, which came from one place at the time `now` (milliseconds).

@@ -72,16 +72,12 @@ pub struct Common {
 impl Common {
     /// Milliseconds since the daemon started, as sessions are stamped.
     pub fn now(&self) -> u32 {
-        self.stamp(Instant::now()).0
+        self.stamp(Instant::now())
     }
 
-    /// The same for a moment that was taken already, and the microseconds beyond.
-    fn stamp(&self, time: Instant) -> (u32, u16) {
-        let since = time.duration_since(self.started);
-        (
-            since.as_millis() as u32,
-            (since.subsec_micros() % 1000) as u16,
-        )
+    /// The same for a moment that was taken already.
+    fn stamp(&self, time: Instant) -> u32 {
+        time.duration_since(self.started).as_millis() as u32
     }
 }
 
@@ -445,8 +441,7 @@ impl Worker {
             self.gauge.taken.up(snapshot.generation);
         }
         drop(snapshot);
-        let (now, fraction) = self.common.stamp(time);
-        self.pipeline.set_fraction(fraction);
+        let now = self.common.stamp(time);
         let mut packets = 0;
         for slot in 0..self.io.slots() {
             let (place, got) = self.io.receive(slot, &mut self.vector);
