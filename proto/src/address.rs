@@ -116,6 +116,51 @@ pub fn parse_protocol(text: &str) -> Result<Option<u8>, TextError> {
     }))
 }
 
+/// Ranges whose addresses no port, subnet or tunnel end may have: first bits, how many, and what the range is for (RFC 6890).
+const SPECIAL_V4: [(u32, u8, &str); 5] = [
+    (0, 8, "this network"),
+    (127 << 24, 8, "loopback"),
+    (0xa9fe << 16, 16, "link-local"),
+    (0xe0 << 24, 4, "multicast"),
+    (0xf0 << 24, 4, "reserved"),
+];
+const SPECIAL_V6: [(u128, u8, &str); 6] = [
+    (0, 128, "unspecified"),
+    (1, 128, "loopback"),
+    (0xffff << 32, 96, "IPv4-mapped"),
+    (0, 16, "reserved"),
+    (0xfe80 << 112, 10, "link-local"),
+    (0xff << 120, 8, "multicast"),
+];
+
+/// What some addresses of a prefix are for, if they are none that a router passes on to one receiver.
+pub fn special_use(prefix: IpNetwork) -> Option<&'static str> {
+    let len = prefix.prefix();
+    // Two prefixes overlap if they agree in as many bits as the shorter has.
+    match prefix.network() {
+        IpAddr::V4(network) => {
+            let differs = |bits: u32, other: u8| {
+                let shift = 32 - u32::from(len.min(other));
+                (bits ^ network.to_bits()).checked_shr(shift).unwrap_or(0) != 0
+            };
+            let found = SPECIAL_V4
+                .iter()
+                .find(|(bits, len, _)| !differs(*bits, *len));
+            found.map(|(_, _, what)| *what)
+        }
+        IpAddr::V6(network) => {
+            let differs = |bits: u128, other: u8| {
+                let shift = 128 - u32::from(len.min(other));
+                (bits ^ network.to_bits()).checked_shr(shift).unwrap_or(0) != 0
+            };
+            let found = SPECIAL_V6
+                .iter()
+                .find(|(bits, len, _)| !differs(*bits, *len));
+            found.map(|(_, _, what)| *what)
+        }
+    }
+}
+
 /// The first address after the network address: a subnet's gateway where none is named.
 pub fn first_address(prefix: IpNetwork) -> IpAddr {
     match prefix.network() {

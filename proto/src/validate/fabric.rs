@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 
 use super::{At, Index, Report, limits};
-use crate::address::parse_address;
+use crate::address::{parse_address, special_use};
 use crate::state::{Kind, Object};
 use crate::{mtu, v1};
 
@@ -32,8 +32,9 @@ pub(super) fn check_host(at: At<'_>, host: &v1::Host, report: &mut Report) {
         let Some(address) = report.take(at, field.clone(), parse_address(text)) else {
             continue;
         };
-        if address.is_unspecified() || address.is_multicast() || address.is_loopback() {
-            report.add(at, field, format!("{text} is not a unicast address"));
+        if let Some(what) = special_use(address.into()) {
+            let rule = format!("{text} is not a unicast address that is routed: it is {what}");
+            report.add(at, field, rule);
         }
     }
     if !matches!(host.encapsulation.as_str(), "" | "vxlan" | "gre") {

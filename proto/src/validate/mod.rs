@@ -169,6 +169,7 @@ fn check_together(index: &Index<'_>, report: &mut Report) {
     network::check_overlap(index, report);
     policy::check_memberships(index, report);
     port::check_uniqueness(index, report);
+    port::check_gateways(index, report);
 }
 
 /// A violation in one line: object, field, rule.

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use ipnetwork::IpNetwork;
 
 use super::{At, Index, Report, check_reference, dhcp};
-use crate::address::{first_address, parse_address, parse_mac, parse_prefix};
+use crate::address::{first_address, parse_address, parse_mac, parse_prefix, special_use};
 use crate::state::{Kind, Object};
 use crate::v1;
 
@@ -69,8 +69,8 @@ fn check_prefixes(at: At<'_>, subnet: &v1::Subnet, report: &mut Report) -> Vec<I
             continue;
         }
         let longest = if prefix.is_ipv4() { 30 } else { 126 };
-        if !is_unicast(prefix) {
-            let rule = format!("{prefix} is no range of unicast addresses for guests");
+        if let Some(what) = special_use(prefix) {
+            let rule = format!("{prefix} has {what} addresses, which guests may not be given");
             report.add(at, field, rule);
         } else if prefix.prefix() > longest {
             let rule =
@@ -80,20 +80,6 @@ fn check_prefixes(at: At<'_>, subnet: &v1::Subnet, report: &mut Report) -> Vec<I
         prefixes.push(prefix);
     }
     prefixes
-}
-
-/// Whether guests may have addresses of it: not "this network", loopback, multicast, reserved, link-local IPv6 or IPv4-mapped.
-fn is_unicast(prefix: IpNetwork) -> bool {
-    match prefix.network() {
-        IpAddr::V4(a) => {
-            let first = a.octets()[0];
-            first != 0 && first != 127 && first < 224
-        }
-        IpAddr::V6(a) => {
-            let first = a.segments()[0];
-            first != 0 && first & 0xffc0 != 0xfe80 && first < 0xff00
-        }
-    }
 }
 
 fn check_gateways(at: At<'_>, subnet: &v1::Subnet, prefixes: &[IpNetwork], report: &mut Report) {

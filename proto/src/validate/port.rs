@@ -7,7 +7,9 @@ use std::ops::RangeInclusive;
 use super::dhcp::is_label;
 use super::network::{prefixes_and_gateways, reserved};
 use super::{At, Index, Report, Scope, check_reference, limits};
-use crate::address::{DEFAULT_GATEWAY_MAC, parse_address, parse_mac, parse_prefix_or_address};
+use crate::address::{
+    DEFAULT_GATEWAY_MAC, parse_address, parse_mac, parse_prefix_or_address, special_use,
+};
 use crate::state::{Kind, Object};
 use crate::v1;
 
@@ -42,11 +44,7 @@ pub(super) fn check(
         report,
     );
     let subnet = index.subnet(&port.subnet);
-    if let Some(mac) = report.take(at, "mac", parse_mac(&port.mac))
-        && subnet.is_some_and(|subnet| mac == gateway_mac(subnet))
-    {
-        report.add(at, "mac", "this is the MAC of the subnet's gateway");
-    }
+    report.take(at, "mac", parse_mac(&port.mac));
     check_addresses(at, port, subnet, report);
     check_pairs(at, port, report);
     if !port.hostname.is_empty() && !is_label(&port.hostname) {
@@ -104,6 +102,11 @@ fn check_addresses(at: At<'_>, port: &v1::Port, subnet: Option<&v1::Subnet>, rep
         let Some(address) = report.take(at, field.clone(), parse_address(text)) else {
             continue;
         };
+        if let Some(what) = special_use(address.into()) {
+            let rule = format!("{address} is {what}: no port can have it");
+            report.add(at, field, rule);
+            continue;
+        }
         let Some(prefixes) = &prefixes else { continue };
         let Some((prefix, gateway)) = prefixes.iter().find(|(p, _)| p.contains(address)) else {
             let rule = format!("{address} is in no prefix of subnet '{}'", port.subnet);
@@ -267,6 +270,56 @@ fn check_device(device: &v1::Device, at: At<'_>, report: &mut Report) {
         queues => {
             let rule = format!("{queues} is more than {MAX_QUEUES} queue pairs");
             report.add(at, "device.queues", rule);
+        }
+    }
+}
+
+/// What belongs to a VPC's gateways belongs to no port: the fabric tells its routers by their MACs, and answers for their addresses.
+pub(super) fn check_gateways(index: &Index<'_>, report: &mut Report) {
+    let mut macs: HashMap<(&str, [u8; 6]), &str> = HashMap::new();
+    let mut addresses: HashMap<(&str, IpAddr), &str> = HashMap::new();
+    for object in &index.objects {
+        let Object::Subnet(subnet) = object else {
+            continue;
+        };
+        macs.insert((&subnet.vpc, gateway_mac(subnet)), &subnet.id);
+        for (_, gateway) in prefixes_and_gateways(subnet) {
+            addresses.insert((&subnet.vpc, gateway), &subnet.id);
+        }
+    }
+    for object in &index.objects {
+        let Object::Port(port) = object else { continue };
+        let at = At {
+            kind: Kind::Port,
+            id: &port.id,
+        };
+        let mut check_mac = |field: String, text: &str| {
+            let Ok(mac) = parse_mac(text) else { return };
+            if let Some(subnet) = macs.get(&(port.vpc.as_str(), mac)) {
+                let rule = format!("{text} is the MAC of the gateway of subnet '{subnet}'");
+                report.add(at, field, rule);
+            } else if mac == DEFAULT_GATEWAY_MAC {
+                report.add(
+                    at,
+                    field,
+                    format!("{text} is the MAC of gateways by default"),
+                );
+            }
+        };
+        check_mac("mac".to_owned(), &port.mac);
+        for (i, pair) in port.allowed_pairs.iter().enumerate() {
+            check_mac(format!("allowed_pairs[{i}].mac"), &pair.mac);
+        }
+        for (i, pair) in port.allowed_pairs.iter().enumerate() {
+            // A range that holds a gateway's address is that of an appliance.
+            let single = parse_prefix_or_address(&pair.cidr)
+                .ok()
+                .filter(|prefix| prefix.prefix() == if prefix.is_ipv4() { 32 } else { 128 });
+            let owner = single.and_then(|one| addresses.get(&(port.vpc.as_str(), one.network())));
+            if let Some(subnet) = owner {
+                let rule = format!("{} is the gateway of subnet '{subnet}'", pair.cidr);
+                report.add(at, format!("allowed_pairs[{i}].cidr"), rule);
+            }
         }
     }
 }

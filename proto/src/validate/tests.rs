@@ -290,14 +290,103 @@ fn a_subnet_has_one_prefix_of_a_family_and_at_least_one() {
         o.ports.pop();
         o.subnets[1].cidrs.clear();
     });
-    refused("subnet red-front cidrs[0]: 224.0.0.0/24 is no range", |o| {
-        o.ports.pop();
-        o.subnets[1].cidrs[0] = "224.0.0.0/24".into();
-    });
+    refused(
+        "subnet red-front cidrs[0]: 224.0.0.0/24 has multicast addresses",
+        |o| {
+            o.ports.pop();
+            o.subnets[1].cidrs[0] = "224.0.0.0/24".into();
+        },
+    );
     refused("subnet red-front cidrs[0]: a prefix longer than /30", |o| {
         o.ports.pop();
         o.subnets[1].cidrs[0] = "10.0.0.0/31".into();
     });
+}
+
+#[test]
+fn addresses_that_no_router_passes_on_belong_to_nobody() {
+    for (prefix, what) in [
+        ("0.0.0.0/0", "this network"),
+        ("128.0.0.0/1", "link-local"),
+        ("96.0.0.0/3", "loopback"),
+        ("192.0.0.0/2", "multicast"),
+        ("169.254.0.0/16", "link-local"),
+        ("169.254.7.0/24", "link-local"),
+        ("240.1.0.0/24", "reserved"),
+        ("fe00::/8", "link-local"),
+        ("fe80::/64", "link-local"),
+        ("ff05::/64", "multicast"),
+        ("::/64", "unspecified"),
+        ("::ffff:10.0.0.0/120", "IPv4-mapped"),
+    ] {
+        let expected = format!("subnet red-front cidrs[0]: {prefix} has {what} addresses");
+        refused(&expected, |o| o.subnets[1].cidrs = vec![prefix.into()]);
+    }
+    for prefix in [
+        "64:ff9b::/96",
+        "2001:db8:1::/64",
+        "198.18.0.0/15",
+        "223.255.255.0/24",
+    ] {
+        accepted(|o| o.subnets[1].cidrs = vec![prefix.into()]);
+    }
+    for (address, what) in [
+        ("127.0.0.5", "loopback"),
+        ("224.0.0.5", "multicast"),
+        ("fe80::5", "link-local"),
+        ("255.255.255.255", "reserved"),
+        ("::", "unspecified"),
+    ] {
+        let expected = format!("port p1 addresses[0]: {address} is {what}: no port can have it");
+        refused(&expected, |o| o.ports[0].addresses = vec![address.into()]);
+    }
+    for (vtep, what) in [
+        ("fe80::1", "link-local"),
+        ("169.254.0.1", "link-local"),
+        ("255.255.255.255", "reserved"),
+        ("::ffff:192.0.2.9", "IPv4-mapped"),
+    ] {
+        let expected = format!(
+            "host h2 vteps[0]: {vtep} is not a unicast address that is routed: it is {what}"
+        );
+        refused(&expected, |o| o.hosts[1].vteps = vec![vtep.into()]);
+    }
+}
+
+#[test]
+fn what_is_a_gateways_is_no_ports() {
+    let own = "02:00:00:00:99:99";
+    // Of another subnet of the VPC, and whichever came first.
+    refused(
+        "port p1 mac: 02:00:00:00:99:99 is the MAC of the gateway of subnet 'back'",
+        |o| {
+            let mut back = o.subnets[0].clone();
+            back.id = "back".into();
+            back.cidrs = vec!["10.0.7.0/24".into()];
+            back.gateway_mac = own.into();
+            o.subnets.push(back);
+            o.ports[0].mac = own.into();
+        },
+    );
+    let pair = |cidr: &str, mac: &str| {
+        let pair = AddressPair {
+            cidr: cidr.into(),
+            mac: mac.into(),
+        };
+        move |o: &mut Objects| o.ports[0].allowed_pairs = vec![pair]
+    };
+    refused(
+        "port p1 allowed_pairs[0].mac: 02:77:65:66:74:01 is the MAC of the gateway of subnet 'front'",
+        pair("10.0.0.77", "02:77:65:66:74:01"),
+    );
+    for gateway in ["10.0.0.1", "10.0.0.1/32", "fd00::1"] {
+        let expected =
+            format!("port p1 allowed_pairs[0].cidr: {gateway} is the gateway of subnet 'front'");
+        refused(&expected, pair(gateway, ""));
+    }
+    // An appliance passes on whatever there is.
+    accepted(pair("0.0.0.0/0", ""));
+    accepted(pair("10.0.0.0/24", ""));
 }
 
 #[test]
@@ -411,7 +500,7 @@ fn macs_are_unicast_and_unique_in_a_vpc() {
         },
     );
     refused(
-        "port p1 mac: this is the MAC of the subnet's gateway",
+        "port p1 mac: 02:77:65:66:74:01 is the MAC of the gateway of subnet 'front'",
         |o| {
             o.ports[0].mac = "02:77:65:66:74:01".into();
         },
