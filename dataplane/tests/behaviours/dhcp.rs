@@ -231,6 +231,25 @@ fn b004_leases_are_renewed_rebound_and_taken_up_again() {
         assert_eq!(ack.ciaddr(), Ipv4Addr::from(A1.v4));
         assert_eq!((seen.dst, seen.destination), (A1.mac, A1.v4.into()));
     }
+    // Boot loaders name 0.0.0.0 in the option, beside the address that they have.
+    let mut loader = message(A1, MessageType::Request, &[requested([0; 4])]);
+    loader.set_ciaddr(A1.v4);
+    let ask = |fabric: &mut Fabric, message: &Message| {
+        let bytes = message.to_vec().unwrap();
+        let frame = udp(A1, at(A1, GATEWAY), ROUTER, (68, 67), &bytes);
+        answer(fabric, "a1", &frame).1
+    };
+    let ack = ask(&mut fabric, &loader);
+    assert_eq!(kind(&ack), MessageType::Ack);
+    assert_eq!(ack.yiaddr(), Ipv4Addr::from(A1.v4));
+    // A client that was refused its old address still has it in the header when it asks for the one that it was offered.
+    let gateway = DhcpOption::ServerIdentifier([10, 0, 1, 1].into());
+    let mut refused = message(A1, MessageType::Request, &[requested(A1.v4), gateway]);
+    refused.set_ciaddr([10, 0, 1, 77]);
+    let (_, ack) = answer(&mut fabric, "a1", &broadcast(A1, &refused));
+    assert_eq!(kind(&ack), MessageType::Ack);
+    assert_eq!(ack.yiaddr(), Ipv4Addr::from(A1.v4));
+    assert_eq!(ack.ciaddr(), Ipv4Addr::UNSPECIFIED);
     let reboot = message(A1, MessageType::Request, &[requested(A1.v4)]);
     let (_, ack) = answer(&mut fabric, "a1", &broadcast(A1, &reboot));
     assert_eq!(kind(&ack), MessageType::Ack);

@@ -171,10 +171,10 @@ impl Service<'_> {
             1 => (2, Some(own)),
             3 if option(54).is_some_and(is_other) => return Err(DropReason::DhcpUnanswered),
             3 => {
-                let wanted = match option(50) {
-                    Some(address) => v4_at(address, 0),
-                    None => client,
-                };
+                let asked = option(50).map(|address| v4_at(address, 0));
+                // An option that names no address counts as none.
+                let wanted = asked.filter(|address| !address.is_unspecified());
+                let wanted = wanted.unwrap_or(client);
                 if wanted.is_unspecified() {
                     return Err(DropReason::DhcpMalformed);
                 }
@@ -190,6 +190,12 @@ impl Service<'_> {
             _ => return Err(DropReason::DhcpMalformed),
         };
         let everybody = IpAddr::from([255; 4]);
+        let nobody = IpAddr::from([0; 4]);
+        // Who gets another address than the one it has is not sent to at that.
+        let client = match given {
+            Some(given) if given != client => nobody,
+            _ => client,
+        };
         let to = if reply == 6 {
             everybody
         } else if !client.is_unspecified() {
@@ -199,7 +205,6 @@ impl Service<'_> {
         } else {
             given.unwrap_or(everybody)
         };
-        let nobody = IpAddr::from([0; 4]);
         let mut bytes = vec![2, 1, 6, 0];
         bytes.extend(&message[4..8]);
         bytes.extend([0, 0]);

@@ -70,7 +70,7 @@ pub(super) fn answer(
         .ok_or(DropReason::DhcpMalformed)?;
     question.check_mac(question.parsed.eth_src)?;
     question.check_mac(Mac::from_bytes(chaddr))?;
-    let request = read(message)?;
+    let mut request = read(message)?;
     check_source(question, &request)?;
     if message.get(field::GIADDR) != Some(&[0; 4]) {
         // A relay's: it has no business between a guest and its gateway.
@@ -80,6 +80,13 @@ pub(super) fn answer(
     let gateway = question.subnet.gateway_v4.ok_or(no_ipv4)?;
     let own = question.port.first_address(Family::Ipv4).ok_or(no_ipv4)?;
     let reply = decide(question, &request, (gateway as u32, own as u32))?;
+    if reply
+        .address
+        .is_some_and(|address| address != request.client_address)
+    {
+        // It is to have another address from now on, and may not be sent to at the one that it has.
+        request.client_address = 0;
+    }
     let destination = match (reply.kind, reply.address) {
         (kind::NAK, _) => BROADCAST,
         _ if request.client_address != 0 => IPV4_MAPPED | u128::from(request.client_address),
@@ -149,11 +156,12 @@ fn decide(
                 // The client chose another server's offer.
                 return Err(DropReason::DhcpUnanswered);
             }
+            // RFC 2131 §4.3.2 has one of the two. Boot loaders fill in an option of 0.0.0.0 beside their address, and clients that were just
+            // refused the address that they had before beside the one that they ask for.
             let wanted = match (request.requested, request.client_address) {
-                (Some(address), 0) => address,
-                (None, address) if address != 0 => address,
-                (Some(address), same) if address == same => address,
-                _ => return Err(DropReason::DhcpMalformed),
+                (Some(address), _) => address,
+                (None, 0) => return Err(DropReason::DhcpMalformed),
+                (None, address) => address,
             };
             if wanted == own {
                 Ok(acknowledged)
@@ -223,7 +231,9 @@ fn read_options<'m>(mut options: &'m [u8], request: &mut Request<'m>) -> Result<
                 };
                 request.kind = *kind;
             }
-            code::REQUESTED_ADDRESS => request.requested = Some(address()?),
+            code::REQUESTED_ADDRESS => {
+                request.requested = Some(address()?).filter(|address| *address != 0);
+            }
             code::SERVER => request.server = Some(address()?),
             code::OVERLOAD => overload = *value.first().ok_or(malformed)?,
             code::MAX_SIZE => {
