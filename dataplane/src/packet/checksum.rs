@@ -103,6 +103,33 @@ pub fn complete(segment: &mut [u8], at: usize, pseudo: u64) {
     }
 }
 
+/// Bytes of an SCTP packet's own header, and where in it the checksum stands (RFC 9260 §3.1).
+const SCTP: usize = 12;
+const SCTP_AT: usize = 8;
+
+/// Completes what its sender's kernel may have left to a device of a whole transport segment that was parsed. `pseudo` is the sum of the
+/// pseudo-header. Of SCTP it is a CRC32c, which is 0 then.
+pub fn complete_transport(segment: &mut [u8], number: u8, pseudo: u64) {
+    let header_len = match number {
+        protocol::TCP => 20,
+        protocol::UDP => 8,
+        protocol::SCTP => SCTP,
+        _ => return,
+    };
+    if segment.len() < header_len {
+        return;
+    }
+    match place(number) {
+        Some(at) => complete(segment, at, fold(pseudo).to_be().into()),
+        None if segment[SCTP_AT..SCTP] == [0; 4] => {
+            let checksum = crc32c::crc32c(segment);
+            // Least significant byte first (RFC 9260 appendix A).
+            segment[SCTP_AT..SCTP].copy_from_slice(&checksum.to_le_bytes());
+        }
+        None => {}
+    }
+}
+
 /// Writes the checksum at `at` of a segment. `pseudo` is the folded sum of the pseudo-header.
 #[inline(never)]
 pub fn fill(segment: &mut [u8], at: usize, pseudo: u16) {

@@ -17,6 +17,8 @@ pub const ETHERNET: usize = 14;
 pub const ETHERTYPE_IPV4: u16 = 0x0800;
 /// EtherType of ARP.
 pub const ETHERTYPE_ARP: u16 = 0x0806;
+/// EtherType of a customer VLAN tag (IEEE 802.1Q §9.5).
+pub const ETHERTYPE_VLAN: u16 = 0x8100;
 /// EtherType of IPv6.
 pub const ETHERTYPE_IPV6: u16 = 0x86dd;
 
@@ -25,12 +27,12 @@ pub mod protocol {
     #![allow(missing_docs)]
     pub const HOP_BY_HOP: u8 = 0;
     pub const ICMP: u8 = 1;
+    pub const IGMP: u8 = 2;
     pub const TCP: u8 = 6;
     pub const UDP: u8 = 17;
     pub const ROUTING: u8 = 43;
     pub const FRAGMENT: u8 = 44;
     pub const GRE: u8 = 47;
-    pub const AUTHENTICATION: u8 = 51;
     pub const ICMPV6: u8 = 58;
     pub const NO_NEXT: u8 = 59;
     pub const DESTINATION_OPTIONS: u8 = 60;
@@ -227,6 +229,12 @@ pub fn macs(frame: &[u8]) -> Option<(Mac, Mac)> {
     ))
 }
 
+/// Whether a frame bears a tag with a priority and no VLAN, so that it is as if it had none (IEEE 802.1Q §6.9.1, §9.6).
+#[inline]
+pub fn is_priority_tagged(frame: &[u8]) -> bool {
+    be16(frame, 12) == Some(ETHERTYPE_VLAN) && be16(frame, 14).is_some_and(|tag| tag & 0xfff == 0)
+}
+
 /// Parses an inner Ethernet frame.
 ///
 /// # Errors
@@ -386,7 +394,8 @@ fn ipv6(frame: &[u8], l3: usize, eth_dst: Mac, eth_src: Mac) -> Result<Parsed, D
     Ok(parsed)
 }
 
-/// Walks the extension headers: hop-by-hop only first, a fragment header at most once, no routing header of type 0.
+/// Walks the extension headers: hop-by-hop only first, a fragment header at most once, no routing header of type 0. Ends at an authentication
+/// header, as at ESP: to policy both are protocols of their own, in both families (RFC 4302, RFC 4303).
 #[cold]
 fn ipv6_extensions(
     packet: &[u8],
@@ -399,9 +408,6 @@ fn ipv6_extensions(
             protocol::HOP_BY_HOP if position > 0 => return Err(DropReason::Ipv6Extension),
             protocol::HOP_BY_HOP | protocol::DESTINATION_OPTIONS | protocol::ROUTING => {
                 (usize::from(*packet.get(at + 1).ok_or(DropReason::Ipv6Extension)?) + 1) * 8
-            }
-            protocol::AUTHENTICATION => {
-                (usize::from(*packet.get(at + 1).ok_or(DropReason::Ipv6Extension)?) + 2) * 4
             }
             protocol::FRAGMENT => 8,
             _ => return Ok((at, next, fragment)),

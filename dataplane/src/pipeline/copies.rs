@@ -86,7 +86,7 @@ impl Core {
         }
     }
 
-    /// Copies a packet to everybody in its subnet who may have it. A segment that was left to be split goes in pieces.
+    /// Copies a packet to everybody in its subnet who may have it, within the sender's limit.
     #[cold]
     #[inline(never)]
     pub(super) fn flood(
@@ -96,24 +96,37 @@ impl Core {
         packet: Packet,
         entry: &Entry,
     ) {
-        if let Ingress::Port(index) = entry.ingress
-            && !self.broadcasts.take(index.into(), self.now)
-        {
-            return self.drop(
-                tables,
-                io,
-                packet,
-                entry.ingress,
-                DropReason::BroadcastLimit,
-            );
+        match self.may_flood(entry.ingress) {
+            Ok(()) => self.spread(tables, io, packet, entry),
+            Err(reason) => self.drop(tables, io, packet, entry.ingress, reason),
         }
+    }
+
+    /// Whether a port may send one more packet to all.
+    pub(super) fn may_flood(&mut self, ingress: Ingress) -> Result<(), DropReason> {
+        match ingress {
+            Ingress::Port(index) if !self.broadcasts.take(index.into(), self.now) => {
+                Err(DropReason::BroadcastLimit)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Copies a packet to everybody in its subnet who may have it. A segment that was left to be split goes in pieces.
+    pub(super) fn spread(
+        &self,
+        tables: Tables<'_>,
+        io: &mut impl Io,
+        packet: Packet,
+        entry: &Entry,
+    ) {
         if !packet.frame.is_large() {
-            return self.spread(tables, io, packet, entry, entry.parsed.ip_len());
+            return self.spread_whole(tables, io, packet, entry, entry.parsed.ip_len());
         }
         let apart = segment::take_apart(io, packet, |io, piece| {
             // A packet that is no segment comes out whole, with what padding it has.
             let ip_len = (piece.len - entry.parsed.l3).min(entry.parsed.ip_len());
-            self.spread(tables, io, piece, entry, ip_len);
+            self.spread_whole(tables, io, piece, entry, ip_len);
         });
         self.account(tables, io, entry.ingress, apart);
     }
@@ -133,7 +146,7 @@ impl Core {
         }
     }
 
-    fn spread(
+    fn spread_whole(
         &self,
         tables: Tables<'_>,
         io: &mut impl Io,

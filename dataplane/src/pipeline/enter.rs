@@ -35,6 +35,9 @@ impl Core {
         source: Source,
         mut packet: Packet,
     ) {
+        if let Source::Port(_) = source {
+            rewrite::untag(io, &mut packet);
+        }
         if packet.frame.is_large()
             && let Err(reason) = segment::Plan::of(io, &packet)
         {
@@ -107,17 +110,22 @@ impl Core {
         let Ok(Inner::Ip(parsed)) = parse::inner(frame) else {
             return None;
         };
-        packet.start += outer.inner;
-        packet.len = outer.end - outer.inner;
+        uncover(packet, &outer);
+        Some(self.entry_from_peer(tables, io, packet, parsed, (&outer, peer, vpc)))
+    }
+
+    fn entry_from_peer(
+        &self,
+        tables: Tables<'_>,
+        io: &mut impl Io,
+        packet: &mut Packet,
+        parsed: Parsed,
+        (outer, peer, vpc): (&decap::Outer, u16, usize),
+    ) -> Entry {
         // A tunnel that ends on a virtual link of this machine may carry what its kernel left to a device, too.
         rewrite::complete_checksum(packet.bytes_mut(io), &parsed);
-        Some(self.entry(
-            tables,
-            parsed,
-            Ingress::Peer(peer),
-            vpc,
-            Some(outer.traffic_class),
-        ))
+        let class = Some(outer.traffic_class);
+        self.entry(tables, parsed, Ingress::Peer(peer), vpc, class)
     }
 
     /// Packets that are not plain IP, and those that have to be dropped: looks again, for the reason.
@@ -135,8 +143,11 @@ impl Core {
             Source::Uplink(_) => self.aside_from_uplink(tables, io, &mut packet),
         };
         match (result, source) {
-            (Ok(Destination::Port(index)), _) => self.deliver(tables, io, index, packet),
-            (Ok(to), _) => io.send(to, packet),
+            (Ok(Aside::Send(Destination::Port(index))), _) => {
+                self.deliver(tables, io, index, packet);
+            }
+            (Ok(Aside::Send(to)), _) => io.send(to, packet),
+            (Ok(Aside::Enter(entry)), _) => self.forward(tables, io, packet, &entry),
             (Err(reason), source) => {
                 self.place(source).drop(reason);
                 io.free(packet.frame);
@@ -150,7 +161,7 @@ impl Core {
         io: &mut impl Io,
         index: u16,
         packet: &mut Packet,
-    ) -> Result<Destination, DropReason> {
+    ) -> Result<Aside, DropReason> {
         let port = tables.snapshot.port(index).ok_or(DropReason::PortDown)?;
         match parse::inner(packet.bytes(io))? {
             Inner::Arp => local::arp(
@@ -161,7 +172,7 @@ impl Core {
             Inner::Ip(_) => return Err(DropReason::PortDown),
         }
         self.may_reply(index)?;
-        Ok(Destination::Port(index))
+        Ok(Aside::Send(Destination::Port(index)))
     }
 
     pub(super) fn aside_from_uplink(
@@ -169,15 +180,20 @@ impl Core {
         tables: Tables<'_>,
         io: &mut impl Io,
         packet: &mut Packet,
-    ) -> Result<Destination, DropReason> {
+    ) -> Result<Aside, DropReason> {
         let (outer, peer, vpc) = check_outer(tables.snapshot, packet.bytes(io))?;
-        let (inner, end) = (usize::from(outer.inner), usize::from(outer.end));
-        match parse::inner(&packet.bytes(io)[inner..end])? {
+        uncover(packet, &outer);
+        let is_tagged = parse::is_priority_tagged(packet.bytes(io));
+        rewrite::untag(io, packet);
+        match parse::inner(packet.bytes(io))? {
             Inner::Arp => {}
+            Inner::Ip(parsed) if is_tagged => {
+                let from = (&outer, peer, vpc);
+                let entry = self.entry_from_peer(tables, io, packet, parsed, from);
+                return Ok(Aside::Enter(entry));
+            }
             Inner::Ip(_) => return Err(DropReason::OuterHeader),
         }
-        packet.start += outer.inner;
-        packet.len = outer.end - outer.inner;
         local::arp(
             tables.snapshot,
             local::Asker::Peer(peer, vpc),
@@ -189,11 +205,26 @@ impl Core {
             .and_then(|peer| peer.tunnel(0))
             .ok_or(DropReason::UnderlayUnresolved)?;
         if tunnel.template.push(io, packet, outer.vni, 0, 0) {
-            Ok(Destination::Uplink(tunnel.uplink))
+            Ok(Aside::Send(Destination::Uplink(tunnel.uplink)))
         } else {
             Err(DropReason::NoBuffer)
         }
     }
+}
+
+/// What becomes of a packet that is no plain IP at first sight.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Aside {
+    /// It has become an answer.
+    Send(Destination),
+    /// It is one, without its tag.
+    Enter(Entry),
+}
+
+/// Leaves the outer headers behind.
+fn uncover(packet: &mut Packet, outer: &decap::Outer) {
+    packet.start += outer.inner;
+    packet.len = outer.end - outer.inner;
 }
 
 /// Outer checks: well-formed, to us, from a known VTEP, for a known VPC. Answers the peer's index and the VPC's place too.

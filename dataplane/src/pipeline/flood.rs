@@ -1,5 +1,6 @@
 //! Broadcast and multicast within a subnet: one copy to each port of it that may have it, one to each peer that has such ports, none back.
 
+use super::local;
 use crate::packet::Parsed;
 use crate::policy::Subject;
 use crate::session::table::Ingress;
@@ -30,11 +31,15 @@ fn passes(snapshot: &Snapshot, port: &Port, parsed: &Parsed, towards: bool) -> b
     entries.is_none_or(|entries| entries.verdict(&subject, sets).1) && rules.allow(&subject, sets)
 }
 
-/// Who gets a copy of a packet to a group. From a tunnel, only ports of this host do, and only when the sender's MAC is known there.
+/// Who gets a copy of a packet to a group. From a tunnel, only ports of this host do, and only when the sender's MAC is known there. Neighbour
+/// discovery is no matter of policy.
 pub fn receivers(snapshot: &Snapshot, ingress: Ingress, vpc: usize, parsed: &Parsed) -> Receivers {
+    let passes = |port: &Port, towards: bool| {
+        local::is_discovery(parsed) || passes(snapshot, port, parsed, towards)
+    };
     let (subnet, sender) = match ingress {
         Ingress::Port(index) => match snapshot.port(index) {
-            Some(port) if passes(snapshot, port, parsed, false) => (port.subnet, Some(index)),
+            Some(port) if passes(port, false) => (port.subnet, Some(index)),
             _ => return Receivers::default(),
         },
         Ingress::Peer(peer) => match snapshot.vpcs[vpc].by_mac.get(&parsed.eth_src) {
@@ -44,10 +49,7 @@ pub fn receivers(snapshot: &Snapshot, ingress: Ingress, vpc: usize, parsed: &Par
     };
     let subnet = &snapshot.subnets[subnet];
     let admitted = |index: &u16| {
-        Some(*index) != sender
-            && snapshot
-                .port(*index)
-                .is_some_and(|port| passes(snapshot, port, parsed, true))
+        Some(*index) != sender && snapshot.port(*index).is_some_and(|port| passes(port, true))
     };
     Receivers {
         ports: subnet.ports.iter().copied().filter(admitted).collect(),

@@ -5,6 +5,7 @@
 //! Everything else is none of its business: the answer is none, and the parser looks again.
 
 use crate::packet::checksum;
+use crate::packet::nested;
 use crate::packet::parse::{ETHERNET, ETHERTYPE_IPV4, ETHERTYPE_IPV6, protocol, tcp_flags};
 use crate::session::{Key, Seeds};
 
@@ -153,6 +154,9 @@ fn transport(frame: &mut [u8], l4: u8, len: u16, number: u8, addresses: u64) -> 
             let said = be16(head, 4);
             if said < 8 || said > len {
                 return None;
+            }
+            if nested::is_tunnel_port(be16(head, 2)) {
+                nested::complete(segment, number);
             }
             checksum::UDP_AT
         }

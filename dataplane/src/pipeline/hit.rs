@@ -22,24 +22,40 @@ impl Core {
         let Some(session) = tables.sessions.find(&entry.key) else {
             return self.miss(tables, io, packet, entry, None);
         };
-        let parsed = &entry.parsed;
-        let hit = session
-            .order(Stamp::new(tables.snapshot.generation, entry.ingress))
-            .map(|order| order.action())
-            .filter(|action| action.eth_dst == parsed.eth_dst && action.eth_src == parsed.eth_src);
-        let plain = parsed.fragment.is_none()
-            && parsed.tcp_flags & (tcp_flags::SYN | tcp_flags::FIN | tcp_flags::RST) == 0;
-        let Some(action) = hit.filter(|_| plain) else {
-            return self.miss(tables, io, packet, entry, Some(session));
+        let known = match entry.parsed.fragment {
+            None => self.known(tables, packet.bytes(io), entry, session),
+            Some(_) => None,
         };
-        match follow(&session, parsed, packet.bytes(io)) {
-            Follow::Pass(standings) => {
-                standings.keep(&session, self.now);
+        match known {
+            Some(Ok(action)) => {
                 self.counters.general.add(1);
                 self.execute(tables, io, packet, entry, &action);
             }
-            Follow::Reopen => self.miss(tables, io, packet, entry, Some(session)),
-            Follow::Drop(reason) => self.drop(tables, io, packet, entry.ingress, reason),
+            Some(Err(reason)) => self.drop(tables, io, packet, entry.ingress, reason),
+            None => self.miss(tables, io, packet, entry, Some(session)),
+        }
+    }
+
+    /// What the session says of a packet that neither opens nor ends a connection; none if the packet has to be judged.
+    #[inline]
+    pub(super) fn known(
+        &self,
+        tables: Tables<'_>,
+        frame: &[u8],
+        entry: &Entry,
+        session: SessionRef<'_>,
+    ) -> Option<Result<Action, DropReason>> {
+        let action = kept(tables, entry, &session)?;
+        if entry.parsed.tcp_flags & (tcp_flags::SYN | tcp_flags::FIN | tcp_flags::RST) != 0 {
+            return None;
+        }
+        match follow(&session, &entry.parsed, frame) {
+            Follow::Pass(standings) => {
+                standings.keep(&session, self.now);
+                Some(Ok(action))
+            }
+            Follow::Reopen => None,
+            Follow::Drop(reason) => Some(Err(reason)),
         }
     }
 
@@ -186,6 +202,16 @@ impl Core {
             rewrite::clamp_mss(frame, &entry.parsed, tunnel.inner_mtu);
         }
     }
+}
+
+/// The session's action, if it was decided in this generation, and for packets like this one.
+#[inline]
+pub(super) fn kept(tables: Tables<'_>, entry: &Entry, session: &SessionRef<'_>) -> Option<Action> {
+    let parsed = &entry.parsed;
+    session
+        .order(Stamp::new(tables.snapshot.generation, entry.ingress))
+        .map(|order| order.action())
+        .filter(|action| action.eth_dst == parsed.eth_dst && action.eth_src == parsed.eth_src)
 }
 
 /// What a packet would make of its session.

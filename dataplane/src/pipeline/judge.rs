@@ -4,6 +4,7 @@
 //! the target port, ACL in, group in. Groups are stateful: they are held against the flow as its opener sent it, whichever way this packet
 //! goes. ACLs are stateless: they are held against this packet.
 
+use super::guard::may_be_routed;
 use super::trace::Tracer;
 use crate::packet::parse::{Parsed, word_address};
 use crate::packet::{DropReason, Flow, Mac};
@@ -118,6 +119,7 @@ fn route(
     trace: &mut impl Tracer,
 ) -> Result<Way, DropReason> {
     let destination = flow.destination;
+    check_scope(flow, trace)?;
     let vpc = &snapshot.vpcs[port.vpc];
     // A custom route beats an implied one of equal length.
     let custom = subnet.routes.lookup(destination);
@@ -179,6 +181,19 @@ fn route(
         NextHop::Peer(peer, mac) => Ok((Egress::Peer(peer), Some((mac, subnet.gateway_mac)))),
         NextHop::Gone => Err(DropReason::NextHopGone),
     }
+}
+
+/// Addresses of this link or this host alone do not cross a router.
+fn check_scope(flow: &Flow, trace: &mut impl Tracer) -> Result<(), DropReason> {
+    for address in [flow.source, flow.destination] {
+        if !may_be_routed(address) {
+            trace.step("route", || {
+                format!("{} is not routed", word_address(address))
+            });
+            return Err(DropReason::Martian);
+        }
+    }
+    Ok(())
 }
 
 fn describe(snapshot: &Snapshot, hop: &NextHop) -> String {
@@ -256,14 +271,16 @@ fn from_peer(
         return Ok((onward.egress, onward.rewrite));
     }
     let vpc = &snapshot.vpcs[vpc];
-    // What claims to come from a port of this host, or carries the MAC of a port behind somebody else, is a lie. But the host that a port came
-    // from sends on what others sent it there.
-    let is_lie = match vpc.by_mac.get(&parsed.eth_src).map(|source| source.place) {
+    // What claims to come from a port of this host, or carries the MAC of a port behind somebody else, is spoofed. But the host that a port came
+    // from sends on what others sent it there, and an appliance may pass on what is not its own.
+    let mac_is_elsewhere = match vpc.by_mac.get(&parsed.eth_src).map(|source| source.place) {
         Some(Place::Here(_)) => true,
         Some(Place::There(owner)) => owner != peer && vpc.moves.get(&parsed.eth_dst) != Some(&peer),
         None => false,
     };
-    if is_lie || is_here(vpc, parsed.flow.source) {
+    if (mac_is_elsewhere || is_here(vpc, parsed.flow.source))
+        && !vpc.may_come_from(peer, parsed.flow.source, parsed.eth_src)
+    {
         trace.step("tunnel", || {
             format!(
                 "{} {} does not live behind its sender",
@@ -282,6 +299,7 @@ fn from_peer(
     if !is_router(vpc, parsed.eth_dst) {
         return Err(DropReason::NotHere);
     }
+    check_scope(&parsed.flow, trace)?;
     let endpoint = vpc
         .by_address
         .get(&parsed.flow.destination)
@@ -292,6 +310,42 @@ fn from_peer(
             Some((endpoint.mac, snapshot.subnets[endpoint.subnet].gateway_mac)),
         )),
         Place::There(_) => Err(DropReason::HairpinTunnel),
+    }
+}
+
+/// Where a neighbour discovery message between guests goes: to the port of the link that it is sent to. No policy has a say.
+///
+/// # Errors
+/// No port of the link has the MAC, or the sender does not live behind its peer.
+pub fn on_link(
+    snapshot: &Snapshot,
+    ingress: Ingress,
+    vpc: usize,
+    parsed: &Parsed,
+) -> Result<Action, DropReason> {
+    let by_mac = &snapshot.vpcs[vpc].by_mac;
+    let subnet = match ingress {
+        Ingress::Port(index) => snapshot.port(index).ok_or(DropReason::PortDown)?.subnet,
+        Ingress::Peer(peer) => {
+            by_mac
+                .get(&parsed.eth_src)
+                .filter(|sender| sender.place == Place::There(peer))
+                .ok_or(DropReason::SpoofedInner)?
+                .subnet
+        }
+    };
+    let endpoint = by_mac.get(&parsed.eth_dst);
+    let endpoint = endpoint.filter(|endpoint| endpoint.subnet == subnet);
+    let egress = egress_of(endpoint.ok_or(DropReason::UnknownMac)?);
+    match (ingress, egress) {
+        (Ingress::Peer(_), Egress::Peer(_)) => Err(DropReason::NotHere),
+        (Ingress::Port(from), Egress::Port(to)) if from == to => Err(DropReason::UnknownMac),
+        _ => Ok(Action {
+            eth_dst: parsed.eth_dst,
+            eth_src: parsed.eth_src,
+            egress,
+            rewrite: None,
+        }),
     }
 }
 

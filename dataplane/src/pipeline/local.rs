@@ -2,7 +2,7 @@
 //!
 //! Each function rewrites the packet in place into the reply, and says so; nothing is flooded.
 
-use super::guard::link_local;
+use super::guard::{self, is_link_local, link_local, mac_of_link_local};
 use super::metadata;
 use crate::packet::checksum;
 use crate::packet::parse::{ETHERNET, Family, IPV4_MAPPED, Parsed, protocol};
@@ -21,8 +21,32 @@ pub enum Asker<'a> {
     Peer(u16, usize),
 }
 
-/// The MAC that an asker may be told for an address: of a gateway, or of another port of its subnet.
-fn neighbour(snapshot: &Snapshot, asker: Asker<'_>, address: u128) -> Option<Mac> {
+/// What an asker is told of an address.
+#[derive(Debug, Clone, Copy)]
+struct Owner {
+    mac: Mac,
+    is_router: bool,
+}
+
+impl Owner {
+    fn router(mac: Mac) -> Self {
+        Self {
+            mac,
+            is_router: true,
+        }
+    }
+
+    fn host(mac: Mac) -> Self {
+        Self {
+            mac,
+            is_router: false,
+        }
+    }
+}
+
+/// Who has an address, as far as an asker may be told: a gateway, or another port of its subnet. A port has the link-local address that it
+/// derives from its MAC; which others it uses is not known here.
+fn neighbour(snapshot: &Snapshot, asker: Asker<'_>, address: u128) -> Option<Owner> {
     let (place, subnet) = match asker {
         Asker::Port(_, port) => (port.vpc, Some(port.subnet)),
         Asker::Peer(_, vpc) => (vpc, None),
@@ -31,21 +55,25 @@ fn neighbour(snapshot: &Snapshot, asker: Asker<'_>, address: u128) -> Option<Mac
     if let Some(own) = subnet.and_then(|subnet| snapshot.subnets.get(subnet))
         && (address == link_local(own.gateway_mac) || metadata::serves(snapshot, address))
     {
-        return Some(own.gateway_mac);
+        return Some(Owner::router(own.gateway_mac));
     }
     if let Some(gateway) = vpc.gateways.get(&address) {
         // A guest is told of its own gateway; equipment behind a tunnel, of the subnet's.
         return (subnet.is_none() || subnet == Some(*gateway))
-            .then(|| snapshot.subnets[*gateway].gateway_mac);
+            .then(|| Owner::router(snapshot.subnets[*gateway].gateway_mac));
     }
-    let endpoint = vpc.by_address.get(&address)?;
+    let derived = mac_of_link_local(address);
+    let endpoint = match derived {
+        Some(mac) => vpc.by_mac.get(&mac).filter(|endpoint| endpoint.ipv6)?,
+        None => vpc.by_address.get(&address)?,
+    };
     let allowed = match asker {
         Asker::Port(index, _) => {
             Some(endpoint.subnet) == subnet && endpoint.place != Place::Here(index)
         }
         Asker::Peer(..) => matches!(endpoint.place, Place::Here(_)),
     };
-    allowed.then_some(endpoint.mac)
+    allowed.then_some(Owner::host(endpoint.mac))
 }
 
 /// Turns an ARP request into its reply.
@@ -80,7 +108,7 @@ pub fn arp(snapshot: &Snapshot, asker: Asker<'_>, frame: &mut [u8]) -> Result<()
     if operation != 1 || sender == target {
         return Err(DropReason::ArpUnanswered);
     }
-    let mac = neighbour(snapshot, asker, target).ok_or(DropReason::ArpUnanswered)?;
+    let Owner { mac, .. } = neighbour(snapshot, asker, target).ok_or(DropReason::ArpUnanswered)?;
     packet[..6].copy_from_slice(&sender_mac.bytes());
     packet[6..12].copy_from_slice(&mac.bytes());
     packet[21] = 2;
@@ -95,11 +123,21 @@ pub fn arp(snapshot: &Snapshot, asker: Asker<'_>, frame: &mut [u8]) -> Result<()
 pub enum Neighbor {
     /// The frame has become the reply; it is that many bytes long.
     Reply(u16),
+    /// It is for whoever it is sent to, on this link: only guests know which link-local addresses they use.
+    Relay,
     /// It is none: go on with it.
     NotMine,
 }
 
-/// Answers neighbour solicitations; swallows the rest of neighbour discovery.
+/// Whether a packet is of neighbour discovery (RFC 4861).
+pub fn is_discovery(parsed: &Parsed) -> bool {
+    parsed.family == Family::Ipv6
+        && parsed.flow.protocol == protocol::ICMPV6
+        && (133..=137).contains(&(parsed.icmp >> 8))
+}
+
+/// Answers neighbour solicitations, and relays what concerns link-local addresses that only guests know; swallows the rest of neighbour
+/// discovery.
 ///
 /// # Errors
 /// Why there is no answer.
@@ -109,13 +147,10 @@ pub fn neighbor(
     frame: &mut [u8],
     parsed: &Parsed,
 ) -> Result<Neighbor, DropReason> {
-    let kind = (parsed.icmp >> 8) as u8;
-    if parsed.family != Family::Ipv6
-        || parsed.flow.protocol != protocol::ICMPV6
-        || !(133..=137).contains(&kind)
-    {
+    if !is_discovery(parsed) {
         return Ok(Neighbor::NotMine);
     }
+    let kind = (parsed.icmp >> 8) as u8;
     // In pieces it would pass for what it is not: no node sends it so, and none may take it (RFC 6980 §5).
     if parsed.fragment.is_some() {
         return Err(DropReason::NeighborMalformed);
@@ -124,7 +159,7 @@ pub fn neighbor(
     let message = checked(frame, parsed)?;
     match kind {
         135 => {}
-        136 => return Err(advertisement(asker, message, parsed)),
+        136 => return advertisement(snapshot, asker, message, parsed),
         _ => return Err(DropReason::NeighborUnanswered),
     }
     let target: [u8; 16] = message
@@ -135,23 +170,30 @@ pub fn neighbor(
     let detection = parsed.flow.source == 0;
     if let Asker::Port(_, port) = asker {
         let own = port.owns(parsed.flow.source, parsed.eth_src)
-            || parsed.flow.source >> 118 == 0xfe80 >> 6 && port.owns_mac(parsed.eth_src)
-            || detection && port.owns_mac(parsed.eth_src);
+            || port.owns_mac(parsed.eth_src)
+                && (detection || guard::may_be_own_link_local(snapshot, port, parsed.flow.source));
         let option = source_option(&frame[l4 + 24..end]);
         if port.guarded && (!own || option.is_some_and(|mac| !port.owns_mac(mac))) {
             return Err(DropReason::SpoofedNeighbor);
         }
-        if detection && port.owns_address(target) {
+        let is_its_own = port.owns_address(target) || mac_of_link_local(target) == Some(port.mac);
+        if detection && is_its_own {
             return Err(DropReason::NeighborUnanswered);
         }
     }
-    let mac = neighbour(snapshot, asker, target).ok_or(DropReason::NeighborUnanswered)?;
+    let Some(owner) = neighbour(snapshot, asker, target) else {
+        return if is_link_local(target) {
+            Ok(Neighbor::Relay)
+        } else {
+            Err(DropReason::NeighborUnanswered)
+        };
+    };
     if frame.len() < l4 + 32 {
         // The answer is 32 bytes; a solicitation without its option is 24. Such a frame has room behind it or is a strange one.
         return Err(DropReason::NeighborMalformed);
     }
     Ok(Neighbor::Reply(advertise(
-        frame, parsed, mac, target, detection,
+        frame, parsed, owner, target, detection,
     )))
 }
 
@@ -177,31 +219,53 @@ pub(super) fn checked<'f>(frame: &'f [u8], parsed: &Parsed) -> Result<&'f [u8], 
     Ok(message)
 }
 
-fn advertisement(asker: Asker<'_>, message: &[u8], parsed: &Parsed) -> DropReason {
-    let Asker::Port(_, port) = asker else {
-        return DropReason::NeighborUnanswered;
-    };
+/// What a guest says of its link-local addresses, others on the link are told. Of all other addresses the gateway tells them.
+fn advertisement(
+    snapshot: &Snapshot,
+    asker: Asker<'_>,
+    message: &[u8],
+    parsed: &Parsed,
+) -> Result<Neighbor, DropReason> {
     let target = message
         .get(8..24)
         .and_then(|t| <[u8; 16]>::try_from(t).ok())
         .map(u128::from_be_bytes);
-    let own = target
-        .is_some_and(|target| port.owns(target, parsed.eth_src) || target >> 118 == 0xfe80 >> 6);
-    if port.guarded && !(own && port.owns_mac(parsed.eth_src)) {
-        DropReason::SpoofedNeighbor
-    } else {
-        DropReason::NeighborUnanswered
+    if let Asker::Port(_, port) = asker
+        && port.guarded
+    {
+        let option = message
+            .get(24..)
+            .and_then(|options| find_option(options, 2));
+        let source = parsed.flow.source;
+        let honest = target.is_some_and(|target| {
+            port.owns(target, parsed.eth_src)
+                || guard::may_be_own_link_local(snapshot, port, target)
+        }) && port.owns_mac(parsed.eth_src)
+            && option.is_none_or(|mac| port.owns_mac(mac))
+            && (port.owns(source, parsed.eth_src)
+                || guard::may_be_own_link_local(snapshot, port, source));
+        if !honest {
+            return Err(DropReason::SpoofedNeighbor);
+        }
+    }
+    match target {
+        Some(target) if is_link_local(target) => Ok(Neighbor::Relay),
+        _ => Err(DropReason::NeighborUnanswered),
     }
 }
 
 /// The source link-layer address option (RFC 4861 §4.6.1).
-pub(super) fn source_option(mut options: &[u8]) -> Option<Mac> {
+pub(super) fn source_option(options: &[u8]) -> Option<Mac> {
+    find_option(options, 1)
+}
+
+fn find_option(mut options: &[u8], wanted: u8) -> Option<Mac> {
     while let [kind, units, rest @ ..] = options {
         let len = usize::from(*units) * 8;
         if len == 0 || options.len() < len {
             return None;
         }
-        if *kind == 1 && len == 8 {
+        if *kind == wanted && len == 8 {
             return rest[..6].try_into().ok().map(Mac::from_bytes);
         }
         options = &options[len..];
@@ -211,7 +275,14 @@ pub(super) fn source_option(mut options: &[u8]) -> Option<Mac> {
 
 /// Writes the advertisement (RFC 4861 §4.4) over the solicitation: solicited to the asker, or to all nodes when it was detecting a
 /// duplicate. Answers the frame's new length.
-fn advertise(frame: &mut [u8], parsed: &Parsed, mac: Mac, target: u128, detection: bool) -> u16 {
+fn advertise(
+    frame: &mut [u8],
+    parsed: &Parsed,
+    owner: Owner,
+    target: u128,
+    detection: bool,
+) -> u16 {
+    let Owner { mac, is_router } = owner;
     const ALL_NODES: u128 = 0xff02 << 112 | 1;
     let (l3, l4) = (usize::from(parsed.l3), usize::from(parsed.l4));
     let (destination, eth_dst) = if detection {
@@ -227,8 +298,10 @@ fn advertise(frame: &mut [u8], parsed: &Parsed, mac: Mac, target: u128, detectio
     let message = &mut frame[l4..l4 + 32];
     message.fill(0);
     message[0] = 136;
-    // Router (every answer stands for one at least potentially only for gateways, so it is left out), solicited, override.
-    message[4] = if detection { 0x20 } else { 0x60 };
+    // Override; solicited; router, without which a host drops its default route through the neighbour (§7.2.5).
+    let solicited = if detection { 0 } else { 0x40 };
+    let router = if is_router { 0x80 } else { 0 };
+    message[4] = 0x20 | solicited | router;
     message[8..24].copy_from_slice(&target.to_be_bytes());
     message[24] = 2;
     message[25] = 1;
@@ -237,6 +310,14 @@ fn advertise(frame: &mut [u8], parsed: &Parsed, mac: Mac, target: u128, detectio
         + checksum::sum(message);
     message[2..4].copy_from_slice(&checksum::finish(sum).to_be_bytes());
     (l4 + 32) as u16
+}
+
+/// Whether a packet asks IPv4's routers to advertise themselves (RFC 1256); the gateway is told by DHCP.
+pub fn is_router_solicitation(parsed: &Parsed) -> bool {
+    parsed.family == Family::Ipv4
+        && parsed.flow.protocol == protocol::ICMP
+        && !parsed.is_later_fragment()
+        && parsed.icmp >> 8 == 10
 }
 
 /// Whether the packet is for a gateway of the port's VPC: by its address, of which the link-local one is the own gateway's alone, and by the MAC of the gateway that the port has. What goes

@@ -1,6 +1,5 @@
 //! The long way round: local services, guard, judgement, and the session that keeps the judgement.
 
-use super::fragments::Later;
 use super::hit::{Follow, follow};
 use super::judge::{self, Case, Standing};
 use super::trace::Silent;
@@ -12,6 +11,17 @@ use crate::session::table::{Action, Egress, Ingress, NewSession, SessionRef, Sta
 use crate::session::tcp::{self, Segment, Side};
 use crate::session::{InsertError, Key, State};
 use crate::snapshot::Port;
+
+/// What became of a packet before policy was asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum First {
+    /// It has become the answer.
+    Answered,
+    /// It is for others on the link, whatever policy says.
+    Relay,
+    /// It goes on.
+    Onward,
+}
 
 impl Core {
     /// No session, or none that can answer: the packet is judged.
@@ -38,8 +48,9 @@ impl Core {
                 return self.drop(tables, io, packet, entry.ingress, DropReason::PortDown);
             };
             match self.at_port(tables, io, (index, port), &mut packet, entry) {
-                Ok(true) => return self.deliver(tables, io, index, packet),
-                Ok(false) => {}
+                Ok(First::Answered) => return self.deliver(tables, io, index, packet),
+                Ok(First::Relay) => return self.relay(tables, io, packet, entry),
+                Ok(First::Onward) => {}
                 Err(reason) => return self.drop(tables, io, packet, entry.ingress, reason),
             }
             if metadata::is_question(tables.snapshot, port, parsed) {
@@ -51,8 +62,13 @@ impl Core {
             }
         } else {
             match self.neighbor(tables, io, &mut packet, entry) {
-                Ok(true) => return self.answer_peer(tables, io, packet, entry),
-                Ok(false) => {}
+                Ok(First::Answered) => return self.answer_peer(tables, io, packet, entry),
+                Ok(First::Relay) => return self.relay(tables, io, packet, entry),
+                Ok(First::Onward) if guard::is_ipv4_router(parsed) => {
+                    let reason = DropReason::RogueServer;
+                    return self.drop(tables, io, packet, entry.ingress, reason);
+                }
+                Ok(First::Onward) => {}
                 Err(reason) => return self.drop(tables, io, packet, entry.ingress, reason),
             }
         }
@@ -60,31 +76,13 @@ impl Core {
             // Nobody but this host answers for it; a session of such a packet would take the guest's own to somebody else.
             return self.drop(tables, io, packet, entry.ingress, DropReason::Martian);
         }
-        if parsed.eth_dst.is_group() {
-            return self.flood(tables, io, packet, entry);
-        }
-        if guard::is_group(parsed.flow.destination) {
+        let to_group = parsed.eth_dst.is_group();
+        if !to_group && guard::is_group(parsed.flow.destination) {
             return self.drop(tables, io, packet, entry.ingress, DropReason::Martian);
         }
         match parsed.fragment {
-            Some(fragment) if fragment.offset == 0 => {
-                self.first_fragment(tables, io, packet, entry, session);
-            }
-            Some(fragment) => {
-                let origin = (entry.ingress, tables.snapshot.vpcs[entry.vpc].vni);
-                let later =
-                    self.fragments()
-                        .later(origin, &parsed.flow, fragment, packet, self.now);
-                match later {
-                    Later::Flow(packet, first) => {
-                        self.later_fragment(tables, io, packet, entry, first);
-                    }
-                    Later::Waits => {}
-                    Later::Drop(packet, reason) => {
-                        self.drop(tables, io, packet, entry.ingress, reason);
-                    }
-                }
-            }
+            Some(fragment) => self.fragment(tables, io, packet, entry, fragment, session),
+            None if to_group => self.flood(tables, io, packet, entry),
             None => match self.decide(tables, packet.bytes(io), entry, session) {
                 Ok(action) => self.execute(tables, io, packet, entry, &action),
                 Err(reason) => self.drop(tables, io, packet, entry.ingress, reason),
@@ -92,7 +90,25 @@ impl Core {
         }
     }
 
-    /// What concerns the sending port alone: spoofing, and what the gateway answers itself. True: the packet has become the answer.
+    /// Passes a neighbour discovery message on to others on the link.
+    fn relay(&mut self, tables: Tables<'_>, io: &mut impl Io, packet: Packet, entry: &Entry) {
+        if entry.parsed.eth_dst.is_group() {
+            return self.flood(tables, io, packet, entry);
+        }
+        let may_reply = match entry.ingress {
+            Ingress::Port(index) => self.may_reply(index),
+            Ingress::Peer(_) => Ok(()),
+        };
+        let action = may_reply.and_then(|()| {
+            judge::on_link(tables.snapshot, entry.ingress, entry.vpc, &entry.parsed)
+        });
+        match action {
+            Ok(action) => self.execute(tables, io, packet, entry, &action),
+            Err(reason) => self.drop(tables, io, packet, entry.ingress, reason),
+        }
+    }
+
+    /// What concerns the sending port alone: spoofing, and what the gateway answers itself.
     pub(super) fn at_port(
         &mut self,
         tables: Tables<'_>,
@@ -100,7 +116,7 @@ impl Core {
         sender: (u16, &Port),
         packet: &mut Packet,
         entry: &Entry,
-    ) -> Result<bool, DropReason> {
+    ) -> Result<First, DropReason> {
         let (index, port) = sender;
         let parsed = &entry.parsed;
         if guard::is_rogue_server(parsed) {
@@ -114,43 +130,49 @@ impl Core {
                 // Whatever was to be split, the answer is not.
                 Offload::default().write(io, &mut packet.frame);
             }
-            return self.may_reply(index);
+            return self.answered(index);
         }
-        if self.neighbor(tables, io, packet, entry)? {
-            return self.may_reply(index);
+        match self.neighbor(tables, io, packet, entry)? {
+            First::Answered => return self.answered(index),
+            First::Relay => return Ok(First::Relay),
+            First::Onward => {}
         }
-        guard::check(port, parsed)?;
+        guard::check(tables.snapshot, port, parsed)?;
+        if local::is_router_solicitation(parsed) {
+            return Err(DropReason::GatewayUnserved);
+        }
         if local::is_for_gateway(tables.snapshot, port, parsed)
             && !metadata::is_question(tables.snapshot, port, parsed)
         {
             local::ping(packet.bytes_mut(io), parsed)?;
-            return self.may_reply(index);
+            return self.answered(index);
         }
-        Ok(false)
+        Ok(First::Onward)
     }
 
-    pub(super) fn may_reply(&mut self, port: u16) -> Result<bool, DropReason> {
+    fn answered(&mut self, port: u16) -> Result<First, DropReason> {
+        self.may_reply(port).map(|()| First::Answered)
+    }
+
+    pub(super) fn may_reply(&mut self, port: u16) -> Result<(), DropReason> {
         if self.replies.take(port.into(), self.now) {
-            Ok(true)
+            Ok(())
         } else {
             Err(DropReason::ReplyLimit)
         }
     }
 
-    /// Neighbour discovery. True: the packet has become the answer.
+    /// Neighbour discovery.
     pub(super) fn neighbor(
         &self,
         tables: Tables<'_>,
         io: &mut impl Io,
         packet: &mut Packet,
         entry: &Entry,
-    ) -> Result<bool, DropReason> {
+    ) -> Result<First, DropReason> {
         let parsed = &entry.parsed;
-        if parsed.family != Family::Ipv6
-            || parsed.flow.protocol != protocol::ICMPV6
-            || !(133..=137).contains(&(parsed.icmp >> 8))
-        {
-            return Ok(false);
+        if !local::is_discovery(parsed) {
+            return Ok(First::Onward);
         }
         let asker = match entry.ingress {
             Ingress::Port(index) => local::Asker::Port(
@@ -167,13 +189,18 @@ impl Core {
         if room < usize::from(needed) {
             return Err(DropReason::NeighborMalformed);
         }
-        packet.len = packet.len.max(needed);
+        let len = packet.len;
+        packet.len = len.max(needed);
         match local::neighbor(tables.snapshot, asker, packet.bytes_mut(io), parsed)? {
             local::Neighbor::Reply(len) => {
                 packet.len = len;
-                Ok(true)
+                Ok(First::Answered)
             }
-            local::Neighbor::NotMine => Ok(false),
+            local::Neighbor::Relay => {
+                packet.len = len;
+                Ok(First::Relay)
+            }
+            local::Neighbor::NotMine => Ok(First::Onward),
         }
     }
 

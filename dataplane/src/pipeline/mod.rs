@@ -30,7 +30,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use counters::{Counters, Traffic};
 use fast::Lane;
-use fragments::Fragments;
+use fragments::{Fragments, Released};
 use limit::Limiter;
 
 use crate::packet::{DropReason, FrameMemory, Packet, Parsed};
@@ -143,6 +143,8 @@ struct Tables<'a> {
 #[derive(Debug)]
 struct Core {
     fragments: Arc<Mutex<Fragments>>,
+    /// Room for what fragments give back; empty between packets.
+    released: Vec<Released>,
     counters: Arc<Counters>,
     errors: Limiter,
     replies: Limiter,
@@ -173,6 +175,7 @@ impl Pipeline {
         let flows = |rate: u32, holders| Limiter::new(rate, rate.div_ceil(20).max(1), holders);
         let core = Core {
             fragments: shared.fragments,
+            released: Vec::new(),
             counters: Arc::new(Counters::new(settings.ports, settings.uplinks)),
             errors: limiter(settings.errors_per_second),
             replies: limiter(settings.replies_per_second),
@@ -277,13 +280,7 @@ impl Pipeline {
             snapshot: &self.snapshot,
             sessions: &self.sessions,
         };
-        let expired = self.core.fragments().expire(now);
-        for (ingress, packet) in expired {
-            self.core
-                .traffic(tables, ingress)
-                .drop(DropReason::FragmentOrphan);
-            io.free(packet.frame);
-        }
+        self.core.expire_fragments(tables, io);
     }
 }
 

@@ -1,42 +1,98 @@
 //! Fragments on their way through the pipeline: the first is judged, the others follow it (see [`super::fragments`]).
 
-use super::fragments::First;
+use super::fragments::{First, Fragments, Later, Piece, Released};
+use super::hit::kept;
 use super::judge::{self, Case, Standing};
 use super::trace::Silent;
 use super::{Core, Entry, Io, Tables};
-use crate::packet::parse::{self, Inner, protocol, tcp_flags};
-use crate::packet::{DropReason, Family, Packet, Parsed};
+use crate::packet::parse::{self, Fragment, Inner, protocol, tcp_flags};
+use crate::packet::{DropReason, Packet, Parsed};
 use crate::session::Key;
 use crate::session::table::SessionRef;
 use crate::session::tcp::{self, Segment};
 
 impl Core {
-    pub(super) fn first_fragment(
+    /// Asks the fragments something, and drops what had to make room.
+    fn ask_fragments<T>(
+        &mut self,
+        tables: Tables<'_>,
+        io: &mut impl Io,
+        ask: impl FnOnce(&mut Fragments, &mut Vec<Released>) -> T,
+    ) -> T {
+        let mut released = std::mem::take(&mut self.released);
+        let answer = ask(&mut self.fragments(), &mut released);
+        for (ingress, packet, reason) in released.drain(..) {
+            self.drop(tables, io, packet, ingress, reason);
+        }
+        self.released = released;
+        answer
+    }
+
+    /// Drops what has waited for its first fragment for too long.
+    pub(super) fn expire_fragments(&mut self, tables: Tables<'_>, io: &mut impl Io) {
+        let now = self.now;
+        self.ask_fragments(tables, io, |fragments, released| {
+            fragments.expire(now, released);
+        });
+    }
+
+    /// A fragment, to one receiver or to a group.
+    pub(super) fn fragment(
         &mut self,
         tables: Tables<'_>,
         io: &mut impl Io,
         packet: Packet,
         entry: &Entry,
+        fragment: Fragment,
         session: Option<SessionRef<'_>>,
     ) {
-        let Some(fragment) = entry.parsed.fragment else {
-            return io.free(packet.frame);
-        };
-        let (origin, flow) = (
-            (entry.ingress, tables.snapshot.vpcs[entry.vpc].vni),
-            entry.parsed.flow,
-        );
-        let placed = self.fragments().first(origin, &flow, fragment, self.now);
+        let (parsed, now) = (&entry.parsed, self.now);
+        let origin = (entry.ingress, tables.snapshot.vpcs[entry.vpc].vni);
+        let piece = Piece::new(origin, parsed.family, &parsed.flow, fragment);
+        if fragment.offset == 0 {
+            return self.first_fragment(tables, io, packet, entry, piece, session);
+        }
+        let later = self.ask_fragments(tables, io, |fragments, released| {
+            fragments.later(piece, packet, now, released)
+        });
+        match later {
+            Later::Flow(packet, first) => {
+                self.later_fragment(tables, io, packet, entry, fragment, first);
+            }
+            Later::Waits => {}
+            Later::Drop(packet, reason) => self.drop(tables, io, packet, entry.ingress, reason),
+        }
+    }
+
+    fn first_fragment(
+        &mut self,
+        tables: Tables<'_>,
+        io: &mut impl Io,
+        packet: Packet,
+        entry: &Entry,
+        piece: Piece,
+        session: Option<SessionRef<'_>>,
+    ) {
+        let now = self.now;
+        let placed = self.ask_fragments(tables, io, |fragments, released| {
+            fragments.first(piece, now, released)
+        });
         if let Err(reason) = placed {
             return self.drop(tables, io, packet, entry.ingress, reason);
         }
-        let verdict = self.decide(tables, packet.bytes(io), entry, session);
-        let sequence = first_sequence(&entry.parsed, packet.bytes(io));
-        let waiting = self
-            .fragments()
-            .judged(origin, &flow, fragment, verdict.map(|_| sequence));
+        let frame = packet.bytes(io);
+        let verdict = if entry.parsed.eth_dst.is_group() {
+            self.may_flood(entry.ingress).map(|()| None)
+        } else {
+            let known = session.and_then(|session| self.known(tables, frame, entry, session));
+            let action = known.unwrap_or_else(|| self.decide(tables, frame, entry, session));
+            action.map(Some)
+        };
+        let first = First::of(&entry.parsed, frame);
+        let waiting = self.fragments().judged(piece, verdict.map(|_| first));
         match verdict {
-            Ok(action) => self.execute(tables, io, packet, entry, &action),
+            Ok(Some(action)) => self.execute(tables, io, packet, entry, &action),
+            Ok(None) => self.spread(tables, io, packet, entry),
             Err(reason) => self.drop(tables, io, packet, entry.ingress, reason),
         }
         for packet in waiting {
@@ -45,63 +101,55 @@ impl Core {
                 let again = Entry { parsed, ..*entry };
                 self.miss(tables, io, packet, &again, None);
             } else {
-                self.drop(
-                    tables,
-                    io,
-                    packet,
-                    entry.ingress,
-                    DropReason::FragmentOrphan,
-                );
+                let reason = DropReason::FragmentOrphan;
+                self.drop(tables, io, packet, entry.ingress, reason);
             }
         }
     }
 
-    pub(super) fn later_fragment(
+    fn later_fragment(
         &mut self,
         tables: Tables<'_>,
         io: &mut impl Io,
         packet: Packet,
         entry: &Entry,
+        fragment: Fragment,
         first: First,
     ) {
         let mut entry = *entry;
-        (
-            entry.parsed.flow.source_port,
-            entry.parsed.flow.destination_port,
-        ) = first.ports;
-        entry.key = Key::new(
-            tables.sessions.seeds(),
-            &entry.parsed.flow,
-            tables.snapshot.vpcs[entry.vpc].vni,
-        );
-        let session = tables.sessions.find(&entry.key);
-        let standing = match &session {
-            Some(session) if !session.from_origin() => Standing::Backward,
-            // The session of its first fragment is gone, and so is its leave to pass.
-            None => {
-                return self.drop(
-                    tables,
-                    io,
-                    packet,
-                    entry.ingress,
-                    DropReason::FragmentOrphan,
-                );
-            }
-            Some(_) => Standing::Forward,
-        };
-        let end = first.sequence.zip(entry.parsed.fragment);
-        if let Some(icmp) = fragment_icmp(&entry.parsed, standing) {
-            entry.parsed.icmp = icmp;
+        let flow = &mut entry.parsed.flow;
+        (flow.source_port, flow.destination_port) = first.ports;
+        flow.protocol = first.protocol;
+        entry.parsed.icmp = first.icmp;
+        if entry.parsed.eth_dst.is_group() {
+            return self.flood(tables, io, packet, &entry);
         }
-        let case = Case {
-            parsed: &entry.parsed,
-            ingress: entry.ingress,
-            vpc: entry.vpc,
-            standing,
+        let vni = tables.snapshot.vpcs[entry.vpc].vni;
+        entry.key = Key::new(tables.sessions.seeds(), &entry.parsed.flow, vni);
+        let Some(session) = tables.sessions.find(&entry.key) else {
+            // The session of its first fragment is gone, and so is its leave to pass.
+            let reason = DropReason::FragmentOrphan;
+            return self.drop(tables, io, packet, entry.ingress, reason);
         };
-        match judge::judge(tables.snapshot, &case, &mut Silent) {
+        let action = kept(tables, &entry, &session).map_or_else(
+            || {
+                let case = Case {
+                    parsed: &entry.parsed,
+                    ingress: entry.ingress,
+                    vpc: entry.vpc,
+                    standing: if session.from_origin() {
+                        Standing::Forward
+                    } else {
+                        Standing::Backward
+                    },
+                };
+                judge::judge(tables.snapshot, &case, &mut Silent)
+            },
+            Ok,
+        );
+        match action {
             Ok(action) => {
-                if let (Some(session), Some((sequence, fragment))) = (session, end) {
+                if let Some(sequence) = first.sequence {
                     let reach = u32::from(fragment.offset) + u32::from(fragment.len);
                     let (mut sender, receiver) = session.tcp();
                     tcp::extend(&mut sender, sequence.wrapping_add(reach));
@@ -110,6 +158,17 @@ impl Core {
                 self.execute(tables, io, packet, &entry, &action);
             }
             Err(reason) => self.drop(tables, io, packet, entry.ingress, reason),
+        }
+    }
+}
+
+impl First {
+    fn of(parsed: &Parsed, frame: &[u8]) -> Self {
+        Self {
+            protocol: parsed.flow.protocol,
+            ports: (parsed.flow.source_port, parsed.flow.destination_port),
+            icmp: parsed.icmp,
+            sequence: first_sequence(parsed, frame),
         }
     }
 }
@@ -125,16 +184,4 @@ fn first_sequence(parsed: &Parsed, frame: &[u8]) -> Option<u32> {
     // A FIN counts behind the last byte of data.
     let fin = u32::from(segment.flags & tcp_flags::FIN != 0);
     Some(segment.seq.wrapping_sub(header_len).wrapping_add(fin))
-}
-
-/// Type and code of the ICMP message whose later fragment this is, from the ports of its first.
-pub(super) fn fragment_icmp(parsed: &Parsed, standing: Standing) -> Option<u16> {
-    let query = parsed.flow.opening_icmp();
-    match (parsed.family, parsed.flow.protocol, standing) {
-        (Family::Ipv4, protocol::ICMP, Standing::Forward)
-        | (Family::Ipv6, protocol::ICMPV6, Standing::Forward) => Some(query),
-        (Family::Ipv4, protocol::ICMP, _) => Some(0),
-        (Family::Ipv6, protocol::ICMPV6, _) => Some(129 << 8),
-        _ => None,
-    }
 }

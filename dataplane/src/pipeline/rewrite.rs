@@ -1,8 +1,8 @@
 //! Changes to a packet on its way: MACs, TTL, congestion marks, the MSS option, partial checksums. Checksums stay right.
 
-use crate::packet::checksum;
-use crate::packet::parse::{Family, Parsed};
-use crate::packet::{DropReason, Mac};
+use crate::packet::parse::{self, Family, Parsed, protocol};
+use crate::packet::{DropReason, FrameMemory, Mac, Packet};
+use crate::packet::{checksum, nested};
 use crate::session::tcp;
 
 /// Writes both MACs.
@@ -11,6 +11,17 @@ pub fn macs(frame: &mut [u8], destination: Mac, source: Mac) {
     if let Some(header) = frame.first_chunk_mut::<12>() {
         header[..6].copy_from_slice(&destination.bytes());
         header[6..].copy_from_slice(&source.bytes());
+    }
+}
+
+/// Takes a priority tag off: such a frame is as one without (IEEE 802.1Q §6.9.1).
+#[inline]
+pub fn untag(memory: &mut impl FrameMemory, packet: &mut Packet) {
+    if parse::is_priority_tagged(packet.bytes(memory)) {
+        // The MACs move up to where the EtherType is.
+        packet.bytes_mut(memory).copy_within(..12, 4);
+        packet.start += 4;
+        packet.len -= 4;
     }
 }
 
@@ -120,23 +131,25 @@ pub fn clamp_mss(frame: &mut [u8], parsed: &Parsed, path_mtu: u16) {
 /// Completes a checksum that the sender's kernel left to its device.
 #[inline]
 pub fn complete_checksum(frame: &mut [u8], parsed: &Parsed) {
-    let Some(at) = checksum::place(parsed.flow.protocol) else {
-        return;
-    };
+    let number = parsed.flow.protocol;
     if parsed.fragment.is_some() {
         return;
     }
     let (l4, end) = (usize::from(parsed.l4), usize::from(parsed.end));
+    let tunnel = match number {
+        protocol::UDP => nested::is_tunnel_port(parsed.flow.destination_port),
+        protocol::TCP | protocol::ICMP | protocol::ICMPV6 => false,
+        _ => true,
+    };
+    if tunnel {
+        nested::complete(&mut frame[l4..end], number);
+    }
     let pseudo = checksum::pseudo_header(
         parsed.family,
         parsed.flow.source,
         parsed.flow.destination,
-        parsed.flow.protocol,
+        number,
         (end - l4) as u32,
     );
-    checksum::complete(
-        &mut frame[l4..end],
-        at,
-        checksum::fold(pseudo).to_be().into(),
-    );
+    checksum::complete_transport(&mut frame[l4..end], number, pseudo);
 }

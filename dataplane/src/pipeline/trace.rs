@@ -84,7 +84,7 @@ fn run(
         let answer = question.answer(&mut area)?;
         return Ok(format!("{} from the gateway", answer.name));
     }
-    guard::check(port, &parsed)?;
+    guard::check(snapshot, port, &parsed)?;
     steps.step("guard", || "source belongs to the port".to_owned());
     if metadata::is_question(snapshot, port, &parsed) {
         return Ok("the metadata service of this host".to_owned());

@@ -79,8 +79,32 @@ pub struct Vpc {
     /// Ports that have moved lately between this host and a peer, by MAC: of one that is here the peer that it came from, of one that left the peer
     /// that it went to.
     pub moves: Arc<Map<Mac, u16>>,
+    /// Ports behind peers that may send with addresses, or MACs, of others.
+    pub appliances: Arc<[Appliance]>,
     /// Address sets that the rules of its groups refer to.
     pub sets: Arc<[AddressSet]>,
+}
+
+/// What a port behind a peer may send with besides its own addresses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Appliance {
+    /// The peer that it is behind.
+    pub peer: u16,
+    /// The addresses and the MAC; none where it may send with any.
+    pub pair: Option<(Prefix, Mac)>,
+}
+
+impl Vpc {
+    /// Whether a peer has a port that may send from an address: with that MAC, or by way of its router, which leaves its own.
+    pub fn may_come_from(&self, peer: u16, address: u128, mac: Mac) -> bool {
+        let routed = mac == Mac::ROUTER || self.gateway_macs.contains(&mac);
+        let mut behind = self.appliances.iter().filter(|port| port.peer == peer);
+        behind.any(|port| {
+            port.pair.is_none_or(|(prefix, pair_mac)| {
+                prefix.contains(address) && (routed || pair_mac == mac)
+            })
+        })
+    }
 }
 
 /// A port somewhere in the fabric, as others see it.
@@ -92,6 +116,8 @@ pub struct Endpoint {
     pub subnet: usize,
     /// Where it is.
     pub place: Place,
+    /// Whether it has an IPv6 address, and so a link-local one (RFC 4291 §2.1).
+    pub ipv6: bool,
 }
 
 /// Where a port is.

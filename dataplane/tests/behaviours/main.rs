@@ -3,8 +3,11 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod appliances;
+mod checksums;
 mod dhcp;
 mod dhcp6;
+mod fragments;
 mod frames;
 mod lanes;
 mod metadata;

@@ -247,6 +247,29 @@ fn twist_before(
             }
         }
         41 => ends.source = parse("169.254.169.254", "fd00:ec2::254"),
+        // What stays on the link, or on no link at all.
+        42 => ends.source = parse("169.254.3.4", "fe80::7"),
+        43 => ends.destination = parse("169.254.3.4", "fe80::7"),
+        44 => ends.destination = parse("240.0.0.9", "::7"),
+        45 => ends.destination = parse("0.1.2.3", "fe80::9"),
+        46 if !v4 => {
+            ends.source = other.map_or(ends.source, |port| questions::link_local(mac(&port.mac)));
+        }
+        47 if !v4 => ends.source = questions::link_local(ROUTER),
+        48 if !v4 => {
+            ends.source = questions::link_local(ends.src);
+            ends.destination = questions::link_local(ROUTER);
+        }
+        // Who joins a group before it has an address.
+        49 | 50 => {
+            ends.source = parse("0.0.0.0", "::");
+            ends.destination = parse("224.0.0.22", "ff02::16");
+            ends.dst = if v4 {
+                [1, 0, 0x5e, 0, 0, 22]
+            } else {
+                [0x33, 0x33, 0, 0, 0, 0x16]
+            };
+        }
         32 => ends.destination = parse("0.0.0.0", "::ffff:1.2.3.4"),
         _ => {}
     }
@@ -259,6 +282,11 @@ fn twist_after(plan: &PacketPlan, ends: Ends, protocol: u8, frame: &mut Vec<u8>)
     match plan.twist {
         3 => {
             let tag = [0x81, 0, 0, 7];
+            frame.splice(12..12, tag);
+        }
+        51 | 52 => {
+            // A priority, and no VLAN.
+            let tag = [0x81, 0, 0xe0, 0];
             frame.splice(12..12, tag);
         }
         4 | 5 => frame.truncate(usize::from(plan.cut) % frame.len()),
@@ -320,15 +348,9 @@ fn body(plan: &PacketPlan, ends: Ends) -> (u8, Vec<u8>) {
     match plan.body {
         8..12 => icmp(request, query),
         12 => icmp(reply, query),
-        13 if v4 => icmp(if plan.ports.is_multiple_of(2) { 13 } else { 14 }, query),
-        13 => icmp(
-            if plan.ports.is_multiple_of(2) {
-                143
-            } else {
-                134
-            },
-            query,
-        ),
+        _ if plan.twist == 49 && v4 => (2, [&[0x16, 0, 0, 0][..], &payload].concat()),
+        13 if v4 => icmp(*pick(&[13, 14, 5, 9, 10], plan.ports), query),
+        13 => icmp(*pick(&[143, 134, 131, 132, 137], plan.ports), query),
         14 => (47, payload),
         15 => {
             let udp = craft::udp(ends, ports, &payload);
@@ -502,8 +524,11 @@ fn asked(objects: &Objects, from: &v1::Port, v4: bool, index: u8) -> IpAddr {
     let mut all: Vec<IpAddr> = ports.filter_map(|port| address(port, v4)).collect();
     all.extend(gateways(objects, &from.vpc, v4));
     if !v4 {
-        // The router's link-local address.
+        // The router's link-local address, those that ports have by their MACs, and one that a guest may have chosen.
         all.push(questions::link_local(gateway_mac(objects, from)));
+        let ports = objects.ports.iter().filter(|port| port.vpc == from.vpc);
+        all.extend(ports.map(|port| questions::link_local(mac(&port.mac))));
+        all.push("fe80::7".parse().unwrap());
     }
     for address in [
         "10.0.1.77",
@@ -558,19 +583,30 @@ pub fn solicit(objects: &Objects, plan: &NeighborPlan) -> Option<(String, Vec<u8
         1 => option = [2, 0, 0, 0, 5, 5],
         2 | 3 => source = "::".parse().unwrap(),
         4 => source = "fe80::1234".parse().unwrap(),
+        9 => {
+            // The address that another port has by its MAC.
+            let mac = mac(&pick(&objects.ports, plan.target).mac);
+            source = questions::link_local(mac);
+        }
         _ => {}
     }
     let mut frame = craft::solicit(src, option, source, target);
     match plan.lie {
         5 => *frame.last_mut().unwrap() ^= 1,
         6 => frame[21] = 64,
-        7 | 8 => {
-            // An advertisement instead.
+        7 | 8 | 10 => {
+            // An advertisement instead, to all or to one.
+            let other = pick(&objects.ports, plan.target);
+            let to_one = plan.lie == 10;
+            let destination = address(other, false).filter(|_| to_one);
             let ends = Ends {
-                dst: [0x33, 0x33, 0, 0, 0, 1],
+                dst: match destination {
+                    Some(_) => mac(&other.mac),
+                    None => [0x33, 0x33, 0, 0, 0, 1],
+                },
                 src,
                 source,
-                destination: "ff02::1".parse().unwrap(),
+                destination: destination.unwrap_or("ff02::1".parse().unwrap()),
             };
             let header = Header {
                 ttl: 255,

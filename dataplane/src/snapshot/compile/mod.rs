@@ -23,7 +23,7 @@ use weft_proto::v1;
 
 use self::policy::GroupClassifiers;
 use super::registry::Registry;
-use super::{Endpoint, Limits, Map, Peer, Port, Snapshot, Subnet, Vpc};
+use super::{Appliance, Endpoint, Limits, Map, Peer, Port, Snapshot, Subnet, Vpc};
 use crate::packet::Mac;
 use crate::policy::{Acl, AddressSet};
 
@@ -223,6 +223,7 @@ struct VpcDraft {
     by_mac: Map<Mac, Endpoint>,
     gateways: Map<u128, usize>,
     moves: Map<Mac, u16>,
+    appliances: Vec<Appliance>,
     sets: Vec<AddressSet>,
 }
 
@@ -303,6 +304,7 @@ impl<'a> Draft<'a> {
             by_mac: Arc::new(draft.by_mac),
             gateways: Arc::new(draft.gateways),
             moves: Arc::new(draft.moves),
+            appliances: draft.appliances.into(),
             sets: draft.sets.into(),
             ..draft.vpc
         });

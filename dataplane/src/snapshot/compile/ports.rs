@@ -7,10 +7,10 @@ use ipnetwork::IpNetwork;
 use weft_proto::state::Kind;
 use weft_proto::{mtu, v1};
 
-use super::super::{Endpoint, Place, Port, Subnet};
+use super::super::{Appliance, Endpoint, Place, Port, Subnet};
 use super::policy::rules_of_port;
 use super::{Draft, Objects, guests, put};
-use crate::packet::parse::address_word;
+use crate::packet::parse::{address_word, word_family};
 use crate::packet::{Family, Mac};
 use crate::route::Prefix;
 
@@ -125,9 +125,22 @@ impl Draft<'_> {
             let Some(place) = self.place(port, (vpc, subnet, mac, &addresses)) else {
                 continue;
             };
-            let endpoint = Endpoint { mac, subnet, place };
+            let endpoint = Endpoint {
+                mac,
+                subnet,
+                place,
+                ipv6: addresses
+                    .iter()
+                    .any(|address| word_family(*address) == Family::Ipv6),
+            };
             self.places.endpoints.insert(port.id.clone(), endpoint);
             let other = self.other_end_of_move(port);
+            if let Place::There(peer) = place {
+                let pairs = self.pairs(port, mac).into_iter().map(Some);
+                let pairs = pairs.chain(port.unguarded.then_some(None));
+                let appliances = pairs.map(|pair| Appliance { peer, pair });
+                self.vpcs[vpc].appliances.extend(appliances);
+            }
             let table = &mut self.vpcs[vpc];
             table.moves.extend(other.map(|peer| (mac, peer)));
             if table.by_mac.insert(mac, endpoint).is_some() {
@@ -190,8 +203,8 @@ impl Draft<'_> {
         Some(Place::There(peer))
     }
 
-    fn port(&mut self, port: &v1::Port, identity: (usize, usize, Mac, &[u128])) -> Port {
-        let (vpc, subnet, mac, addresses) = identity;
+    /// What a port of this MAC may use besides.
+    fn pairs(&mut self, port: &v1::Port, mac: Mac) -> Vec<(Prefix, Mac)> {
         let mut pairs = Vec::new();
         for (i, pair) in port.allowed_pairs.iter().enumerate() {
             let pair_mac = if pair.mac.is_empty() {
@@ -208,6 +221,12 @@ impl Draft<'_> {
                 }
             }
         }
+        pairs
+    }
+
+    fn port(&mut self, port: &v1::Port, identity: (usize, usize, Mac, &[u128])) -> Port {
+        let (vpc, subnet, mac, addresses) = identity;
+        let pairs = self.pairs(port, mac);
         let classifiers = |id: &str| self.places.classifiers.get(id);
         let (ingress, egress) = rules_of_port(port, classifiers, &mut self.report);
         Port {

@@ -1,5 +1,5 @@
 //! Datagrams in pieces: every piece has the fate of the first (b024). A piece that comes before its first waits for it; one that overlaps
-//! another condemns the datagram (RFC 5722 4), and so does a first that is refused.
+//! another condemns the datagram (RFC 5722 4), and so does a first that is refused. A datagram that has come whole is forgotten.
 
 use std::net::IpAddr;
 
@@ -10,7 +10,9 @@ use super::frame::{Detail, Fragment, Packet, SYN};
 /// How long a datagram is known, in milliseconds.
 const LIFETIME: u32 = 10_000;
 /// Pieces of one datagram that wait for its first.
-const WAITING: usize = 16;
+const WAITING: usize = 64;
+/// After so many milliseconds without a piece, one that does not fit is of another datagram with the same number (RFC 4963).
+const REUSE: u32 = 250;
 
 /// Which datagram a piece is of, and where that came in: a port's or a host's id.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -19,13 +21,15 @@ pub struct Datagram {
     pub vni: u32,
     pub source: IpAddr,
     pub destination: IpAddr,
-    pub protocol: u8,
+    /// Of IPv4 alone: later pieces of IPv6 may name an extension header (RFC 8200 4.5).
+    pub protocol: Option<u8>,
     pub id: u32,
 }
 
 /// What the first leaves to the others, once it has passed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct First {
+    pub protocol: u8,
     pub detail: Detail,
     pub icmp: Option<(u8, u8)>,
     /// Of TCP: the sequence number that a byte at the datagram's beginning would have.
@@ -43,6 +47,7 @@ impl First {
             first.wrapping_sub(header)
         });
         Self {
+            protocol: packet.flow.protocol,
             detail: packet.flow.detail,
             icmp: packet.icmp,
             sequence,
@@ -54,10 +59,36 @@ impl First {
 struct Track {
     datagram: Datagram,
     deadline: u32,
+    /// When its last piece came.
+    last: u32,
     first: Option<First>,
-    condemned: Option<DropReason>,
+    /// The first was dropped; two pieces overlap.
+    refused: bool,
+    overlapped: bool,
     pieces: Vec<Fragment>,
     waiting: Vec<Packet>,
+}
+
+impl Track {
+    fn is_again(&self, piece: Fragment) -> bool {
+        let same = |other: &Fragment| (other.offset, other.end) == (piece.offset, piece.end);
+        self.pieces.iter().any(same)
+    }
+
+    fn overlaps(&self, piece: Fragment) -> bool {
+        let overlaps = |other: &Fragment| piece.offset < other.end && other.offset < piece.end;
+        self.pieces.iter().any(overlaps)
+    }
+
+    fn is_whole(&self) -> bool {
+        let last = self.pieces.iter().find(|piece| !piece.more);
+        let bytes: usize = self
+            .pieces
+            .iter()
+            .map(|piece| piece.end - piece.offset)
+            .sum();
+        last.is_some_and(|last| bytes >= last.end)
+    }
 }
 
 /// The datagrams that a host knows.
@@ -75,40 +106,59 @@ impl Datagrams {
         self.0.iter_mut().find(|track| track.datagram == *datagram)
     }
 
-    /// A piece has come: is there room for it in its datagram?
+    /// A piece has come: does it fit its datagram? Answers too how many pieces of a forgotten one have waited in vain.
     pub fn place(
         &mut self,
         datagram: &Datagram,
         piece: Fragment,
         now: u32,
-    ) -> Result<(), DropReason> {
+    ) -> (usize, Result<(), DropReason>) {
+        let mut vain = 0;
+        self.0.retain(|track| {
+            let stays = track.datagram != *datagram
+                || now - track.last < REUSE
+                || !(track.overlapped || track.overlaps(piece));
+            if !stays {
+                vain += track.waiting.len();
+            }
+            stays
+        });
         if self.find(datagram).is_none() {
             self.0.push(Track {
                 datagram: datagram.clone(),
                 deadline: now + LIFETIME,
+                last: now,
                 first: None,
-                condemned: None,
+                refused: false,
+                overlapped: false,
                 pieces: Vec::new(),
                 waiting: Vec::new(),
             });
         }
         let Some(track) = self.find(datagram) else {
-            return Ok(());
+            return (vain, Ok(()));
         };
-        if let Some(reason) = track.condemned {
-            return Err(reason);
-        }
-        let same = |other: &Fragment| (other.offset, other.end) == (piece.offset, piece.end);
-        if track.pieces.iter().any(same) {
-            return Err(DropReason::FragmentDuplicate);
-        }
-        let overlaps = |other: &Fragment| piece.offset < other.end && other.offset < piece.end;
-        if track.pieces.iter().any(overlaps) {
-            track.condemned = Some(DropReason::FragmentOverlap);
-            return Err(DropReason::FragmentOverlap);
-        }
-        track.pieces.push(piece);
-        Ok(())
+        let fits = if track.overlapped {
+            Err(DropReason::FragmentOverlap)
+        } else if track.is_again(piece) {
+            Err(DropReason::FragmentDuplicate)
+        } else if track.overlaps(piece) {
+            track.overlapped = !track.refused;
+            Err(DropReason::FragmentOverlap)
+        } else {
+            track.pieces.push(piece);
+            track.last = now;
+            Ok(())
+        };
+        let later = !piece.is_first();
+        let refused = track.refused && later && fits.is_err();
+        (
+            vain,
+            match fits {
+                Err(_) if refused => Err(DropReason::FragmentOrphan),
+                fits => fits,
+            },
+        )
     }
 
     /// The first was judged: what waited for it comes again, as if it came now.
@@ -117,24 +167,29 @@ impl Datagrams {
             return Vec::new();
         };
         track.first = verdict;
-        if verdict.is_none() {
-            track.condemned = Some(DropReason::FragmentOrphan);
-        }
+        track.refused = verdict.is_none();
         track.pieces.retain(Fragment::is_first);
         std::mem::take(&mut track.waiting)
     }
 
-    /// A piece that was placed and is not the first.
+    /// A piece that was placed and is not the first. The last one to come ends the datagram.
     pub fn later(&mut self, datagram: &Datagram, packet: &Packet) -> Result<Later, DropReason> {
         let track = self.find(datagram).ok_or(DropReason::FragmentOrphan)?;
-        match track.first {
+        let judged = track.refused || track.first.is_some();
+        let ends = judged && track.is_whole();
+        let answer = match track.first {
             Some(first) => Ok(Later::Follows(first)),
+            None if track.refused => Err(DropReason::FragmentOrphan),
             None if track.waiting.len() < WAITING => {
                 track.waiting.push(packet.clone());
                 Ok(Later::Waits)
             }
-            None => Err(DropReason::FragmentOrphan),
+            None => Err(DropReason::FragmentTable),
+        };
+        if ends {
+            self.0.retain(|track| track.datagram != *datagram);
         }
+        answer
     }
 
     /// Forgets what is too old; answers how many pieces have waited in vain.

@@ -159,6 +159,18 @@ pub fn ones_sum(parts: &[&[u8]]) -> u16 {
     sum as u16
 }
 
+/// CRC32c (RFC 9260 appendix A), bit by bit.
+fn crc32c(bytes: &[u8]) -> u32 {
+    let mut crc = u32::MAX;
+    for byte in bytes {
+        crc ^= u32::from(*byte);
+        for _ in 0..8 {
+            crc = crc >> 1 ^ if crc & 1 != 0 { 0x82f6_3b78 } else { 0 };
+        }
+    }
+    !crc
+}
+
 /// The pseudo-header of either family, as words that sum alike.
 pub fn pseudo_header(source: IpAddr, destination: IpAddr, protocol: u8, length: usize) -> Vec<u8> {
     let mut bytes = octets(source);
@@ -185,6 +197,14 @@ pub fn decode(bytes: &[u8]) -> Result<Decoded, DropReason> {
     if bytes.len() < IP {
         return Err(DropReason::Truncated);
     }
+    // A tag without a VLAN is as none (IEEE 802.1Q 9.6).
+    if word(bytes, 12) == 0x8100 && bytes.len() >= IP + 4 && word(bytes, 14) & 0xfff == 0 {
+        return decode_untagged(&[&bytes[..12], &bytes[16..]].concat());
+    }
+    decode_untagged(bytes)
+}
+
+fn decode_untagged(bytes: &[u8]) -> Result<Decoded, DropReason> {
     match word(bytes, 12) {
         0x0800 => decode_v4(bytes).map(Decoded::Ip),
         0x86dd => decode_v6(bytes).map(Decoded::Ip),
@@ -342,15 +362,13 @@ fn extensions(
     for position in 0..9 {
         match next {
             0 if position > 0 => return Err(DropReason::Ipv6Extension),
-            0 | 43 | 44 | 51 | 60 => {}
+            0 | 43 | 44 | 60 => {}
             _ => return Ok((at, next, fragment)),
         }
         let Some(length) = ip.get(at + 1).map(|length| usize::from(*length)) else {
             return Err(DropReason::Ipv6Extension);
         };
         let length = match next {
-            // The authentication header counts words of four, less two.
-            51 => (length + 2) * 4,
             44 => 8,
             _ => (length + 1) * 8,
         };
@@ -543,15 +561,23 @@ impl Packet {
 
     /// A checksum that the sender left to its device holds the pseudo-header's sum alone; it is completed on the way in.
     pub fn complete_checksum(&mut self) {
-        let at = match self.flow.protocol {
-            TCP => self.l4 + 16,
-            UDP => self.l4 + 6,
-            _ => return,
-        };
         // Of a datagram in pieces nobody leaves it.
         if self.fragment.is_some() {
             return;
         }
+        let at = match self.flow.protocol {
+            TCP => self.l4 + 16,
+            UDP => self.l4 + 6,
+            SCTP => {
+                // A CRC32c (RFC 9260 6.8) that was left is 0.
+                if self.bytes[self.l4 + 8..self.l4 + 12] == [0; 4] {
+                    let sum = crc32c(&self.bytes[self.l4..self.end]);
+                    self.bytes[self.l4 + 8..self.l4 + 12].copy_from_slice(&sum.to_le_bytes());
+                }
+                return;
+            }
+            _ => return,
+        };
         let pseudo = self.pseudo_header();
         if word(&self.bytes, at) == ones_sum(&[&pseudo]) {
             self.write_checksum(at);

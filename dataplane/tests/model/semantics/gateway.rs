@@ -12,7 +12,7 @@ use super::frame::{
 };
 use super::world::{World, gateway_address, gateway_mac, has_address, mac, prefix_holds};
 
-fn pair_mac(port: &v1::Port, pair: &v1::AddressPair) -> Mac {
+pub fn pair_mac(port: &v1::Port, pair: &v1::AddressPair) -> Mac {
     mac(if pair.mac.is_empty() {
         &port.mac
     } else {
@@ -62,11 +62,35 @@ pub fn link_local(mac: Mac) -> IpAddr {
     Ipv6Addr::from(octets).into()
 }
 
+/// Whether a link-local address may be the port's: any, but those that the gateway and the other ports of the subnet have by their MACs.
+fn may_be_link_local_of(world: &World, port: &v1::Port, address: IpAddr) -> bool {
+    let subnet = world.subnet(&port.subnet);
+    let others = world
+        .0
+        .ports
+        .iter()
+        .filter(|other| other.subnet == port.subnet && !owns_mac(port, mac(&other.mac)));
+    let mut taken = others
+        .map(|other| mac(&other.mac))
+        .chain([gateway_mac(subnet)]);
+    is_link_local(address) && !taken.any(|mac| link_local(mac) == address)
+}
+
+/// Joining and leaving groups without an address: MLD (RFC 3590), IGMP (RFC 3376 4.2.13).
+fn is_joining(packet: &Packet) -> bool {
+    let member = match packet.icmp {
+        Some((131 | 132 | 143, _)) => packet.flow.protocol == ICMPV6,
+        _ => packet.is_v4() && packet.flow.protocol == 2,
+    };
+    member && packet.flow.source.is_unspecified() && is_group(packet.flow.destination)
+}
+
 /// Anti-spoofing (b007).
-pub fn guard(port: &v1::Port, packet: &Packet) -> Result<(), DropReason> {
-    let own_link_local =
-        packet.src == mac(&port.mac) && packet.flow.source == link_local(packet.src);
-    if port.unguarded || owns(port, packet.flow.source, packet.src) || own_link_local {
+pub fn guard(world: &World, port: &v1::Port, packet: &Packet) -> Result<(), DropReason> {
+    let source = packet.flow.source;
+    let on_link = packet.src == mac(&port.mac)
+        && (may_be_link_local_of(world, port, source) || is_joining(packet));
+    if port.unguarded || owns(port, source, packet.src) || on_link {
         return Ok(());
     }
     let mac_is_own = owns_mac(port, packet.src);
@@ -84,22 +108,58 @@ pub fn is_rogue_server(packet: &Packet) -> bool {
     match packet.flow.detail {
         Detail::Ports(67, 68) => v4 && packet.flow.protocol == UDP,
         Detail::Ports(547, 546) => !v4 && packet.flow.protocol == UDP,
-        Detail::Message(134, _) => !v4,
-        _ => false,
+        Detail::Message(134 | 137, _) => !v4,
+        _ => is_v4_router(packet),
     }
 }
 
-/// The MAC that a port may be told for an address: its own gateway's, or that of another port of its subnet.
-fn neighbour(world: &World, port: &v1::Port, address: IpAddr) -> Option<Mac> {
+/// IPv4's redirect, and advertisement of a router (RFC 1256).
+pub fn is_v4_router(packet: &Packet) -> bool {
+    packet.is_v4() && packet.flow.protocol == ICMP && matches!(packet.icmp, Some((5 | 9, _)))
+}
+
+/// What a router must not pass on: of this link, this host, or no host.
+pub fn stays_on_link(address: IpAddr) -> bool {
+    let prefixes = [
+        "0.0.0.0/8",
+        "127.0.0.0/8",
+        "169.254.0.0/16",
+        "240.0.0.0/4",
+        "::/127",
+        "fe80::/10",
+    ];
+    // But a tenant may route to metadata of its own.
+    address != IpAddr::from([169, 254, 169, 254])
+        && prefixes.iter().any(|prefix| prefix_holds(prefix, address))
+}
+
+/// Who is told of, and whether it is a router.
+type Neighbour = (Mac, bool);
+
+/// The port that has an address; a link-local one by its MAC, if it speaks IPv6.
+fn owner<'a>(world: &'a World, vpc: &'a str, address: IpAddr) -> Option<&'a v1::Port> {
+    if !is_link_local(address) {
+        return world.port_by_address(vpc, address);
+    }
+    let speaks = |port: &v1::Port| port.addresses.iter().any(|text| text.contains(':'));
+    world
+        .0
+        .ports
+        .iter()
+        .find(|port| port.vpc == vpc && link_local(mac(&port.mac)) == address && speaks(port))
+}
+
+/// What a port may be told of an address: of its own gateway, or of another port of its subnet.
+fn neighbour(world: &World, port: &v1::Port, address: IpAddr) -> Option<Neighbour> {
     let subnet = world.subnet(&port.subnet);
     if address == link_local(gateway_mac(subnet)) || world.is_metadata(address) {
-        return Some(gateway_mac(subnet));
+        return Some((gateway_mac(subnet), true));
     }
     if let Some(owner) = world.gateway(&port.vpc, address) {
-        return (owner.id == subnet.id).then(|| gateway_mac(subnet));
+        return (owner.id == subnet.id).then(|| (gateway_mac(subnet), true));
     }
-    let other = world.port_by_address(&port.vpc, address)?;
-    (other.subnet == port.subnet && other.id != port.id).then(|| mac(&other.mac))
+    let other = owner(world, &port.vpc, address)?;
+    (other.subnet == port.subnet && other.id != port.id).then(|| (mac(&other.mac), false))
 }
 
 /// ARP (RFC 826): the answer to a request.
@@ -113,7 +173,8 @@ pub fn arp(world: &World, port: &v1::Port, frame: &[u8]) -> Result<Vec<u8>, Drop
     }
     let is_request = word(frame, 20) == 1 && sender != target;
     let answer = neighbour(world, port, target).filter(|_| is_request);
-    Ok(arp_reply(frame, answer.ok_or(DropReason::ArpUnanswered)?))
+    let (answer, _) = answer.ok_or(DropReason::ArpUnanswered)?;
+    Ok(arp_reply(frame, answer))
 }
 
 /// Who asks, and for whom.
@@ -136,13 +197,17 @@ fn arp_reply(question: &[u8], answer: Mac) -> Vec<u8> {
     reply
 }
 
-/// The MAC that equipment behind a tunnel may be told for an address: a gateway's, or that of a port of the host that it asks.
-fn neighbour_of_peer(world: &World, (host, vpc): (&str, &str), address: IpAddr) -> Option<Mac> {
+/// What equipment behind a tunnel may be told of an address: of a gateway, or of a port of the host that it asks.
+fn neighbour_of_peer(
+    world: &World,
+    (host, vpc): (&str, &str),
+    address: IpAddr,
+) -> Option<Neighbour> {
     if let Some(subnet) = world.gateway(vpc, address) {
-        return Some(gateway_mac(subnet));
+        return Some((gateway_mac(subnet), true));
     }
-    let port = world.port_by_address(vpc, address)?;
-    (port.host == host).then(|| mac(&port.mac))
+    let port = owner(world, vpc, address)?;
+    (port.host == host).then(|| (mac(&port.mac), false))
 }
 
 /// The same for a question that comes through a tunnel to a host.
@@ -154,7 +219,15 @@ pub fn arp_of_peer(
     let (sender, target) = arp_question(frame)?;
     let is_request = word(frame, 20) == 1 && sender != target;
     let answer = neighbour_of_peer(world, place, target).filter(|_| is_request);
-    Ok(arp_reply(frame, answer.ok_or(DropReason::ArpUnanswered)?))
+    let (answer, _) = answer.ok_or(DropReason::ArpUnanswered)?;
+    Ok(arp_reply(frame, answer))
+}
+
+/// What becomes of a neighbour discovery message.
+pub enum Discovery {
+    Answer(Vec<u8>),
+    /// It concerns a link-local address that only a guest knows: others on the link get it.
+    Relay,
 }
 
 /// Neighbour discovery (RFC 4861): none where the packet is of another kind; else the answer.
@@ -162,7 +235,7 @@ pub fn neighbor_discovery(
     world: &World,
     port: &v1::Port,
     packet: &Packet,
-) -> Option<Result<Vec<u8>, DropReason>> {
+) -> Option<Result<Discovery, DropReason>> {
     let (kind, _) = packet.icmp.filter(|_| !packet.is_v4())?;
     (133..=137).contains(&kind).then(|| {
         // Not in pieces (RFC 6980 5): its receivers could not tell what it says.
@@ -172,7 +245,7 @@ pub fn neighbor_discovery(
         let message = checked(packet)?;
         match kind {
             135 => solicitation(world, port, packet, message),
-            136 => Err(advertisement(port, packet, message)),
+            136 => advertisement(world, port, packet, message),
             _ => Err(DropReason::NeighborUnanswered),
         }
     })
@@ -195,24 +268,36 @@ fn solicitation(
     port: &v1::Port,
     packet: &Packet,
     message: &[u8],
-) -> Result<Vec<u8>, DropReason> {
+) -> Result<Discovery, DropReason> {
     if message.len() < 24 {
         return Err(DropReason::NeighborMalformed);
     }
     let (source, target) = (packet.flow.source, v6_at(message, 8));
     let detects = source.is_unspecified();
     let own = owns(port, source, packet.src)
-        || ((detects || is_link_local(source)) && owns_mac(port, packet.src));
+        || ((detects || may_be_link_local_of(world, port, source)) && owns_mac(port, packet.src));
     let option = source_option(&message[24..]);
     let lies = option.is_some_and(|option| !owns_mac(port, option));
     if !port.unguarded && (!own || lies) {
         return Err(DropReason::SpoofedNeighbor);
     }
-    if detects && owns_address(port, target) {
+    let is_its_own = owns_address(port, target) || link_local(mac(&port.mac)) == target;
+    if detects && is_its_own {
         return Err(DropReason::NeighborUnanswered);
     }
-    let answer = neighbour(world, port, target).ok_or(DropReason::NeighborUnanswered)?;
-    Ok(advertise(packet, target, answer))
+    told(packet, target, neighbour(world, port, target))
+}
+
+fn told(
+    packet: &Packet,
+    target: IpAddr,
+    answer: Option<Neighbour>,
+) -> Result<Discovery, DropReason> {
+    match answer {
+        Some(answer) => Ok(Discovery::Answer(advertise(packet, target, answer))),
+        None if is_link_local(target) => Ok(Discovery::Relay),
+        None => Err(DropReason::NeighborUnanswered),
+    }
 }
 
 /// The same for a question that comes through a tunnel to a host.
@@ -220,29 +305,26 @@ pub fn discovery_of_peer(
     world: &World,
     place: (&str, &str),
     packet: &Packet,
-) -> Option<Result<Vec<u8>, DropReason>> {
+) -> Option<Result<Discovery, DropReason>> {
     let (kind, _) = packet.icmp.filter(|_| !packet.is_v4())?;
     let answer = || {
         if packet.fragment.is_some() {
             return Err(DropReason::NeighborMalformed);
         }
         let message = checked(packet)?;
-        if kind != 135 {
-            return Err(DropReason::NeighborUnanswered);
+        let target = (message.len() >= 24).then(|| v6_at(message, 8));
+        match (kind, target) {
+            (135, Some(target)) => told(packet, target, neighbour_of_peer(world, place, target)),
+            (135, None) => Err(DropReason::NeighborMalformed),
+            (136, Some(target)) if is_link_local(target) => Ok(Discovery::Relay),
+            _ => Err(DropReason::NeighborUnanswered),
         }
-        if message.len() < 24 {
-            return Err(DropReason::NeighborMalformed);
-        }
-        let target = v6_at(message, 8);
-        let answer = neighbour_of_peer(world, place, target);
-        let answer = answer.ok_or(DropReason::NeighborUnanswered)?;
-        Ok(advertise(packet, target, answer))
     };
     (133..=137).contains(&kind).then(answer)
 }
 
 /// The advertisement that answers a solicitation.
-fn advertise(packet: &Packet, target: IpAddr, answer: Mac) -> Vec<u8> {
+fn advertise(packet: &Packet, target: IpAddr, (answer, router): Neighbour) -> Vec<u8> {
     let source = packet.flow.source;
     let detects = source.is_unspecified();
     let all_nodes = IpAddr::from([0xff02, 0, 0, 0, 0, 0, 0, 1]);
@@ -251,6 +333,8 @@ fn advertise(packet: &Packet, target: IpAddr, answer: Mac) -> Vec<u8> {
     } else {
         (source, packet.src, 0x60)
     };
+    // A host that sees a router without this flag takes it for one no more (RFC 4861 7.2.5).
+    let flags = if router { flags | 0x80 } else { flags };
     let mut message = vec![136, 0, 0, 0, flags, 0, 0, 0];
     message.extend(octets(target));
     message.extend([2, 1]);
@@ -267,15 +351,28 @@ fn advertise(packet: &Packet, target: IpAddr, answer: Mac) -> Vec<u8> {
     reply
 }
 
-fn advertisement(port: &v1::Port, packet: &Packet, message: &[u8]) -> DropReason {
-    let own = message.len() >= 24 && {
-        let target = v6_at(message, 8);
-        owns(port, target, packet.src) || is_link_local(target)
+/// A guest may say which link-local addresses it has, to others on the link; what it says of other addresses nobody needs.
+fn advertisement(
+    world: &World,
+    port: &v1::Port,
+    packet: &Packet,
+    message: &[u8],
+) -> Result<Discovery, DropReason> {
+    let target = (message.len() >= 24).then(|| v6_at(message, 8));
+    let may_use = |address: IpAddr| {
+        owns(port, address, packet.src) || may_be_link_local_of(world, port, address)
     };
-    if port.unguarded || (own && owns_mac(port, packet.src)) {
-        DropReason::NeighborUnanswered
-    } else {
-        DropReason::SpoofedNeighbor
+    let option = message
+        .get(24..)
+        .and_then(|options| find_option(options, 2));
+    let honest = target.is_some_and(may_use)
+        && may_use(packet.flow.source)
+        && owns_mac(port, packet.src)
+        && option.is_none_or(|option| owns_mac(port, option));
+    match target {
+        _ if !port.unguarded && !honest => Err(DropReason::SpoofedNeighbor),
+        Some(target) if is_link_local(target) => Ok(Discovery::Relay),
+        _ => Err(DropReason::NeighborUnanswered),
     }
 }
 
@@ -284,13 +381,17 @@ pub fn is_link_local(address: IpAddr) -> bool {
 }
 
 /// The source link-layer address option (RFC 4861 4.6.1).
-pub fn source_option(mut options: &[u8]) -> Option<Mac> {
+pub fn source_option(options: &[u8]) -> Option<Mac> {
+    find_option(options, 1)
+}
+
+fn find_option(mut options: &[u8], kind: u8) -> Option<Mac> {
     while options.len() >= 2 {
         let length = usize::from(options[1]) * 8;
         if length == 0 || length > options.len() {
             return None;
         }
-        if options[0] == 1 && length == 8 {
+        if options[0] == kind && length == 8 {
             return Some(mac_at(options, 2));
         }
         options = &options[length..];

@@ -25,7 +25,7 @@ use weft_proto::v1::{self, Objects};
 
 use fragments::{Datagram, Datagrams, First, Later};
 use frame::{Decoded, Flow, Mac, Packet, SYN, decode, is_group, is_group_mac};
-use gateway::Problem;
+use gateway::{Discovery, Problem, stays_on_link};
 use policy::{Question, acl_allows, groups_allow};
 use session::{Follow, Session, Stage, follow, open};
 use world::{ROUTER, Tunnel, World, gateway_mac, mac, prefix_holds};
@@ -296,10 +296,23 @@ impl Model {
             return Ok(());
         }
         if let Some(result) = gateway::neighbor_discovery(world, port, &packet) {
-            answer(result?);
+            match result? {
+                Discovery::Answer(frame) => answer(frame),
+                Discovery::Relay => {
+                    let place = (port.host.as_str(), port.vpc.as_str());
+                    return self.relay(world, place, Ingress::Port(port), packet, outcome);
+                }
+            }
             return Ok(());
         }
-        gateway::guard(port, &packet)?;
+        gateway::guard(world, port, &packet)?;
+        // Nobody answers IPv4's solicitations of routers (RFC 1256).
+        if packet.is_v4()
+            && packet.flow.protocol == frame::ICMP
+            && matches!(packet.icmp, Some((10, _)))
+        {
+            return Err(DropReason::GatewayUnserved);
+        }
         let to_router = packet.dst == gateway_mac(world.subnet(&port.subnet));
         let destination = packet.flow.destination;
         let is_local = destination == gateway::link_local(packet.dst);
@@ -336,8 +349,15 @@ impl Model {
                     let ingress = Ingress::Tunnel(from, class);
                     return self.forward(world, (to, vpc), ingress, packet, &way, outcome);
                 }
-                match gateway::discovery_of_peer(world, (to, vpc), &packet) {
-                    Some(answer) => (answer?, packet.class),
+                match gateway::discovery_of_peer(world, (to, vpc), &packet).transpose()? {
+                    Some(Discovery::Answer(answer)) => (answer, packet.class),
+                    Some(Discovery::Relay) => {
+                        let ingress = Ingress::Tunnel(from, class);
+                        return self.relay(world, (to, vpc), ingress, packet, outcome);
+                    }
+                    None if gateway::is_v4_router(&packet) => {
+                        return Err(DropReason::RogueServer);
+                    }
                     None => {
                         let ingress = Ingress::Tunnel(from, class);
                         return self.onward(world, (to, vpc), ingress, packet, outcome);
@@ -364,19 +384,54 @@ impl Model {
         if world.is_metadata(packet.flow.source) {
             return Err(DropReason::Martian);
         }
-        if is_group_mac(packet.dst) {
-            return self.flood(world, place, ingress, &packet, outcome);
-        }
-        if is_group(packet.flow.destination) {
+        let to_group = is_group_mac(packet.dst);
+        if !to_group && is_group(packet.flow.destination) {
             return Err(DropReason::Martian);
         }
         match packet.fragment {
+            None if to_group => self.flood(world, place, ingress, &packet, outcome),
             None => {
                 let way = self.track(world, place, ingress, &packet)?;
                 self.forward(world, place, ingress, packet, &way, outcome)
             }
             Some(_) => self.fragment(world, place, ingress, packet, outcome),
         }
+    }
+
+    /// A message of neighbour discovery goes to others on the link, whatever policy says.
+    fn relay(
+        &mut self,
+        world: &World,
+        place: (&str, &str),
+        ingress: Ingress<'_>,
+        packet: Packet,
+        outcome: &mut Outcome,
+    ) -> Result<(), DropReason> {
+        let (host, vpc) = place;
+        if is_group_mac(packet.dst) {
+            return self.flood(world, place, ingress, &packet, outcome);
+        }
+        let sender = match ingress {
+            Ingress::Port(port) => port,
+            Ingress::Tunnel(from, _) => world
+                .port_by_mac(vpc, packet.src)
+                .filter(|sender| sender.host == from)
+                .ok_or(DropReason::SpoofedInner)?,
+        };
+        let target = world
+            .port_by_mac(vpc, packet.dst)
+            .filter(|target| target.subnet == sender.subnet)
+            .ok_or(DropReason::UnknownMac)?;
+        let to = match (ingress, target.host == host) {
+            (Ingress::Port(port), _) if port.id == target.id => {
+                return Err(DropReason::UnknownMac);
+            }
+            (_, true) => To::Port(target),
+            (Ingress::Port(_), false) => To::Host(&target.host),
+            (Ingress::Tunnel(..), false) => return Err(DropReason::NotHere),
+        };
+        let way = Way { to, rewrite: None };
+        self.forward(world, place, ingress, packet, &way, outcome)
     }
 
     /// A piece of a datagram.
@@ -397,18 +452,27 @@ impl Model {
             vni: world.vni(vpc),
             source: packet.flow.source,
             destination: packet.flow.destination,
-            protocol: packet.flow.protocol,
+            protocol: packet.is_v4().then_some(packet.flow.protocol),
             id: piece.id,
         };
         let datagrams = self.datagrams.entry(host.to_owned()).or_default();
-        datagrams.place(&datagram, piece, self.now)?;
+        let (vain, placed) = datagrams.place(&datagram, piece, self.now);
+        let orphan = (host.to_owned(), DropReason::FragmentOrphan);
+        outcome.dropped.extend(vec![orphan; vain]);
+        placed?;
+        let to_group = is_group_mac(packet.dst);
         if piece.is_first() {
-            let verdict = self.track(world, place, ingress, &packet);
+            let verdict = match to_group {
+                true => Ok(None),
+                false => self.track(world, place, ingress, &packet).map(Some),
+            };
             let first = verdict.is_ok().then(|| First::of(&packet));
             let datagrams = self.datagrams.entry(host.to_owned()).or_default();
             let waiting = datagrams.judged(&datagram, first);
-            let result =
-                verdict.and_then(|way| self.forward(world, place, ingress, packet, &way, outcome));
+            let result = verdict.and_then(|way| match way {
+                Some(way) => self.forward(world, place, ingress, packet, &way, outcome),
+                None => self.flood(world, place, ingress, &packet, outcome),
+            });
             for packet in waiting {
                 if let Err(reason) = self.onward(world, place, ingress, packet, outcome) {
                     outcome.dropped.push((host.to_owned(), reason));
@@ -420,6 +484,10 @@ impl Model {
             return Ok(());
         };
         (packet.flow.detail, packet.icmp) = (first.detail, first.icmp);
+        packet.flow.protocol = first.protocol;
+        if to_group {
+            return self.flood(world, place, ingress, &packet, outcome);
+        }
         // With the session of its first, its leave to pass is gone.
         let (session, from_opener) = self
             .find(host, world.vni(vpc), &packet.flow)
@@ -570,6 +638,9 @@ impl Model {
         port: &v1::Port,
         flow: &Flow,
     ) -> Result<Way<'a>, DropReason> {
+        if stays_on_link(flow.source) || stays_on_link(flow.destination) {
+            return Err(DropReason::Martian);
+        }
         let subnet = world.subnet(&port.subnet);
         let implied = world
             .subnets_of(&port.vpc)
@@ -806,9 +877,14 @@ impl Model {
         packet: &Packet,
         outcome: &mut Outcome,
     ) -> Result<(), DropReason> {
+        // Neighbour discovery is no matter of policy.
+        let discovers = !packet.is_v4()
+            && matches!(packet.icmp, Some((kind, _)) if (133..=137).contains(&kind));
+        let passes = |port: &v1::Port, towards| {
+            discovers || policy(world, port, packet, Standing::Forward, towards).is_ok()
+        };
         let sender = match ingress {
-            Ingress::Port(port) => Some(port)
-                .filter(|port| policy(world, port, packet, Standing::Forward, false).is_ok()),
+            Ingress::Port(port) => Some(port).filter(|port| passes(port, false)),
             Ingress::Tunnel(from, _) => world
                 .port_by_mac(vpc, packet.src)
                 .filter(|port| port.host == from),
@@ -825,7 +901,7 @@ impl Model {
             .filter(|port| port.subnet == sender.subnet && port.id != sender.id);
         let mut copies = 0;
         for port in others.clone().filter(|port| port.host == host) {
-            if policy(world, port, packet, Standing::Forward, true).is_err() {
+            if !passes(port, true) {
                 continue;
             }
             copies += 1;
@@ -918,8 +994,27 @@ fn way_from_tunnel<'a>(
         let ends = [port.host.as_str(), port.moved_from.as_str()];
         ends == [host, from] || ends == [from, host]
     });
-    let is_lie = |port: &v1::Port| port.host == host || (port.host != from && !between);
-    if by_address.is_some_and(|port| port.host == host) || by_mac.is_some_and(is_lie) {
+    let is_elsewhere = |port: &v1::Port| port.host == host || (port.host != from && !between);
+    // But a port behind the sender may be allowed to pass on what is not its own; its router leaves its own MAC.
+    let routed = is_router(world, vpc, packet.src);
+    let mut behind = world
+        .0
+        .ports
+        .iter()
+        .filter(|port| port.vpc == vpc && port.host == from);
+    let mut is_passed_on = || {
+        behind.any(|port| {
+            let mut pairs = port.allowed_pairs.iter();
+            port.unguarded
+                || pairs.any(|pair| {
+                    prefix_holds(&pair.cidr, packet.flow.source)
+                        && (routed || gateway::pair_mac(port, pair) == packet.src)
+                })
+        })
+    };
+    if (by_address.is_some_and(|port| port.host == host) || by_mac.is_some_and(is_elsewhere))
+        && !is_passed_on()
+    {
         return Err(DropReason::SpoofedInner);
     }
     if let Some(port) = world.port_by_mac(vpc, packet.dst) {
@@ -934,6 +1029,9 @@ fn way_from_tunnel<'a>(
     // Routers elsewhere send to the virtual router's MAC.
     if !is_router(world, vpc, packet.dst) {
         return Err(DropReason::NotHere);
+    }
+    if stays_on_link(packet.flow.source) || stays_on_link(packet.flow.destination) {
+        return Err(DropReason::Martian);
     }
     match world.port_by_address(vpc, packet.flow.destination) {
         None => Err(DropReason::NoPort),
