@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use weft_proto::state::{Kind, Object, State};
 use weft_proto::v1::{self, Violation};
 
+use super::announce::{self, Announcer, Moved};
 use super::config::{Config, VhostUplink};
 use super::devices::Devices;
 use super::run::Ground;
@@ -16,9 +17,10 @@ use crate::packet::Mac;
 use crate::packet::parse::{address_word, word_address};
 use crate::pipeline::Shared;
 use crate::port::{PortError, Umem};
+use crate::snapshot::Snapshot;
 use crate::snapshot::compile::{Adjacency, Compiler, Context, Underlay};
 use crate::underlay::Adjacencies;
-use crate::worker::service::Desk;
+use crate::worker::service::{Desk, Outlet};
 use crate::worker::{Plan, Workers};
 
 /// The host, shared by the agent, the watcher of the underlay and the node service.
@@ -34,6 +36,8 @@ pub struct Host {
     pub uplinks: Vec<String>,
     /// The metadata service, if there is one.
     pub metadata: Option<Arc<Service>>,
+    /// The way by which what this host says of itself gets to ports.
+    pub outlet: Arc<Outlet>,
     /// Uplinks whose next hop is configured, by number.
     fixed: Vec<(u16, VhostUplink)>,
     inner: Mutex<Inner>,
@@ -57,6 +61,7 @@ pub struct Inner {
     underlay: Underlay,
     adjacencies: Adjacencies,
     wanted: BTreeMap<u16, v1::Device>,
+    announcer: Announcer,
 }
 
 impl Host {
@@ -91,9 +96,10 @@ impl Host {
             what: "starting workers".to_owned(),
             source,
         })?;
+        let outlet = Arc::new(workers.outlet(&umem, &settings));
         let metadata = match &config.metadata {
             Some(section) => {
-                let outlet = workers.outlet(&umem, &settings);
+                let outlet = Arc::clone(&outlet);
                 let backend = section.signed_backend()?;
                 Some(Arc::new(Service::new(desk, outlet, backend)))
             }
@@ -113,6 +119,7 @@ impl Host {
             underlay: Underlay::default(),
             adjacencies: Adjacencies::default(),
             wanted: BTreeMap::new(),
+            announcer: Announcer::default(),
         };
         let uplinks = config
             .uplinks
@@ -129,6 +136,7 @@ impl Host {
             umem,
             uplinks,
             metadata,
+            outlet,
             fixed,
             inner: Mutex::new(inner),
         })
@@ -234,6 +242,7 @@ impl Host {
         if snapshot.ports.is_shared_with(&before.ports) {
             return Ok(());
         }
+        self.announce(&snapshot, &inner.announcer.moved(&before, &snapshot));
         for (index, port) in (0u16..).zip(before.ports.iter()) {
             let same = |port: &crate::snapshot::Port| {
                 snapshot.port(index).is_some_and(|now| now.id == port.id)
@@ -254,6 +263,29 @@ impl Host {
         } = inner;
         devices.settle(wanted, snapshot.mtus(), workers);
         Ok(())
+    }
+
+    /// Tells ports of this host of addresses that have moved, and ends the sessions of where they were.
+    fn announce(&self, snapshot: &Snapshot, moved: &[Moved]) {
+        if moved.is_empty() {
+            return;
+        }
+        self.shared
+            .sessions
+            .remove_addresses(&announce::ended(moved));
+        for moved in moved {
+            let frame = [moved.frame()];
+            let subnet = snapshot.subnets.get(moved.subnet);
+            for port in subnet.into_iter().flat_map(|subnet| &subnet.ports) {
+                // Not to the one that has it now.
+                let own = snapshot
+                    .port(*port)
+                    .is_some_and(|port| port.mac == moved.mac);
+                if !own {
+                    self.outlet.send(*port, &frame);
+                }
+            }
+        }
     }
 
     /// Stops the workers and closes every device.

@@ -1,5 +1,6 @@
 //! The daemon: configuration, the host that it makes of it, and the service by which it can be looked at.
 
+mod announce;
 pub mod config;
 pub mod devices;
 pub mod host;

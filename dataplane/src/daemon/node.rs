@@ -46,12 +46,7 @@ impl NodeService {
             .workers
             .gauges()
             .map(|(_, _, counters)| counters)
-            .chain(
-                self.host
-                    .metadata
-                    .iter()
-                    .map(|service| service.outlet().counters()),
-            )
+            .chain([self.host.outlet.counters()])
             .collect();
         for (index, port) in (0u16..).zip(snapshot.ports.iter()) {
             if let Some(port) = port {

@@ -54,7 +54,7 @@ impl Tally {
 #[derive(Debug)]
 pub struct Service {
     desk: Arc<Desk>,
-    outlet: Outlet,
+    outlet: Arc<Outlet>,
     proxy: Proxy,
     shared: Arc<Semaphore>,
     tally: Arc<Tally>,
@@ -62,7 +62,7 @@ pub struct Service {
 
 impl Service {
     /// A service that answers what is left at the desk.
-    pub fn new(desk: Arc<Desk>, outlet: Outlet, backend: Backend) -> Self {
+    pub fn new(desk: Arc<Desk>, outlet: Arc<Outlet>, backend: Backend) -> Self {
         let tally = Arc::<Tally>::default();
         Self {
             desk,
@@ -76,11 +76,6 @@ impl Service {
     /// What it has done.
     pub fn tally(&self) -> &Tally {
         &self.tally
-    }
-
-    /// Its way to ports, which counts what it drops.
-    pub fn outlet(&self) -> &Outlet {
-        &self.outlet
     }
 
     /// Serves until it is dropped.

@@ -4,7 +4,7 @@
 //! the workers. Readers never wait. Writers (install, remove, change of an action) lock one of [`SHARDS`] shards. Cost per session: 192 bytes,
 //! and 16 to 32 of index.
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::sync::PoisonError;
 use std::time::Duration;
 
@@ -422,6 +422,23 @@ impl SessionTable {
     pub fn remove_port(&self, port: u16) {
         self.remove_where(
             |slot| slot.port.load(Ordering::Relaxed) == u32::from(port),
+            0..usize::MAX,
+            |_| {},
+        );
+    }
+
+    /// Removes every session with one of these addresses, each with its VNI, at either end.
+    pub fn remove_addresses(&self, addresses: &HashSet<(u32, u128)>) {
+        if addresses.is_empty() {
+            return;
+        }
+        self.remove_where(
+            |slot| {
+                let (flow, vni) = Key::flow(&slot.words(), Direction::Up);
+                [flow.source, flow.destination]
+                    .iter()
+                    .any(|address| addresses.contains(&(vni, *address)))
+            },
             0..usize::MAX,
             |_| {},
         );

@@ -117,7 +117,9 @@ impl Track {
         self.count += 1;
         self.received += u32::from(fragment.len);
         if !fragment.more {
-            self.total = Some(u32::from(fragment.offset) + u32::from(fragment.len));
+            // Of two that say that they are the last, the farther one counts: the datagram stays known for longer.
+            let (_, end) = bounds((fragment.offset, fragment.len));
+            self.total = self.total.max(Some(end));
         }
         self.touched = now;
         Ok(())

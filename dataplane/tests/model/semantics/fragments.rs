@@ -81,13 +81,14 @@ impl Track {
     }
 
     fn is_whole(&self) -> bool {
-        let last = self.pieces.iter().find(|piece| !piece.more);
+        let last = self.pieces.iter().filter(|piece| !piece.more);
+        let end = last.map(|piece| piece.end).max();
         let bytes: usize = self
             .pieces
             .iter()
             .map(|piece| piece.end - piece.offset)
             .sum();
-        last.is_some_and(|last| bytes >= last.end)
+        end.is_some_and(|end| bytes >= end)
     }
 }
 
