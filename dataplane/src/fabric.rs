@@ -11,7 +11,7 @@ use weft_proto::v1::Violation;
 use crate::packet::parse::{address_word, macs};
 use crate::packet::{DropReason, Frame, FrameMemory, Mac, Offload, Packet, PlainMemory};
 use crate::pipeline::counters::Traffic;
-use crate::pipeline::{Destination, Io, Pipeline, Settings, Shared, Source};
+use crate::pipeline::{Destination, DeviceMtus, Io, Pipeline, Settings, Shared, Source};
 use crate::session::{Limits, SessionTable};
 use crate::snapshot::compile::{Adjacency, Compiler, Context, Underlay};
 
@@ -201,6 +201,7 @@ impl Fabric {
             let shared = Shared {
                 sessions: Arc::new(SessionTable::new(limits)),
                 fragments: Arc::default(),
+                device_mtus: Arc::new(DeviceMtus::new(settings.ports)),
             };
             let host = MemoryHost {
                 id: host.id.clone(),
@@ -329,6 +330,15 @@ impl Fabric {
                 .position(|port| port.as_ref().is_some_and(|port| port.id == id))?;
             Some((host.id.clone(), position as u16))
         })
+    }
+
+    /// Has the device of a port take so many bytes of IP packet from now on; all there are if none is given.
+    pub fn set_device_mtu(&mut self, port: &str, mtu: Option<u16>) {
+        if let Some((host, index)) = self.find_port(port)
+            && let Some(host) = self.hosts.get(&host)
+        {
+            host.shared.device_mtus.set(index, mtu);
+        }
     }
 
     /// Lets a port send a frame; answers what comes out at ports anywhere.

@@ -11,7 +11,7 @@ use weft_proto::v1;
 
 use super::config::{Config, Uplink};
 use crate::encap;
-use crate::pipeline::Source;
+use crate::pipeline::{DeviceMtus, Source};
 use crate::port::device::{self, Device, Opening};
 use crate::port::{Netdev, PortError, Programs, Role, Umem};
 use crate::worker::Workers;
@@ -204,11 +204,12 @@ impl Devices {
     }
 
     /// Opens ports that should be open and are not, closes those that should not be, or whose device has gone or is another by now.
-    /// `wanted` names the device of each port, `mtu` says how long its packets may be. Answers the ports that came up and those that went down.
+    /// `wanted` names the device of each port, `mtu` says how long its packets may be; what its device takes is noted
+    /// in `device_mtus`. Answers the ports that came up and those that went down.
     pub fn settle(
         &mut self,
         wanted: &BTreeMap<u16, v1::Device>,
-        mtu: impl Fn(u16) -> u16,
+        (mtu, device_mtus): (impl Fn(u16) -> u16, &DeviceMtus),
         workers: &Workers,
     ) -> (Vec<u16>, Vec<u16>) {
         let (mut up, mut down) = (Vec::new(), Vec::new());
@@ -258,6 +259,7 @@ impl Devices {
         for (index, open) in &mut self.ports {
             open.device.mend();
             open.device.set_mtu(mtu(*index));
+            device_mtus.set(*index, open.device.takes());
             let now = open.device.is_up();
             if now == open.up {
                 continue;

@@ -179,7 +179,8 @@ impl Host {
         } = &mut *inner;
         devices.settle_uplinks(workers);
         let snapshot = workers.common().snapshot.load();
-        let (up, down) = devices.settle(wanted, snapshot.mtus(), workers);
+        let mtus = (snapshot.mtus(), &*self.shared.device_mtus);
+        let (up, down) = devices.settle(wanted, mtus, workers);
         let names = |indexes: Vec<u16>| {
             indexes
                 .into_iter()
@@ -261,7 +262,8 @@ impl Host {
             wanted,
             ..
         } = inner;
-        devices.settle(wanted, snapshot.mtus(), workers);
+        let mtus = (snapshot.mtus(), &*self.shared.device_mtus);
+        devices.settle(wanted, mtus, workers);
         Ok(())
     }
 

@@ -18,7 +18,7 @@ use super::config::Config;
 use super::host::Host;
 use super::node::NodeService;
 use crate::agent::{self, AgentConfig, AgentHandle, Source};
-use crate::pipeline::Shared;
+use crate::pipeline::{DeviceMtus, Shared};
 use crate::port::{PortError, Programs, Umem, UmemOptions};
 use crate::session::table::{PREPARE_EVERY, SessionTable};
 use crate::underlay::Underlay;
@@ -81,6 +81,7 @@ pub fn ground(config: &Config) -> Result<Ground, PortError> {
         shared: Shared {
             sessions: Arc::new(sessions),
             fragments: Arc::default(),
+            device_mtus: Arc::new(DeviceMtus::new(config.settings().ports)),
         },
     })
 }

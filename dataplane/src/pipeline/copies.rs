@@ -3,8 +3,8 @@
 use super::icmp_error::{self, Problem};
 use super::{Core, Entry, Io, Tables, flood, rewrite, segment, split};
 use crate::packet::{DropReason, Offload, Packet};
-use crate::session::table::{Action, Ingress};
-use crate::snapshot::Tunnel;
+use crate::session::table::{Action, Egress, Ingress};
+use crate::snapshot::{Endpoint, Place, Port, Tunnel};
 
 impl Core {
     /// Sends the ICMP error that is owed to a port, in place of the packet; drops the packet if none may be sent.
@@ -49,17 +49,92 @@ impl Core {
         }
     }
 
-    /// Fragments an IPv4 packet that the tunnel can't carry whole, and sends the pieces.
+    /// A packet that is longer than its way takes: fragmented if it may be, else reported to its sender where a router stands between, which
+    /// alone may. Within a subnet a tunnel is reported too, lest the guest never learn of it; a device is not, since the sender's is as long.
     #[cold]
     #[inline(never)]
-    pub(super) fn split(
+    pub(super) fn too_big(
+        &mut self,
+        tables: Tables<'_>,
+        io: &mut impl Io,
+        packet: Packet,
+        entry: &Entry,
+        action: &Action,
+        (mtu, tunnel, may_split): (u16, Option<&Tunnel>, bool),
+    ) {
+        let problem = Problem::TooBig(mtu);
+        let reason = DropReason::TooBig;
+        let (Egress::Port(index), None) = (action.egress, tunnel) else {
+            return if may_split {
+                self.split(tables, io, packet, entry, action, (mtu, tunnel))
+            } else {
+                self.report(tables, io, packet, entry, problem)
+            };
+        };
+        let target = tables.snapshot.port(index);
+        let sender = tables.snapshot.vpcs[entry.vpc]
+            .by_address
+            .get(&entry.parsed.flow.source);
+        let is_routed = match entry.ingress {
+            Ingress::Port(_) => action.rewrite.is_some(),
+            Ingress::Peer(_) => {
+                sender.map(|sender| sender.subnet) != target.map(|target| target.subnet)
+            }
+        };
+        match (is_routed, entry.ingress) {
+            (false, _) => self.drop(tables, io, packet, entry.ingress, reason),
+            (true, _) if may_split => self.split(tables, io, packet, entry, action, (mtu, None)),
+            (true, Ingress::Port(_)) => self.report(tables, io, packet, entry, problem),
+            (true, Ingress::Peer(peer)) => match (target, sender) {
+                (Some(target), Some(sender)) if sender.place == Place::There(peer) => {
+                    let ends = (index, target, sender);
+                    self.report_to_peer(tables, io, packet, entry, ends, problem);
+                }
+                _ => self.drop(tables, io, packet, entry.ingress, reason),
+            },
+        }
+    }
+
+    /// Sends an ICMP error back through the tunnel, from the gateway of the subnet that the packet was for.
+    fn report_to_peer(
+        &mut self,
+        tables: Tables<'_>,
+        io: &mut impl Io,
+        mut packet: Packet,
+        entry: &Entry,
+        (index, target, sender): (u16, &Port, &Endpoint),
+        problem: Problem,
+    ) {
+        let (parsed, reason) = (&entry.parsed, DropReason::TooBig);
+        let subnet = &tables.snapshot.subnets[target.subnet];
+        let gateway = subnet
+            .gateway(parsed.family)
+            .map(|address| (subnet.gateway_mac, address));
+        let Some(gateway) = gateway.filter(|_| icmp_error::may_report(parsed)) else {
+            return self.drop(tables, io, packet, entry.ingress, reason);
+        };
+        if !self.errors.take(index.into(), self.now) {
+            return self.drop(tables, io, packet, entry.ingress, DropReason::ReplyLimit);
+        }
+        if !icmp_error::turn(io, &mut packet, parsed, gateway, problem) {
+            return self.drop(tables, io, packet, entry.ingress, reason);
+        }
+        rewrite::macs(packet.bytes_mut(io), sender.mac, gateway.0);
+        let traffic = self.traffic(tables, entry.ingress);
+        traffic.drop(reason);
+        traffic.generated.add(1);
+        self.answer_peer(tables, io, packet, entry);
+    }
+
+    /// Fragments an IPv4 packet that its way does not take whole, and sends the pieces: into a tunnel, or to a port.
+    fn split(
         &mut self,
         tables: Tables<'_>,
         io: &mut impl Io,
         mut packet: Packet,
         entry: &Entry,
         action: &Action,
-        tunnel: &Tunnel,
+        (mtu, tunnel): (u16, Option<&Tunnel>),
     ) {
         let frame = packet.bytes_mut(io);
         if let Some((destination, source)) = action.rewrite {
@@ -73,13 +148,19 @@ impl Core {
                 Err(reason) => return self.drop(tables, io, packet, entry.ingress, reason),
             }
         }
-        match split::split(io, &packet, &entry.parsed, tunnel.inner_mtu) {
+        match split::split(io, &packet, &entry.parsed, mtu) {
             Ok(pieces) => {
                 let traffic = self.traffic(tables, entry.ingress);
                 traffic.generated.add(pieces.len() as u64 - 1);
                 io.free(packet.frame);
                 for piece in pieces {
-                    self.encapsulate(tables, io, piece, entry, class, tunnel);
+                    match (tunnel, action.egress) {
+                        (Some(tunnel), _) => {
+                            self.encapsulate(tables, io, piece, entry, class, tunnel);
+                        }
+                        (None, Egress::Port(index)) => self.deliver(tables, io, index, piece),
+                        (None, Egress::Peer(_)) => io.free(piece.frame),
+                    }
                 }
             }
             Err(reason) => self.drop(tables, io, packet, entry.ingress, reason),
@@ -180,7 +261,11 @@ impl Core {
         };
         for port in &receivers.ports {
             if let Some(copy) = copy(io) {
-                self.deliver(tables, io, *port, copy);
+                if ip_len > self.device_mtus.of(*port) {
+                    self.drop(tables, io, copy, entry.ingress, DropReason::TooBig);
+                } else {
+                    self.deliver(tables, io, *port, copy);
+                }
             }
         }
         for tunnel in ways {

@@ -155,7 +155,12 @@ impl Core {
             return None;
         }
         let (destination, tunnel) = match order.egress() {
-            Egress::Port(index) => (Destination::Port(index), None),
+            Egress::Port(index) => {
+                if *ip_len > self.device_mtus.of(index) {
+                    return None;
+                }
+                (Destination::Port(index), None)
+            }
             Egress::Peer(peer) => {
                 let tunnel = tables.snapshot.peer(peer)?.tunnel(key.hash)?;
                 if *ip_len > tunnel.inner_mtu || start < tunnel.template.reach() {

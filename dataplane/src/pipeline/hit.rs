@@ -99,11 +99,14 @@ impl Core {
             None
         };
         let ip_len = plan.map_or(parsed.ip_len(), |plan| plan.longest());
-        if let Some(tunnel) = tunnel.filter(|tunnel| ip_len > tunnel.inner_mtu) {
-            if !parsed.dont_fragment && self.fragment && plan.is_none() {
-                return self.split(tables, io, packet, entry, action, tunnel);
-            }
-            return self.report(tables, io, packet, entry, Problem::TooBig(tunnel.inner_mtu));
+        let mtu = match (tunnel, action.egress) {
+            (Some(tunnel), _) => tunnel.inner_mtu,
+            (None, Egress::Port(index)) => self.device_mtus.of(index),
+            (None, Egress::Peer(_)) => u16::MAX,
+        };
+        if ip_len > mtu {
+            let may_split = !parsed.dont_fragment && self.fragment && plan.is_none();
+            return self.too_big(tables, io, packet, entry, action, (mtu, tunnel, may_split));
         }
         let frame = packet.bytes_mut(io);
         if let Some((destination, source)) = action.rewrite {
@@ -191,15 +194,24 @@ impl Core {
         };
         let sender = matches!(entry.ingress, Ingress::Port(index) if asks(index));
         let receiver = matches!(action.egress, Egress::Port(index) if asks(index));
-        let way = match entry.ingress {
-            Ingress::Port(_) => tunnel,
-            Ingress::Peer(peer) => tables
-                .snapshot
-                .peer(peer)
-                .and_then(|peer| peer.tunnel(entry.key.hash)),
+        if !(sender || receiver) {
+            return;
+        }
+        // What the narrowest part of the way takes, as far as this host sees it.
+        let through = |tunnel: Option<&Tunnel>| tunnel.map_or(u16::MAX, |tunnel| tunnel.inner_mtu);
+        let from = match entry.ingress {
+            Ingress::Port(index) => self.device_mtus.of(index),
+            Ingress::Peer(peer) => {
+                let peer = tables.snapshot.peer(peer);
+                through(peer.and_then(|peer| peer.tunnel(entry.key.hash)))
+            }
         };
-        if let (true, Some(tunnel)) = (sender || receiver, way) {
-            rewrite::clamp_mss(frame, &entry.parsed, tunnel.inner_mtu);
+        let to = match action.egress {
+            Egress::Port(index) => self.device_mtus.of(index),
+            Egress::Peer(_) => through(tunnel),
+        };
+        if from.min(to) < u16::MAX {
+            rewrite::clamp_mss(frame, &entry.parsed, from.min(to));
         }
     }
 }

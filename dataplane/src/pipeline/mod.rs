@@ -6,6 +6,7 @@
 
 mod copies;
 pub mod counters;
+mod device_mtus;
 mod enter;
 mod fast;
 pub mod flood;
@@ -29,6 +30,7 @@ pub mod trace;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use counters::{Counters, Traffic};
+pub use device_mtus::DeviceMtus;
 use fast::Lane;
 use fragments::{Fragments, Released};
 use limit::Limiter;
@@ -121,6 +123,8 @@ pub struct Shared {
     pub sessions: Arc<SessionTable>,
     /// Fragmented datagrams.
     pub fragments: Arc<Mutex<Fragments>>,
+    /// What the devices of ports take.
+    pub device_mtus: Arc<DeviceMtus>,
 }
 
 /// The pipeline of one worker.
@@ -143,6 +147,7 @@ struct Tables<'a> {
 #[derive(Debug)]
 struct Core {
     fragments: Arc<Mutex<Fragments>>,
+    device_mtus: Arc<DeviceMtus>,
     /// Room for what fragments give back; empty between packets.
     released: Vec<Released>,
     counters: Arc<Counters>,
@@ -175,6 +180,7 @@ impl Pipeline {
         let flows = |rate: u32, holders| Limiter::new(rate, rate.div_ceil(20).max(1), holders);
         let core = Core {
             fragments: shared.fragments,
+            device_mtus: shared.device_mtus,
             released: Vec::new(),
             counters: Arc::new(Counters::new(settings.ports, settings.uplinks)),
             errors: limiter(settings.errors_per_second),

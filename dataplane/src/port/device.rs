@@ -82,6 +82,11 @@ pub trait Device: Send + Debug {
     /// How long the IP packets of its port may be, now; a longer one can only be a segment that is still to be split.
     fn set_mtu(&mut self, _mtu: u16) {}
 
+    /// Bytes of IP packet that it takes towards its port, as far as that is known.
+    fn takes(&self) -> Option<u16> {
+        None
+    }
+
     /// What it tells of itself.
     fn describe(&self) -> Description;
 }

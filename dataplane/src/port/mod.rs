@@ -10,6 +10,7 @@ mod error;
 pub(crate) mod event;
 mod interface;
 mod large;
+mod link_mtu;
 mod netdev;
 mod pool;
 mod share;
@@ -30,4 +31,5 @@ pub use netdev::{
     ThreadedNapi, XskQueue,
 };
 pub use pool::{Accounting, FrameCache};
+pub use socket_options::icmp_errors_only;
 pub use umem::{DATA_OFFSET, Umem, UmemOptions};

@@ -32,6 +32,48 @@ fn set(fd: RawFd, level: libc::c_int, name: libc::c_int, value: libc::c_int) -> 
     }
 }
 
+fn set_bytes(fd: RawFd, level: libc::c_int, name: libc::c_int, value: &[u8]) -> io::Result<()> {
+    // SAFETY: the kernel reads `value.len()` bytes of `value`, which outlives the call.
+    let result = unsafe {
+        libc::setsockopt(
+            fd,
+            level,
+            name,
+            value.as_ptr().cast(),
+            value.len() as libc::socklen_t,
+        )
+    };
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
+
+/// Lets a raw ICMP socket hear of destinations that cannot be reached and packets that are too big, and of nothing else.
+///
+/// # Errors
+/// The kernel refuses.
+pub fn icmp_errors_only(socket: &impl AsRawFd, ipv6: bool) -> io::Result<()> {
+    // `ICMP_FILTER` of `linux/icmp.h`, `ICMPV6_FILTER` of `linux/icmpv6.h`: a bit that is set keeps a type out.
+    const ICMP_FILTER: libc::c_int = 1;
+    const ICMPV6_FILTER: libc::c_int = 1;
+    let fd = socket.as_raw_fd();
+    if ipv6 {
+        let mut kept_out = [u8::MAX; 32];
+        // Type 2, in the first word of eight.
+        kept_out[..4].copy_from_slice(&(!(1u32 << 2)).to_ne_bytes());
+        set_bytes(fd, libc::IPPROTO_ICMPV6, ICMPV6_FILTER, &kept_out)
+    } else {
+        set_bytes(
+            fd,
+            libc::SOL_RAW,
+            ICMP_FILTER,
+            &(!(1u32 << 3)).to_ne_bytes(),
+        )
+    }
+}
+
 /// Polls the device's receive queue from our own system calls instead of from interrupts: for `microseconds` at a time, up to
 /// `budget` packets. Needs a driver with NAPI.
 pub(super) fn prefer_busy_poll(fd: RawFd, microseconds: u32, budget: u32) -> io::Result<()> {

@@ -63,6 +63,10 @@ impl Device for Tap {
         self.netdev.mend();
     }
 
+    fn takes(&self) -> Option<u16> {
+        self.netdev.takes()
+    }
+
     fn set_mtu(&mut self, mtu: u16) {
         self.netdev.set_mtu(mtu);
     }

@@ -5,6 +5,7 @@
 //! worker.
 
 mod netlink;
+mod path_mtu;
 mod watcher;
 
 use std::{collections::BTreeMap, net::IpAddr, sync::Arc};

@@ -8,14 +8,19 @@ use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     net::IpAddr,
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
-use tokio::{sync::watch, task::JoinHandle, time};
+use tokio::{
+    sync::{mpsc, watch},
+    task::JoinHandle,
+    time,
+};
 
 use super::{
     Adjacencies, Adjacency, Unreachable,
     netlink::{Events, Link, Neighbour, NeighbourKey, Netlink, skip_news, wait_for_news},
+    path_mtu::{self, PathMtus, TooBig},
 };
 use crate::port::PortError;
 
@@ -45,11 +50,13 @@ impl Underlay {
             wanted,
             publish,
             kept: BTreeSet::new(),
+            path_mtus: PathMtus::default(),
         };
+        let routers = path_mtu::listen();
         Ok(Self {
             peers,
             adjacencies,
-            task: tokio::spawn(watcher.run(events)),
+            task: tokio::spawn(watcher.run(events, routers)),
         })
     }
 
@@ -81,10 +88,12 @@ struct Watcher {
     publish: watch::Sender<Adjacencies>,
     /// Neighbours which the kernel keeps resolved for us.
     kept: BTreeSet<NeighbourKey>,
+    /// What routers on the ways have said.
+    path_mtus: PathMtus,
 }
 
 impl Watcher {
-    async fn run(mut self, mut events: Events) {
+    async fn run(mut self, mut events: Events, mut routers: mpsc::Receiver<TooBig>) {
         loop {
             let all_reached = match self.refresh().await {
                 Ok(all_reached) => all_reached,
@@ -104,6 +113,7 @@ impl Watcher {
                     }
                     time::sleep(BURST).await;
                 }
+                () = self.path_mtus.heard(&mut routers) => {}
                 () = time::sleep(pause) => {}
             }
             skip_news(&mut events);
@@ -115,6 +125,8 @@ impl Watcher {
         let peers = self.wanted.borrow_and_update().clone();
         let links = self.netlink.links().await?;
         let neighbours = self.netlink.neighbours().await?;
+        self.path_mtus
+            .age(Instant::now(), |peer| peers.contains(peer));
         let mut found = BTreeMap::new();
         let mut needed = BTreeSet::new();
         let present = Arc::clone(&self.publish.borrow());
@@ -135,6 +147,9 @@ impl Watcher {
                 && present.get(&peer) == Some(&Err(Unreachable::NoAnswer))
             {
                 way = Err(Unreachable::NoAnswer);
+            }
+            if let Ok(way) = &mut way {
+                way.mtu = way.mtu.min(self.path_mtus.of(peer));
             }
             found.insert(peer, way);
         }

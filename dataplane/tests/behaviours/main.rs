@@ -12,6 +12,7 @@ mod frames;
 mod lanes;
 mod metadata;
 mod moves;
+mod mtu;
 mod neighbours;
 mod overlay;
 mod policy;

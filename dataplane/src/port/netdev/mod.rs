@@ -24,6 +24,7 @@ use weft_ebpf_types::Counter;
 pub use xsk::{BusyPoll, QueueCounters, QueueOptions, XskQueue};
 
 use super::device::{Description, Device, Opening, Queue};
+use super::link_mtu::link_mtu;
 use super::share::Share;
 use super::{Interface, PortError};
 use crate::packet::parse::ETHERNET;
@@ -163,6 +164,10 @@ impl Device for Netdev {
             // Not told; that is no reason to close what works.
             Err(_) => false,
         }
+    }
+
+    fn takes(&self) -> Option<u16> {
+        u16::try_from(link_mtu(self.index)?).ok()
     }
 
     fn set_mtu(&mut self, mtu: u16) {
