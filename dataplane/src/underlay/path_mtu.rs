@@ -9,12 +9,12 @@
 //! tunnel's headers, but no shorter.
 
 use std::collections::BTreeMap;
-use std::io::{self, Read};
+use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::{Duration, Instant};
 
 use socket2::{Domain, Protocol, Socket, Type};
-use tokio::io::unix::AsyncFd;
+use tokio::net::UdpSocket;
 use tokio::sync::mpsc;
 use weft_ebpf_types::{PROTOCOL_GRE, VXLAN_PORT};
 
@@ -88,7 +88,8 @@ pub(super) fn listen() -> mpsc::Receiver<TooBig> {
     news
 }
 
-fn socket(ipv6: bool) -> io::Result<AsyncFd<Socket>> {
+/// A raw socket, as one that tokio can wait for: to receive, it is like one of UDP.
+fn socket(ipv6: bool) -> io::Result<UdpSocket> {
     let (domain, protocol) = if ipv6 {
         (Domain::IPV6, Protocol::ICMPV6)
     } else {
@@ -97,19 +98,15 @@ fn socket(ipv6: bool) -> io::Result<AsyncFd<Socket>> {
     let socket = Socket::new(domain, Type::RAW, Some(protocol))?;
     socket.set_nonblocking(true)?;
     icmp_errors_only(&socket, ipv6)?;
-    Ok(AsyncFd::register(socket)?)
+    UdpSocket::from_std(socket.into())
 }
 
-async fn hear(socket: AsyncFd<Socket>, ipv6: bool, heard: mpsc::Sender<TooBig>) {
+async fn hear(socket: UdpSocket, ipv6: bool, heard: mpsc::Sender<TooBig>) {
     let mut error = [0; ERROR];
     loop {
-        let Ok(mut ready) = socket.readable().await else {
+        let Ok(len) = socket.recv(&mut error).await else {
             return;
         };
-        let Ok(read) = ready.try_io(|socket| socket.get_ref().read(&mut error)) else {
-            continue;
-        };
-        let Ok(len) = read else { continue };
         let said = if ipv6 {
             too_big_v6(&error[..len])
         } else {
