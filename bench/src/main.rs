@@ -9,6 +9,7 @@ mod clock;
 mod dpdk;
 mod ecmp;
 mod forward;
+mod fragments;
 mod lpm;
 mod memory;
 mod parts;
@@ -156,10 +157,15 @@ impl Suite {
 }
 
 /// All of them, in the order in which they are measured.
-const SUITES: [Suite; 12] = [
+const SUITES: [Suite; 13] = [
     Suite::new("memory", "the pipeline without sockets", |_| {
         dpdk::pinned(memory::rows)
     }),
+    Suite::new(
+        "fragments",
+        "datagrams in pieces, beside a flood of them too",
+        |_| dpdk::pinned(fragments::rows),
+    ),
     Suite::new(
         "scale",
         "cost with ever more VPCs, routes, rules and ports",

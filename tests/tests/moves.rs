@@ -91,3 +91,54 @@ fn b042_the_old_host_sends_on_to_the_new_until_the_others_have_heard() {
         panic!("{}", site.explain(error));
     }
 }
+
+/// The MAC by which a workload reaches an address.
+fn neighbour(site: &Site, from: &str, address: &str) -> String {
+    let known = site.workloads[from]
+        .namespace
+        .ip(&format!("neigh show to {address}"))
+        .unwrap_or_default();
+    let mut words = known.split_whitespace();
+    words.find(|word| *word == "lladdr");
+    words.next().unwrap_or_default().to_owned()
+}
+
+#[test]
+fn b001_neighbours_hear_of_an_address_that_passes_to_another_port() {
+    // Left alone, a kernel asks again after some twenty-five seconds.
+    let options = SiteOptions::default();
+    let mut site = Site::start(Lab::new().unwrap(), &tenants(3).unwrap(), &options).unwrap();
+    let body = |site: &mut Site| -> Result<(), LabError> {
+        let both = ["10.0.1.13", "fd00:1::13"];
+        for address in both {
+            wait_until("blue-1 reaches blue-3", SOON, || {
+                site.reaches("blue-1", address, 1)
+            })?;
+            assert_eq!(neighbour(site, "blue-1", address), "02:00:00:00:01:13");
+        }
+        for (address, length) in both.iter().zip([24, 64]) {
+            let (old, new) = (&site.workloads["blue-3"], &site.workloads["blue-2"]);
+            let nodad = if length == 64 { "nodad" } else { "" };
+            old.namespace
+                .ip(&format!("address del {address}/{length} dev eth0"))?;
+            new.namespace
+                .ip(&format!("address add {address}/{length} dev eth0 {nodad}"))?;
+        }
+        site.change(|objects| {
+            let find = |id: &str| objects.ports.iter().position(|port| port.id == id).unwrap();
+            let (from, to) = (find("blue-3"), find("blue-2"));
+            let addresses = std::mem::take(&mut objects.ports[from].addresses);
+            objects.ports[to].addresses.extend(addresses);
+        })?;
+        for address in both {
+            wait_until(&format!("blue-1 hears of {address}"), SOON, || {
+                neighbour(site, "blue-1", address) == "02:00:00:00:01:12"
+            })?;
+            assert!(site.reaches("blue-1", address, 1), "{address}");
+        }
+        site.wait_for_frames()
+    };
+    if let Err(error) = body(&mut site) {
+        panic!("{}", site.explain(error));
+    }
+}

@@ -69,7 +69,9 @@ ports:
                 wait_until(&format!("{to} is known to be narrow"), SOON, || {
                     !passes(&wide, to, 1400) && learnt(&wide, to) == "1300"
                 })?;
-                assert!(passes(&wide, to, 1300), "{to}");
+                wait_until(&format!("1300 bytes pass to {to}"), SOON, || {
+                    passes(&wide, to, 1300)
+                })?;
             }
             let service = site.service(id, false, 9000)?;
             tcp_exchange(&wide, &of(id), service, 200_000)?;
@@ -163,7 +165,9 @@ fn narrow_underlay(gre: bool, v6: bool) {
                 SOON,
                 || !passes(&one, to, fits + 20) && learnt(&one, to) == fits.to_string(),
             )?;
-            assert!(passes(&one, to, fits), "{to}: {fits}");
+            wait_until(&format!("{fits} bytes pass to {to}"), SOON, || {
+                passes(&one, to, fits)
+            })?;
         }
         let service = site.service("blue-2", false, 9000)?;
         tcp_exchange(&one, &two, service, 200_000)?;
