@@ -1,6 +1,7 @@
 //! The general way's hit: a session that knows what to do, and doing it.
 
 use super::icmp_error::Problem;
+use super::judge::Standing;
 use super::{Core, Destination, Entry, Io, Tables, rewrite, segment};
 use crate::packet::parse::{protocol, tcp_flags};
 use crate::packet::{DropReason, Packet, Parsed};
@@ -242,6 +243,8 @@ pub(super) enum Follow {
 pub(super) struct Standings {
     state: State,
     tcp: Option<(Side, Side)>,
+    /// How the groups are to see the packet, where the session does not say it.
+    standing: Option<Standing>,
 }
 
 impl Standings {
@@ -249,12 +252,19 @@ impl Standings {
     #[inline]
     pub(super) fn keep(&self, session: &SessionRef<'_>, now: u32) {
         if let Some((sender, receiver)) = self.tcp {
-            session.set_tcp(sender, receiver);
+            session.set_whole_tcp(sender, receiver);
         }
-        if self.state != session.state() {
+        if self.standing == Some(Standing::Backward) {
+            session.turn(self.state);
+        } else if self.state != session.state() {
             session.set_state(self.state);
         }
         session.touch(now);
+    }
+
+    /// How the groups are to see the packet, if it is not as one of the session: a SYN that may begin the connection anew, or its answer.
+    pub(super) fn standing(&self) -> Option<Standing> {
+        self.standing
     }
 }
 
@@ -265,25 +275,36 @@ pub(super) fn follow(session: &SessionRef<'_>, parsed: &Parsed, frame: &[u8]) ->
     if parsed.flow.protocol != protocol::TCP || parsed.is_later_fragment() {
         let answered = state == State::OneWay && !session.from_origin();
         let state = if answered { State::BothWays } else { state };
-        return Follow::Pass(Standings { state, tcp: None });
+        return Follow::Pass(Standings {
+            state,
+            tcp: None,
+            standing: None,
+        });
     }
     let header = frame.get(usize::from(parsed.l4)..);
     let Some(segment) = header.and_then(|header| Segment::read(header, parsed.end - parsed.l4))
     else {
         return Follow::Drop(DropReason::TransportHeader);
     };
-    let (mut sender, mut receiver) = session.tcp();
-    match tcp::step(
+    let (mut sender, mut receiver) = session.whole_tcp();
+    let step = tcp::step(
         state,
         session.from_origin(),
         &segment,
         &mut sender,
         &mut receiver,
-    ) {
-        Step::Pass(next) => Follow::Pass(Standings {
-            state: next,
+    );
+    let pass = |state, standing| {
+        Follow::Pass(Standings {
+            state,
             tcp: Some((sender, receiver)),
-        }),
+            standing,
+        })
+    };
+    match step {
+        Step::Pass(next) => pass(next, None),
+        Step::Offer(next) => pass(next, Some(Standing::Forward)),
+        Step::Afresh(next) => pass(next, Some(Standing::Backward)),
         Step::Reopen => Follow::Reopen,
         Step::Invalid => Follow::Drop(DropReason::TcpInvalid),
         Step::OutOfWindow => Follow::Drop(DropReason::TcpWindow),

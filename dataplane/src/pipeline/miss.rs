@@ -10,7 +10,7 @@ use crate::session::slot::Order;
 use crate::session::table::{Action, Egress, Ingress, NewSession, SessionRef, Stamp};
 use crate::session::tcp::{self, Segment, Side};
 use crate::session::{InsertError, Key, State};
-use crate::snapshot::Port;
+use crate::snapshot::{Port, Snapshot};
 
 /// What became of a packet before policy was asked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -246,20 +246,37 @@ impl Core {
         if is_icmp_error(parsed) {
             return self.related(tables, frame, entry);
         }
-        let mut known = None;
+        let (mut known, mut over) = (None, None);
         if let Some(session) = session {
             match follow(&session, parsed, frame) {
                 Follow::Pass(standings) => known = Some((session, standings)),
-                Follow::Reopen => tables.sessions.remove(&session),
+                Follow::Reopen => over = Some(session),
                 Follow::Drop(reason) => return Err(reason),
             }
         }
+        let unlike = known
+            .as_ref()
+            .and_then(|(_, standings)| standings.standing());
         let standing = match &known {
-            Some((session, _)) if !session.from_origin() => Standing::Backward,
-            _ => Standing::Forward,
+            Some((session, _)) if unlike.is_none() && !session.from_origin() => Standing::Backward,
+            _ => unlike.unwrap_or(Standing::Forward),
+        };
+        let case = Case {
+            parsed,
+            ingress: entry.ingress,
+            vpc: entry.vpc,
+            standing,
         };
         let opening = if known.is_none() {
             let opening = opening(parsed, frame)?;
+            if opening.begin(false).is_none() {
+                // Only a flow that is seen one way begins like this.
+                judge::judge(tables.snapshot, &case, &mut Silent)
+                    .ok()
+                    .filter(|way| may_be_one_sided(tables.snapshot, entry.ingress, way.egress))
+                    .and_then(|_| opening.begin(true))
+                    .ok_or(DropReason::TcpInvalid)?;
+            }
             if let Ingress::Port(index) = entry.ingress
                 && !self.flows.take(index.into(), self.now)
             {
@@ -273,16 +290,12 @@ impl Core {
         } else {
             None
         };
-        let case = Case {
-            parsed,
-            ingress: entry.ingress,
-            vpc: entry.vpc,
-            standing,
-        };
         let action = match judge::judge(tables.snapshot, &case, &mut Silent) {
             Ok(action) => action,
             Err(reason) => {
-                if let (DropReason::GroupDenied, Some((session, _))) = (reason, &known) {
+                if let (DropReason::GroupDenied, Some((session, _)), None) =
+                    (reason, &known, unlike)
+                {
                     deny(tables, session, self.now);
                 }
                 return Err(reason);
@@ -294,7 +307,12 @@ impl Core {
                 standings.keep(&session, self.now);
                 session.set_action(stamp, &action);
             }
-            (None, Some((state, tcp))) => {
+            (None, Some(opening)) => {
+                let one_sided = may_be_one_sided(tables.snapshot, entry.ingress, action.egress);
+                let (state, tcp) = opening.begin(one_sided).ok_or(DropReason::TcpInvalid)?;
+                if let Some(session) = over {
+                    tables.sessions.remove(&session);
+                }
                 let port = match (entry.ingress, action.egress) {
                     (Ingress::Port(port), _) | (_, Egress::Port(port)) => port,
                     _ => return Err(DropReason::HairpinTunnel),
@@ -359,7 +377,11 @@ impl Core {
 /// forgotten, it would be picked up again in mid-stream by a segment of the side that may open flows, and its answers admitted.
 fn deny(tables: Tables<'_>, session: &SessionRef<'_>, now: u32) {
     match session.state() {
-        State::TcpEstablished | State::TcpFinOrigin | State::TcpFinReply | State::TcpDenied => {
+        State::TcpEstablished
+        | State::TcpFinOrigin
+        | State::TcpFinReply
+        | State::TcpClosed
+        | State::TcpDenied => {
             session.set_state(State::TcpDenied);
             session.touch(now);
         }
@@ -367,8 +389,48 @@ fn deny(tables: Tables<'_>, session: &SessionRef<'_>, now: u32) {
     }
 }
 
-/// The state and windows that a flow opened by this packet begins with.
-pub(super) fn opening(parsed: &Parsed, frame: &[u8]) -> Result<(State, (Side, Side)), DropReason> {
+/// What a packet that opens a flow begins.
+pub(super) enum Opening {
+    /// A flow of another protocol.
+    Plain(State),
+    /// A connection, known from the beginning or picked up in mid-stream.
+    Tcp(Segment),
+}
+
+impl Opening {
+    /// The state and windows that the flow begins with; none if the segment can't begin a connection.
+    fn begin(&self, one_sided: bool) -> Option<(State, (Side, Side))> {
+        match self {
+            Self::Plain(state) => Some((*state, Default::default())),
+            Self::Tcp(segment) => {
+                let state = tcp::begin(segment, one_sided)?;
+                let (mut opener, mut other) = (Side::default(), Side::default());
+                tcp::first(segment, one_sided, &mut opener, &mut other);
+                Some((state, (opener, other)))
+            }
+        }
+    }
+}
+
+/// Whether a port that the packet comes from or goes to may see one way of a connection only: it sends with anybody's address, so that
+/// what it passes on may be answered past it.
+fn may_be_one_sided(snapshot: &Snapshot, ingress: Ingress, egress: Egress) -> bool {
+    let comes = match ingress {
+        Ingress::Port(index) => snapshot.port(index),
+        Ingress::Peer(_) => None,
+    };
+    let goes = match egress {
+        Egress::Port(index) => snapshot.port(index),
+        Egress::Peer(_) => None,
+    };
+    [comes, goes]
+        .into_iter()
+        .flatten()
+        .any(Port::sends_for_anybody)
+}
+
+/// What a packet opens that belongs to no session.
+fn opening(parsed: &Parsed, frame: &[u8]) -> Result<Opening, DropReason> {
     let kind = (parsed.icmp >> 8) as u8;
     match (parsed.flow.protocol, parsed.family) {
         (protocol::TCP, _) => {
@@ -377,10 +439,7 @@ pub(super) fn opening(parsed: &Parsed, frame: &[u8]) -> Result<(State, (Side, Si
                 .ok_or(DropReason::TransportHeader)?;
             let segment =
                 Segment::read(header, parsed.end - parsed.l4).ok_or(DropReason::TransportHeader)?;
-            let state = tcp::begin(&segment).ok_or(DropReason::TcpInvalid)?;
-            let (mut opener, mut other) = (Side::default(), Side::default());
-            tcp::first(&segment, &mut opener, &mut other);
-            Ok((state, (opener, other)))
+            Ok(Opening::Tcp(segment))
         }
         // An answer to nothing that was asked opens nothing.
         (protocol::ICMP, Family::Ipv4) if matches!(kind, 0 | 14 | 16 | 18) => {
@@ -388,8 +447,8 @@ pub(super) fn opening(parsed: &Parsed, frame: &[u8]) -> Result<(State, (Side, Si
         }
         (protocol::ICMPV6, Family::Ipv6) if kind == 129 => Err(DropReason::IcmpUnrelated),
         (protocol::ICMP, Family::Ipv4) | (protocol::ICMPV6, Family::Ipv6) => {
-            Ok((State::IcmpQuery, Default::default()))
+            Ok(Opening::Plain(State::IcmpQuery))
         }
-        _ => Ok((State::OneWay, Default::default())),
+        _ => Ok(Opening::Plain(State::OneWay)),
     }
 }

@@ -175,7 +175,8 @@ pub struct Half {
     expected_rest: AtomicU32,
     new_rest: AtomicU32,
     way: AtomicU32,
-    _spare: AtomicU32,
+    /// [`Side::offer`].
+    offer: AtomicU32,
     tcp: [AtomicU64; 2],
     packets: AtomicU64,
 }
@@ -185,7 +186,7 @@ impl Half {
     pub fn clear(&self, side: Side) {
         self.stamp.store(0, Ordering::Relaxed);
         self.packets.store(0, Ordering::Relaxed);
-        self.store_side(side);
+        self.store_whole_side(side);
     }
 
     /// Withdraws what was decided.
@@ -259,21 +260,36 @@ impl Half {
         self.packets.load(Ordering::Relaxed)
     }
 
-    /// Keeps what segments of this side have shown.
+    /// Keeps what segments of this side have shown, but for the number that it offers.
     #[inline]
     pub fn store_side(&self, side: Side) {
-        for (word, value) in self.tcp.iter().zip(side.pack()) {
+        for (word, value) in self.tcp.iter().zip(side.pack().0) {
             word.store(value, Ordering::Relaxed);
         }
     }
 
-    /// What segments of this side have shown.
+    /// Keeps all that segments of this side have shown.
+    pub fn store_whole_side(&self, side: Side) {
+        self.offer.store(side.offer, Ordering::Relaxed);
+        self.store_side(side);
+    }
+
+    /// What segments of this side have shown, but for the number that it offers.
     #[inline]
     pub fn side(&self) -> Side {
-        Side::unpack([
+        let words = [
             self.tcp[0].load(Ordering::Relaxed),
             self.tcp[1].load(Ordering::Relaxed),
-        ])
+        ];
+        Side::unpack(words, 0)
+    }
+
+    /// All that segments of this side have shown.
+    #[inline]
+    pub fn whole_side(&self) -> Side {
+        let mut side = self.side();
+        side.offer = self.offer.load(Ordering::Relaxed);
+        side
     }
 }
 

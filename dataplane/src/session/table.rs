@@ -614,7 +614,12 @@ impl SessionRef<'_> {
         self.half().count();
     }
 
-    /// TCP windows: of this packet's sender, and of its receiver.
+    /// Moves the session to another state, in which the receiver of this packet is the opener.
+    pub fn turn(&self, state: State) {
+        self.slot.set_state(state, self.direction.opposite());
+    }
+
+    /// TCP windows: of this packet's sender, and of its receiver. Without the numbers that they offer.
     #[inline]
     pub fn tcp(&self) -> (Side, Side) {
         (
@@ -628,6 +633,22 @@ impl SessionRef<'_> {
     pub fn set_tcp(&self, sender: Side, receiver: Side) {
         self.half().store_side(sender);
         self.slot.halves[self.direction.opposite() as usize].store_side(receiver);
+    }
+
+    /// The same with the numbers that they offer.
+    #[inline]
+    pub fn whole_tcp(&self) -> (Side, Side) {
+        (
+            self.half().whole_side(),
+            self.slot.halves[self.direction.opposite() as usize].whole_side(),
+        )
+    }
+
+    /// Keeps what a segment has shown, with the numbers that are offered.
+    #[inline]
+    pub fn set_whole_tcp(&self, sender: Side, receiver: Side) {
+        self.half().store_whole_side(sender);
+        self.slot.halves[self.direction.opposite() as usize].store_whole_side(receiver);
     }
 }
 

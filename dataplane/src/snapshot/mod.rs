@@ -240,6 +240,15 @@ impl Port {
                 .any(|(prefix, pair_mac)| *pair_mac == mac && prefix.contains(address))
     }
 
+    /// Whether the port may send from any address of a family: a router, a firewall, a load balancer.
+    pub fn sends_for_anybody(&self) -> bool {
+        let is_any = |prefix: &Prefix| match prefix.family() {
+            Family::Ipv4 => prefix.length() == 96,
+            Family::Ipv6 => prefix.length() == 0,
+        };
+        !self.guarded || self.pairs.iter().any(|(prefix, _)| is_any(prefix))
+    }
+
     /// Whether the port may send from the MAC at all.
     pub fn owns_mac(&self, mac: Mac) -> bool {
         mac == self.mac || self.pairs.iter().any(|(_, pair_mac)| *pair_mac == mac)

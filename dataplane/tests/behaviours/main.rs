@@ -5,6 +5,7 @@
 
 mod appliances;
 mod checksums;
+mod connections;
 mod dhcp;
 mod dhcp6;
 mod fragments;

@@ -25,6 +25,8 @@ struct Guest {
     acknowledged: u32,
     /// What to acknowledge.
     heard: Option<u32>,
+    /// What it acknowledged before it got a SYN.
+    before: Option<u32>,
     /// It has got a SYN, for which it has no first number yet.
     asked: bool,
     /// It has got a SYN since it sent its own, and owes the acknowledgement of it in a SYN.
@@ -81,6 +83,7 @@ impl Connection {
             next: first,
             acknowledged: first,
             heard: None,
+            before: None,
             asked: false,
             crossed: false,
             finished: false,
@@ -106,13 +109,29 @@ impl Connection {
     pub fn act(&mut self, side: usize, act: Act, settled: bool) -> Option<Sending> {
         let never_reconnected = self.guests.iter().all(|guest| guest.connections <= 1);
         let heard = self.guests[side].heard;
-        if heard.is_none() && !matches!(act, Act::Syn | Act::BareRst | Act::FarRst) {
+        if heard.is_none()
+            && !matches!(
+                act,
+                Act::Syn | Act::FastOpen | Act::BareRst | Act::NearRst | Act::FarRst
+            )
+        {
             return None;
         }
         let guest = &mut self.guests[side];
         let (mut payload, mut dont_fragment) = (0, true);
         let owes = guest.asked || guest.crossed;
-        if owes && !matches!(act, Act::Syn | Act::SynAck | Act::Rst | Act::BareRst) {
+        if owes
+            && !matches!(
+                act,
+                Act::Syn
+                    | Act::FastOpen
+                    | Act::SynAck
+                    | Act::Challenge
+                    | Act::Refuse
+                    | Act::Rst
+                    | Act::BareRst
+            )
+        {
             return None;
         }
         // Before its SYN is acknowledged it sends nothing else.
@@ -120,7 +139,13 @@ impl Connection {
         if !opened
             && matches!(
                 act,
-                Act::Ack | Act::Data(_) | Act::BigData | Act::Segment(..) | Act::Old | Act::Fin
+                Act::Ack
+                    | Act::KeepAlive
+                    | Act::Data(_)
+                    | Act::BigData
+                    | Act::Segment(..)
+                    | Act::Old
+                    | Act::Fin
             )
         {
             return None;
@@ -128,14 +153,27 @@ impl Connection {
         let far = settled && never_reconnected;
         let (flags, seq, ack) = match act {
             Act::Handshake => return None,
-            Act::Syn => {
+            Act::Syn | Act::FastOpen => {
                 if !guest.begin() {
                     return None;
                 }
+                if matches!(act, Act::FastOpen) {
+                    payload = 200;
+                }
                 guest.heard = None;
+                // Data that is not taken is sent again: the answers alone say what was.
                 guest.next = guest.next.wrapping_add(1);
                 (SYN, guest.first, 0)
             }
+            Act::Challenge => (ACK, guest.next, guest.before?),
+            Act::Refuse => {
+                if !owes {
+                    return None;
+                }
+                (RST | ACK, 0, heard?)
+            }
+            Act::KeepAlive => (ACK, guest.next.wrapping_sub(1), heard?),
+            Act::NearRst => (RST, guest.next.wrapping_add(100), 0),
             Act::SynAck => {
                 if guest.asked {
                     if !guest.begin() {
@@ -229,6 +267,9 @@ impl Connection {
         let guest = &mut self.guests[side];
         let after = segment.seq.wrapping_add(segment.space).wrapping_add(rest);
         if segment.has(SYN) {
+            // Of what comes with it, nothing is taken.
+            let after = segment.seq.wrapping_add(1);
+            guest.before = guest.heard.or(guest.before);
             let opens = guest.heard != Some(after) && !segment.has(ACK);
             // Unless it has just sent a SYN itself, and waits for an answer.
             let waits = guest.connections > 0 && guest.heard.is_none();

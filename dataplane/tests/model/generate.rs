@@ -199,8 +199,15 @@ pub struct WirePlan {
 pub enum Act {
     Handshake,
     Syn,
+    /// With data.
+    FastOpen,
     SynAck,
+    /// The answer to a SYN of one that holds a connection.
+    Challenge,
+    /// The answer to a SYN of one that does not listen.
+    Refuse,
     Ack,
+    KeepAlive,
     Data(u16),
     /// Too big for a tunnel, without "don't fragment".
     BigData,
@@ -210,6 +217,8 @@ pub enum Act {
     Fin,
     Rst,
     BareRst,
+    /// In the window, but not exact.
+    NearRst,
     FarData,
     FarAck,
     FarRst,
@@ -350,7 +359,7 @@ fn pieces(dice: &mut Dice) -> PiecesPlan {
 }
 
 fn act(dice: &mut Dice) -> Act {
-    match dice.below(24) {
+    match dice.below(29) {
         0..4 => Act::Handshake,
         4 => Act::Syn,
         5 => Act::SynAck,
@@ -364,6 +373,11 @@ fn act(dice: &mut Dice) -> Act {
         20 => Act::BareRst,
         21 => Act::FarData,
         22 => Act::FarAck,
+        23 => Act::FastOpen,
+        24 => Act::Challenge,
+        25 => Act::Refuse,
+        26 => Act::KeepAlive,
+        27 => Act::NearRst,
         _ => Act::FarRst,
     }
 }

@@ -373,13 +373,7 @@ fn a_session_is_answered_by_the_first_packet_against_its_opener() {
 
 #[test]
 fn each_side_of_a_connection_keeps_its_window_whoever_asks() {
-    let side = |n: u32| Side {
-        end: n,
-        max_end: n + 1,
-        max_window: n + 2,
-        scale: n as u8 % 15,
-        scale_offered: n & 1 == 0,
-    };
+    let side = |n: u32| Side::unpack([u64::from(n), u64::from(n) << 32 | u64::from(n + 1)], 0);
     for opener in [flow(1), flow(1).reversed()] {
         let table = table(1000);
         let there = Key::new(table.seeds(), &opener, 1);

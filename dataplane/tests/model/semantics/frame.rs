@@ -71,6 +71,7 @@ pub struct Segment {
     pub flags: u8,
     /// Sequence space that it takes.
     pub space: u32,
+    pub window: u32,
 }
 
 impl Segment {
@@ -456,6 +457,7 @@ fn transport(packet: &mut Packet) -> Result<(), DropReason> {
                 seq: long(header, 4),
                 ack: long(header, 8),
                 flags,
+                window: u32::from(word(header, 14)),
                 space: (header.len() - length) as u32 + u32::from(syn) + u32::from(fin),
             });
         }

@@ -540,31 +540,54 @@ impl Model {
             return self.judge(world, place, ingress, packet, Standing::Related);
         }
         let mut known = find(sessions, &packet.flow);
-        let mut followed = None;
+        let (mut followed, mut over) = (None, None);
+        // A SYN that may begin a connection anew opens a flow, and the SYN-ACK that accepts it answers one, whatever the session was.
+        let (mut unlike, mut turned) = (None, false);
         if let Some((i, from_opener)) = known {
             match follow(&sessions[i], from_opener, packet) {
                 Follow::Pass(stage, ends) => followed = Some((stage, ends)),
+                Follow::Offer(stage, ends) => {
+                    followed = Some((stage, ends));
+                    unlike = Some(Standing::Forward);
+                }
+                Follow::Afresh(ends) => {
+                    followed = Some((Stage::SynReceived, ends));
+                    (unlike, turned) = (Some(Standing::Backward), true);
+                }
                 Follow::Reopen => {
-                    sessions.remove(i);
+                    over = Some(i);
                     known = None;
                 }
                 Follow::Drop(reason) => return Err(reason),
             }
         }
-        let (stage, ends) = match followed {
-            Some(followed) => followed,
-            None => open(packet)?,
-        };
         let standing = match known {
-            Some((_, false)) => Standing::Backward,
-            _ => Standing::Forward,
+            Some((_, false)) => unlike.unwrap_or(Standing::Backward),
+            _ => unlike.unwrap_or(Standing::Forward),
         };
         let judged = self.judge(world, place, ingress, packet, standing);
+        let (stage, ends) = match followed {
+            Some(followed) => followed,
+            None if open(packet, false).is_ok() => open(
+                packet,
+                judged.as_ref().is_ok_and(|way| is_one_sided(ingress, way)),
+            )?,
+            None => match &judged {
+                Ok(way) => open(packet, is_one_sided(ingress, way))?,
+                Err(_) => open(packet, false)?,
+            },
+        };
         let sessions = self.sessions.entry(host.to_owned()).or_default();
+        if let (Ok(_), Some(i)) = (&judged, over) {
+            sessions.remove(i);
+        }
         match (&judged, known) {
             (Ok(_), Some((i, _))) => {
                 (sessions[i].stage, sessions[i].ends) = (stage, ends);
                 sessions[i].last_seen = now;
+                if turned {
+                    sessions[i].flow = packet.flow.reversed();
+                }
             }
             (Ok(_), None) => sessions.push(Session {
                 vni,
@@ -574,12 +597,14 @@ impl Model {
                 last_seen: now,
             }),
             // What no rule admits any more is forgotten, both ways (b017); a connection is known as denied while its ends try.
-            (Err(DropReason::GroupDenied), Some((i, _))) => match sessions[i].stage {
-                Stage::Established | Stage::FinFrom(_) | Stage::Denied => {
-                    (sessions[i].stage, sessions[i].last_seen) = (Stage::Denied, now);
+            (Err(DropReason::GroupDenied), Some((i, _))) if unlike.is_none() => {
+                match sessions[i].stage {
+                    Stage::Established | Stage::FinFrom(_) | Stage::Closed | Stage::Denied => {
+                        (sessions[i].stage, sessions[i].last_seen) = (Stage::Denied, now);
+                    }
+                    _ => drop(sessions.remove(i)),
                 }
-                _ => drop(sessions.remove(i)),
-            },
+            }
             (Err(_), _) => {}
         }
         judged
@@ -1041,6 +1066,16 @@ fn way_from_tunnel<'a>(
             rewrite: Some((mac(&port.mac), gateway_mac(world.subnet(&port.subnet)))),
         }),
     }
+}
+
+/// Whether a packet comes from or goes to a port here that sends with any address, so that connections may be answered past it.
+fn is_one_sided(ingress: Ingress<'_>, way: &Way<'_>) -> bool {
+    let any = |port: &v1::Port| {
+        let mut pairs = port.allowed_pairs.iter();
+        port.unguarded || pairs.any(|pair| pair.cidr.ends_with("/0"))
+    };
+    matches!(ingress, Ingress::Port(port) if any(port))
+        || matches!(way.to, To::Port(port) if any(port))
 }
 
 /// A port's ACL, held against the packet, and its groups, held against the flow as its opener sent it.

@@ -41,17 +41,34 @@ impl Stage {
     }
 }
 
+/// What is known of the numbers of one side.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Knowledge {
+    /// All that it has sent was seen.
+    #[default]
+    Exact,
+    /// Seen from the midst on: it has sent this much, or more.
+    AtLeast,
+    /// Nothing, until it speaks or is acknowledged.
+    Nothing,
+}
+
 /// What one side of a connection has shown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct End {
     /// The number after the highest that it sent, as far as known.
     pub next: u32,
-    /// Whether a segment of it was seen.
+    /// The highest number that the other side has allowed.
+    pub limit: u32,
+    /// The highest number that it has acknowledged.
+    pub acked: u32,
+    /// The number after its SYN that waits for an answer.
+    pub offer: Option<u32>,
+    pub knowledge: Knowledge,
+    /// A segment of it was seen.
     pub spoke: bool,
-    /// Whether the other side has let it send anything beyond its SYN: by an acknowledgement, or by a SYN ahead of this side's.
-    pub granted: bool,
-    /// Whether it has said how much it takes: in a SYN, or with an acknowledgement.
-    pub told: bool,
+    /// The connection may be seen one way only: numbers are not held against anybody.
+    pub one_sided: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -83,49 +100,85 @@ impl Session {
 
     /// Whether both sides have spoken, so that "far away" has a meaning.
     pub fn is_settled(&self) -> bool {
-        self.ends.iter().all(|end| end.spoke)
+        self.ends.iter().all(|end| {
+            end.spoke && end.knowledge != Knowledge::Nothing && !end.one_sided && end.next != 0
+        })
     }
 }
 
 pub enum Follow {
     /// The packet belongs to the session, which then stands thus.
     Pass(Stage, [End; 2]),
+    /// A SYN on a connection that may be alive: it passes if its sender may open flows.
+    Offer(Stage, [End; 2]),
+    /// The connection begins again with what the receiver has offered; it is the opener now. The ends are the receiver's and the sender's.
+    Afresh([End; 2]),
     /// The connection was over; this opens another.
     Reopen,
     Drop(DropReason),
 }
 
-/// What a packet that belongs to no session opens.
-pub fn open(packet: &Packet) -> Result<(Stage, [End; 2]), DropReason> {
+/// What a packet that belongs to no session opens. `one_sided`: on the way of a port that sends with any address.
+pub fn open(packet: &Packet, one_sided: bool) -> Result<(Stage, [End; 2]), DropReason> {
     if let Some(segment) = packet.tcp {
-        let next = segment.seq.wrapping_add(segment.space);
-        let granted = !segment.has(SYN);
-        let opener = End {
-            next,
-            spoke: true,
-            granted,
-            told: true,
-        };
-        return match segment.flags & (SYN | ACK | FIN | RST) {
-            SYN => Ok((Stage::SynSent, [opener, End::default()])),
-            // Picked up in mid-stream: the other side has sent what is acknowledged.
-            ACK => {
-                let next = segment.ack;
+        let stage = match segment.flags & (SYN | ACK | FIN | RST) {
+            SYN => {
                 let other = End {
-                    next,
-                    spoke: false,
-                    granted,
-                    told: false,
+                    acked: segment.seq,
+                    one_sided,
+                    ..End::default()
                 };
-                Ok((Stage::Established, [opener, other]))
+                return Ok((
+                    Stage::SynSent,
+                    [opener(&segment, &End::default(), one_sided), other],
+                ));
             }
-            _ => Err(DropReason::TcpInvalid),
+            ACK => Stage::Established,
+            flags if flags == SYN | ACK && one_sided => Stage::SynReceived,
+            flags if flags == FIN | ACK => Stage::FinFrom(true),
+            flags if flags & (RST | SYN) == RST => Stage::Closed,
+            _ => return Err(DropReason::TcpInvalid),
         };
+        let speaker = End {
+            next: segment.seq.wrapping_add(segment.space),
+            acked: segment.ack,
+            knowledge: Knowledge::AtLeast,
+            spoke: true,
+            one_sided,
+            ..End::default()
+        };
+        let other = End {
+            next: segment.ack,
+            acked: segment.seq,
+            knowledge: match segment.has(ACK) {
+                true => Knowledge::AtLeast,
+                false => Knowledge::Nothing,
+            },
+            // It can be told what is far from it, for it has sent what was acknowledged.
+            spoke: segment.has(ACK),
+            one_sided,
+            ..End::default()
+        };
+        return Ok((stage, [speaker, other]));
     }
     match packet.flow.detail {
         Detail::Query { answer: true, .. } => Err(DropReason::IcmpUnrelated),
         Detail::Query { .. } | Detail::Message(..) => Ok((Stage::Query, Default::default())),
         _ => Ok((Stage::OneWay, Default::default())),
+    }
+}
+
+/// The side that has sent a SYN.
+fn opener(segment: &Segment, before: &End, one_sided: bool) -> End {
+    let next = segment.seq.wrapping_add(segment.space);
+    End {
+        next,
+        limit: next,
+        acked: before.acked,
+        offer: Some(segment.seq.wrapping_add(1)),
+        knowledge: Knowledge::Exact,
+        spoke: true,
+        one_sided,
     }
 }
 
@@ -139,146 +192,286 @@ pub fn follow(session: &Session, from_opener: bool, packet: &Packet) -> Follow {
         return Follow::Pass(stage, session.ends);
     };
     let [opener, other] = session.ends;
-    let (mut sender, mut receiver) = if from_opener {
-        (opener, other)
-    } else {
-        (other, opener)
+    let mut pair = match from_opener {
+        true => Pair {
+            sender: opener,
+            receiver: other,
+        },
+        false => Pair {
+            sender: other,
+            receiver: opener,
+        },
     };
-    let next = match next_stage(session.stage, from_opener, &segment) {
-        Some(stage) => stage,
-        None if matches!(
-            session.stage,
-            Stage::Closed | Stage::TimeWait | Stage::Denied
-        ) && segment.has(SYN)
-            && !segment.has(ACK) =>
+    let verdict = if segment.has(RST) {
+        pair.reset(session.stage, from_opener, &segment)
+    } else if segment.has(SYN) && segment.has(ACK) {
+        pair.accept(session.stage, from_opener, &segment)
+    } else if segment.has(SYN) {
+        pair.ask(session.stage, from_opener, &segment)
+    } else {
+        pair.speak(session.stage, from_opener, &segment)
+    };
+    let ends = match from_opener {
+        true => [pair.sender, pair.receiver],
+        false => [pair.receiver, pair.sender],
+    };
+    match verdict {
+        Verdict::Pass(stage) => Follow::Pass(stage, ends),
+        Verdict::Offer => Follow::Offer(session.stage, ends),
+        Verdict::Afresh => Follow::Afresh([pair.receiver, pair.sender]),
+        Verdict::Reopen => Follow::Reopen,
+        Verdict::Invalid => Follow::Drop(DropReason::TcpInvalid),
+        Verdict::Outside => Follow::Drop(DropReason::TcpWindow),
+    }
+}
+
+enum Verdict {
+    Pass(Stage),
+    Offer,
+    Afresh,
+    Reopen,
+    Invalid,
+    Outside,
+}
+
+/// Sender and receiver of a segment.
+struct Pair {
+    sender: End,
+    receiver: End,
+}
+
+fn ahead(a: u32, b: u32) -> i32 {
+    a.wrapping_sub(b) as i32
+}
+
+/// Most that a SYN carries.
+const SYN_DATA: i32 = 0xffff;
+/// The largest window (RFC 7323 2.3).
+const LARGEST: u32 = 1 << 30;
+
+impl Pair {
+    /// SYN.
+    fn ask(&mut self, stage: Stage, from_opener: bool, segment: &Segment) -> Verdict {
+        let offer = Some(segment.seq.wrapping_add(1));
+        match stage {
+            Stage::SynSent if from_opener => {
+                self.sender = opener(segment, &End::default(), self.sender.one_sided);
+                Verdict::Pass(stage)
+            }
+            Stage::SynSent => {
+                let sender = opener(segment, &self.sender, self.sender.one_sided);
+                // A SYN's window, rounded up as windows are kept.
+                let limit = sender.next.wrapping_add(1 << 16);
+                self.sender = End { limit, ..sender };
+                self.receiver.acked = segment.seq;
+                Verdict::Pass(Stage::Simultaneous)
+            }
+            Stage::Simultaneous | Stage::SimultaneousAcked(_) => {
+                self.sender.offer = offer;
+                Verdict::Pass(stage)
+            }
+            Stage::SynReceived | Stage::Established | Stage::FinFrom(_) => {
+                self.sender.offer = offer;
+                Verdict::Offer
+            }
+            Stage::TimeWait | Stage::Closed | Stage::Denied => Verdict::Reopen,
+            Stage::OneWay | Stage::BothWays | Stage::Query => Verdict::Invalid,
+        }
+    }
+
+    fn answers(&self, stage: Stage, segment: &Segment) -> bool {
+        let Some(offer) = self.receiver.offer.filter(|_| segment.has(ACK)) else {
+            return false;
+        };
+        let taken = segment.ack.wrapping_sub(offer);
+        taken <= SYN_DATA as u32
+            && (stage != Stage::SynSent || ahead(segment.ack, self.receiver.next) <= 0)
+    }
+
+    /// SYN-ACK.
+    fn accept(&mut self, stage: Stage, from_opener: bool, segment: &Segment) -> Verdict {
+        let answers = self.answers(stage, segment);
+        let lenient = self.sender.one_sided;
+        match stage {
+            Stage::SynSent if from_opener => Verdict::Invalid,
+            Stage::SynSent if answers => {
+                self.agree(segment);
+                Verdict::Pass(Stage::SynReceived)
+            }
+            Stage::Simultaneous | Stage::SimultaneousAcked(_) if answers => {
+                self.agree(segment);
+                Verdict::Pass(acknowledged(stage, from_opener))
+            }
+            Stage::SynReceived if answers && !from_opener && self.is_known(segment) => {
+                self.grant(segment);
+                Verdict::Pass(stage)
+            }
+            Stage::SynReceived | Stage::Established | Stage::FinFrom(_) if answers => {
+                self.agree(segment);
+                Verdict::Afresh
+            }
+            Stage::Established | Stage::FinFrom(_) => Verdict::Pass(stage),
+            Stage::SynSent | Stage::SynReceived if lenient => {
+                self.sender.knowledge = Knowledge::Nothing;
+                self.receiver.knowledge = Knowledge::Nothing;
+                Verdict::Pass(Stage::SynReceived)
+            }
+            Stage::SynReceived if from_opener => Verdict::Invalid,
+            Stage::SynSent
+            | Stage::SynReceived
+            | Stage::Simultaneous
+            | Stage::SimultaneousAcked(_) => Verdict::Outside,
+            _ => Verdict::Invalid,
+        }
+    }
+
+    /// Whether a SYN-ACK repeats one that was seen.
+    fn is_known(&self, segment: &Segment) -> bool {
+        let sent = ahead(self.sender.next, segment.seq.wrapping_add(segment.space));
+        let asked = ahead(self.receiver.next, segment.ack);
+        (0..66_000).contains(&sent) && (0..66_000).contains(&asked)
+    }
+
+    /// Both sides have agreed on a connection: all that was before is void.
+    fn agree(&mut self, segment: &Segment) {
+        let unacknowledged = ahead(self.receiver.next, segment.ack);
+        let next = segment.seq.wrapping_add(segment.space);
+        self.receiver = End {
+            next: match (0..=SYN_DATA).contains(&unacknowledged) {
+                true => self.receiver.next,
+                false => segment.ack,
+            },
+            limit: segment.ack,
+            acked: segment.seq,
+            knowledge: Knowledge::Exact,
+            spoke: true,
+            ..self.receiver
+        };
+        self.sender = End {
+            next,
+            limit: next.wrapping_add(SYN_DATA as u32),
+            acked: segment.ack,
+            knowledge: Knowledge::Exact,
+            spoke: true,
+            ..self.sender
+        };
+        self.grant(segment);
+    }
+
+    /// RST: RFC 5961 3.2, RFC 9293 3.10.7.
+    fn reset(&self, stage: Stage, from_opener: bool, segment: &Segment) -> Verdict {
+        let seq = segment.seq;
+        let exact = seq == self.receiver.acked || seq == self.sender.next;
+        let exact = exact && self.sender.knowledge != Knowledge::Nothing;
+        let waits = stage == Stage::SynSent;
+        if self.sender.one_sided
+            || self.answers(stage, segment)
+            || (exact && (from_opener || !waits))
         {
-            return Follow::Reopen;
+            return Verdict::Pass(Stage::Closed);
         }
-        None => return Follow::Drop(DropReason::TcpInvalid),
-    };
-    let fits = if segment.has(SYN) {
-        // On an established connection the end host answers with a challenge (RFC 5961 4): nothing changes.
-        let established = matches!(session.stage, Stage::Established | Stage::FinFrom(_));
-        if established {
-            return Follow::Pass(session.stage, session.ends);
+        let inside = ahead(seq, self.receiver.acked) >= -1 && ahead(seq, self.sender.limit) <= 1;
+        let near = match self.sender.knowledge {
+            Knowledge::Exact => inside,
+            Knowledge::AtLeast => is_near(seq, self.sender.next),
+            Knowledge::Nothing => true,
+        };
+        match if waits { from_opener } else { near } {
+            true => Verdict::Pass(stage),
+            false => Verdict::Outside,
         }
-        syn_fits(
-            session.stage,
-            from_opener,
-            &segment,
-            &mut sender,
-            &mut receiver,
-        )
-    } else if segment.has(RST) && is_opening(session.stage) {
-        // Only a reset that acknowledges the SYN answers it (RFC 9293 3.10.7.3).
-        from_opener || (segment.has(ACK) && segment.ack == receiver.next)
-    } else {
-        in_window(&segment, &mut sender, &mut receiver)
-    };
-    if !fits {
-        return Follow::Drop(DropReason::TcpWindow);
     }
-    let ends = if from_opener {
-        [sender, receiver]
-    } else {
-        [receiver, sender]
-    };
-    Follow::Pass(next, ends)
-}
 
-fn is_opening(stage: Stage) -> bool {
-    use Stage::{Simultaneous, SimultaneousAcked, SynSent};
-    matches!(stage, SynSent | Simultaneous | SimultaneousAcked(_))
-}
+    /// Everything else.
+    fn speak(&mut self, stage: Stage, from_opener: bool, segment: &Segment) -> Verdict {
+        let fin = segment.has(FIN);
+        let finished = Stage::FinFrom(from_opener);
+        let next = match stage {
+            Stage::SynSent if from_opener && self.sender.one_sided && fin => finished,
+            Stage::SynSent if from_opener && self.sender.one_sided => Stage::Established,
+            Stage::SynSent if from_opener => return Verdict::Invalid,
+            Stage::SynSent => {
+                self.sender.acked = segment.ack;
+                return Verdict::Pass(stage);
+            }
+            Stage::Simultaneous | Stage::SimultaneousAcked(_) => acknowledged(stage, from_opener),
+            Stage::SynReceived | Stage::Established if fin => finished,
+            Stage::SynReceived if from_opener => Stage::Established,
+            Stage::FinFrom(opener) if fin && opener != from_opener => Stage::TimeWait,
+            // Admitted again, it goes on.
+            Stage::Denied => Stage::Established,
+            same => same,
+        };
+        if !self.fits(segment) {
+            return Verdict::Outside;
+        }
+        if next == Stage::Established && stage != Stage::Established {
+            (self.sender.offer, self.receiver.offer) = (None, None);
+        }
+        Verdict::Pass(next)
+    }
 
-/// A SYN gives its side's first number, anew or again.
-fn syn_fits(
-    stage: Stage,
-    from_opener: bool,
-    segment: &Segment,
-    sender: &mut End,
-    receiver: &mut End,
-) -> bool {
-    let next = segment.seq.wrapping_add(segment.space);
-    let repeats = from_opener && stage == Stage::SynReceived && !segment.has(ACK);
-    if (segment.has(ACK) && segment.ack != receiver.next) || (repeats && next != sender.next) {
-        return false;
-    }
-    *sender = End {
-        next,
-        spoke: true,
-        granted: receiver.spoke,
-        told: true,
-    };
-    receiver.granted |= segment.has(ACK);
-    true
-}
-
-fn in_window(segment: &Segment, sender: &mut End, receiver: &mut End) -> bool {
-    let next = segment.seq.wrapping_add(segment.space);
-    let ahead = |a: u32, b: u32| a.wrapping_sub(b) as i32;
-    // The tests send what is near or very far, nothing between.
-    let is_far = |distance: i32| distance.unsigned_abs() > 1 << 24;
-    if sender.spoke && is_far(ahead(next, sender.next)) {
-        return false;
-    }
-    // One number more is let pass, as it is of any window.
-    if sender.spoke && !sender.granted && ahead(next, sender.next) > 1 {
-        return false;
-    }
-    // A reset is no older than a window, and none is known of a side that has not told.
-    let lag = ahead(sender.next, segment.seq);
-    if segment.has(RST) && sender.spoke && !receiver.told && lag > 1 {
-        return false;
-    }
-    if segment.has(ACK) {
-        let beyond = ahead(segment.ack, receiver.next);
-        if beyond > 0 || is_far(beyond) {
+    fn fits(&mut self, segment: &Segment) -> bool {
+        let next = segment.seq.wrapping_add(segment.space);
+        let any = self.sender.one_sided;
+        let loose = |end: &End| end.knowledge != Knowledge::Exact;
+        let sent = match self.sender.knowledge {
+            Knowledge::Exact => {
+                // No further than allowed; old ones are near, or too far for every window.
+                let lag = ahead(self.sender.next, next);
+                ahead(next, self.sender.limit) <= 1 && lag < 66_000
+            }
+            Knowledge::AtLeast => is_near(next, self.sender.next),
+            Knowledge::Nothing => true,
+        };
+        let acknowledged = match self.receiver.knowledge {
+            Knowledge::Exact => (0..66_000).contains(&ahead(self.receiver.next, segment.ack)),
+            Knowledge::AtLeast => is_near(segment.ack, self.receiver.next),
+            Knowledge::Nothing => true,
+        };
+        if !any && !(sent && acknowledged) {
             return false;
         }
-        receiver.granted = true;
-        sender.told = true;
+        if self.sender.knowledge == Knowledge::Nothing || ahead(next, self.sender.next) > 0 {
+            self.sender.next = next;
+        }
+        let receiver = &mut self.receiver;
+        if loose(receiver)
+            && (receiver.knowledge == Knowledge::Nothing || ahead(segment.ack, receiver.next) > 0)
+        {
+            receiver.next = segment.ack;
+        }
+        for end in [&mut self.sender, &mut self.receiver] {
+            if end.knowledge == Knowledge::Nothing {
+                end.knowledge = Knowledge::AtLeast;
+            }
+        }
+        self.sender.spoke = true;
+        self.receiver.spoke = true;
+        self.grant(segment);
+        true
     }
-    // Who has not spoken may begin anywhere, but has sent what was acknowledged.
-    let anew = !sender.spoke && is_far(ahead(next, sender.next));
-    if anew || ahead(next, sender.next) > 0 {
-        sender.next = next;
+
+    /// An acknowledgement allows so much more.
+    fn grant(&mut self, segment: &Segment) {
+        if ahead(segment.ack, self.sender.acked) > 0 {
+            self.sender.acked = segment.ack;
+        }
+        let limit = segment.ack.wrapping_add(segment.window.max(1));
+        if ahead(limit, self.receiver.limit) > 0 {
+            self.receiver.limit = limit;
+        }
     }
-    sender.granted |= anew && receiver.spoke;
-    sender.spoke = true;
-    true
 }
 
-/// The connection's next stage (RFC 9293 3.3.2); none where the segment cannot be, or opens another connection.
-fn next_stage(stage: Stage, from_opener: bool, segment: &Segment) -> Option<Stage> {
-    let (syn, ack, fin) = (segment.has(SYN), segment.has(ACK), segment.has(FIN));
-    if segment.has(RST) {
-        return Some(Stage::Closed);
-    }
+fn is_near(a: u32, b: u32) -> bool {
+    ahead(a, b).unsigned_abs() <= LARGEST
+}
+
+fn acknowledged(stage: Stage, by_opener: bool) -> Stage {
     match stage {
-        Stage::SynSent => match (from_opener, syn, ack) {
-            (true, true, false) => Some(Stage::SynSent),
-            (false, true, true) => Some(Stage::SynReceived),
-            (false, true, false) => Some(Stage::Simultaneous),
-            _ => None,
-        },
-        Stage::Simultaneous if ack => Some(Stage::SimultaneousAcked(from_opener)),
-        Stage::Simultaneous => syn.then_some(Stage::Simultaneous),
-        Stage::SimultaneousAcked(by_opener) if ack && by_opener != from_opener => {
-            Some(Stage::Established)
-        }
-        // The opener's own acknowledgement completes the handshake; repeats of SYN and SYN-ACK do not (b019).
-        Stage::SynReceived if syn && ack && from_opener => None,
-        Stage::SynReceived if syn || !ack => Some(Stage::SynReceived),
-        Stage::SynReceived if fin => Some(Stage::FinFrom(from_opener)),
-        Stage::SynReceived if from_opener => Some(Stage::Established),
-        Stage::Established if fin => Some(Stage::FinFrom(from_opener)),
-        Stage::FinFrom(opener) if fin && opener != from_opener => Some(Stage::TimeWait),
-        Stage::TimeWait if syn => None,
-        Stage::Denied if syn => None,
-        // Admitted again, it goes on.
-        Stage::Denied => Some(Stage::Established),
-        Stage::Closed => None,
-        same => Some(same),
+        Stage::Simultaneous => Stage::SimultaneousAcked(by_opener),
+        Stage::SimultaneousAcked(first) if first != by_opener => Stage::Established,
+        same => same,
     }
 }
