@@ -498,7 +498,7 @@ fn agree(segment: &Segment, sender: &mut Side, receiver: &mut Side) {
         end,
         max_end: segment.ack,
         ack: segment.seq,
-        bits: SYN_DATA + 1 | theirs | receiver.bits & kept,
+        bits: (SYN_DATA + 1) | theirs | receiver.bits & kept,
         offer: receiver.offer,
     };
     if both {
