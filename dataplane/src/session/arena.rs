@@ -8,7 +8,7 @@ use std::ops::{Deref, Range};
 use std::ptr::{NonNull, null_mut};
 
 use super::index::Bucket;
-use super::slot::Slot;
+use super::slot::{Half, Slot};
 
 /// Bytes of a huge page on the architectures that have AF_XDP.
 const HUGE_PAGE: usize = 2 << 20;
@@ -24,6 +24,8 @@ pub unsafe trait Zeroed: Sync {}
 
 // SAFETY: made of atomic integers alone.
 unsafe impl Zeroed for Slot {}
+// SAFETY: made of atomic integers alone.
+unsafe impl Zeroed for Half {}
 // SAFETY: made of atomic integers alone.
 unsafe impl Zeroed for Bucket {}
 

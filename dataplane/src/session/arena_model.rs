@@ -3,7 +3,7 @@
 use std::ops::{Deref, Range};
 
 use super::index::Bucket;
-use super::slot::Slot;
+use super::slot::{Half, Slot};
 
 /// Types that begin as zero.
 pub trait Zeroed: Sync {
@@ -11,6 +11,12 @@ pub trait Zeroed: Sync {
 }
 
 impl Zeroed for Slot {
+    fn zero() -> Self {
+        Self::default()
+    }
+}
+
+impl Zeroed for Half {
     fn zero() -> Self {
         Self::default()
     }

@@ -7,6 +7,7 @@
 mod arena;
 mod index;
 pub mod key;
+mod second_orders;
 pub mod slot;
 pub mod table;
 pub mod tcp;

@@ -50,6 +50,11 @@ const WRITE_BITS: u32 = 15;
 const WRITES: u64 = 1 << WRITE_BITS;
 
 impl Stamp {
+    /// Bits that tell ingresses apart.
+    pub(super) fn ingress_bits(self) -> u32 {
+        (self.0 >> WRITE_BITS) as u32 & 0x1_ffff
+    }
+
     /// Of a generation and an ingress.
     #[inline]
     pub fn new(generation: u32, ingress: Ingress) -> Self {
@@ -225,11 +230,40 @@ impl Half {
         }
     }
 
+    /// The order, if it bears the stamp and is this owner's ([`Self::set_of`]).
+    pub fn order_of(&self, owner: u64, stamp: Stamp) -> Option<Order> {
+        let written = self.stamp.load(Ordering::Acquire);
+        if written ^ stamp.0 >= WRITES {
+            return None;
+        }
+        let (order, whose) = (self.read(), self.packets.load(Ordering::Relaxed));
+        fence(Ordering::Acquire);
+        (self.stamp.load(Ordering::Relaxed) == written && whose == owner).then_some(order)
+    }
+
+    /// Whether there is an order of the same generation for packets that come in elsewhere.
+    pub fn is_for_another_ingress(&self, stamp: Stamp) -> bool {
+        let written = self.stamp.load(Ordering::Relaxed);
+        written != 0 && (written ^ stamp.0) >> 32 == 0 && written ^ stamp.0 >= WRITES
+    }
+
     /// Keeps an order. Writers are serialised by their shard's lock.
     pub fn set(&self, stamp: Stamp, order: &Order) {
+        self.write(stamp, order, None);
+    }
+
+    /// Keeps an order and whose it is, in the place of the count of packets: of a half that is no session's own.
+    pub fn set_of(&self, owner: u64, stamp: Stamp, order: &Order) {
+        self.write(stamp, order, Some(owner));
+    }
+
+    fn write(&self, stamp: Stamp, order: &Order, owner: Option<u64>) {
         let writes = self.stamp.load(Ordering::Relaxed).wrapping_add(1) % WRITES;
         self.stamp.store(0, Ordering::Relaxed);
         fence(Ordering::Release);
+        if let Some(owner) = owner {
+            self.packets.store(owner, Ordering::Relaxed);
+        }
         self.expected.store(order.expected.first, Ordering::Relaxed);
         self.expected_rest
             .store(order.expected.rest, Ordering::Relaxed);

@@ -11,6 +11,7 @@ use std::time::Duration;
 use super::arena::Arena;
 use super::index::{Index, Place};
 use super::key::{Direction, Key, Seeds};
+use super::second_orders::{Owner, SecondOrders};
 pub use super::slot::{Action, Egress, Ingress, Stamp};
 use super::slot::{Half, Order, Slot};
 use super::tcp::Side;
@@ -52,6 +53,7 @@ pub struct Limits {
 struct Shard {
     slots: Arena<Slot>,
     index: Index,
+    second_orders: SecondOrders,
     /// Slots below were used at some time.
     used: AtomicU32,
     /// The memory of slots below has been taken.
@@ -163,6 +165,7 @@ impl SessionTable {
         let shard = || Shard {
             slots: Arena::new(per_shard),
             index: Index::new(per_shard),
+            second_orders: SecondOrders::new(per_shard),
             used: AtomicU32::new(0),
             prepared: AtomicU32::new(0),
             writer: Mutex::new(Writer {
@@ -275,7 +278,7 @@ impl SessionTable {
         let mut writer = shard.lock();
         if let Some(found) = self.find(key) {
             if let Some((stamp, order)) = &new.order {
-                found.half().set(*stamp, order);
+                found.keep(*stamp, order);
             }
             return Ok(found);
         }
@@ -570,14 +573,38 @@ impl SessionRef<'_> {
     /// What was decided for packets of this direction under this stamp; one compare when it still holds.
     #[inline]
     pub fn order(&self, stamp: Stamp) -> Option<Order> {
-        self.half().order(stamp).filter(|_| self.is_live())
+        let order = match self.half().order(stamp) {
+            Some(order) => Some(order),
+            None => self.second_order(stamp),
+        };
+        order.filter(|_| self.is_live())
+    }
+
+    #[inline(never)]
+    fn second_order(&self, stamp: Stamp) -> Option<Order> {
+        self.shard.second_orders.find(self.owner(), stamp)
+    }
+
+    /// Tells the session and the direction from all others that were, are or will be in the shard.
+    fn owner(&self) -> Owner {
+        Owner::new(self.number, self.version, self.direction)
+    }
+
+    /// Keeps an order, beside one of the same generation for another ingress. The shard's lock is held.
+    fn keep(&self, stamp: Stamp, order: &Order) {
+        let half = self.half();
+        if half.is_for_another_ingress(stamp) {
+            self.shard.second_orders.set(self.owner(), stamp, order);
+        } else {
+            half.set(stamp, order);
+        }
     }
 
     /// Records what was decided for this direction.
     pub fn set_action(&self, stamp: Stamp, action: &Action) {
         let _writer = self.shard.lock();
         if self.is_live() {
-            self.half().set(stamp, &Order::from(action));
+            self.keep(stamp, &Order::from(action));
         }
     }
 

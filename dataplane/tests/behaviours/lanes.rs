@@ -6,10 +6,11 @@ use std::sync::Arc;
 use weft_dataplane::fabric::{Fabric, MemoryIo};
 use weft_dataplane::packet::{DropReason, FrameMemory};
 use weft_dataplane::pipeline::{Destination, Source};
+use weft_proto::v1;
 
 use crate::frames::{A1, A2, A3, B1, B2, End, end, tcp, udp, udp_ttl, udp6};
 use crate::overlay::mend_ipv4;
-use crate::topology::{ROUTER, fabric};
+use crate::topology::{ROUTER, fabric, port, route};
 
 /// A port of a third host.
 const A4: End = end(1, 4);
@@ -439,5 +440,40 @@ fn what_is_odd_and_right_is_fast_as_well() {
         let port = if frame[6..12] == A1.mac { "a1" } else { "a2" };
         assert_eq!(send(&mut fabric, port, &frame), ([JUDGED; 2], 1), "{what}");
         assert_eq!(send(&mut fabric, port, &frame), ([FAST; 2], 1), "{what}");
+    }
+}
+
+/// From a1 to b2 by way of a3, which is on a1's host and passes on what is not its own.
+#[test]
+fn a_flow_that_crosses_a_host_twice_is_fast_both_times() {
+    let mut fabric = fabric(|objects| {
+        port(objects, "a3").unguarded = true;
+        // Only a1's subnet leads there: a3 has one of its own.
+        objects.subnets.push(v1::Subnet {
+            id: "blue-c".into(),
+            vpc: "blue".into(),
+            cidrs: vec!["10.0.3.0/24".into()],
+            ..v1::Subnet::default()
+        });
+        let appliance = port(objects, "a3");
+        appliance.subnet = "blue-c".into();
+        appliance.addresses = vec!["10.0.3.13".into()];
+        let mut through = route("10.0.2.0/24");
+        through.port = "a3".into();
+        objects.route_tables[0].routes = vec![through];
+    });
+    let there = udp(A1, B2, ROUTER, (1000, 53), b"there");
+    let mut passed_on = there.clone();
+    passed_on[..6].copy_from_slice(&ROUTER);
+    passed_on[6..12].copy_from_slice(&A3.mac);
+    let twice = |fabric: &mut Fabric| {
+        let ([to_appliance, _], _) = send(fabric, "a1", &there);
+        let ([onward, far], out) = send(fabric, "a3", &passed_on);
+        assert_eq!(out, 1, "{:?}", fabric.all_drops());
+        [to_appliance, onward, far]
+    };
+    assert_eq!(twice(&mut fabric), [JUDGED; 3]);
+    for _ in 0..3 {
+        assert_eq!(twice(&mut fabric), [FAST; 3]);
     }
 }

@@ -520,3 +520,44 @@ fn a_reference_to_a_session_that_is_gone_leaves_its_successor_alone() {
     table.remove(&old);
     assert!(table.find(&next).is_some());
 }
+
+#[test]
+fn a_direction_has_an_order_for_each_of_two_ingresses() {
+    let table = table(1000);
+    let there = Key::new(table.seeds(), &flow(1), 5);
+    let session = table.insert(&there, &new(State::OneWay, 0)).unwrap();
+    let (first, second) = (
+        Stamp::new(3, Ingress::Port(1)),
+        Stamp::new(3, Ingress::Port(2)),
+    );
+    let order = |stamp| {
+        let order = table.find(&there)?.order(stamp)?;
+        Some(order.action().egress)
+    };
+    for _ in 0..3 {
+        session.set_action(first, &action(Egress::Port(2)));
+        session.set_action(second, &action(Egress::Peer(9)));
+        assert_eq!(order(first), Some(Egress::Port(2)));
+        assert_eq!(order(second), Some(Egress::Peer(9)));
+    }
+    // Another generation takes neither; the other direction has its own.
+    assert_eq!(order(Stamp::new(4, Ingress::Port(2))), None);
+    let back = Key::new(table.seeds(), &flow(1).reversed(), 5);
+    assert!(table.find(&back).unwrap().order(second).is_none());
+    // Whoever lives in the slot next has none of it.
+    table.remove(&session);
+    assert!(session.order(second).is_none());
+    let again = table.insert(&there, &new(State::OneWay, 0)).unwrap();
+    assert!(again.order(first).is_none() && again.order(second).is_none());
+    // In the next generation the one that comes first has the first place.
+    again.set_action(Stamp::new(4, Ingress::Port(2)), &action(Egress::Peer(8)));
+    again.set_action(Stamp::new(4, Ingress::Port(1)), &action(Egress::Port(3)));
+    assert_eq!(
+        order(Stamp::new(4, Ingress::Port(2))),
+        Some(Egress::Peer(8))
+    );
+    assert_eq!(
+        order(Stamp::new(4, Ingress::Port(1))),
+        Some(Egress::Port(3))
+    );
+}
