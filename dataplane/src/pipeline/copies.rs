@@ -65,11 +65,12 @@ impl Core {
         let problem = Problem::TooBig(mtu);
         let reason = DropReason::TooBig;
         let (Egress::Port(index), None) = (action.egress, tunnel) else {
-            return if may_split {
-                self.split(tables, io, packet, entry, action, (mtu, tunnel))
+            if may_split {
+                self.split(tables, io, packet, entry, action, (mtu, tunnel));
             } else {
-                self.report(tables, io, packet, entry, problem)
-            };
+                self.report(tables, io, packet, entry, problem);
+            }
+            return;
         };
         let target = tables.snapshot.port(index);
         let sender = tables.snapshot.vpcs[entry.vpc]

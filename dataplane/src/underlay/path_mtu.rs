@@ -58,7 +58,7 @@ impl PathMtus {
                 return;
             }
         }
-        std::future::pending().await
+        std::future::pending::<()>().await;
     }
 
     /// Forgets what is too old, and peers that are none any more.

@@ -58,8 +58,8 @@ fn passed_on(frame: &[u8]) -> Vec<u8> {
 
 #[test]
 fn b007_what_an_appliance_elsewhere_passes_on_comes_back_to_the_host_of_its_sender() {
-    let make: [fn(End, End, [u8; 6], (u16, u16), &[u8]) -> Vec<u8>; 2] = [udp, udp6];
-    for make in make {
+    type Datagram = fn(End, End, [u8; 6], (u16, u16), &[u8]) -> Vec<u8>;
+    for make in [udp as Datagram, udp6] {
         let mut fabric = through_firewall(|fw| fw.allowed_pairs = any());
         // Question and answer, several times: the sessions on h1 and h2 each see the flow twice.
         for _ in 0..3 {
