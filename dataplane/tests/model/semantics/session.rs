@@ -429,7 +429,7 @@ impl Pair {
             Knowledge::AtLeast => is_near(segment.ack, self.receiver.next),
             Knowledge::Nothing => true,
         };
-        if !any && !(sent && acknowledged) {
+        if !(any || sent && acknowledged) {
             return false;
         }
         if self.sender.knowledge == Knowledge::Nothing || ahead(next, self.sender.next) > 0 {
