@@ -83,7 +83,11 @@ fn status_text(status: &v1::Status) -> String {
             port.port.clone(),
             port.device.clone(),
             yes(port.up),
-            port.mode.clone(),
+            if port.reason.is_empty() {
+                port.mode.clone()
+            } else {
+                port.reason.clone()
+            },
             yes(port.zero_copy),
         ]);
     }

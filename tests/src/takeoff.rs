@@ -7,7 +7,11 @@ use std::{fs, io, mem};
 
 use crate::{LabError, Namespace};
 
-/// Commands of bpf(2), of `linux/bpf.h`.
+/// Commands of bpf(2) and an attach type, of `linux/bpf.h`.
+const BPF_PROG_DETACH: libc::c_long = 9;
+const BPF_PROG_GET_FD_BY_ID: libc::c_long = 13;
+const BPF_PROG_QUERY: libc::c_long = 16;
+const BPF_TCX_INGRESS: u32 = 46;
 const BPF_LINK_GET_FD_BY_ID: libc::c_long = 30;
 const BPF_LINK_DETACH: libc::c_long = 34;
 
@@ -16,7 +20,7 @@ const BPF_LINK_DETACH: libc::c_long = 34;
 pub enum Hook {
     /// Before the stack.
     Xdp,
-    /// At the stack's ingress.
+    /// At the stack's ingress: no link holds it, and it may outlive the process.
     Tcx,
 }
 
@@ -37,23 +41,38 @@ impl Attached<'_> {
     /// Detaches it, as `bpftool link detach` does.
     pub fn take_off(&self) -> Result<(), LabError> {
         let failed = LabError::io(format!("taking a program off: {self:?}"));
-        self.link().and_then(detach).map_err(failed)
+        match self.hook {
+            Hook::Xdp => self.link().and_then(detach).map_err(failed),
+            Hook::Tcx => {
+                let index = self.index().map_err(io::Error::other);
+                let taken = self.namespace.enter(|| take_off_ingress(index?))?;
+                taken.map_err(failed)
+            }
+        }
     }
 
     /// Whether it is attached.
     pub fn is_there(&self) -> bool {
-        self.link().is_ok()
+        match self.hook {
+            Hook::Xdp => self.link().is_ok(),
+            Hook::Tcx => {
+                let index = self.index();
+                let programs = self.namespace.enter(|| at_ingress(index?));
+                programs.is_ok_and(|programs| programs.is_ok_and(|all| !all.is_empty()))
+            }
+        }
+    }
+
+    fn index(&self) -> io::Result<u32> {
+        let path = format!("/sys/class/net/{}/ifindex", self.interface);
+        let index = self.namespace.run(&["cat", &path]);
+        let index = index.map_err(io::Error::other)?;
+        index.trim().parse().map_err(io::Error::other)
     }
 
     /// The number of the link that holds it.
     fn link(&self) -> io::Result<u32> {
-        let path = format!("/sys/class/net/{}/ifindex", self.interface);
-        let index = self.namespace.run(&["cat", &path]);
-        let index = index.map_err(io::Error::other)?;
-        let kind = match self.hook {
-            Hook::Xdp => "xdp",
-            Hook::Tcx => "tcx",
-        };
+        let index = self.index()?.to_string();
         for entry in fs::read_dir(format!("/proc/{}/fdinfo", self.pid))? {
             // A descriptor that was closed meanwhile.
             let Ok(text) = fs::read_to_string(entry?.path()) else {
@@ -65,8 +84,8 @@ impl Attached<'_> {
                 found.map(|(_, value)| value.trim())
             };
             // One that was detached is on interface 0.
-            if field("link_type") == Some(kind)
-                && field("ifindex") == Some(index.trim())
+            if field("link_type") == Some("xdp")
+                && field("ifindex") == Some(index.as_str())
                 && let Some(id) = field("link_id").and_then(|id| id.parse().ok())
             {
                 return Ok(id);
@@ -81,6 +100,57 @@ fn detach(id: u32) -> io::Result<()> {
     // SAFETY: the call just opened it, and nobody else knows of it.
     let link = unsafe { OwnedFd::from_raw_fd(link) };
     bpf(BPF_LINK_DETACH, link.as_raw_fd().cast_unsigned()).map(drop)
+}
+
+/// The programs at the ingress of an interface of the calling thread's namespace.
+fn at_ingress(interface: u32) -> io::Result<Vec<u32>> {
+    let mut ids = [0u32; 64];
+    // `query` of `union bpf_attr`: the interface, the attach type, flags, an address, a count; then addresses and a revision.
+    let mut attributes = [0u32; 16];
+    let address = (ids.as_mut_ptr().expose_provenance() as u64).to_ne_bytes();
+    let [a, b, c, d, e, f, g, h] = address;
+    attributes[0] = interface;
+    attributes[1] = BPF_TCX_INGRESS;
+    attributes[4] = u32::from_ne_bytes([a, b, c, d]);
+    attributes[5] = u32::from_ne_bytes([e, f, g, h]);
+    attributes[6] = ids.len() as u32;
+    // SAFETY: the kernel reads and writes `attributes` in the size that is given, and writes at most as many numbers to `ids` as there is room for.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_bpf,
+            BPF_PROG_QUERY,
+            attributes.as_mut_ptr(),
+            mem::size_of_val(&attributes),
+        )
+    };
+    if result < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(ids[..attributes[6] as usize].to_vec())
+}
+
+fn take_off_ingress(interface: u32) -> io::Result<()> {
+    for id in at_ingress(interface)? {
+        let program = bpf(BPF_PROG_GET_FD_BY_ID, id)?;
+        // SAFETY: the call just opened it, and nobody else knows of it.
+        let program = unsafe { OwnedFd::from_raw_fd(program) };
+        // The interface, the program, the attach type, flags, and what is left out.
+        let descriptor = program.as_raw_fd().cast_unsigned();
+        let mut attributes = [interface, descriptor, BPF_TCX_INGRESS, 0, 0, 0, 0, 0];
+        // SAFETY: the kernel reads `attributes` in the size that is given.
+        let result = unsafe {
+            libc::syscall(
+                libc::SYS_bpf,
+                BPF_PROG_DETACH,
+                attributes.as_mut_ptr(),
+                mem::size_of_val(&attributes),
+            )
+        };
+        if result < 0 {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    Ok(())
 }
 
 /// bpf(2) with a command that reads one number.

@@ -10,8 +10,12 @@ use std::{
 
 use weft_proto::v1::SecurityRule;
 use weft_tests::{
-    Lab, LabError, Namespace, RawSocket, Site, SiteOptions, load, site::program, tenants,
-    traffic::Tally, wait_until,
+    Lab, LabError, Namespace, RawSocket, Site, SiteOptions, load,
+    site::program,
+    takeoff::{Attached, Hook},
+    tenants,
+    traffic::Tally,
+    wait_until,
 };
 
 const SOON: Duration = Duration::from_secs(10);
@@ -70,6 +74,18 @@ fn status(site: &Site, host: &str, field: &str) -> String {
 
 fn assert_no_loss(tally: Tally) {
     assert_eq!((tally.lost(), tally.twice), (0, 0), "{tally:?}");
+}
+
+/// Whether something at the interface's ingress keeps the host's stack apart.
+fn is_guarded(namespace: &Namespace, interface: &str) -> bool {
+    let hook = Hook::Tcx;
+    let guard = Attached {
+        pid: 0,
+        namespace,
+        interface,
+        hook,
+    };
+    guard.is_there()
 }
 
 /// The XDP program on an interface, as the kernel tells.
@@ -258,7 +274,7 @@ fn a_device_that_is_made_again_comes_back_by_itself() {
 }
 
 #[test]
-fn sigterm_ends_cleanly_and_leaves_the_hosts_network_as_it_was() {
+fn sigterm_ends_cleanly_and_leaves_uplinks_as_they_were_and_ports_closed() {
     let mut site = site();
     explained(&mut site, |site| {
         let host = site.hosts["h1"].namespace.clone();
@@ -268,6 +284,7 @@ fn sigterm_ends_cleanly_and_leaves_the_hosts_network_as_it_was() {
         assert_eq!(ended.code(), Some(0), "{}", daemon.log());
         for interface in ["u0", "p-blue-1", "p-red-1"] {
             assert!(!has_program(&host, interface), "{interface}");
+            assert_eq!(is_guarded(&host, interface), interface != "u0");
         }
         assert!(host.pings("192.0.2.2", 2), "the host's own traffic");
         assert!(!site.directory().join("h1.sock").exists());
@@ -277,7 +294,7 @@ fn sigterm_ends_cleanly_and_leaves_the_hosts_network_as_it_was() {
 }
 
 #[test]
-fn sigkill_leaves_no_program_behind() {
+fn sigkill_leaves_nothing_on_uplinks_and_the_guard_on_ports() {
     let mut site = site();
     explained(&mut site, |site| {
         let host = site.hosts["h1"].namespace.clone();
@@ -287,6 +304,8 @@ fn sigkill_leaves_no_program_behind() {
                 .iter()
                 .any(|interface| has_program(&host, interface))
         })?;
+        assert!(is_guarded(&host, "p-blue-1") && is_guarded(&host, "p-red-1"));
+        assert!(!is_guarded(&host, "u0"));
         assert!(host.pings("192.0.2.2", 2), "the host's own traffic");
         // Over the socket that the dead one left.
         site.start_daemon("h1")?;

@@ -37,6 +37,12 @@ fn ethernet(ethertype: &[u16], payload: &[u8]) -> Vec<u8> {
     frame
 }
 
+/// The frame with a priority tag (IEEE 802.1Q §9.6): priority 5, VLAN 0.
+fn with_priority(mut frame: Vec<u8>) -> Vec<u8> {
+    frame.splice(12..12, [0x81, 0, 0xa0, 0]);
+    frame
+}
+
 struct V4 {
     to: [u8; 4],
     protocol: u8,
@@ -105,6 +111,7 @@ fn cases() -> Vec<(&'static str, Vec<u8>, Option<Counter>)> {
     let passed = Some(Counter::Passed);
     let fragment = Some(Counter::FragmentsPassed);
     let malformed = Some(Counter::Malformed);
+    let tagged = Some(Counter::Tagged);
     let v4 = |v4: V4, payload: &[u8]| ethernet(&[0x0800], &v4.packet(payload));
     let vxlan = udp(4789);
     let hop_by_hop = (0, vec![0, 0, 1, 4, 0, 0, 0, 0]);
@@ -136,19 +143,39 @@ fn cases() -> Vec<(&'static str, Vec<u8>, Option<Counter>)> {
             ours,
         ),
         (
-            "vxlan with a tag",
-            ethernet(&[0x8100, 0x0800], &PLAIN.packet(&vxlan)),
+            "vxlan with a priority tag",
+            with_priority(v4(PLAIN, &vxlan)),
             ours,
+        ),
+        (
+            "v6 vxlan with a priority tag",
+            with_priority(ethernet(&[0x86dd], &v6(VTEP6, &[], 17, &vxlan))),
+            ours,
+        ),
+        (
+            "vxlan with two priority tags",
+            with_priority(with_priority(v4(PLAIN, &vxlan))),
+            tagged,
+        ),
+        (
+            "vxlan in a VLAN",
+            ethernet(&[0x8100, 0x0800], &PLAIN.packet(&vxlan)),
+            tagged,
+        ),
+        (
+            "vxlan in a service VLAN",
+            ethernet(&[0x88a8, 0x0800], &PLAIN.packet(&vxlan)),
+            tagged,
         ),
         (
             "vxlan with two tags",
             ethernet(&[0x88a8, 0x8100, 0x0800], &PLAIN.packet(&vxlan)),
-            ours,
+            tagged,
         ),
         (
             "vxlan with three tags",
             ethernet(&[0x88a8, 0x8100, 0x8100, 0x0800], &PLAIN.packet(&vxlan)),
-            passed,
+            tagged,
         ),
         (
             "gre with ethernet",
@@ -248,9 +275,9 @@ fn cases() -> Vec<(&'static str, Vec<u8>, Option<Counter>)> {
             ours,
         ),
         (
-            "v6 vxlan with a tag",
+            "v6 vxlan in a VLAN",
             ethernet(&[0x8100, 0x86dd], &v6(VTEP6, &[], 17, &vxlan)),
-            ours,
+            tagged,
         ),
         (
             "v6 with extension headers",

@@ -17,6 +17,7 @@ use weft_tests::{
     Guest, HaltedThread, Lab, LabError, Namespace, ServiceManager, Site, SiteOptions,
     guest::{Backend, GuestOptions, Nic, NicFeatures},
     site::program,
+    takeoff::{Attached, Hook},
     tenants, wait_until,
 };
 
@@ -216,6 +217,17 @@ fn can(pid: u32, group: &Path, line: &str) -> bool {
     );
     let out = Command::new("sh").args(["-c", &script]).output().unwrap();
     out.status.success()
+}
+
+fn is_guarded(namespace: &Namespace, interface: &str) -> bool {
+    let hook = Hook::Tcx;
+    let guard = Attached {
+        pid: 0,
+        namespace,
+        interface,
+        hook,
+    };
+    guard.is_there()
 }
 
 fn has_program(namespace: &Namespace, interface: &str) -> bool {
@@ -448,7 +460,7 @@ fn drop_in_refused(
     machine.systemctl(&format!("restart {unit}")).map(drop)
 }
 
-/// Stops the units, which leave nothing on the host's interfaces.
+/// Stops the units, which leave nothing on the host's interfaces but the guards of ports.
 fn stop_units(machines: &Machines) -> Result<(), LabError> {
     let namespace = &machines.site.hosts["h1"].namespace;
     assert!(has_program(namespace, "u0") && has_program(namespace, "p-blue-1"));
@@ -461,6 +473,7 @@ fn stop_units(machines: &Machines) -> Result<(), LabError> {
         assert_eq!(machine.property(unit, "Result")?, "success", "{unit}");
     }
     assert!(!has_program(namespace, "u0") && !has_program(namespace, "p-blue-1"));
+    assert!(is_guarded(namespace, "p-blue-1") && !is_guarded(namespace, "u0"));
     assert!(!machines.host.path("/run/weft/weftd.sock").exists());
     Ok(())
 }

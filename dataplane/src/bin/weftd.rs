@@ -8,6 +8,7 @@ use std::process::ExitCode;
 use anyhow::Context;
 use clap::{Parser, Subcommand};
 use weft_dataplane::daemon::{self, Config};
+use weft_dataplane::port::{self, Programs};
 use weft_proto::privileges::{DATAPLANE, keep_only};
 
 /// Switches and routes the packets of this host's virtual machines into the overlay.
@@ -27,10 +28,25 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Checks a configuration file, starts nothing.
+    /// Checks a configuration file, and the uplinks that are there; starts nothing.
     Check {
         /// The file.
         file: PathBuf,
+    },
+    /// Closes interfaces: from now on nothing passes between them and this host's own network stack, whether weftd runs or not.
+    ///
+    /// weftd does so with every interface of a port, as soon as it sees it. This is for the time before: an interface that is closed
+    /// before it is set up is never open. It lasts until the interface is deleted or released.
+    Guard {
+        /// The interfaces.
+        #[arg(value_name = "NAME", required = true)]
+        names: Vec<String>,
+    },
+    /// Opens interfaces that were closed and are no port any more.
+    Release {
+        /// The interfaces.
+        #[arg(value_name = "NAME", required = true)]
+        names: Vec<String>,
     },
 }
 
@@ -38,8 +54,11 @@ fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let result = match (arguments.command, arguments.config) {
         (Some(Command::Check { file }), _) => Config::read(&file)
-            .map(|_| println!("{}: good", file.display()))
-            .map_err(anyhow::Error::from),
+            .map_err(anyhow::Error::from)
+            .and_then(|config| Ok(daemon::check_uplinks(&config)?))
+            .map(|()| println!("{}: good", file.display())),
+        (Some(Command::Guard { names }), _) => guard(&names),
+        (Some(Command::Release { names }), _) => release(&names),
         (None, Some(path)) => serve(&path),
         (None, None) => unreachable!("clap asks for a configuration file"),
     };
@@ -50,6 +69,27 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+fn guard(names: &[String]) -> anyhow::Result<()> {
+    let programs = Programs::find();
+    for name in names {
+        programs.close(name)?;
+        println!("{name}: closed");
+    }
+    Ok(())
+}
+
+fn release(names: &[String]) -> anyhow::Result<()> {
+    for name in names {
+        let was = if port::release(name)? {
+            "released"
+        } else {
+            "was not closed"
+        };
+        println!("{name}: {was}");
+    }
+    Ok(())
 }
 
 fn serve(path: &std::path::Path) -> anyhow::Result<()> {
@@ -83,7 +123,15 @@ mod tests {
         assert!(run.command.is_none());
         let check = parse("weftd check a.toml").unwrap();
         assert!(matches!(check.command, Some(Command::Check { .. })));
-        for wrong in ["weftd", "weftd check", "weftd --config a.toml check b.toml"] {
+        let guard = parse("weftd guard p1 p2").unwrap();
+        assert!(matches!(guard.command, Some(Command::Guard { names }) if names == ["p1", "p2"]));
+        for wrong in [
+            "weftd",
+            "weftd check",
+            "weftd guard",
+            "weftd release",
+            "weftd --config a.toml check b.toml",
+        ] {
             assert!(parse(wrong).is_err(), "{wrong}");
         }
     }

@@ -13,7 +13,8 @@ use super::config::{Config, Uplink};
 use crate::encap;
 use crate::pipeline::{DeviceMtus, Source};
 use crate::port::device::{self, Device, Opening};
-use crate::port::{Netdev, PortError, Programs, Role, Umem};
+use crate::port::{Interface, Netdev, PortError, Programs, Role, Umem, check_mtu};
+use crate::underlay::check_uplink;
 use crate::worker::Workers;
 
 /// The device of a port, open.
@@ -32,6 +33,8 @@ pub struct PortDevice {
 pub struct UplinkDevice {
     spec: Uplink,
     open: Option<OpenUplink>,
+    /// Why it is not open, if its device is there.
+    refused: Option<String>,
 }
 
 /// The device of an uplink, open.
@@ -53,6 +56,16 @@ impl OpenUplink {
                 queues: way.queues,
             };
             return Ok(Self::Other(device::open(opening, &spec)?));
+        }
+        check_uplink(&uplink.interface)?;
+        if opening.programs.is_closed(&uplink.interface) {
+            return Err(PortError::Uplink {
+                interface: uplink.interface.clone(),
+                problem: format!(
+                    "it is closed as ports are, so that this host's own traffic does not pass; if it is no port any more: weftd release {}",
+                    uplink.interface
+                ),
+            });
         }
         let vteps = vteps.to_vec();
         let role = Role::Uplink { vteps };
@@ -81,13 +94,13 @@ impl UplinkDevice {
         self.spec.name()
     }
 
-    /// How packets pass, or that they do not.
+    /// How packets pass, or why they do not.
     pub fn mode(&self) -> String {
-        let open = self.open.as_ref();
-        open.map_or_else(
-            || "missing".to_owned(),
-            |open| open.device().describe().mode,
-        )
+        match (&self.open, &self.refused) {
+            (Some(open), _) => open.device().describe().mode,
+            (None, Some(reason)) => reason.clone(),
+            (None, None) => "missing".to_owned(),
+        }
     }
 
     /// Opens the device and has its queues read.
@@ -114,6 +127,25 @@ impl UplinkDevice {
     }
 }
 
+/// Whether the interfaces of a configuration's uplinks, those that are there, can be opened as such.
+///
+/// # Errors
+/// Which cannot, why, and what to do.
+pub fn check_uplinks(config: &Config) -> Result<(), PortError> {
+    for uplink in config
+        .uplinks
+        .iter()
+        .filter(|uplink| uplink.vhost_user.is_none())
+    {
+        let Ok(found) = Interface::lookup(&uplink.interface) else {
+            continue;
+        };
+        check_uplink(&uplink.interface)?;
+        check_mtu(&found, config.memory.frame_size, 0)?;
+    }
+    Ok(())
+}
+
 /// All devices.
 #[derive(Debug)]
 pub struct Devices {
@@ -124,6 +156,8 @@ pub struct Devices {
     pub uplinks: Vec<UplinkDevice>,
     /// Ports whose device is open, by index.
     pub ports: BTreeMap<u16, PortDevice>,
+    /// Why the others that should be open are not, by index.
+    pub closed: BTreeMap<u16, String>,
 }
 
 impl Devices {
@@ -150,6 +184,7 @@ impl Devices {
             let mut uplink = UplinkDevice {
                 spec: spec.clone(),
                 open: None,
+                refused: None,
             };
             uplink.start(number, &opening, &[], workers)?;
             uplinks.push(uplink);
@@ -159,6 +194,7 @@ impl Devices {
             vteps: Vec::new(),
             uplinks,
             ports: BTreeMap::new(),
+            closed: BTreeMap::new(),
         })
     }
 
@@ -196,9 +232,16 @@ impl Devices {
             }
             if let Some(open) = &mut uplink.open {
                 open.device_mut().mend();
-            } else if let Err(error) = uplink.start(number, &opening, &self.vteps, workers) {
-                tracing::debug!(uplink = uplink.name(), %error, "the uplink stays closed");
+                continue;
             }
+            let refused = match uplink.start(number, &opening, &self.vteps, workers) {
+                Ok(()) | Err(PortError::NoInterface { .. }) => None,
+                Err(error) => Some(error.to_string()),
+            };
+            if let Some(error) = refused.as_ref().filter(|_| refused != uplink.refused) {
+                tracing::error!(uplink = uplink.name(), %error, "the uplink stays closed");
+            }
+            uplink.refused = refused;
         }
         workers.collect();
     }
@@ -233,6 +276,7 @@ impl Devices {
             }
         }
         workers.collect();
+        self.closed.retain(|index, _| wanted.contains_key(index));
         let missing = wanted
             .iter()
             .filter(|(index, _)| !self.ports.contains_key(index));
@@ -252,8 +296,15 @@ impl Devices {
                         up: false,
                     };
                     self.ports.insert(*index, open);
+                    self.closed.remove(index);
                 }
-                Err(error) => tracing::debug!(device = spec.name, %error, "port stays down"),
+                Err(error) => {
+                    let reason = error.to_string();
+                    if self.closed.get(index) != Some(&reason) {
+                        tracing::warn!(device = spec.name, %error, "port stays down");
+                        self.closed.insert(*index, reason);
+                    }
+                }
             }
         }
         for (index, open) in &mut self.ports {

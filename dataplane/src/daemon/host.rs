@@ -157,6 +157,22 @@ impl Host {
         hosts.flat_map(vteps_of).collect()
     }
 
+    /// Interfaces that lead to other hosts and are no uplinks of ours, each with a word on it.
+    pub fn detours(&self, inner: &Inner) -> Vec<String> {
+        let ways = inner.adjacencies.iter();
+        let known = |name: &String| !self.fixed.is_empty() || self.uplinks.contains(name);
+        let detours: BTreeMap<&String, &IpAddr> = ways
+            .filter_map(|(remote, way)| Some((&way.as_ref().ok()?.uplink, remote)))
+            .filter(|(name, _)| !known(name))
+            .collect();
+        let word = |(name, remote)| {
+            format!(
+                "{name} (no uplink, but the route to {remote} leads over it: name it in uplinks)"
+            )
+        };
+        detours.into_iter().map(word).collect()
+    }
+
     /// Judges by other ways through the underlay from now on.
     pub fn set_adjacencies(&self, adjacencies: &Adjacencies) {
         let mut inner = self.inner();

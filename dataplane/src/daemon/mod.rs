@@ -8,4 +8,5 @@ pub mod node;
 mod run;
 
 pub use config::Config;
+pub use devices::check_uplinks;
 pub use run::{Ground, ground, run};

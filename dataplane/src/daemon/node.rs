@@ -136,6 +136,12 @@ impl Node for NodeService {
                 up: open.is_some_and(|open| open.up),
                 zero_copy: what.as_ref().is_some_and(|what| what.zero_copy),
                 mode: what.map(|what| what.mode).unwrap_or_default(),
+                reason: inner
+                    .devices
+                    .closed
+                    .get(&index)
+                    .cloned()
+                    .unwrap_or_default(),
             }
         };
         let ports = (0u16..)
@@ -155,6 +161,7 @@ impl Node for NodeService {
                 .uplinks
                 .iter()
                 .map(|uplink| format!("{} ({})", uplink.name(), uplink.mode()))
+                .chain(self.host.detours(&inner))
                 .collect(),
         }))
     }

@@ -56,7 +56,7 @@ pub fn ground(config: &Config) -> Result<Ground, PortError> {
         let umem = scope.spawn(move || Umem::new(options));
         // A host without kernel interfaces needs none.
         let programs = if uplinks == 0 {
-            Ok(Programs::default())
+            Ok(Programs::find())
         } else {
             Programs::load(uplinks)
         };

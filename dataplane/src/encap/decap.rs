@@ -25,7 +25,8 @@ pub struct Outer {
     pub traffic_class: u8,
 }
 
-/// Parses a tunnel packet from its outer Ethernet header on; up to two VLAN tags are skipped.
+/// Parses a tunnel packet from its outer Ethernet header on. A priority tag is skipped; a frame of a VLAN is none of ours (IEEE
+/// 802.1Q §8.6.2, §9.6).
 ///
 /// # Errors
 /// Why the packet is to be dropped.
@@ -76,10 +77,8 @@ fn general(frame: &[u8]) -> Result<Outer, DropReason> {
     // Offsets have 16 bits: a packet that ends further on is cut short.
     let frame = frame.get(..usize::from(u16::MAX)).unwrap_or(frame);
     let mut l3 = ETHERNET;
-    for _ in 0..2 {
-        if matches!(word(frame, l3 - 2)?, 0x8100 | 0x88a8) {
-            l3 += 4;
-        }
+    if word(frame, l3 - 2)? == 0x8100 && word(frame, l3)? & 0x0fff == 0 {
+        l3 += 4;
     }
     match word(frame, l3 - 2)? {
         ETHERTYPE_IPV4 => ipv4(frame, l3),
@@ -283,6 +282,34 @@ mod tests {
         let outer = plain_vxlan(&frame).unwrap();
         assert_eq!(general(&frame), Ok(outer));
         assert_eq!((outer.vni, outer.inner, outer.end), (0x01_0203, 50, 110));
+    }
+
+    #[test]
+    fn a_priority_tag_is_skipped_and_a_vlan_is_not_ours() {
+        let plain = outer(&tunnelled()).unwrap();
+        let with = |tags: &[u8]| {
+            let mut frame = tunnelled();
+            frame.splice(12..12, tags.iter().copied());
+            outer(&frame)
+        };
+        // Priority 5 and the eligible-to-drop bit say nothing of a VLAN.
+        for tag in [[0x81, 0, 0, 0], [0x81, 0, 0xb0, 0]] {
+            let expected = Outer {
+                inner: plain.inner + 4,
+                end: plain.end + 4,
+                ..plain
+            };
+            assert_eq!(with(&tag), Ok(expected), "{tag:x?}");
+        }
+        for tags in [
+            &[0x81, 0, 0x03, 0xe7][..],
+            &[0x81, 0, 0, 1],
+            &[0x88, 0xa8, 0, 0],
+            &[0x81, 0, 0, 0, 0x81, 0, 0, 0],
+            &[0x88, 0xa8, 0, 7, 0x81, 0, 0, 8],
+        ] {
+            assert_eq!(with(tags), Err(DropReason::OuterHeader), "{tags:x?}");
+        }
     }
 
     #[test]

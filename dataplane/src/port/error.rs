@@ -42,6 +42,30 @@ pub enum PortError {
         /// The rule broken.
         rule: &'static str,
     },
+    /// An interface whose frames are longer than packet buffers.
+    #[error(
+        "interface {interface}: with an MTU of {mtu}, frames are longer than packet buffers: memory.frame_size = {frame_size} takes an MTU of {most} here (`ip link set {interface} mtu {most}`){larger}"
+    )]
+    Mtu {
+        /// The interface.
+        interface: String,
+        /// Its MTU.
+        mtu: u32,
+        /// The largest that fits.
+        most: u32,
+        /// Bytes of a packet buffer.
+        frame_size: u32,
+        /// What a larger buffer would take, if there is one.
+        larger: String,
+    },
+    /// An interface that is part of another.
+    #[error("interface {interface}: {problem}")]
+    Uplink {
+        /// The interface.
+        interface: String,
+        /// Why it is no uplink, and what to do.
+        problem: String,
+    },
     /// Another AF_XDP socket has the queue.
     #[error(
         "interface {interface} queue {queue}: in use by another AF_XDP socket; stop the other process"

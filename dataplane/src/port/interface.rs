@@ -14,7 +14,11 @@ use std::{
 use super::PortError;
 
 const ETHTOOL_GDRVINFO: u32 = 0x03;
+const ETHTOOL_GFLAGS: u32 = 0x25;
+const ETHTOOL_SFLAGS: u32 = 0x26;
 const ETHTOOL_GCHANNELS: u32 = 0x3c;
+/// `ETH_FLAG_RXVLAN` of `linux/ethtool.h`.
+const RX_VLAN: u32 = 1 << 8;
 const SIOCETHTOOL: libc::c_ulong = 0x8946;
 
 /// A network device.
@@ -44,6 +48,13 @@ struct Driver {
     cmd: u32,
     driver: [u8; 32],
     rest: [u8; 160],
+}
+
+/// `struct ethtool_value` of `linux/ethtool.h`.
+#[repr(C)]
+struct Flags {
+    cmd: u32,
+    flags: u32,
 }
 
 /// `struct ethtool_channels` of `linux/ethtool.h`.
@@ -100,6 +111,73 @@ impl Interface {
             receive_queues: asking.receive_queues(&socket),
             tap: asking.is_tap(&socket),
         })
+    }
+}
+
+/// A device that leaves VLAN tags in the frames that it receives, where XDP programs see them: else a frame of a VLAN looks like one without. Dropped,
+/// the device strips them again.
+#[derive(Debug)]
+pub(super) struct KeptTags {
+    name: String,
+    index: u32,
+}
+
+impl KeptTags {
+    /// Has the device leave them. None if it does anyway.
+    pub(super) fn keep(interface: &Interface) -> Option<Self> {
+        if !strips_tags(&interface.name)? {
+            return None;
+        }
+        set_strips_tags(&interface.name, false);
+        if strips_tags(&interface.name) != Some(false) {
+            tracing::warn!(
+                interface = interface.name,
+                "the device strips VLAN tags and cannot be told otherwise (rx-vlan-offload), so that tunnel packets of any VLAN are taken: have none of them reach it"
+            );
+            return None;
+        }
+        Some(Self {
+            name: interface.name.clone(),
+            index: interface.index,
+        })
+    }
+}
+
+impl Drop for KeptTags {
+    fn drop(&mut self) {
+        // It may be gone, or another by now.
+        if Interface::lookup(&self.name).is_ok_and(|found| found.index == self.index) {
+            set_strips_tags(&self.name, true);
+        }
+    }
+}
+
+/// Whether the device strips VLAN tags, if it says.
+fn strips_tags(name: &str) -> Option<bool> {
+    let mut answer = Flags {
+        cmd: ETHTOOL_GFLAGS,
+        flags: 0,
+    };
+    // SAFETY: the command makes the kernel write a `struct ethtool_value`, which `answer` is laid out as.
+    let told = unsafe { Asking::new(name)?.ask_driver(&socket().ok()?, &mut answer) };
+    told.then_some(answer.flags & RX_VLAN != 0)
+}
+
+fn set_strips_tags(name: &str, strips: bool) {
+    let (Some(asking), Ok(socket)) = (Asking::new(name), socket()) else {
+        return;
+    };
+    let mut flags = Flags {
+        cmd: ETHTOOL_GFLAGS,
+        flags: 0,
+    };
+    // SAFETY: both commands make the kernel read or write a `struct ethtool_value`, which `flags` is laid out as.
+    unsafe {
+        if asking.ask_driver(&socket, &mut flags) {
+            flags.cmd = ETHTOOL_SFLAGS;
+            flags.flags = flags.flags & !RX_VLAN | if strips { RX_VLAN } else { 0 };
+            asking.ask_driver(&socket, &mut flags);
+        }
     }
 }
 

@@ -28,7 +28,7 @@ pub use error::PortError;
 pub use interface::Interface;
 pub use netdev::{
     AttachMode, Attachment, BusyPoll, Netdev, Programs, QueueCounters, QueueOptions, Role,
-    ThreadedNapi, XskQueue,
+    ThreadedNapi, XskQueue, check_mtu, release,
 };
 pub use pool::{Accounting, FrameCache};
 pub use socket_options::icmp_errors_only;

@@ -31,7 +31,12 @@ impl Tap {
     /// The kernel refuses.
     pub(super) fn open(opening: &Opening, spec: &v1::Device) -> Result<Self, PortError> {
         match Interface::lookup(&spec.name) {
-            Err(PortError::NoInterface { .. }) => make(spec)?,
+            Err(PortError::NoInterface { .. }) => {
+                make(spec)?;
+                // Closed before anything can pass.
+                opening.programs.close(&spec.name)?;
+                Interface::set_up(&spec.name)?;
+            }
             Err(error) => return Err(error),
             Ok(_) => {}
         }
@@ -78,7 +83,7 @@ impl Device for Tap {
     }
 }
 
-/// Makes a tap interface that lasts without us: a virtual machine may hold its far end while weftd restarts.
+/// Makes a tap interface, not yet up, that lasts without us: a virtual machine may hold its far end while weftd restarts.
 fn make(spec: &v1::Device) -> Result<(), PortError> {
     let queues = if spec.queues > 1 { IFF_MULTI_QUEUE } else { 0 };
     let flags = libc::IFF_TAP | libc::IFF_NO_PI | IFF_VNET_HDR | queues;
@@ -96,8 +101,7 @@ fn make(spec: &v1::Device) -> Result<(), PortError> {
             "CAP_NET_ADMIN",
             source,
         )
-    })?;
-    Interface::set_up(&spec.name)
+    })
 }
 
 /// Opens a queue of the tap `name`, which is made if there is none.

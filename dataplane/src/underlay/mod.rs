@@ -4,12 +4,14 @@
 //! resolved, and publishes every change of the answer. The agent compiles [`Adjacencies`] into the snapshot; nothing of this runs on a
 //! worker.
 
+mod fitness;
 mod netlink;
 mod path_mtu;
 mod watcher;
 
 use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 
+pub use fitness::check_uplink;
 pub use watcher::Underlay;
 
 /// How one peer is reached.

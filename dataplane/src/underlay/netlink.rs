@@ -9,7 +9,7 @@ use rtnetlink::{
     packet_core::{DefaultNla, NetlinkMessage},
     packet_route::{
         RouteNetlinkMessage,
-        link::{LinkAttribute, LinkFlags, LinkMessage},
+        link::{InfoPortKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage},
         neighbour::{
             NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
         },
@@ -105,6 +105,34 @@ impl Netlink {
             .iter()
             .map(|link| (link.header.index, read_link(link)))
             .collect())
+    }
+
+    /// What the interface of this name is part of, if it is: the other interface's name, and its kind.
+    pub(super) async fn master(
+        &self,
+        name: &str,
+    ) -> Result<Option<(String, InfoPortKind)>, PortError> {
+        let failed = |error| refused("asking for a link", &error);
+        let link = self.handle.link().get().match_name(name.to_owned());
+        let link = link.execute().try_next().await.map_err(failed)?;
+        let attributes = link.map(|link| link.attributes).unwrap_or_default();
+        let index = attributes.iter().find_map(|attribute| match attribute {
+            LinkAttribute::Controller(index) => Some(*index),
+            _ => None,
+        });
+        let Some(index) = index else { return Ok(None) };
+        let kind = attributes.iter().find_map(|attribute| match attribute {
+            LinkAttribute::LinkInfo(infos) => infos.iter().find_map(|info| match info {
+                LinkInfo::PortKind(kind) => Some(kind.clone()),
+                _ => None,
+            }),
+            _ => None,
+        });
+        let kind = kind.unwrap_or_else(|| InfoPortKind::Other("another kind".to_owned()));
+        let master = self.handle.link().get().match_index(index).execute();
+        let master = master.try_collect::<Vec<_>>().await.map_err(failed)?;
+        let name = master.first().map(|link| read_link(link).name);
+        Ok(Some((name.unwrap_or_default(), kind)))
     }
 
     pub(super) async fn neighbours(&self) -> Result<HashMap<NeighbourKey, Neighbour>, PortError> {

@@ -1,9 +1,9 @@
-//! weft's two XDP programs, one for uplinks and one for ports, their maps, and a guard behind the second.
+//! weft's two XDP programs, one for uplinks and one for ports, their maps, and the guard that keeps ports and the host's stack apart.
 //!
 //! The object is loaded once for every uplink, which so has maps of its own, and once for all ports of a host: to load it, and to attach it for
 //! the first time, takes tens of milliseconds, and there are many ports. The uplink program takes the tunnel packets to our addresses and nothing else: the host keeps its own traffic. The port program takes everything: a
 //! guest never reaches the host's stack. What is too long for a ring of a tap, the port program passes to a packet socket, and the guard
-//! drops it thereafter. What counts as a tunnel packet is in [`parse`].
+//! drops it thereafter. The guard stays on the interface when the daemon is gone, and has no state. What counts as a tunnel packet is in [`parse`].
 #![no_std]
 #![no_main]
 
@@ -11,7 +11,7 @@ mod parse;
 
 use aya_ebpf::{
     bindings::{
-        BPF_F_NO_PREALLOC, TC_ACT_SHOT,
+        BPF_F_NO_PREALLOC, TC_ACT_SHOT, TC_ACT_UNSPEC,
         xdp_action::{XDP_DROP, XDP_PASS},
     },
     helpers::bpf_xdp_adjust_head,
@@ -20,7 +20,7 @@ use aya_ebpf::{
     programs::{TcContext, XdpContext},
 };
 use weft_ebpf_types::{
-    AddressKey, Counter, MAX_PORT_QUEUES, MAX_PORTS, MAX_QUEUES, MAX_VTEPS, PortEntry,
+    AddressKey, Counter, GUARD_MARK, MAX_PORT_QUEUES, MAX_PORTS, MAX_QUEUES, MAX_VTEPS, PortEntry,
 };
 
 use parse::Class;
@@ -91,6 +91,7 @@ pub fn weft_uplink(ctx: XdpContext) -> u32 {
         Class::Tunnel if is_vtep(&to) => return redirect(&WEFT_SOCKETS, queue(&ctx), XDP_PASS),
         Class::Fragment if is_vtep(&to) => Counter::FragmentsPassed,
         Class::Malformed => Counter::Malformed,
+        Class::Tagged => Counter::Tagged,
         _ => Counter::Passed,
     };
     count(counter);
@@ -130,6 +131,17 @@ pub fn weft_port(ctx: XdpContext) -> u32 {
 #[classifier]
 pub fn weft_guard(_ctx: TcContext) -> i32 {
     TC_ACT_SHOT
+}
+
+/// For ports: nothing of the host's stack is sent by them. What our packet sockets send is marked; AF_XDP sockets do not come this way.
+#[classifier]
+pub fn weft_guard_out(ctx: TcContext) -> i32 {
+    // SAFETY: the kernel passes a valid context, which lives for this run of the program.
+    if unsafe { (*ctx.skb.skb).mark } == GUARD_MARK {
+        TC_ACT_UNSPEC
+    } else {
+        TC_ACT_SHOT
+    }
 }
 
 #[cfg(not(test))]

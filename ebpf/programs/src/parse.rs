@@ -1,6 +1,6 @@
 //! What a packet from the underlay is: a tunnel packet, a fragment, or none of our business.
 //!
-//! Reads headers only as far as the decision needs: Ethernet with up to two VLAN tags (IEEE 802.1Q), IPv4 with options (RFC
+//! Reads headers only as far as the decision needs: Ethernet, untagged or with a priority tag (IEEE 802.1Q §9.6), IPv4 with options (RFC
 //! 791), IPv6 with up to four extension headers (RFC 8200 §4), UDP port 4789 (RFC 7348) and GRE that carries Ethernet (RFC
 //! 2784). What is beyond these bounds is the kernel's.
 
@@ -9,7 +9,8 @@ use weft_ebpf_types::{AddressKey, GRE_ETHERNET, PROTOCOL_GRE, VXLAN_PORT, mapped
 
 const ETHERNET_LEN: usize = 14;
 const VLAN_TAG_LEN: usize = 4;
-const MAX_VLAN_TAGS: usize = 2;
+/// The VLAN identifier in a tag (IEEE 802.1Q §9.6). 0: the tag says a priority alone, and the frame is of no VLAN.
+const VLAN_ID: u16 = 0x0fff;
 const MAX_EXTENSIONS: usize = 4;
 
 const ETHERTYPE_IPV4: u16 = 0x0800;
@@ -30,6 +31,8 @@ pub enum Class {
     Tunnel,
     /// A fragment of UDP or GRE.
     Fragment,
+    /// Of a VLAN. The interface of a VLAN is another one, and so would its uplink be (IEEE 802.1Q §8.6.2).
+    Tagged,
     /// Truncated, or a length that can't be.
     Malformed,
     /// Anything else.
@@ -67,16 +70,14 @@ pub fn classify(ctx: &XdpContext, to: &mut AddressKey) -> Class {
 fn parse(ctx: &XdpContext, to: &mut AddressKey) -> Option<Class> {
     let mut offset = ETHERNET_LEN;
     let mut ethertype = read_u16(ctx, 12)?;
-    for _ in 0..MAX_VLAN_TAGS {
-        if ethertype != ETHERTYPE_VLAN && ethertype != ETHERTYPE_QINQ {
-            break;
-        }
+    if ethertype == ETHERTYPE_VLAN && read_u16(ctx, offset)? & VLAN_ID == 0 {
         ethertype = read_u16(ctx, offset + 2)?;
         offset += VLAN_TAG_LEN;
     }
     match ethertype {
         ETHERTYPE_IPV4 => parse_ipv4(ctx, offset, to),
         ETHERTYPE_IPV6 => parse_ipv6(ctx, offset, to),
+        ETHERTYPE_VLAN | ETHERTYPE_QINQ => Some(Class::Tagged),
         _ => Some(Class::Other),
     }
 }

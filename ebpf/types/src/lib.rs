@@ -16,8 +16,13 @@ pub const GRE_ETHERNET: u16 = 0x6558;
 pub const UPLINK_PROGRAM: &str = "weft_uplink";
 /// Name of the program for ports in the object file.
 pub const PORT_PROGRAM: &str = "weft_port";
-/// Name of the program that keeps what the port program passed on from the host's stack.
+/// Name of the program that keeps what arrives by a port from the host's stack. At most 15 bytes, as the kernel keeps it: running programs are
+/// found by it. One that does something else needs another name.
 pub const GUARD_PROGRAM: &str = "weft_guard";
+/// Name of the program that keeps what the host's stack sends from a port; as above.
+pub const GUARD_OUT_PROGRAM: &str = "weft_guard_out";
+/// The mark of socket buffers that the latter lets pass: "weft".
+pub const GUARD_MARK: u32 = 0x7765_6674;
 /// Name of an uplink's map from receive queue to AF_XDP socket.
 pub const SOCKETS_MAP: &str = "WEFT_SOCKETS";
 /// Name of the map from a port's interface, by the kernel's number of it, to its [`PortEntry`].
@@ -69,11 +74,13 @@ pub enum Counter {
     NoHeadroom = 5,
     /// Frames of a port too long for the ring, left to its packet socket.
     Long = 6,
+    /// Frames of a VLAN, which an uplink does not take; left to the kernel's stack.
+    Tagged = 7,
 }
 
 impl Counter {
     /// Every counter, in the order of the map.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Redirected,
         Self::Passed,
         Self::FragmentsPassed,
@@ -81,6 +88,7 @@ impl Counter {
         Self::NoRing,
         Self::NoHeadroom,
         Self::Long,
+        Self::Tagged,
     ];
 
     /// The name in statistics.
@@ -93,6 +101,7 @@ impl Counter {
             Self::NoRing => "no_ring",
             Self::NoHeadroom => "no_headroom",
             Self::Long => "long",
+            Self::Tagged => "tagged",
         }
     }
 }

@@ -1,6 +1,7 @@
 //! Network devices of the kernel, by XDP and AF_XDP: uplinks, veth and tap ports.
 
 mod frame_set;
+mod guard;
 mod link;
 mod napi;
 mod object;
@@ -18,19 +19,25 @@ use aya::util::KernelVersion;
 use packet_socket::PacketSocket;
 use port_queue::PortQueue;
 
+pub use guard::release;
 pub use napi::ThreadedNapi;
 pub use program::{AttachMode, Attachment, Programs, Role};
 use weft_ebpf_types::Counter;
 pub use xsk::{BusyPoll, QueueCounters, QueueOptions, XskQueue};
 
 use super::device::{Description, Device, Opening, Queue};
+use super::interface::KeptTags;
 use super::link_mtu::link_mtu;
 use super::share::Share;
-use super::{Interface, PortError};
+use super::{DATA_OFFSET, Interface, PortError};
 use crate::packet::parse::ETHERNET;
 
 /// Linux before this knows no UDP segments in packet sockets.
 const UDP_SEGMENTS: KernelVersion = KernelVersion::new(6, 2, 0);
+/// Bytes ahead of the IP packet in a frame that is received: an Ethernet header, and a priority tag.
+const LINK_HEADER: u32 = ETHERNET as u32 + 4;
+/// The frame sizes of packet memory.
+const FRAME_SIZES: [u32; 2] = [2048, 4096];
 /// The least time between two attempts to attach again what somebody else took off: whoever does that again and again is not fought.
 const RESTORE_PAUSE: Duration = Duration::from_secs(5);
 
@@ -46,12 +53,20 @@ pub struct Netdev {
     used: u32,
     queues: Vec<Box<dyn Queue>>,
     _shares: Vec<Share>,
+    /// Whether packet sockets receive beside the rings: what comes by a tap may be longer than a ring takes.
+    receives: bool,
     /// The longest frame that goes to a ring; 0 if no other way is open.
     longest: u32,
     /// Whether somebody else took the program off, or has another in its place, as far as is known.
     detached: bool,
     /// When it was last attached again, or that was tried.
     restored: Option<Instant>,
+    /// The largest MTU whose frames fit into packet buffers.
+    largest_mtu: u32,
+    /// The interface's MTU, if it is larger by now.
+    too_large: Option<u32>,
+    is_uplink: bool,
+    _tags: Option<KeptTags>,
     /// Put back before the program is detached, since a veth has its NAPI for the program's sake, and can be told nothing without: fields drop in order.
     _napi: Option<ThreadedNapi>,
     attachment: Attachment,
@@ -74,6 +89,13 @@ impl Netdev {
             Role::Port { headroom } => *headroom,
         };
         let wanted = opening.ring_size / 2;
+        if matches!(role, Role::Port { .. }) {
+            // Whatever comes of it, the port is closed for the host's stack.
+            opening.programs.close(name)?;
+        }
+        let frame_size = opening.umem.frame_size() as u32;
+        check_mtu(&found, frame_size, headroom)?;
+        let tags = KeptTags::keep(&found);
         let mut attachment = Attachment::attach(&opening.programs, name, role, None)?;
         let (mut rings, mut shares) = (Vec::new(), Vec::new());
         let mut zero_copy = true;
@@ -101,9 +123,11 @@ impl Netdev {
                 "packet memory is scarce, so that bursts may be lost: raise memory.frames"
             );
         }
+        // Only behind a guard: the host's stack would see what the packet sockets do.
+        let receives = found.tap && attachment.has_guard();
         let queues = match role {
             Role::Uplink { .. } => boxed(rings),
-            Role::Port { .. } => with_segments(rings, &found, &mut attachment)?,
+            Role::Port { .. } => with_segments(rings, &found, receives)?,
         };
         let napi = opening
             .threaded_napi
@@ -117,7 +141,12 @@ impl Netdev {
             used: shares.len() as u32,
             queues,
             _shares: shares,
+            receives,
             longest: 0,
+            largest_mtu: largest_mtu(frame_size, headroom),
+            too_large: None,
+            is_uplink: matches!(role, Role::Uplink { .. }),
+            _tags: tags,
             attachment,
             detached: false,
             restored: None,
@@ -136,6 +165,27 @@ impl Netdev {
     /// The kernel refuses.
     pub fn set_vteps(&mut self, vteps: &[IpAddr]) -> Result<(), PortError> {
         self.attachment.set_vteps(vteps)
+    }
+
+    /// An uplink's MTU may be raised while it is open.
+    fn look_at_mtu(&mut self) {
+        let Some(found) = self
+            .is_uplink
+            .then(|| Interface::lookup(&self.name).ok())
+            .flatten()
+        else {
+            return;
+        };
+        let too_large = (found.mtu > self.largest_mtu).then_some(found.mtu);
+        if let Some(mtu) = too_large.filter(|_| self.too_large != too_large) {
+            tracing::error!(
+                uplink = self.name,
+                mtu,
+                largest = self.largest_mtu,
+                "longer tunnel packets are lost: lower the MTU, or raise memory.frame_size and restart"
+            );
+        }
+        self.too_large = too_large;
     }
 
     /// What its XDP program counted.
@@ -158,8 +208,13 @@ impl Device for Netdev {
 
     fn is_stale(&self) -> bool {
         match Interface::lookup(&self.name) {
-            // What arrives by a queue that came since would be lost.
-            Ok(found) => found.index != self.index || queues_of(&found, self.most) != self.used,
+            // What arrives by a queue that came since would be lost. A port whose frames have become too long is refused with the reason; an uplink
+            // works on for those that fit.
+            Ok(found) => {
+                found.index != self.index
+                    || queues_of(&found, self.most) != self.used
+                    || (!self.is_uplink && found.mtu > self.largest_mtu)
+            }
             Err(PortError::NoInterface { .. }) => true,
             // Not told; that is no reason to close what works.
             Err(_) => false,
@@ -171,8 +226,9 @@ impl Device for Netdev {
     }
 
     fn set_mtu(&mut self, mtu: u16) {
-        let longest = u32::from(mtu) + ETHERNET as u32;
-        if self.longest == longest || !self.attachment.has_guard() {
+        // What does not fit into a buffer of the ring goes the other way, too.
+        let longest = u32::from(mtu.min(self.largest_mtu as u16)) + ETHERNET as u32;
+        if self.longest == longest || !self.receives {
             return;
         }
         match self.attachment.pass_longer(longest) {
@@ -182,6 +238,7 @@ impl Device for Netdev {
     }
 
     fn mend(&mut self) {
+        self.look_at_mtu();
         if self.attachment.holds() {
             self.detached = false;
             return;
@@ -212,12 +269,41 @@ impl Device for Netdev {
         Description {
             mode: if self.detached {
                 "no program".to_owned()
+            } else if let Some(mtu) = self.too_large {
+                format!("{mode}, MTU {mtu} is more than {}", self.largest_mtu)
             } else {
                 mode
             },
             zero_copy: self.zero_copy,
         }
     }
+}
+
+/// The largest MTU of an interface whose frames fit into packet buffers of so many bytes, with room ahead of each.
+fn largest_mtu(frame_size: u32, headroom: u16) -> u32 {
+    frame_size - u32::from(DATA_OFFSET) - LINK_HEADER - u32::from(headroom)
+}
+
+/// Whether the frames of an interface fit into packet buffers of so many bytes, with room ahead of each.
+///
+/// # Errors
+/// They do not; says which MTU would.
+pub fn check_mtu(interface: &Interface, frame_size: u32, headroom: u16) -> Result<(), PortError> {
+    let most = largest_mtu(frame_size, headroom);
+    if interface.mtu <= most {
+        return Ok(());
+    }
+    let mut larger = FRAME_SIZES.into_iter().filter(|size| *size > frame_size);
+    let larger = larger.next().map_or_else(String::new, |size| {
+        format!("; {size} takes {}", largest_mtu(size, headroom))
+    });
+    Err(PortError::Mtu {
+        interface: interface.name.clone(),
+        mtu: interface.mtu,
+        most,
+        frame_size,
+        larger,
+    })
 }
 
 /// How many queues of an interface are used, of at most so many.
@@ -236,7 +322,7 @@ fn boxed(queues: impl IntoIterator<Item = impl Queue + 'static>) -> Vec<Box<dyn 
 fn with_segments(
     rings: Vec<XskQueue>,
     interface: &Interface,
-    attachment: &mut Attachment,
+    receives: bool,
 ) -> Result<Vec<Box<dyn Queue>>, PortError> {
     let failed = |source| {
         PortError::from_io(
@@ -245,14 +331,12 @@ fn with_segments(
             source,
         )
     };
-    let receives = interface.tap
-        && attachment.guard().map_or_else(
-            |error| {
-                tracing::warn!(interface = interface.name, %error, "a guest's segments (TSO) are lost; Linux 6.6 takes them");
-                false
-            },
-            |()| true,
+    if interface.tap && !receives {
+        tracing::warn!(
+            interface = interface.name,
+            "a guest's segments (TSO) are lost; Linux 6.6 takes them"
         );
+    }
     let sockets = if receives {
         PacketSocket::receivers(interface.index, rings.len())
     } else {

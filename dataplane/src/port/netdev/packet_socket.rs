@@ -10,6 +10,8 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::{io, mem, ptr};
 
+use weft_ebpf_types::GUARD_MARK;
+
 use crate::packet::buffer::LARGE_SIZE;
 use crate::packet::{FrameMemory, Packet, Segments};
 use crate::port::virtio::header::{self, Header, feature};
@@ -80,6 +82,8 @@ impl PacketSocket {
         let packet = |option, value: libc::c_int| set(&fd, libc::SOL_PACKET, option, &value);
         packet(PACKET_VNET_HDR, 1)?;
         set(&fd, libc::SOL_SOCKET, libc::SO_SNDBUFFORCE, &SEND_BUFFER)?;
+        // The interface's guard lets nothing else pass.
+        set(&fd, libc::SOL_SOCKET, libc::SO_MARK, &GUARD_MARK)?;
         let mut ring = None;
         if receives {
             packet(libc::PACKET_IGNORE_OUTGOING, 1)?;

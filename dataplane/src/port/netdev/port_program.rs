@@ -6,26 +6,33 @@
 
 use std::collections::BTreeMap;
 use std::os::fd::RawFd;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use aya::Ebpf;
 use aya::maps::{HashMap, MapData, MapError, XskMap};
-use aya::programs::{ProgramFd, SchedClassifier, Xdp};
+use aya::programs::{ProgramFd, Xdp};
+use aya::util::KernelVersion;
 use weft_ebpf_types::{
-    Counter, GUARD_PROGRAM, MAX_PORT_QUEUES, PORT_PROGRAM, PORT_SOCKETS_MAP, PORTS_MAP, PortEntry,
+    Counter, MAX_PORT_QUEUES, PORT_PROGRAM, PORT_SOCKETS_MAP, PORTS_MAP, PortEntry,
 };
 
+use super::guard::{self, Guard, Pair};
 use super::object::{Loader, counters, descriptor, missing, program, program_error};
 use crate::port::{Interface, PortError};
 
 /// What errors call it that belong to no port.
 pub(super) const ALL: &str = "all ports";
+/// Linux before this has no `tcx`.
+const TCX: KernelVersion = KernelVersion::new(6, 6, 0);
 /// `BPF_NOEXIST` of `linux/bpf.h`.
 const NO_EXIST: u64 = 1;
 
-/// The port program of a network namespace.
+/// The port program of a network namespace, and the guard of ports.
 #[derive(Debug, Default)]
-pub(super) struct PortProgram(Mutex<Option<Loaded>>);
+pub(super) struct PortProgram {
+    loaded: Mutex<Option<Loaded>>,
+    guard: OnceLock<Arc<Pair>>,
+}
 
 #[derive(Debug)]
 struct Loaded {
@@ -51,6 +58,49 @@ impl PortProgram {
             *loaded = Some(Loaded { ebpf, sockets });
         }
         Ok(())
+    }
+
+    /// Takes over the guard that an earlier process left, if the process may still ask for it.
+    pub(super) fn find_guard(&self) {
+        if let Some(pair) = Pair::find() {
+            let _ = self.guard.set(Arc::new(pair));
+        }
+    }
+
+    /// Loads the guard, unless there is one.
+    ///
+    /// # Errors
+    /// As the loader says, or the kernel refuses.
+    pub(super) fn load_guard(&self) -> Result<&Arc<Pair>, PortError> {
+        if let Some(pair) = self.guard.get() {
+            return Ok(pair);
+        }
+        self.load(|| Loader::new().load(ALL))?;
+        let pair = self.with(|loaded| Pair::load(&mut loaded.ebpf))?;
+        Ok(self.guard.get_or_init(|| Arc::new(pair)))
+    }
+
+    /// Whether an interface is closed by the guard that was taken over or loaded.
+    pub(super) fn is_closed(&self, interface: &Interface) -> bool {
+        let pair = self.guard.get();
+        pair.is_some_and(|pair| pair.is_at(interface.index))
+    }
+
+    /// Keeps an interface and the host's stack apart from now on, also when this process is gone. None on a kernel without `tcx`: what arrives is
+    /// dropped all the same.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub(super) fn close(&self, interface: &Interface) -> Result<Option<Guard>, PortError> {
+        match self.load_guard()?.close(interface.index) {
+            Ok(guard) => Ok(Some(guard)),
+            Err(error) if is_old(&error) => {
+                self.load(|| Loader::new().load(ALL))?;
+                self.with(|loaded| guard::close_by_filter(&mut loaded.ebpf, &interface.name))?;
+                Ok(None)
+            }
+            Err(error) => Err(program_error(&interface.name, &error)),
+        }
     }
 
     /// Gives an interface its place, with no socket yet.
@@ -99,7 +149,7 @@ impl PortProgram {
 
     fn lock(&self) -> MutexGuard<'_, Option<Loaded>> {
         // What a thread that panicked has left is at worst a place that nobody has.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.loaded.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn with<T>(
@@ -158,17 +208,6 @@ impl Place {
         })
     }
 
-    /// The guard behind it, to attach it.
-    pub(super) fn guard(&self) -> Result<ProgramFd, PortError> {
-        self.program.with(|loaded| {
-            let guard: &mut SchedClassifier = program(&mut loaded.ebpf, GUARD_PROGRAM, ALL)?;
-            if guard.fd().is_err() {
-                guard.load().map_err(|error| program_error(ALL, &error))?;
-            }
-            descriptor(guard.fd(), ALL)
-        })
-    }
-
     /// What the program counted, of all ports together.
     pub(super) fn counters(&self) -> Result<Vec<(Counter, u64)>, PortError> {
         self.program.with(|loaded| counters(&loaded.ebpf, ALL))
@@ -197,6 +236,12 @@ impl Drop for Place {
             tracing::warn!(interface = self.interface, %error, "its place in the port program stays taken");
         }
     }
+}
+
+/// Whether that is what a kernel without `tcx` says.
+fn is_old(error: &std::io::Error) -> bool {
+    error.raw_os_error() == Some(libc::EINVAL)
+        && KernelVersion::current().is_ok_and(|kernel| kernel < TCX)
 }
 
 /// Parts of a row of numbers that are free.

@@ -1,7 +1,8 @@
 //! The XDP program of one interface: attached, told which sockets there are, and read.
 //!
-//! It holds by a BPF link, which the kernel takes away with the last descriptor: when the process dies, however it dies, the interface is as it
-//! was before. What somebody else takes off is attached again with the maps as they are ([`Attachment::restore`]).
+//! It holds by a BPF link, which the kernel takes away with the last descriptor: when the process dies, however it dies, an uplink is as it
+//! was before, and a port has nothing but its guard ([`super::guard`]), which was there before the program and stays. What somebody else takes off is
+//! attached again with the maps as they are ([`Attachment::restore`]).
 
 use std::{
     io,
@@ -14,6 +15,7 @@ use aya::{programs::ProgramFd, util::KernelVersion};
 use weft_ebpf_types::Counter;
 
 use super::XskQueue;
+use super::guard::{self, Guard};
 use super::link::{Hook, Link};
 use super::object::{Loader, missing, program_error};
 use super::port_program::{self, Place, PortProgram};
@@ -68,15 +70,37 @@ impl Programs {
     /// The kernel refuses.
     pub fn load(uplinks: usize) -> Result<Self, PortError> {
         socket_options::raise_limits()?;
-        let programs = Self::default();
+        let programs = Self::find();
         let mut loader = Loader::new();
         programs.ports.load(|| loader.load(port_program::ALL))?;
+        programs.ports.load_guard()?;
         let each = (0..uplinks).map(|_| UplinkProgram::load(&mut loader, "an uplink"));
         let uplinks = each.collect::<Result<Vec<_>, _>>()?;
         Ok(Self {
             uplinks: Mutex::new(uplinks),
             ..programs
         })
+    }
+
+    /// Loads nothing yet; but what an earlier process has left on ports is taken over, while this one may still ask for it.
+    pub fn find() -> Self {
+        let programs = Self::default();
+        programs.ports.find_guard();
+        programs
+    }
+
+    /// Keeps an interface and the host's own stack apart, until it is deleted or released ([`release`](super::release)). That it is closed already is as good.
+    ///
+    /// # Errors
+    /// It is not there, or the kernel refuses.
+    pub fn close(&self, interface: &str) -> Result<(), PortError> {
+        let found = Interface::lookup(interface)?;
+        self.ports.close(&found).map(drop)
+    }
+
+    /// Whether an interface is known to be closed.
+    pub fn is_closed(&self, interface: &str) -> bool {
+        Interface::lookup(interface).is_ok_and(|found| self.ports.is_closed(&found))
     }
 
     fn uplink(&self, interface: &str) -> Result<UplinkProgram, PortError> {
@@ -95,7 +119,7 @@ enum Own {
     Port(Place),
 }
 
-/// An attached program, and the guard behind it. Dropping it detaches.
+/// An attached program, and the guard behind it. Dropping it detaches the program; the guard stays.
 #[derive(Debug)]
 pub struct Attachment {
     interface: String,
@@ -103,8 +127,8 @@ pub struct Attachment {
     mode: AttachMode,
     /// None where the program was lost to somebody else.
     link: Option<Link>,
-    /// Detached after the program: fields drop in order.
-    guard: Option<Link>,
+    /// None for uplinks, and on kernels without `tcx`.
+    guard: Option<Guard>,
     own: Own,
 }
 
@@ -118,13 +142,17 @@ impl Attachment {
         only: Option<AttachMode>,
     ) -> Result<Self, PortError> {
         let found = Interface::lookup(interface)?;
-        let own = match role {
+        let (own, guard) = match role {
             Role::Uplink { vteps } => {
                 let mut program = programs.uplink(interface)?;
                 program.set_vteps(interface, vteps)?;
-                Own::Uplink(program)
+                (Own::Uplink(program), None)
             }
-            Role::Port { headroom } => Own::Port(programs.ports.admit(&found, *headroom)?),
+            Role::Port { headroom } => {
+                // Before anything else: whatever comes of it, the port is closed.
+                let guard = programs.ports.close(&found)?;
+                (Own::Port(programs.ports.admit(&found, *headroom)?), guard)
+            }
         };
         let program = own.program(interface)?;
         let (link, mode) = link(&program, interface, found.index, only)?;
@@ -133,7 +161,7 @@ impl Attachment {
             index: found.index,
             mode,
             link: Some(link),
-            guard: None,
+            guard,
             own,
         })
     }
@@ -156,23 +184,9 @@ impl Attachment {
         }
     }
 
-    /// Keeps everything that arrives from the host's stack, of a port. Packet sockets still see it.
-    ///
-    /// # Errors
-    /// The kernel has no such hook (`tcx`, Linux 6.6), or refuses.
-    pub fn guard(&mut self) -> Result<(), PortError> {
-        let Own::Port(place) = &self.own else {
-            return Err(missing(&self.interface, "guard, of an uplink"));
-        };
-        // By a link, which goes with the process; an attachment by netlink would stay.
-        let link = Link::create(place.guard()?.as_fd(), self.index, Hook::Ingress);
-        self.guard = Some(link.map_err(|error| program_error(&self.interface, &error))?);
-        Ok(())
-    }
-
     /// Whether all that was attached still is. Somebody else may take it off by force, or put another program in its place.
     pub fn holds(&self) -> bool {
-        self.link.as_ref().is_some_and(Link::holds) && self.guard.as_ref().is_none_or(Link::holds)
+        self.link.as_ref().is_some_and(Link::holds) && self.guard.as_ref().is_none_or(Guard::holds)
     }
 
     /// Attaches again what somebody else took off; queues and addresses are as they were.
@@ -181,8 +195,10 @@ impl Attachment {
     /// Another program is in its place ([`PortError::ProgramBusy`]), or the kernel refuses.
     pub fn restore(&mut self) -> Result<(), PortError> {
         // The guard first: what the program passes on must not reach the host's stack.
-        if self.guard.as_ref().is_some_and(|guard| !guard.holds()) {
-            self.guard()?;
+        if let Some(guard) = self.guard.as_ref().filter(|guard| !guard.holds()) {
+            guard
+                .restore()
+                .map_err(|error| program_error(&self.interface, &error))?;
         }
         if self.link.as_ref().is_some_and(Link::holds) {
             return Ok(());
@@ -205,7 +221,7 @@ impl Attachment {
     pub fn pass_longer(&mut self, bytes: u32) -> Result<(), PortError> {
         match &mut self.own {
             Own::Port(place) if self.guard.is_some() => place.set_longest(bytes),
-            _ => Err(missing(&self.interface, "guard in force")),
+            _ => Err(guard::none(&self.interface)),
         }
     }
 
