@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
+use weft_dataplane::port::Programs;
 use weft_proto::v1::Device;
 use weft_tests::site::program;
 use weft_tests::takeoff::{Attached, Hook};
@@ -339,6 +340,36 @@ fn an_interface_that_is_guarded_before_it_is_up_is_never_open_until_it_is_releas
     .unwrap();
     drop(prober.end());
     assert_eq!(weftd(&host, "release", "p0"), "p0: was not closed\n");
+}
+
+#[test]
+fn kernels_before_6_6_close_an_interface_by_a_filter_for_what_arrives() {
+    let mut lab = Lab::new().unwrap();
+    let (host, guest) = (lab.host("host").unwrap(), lab.host("guest").unwrap());
+    let link = LinkOptions::default();
+    lab.link((&host, "p0"), (&guest, "eth0"), link).unwrap();
+    for _ in 0..2 {
+        // By programs of another load each time, as by weftd after a restart.
+        let close = || Programs::default().close_by_filter("p0");
+        host.enter(close).unwrap().unwrap();
+    }
+    let guest_mac = guest.mac("eth0").unwrap();
+    let _service = tempt(&host, "p0", guest_mac);
+    let end = || End::Veth(RawSocket::open(&guest, "eth0").unwrap());
+    let prober = Prober::start(end(), guest_mac, host.mac("p0").unwrap());
+    prober.go_on();
+    // What the host sends by itself is not kept back there.
+    let mut seen = prober.end();
+    seen.remove("something else");
+    assert!(seen.is_empty(), "{seen:?}");
+    assert_eq!(weftd(&host, "release", "p0"), "p0: released\n");
+    let prober = Prober::start(end(), guest_mac, host.mac("p0").unwrap());
+    wait_until("the host answers all of it", SOON, || {
+        let seen = prober.seen.lock().unwrap();
+        ALL.iter().all(|kind| seen.contains_key(kind))
+    })
+    .unwrap();
+    drop(prober.end());
 }
 
 fn explained(site: &mut Site, body: impl FnOnce(&mut Site) -> Result<(), LabError>) {

@@ -95,12 +95,20 @@ impl PortProgram {
         match self.load_guard()?.close(interface.index) {
             Ok(guard) => Ok(Some(guard)),
             Err(error) if is_old(&error) => {
-                self.load(|| Loader::new().load(ALL))?;
-                self.with(|loaded| guard::close_by_filter(&mut loaded.ebpf, &interface.name))?;
+                self.close_by_filter(&interface.name)?;
                 Ok(None)
             }
             Err(error) => Err(program_error(&interface.name, &error)),
         }
+    }
+
+    /// As above, in the way of kernels without `tcx`.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub(super) fn close_by_filter(&self, interface: &str) -> Result<(), PortError> {
+        self.load(|| Loader::new().load(ALL))?;
+        self.with(|loaded| guard::close_by_filter(&mut loaded.ebpf, interface))
     }
 
     /// Gives an interface its place, with no socket yet.

@@ -98,6 +98,14 @@ impl Programs {
         self.ports.close(&found).map(drop)
     }
 
+    /// As [`Programs::close`] does on kernels before 6.6: for what arrives alone, and until the interface moves to another network namespace.
+    ///
+    /// # Errors
+    /// It is not there, or the kernel refuses.
+    pub fn close_by_filter(&self, interface: &str) -> Result<(), PortError> {
+        self.ports.close_by_filter(interface)
+    }
+
     /// Whether an interface is known to be closed.
     pub fn is_closed(&self, interface: &str) -> bool {
         Interface::lookup(interface).is_ok_and(|found| self.ports.is_closed(&found))
