@@ -264,3 +264,18 @@ fn the_largest_mtu_of_buffers_of_2048_bytes_is_carried_whole() {
 fn the_largest_mtu_of_buffers_of_4096_bytes_is_carried_whole() {
     the_largest_works(4096, 3822);
 }
+
+#[test]
+fn a_device_leaves_vlan_tags_in_frames_while_it_is_an_uplink() {
+    let bare = Bare::new(1500);
+    let strips = || {
+        let shown = bare.host.run(&["ethtool", "-k", "u0"]).unwrap();
+        shown.contains("rx-vlan-offload: on")
+    };
+    assert!(strips(), "as veth does by itself");
+    let mut daemon = bare.start("u0", "");
+    bare.says(&["u0 (native)"]);
+    assert!(!strips());
+    assert_eq!(daemon.stop(SOON).unwrap().code(), Some(0));
+    assert!(strips(), "as before");
+}
