@@ -55,6 +55,7 @@ impl Node for Daemon {
                 up: true,
                 mode: "native".into(),
                 zero_copy: false,
+                reason: String::new(),
             }],
             uplinks: vec!["eth0".into()],
         }))
