@@ -143,9 +143,38 @@ impl Core {
         packet: &mut Packet,
         entry: &Entry,
     ) -> Option<(Destination, u16, u16)> {
+        let session = tables.sessions.confirm(entry.probe, &entry.glance.key)?;
+        match session.order(entry.stamp) {
+            Some(order) => self.carry_out(tables, io, packet, entry, (session, order)),
+            None => self.apply_second(tables, io, packet, entry, session),
+        }
+    }
+
+    /// The same by the order for a flow's second ingress, which few flows have.
+    #[cold]
+    #[inline(never)]
+    fn apply_second(
+        &self,
+        tables: Tables<'_>,
+        io: &mut impl Io,
+        packet: &mut Packet,
+        entry: &Entry,
+        session: SessionRef<'_>,
+    ) -> Option<(Destination, u16, u16)> {
+        let order = session.second_order(entry.stamp)?;
+        self.carry_out(tables, io, packet, entry, (session, order))
+    }
+
+    #[inline(always)]
+    fn carry_out(
+        &self,
+        tables: Tables<'_>,
+        io: &mut impl Io,
+        packet: &mut Packet,
+        entry: &Entry,
+        (session, order): (SessionRef<'_>, Order),
+    ) -> Option<(Destination, u16, u16)> {
         let Glance { key, ip_len, .. } = &entry.glance;
-        let session = tables.sessions.confirm(entry.probe, key)?;
-        let order = session.order(entry.stamp)?;
         let start = usize::from(packet.start) + usize::from(entry.outer);
         let area = io.bytes_mut(&mut packet.frame);
         let frame = area.get_mut(start..start + usize::from(entry.len))?;
@@ -156,7 +185,7 @@ impl Core {
         }
         let (destination, tunnel) = match order.egress() {
             Egress::Port(index) => {
-                if *ip_len > self.device_mtus.of(index) {
+                if *ip_len > self.least_mtu && *ip_len > self.device_mtus.of(index) {
                     return None;
                 }
                 (Destination::Port(index), None)

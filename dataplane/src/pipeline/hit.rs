@@ -221,8 +221,10 @@ impl Core {
 #[inline]
 pub(super) fn kept(tables: Tables<'_>, entry: &Entry, session: &SessionRef<'_>) -> Option<Action> {
     let parsed = &entry.parsed;
+    let stamp = Stamp::new(tables.snapshot.generation, entry.ingress);
     session
-        .order(Stamp::new(tables.snapshot.generation, entry.ingress))
+        .order(stamp)
+        .or_else(|| session.second_order(stamp))
         .map(|order| order.action())
         .filter(|action| action.eth_dst == parsed.eth_dst && action.eth_src == parsed.eth_src)
 }

@@ -148,6 +148,8 @@ struct Tables<'a> {
 struct Core {
     fragments: Arc<Mutex<Fragments>>,
     device_mtus: Arc<DeviceMtus>,
+    /// What every device takes, as of this vector.
+    least_mtu: u16,
     /// Room for what fragments give back; empty between packets.
     released: Vec<Released>,
     counters: Arc<Counters>,
@@ -181,6 +183,7 @@ impl Pipeline {
         let core = Core {
             fragments: shared.fragments,
             device_mtus: shared.device_mtus,
+            least_mtu: u16::MAX,
             released: Vec::new(),
             counters: Arc::new(Counters::new(settings.ports, settings.uplinks)),
             errors: limiter(settings.errors_per_second),
@@ -224,6 +227,7 @@ impl Pipeline {
         now: u32,
     ) {
         self.core.now = now;
+        self.core.least_mtu = self.core.device_mtus.least();
         let tables = Tables {
             snapshot: &self.snapshot,
             sessions: &self.sessions,

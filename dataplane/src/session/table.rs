@@ -573,16 +573,14 @@ impl SessionRef<'_> {
     /// What was decided for packets of this direction under this stamp; one compare when it still holds.
     #[inline]
     pub fn order(&self, stamp: Stamp) -> Option<Order> {
-        let order = match self.half().order(stamp) {
-            Some(order) => Some(order),
-            None => self.second_order(stamp),
-        };
-        order.filter(|_| self.is_live())
+        self.half().order(stamp).filter(|_| self.is_live())
     }
 
+    /// The same for packets that come in elsewhere than those that the session's own order is for.
     #[inline(never)]
-    fn second_order(&self, stamp: Stamp) -> Option<Order> {
-        self.shard.second_orders.find(self.owner(), stamp)
+    pub fn second_order(&self, stamp: Stamp) -> Option<Order> {
+        let order = self.shard.second_orders.find(self.owner(), stamp);
+        order.filter(|_| self.is_live())
     }
 
     /// Tells the session and the direction from all others that were, are or will be in the shard.
