@@ -14,6 +14,7 @@ mod lab;
 pub mod load;
 mod namespace;
 pub mod openvswitch;
+pub mod programs;
 mod raw_socket;
 mod relay;
 mod service_manager;

@@ -144,8 +144,12 @@ impl Namespace {
         })
     }
 
-    /// Ends what still runs in the namespace, and removes it.
-    pub(crate) fn remove(name: &str) {
+    /// Ends what still runs in the namespace.
+    pub(crate) fn end_all(&self) {
+        Self::end_all_in(&self.name);
+    }
+
+    fn end_all_in(name: &str) {
         let ip = |args: &[&str]| Command::new("ip").args(args).output();
         if let Ok(out) = ip(&["netns", "pids", name]) {
             for pid in String::from_utf8_lossy(&out.stdout).split_whitespace() {
@@ -155,8 +159,13 @@ impl Namespace {
                 }
             }
         }
+    }
+
+    /// Ends what still runs in the namespace, and removes it.
+    pub(crate) fn remove(name: &str) {
+        Self::end_all_in(name);
         // It may be gone already; nothing more can be done about it then.
-        let _ = ip(&["netns", "del", name]);
+        let _ = Command::new("ip").args(["netns", "del", name]).output();
     }
 }
 

@@ -1,0 +1,17 @@
+# VRRP: two keepalived, one becomes backup. The shared address is neither's own by the topology, so its announcements are refused
+# packages: keepalived
+# alive: 1
+# drops: spoofed_arp spoofed_neighbor spoofed_address
+conf() {
+    if [ "$F" = 4 ]; then vip=10.0.1.99; else vip=fe80::99; fi
+    printf 'global_defs {\n vrrp_version 3\n vrrp_garp_master_repeat 1\n}\nvrrp_instance v {\n interface eth0\n state BACKUP\n virtual_router_id 7\n priority %s\n advert_int 0.2\n virtual_ipaddress {\n %s\n }\n}\n' "$1" $vip
+}
+run() { conf "$2" >"$D/$1.conf"; keepalived -n -l -P -f "$D/$1.conf" -p "$D/$1.pid" -r "$D/$1.vrrp" >"$D/$1.log" 2>&1 & wait; }
+server() { run server 200; }
+client() {
+    run client 100 & me=$!
+    n=0; until grep -q 'Entering MASTER' "$D/server.log"; do n=$((n + 1)); [ $n -lt 100 ] || return 1; sleep 0.1; done
+    sleep 1.5
+    pkill -P $me keepalived
+    grep -q 'Entering BACKUP' "$D/client.log" && ! grep -q 'Entering MASTER' "$D/client.log"
+}
