@@ -1,5 +1,5 @@
 # Redis
-# packages: redis-server redis-tools
+# packages: redis-server
 # admit: tcp/6379
 server() { exec redis-server --bind "$S" --protected-mode no --save '' --dir "$D"; }
 client() { redis-cli -h "$S" set key value | grep -q OK && redis-cli -h "$S" get key | grep -q value; }

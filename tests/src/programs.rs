@@ -220,10 +220,7 @@ impl<'p> Exchange<'p> {
     fn explain(&self, error: LabError, client: &str) -> LabError {
         LabError::Explained {
             source: Box::new(error),
-            text: format!(
-                "\n--- client\n{client}\n--- server\n{}",
-                self.server.log()
-            ),
+            text: format!("\n--- client\n{client}\n--- server\n{}", self.server.log()),
         }
     }
 
@@ -251,7 +248,13 @@ impl<'p> Exchange<'p> {
 
     fn launch(&self, function: &str) -> Result<Running, LabError> {
         let [client, _] = &self.ends;
-        launch(self.program, client, function, &self.settings, &self.directory)
+        launch(
+            self.program,
+            client,
+            function,
+            &self.settings,
+            &self.directory,
+        )
     }
 
     /// Begins what lasts.

@@ -14,9 +14,15 @@ const SOON: Duration = Duration::from_secs(20);
 
 /// Drops that are no loss, whatever runs: what kernels send that no one needs.
 const ALWAYS: [(&str, &str); 3] = [
-    ("arp_unanswered", "announcements, and requests for an address that nobody has"),
+    (
+        "arp_unanswered",
+        "announcements, and requests for an address that nobody has",
+    ),
     ("neighbor_unanswered", "the same of IPv6"),
-    ("no_receiver", "reports of multicast groups, where no other port of the subnet is"),
+    (
+        "no_receiver",
+        "reports of multicast groups, where no other port of the subnet is",
+    ),
 ];
 
 const SITE: &str = r#"
@@ -70,14 +76,15 @@ impl Figures {
             if more == 0 {
                 continue;
             }
-            let is_asked = ALWAYS.iter().any(|(always, _)| always == name)
-                || program.drops.contains(name);
+            let is_asked =
+                ALWAYS.iter().any(|(always, _)| always == name) || program.drops.contains(name);
             if is_asked {
                 *self.asked.entry(name.clone()).or_default() += more;
             } else {
                 let name_of = &program.name;
-                self.wrong
-                    .push(format!("{name_of}, {way}: {more} dropped on {host} as {name}"));
+                self.wrong.push(format!(
+                    "{name_of}, {way}: {more} dropped on {host} as {name}"
+                ));
             }
         }
     }
@@ -174,7 +181,9 @@ fn real_programs_work_and_connections_go_on_when_weftd_is_killed() {
             let way = format!("{}, {server}, {}", program.name, if ipv6 { 6 } else { 4 });
             println!("{way}: {took:.1} s");
             if let Err(error) = done {
-                figures.wrong.push(format!("{way}: {}", site.explain(error)));
+                figures
+                    .wrong
+                    .push(format!("{way}: {}", site.explain(error)));
             }
         }
     }

@@ -105,6 +105,8 @@ enum Only {
         #[arg(long, default_value_t = 100)]
         rounds: u64,
     },
+    /// Real programs between workloads, weftd killed under each, and captures of them replayed; the last line is JSON
+    Programs,
     /// One tenant floods, another works; the last line is JSON
     Overload {
         /// How long each flood goes on
@@ -150,6 +152,9 @@ fn main() -> ExitCode {
         Command::Test {
             only: Some(Only::Faults { rounds }),
         } => trials::faults(rounds),
+        Command::Test {
+            only: Some(Only::Programs),
+        } => trials::programs(),
         Command::Test {
             only: Some(Only::Overload { seconds }),
         } => trials::overload(seconds),

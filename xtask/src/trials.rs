@@ -1,13 +1,13 @@
-//! `cargo xtask test faults` and `overload`: end-to-end tests that go on for as long as one likes, and leave figures.
+//! `cargo xtask test faults`, `overload` and `programs`: end-to-end tests that go on for as long as one likes, and leave figures.
 
-use std::{fs, path::Path};
+use std::{fmt::Display, fs, path::Path};
 
 use anyhow::{Context, Result};
 
 use crate::{binaries, run, setup};
 
 /// Runs a file of the end-to-end suite with a setting; it leaves figures where the variable `report` says.
-fn run(test: &str, setting: (&str, u64), report: (&str, &Path)) -> Result<()> {
+fn run(test: &str, setting: (&str, impl Display), report: (&str, &Path)) -> Result<()> {
     run::step(
         test,
         run::cargo()
@@ -86,5 +86,22 @@ pub(crate) fn overload(seconds: u64) -> Result<()> {
     let setting = ("WEFT_OVERLOAD_SECONDS", seconds);
     run("overload", setting, ("WEFT_OVERLOAD_REPORT", &file))?;
     println!("{{{}}}", members(&file)?);
+    Ok(())
+}
+
+/// Real programs, each in every way, and the captures of them. Prints the figures as one line of JSON.
+pub(crate) fn programs() -> Result<()> {
+    setup::setup()?;
+    binaries::build(&[])?;
+    let (file, played) = (
+        run::target().join("programs.json"),
+        run::target().join("replay.json"),
+    );
+    remove(&file)?;
+    remove(&played)?;
+    let setting = ("WEFT_PROGRAMS", "all");
+    run("replay", setting, ("WEFT_REPLAY_REPORT", &played))?;
+    run("programs", setting, ("WEFT_PROGRAMS_REPORT", &file))?;
+    println!("{{{},{}}}", members(&played)?, members(&file)?);
     Ok(())
 }
