@@ -8,8 +8,9 @@ server() {
 }
 fp() { openssl x509 -in "$D/$1.crt" -noout -fingerprint -sha256 | cut -d= -f2; }
 tunnel() {
-    openvpn --dev tun --ifconfig 10.98.0.1 10.98.0.2 --proto "udp$F" --remote "$S" 1194 --nobind --tls-client --cert "$D/client.crt" --key "$D/client.key" --peer-fingerprint "$(fp server)" --keepalive 1 10 --tun-mtu 1300 --data-ciphers AES-256-GCM >"$D/client.log" 2>&1 & pid=$!
-    n=0; until grep -q 'Initialization Sequence Completed' "$D/client.log"; do n=$((n + 1)); [ $n -lt 100 ] || return 1; sleep 0.1; done
+    : >"$D/tunnel.log"
+    openvpn --dev tun --ifconfig 10.98.0.1 10.98.0.2 --proto "udp$F" --remote "$S" 1194 --nobind --tls-client --cert "$D/client.crt" --key "$D/client.key" --peer-fingerprint "$(fp server)" --keepalive 1 10 --tun-mtu 1300 --data-ciphers AES-256-GCM >"$D/tunnel.log" 2>&1 & pid=$!
+    n=0; until grep -q 'Initialization Sequence Completed' "$D/tunnel.log"; do n=$((n + 1)); [ $n -lt 100 ] || return 1; sleep 0.1; done
 }
 client() { tunnel && ping -n -q -c 3 -i 0.1 -W 5 10.98.0.2; code=$?; kill $pid; return $code; }
 # Nothing goes another way when the tunnel is gone.

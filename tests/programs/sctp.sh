@@ -1,4 +1,4 @@
-# SCTP, in user space over raw sockets: usrsctp's discard server and client
+# SCTP, in user space over raw sockets: usrsctp's echo server and client
 # packages: libusrsctp-examples
 # families: 4
 # admit: sctp

@@ -10,6 +10,7 @@
 #![allow(unsafe_code)]
 
 use std::{
+    collections::BTreeSet,
     fs::{self, File},
     os::unix::{fs::PermissionsExt, process::CommandExt},
     path::{Path, PathBuf},
@@ -260,12 +261,24 @@ impl<'p> Exchange<'p> {
     /// Begins what lasts.
     pub fn begin(&self) -> Result<Lasting<'_, 'p>, LabError> {
         let running = self.launch("long")?;
-        let lasting = Lasting {
+        let mut lasting = Lasting {
             exchange: self,
             running,
+            connections: BTreeSet::new(),
         };
         lasting.goes_on("begins")?;
+        lasting.connections = self.connections()?;
         Ok(lasting)
+    }
+
+    /// The client's TCP connections: both ends of each.
+    fn connections(&self) -> Result<BTreeSet<String>, LabError> {
+        let text = self.ends[0].run(&["ss", "-Htn", "state", "established"])?;
+        let ends = text.lines().map(|line| {
+            let words = line.split_whitespace().skip(2).take(2);
+            words.collect::<Vec<_>>().join(" ")
+        });
+        Ok(ends.collect())
     }
 }
 
@@ -285,10 +298,12 @@ impl Drop for Exchange<'_> {
 pub struct Lasting<'e, 'p> {
     exchange: &'e Exchange<'p>,
     running: Running,
+    /// Those it began with.
+    connections: BTreeSet<String>,
 }
 
 impl Lasting<'_, '_> {
-    /// Waits until it has written more, several times.
+    /// Waits until it has written more, several times, over the connections that it began with.
     pub fn goes_on(&self, what: &str) -> Result<(), LabError> {
         let name = &self.exchange.program.name;
         for _ in 0..4 {
@@ -298,7 +313,19 @@ impl Lasting<'_, '_> {
             })
             .map_err(|error| self.exchange.explain(error, &self.running.log()))?;
         }
-        Ok(())
+        let now = self.exchange.connections()?;
+        let lost: Vec<_> = self.connections.difference(&now).collect();
+        if lost.is_empty() {
+            return Ok(());
+        }
+        let error = LabError::Explained {
+            source: Box::new(LabError::Deadline {
+                what: format!("{name} {what}"),
+                within: SOON,
+            }),
+            text: format!(", it connected again: {lost:?} is gone"),
+        };
+        Err(self.exchange.explain(error, &self.running.log()))
     }
 }
 

@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use crate::{binaries, run, setup};
 
 /// Runs a file of the end-to-end suite with a setting; it leaves figures where the variable `report` says.
-fn run(test: &str, setting: (&str, impl Display), report: (&str, &Path)) -> Result<()> {
+fn run(test: &str, setting: (&str, &dyn Display), report: (&str, &Path)) -> Result<()> {
     run::step(
         test,
         run::cargo()
@@ -54,7 +54,7 @@ fn remove(path: &Path) -> Result<()> {
 pub(crate) fn faults(rounds: u64) -> Result<()> {
     setup::setup()?;
     binaries::build(&[])?;
-    let setting = ("WEFT_FAULT_ROUNDS", rounds);
+    let setting = ("WEFT_FAULT_ROUNDS", &rounds as &dyn Display);
     let (kills, outages) = (
         run::target().join("faults.json"),
         run::target().join("outages"),
@@ -83,7 +83,7 @@ pub(crate) fn overload(seconds: u64) -> Result<()> {
     binaries::build(&[])?;
     let file = run::target().join("overload.json");
     remove(&file)?;
-    let setting = ("WEFT_OVERLOAD_SECONDS", seconds);
+    let setting = ("WEFT_OVERLOAD_SECONDS", &seconds as &dyn Display);
     run("overload", setting, ("WEFT_OVERLOAD_REPORT", &file))?;
     println!("{{{}}}", members(&file)?);
     Ok(())
@@ -99,7 +99,7 @@ pub(crate) fn programs() -> Result<()> {
     );
     remove(&file)?;
     remove(&played)?;
-    let setting = ("WEFT_PROGRAMS", "all");
+    let setting = ("WEFT_PROGRAMS", &"all" as &dyn Display);
     run("replay", setting, ("WEFT_REPLAY_REPORT", &played))?;
     run("programs", setting, ("WEFT_PROGRAMS_REPORT", &file))?;
     println!("{{{},{}}}", members(&played)?, members(&file)?);
