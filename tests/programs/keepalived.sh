@@ -6,7 +6,8 @@ conf() {
     if [ "$F" = 4 ]; then vip=10.0.1.99; else vip=fe80::99; fi
     printf 'global_defs {\n vrrp_version 3\n vrrp_garp_master_repeat 1\n}\nvrrp_instance v {\n interface eth0\n state BACKUP\n virtual_router_id 7\n priority %s\n advert_int 0.2\n virtual_ipaddress {\n %s\n }\n}\n' "$1" $vip
 }
-run() { conf "$2" >"$D/$1.conf"; keepalived -n -l -P -f "$D/$1.conf" -p "$D/$1.pid" -r "$D/$1.vrrp" >"$D/$1.log" 2>&1 & wait; }
+# Killed, it leaves the address behind, and whoever comes next would use it.
+run() { ip addr del 10.0.1.99/32 dev eth0 2>/dev/null; ip addr del fe80::99/128 dev eth0 2>/dev/null; conf "$2" >"$D/$1.conf"; keepalived -n -l -P -f "$D/$1.conf" -p "$D/$1.pid" -r "$D/$1.vrrp" >"$D/$1.log" 2>&1 & wait; }
 server() { run server 200; }
 client() {
     run client 100 & me=$!
