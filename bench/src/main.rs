@@ -74,7 +74,12 @@ fn spread(samples: &[f64]) -> f64 {
             .copied()
             .unwrap_or(f64::NAN)
     };
-    (at(3) - at(1)) / median(samples)
+    let (low, high) = (at(1), at(3));
+    // Where all are 0, there is no share of them to speak of.
+    if low == high {
+        return 0.0;
+    }
+    (high - low) / median(samples)
 }
 
 impl Row {

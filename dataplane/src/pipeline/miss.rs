@@ -14,7 +14,7 @@ use crate::snapshot::{Port, Snapshot};
 
 /// What became of a packet before policy was asked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum First {
+pub(super) enum LocalVerdict {
     /// It has become the answer.
     Answered,
     /// It is for others on the link, whatever policy says.
@@ -48,9 +48,9 @@ impl Core {
                 return self.drop(tables, io, packet, entry.ingress, DropReason::PortDown);
             };
             match self.at_port(tables, io, (index, port), &mut packet, entry) {
-                Ok(First::Answered) => return self.deliver(tables, io, index, packet),
-                Ok(First::Relay) => return self.relay(tables, io, packet, entry),
-                Ok(First::Onward) => {}
+                Ok(LocalVerdict::Answered) => return self.deliver(tables, io, index, packet),
+                Ok(LocalVerdict::Relay) => return self.relay(tables, io, packet, entry),
+                Ok(LocalVerdict::Onward) => {}
                 Err(reason) => return self.drop(tables, io, packet, entry.ingress, reason),
             }
             if metadata::is_question(tables.snapshot, port, parsed) {
@@ -62,13 +62,13 @@ impl Core {
             }
         } else {
             match self.neighbor(tables, io, &mut packet, entry) {
-                Ok(First::Answered) => return self.answer_peer(tables, io, packet, entry),
-                Ok(First::Relay) => return self.relay(tables, io, packet, entry),
-                Ok(First::Onward) if guard::is_ipv4_router(parsed) => {
+                Ok(LocalVerdict::Answered) => return self.answer_peer(tables, io, packet, entry),
+                Ok(LocalVerdict::Relay) => return self.relay(tables, io, packet, entry),
+                Ok(LocalVerdict::Onward) if guard::is_ipv4_router(parsed) => {
                     let reason = DropReason::RogueServer;
                     return self.drop(tables, io, packet, entry.ingress, reason);
                 }
-                Ok(First::Onward) => {}
+                Ok(LocalVerdict::Onward) => {}
                 Err(reason) => return self.drop(tables, io, packet, entry.ingress, reason),
             }
         }
@@ -116,7 +116,7 @@ impl Core {
         sender: (u16, &Port),
         packet: &mut Packet,
         entry: &Entry,
-    ) -> Result<First, DropReason> {
+    ) -> Result<LocalVerdict, DropReason> {
         let (index, port) = sender;
         let parsed = &entry.parsed;
         if guard::is_rogue_server(parsed) {
@@ -133,9 +133,9 @@ impl Core {
             return self.answered(index);
         }
         match self.neighbor(tables, io, packet, entry)? {
-            First::Answered => return self.answered(index),
-            First::Relay => return Ok(First::Relay),
-            First::Onward => {}
+            LocalVerdict::Answered => return self.answered(index),
+            LocalVerdict::Relay => return Ok(LocalVerdict::Relay),
+            LocalVerdict::Onward => {}
         }
         guard::check(tables.snapshot, port, parsed)?;
         if local::is_router_solicitation(parsed) {
@@ -147,11 +147,11 @@ impl Core {
             local::ping(packet.bytes_mut(io), parsed)?;
             return self.answered(index);
         }
-        Ok(First::Onward)
+        Ok(LocalVerdict::Onward)
     }
 
-    fn answered(&mut self, port: u16) -> Result<First, DropReason> {
-        self.may_reply(port).map(|()| First::Answered)
+    fn answered(&mut self, port: u16) -> Result<LocalVerdict, DropReason> {
+        self.may_reply(port).map(|()| LocalVerdict::Answered)
     }
 
     pub(super) fn may_reply(&mut self, port: u16) -> Result<(), DropReason> {
@@ -169,10 +169,10 @@ impl Core {
         io: &mut impl Io,
         packet: &mut Packet,
         entry: &Entry,
-    ) -> Result<First, DropReason> {
+    ) -> Result<LocalVerdict, DropReason> {
         let parsed = &entry.parsed;
         if !local::is_discovery(parsed) {
-            return Ok(First::Onward);
+            return Ok(LocalVerdict::Onward);
         }
         let asker = match entry.ingress {
             Ingress::Port(index) => local::Asker::Port(
@@ -194,13 +194,13 @@ impl Core {
         match local::neighbor(tables.snapshot, asker, packet.bytes_mut(io), parsed)? {
             local::Neighbor::Reply(len) => {
                 packet.len = len;
-                Ok(First::Answered)
+                Ok(LocalVerdict::Answered)
             }
             local::Neighbor::Relay => {
                 packet.len = len;
-                Ok(First::Relay)
+                Ok(LocalVerdict::Relay)
             }
-            local::Neighbor::NotMine => Ok(First::Onward),
+            local::Neighbor::NotMine => Ok(LocalVerdict::Onward),
         }
     }
 
