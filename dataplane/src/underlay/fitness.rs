@@ -6,13 +6,15 @@ use std::thread;
 use rtnetlink::packet_route::link::InfoPortKind;
 
 use super::netlink::Netlink;
-use crate::port::PortError;
+use crate::port::{Interface, PortError};
 
 /// Refuses an interface that is a slave of a bond or a team, a port of a bridge, or in a VRF. Blocks until the kernel has answered.
 ///
 /// # Errors
-/// It is one of these, and what to configure instead; or the kernel does not tell.
+/// It is not there; it is one of these, and what to configure instead; or the kernel does not tell.
 pub fn check_uplink(name: &str) -> Result<(), PortError> {
+    // One that is not there has a message of its own.
+    Interface::lookup(name)?;
     // A thread with a runtime of its own: callers may be in one, or in none.
     let asked = thread::scope(|scope| scope.spawn(|| ask(name)).join());
     let master = asked.unwrap_or_else(|_| {

@@ -112,7 +112,7 @@ impl Netlink {
         &self,
         name: &str,
     ) -> Result<Option<(String, InfoPortKind)>, PortError> {
-        let failed = |error| refused("asking for a link", &error);
+        let failed = |error| refused(&format!("asking what {name} is part of"), &error);
         let link = self.handle.link().get().match_name(name.to_owned());
         let link = link.execute().try_next().await.map_err(failed)?;
         let attributes = link.map(|link| link.attributes).unwrap_or_default();
