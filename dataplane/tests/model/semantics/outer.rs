@@ -35,11 +35,11 @@ struct Payload<'a> {
 pub fn decode(frame: &[u8]) -> Result<Outer, DropReason> {
     let wrong = DropReason::OuterHeader;
     let mut rest = frame.get(12..).ok_or(wrong)?;
-    // Up to two tags (IEEE 802.1Q, 802.1ad).
-    for _ in 0..2 {
-        if matches!(rest, [0x81, 0, ..] | [0x88, 0xa8, ..]) {
-            rest = rest.get(4..).ok_or(wrong)?;
-        }
+    // A priority counts as no tag; what is of a VLAN is not ours (IEEE 802.1Q 8.6.2, 9.6).
+    if let [0x81, 0, high, 0, untagged @ ..] = rest
+        && high & 0x0f == 0
+    {
+        rest = untagged;
     }
     match rest {
         [8, 0, ip @ ..] => v4(ip),
