@@ -305,7 +305,10 @@ impl Core {
         match (known, opening) {
             (Some((session, standings)), _) => {
                 standings.keep(&session, self.now);
-                session.set_action(stamp, &action);
+                // What the groups say of a SYN that may begin the connection anew does not hold for the packets of the one that stands.
+                if unlike.is_none() {
+                    session.set_action(stamp, &action);
+                }
             }
             (None, Some(opening)) => {
                 let one_sided = may_be_one_sided(tables.snapshot, entry.ingress, action.egress);

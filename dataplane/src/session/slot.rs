@@ -388,6 +388,13 @@ impl Slot {
         version
     }
 
+    /// Makes what was read of the live session here void; answers the new version.
+    pub fn renew(&self) -> u32 {
+        let version = self.version.load(Ordering::Relaxed).wrapping_add(2);
+        self.version.store(version, Ordering::Release);
+        version
+    }
+
     /// State, and the direction of the packet that opened the session.
     #[inline]
     pub fn state(&self) -> (State, Direction) {

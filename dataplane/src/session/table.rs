@@ -68,6 +68,16 @@ struct Writer {
     counts: Counts,
 }
 
+impl Writer {
+    /// A session that may have to give way.
+    fn remember(&mut self, number: u32, version: u32) {
+        if self.candidates.len() == CANDIDATES {
+            self.candidates.pop_front();
+        }
+        self.candidates.push_back((number, version));
+    }
+}
+
 /// Why no session could be made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[allow(missing_docs)]
@@ -327,10 +337,7 @@ impl SessionTable {
         let version = slot.turn();
         shard.index.put(place, key.hash, number);
         if new.state.gives_way() {
-            if writer.candidates.len() == CANDIDATES {
-                writer.candidates.pop_front();
-            }
-            writer.candidates.push_back((number, version));
+            writer.remember(number, version);
         }
         self.charge(new.port, new.vpc, 1);
         writer.counts.live += 1;
@@ -639,9 +646,20 @@ impl SessionRef<'_> {
         self.half().count();
     }
 
-    /// Moves the session to another state, in which the receiver of this packet is the opener.
+    /// Moves the session to another state, in which the receiver of this packet is the opener. What was decided for it is withdrawn, since the
+    /// groups saw it the other way round, and this reference finds nothing any more.
     pub fn turn(&self, state: State) {
+        let mut writer = self.shard.lock();
+        if !self.is_live() {
+            return;
+        }
+        self.slot.halves.iter().for_each(Half::revoke);
         self.slot.set_state(state, self.direction.opposite());
+        // Second orders go by the version.
+        let version = self.slot.renew();
+        if state.gives_way() {
+            writer.remember(self.number, version);
+        }
     }
 
     /// TCP windows: of this packet's sender, and of its receiver. Without the numbers that they offer.

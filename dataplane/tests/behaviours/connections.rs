@@ -2,6 +2,7 @@
 
 use weft_dataplane::fabric::Fabric;
 use weft_dataplane::packet::DropReason;
+use weft_proto::v1;
 
 use crate::frames::{A1, A2, A3, tcp};
 use crate::topology::{change, fabric, group, ingress, port};
@@ -382,4 +383,31 @@ fn b017_a_syn_that_policy_refuses_does_not_make_a_denied_connection_forgotten() 
             DropReason::GroupDenied,
         );
     }
+}
+
+/// Whether a SYN may open a flow says nothing of the packets of the connection that stands on its tuple.
+#[test]
+fn b017_a_syn_that_policy_admits_does_not_admit_the_connection_that_it_would_replace() {
+    let mut fabric = fabric(|_| {});
+    establish(&mut fabric);
+    change(&mut fabric, |objects| {
+        let out = v1::SecurityRule {
+            direction: "egress".into(),
+            ..ingress("udp", None)
+        };
+        let group = v1::SecurityGroup {
+            id: "called".into(),
+            vpc: group(objects, "open").vpc.clone(),
+            rules: vec![ingress("tcp", None), out],
+            ..v1::SecurityGroup::default()
+        };
+        objects.security_groups.push(group);
+        port(objects, "a1").security_groups = vec!["called".into()];
+    });
+    pass(&mut fabric, &[back("S", 500, 0, 0)]);
+    dropped(
+        &mut fabric,
+        &back("A", 501, 101, 10),
+        DropReason::GroupDenied,
+    );
 }

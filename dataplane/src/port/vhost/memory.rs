@@ -284,7 +284,7 @@ pub(super) mod tests {
         let region = |guest, size, offset| {
             let layout = Layout {
                 guest,
-                monitor: guest + (1 << 40),
+                monitor: guest.wrapping_add(1 << 40),
                 size,
                 offset,
             };

@@ -564,3 +564,29 @@ fn a_direction_has_an_order_for_each_of_two_ingresses() {
         Some(Egress::Port(3))
     );
 }
+
+/// The groups saw both directions the other way round, as did whoever decided for the second ingress.
+#[test]
+fn a_session_that_turns_round_knows_nothing_that_was_decided_before() {
+    let table = table(1000);
+    let there = Key::new(table.seeds(), &flow(1), 5);
+    let back = Key::new(table.seeds(), &flow(1).reversed(), 5);
+    let opened = new(State::TcpEstablished, 0);
+    table.insert(&there, &opened).unwrap();
+    let find = |key| table.find(key).unwrap();
+    let [first, second] = [1, 2].map(|port| Stamp::new(3, Ingress::Port(port)));
+    for key in [&there, &back] {
+        find(key).set_action(first, &action(Egress::Port(2)));
+        find(key).set_action(second, &action(Egress::Peer(9)));
+    }
+    // What turns it is an answer of its opener, so that the receiver is the opener from now on.
+    let answer = find(&there);
+    answer.turn(State::TcpSynReceived);
+    assert!(!answer.is_live());
+    for key in [&there, &back] {
+        let session = find(key);
+        assert!(session.order(first).is_none() && session.second_order(second).is_none());
+        assert_eq!(session.state(), State::TcpSynReceived);
+    }
+    assert!(find(&back).from_origin() && !find(&there).from_origin());
+}
