@@ -122,7 +122,9 @@ impl Core {
         if guard::is_rogue_server(parsed) {
             return Err(DropReason::RogueServer);
         }
-        if let Some(question) = services::question(tables.snapshot, port, parsed) {
+        if let Some(question) =
+            services::question(tables.snapshot, (port, self.device_mtus.of(index)), parsed)
+        {
             let start = usize::from(packet.start);
             let area = io.bytes_mut(&mut packet.frame).get_mut(start..);
             packet.len = question.answer(area.unwrap_or_default())?.len;

@@ -78,7 +78,7 @@ fn run(
     if guard::is_rogue_server(&parsed) {
         return Err(DropReason::RogueServer);
     }
-    if let Some(question) = services::question(snapshot, port, &parsed) {
+    if let Some(question) = services::question(snapshot, (port, u16::MAX), &parsed) {
         let mut area = frame.to_vec();
         area.resize(ANSWER.max(area.len()), 0);
         let answer = question.answer(&mut area)?;

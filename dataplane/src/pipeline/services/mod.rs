@@ -32,6 +32,8 @@ pub struct Question<'a> {
     port: &'a Port,
     subnet: &'a Subnet,
     guests: &'a Guests,
+    /// What the port's device takes.
+    device_mtu: u16,
     parsed: &'a Parsed,
 }
 
@@ -44,10 +46,11 @@ pub struct Answer {
     pub name: &'static str,
 }
 
-/// Whether a packet of a port is one that a service takes. None of these goes any further, answered or not.
+/// Whether a packet of a port is one that a service takes. None of these goes any further, answered or not. The port comes with what its device
+/// takes.
 pub fn question<'a>(
     snapshot: &'a Snapshot,
-    port: &'a Port,
+    (port, device_mtu): (&'a Port, u16),
     parsed: &'a Parsed,
 ) -> Option<Question<'a>> {
     let flow = &parsed.flow;
@@ -74,6 +77,7 @@ pub fn question<'a>(
         port,
         subnet,
         guests: subnet.guests.as_deref()?,
+        device_mtu,
         parsed,
     })
 }
@@ -99,6 +103,11 @@ impl Question<'_> {
             Service::Dhcp => dhcp4::answer(self, question, area),
             _ => dhcp6::answer(self, question, area),
         }
+    }
+
+    /// What the guest may send: as much as the subnet's packets may be, and its device takes.
+    fn mtu(&self) -> u16 {
+        self.guests.mtu.min(self.device_mtu)
     }
 
     /// Refuses who does not send from the port's own MAC. An allowed pair's is no lie, but no address is kept for it.
