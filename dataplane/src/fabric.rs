@@ -11,6 +11,7 @@ use weft_proto::v1::Violation;
 use crate::packet::parse::{address_word, macs};
 use crate::packet::{DropReason, Frame, FrameMemory, Mac, Offload, Packet, PlainMemory};
 use crate::pipeline::counters::Traffic;
+use crate::pipeline::trace::View;
 use crate::pipeline::{Destination, DeviceMtus, Io, Pipeline, Settings, Shared, Source};
 use crate::session::{Limits, SessionTable};
 use crate::snapshot::compile::{Adjacency, Compiler, Context, Underlay};
@@ -93,9 +94,19 @@ pub struct MemoryHost {
     ports: usize,
     /// Frames that left, for another host or to a port.
     sent: u64,
+    fragment: bool,
 }
 
 impl MemoryHost {
+    /// What its packets are traced by.
+    pub fn view(&self) -> View<'_> {
+        View {
+            snapshot: self.pipeline.snapshot(),
+            shared: &self.shared,
+            fragment: self.fragment,
+        }
+    }
+
     fn workers(&self) -> impl Iterator<Item = &Pipeline> {
         std::iter::once(&self.pipeline).chain(&self.mates)
     }
@@ -213,6 +224,7 @@ impl Fabric {
                 generation: 0,
                 ports: settings.ports,
                 sent: 0,
+                fragment: settings.fragment,
             };
             hosts.insert(host.id.clone(), host);
         }

@@ -30,6 +30,8 @@ pub struct Host {
     pub id: String,
     /// Sessions and fragments.
     pub shared: Shared,
+    /// Whether IPv4 packets that are too big and may be fragmented are.
+    pub fragment: bool,
     /// Packet memory.
     pub umem: Arc<Umem>,
     /// Interfaces of the uplinks.
@@ -133,6 +135,7 @@ impl Host {
         Ok(Self {
             id: config.host.clone(),
             shared,
+            fragment: settings.fragment,
             umem,
             uplinks,
             metadata,

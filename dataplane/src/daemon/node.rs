@@ -16,7 +16,7 @@ use crate::packet::DropReason;
 use crate::packet::parse::{protocol, word_address};
 use crate::pipeline::counters::{Counters, Traffic};
 use crate::pipeline::trace;
-use crate::session::table::SessionView;
+use crate::session::table::{Action, SessionView};
 use crate::snapshot::Snapshot;
 
 /// Sessions in one message of a list.
@@ -279,8 +279,13 @@ impl Node for NodeService {
     ) -> Result<Response<v1::TraceReply>, RpcStatus> {
         let request = request.into_inner();
         let snapshot = self.snapshot();
-        let (steps, verdict) = if request.port.is_empty() {
-            trace::trace_from_uplink(&snapshot, &self.host.shared.sessions, &request.frame)
+        let view = trace::View {
+            snapshot: &snapshot,
+            shared: &self.host.shared,
+            fragment: self.host.fragment,
+        };
+        let trace = if request.port.is_empty() {
+            trace::trace_from_uplink(view, &request.frame)
         } else {
             let index = snapshot
                 .ports
@@ -289,15 +294,11 @@ impl Node for NodeService {
             let index = index.ok_or_else(|| {
                 RpcStatus::not_found(format!("port {} is not on this host", request.port))
             })?;
-            trace::trace(
-                &snapshot,
-                &self.host.shared.sessions,
-                index as u16,
-                &request.frame,
-            )
+            trace::trace(view, index as u16, &request.frame)
         };
-        let steps = steps
-            .0
+        let verdict = trace.outcome.text(&snapshot);
+        let steps = trace
+            .steps
             .into_iter()
             .map(|(stage, text)| v1::TraceStep {
                 stage: stage.to_owned(),
@@ -317,10 +318,10 @@ fn session(snapshot: &Snapshot, view: &SessionView) -> v1::Session {
         let address: IpAddr = word_address(word);
         address.to_string()
     };
-    let action = |action: &Option<_>| {
+    let action = |action: &Option<Action>| {
         action.as_ref().map_or_else(
             || "undecided".to_owned(),
-            |action| trace::verdict(snapshot, action),
+            |action: &Action| trace::egress_text(snapshot, action.egress),
         )
     };
     // Of ICMP, the type and code.

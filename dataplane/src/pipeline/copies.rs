@@ -1,7 +1,7 @@
 //! What a packet turns into besides itself: the ICMP error about it, its fragments, copies for a whole subnet.
 
 use super::icmp_error::{self, Problem};
-use super::{Core, Entry, Io, Tables, flood, rewrite, segment, split};
+use super::{Core, Entry, Io, Tables, egress, flood, rewrite, segment, split};
 use crate::packet::{DropReason, Offload, Packet};
 use crate::session::table::{Action, Egress, Ingress};
 use crate::snapshot::{Endpoint, Place, Port, Tunnel};
@@ -49,8 +49,7 @@ impl Core {
         }
     }
 
-    /// A packet that is longer than its way takes: fragmented if it may be, else reported to its sender where a router stands between, which
-    /// alone may. Within a subnet a tunnel is reported too, lest the guest never learn of it; a device is not, since the sender's is as long.
+    /// A packet that is longer than its way takes: fragmented if it may be, else reported to its sender.
     #[cold]
     #[inline(never)]
     pub(super) fn too_big(
@@ -64,35 +63,24 @@ impl Core {
     ) {
         let problem = Problem::TooBig(mtu);
         let reason = DropReason::TooBig;
-        let (Egress::Port(index), None) = (action.egress, tunnel) else {
-            if may_split {
-                self.split(tables, io, packet, entry, action, (mtu, tunnel));
-            } else {
-                self.report(tables, io, packet, entry, problem);
-            }
-            return;
+        let origin = (entry.ingress, entry.vpc);
+        if !egress::has_router(tables.snapshot, origin, &entry.parsed, action) {
+            return self.drop(tables, io, packet, entry.ingress, reason);
+        }
+        if may_split {
+            return self.split(tables, io, packet, entry, action, (mtu, tunnel));
+        }
+        let (Egress::Port(index), Ingress::Peer(peer)) = (action.egress, entry.ingress) else {
+            return self.report(tables, io, packet, entry, problem);
         };
-        let target = tables.snapshot.port(index);
-        let sender = tables.snapshot.vpcs[entry.vpc]
-            .by_address
-            .get(&entry.parsed.flow.source);
-        let is_routed = match entry.ingress {
-            Ingress::Port(_) => action.rewrite.is_some(),
-            Ingress::Peer(_) => {
-                sender.map(|sender| sender.subnet) != target.map(|target| target.subnet)
+        let senders = &tables.snapshot.vpcs[entry.vpc].by_address;
+        let sender = senders.get(&entry.parsed.flow.source);
+        match (tables.snapshot.port(index), sender) {
+            (Some(target), Some(sender)) if sender.place == Place::There(peer) => {
+                let ends = (index, target, sender);
+                self.report_to_peer(tables, io, packet, entry, ends, problem);
             }
-        };
-        match (is_routed, entry.ingress) {
-            (false, _) => self.drop(tables, io, packet, entry.ingress, reason),
-            (true, _) if may_split => self.split(tables, io, packet, entry, action, (mtu, None)),
-            (true, Ingress::Port(_)) => self.report(tables, io, packet, entry, problem),
-            (true, Ingress::Peer(peer)) => match (target, sender) {
-                (Some(target), Some(sender)) if sender.place == Place::There(peer) => {
-                    let ends = (index, target, sender);
-                    self.report_to_peer(tables, io, packet, entry, ends, problem);
-                }
-                _ => self.drop(tables, io, packet, entry.ingress, reason),
-            },
+            _ => self.drop(tables, io, packet, entry.ingress, reason),
         }
     }
 

@@ -44,181 +44,111 @@ impl Core {
             self.place(source).drop(reason);
             return io.free(packet.frame);
         }
-        let entry = match source {
+        let entered = match source {
             Source::Port(index) => self.enter_from_port(tables, io, index, &mut packet),
             Source::Uplink(_) => self.enter_from_uplink(tables, io, &mut packet),
         };
-        match entry {
-            Some(entry) => self.forward(tables, io, packet, &entry),
-            None => self.aside(tables, io, source, packet),
-        }
-    }
-
-    /// A packet from a port. None: not plain IP; [`Self::aside`] looks again.
-    fn enter_from_port(
-        &self,
-        tables: Tables<'_>,
-        io: &mut impl Io,
-        index: u16,
-        packet: &mut Packet,
-    ) -> Option<Entry> {
-        let port = tables.snapshot.port(index)?;
-        let whole =
-            packet.frame.is_large() && Offload::read(io, &packet.frame).segments != Segments::None;
-        let frame = packet.bytes_mut(io);
-        let Ok(Inner::Ip(parsed)) = parse::inner(frame) else {
-            return None;
-        };
-        // The pieces of a segment get their checksums when they are made.
-        if !whole {
-            rewrite::complete_checksum(frame, &parsed);
-        }
-        Some(self.entry(tables, parsed, Ingress::Port(index), port.vpc, None))
-    }
-
-    pub(super) fn entry(
-        &self,
-        tables: Tables<'_>,
-        parsed: Parsed,
-        ingress: Ingress,
-        vpc: usize,
-        outer_class: Option<u8>,
-    ) -> Entry {
-        let key = Key::new(
-            tables.sessions.seeds(),
-            &parsed.flow,
-            tables.snapshot.vpcs[vpc].vni,
-        );
-        Entry {
-            parsed,
-            key,
-            ingress,
-            vpc,
-            outer_class,
-        }
-    }
-
-    /// A packet from the uplink: takes the outer headers off. None: [`Self::aside`] looks again.
-    fn enter_from_uplink(
-        &self,
-        tables: Tables<'_>,
-        io: &mut impl Io,
-        packet: &mut Packet,
-    ) -> Option<Entry> {
-        let (outer, peer, vpc) = check_outer(tables.snapshot, packet.bytes(io)).ok()?;
-        let frame = &packet.bytes(io)[usize::from(outer.inner)..usize::from(outer.end)];
-        let Ok(Inner::Ip(parsed)) = parse::inner(frame) else {
-            return None;
-        };
-        uncover(packet, &outer);
-        Some(self.entry_from_peer(tables, io, packet, parsed, (&outer, peer, vpc)))
-    }
-
-    fn entry_from_peer(
-        &self,
-        tables: Tables<'_>,
-        io: &mut impl Io,
-        packet: &mut Packet,
-        parsed: Parsed,
-        (outer, peer, vpc): (&decap::Outer, u16, usize),
-    ) -> Entry {
-        // A tunnel that ends on a virtual link of this machine may carry what its kernel left to a device, too.
-        rewrite::complete_checksum(packet.bytes_mut(io), &parsed);
-        let class = Some(outer.traffic_class);
-        self.entry(tables, parsed, Ingress::Peer(peer), vpc, class)
-    }
-
-    /// Packets that are not plain IP, and those that have to be dropped: looks again, for the reason.
-    #[cold]
-    #[inline(never)]
-    pub(super) fn aside(
-        &mut self,
-        tables: Tables<'_>,
-        io: &mut impl Io,
-        source: Source,
-        mut packet: Packet,
-    ) {
-        let result = match source {
-            Source::Port(index) => self.aside_from_port(tables, io, index, &mut packet),
-            Source::Uplink(_) => self.aside_from_uplink(tables, io, &mut packet),
-        };
-        match (result, source) {
-            (Ok(Aside::Send(Destination::Port(index))), _) => {
+        match entered {
+            Ok(Entered::Ip(entry)) => self.forward(tables, io, packet, &entry),
+            Ok(Entered::Answer(Destination::Port(index))) => {
                 self.deliver(tables, io, index, packet);
             }
-            (Ok(Aside::Send(to)), _) => io.send(to, packet),
-            (Ok(Aside::Enter(entry)), _) => self.forward(tables, io, packet, &entry),
-            (Err(reason), source) => {
+            Ok(Entered::Answer(to)) => io.send(to, packet),
+            Err(reason) => {
                 self.place(source).drop(reason);
                 io.free(packet.frame);
             }
         }
     }
 
-    pub(super) fn aside_from_port(
+    fn enter_from_port(
         &mut self,
         tables: Tables<'_>,
         io: &mut impl Io,
         index: u16,
         packet: &mut Packet,
-    ) -> Result<Aside, DropReason> {
+    ) -> Result<Entered, DropReason> {
         let port = tables.snapshot.port(index).ok_or(DropReason::PortDown)?;
-        match parse::inner(packet.bytes(io))? {
-            Inner::Arp => local::arp(
-                tables.snapshot,
-                local::Asker::Port(index, port),
-                packet.bytes_mut(io),
-            )?,
-            Inner::Ip(_) => return Err(DropReason::PortDown),
+        let whole =
+            packet.frame.is_large() && Offload::read(io, &packet.frame).segments != Segments::None;
+        let frame = packet.bytes_mut(io);
+        let parsed = match parse::inner(frame)? {
+            Inner::Ip(parsed) => parsed,
+            Inner::Arp => {
+                local::arp(tables.snapshot, local::Asker::Port(index, port), frame)?;
+                self.may_reply(index)?;
+                return Ok(Entered::Answer(Destination::Port(index)));
+            }
+        };
+        // The pieces of a segment get their checksums when they are made.
+        if !whole {
+            rewrite::complete_checksum(frame, &parsed);
         }
-        self.may_reply(index)?;
-        Ok(Aside::Send(Destination::Port(index)))
+        let ingress = Ingress::Port(index);
+        Ok(Entered::Ip(entry(tables, parsed, ingress, port.vpc, None)))
     }
 
-    pub(super) fn aside_from_uplink(
-        &mut self,
+    /// Takes the outer headers off.
+    fn enter_from_uplink(
+        &self,
         tables: Tables<'_>,
         io: &mut impl Io,
         packet: &mut Packet,
-    ) -> Result<Aside, DropReason> {
+    ) -> Result<Entered, DropReason> {
         let (outer, peer, vpc) = check_outer(tables.snapshot, packet.bytes(io))?;
         uncover(packet, &outer);
-        let is_tagged = parse::is_priority_tagged(packet.bytes(io));
         rewrite::untag(io, packet);
-        match parse::inner(packet.bytes(io))? {
-            Inner::Arp => {}
-            Inner::Ip(parsed) if is_tagged => {
-                let from = (&outer, peer, vpc);
-                let entry = self.entry_from_peer(tables, io, packet, parsed, from);
-                return Ok(Aside::Enter(entry));
+        let frame = packet.bytes_mut(io);
+        match parse::inner(frame)? {
+            Inner::Ip(parsed) => {
+                // A tunnel that ends on a virtual link of this machine may carry what its kernel left to a device, too.
+                rewrite::complete_checksum(frame, &parsed);
+                let class = Some(outer.traffic_class);
+                let ingress = Ingress::Peer(peer);
+                Ok(Entered::Ip(entry(tables, parsed, ingress, vpc, class)))
             }
-            Inner::Ip(_) => return Err(DropReason::OuterHeader),
-        }
-        local::arp(
-            tables.snapshot,
-            local::Asker::Peer(peer, vpc),
-            packet.bytes_mut(io),
-        )?;
-        let tunnel = tables
-            .snapshot
-            .peer(peer)
-            .and_then(|peer| peer.tunnel(0))
-            .ok_or(DropReason::UnderlayUnresolved)?;
-        if tunnel.template.push(io, packet, outer.vni, 0, 0) {
-            Ok(Aside::Send(Destination::Uplink(tunnel.uplink)))
-        } else {
-            Err(DropReason::NoBuffer)
+            Inner::Arp => {
+                local::arp(tables.snapshot, local::Asker::Peer(peer, vpc), frame)?;
+                let tunnel = tables
+                    .snapshot
+                    .peer(peer)
+                    .and_then(|peer| peer.tunnel(0))
+                    .ok_or(DropReason::UnderlayUnresolved)?;
+                if tunnel.template.push(io, packet, outer.vni, 0, 0) {
+                    Ok(Entered::Answer(Destination::Uplink(tunnel.uplink)))
+                } else {
+                    Err(DropReason::NoBuffer)
+                }
+            }
         }
     }
 }
 
-/// What becomes of a packet that is no plain IP at first sight.
+/// A packet that came in.
 #[derive(Debug, Clone, Copy)]
-pub(super) enum Aside {
-    /// It has become an answer.
-    Send(Destination),
-    /// It is one, without its tag.
-    Enter(Entry),
+enum Entered {
+    /// IP.
+    Ip(Entry),
+    /// ARP, which has become the answer.
+    Answer(Destination),
+}
+
+/// A parsed packet with its key.
+pub(super) fn entry(
+    tables: Tables<'_>,
+    parsed: Parsed,
+    ingress: Ingress,
+    vpc: usize,
+    outer_class: Option<u8>,
+) -> Entry {
+    let vni = tables.snapshot.vpcs[vpc].vni;
+    Entry {
+        parsed,
+        key: Key::new(tables.sessions.seeds(), &parsed.flow, vni),
+        ingress,
+        vpc,
+        outer_class,
+    }
 }
 
 /// Leaves the outer headers behind.

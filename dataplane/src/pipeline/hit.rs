@@ -1,13 +1,12 @@
 //! The general way's hit: a session that knows what to do, and doing it.
 
+use super::egress::{self, Obstacle};
+use super::follow::{Follow, follow, kept};
 use super::icmp_error::Problem;
-use super::judge::Standing;
 use super::{Core, Destination, Entry, Io, Tables, rewrite, segment};
-use crate::packet::parse::{protocol, tcp_flags};
-use crate::packet::{DropReason, Packet, Parsed};
-use crate::session::State;
-use crate::session::table::{Action, Egress, Ingress, SessionRef, Stamp};
-use crate::session::tcp::{self, Segment, Side, Step};
+use crate::packet::parse::tcp_flags;
+use crate::packet::{DropReason, Packet};
+use crate::session::table::{Action, Egress, Ingress, SessionRef};
 use crate::snapshot::Tunnel;
 
 impl Core {
@@ -71,28 +70,6 @@ impl Core {
         action: &Action,
     ) {
         let parsed = &entry.parsed;
-        if action.rewrite.is_some() && parsed.ttl <= 1 {
-            return self.report(tables, io, packet, entry, Problem::TimeExceeded);
-        }
-        let tunnel = match action.egress {
-            Egress::Port(_) => None,
-            Egress::Peer(peer) => {
-                let Some(tunnel) = tables
-                    .snapshot
-                    .peer(peer)
-                    .and_then(|peer| peer.tunnel(entry.key.hash))
-                else {
-                    return self.drop(
-                        tables,
-                        io,
-                        packet,
-                        entry.ingress,
-                        DropReason::UnderlayUnresolved,
-                    );
-                };
-                Some(tunnel)
-            }
-        };
         // What a guest left to be split is as long as its longest piece.
         let plan = if packet.frame.is_large() {
             segment::Plan::of(io, &packet).ok().flatten()
@@ -100,15 +77,26 @@ impl Core {
             None
         };
         let ip_len = plan.map_or(parsed.ip_len(), |plan| plan.longest());
-        let mtu = match (tunnel, action.egress) {
-            (Some(tunnel), _) => tunnel.inner_mtu,
-            (None, Egress::Port(index)) => self.device_mtus.of(index),
-            (None, Egress::Peer(_)) => u16::MAX,
+        let way = egress::way(
+            tables.snapshot,
+            &self.device_mtus,
+            (action, entry.key.hash),
+            (parsed.ttl, ip_len),
+        );
+        let tunnel = match way {
+            Ok(tunnel) => tunnel,
+            Err(Obstacle::TimeExceeded) => {
+                return self.report(tables, io, packet, entry, Problem::TimeExceeded);
+            }
+            Err(Obstacle::Unresolved) => {
+                let reason = DropReason::UnderlayUnresolved;
+                return self.drop(tables, io, packet, entry.ingress, reason);
+            }
+            Err(Obstacle::TooBig(mtu, tunnel)) => {
+                let may_split = !parsed.dont_fragment && self.fragment && plan.is_none();
+                return self.too_big(tables, io, packet, entry, action, (mtu, tunnel, may_split));
+            }
         };
-        if ip_len > mtu {
-            let may_split = !parsed.dont_fragment && self.fragment && plan.is_none();
-            return self.too_big(tables, io, packet, entry, action, (mtu, tunnel, may_split));
-        }
         let frame = packet.bytes_mut(io);
         if let Some((destination, source)) = action.rewrite {
             rewrite::macs(frame, destination, source);
@@ -127,13 +115,7 @@ impl Core {
         match (action.egress, tunnel) {
             (_, Some(tunnel)) => self.encapsulate(tables, io, packet, entry, class, tunnel),
             (Egress::Port(index), None) => self.deliver(tables, io, index, packet),
-            (Egress::Peer(_), None) => self.drop(
-                tables,
-                io,
-                packet,
-                entry.ingress,
-                DropReason::UnderlayUnresolved,
-            ),
+            (Egress::Peer(_), None) => io.free(packet.frame),
         }
     }
 
@@ -214,101 +196,5 @@ impl Core {
         if from.min(to) < u16::MAX {
             rewrite::clamp_mss(frame, &entry.parsed, from.min(to));
         }
-    }
-}
-
-/// The session's action, if it was decided in this generation, and for packets like this one.
-#[inline]
-pub(super) fn kept(tables: Tables<'_>, entry: &Entry, session: &SessionRef<'_>) -> Option<Action> {
-    let parsed = &entry.parsed;
-    let stamp = Stamp::new(tables.snapshot.generation, entry.ingress);
-    session
-        .order(stamp)
-        .or_else(|| session.second_order(stamp))
-        .map(|order| order.action())
-        .filter(|action| action.eth_dst == parsed.eth_dst && action.eth_src == parsed.eth_src)
-}
-
-/// What a packet would make of its session.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Follow {
-    /// It belongs there; once it has passed, this is how the session stands.
-    Pass(Standings),
-    /// The connection is over and the packet opens another.
-    Reopen,
-    /// It cannot be.
-    Drop(DropReason),
-}
-
-/// How a session stands after a packet.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Standings {
-    state: State,
-    tcp: Option<(Side, Side)>,
-    /// How the groups are to see the packet, where the session does not say it.
-    standing: Option<Standing>,
-}
-
-impl Standings {
-    /// Keeps it: the packet has passed.
-    #[inline]
-    pub(super) fn keep(&self, session: &SessionRef<'_>, now: u32) {
-        if let Some((sender, receiver)) = self.tcp {
-            session.set_whole_tcp(sender, receiver);
-        }
-        if self.standing == Some(Standing::Backward) {
-            session.turn(self.state);
-        } else if self.state != session.state() {
-            session.set_state(self.state);
-        }
-        session.touch(now);
-    }
-
-    /// How the groups are to see the packet, if it is not as one of the session: a SYN that may begin the connection anew, or its answer.
-    pub(super) fn standing(&self) -> Option<Standing> {
-        self.standing
-    }
-}
-
-/// Follows a session with a packet of it; changes nothing yet.
-#[inline]
-pub(super) fn follow(session: &SessionRef<'_>, parsed: &Parsed, frame: &[u8]) -> Follow {
-    let state = session.state();
-    if parsed.flow.protocol != protocol::TCP || parsed.is_later_fragment() {
-        let answered = state == State::OneWay && !session.from_origin();
-        let state = if answered { State::BothWays } else { state };
-        return Follow::Pass(Standings {
-            state,
-            tcp: None,
-            standing: None,
-        });
-    }
-    let header = frame.get(usize::from(parsed.l4)..);
-    let Some(segment) = header.and_then(|header| Segment::read(header, parsed.end - parsed.l4))
-    else {
-        return Follow::Drop(DropReason::TransportHeader);
-    };
-    let (mut sender, mut receiver) = session.whole_tcp();
-    let step = tcp::step(
-        state,
-        session.from_origin(),
-        &segment,
-        &mut sender,
-        &mut receiver,
-    );
-    let pass = |state, standing| {
-        Follow::Pass(Standings {
-            state,
-            tcp: Some((sender, receiver)),
-            standing,
-        })
-    };
-    match step {
-        Step::Pass(next) => pass(next, None),
-        Step::Offer(next) => pass(next, Some(Standing::Forward)),
-        Step::Afresh(next) => pass(next, Some(Standing::Backward)),
-        Step::Reopen => Follow::Reopen,
-        Step::Invalid => Follow::Drop(DropReason::TcpInvalid),
-        Step::OutOfWindow => Follow::Drop(DropReason::TcpWindow),
     }
 }

@@ -2,30 +2,36 @@
 //!
 //! One [`Pipeline`] per worker. It knows tables and buffers, not sockets: whoever drives it hands in packets and gets them back through
 //! [`Io`]. Most packets take the fast lane (`glance`, `fast`): their session says all that there is to say. The general way is `enter`
-//! (parse), `hit` (a session that knows more than the fast lane does), or `miss`: `services`, `guard`, `local`, `judge`, install.
+//! (parse), `hit` (a session that knows more than the fast lane does), or `miss`: `resolve`, which names the stages in their order, and keeps what
+//! came of them in a session.
 
 mod copies;
 pub mod counters;
 mod device_mtus;
+mod egress;
 mod enter;
 mod fast;
 pub mod flood;
+mod follow;
+mod forwarding;
 pub mod fragments;
 mod glance;
 pub mod guard;
 mod hit;
 pub mod icmp_error;
-pub mod judge;
 pub mod limit;
 pub mod local;
 pub mod metadata;
 mod miss;
 mod pieces;
+mod policy_eval;
+mod resolve;
 pub mod rewrite;
 pub mod segment;
 pub mod services;
 pub mod split;
 pub mod trace;
+mod tracer;
 
 use std::sync::{Arc, Mutex, PoisonError};
 

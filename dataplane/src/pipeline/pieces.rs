@@ -1,9 +1,9 @@
 //! Fragments on their way through the pipeline: the first is judged, the others follow it (see [`super::fragments`]).
 
+use super::follow::kept;
 use super::fragments::{First, Fragments, Later, Piece, Released};
-use super::hit::kept;
-use super::judge::{self, Case, Standing};
-use super::trace::Silent;
+use super::resolve::flow;
+use super::tracer::Silent;
 use super::{Core, Entry, Io, Tables};
 use crate::packet::parse::{self, Fragment, Inner, protocol, tcp_flags};
 use crate::packet::{DropReason, Packet, Parsed};
@@ -117,9 +117,9 @@ impl Core {
         first: First,
     ) {
         let mut entry = *entry;
-        let flow = &mut entry.parsed.flow;
-        (flow.source_port, flow.destination_port) = first.ports;
-        flow.protocol = first.protocol;
+        let whole = &mut entry.parsed.flow;
+        (whole.source_port, whole.destination_port) = first.ports;
+        whole.protocol = first.protocol;
         entry.parsed.icmp = first.icmp;
         if entry.parsed.eth_dst.is_group() {
             return self.flood(tables, io, packet, &entry);
@@ -131,22 +131,13 @@ impl Core {
             let reason = DropReason::FragmentOrphan;
             return self.drop(tables, io, packet, entry.ingress, reason);
         };
-        let action = kept(tables, &entry, &session).map_or_else(
-            || {
-                let case = Case {
-                    parsed: &entry.parsed,
-                    ingress: entry.ingress,
-                    vpc: entry.vpc,
-                    standing: if session.from_origin() {
-                        Standing::Forward
-                    } else {
-                        Standing::Backward
-                    },
-                };
-                judge::judge(tables.snapshot, &case, &mut Silent)
-            },
-            Ok,
-        );
+        let action = match kept(tables, &entry, &session) {
+            Some(action) => Ok(action),
+            // What is to be remembered, the first has said.
+            None => flow(tables, &entry, &[], Some(session), &mut Silent)
+                .map(|(action, _)| action)
+                .map_err(|refusal| refusal.reason),
+        };
         match action {
             Ok(action) => {
                 if let Some(sequence) = first.sequence {

@@ -1,195 +1,251 @@
-//! The packet trace: what would happen to a packet, step by step. Runs the same judgement as real packets; sends nothing, makes no session.
+//! The packet trace: what would happen to a packet, step by step. Resolves it as real packets are (`resolve`); sends nothing, makes no
+//! session, and spends no limit.
 
-use super::judge::{self, Case, Standing};
-use super::local;
-use super::{guard, metadata, services};
-use crate::packet::parse::{self, Inner, is_icmp_error, word_address};
+use std::fmt::Write;
+
+use super::egress::{self, Obstacle};
+use super::resolve::{Verdict, flow, resolve};
+use super::tracer::{Steps, Tracer};
+use super::{Entry, Shared, Tables, enter, flood, local, rewrite};
+use crate::packet::parse::{self, Inner, word_address};
 use crate::packet::{DropReason, Parsed};
 use crate::session::table::{Action, Egress, Ingress};
-use crate::session::{Key, SessionTable};
 use crate::snapshot::Snapshot;
 
-/// Bytes of frame that any answer of a service fits in.
+/// Bytes of frame that any answer of the gateway fits in.
 const ANSWER: usize = 2048;
 
-/// Listens to the steps of a judgement.
-pub trait Tracer {
-    /// One step. The text is made only when somebody listens.
-    fn step(&mut self, stage: &'static str, text: impl FnOnce() -> String);
+/// By what a packet is traced: what workers go by.
+#[derive(Debug, Clone, Copy)]
+pub struct View<'a> {
+    /// The snapshot in force.
+    pub snapshot: &'a Snapshot,
+    /// What workers share.
+    pub shared: &'a Shared,
+    /// Whether IPv4 packets that are too big and may be fragmented are.
+    pub fragment: bool,
 }
 
-/// Nobody listens; the steps cost nothing.
+/// What would become of a packet.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    /// Dropped. Its sender may be told.
+    Drop(DropReason),
+    /// The gateway answers with this.
+    Reply(&'static str),
+    /// The metadata service of this host takes it.
+    Metadata,
+    /// A later fragment: it goes where the first of its datagram goes.
+    WithItsFirst,
+    /// It goes to these ports and these peers, by index.
+    To {
+        /// Ports of this host.
+        ports: Vec<u16>,
+        /// Peers.
+        peers: Vec<u16>,
+        /// In fragments of so many bytes at most.
+        fragments: Option<u16>,
+    },
+}
+
+/// A packet's way.
 #[derive(Debug)]
-pub struct Silent;
-
-impl Tracer for Silent {
-    #[inline]
-    fn step(&mut self, _stage: &'static str, _text: impl FnOnce() -> String) {}
+pub struct Trace {
+    /// Stage by stage.
+    pub steps: Vec<(&'static str, String)>,
+    /// Where it ends.
+    pub outcome: Outcome,
 }
 
-/// The steps, kept.
-#[derive(Debug, Default)]
-pub struct Steps(pub Vec<(&'static str, String)>);
-
-impl Tracer for Steps {
-    fn step(&mut self, stage: &'static str, text: impl FnOnce() -> String) {
-        self.0.push((stage, text()));
+impl Outcome {
+    /// In words.
+    pub fn text(&self, snapshot: &Snapshot) -> String {
+        match self {
+            Self::Drop(reason) => format!("drop {}: {}", reason.name(), reason.meaning()),
+            Self::Reply(name) => format!("{name} from the gateway"),
+            Self::Metadata => "the metadata service of this host".to_owned(),
+            Self::WithItsFirst => "where the first fragment of its datagram goes".to_owned(),
+            Self::To {
+                ports,
+                peers,
+                fragments,
+            } => {
+                let ports = ports.iter().map(|port| Egress::Port(*port));
+                let peers = peers.iter().map(|peer| Egress::Peer(*peer));
+                let mut text = ports
+                    .chain(peers)
+                    .map(|egress| egress_text(snapshot, egress))
+                    .collect::<Vec<_>>()
+                    .join(", ");
+                if let Some(mtu) = fragments {
+                    // A String takes whatever is written to it.
+                    let _ = write!(text, ", in fragments of {mtu} bytes at most");
+                }
+                text
+            }
+        }
     }
 }
 
-/// Traces a frame that a port would send. Answers the steps and the verdict in words.
-pub fn trace(
-    snapshot: &Snapshot,
-    sessions: &SessionTable,
-    port: u16,
-    frame: &[u8],
-) -> (Steps, String) {
-    let mut steps = Steps::default();
-    let verdict = match run(snapshot, sessions, port, frame, &mut steps) {
-        Ok(verdict) => verdict,
-        Err(reason) => format!("drop {}: {}", reason.name(), reason.meaning()),
-    };
-    (steps, verdict)
+/// Traces a frame that a port would send.
+pub fn trace(view: View<'_>, port: u16, frame: &[u8]) -> Trace {
+    traced(|steps| from_port(view, port, frame, steps))
 }
 
-fn run(
-    snapshot: &Snapshot,
-    sessions: &SessionTable,
+/// Traces a frame that comes in over the uplink, outer headers included.
+pub fn trace_from_uplink(view: View<'_>, frame: &[u8]) -> Trace {
+    traced(|steps| from_uplink(view, frame, steps))
+}
+
+fn traced(run: impl FnOnce(&mut Steps) -> Result<Outcome, DropReason>) -> Trace {
+    let mut steps = Steps::default();
+    let outcome = run(&mut steps).unwrap_or_else(Outcome::Drop);
+    Trace {
+        steps: steps.0,
+        outcome,
+    }
+}
+
+fn from_port(
+    view: View<'_>,
     index: u16,
     frame: &[u8],
     steps: &mut Steps,
-) -> Result<String, DropReason> {
+) -> Result<Outcome, DropReason> {
+    let snapshot = view.snapshot;
     let port = snapshot.port(index).ok_or(DropReason::PortDown)?;
     steps.step("port", || {
         format!("{} in generation {}", port.id, snapshot.generation)
     });
-    let parsed = match parse::inner(frame)? {
-        Inner::Ip(parsed) => parsed,
-        Inner::Arp => {
-            local::arp(
-                snapshot,
-                local::Asker::Port(index, port),
-                &mut frame.to_vec(),
-            )?;
-            return Ok("reply from the gateway".to_owned());
-        }
-    };
-    steps.step("parse", || describe(&parsed));
-    if guard::is_rogue_server(&parsed) {
-        return Err(DropReason::RogueServer);
-    }
-    if let Some(question) = services::question(snapshot, (port, u16::MAX), &parsed) {
-        let mut area = frame.to_vec();
-        area.resize(ANSWER.max(area.len()), 0);
-        let answer = question.answer(&mut area)?;
-        return Ok(format!("{} from the gateway", answer.name));
-    }
-    guard::check(snapshot, port, &parsed)?;
-    steps.step("guard", || "source belongs to the port".to_owned());
-    if metadata::is_question(snapshot, port, &parsed) {
-        return Ok("the metadata service of this host".to_owned());
-    }
-    if metadata::serves(snapshot, parsed.flow.source) {
-        return Err(DropReason::Martian);
-    }
-    if local::is_for_gateway(snapshot, port, &parsed) {
-        local::ping(&mut frame.to_vec(), &parsed)?;
-        return Ok("reply from the gateway".to_owned());
-    }
-    judge_traced(
-        snapshot,
-        sessions,
+    let asker = local::Asker::Port(index, port);
+    inner(
+        view,
         frame,
-        (&parsed, Ingress::Port(index), port.vpc),
+        (Ingress::Port(index), port.vpc, asker),
+        None,
         steps,
     )
 }
 
-/// What real packets meet after the checks of their ingress.
-fn judge_traced(
-    snapshot: &Snapshot,
-    sessions: &SessionTable,
-    frame: &[u8],
-    packet: (&Parsed, Ingress, usize),
-    steps: &mut Steps,
-) -> Result<String, DropReason> {
-    let (parsed, ingress, vpc) = packet;
-    let vni = snapshot.vpcs[vpc].vni;
-    let standing = if is_icmp_error(parsed) {
-        let quote = frame
-            .get(usize::from(parsed.l4) + 8..usize::from(parsed.end))
-            .unwrap_or_default();
-        let quoted = parse::quoted(parsed.family, quote).ok_or(DropReason::IcmpUnrelated)?;
-        sessions
-            .find(&Key::new(sessions.seeds(), &quoted, vni))
-            .ok_or(DropReason::IcmpUnrelated)?;
-        Standing::Related
-    } else {
-        let session = sessions.find(&Key::new(sessions.seeds(), &parsed.flow, vni));
-        steps.step("session", || {
-            session.map_or("none".to_owned(), |session| {
-                session.state().name().to_owned()
-            })
-        });
-        if session.is_none_or(|session| session.from_origin()) {
-            Standing::Forward
-        } else {
-            Standing::Backward
-        }
-    };
-    let case = Case {
-        parsed,
-        ingress,
-        vpc,
-        standing,
-    };
-    let action = judge::judge(snapshot, &case, steps)?;
-    Ok(verdict(snapshot, &action))
-}
-
-/// Traces a frame that comes in over the uplink, outer headers included.
-pub fn trace_from_uplink(
-    snapshot: &Snapshot,
-    sessions: &SessionTable,
-    frame: &[u8],
-) -> (Steps, String) {
-    let mut steps = Steps::default();
-    let verdict = match run_from_uplink(snapshot, sessions, frame, &mut steps) {
-        Ok(verdict) => verdict,
-        Err(reason) => format!("drop {}: {}", reason.name(), reason.meaning()),
-    };
-    (steps, verdict)
-}
-
-fn run_from_uplink(
-    snapshot: &Snapshot,
-    sessions: &SessionTable,
-    frame: &[u8],
-    steps: &mut Steps,
-) -> Result<String, DropReason> {
-    let (outer, peer, vpc) = super::enter::check_outer(snapshot, frame)?;
+fn from_uplink(view: View<'_>, frame: &[u8], steps: &mut Steps) -> Result<Outcome, DropReason> {
+    let snapshot = view.snapshot;
+    let (outer, peer, vpc) = enter::check_outer(snapshot, frame)?;
     steps.step("tunnel", || {
-        let host = snapshot
-            .peer(peer)
-            .map_or("gone", |peer| peer.host.as_str());
         format!(
-            "from host {host}, VPC {}, in generation {}",
-            snapshot.vpcs[vpc].id, snapshot.generation
+            "from {}, VPC {}, in generation {}",
+            egress_text(snapshot, Egress::Peer(peer)),
+            snapshot.vpcs[vpc].id,
+            snapshot.generation
         )
     });
-    let inner = &frame[usize::from(outer.inner)..usize::from(outer.end)];
-    let Inner::Ip(parsed) = parse::inner(inner)? else {
-        local::arp(snapshot, local::Asker::Peer(peer, vpc), &mut inner.to_vec())?;
-        return Ok("reply from the gateway".to_owned());
-    };
-    steps.step("parse", || describe(&parsed));
-    judge_traced(
-        snapshot,
-        sessions,
-        inner,
-        (&parsed, Ingress::Peer(peer), vpc),
+    let frame = &frame[usize::from(outer.inner)..usize::from(outer.end)];
+    let asker = local::Asker::Peer(peer, vpc);
+    inner(
+        view,
+        frame,
+        (Ingress::Peer(peer), vpc, asker),
+        Some(outer.traffic_class),
         steps,
     )
+}
+
+fn inner(
+    view: View<'_>,
+    frame: &[u8],
+    (ingress, vpc, asker): (Ingress, usize, local::Asker<'_>),
+    outer_class: Option<u8>,
+    steps: &mut Steps,
+) -> Result<Outcome, DropReason> {
+    let snapshot = view.snapshot;
+    let tables = Tables {
+        snapshot,
+        sessions: &view.shared.sessions,
+    };
+    let mut area = frame.to_vec();
+    if parse::is_priority_tagged(&area) {
+        area.drain(12..16);
+    }
+    let parsed = match parse::inner(&area)? {
+        Inner::Ip(parsed) => parsed,
+        Inner::Arp => {
+            local::arp(snapshot, asker, &mut area)?;
+            return Ok(Outcome::Reply("ARP reply"));
+        }
+    };
+    steps.step("parse", || describe(&parsed));
+    let device_mtu = match ingress {
+        Ingress::Port(index) => view.shared.device_mtus.of(index),
+        Ingress::Peer(_) => u16::MAX,
+    };
+    let entry = enter::entry(tables, parsed, ingress, vpc, outer_class);
+    let session = tables.sessions.find(&entry.key);
+    area.resize(ANSWER.max(area.len()), 0);
+    let verdict = resolve(tables, &entry, (&mut area, device_mtu), session, steps);
+    let outcome = match verdict.map_err(|refusal| refusal.reason)? {
+        Verdict::Reply(reply) => return Ok(Outcome::Reply(reply.name)),
+        Verdict::Punt => return Ok(Outcome::Metadata),
+        Verdict::Fragment(fragment) if fragment.offset != 0 => return Ok(Outcome::WithItsFirst),
+        Verdict::Flood => flooded(tables, &entry)?,
+        Verdict::Fragment(_) if parsed.eth_dst.is_group() => flooded(tables, &entry)?,
+        Verdict::Fragment(_) => {
+            let flow = flow(tables, &entry, &area, session, steps);
+            leave(view, &entry, &flow.map_err(|refusal| refusal.reason)?.0)?
+        }
+        Verdict::Relay(action) | Verdict::Forward(action, _) => leave(view, &entry, &action)?,
+    };
+    if let Some(class) = outer_class {
+        rewrite::propagate_congestion(&mut area, &parsed, class)?;
+    }
+    Ok(outcome)
+}
+
+/// Whether the packet's way takes it.
+fn leave(view: View<'_>, entry: &Entry, action: &Action) -> Result<Outcome, DropReason> {
+    let (snapshot, parsed) = (view.snapshot, &entry.parsed);
+    let way = egress::way(
+        snapshot,
+        &view.shared.device_mtus,
+        (action, entry.key.hash),
+        (parsed.ttl, parsed.ip_len()),
+    );
+    let fragments = match way {
+        Ok(_) => None,
+        Err(Obstacle::TimeExceeded) => return Err(DropReason::TtlExceeded),
+        Err(Obstacle::Unresolved) => return Err(DropReason::UnderlayUnresolved),
+        Err(Obstacle::TooBig(mtu, _)) => {
+            let origin = (entry.ingress, entry.vpc);
+            let may_split = view.fragment
+                && !parsed.dont_fragment
+                && egress::has_router(snapshot, origin, parsed, action);
+            Some(may_split.then_some(mtu).ok_or(DropReason::TooBig)?)
+        }
+    };
+    let (ports, peers) = match action.egress {
+        Egress::Port(index) => (vec![index], vec![]),
+        Egress::Peer(index) => (vec![], vec![index]),
+    };
+    Ok(Outcome::To {
+        ports,
+        peers,
+        fragments,
+    })
+}
+
+fn flooded(tables: Tables<'_>, entry: &Entry) -> Result<Outcome, DropReason> {
+    let receivers = flood::receivers(tables.snapshot, entry.ingress, entry.vpc, &entry.parsed);
+    let (ports, mut peers) = (receivers.ports, receivers.peers);
+    peers.retain(|peer| {
+        let peer = tables.snapshot.peer(*peer);
+        peer.is_some_and(|peer| peer.tunnel(entry.key.hash).is_some())
+    });
+    if ports.is_empty() && peers.is_empty() {
+        return Err(DropReason::NoReceiver);
+    }
+    Ok(Outcome::To {
+        ports,
+        peers,
+        fragments: None,
+    })
 }
 
 fn describe(parsed: &Parsed) -> String {
@@ -206,18 +262,16 @@ fn describe(parsed: &Parsed) -> String {
     )
 }
 
-/// An action in words.
-pub fn verdict(snapshot: &Snapshot, action: &Action) -> String {
-    match action.egress {
-        Egress::Port(port) => format!(
-            "port {}",
-            snapshot.port(port).map_or("gone", |port| port.id.as_str())
-        ),
-        Egress::Peer(peer) => format!(
-            "host {}",
-            snapshot
-                .peer(peer)
-                .map_or("gone", |peer| peer.host.as_str())
-        ),
+/// A port or a host, by its name.
+pub fn egress_text(snapshot: &Snapshot, egress: Egress) -> String {
+    match egress {
+        Egress::Port(port) => {
+            let port = snapshot.port(port);
+            format!("port {}", port.map_or("gone", |port| port.id.as_str()))
+        }
+        Egress::Peer(peer) => {
+            let peer = snapshot.peer(peer);
+            format!("host {}", peer.map_or("gone", |peer| peer.host.as_str()))
+        }
     }
 }

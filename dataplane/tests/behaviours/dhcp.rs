@@ -523,8 +523,8 @@ fn b004_the_trace_says_what_is_answered() {
     let (host, index) = fabric.find_port("a1").unwrap();
     let host = &fabric.hosts[&host];
     let trace = |frame: &[u8]| {
-        let snapshot = host.pipeline.snapshot();
-        weft_dataplane::pipeline::trace::trace(snapshot, &host.shared.sessions, index, frame).1
+        let trace = weft_dataplane::pipeline::trace::trace(host.view(), index, frame);
+        trace.outcome.text(host.pipeline.snapshot())
     };
     let discover = broadcast(A1, &message(A1, MessageType::Discover, &[]));
     assert_eq!(trace(&discover), "DHCP offer from the gateway");

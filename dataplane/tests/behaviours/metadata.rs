@@ -178,8 +178,8 @@ fn a_trace_says_who_answers() {
     let host = &fabric.hosts["h1"];
     let (_, index) = fabric.find_port("a1").unwrap();
     let ask = |frame: &[u8]| {
-        let sessions = &host.shared.sessions;
-        trace::trace(host.pipeline.snapshot(), sessions, index, frame).1
+        let trace = trace::trace(host.view(), index, frame);
+        trace.outcome.text(host.pipeline.snapshot())
     };
     assert_eq!(ask(&request(A1)), "the metadata service of this host");
     let other = tcp(A1, SERVICE, ROUTER, (1000, 443), "S", (1, 0), 0);

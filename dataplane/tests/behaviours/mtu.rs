@@ -11,7 +11,8 @@ fn payload(v6: bool) -> Vec<u8> {
     vec![7; 1480 - if v6 { 48 } else { 28 }]
 }
 
-fn packet(v6: bool, from: End, to: End, mac: [u8; 6], dont_fragment: bool) -> Vec<u8> {
+/// A UDP packet of 1480 bytes.
+pub fn packet(v6: bool, from: End, to: End, mac: [u8; 6], dont_fragment: bool) -> Vec<u8> {
     if v6 {
         return udp6(from, to, mac, (9, 53), &payload(true));
     }

@@ -20,6 +20,7 @@ mod questions;
 mod reduce;
 mod run;
 mod semantics;
+mod traced;
 mod traffic;
 mod twin;
 mod wire;

@@ -15,6 +15,7 @@ use weft_proto::v1::{Objects, Port};
 use crate::case::{Case, Event, hex};
 use crate::semantics::frame::{Decoded, Flow, IP, decode, ones_sum, v4_at, v6_at, word};
 use crate::semantics::{Crossing, Model, Outcome};
+use crate::traced::Traced;
 
 /// Wide enough that nothing gives way: limits are tested elsewhere.
 const LIMITS: Limits = Limits {
@@ -227,8 +228,10 @@ impl Twin {
     fn receive(&mut self, host: &str, frames: &[Vec<u8>]) -> Result<Outcomes, Disagreement> {
         let mut outcomes = Outcomes::default();
         for frame in frames {
+            let traced = Traced::from_underlay(&self.fabric, host, frame);
             let delivered = self.fabric.send_from_underlay(host, frame);
             let found = self.found(&delivered)?;
+            self.check_trace(traced, frame, &found)?;
             let expected = self.model.receive(host, frame);
             if found != expected {
                 let who = format!("the wire into {host}");
@@ -250,6 +253,11 @@ impl Twin {
         offload: Option<Offload>,
     ) -> Result<Outcomes, Disagreement> {
         let segment = frames.first().zip(offload);
+        // A packet changes what becomes of those behind it, and a segment that is left to the device is longer than its pieces.
+        let traced = match (frames, segment) {
+            ([frame], None) => Traced::from_port(&self.fabric, port, frame),
+            _ => None,
+        };
         let delivered = match segment {
             Some((frame, offload)) => self.fabric.send_segment(port, frame, offload),
             None => self
@@ -257,6 +265,7 @@ impl Twin {
                 .send_vector(port, frames.iter().map(Vec::as_slice)),
         };
         let found = self.found(&delivered)?;
+        self.check_trace(traced, frames.first().map_or(&[], |frame| frame), &found)?;
         let (mut guess, mut guesses) = (0, 1);
         let (mut expected, mut agreed) = (Vec::new(), None::<Model>);
         while guess < guesses {
@@ -285,6 +294,26 @@ impl Twin {
         outcomes.add(delivered, found);
         outcomes.wire.append(&mut self.wire);
         Ok(outcomes)
+    }
+
+    /// What was traced is what happened.
+    fn check_trace(
+        &self,
+        traced: Option<Traced>,
+        frame: &[u8],
+        found: &Outcome,
+    ) -> Result<(), Disagreement> {
+        let wrong = traced.and_then(|traced| traced.contradicts(&self.fabric, found));
+        wrong.map_or(Ok(()), |wrong| {
+            Err(Disagreement {
+                kind: "trace".to_owned(),
+                text: format!(
+                    "{}\n{wrong}\nthe pipelines say\n{}",
+                    short(frame),
+                    show(found)
+                ),
+            })
+        })
     }
 
     fn count_drops(&self) -> Vec<u64> {

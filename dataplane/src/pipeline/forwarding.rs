@@ -1,75 +1,15 @@
-//! Judgement: what the snapshot says of a packet, when no session answers. Reads tables, changes nothing; the packet trace runs it too.
-//!
-//! Order (design, "Packet path"): from a port, ACL out, group out, route, then for a port of this host ACL in and group in; from the uplink,
-//! the target port, ACL in, group in. Groups are stateful: they are held against the flow as its opener sent it, whichever way this packet
-//! goes. ACLs are stateless: they are held against this packet.
+//! Where a packet goes: within its subnet by its MAC, between subnets by a route, out of a tunnel to a port of this host.
 
 use super::guard::may_be_routed;
-use super::trace::Tracer;
-use crate::packet::parse::{Parsed, word_address};
-use crate::packet::{DropReason, Flow, Mac};
-use crate::policy::Subject;
+use super::tracer::Tracer;
+use crate::packet::parse::word_address;
+use crate::packet::{DropReason, Flow, Mac, Parsed};
 use crate::route::ecmp;
 use crate::session::table::{Action, Egress, Ingress};
 use crate::snapshot::{Endpoint, NextHop, Place, Port, Snapshot, Subnet, Target, Vpc};
 
-/// What is judged.
-#[derive(Debug, Clone, Copy)]
-pub struct Case<'a> {
-    /// The packet; for later fragments with the ports of the first.
-    pub parsed: &'a Parsed,
-    /// Where it came in.
-    pub ingress: Ingress,
-    /// Its VPC, by place.
-    pub vpc: usize,
-    /// How the groups are to see it.
-    pub standing: Standing,
-}
-
-/// How a packet stands to the flow that it is of.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Standing {
-    /// It opens the flow, or goes the way of the packet that did.
-    Forward,
-    /// It goes against the packet that opened the flow.
-    Backward,
-    /// An ICMP error about a tracked packet: no group has a say.
-    Related,
-}
-
-/// Judges a packet.
-///
-/// # Errors
-/// Why it is dropped.
-pub fn judge(
-    snapshot: &Snapshot,
-    case: &Case<'_>,
-    trace: &mut impl Tracer,
-) -> Result<Action, DropReason> {
-    let parsed = case.parsed;
-    let (egress, rewrite) = match case.ingress {
-        Ingress::Port(index) => {
-            let port = snapshot.port(index).ok_or(DropReason::PortDown)?;
-            acl(snapshot, port, case, false, trace)?;
-            groups(snapshot, port, case, false, trace)?;
-            from_port(snapshot, (index, port), parsed, trace)?
-        }
-        Ingress::Peer(peer) => from_peer(snapshot, case.vpc, peer, parsed, trace)?,
-    };
-    if let Egress::Port(index) = egress {
-        let port = snapshot.port(index).ok_or(DropReason::PortDown)?;
-        acl(snapshot, port, case, true, trace)?;
-        groups(snapshot, port, case, true, trace)?;
-    }
-    Ok(Action {
-        eth_dst: parsed.eth_dst,
-        eth_src: parsed.eth_src,
-        egress,
-        rewrite,
-    })
-}
-
-type Way = (Egress, Option<(Mac, Mac)>);
+/// Where it goes, and its new destination and source MAC where it is routed.
+pub(super) type Way = (Egress, Option<(Mac, Mac)>);
 
 fn egress_of(endpoint: &Endpoint) -> Egress {
     match endpoint.place {
@@ -79,7 +19,7 @@ fn egress_of(endpoint: &Endpoint) -> Egress {
 }
 
 /// Where a packet from a port goes: within the subnet by its MAC, through the gateway by its route.
-fn from_port(
+pub(super) fn from_port(
     snapshot: &Snapshot,
     sender: (u16, &Port),
     parsed: &Parsed,
@@ -224,7 +164,7 @@ fn describe(snapshot: &Snapshot, hop: &NextHop) -> String {
 
 /// A packet that a peer has sent here for a port that has just moved away: on to where the port is now. Nothing is judged: the port's host does
 /// that. Not for a packet that comes from there, nor for one that claims to come from here.
-pub fn moved(snapshot: &Snapshot, vpc: usize, peer: u16, parsed: &Parsed) -> Option<Action> {
+pub(super) fn moved(snapshot: &Snapshot, vpc: usize, peer: u16, parsed: &Parsed) -> Option<Action> {
     let vpc = &snapshot.vpcs[vpc];
     if vpc.moves.is_empty() {
         return None;
@@ -259,7 +199,7 @@ fn is_here(vpc: &Vpc, address: u128) -> bool {
 }
 
 /// Where a packet from a tunnel goes: to a port of this host. Back into a tunnel only after a port that has moved, see [`moved`].
-fn from_peer(
+pub(super) fn from_peer(
     snapshot: &Snapshot,
     vpc: usize,
     peer: u16,
@@ -317,7 +257,7 @@ fn from_peer(
 ///
 /// # Errors
 /// No port of the link has the MAC, or the sender does not live behind its peer.
-pub fn on_link(
+pub(super) fn on_link(
     snapshot: &Snapshot,
     ingress: Ingress,
     vpc: usize,
@@ -346,89 +286,5 @@ pub fn on_link(
             egress,
             rewrite: None,
         }),
-    }
-}
-
-/// The subnet's network ACL, held against this packet.
-fn acl(
-    snapshot: &Snapshot,
-    port: &Port,
-    case: &Case<'_>,
-    towards: bool,
-    trace: &mut impl Tracer,
-) -> Result<(), DropReason> {
-    let Some(acl) = snapshot.subnets[port.subnet]
-        .acl
-        .and_then(|acl| snapshot.acls.get(acl))
-    else {
-        return Ok(());
-    };
-    let flow = &case.parsed.flow;
-    let (rules, remote, stage) = if towards {
-        (&acl.ingress, flow.source, "acl in")
-    } else {
-        (&acl.egress, flow.destination, "acl out")
-    };
-    let subject = Subject::of(flow, case.parsed.icmp, remote);
-    let (number, allow) = rules.verdict(&subject, &snapshot.vpcs[port.vpc].sets);
-    trace.step(stage, || {
-        let verdict = if allow { "allow" } else { "deny" };
-        number.map_or_else(
-            || format!("{}: no rule matches, deny", acl.id),
-            |number| format!("{}: rule {number}, {verdict}", acl.id),
-        )
-    });
-    if allow {
-        Ok(())
-    } else {
-        Err(DropReason::AclDenied)
-    }
-}
-
-/// The port's security groups, held against the flow as its opener sent it.
-fn groups(
-    snapshot: &Snapshot,
-    port: &Port,
-    case: &Case<'_>,
-    towards: bool,
-    trace: &mut impl Tracer,
-) -> Result<(), DropReason> {
-    let opened = match case.standing {
-        Standing::Forward => case.parsed.flow,
-        Standing::Backward => case.parsed.flow.reversed(),
-        Standing::Related => return Ok(()),
-    };
-    // The port is the opener's end if it sends forward or receives backward.
-    let receives = towards == (case.standing == Standing::Forward);
-    let (rules, remote, stage) = if receives {
-        (&port.ingress, opened.source, "group in")
-    } else {
-        (&port.egress, opened.destination, "group out")
-    };
-    // The opener's ICMP type and code stand in its ports (see `Flow`).
-    let icmp = if case.standing == Standing::Forward {
-        case.parsed.icmp
-    } else {
-        opened.opening_icmp()
-    };
-    let allow = rules.allow(
-        &Subject::of(&opened, icmp, remote),
-        &snapshot.vpcs[port.vpc].sets,
-    );
-    trace.step(stage, || {
-        format!(
-            "port {}: {}",
-            port.id,
-            if allow {
-                "admitted"
-            } else {
-                "no rule admits it"
-            }
-        )
-    });
-    if allow {
-        Ok(())
-    } else {
-        Err(DropReason::GroupDenied)
     }
 }

@@ -1,0 +1,66 @@
+//! The last check before a packet leaves: whether its way takes it.
+
+use super::DeviceMtus;
+use crate::packet::Parsed;
+use crate::session::table::{Action, Egress, Ingress};
+use crate::snapshot::{Snapshot, Tunnel};
+
+/// Why a packet can't go where it was to.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Obstacle<'t> {
+    /// A router would have to send it with a TTL of 0.
+    TimeExceeded,
+    /// No next hop of the underlay leads to the peer.
+    Unresolved,
+    /// The device, or the tunnel if one is named, takes so many bytes of IP packet.
+    TooBig(u16, Option<&'t Tunnel>),
+}
+
+/// The tunnel that a packet of so many bytes takes; none towards a port.
+///
+/// # Errors
+/// What stands in its way.
+#[inline]
+pub(super) fn way<'t>(
+    snapshot: &'t Snapshot,
+    device_mtus: &DeviceMtus,
+    (action, hash): (&Action, u64),
+    (ttl, ip_len): (u8, u16),
+) -> Result<Option<&'t Tunnel>, Obstacle<'t>> {
+    if action.rewrite.is_some() && ttl <= 1 {
+        return Err(Obstacle::TimeExceeded);
+    }
+    let (tunnel, mtu) = match action.egress {
+        Egress::Port(index) => (None, device_mtus.of(index)),
+        Egress::Peer(peer) => {
+            let tunnel = snapshot.peer(peer).and_then(|peer| peer.tunnel(hash));
+            let tunnel = tunnel.ok_or(Obstacle::Unresolved)?;
+            (Some(tunnel), tunnel.inner_mtu)
+        }
+    };
+    if ip_len > mtu {
+        return Err(Obstacle::TooBig(mtu, tunnel));
+    }
+    Ok(tunnel)
+}
+
+/// Whether a router stands between the sender of a packet and where it goes, which alone may fragment it or report that it is too big. A tunnel
+/// is narrower than a link, so that its host does so within a subnet too, lest the guest never learn of it; a port's device is as a link is.
+pub(super) fn has_router(
+    snapshot: &Snapshot,
+    (ingress, vpc): (Ingress, usize),
+    parsed: &Parsed,
+    action: &Action,
+) -> bool {
+    let Egress::Port(index) = action.egress else {
+        return true;
+    };
+    match ingress {
+        Ingress::Port(_) => action.rewrite.is_some(),
+        Ingress::Peer(_) => {
+            let senders = &snapshot.vpcs[vpc].by_address;
+            let sender = senders.get(&parsed.flow.source).map(|sender| sender.subnet);
+            sender != snapshot.port(index).map(|target| target.subnet)
+        }
+    }
+}

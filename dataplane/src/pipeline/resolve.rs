@@ -1,0 +1,359 @@
+//! What becomes of a packet that no session answers for. The order of the stages stands here and nowhere else (design, "Packet path"): the
+//! general way, fragments and the packet trace all come here.
+//!
+//! From a port: services of the gateway, anti-spoofing, the gateway itself, session, ACL out, group out, route, and for a port of this host ACL in
+//! and group in. From a tunnel: neighbour discovery, session, the target port, ACL in, group in. Reads tables and changes none; only an answer
+//! of the gateway is written over the packet.
+
+use super::follow::{Follow, Standings, follow, opening};
+use super::local::{Asker, Neighbor};
+use super::policy_eval::{self, Standing};
+use super::tracer::{Silent, Tracer};
+use super::{Entry, Tables, forwarding, guard, local, metadata, services};
+use crate::packet::parse::{self, Fragment, is_icmp_error};
+use crate::packet::{DropReason, Parsed};
+use crate::session::table::{Action, Egress, Ingress, SessionRef};
+use crate::session::tcp::Side;
+use crate::session::{Key, State};
+use crate::snapshot::{Port, Snapshot};
+
+/// What becomes of a packet.
+#[derive(Debug)]
+pub(super) enum Verdict<'t> {
+    /// The gateway answers: the packet has become the answer.
+    Reply(Reply),
+    /// A service on this host's own threads takes it.
+    Punt,
+    /// It is for others on the link, whatever policy says.
+    Relay(Action),
+    /// A copy to everybody in the subnet who may have it.
+    Flood,
+    /// It goes with the other fragments of its datagram; the first of them goes on to [`flow`].
+    Fragment(Fragment),
+    /// It goes to one receiver.
+    Forward(Action, Record<'t>),
+}
+
+/// An answer of the gateway.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Reply {
+    /// Bytes of the frame; none: as long as the question.
+    pub len: Option<u16>,
+    /// What it is, in words.
+    pub name: &'static str,
+}
+
+/// What is to be remembered of a packet, once it may pass.
+#[derive(Debug)]
+pub(super) enum Record<'t> {
+    /// Nothing.
+    Nothing,
+    /// It is of a session.
+    Known(SessionRef<'t>, Standings),
+    /// It opens one.
+    Open(Opened<'t>),
+}
+
+/// A session that is to be made.
+#[derive(Debug)]
+pub(super) struct Opened<'t> {
+    pub state: State,
+    /// TCP windows: of the opener, and of the other side.
+    pub tcp: (Side, Side),
+    /// Port that it is charged to.
+    pub port: u16,
+    /// The session of a connection that is over, whose place it takes.
+    pub over: Option<SessionRef<'t>>,
+}
+
+/// Why a packet is dropped.
+#[derive(Debug)]
+pub(super) struct Refusal<'t> {
+    pub reason: DropReason,
+    /// The session of the packet, if the groups admit it no longer.
+    pub denied: Option<SessionRef<'t>>,
+}
+
+impl From<DropReason> for Refusal<'_> {
+    fn from(reason: DropReason) -> Self {
+        Self {
+            reason,
+            denied: None,
+        }
+    }
+}
+
+/// Resolves a packet. `area` is what its buffer holds from the inner Ethernet header on, with the room behind the frame that an answer may need;
+/// `device_mtu` what the device takes of the port that it comes from.
+pub(super) fn resolve<'t>(
+    tables: Tables<'t>,
+    entry: &Entry,
+    (area, device_mtu): (&mut [u8], u16),
+    session: Option<SessionRef<'t>>,
+    tracer: &mut impl Tracer,
+) -> Result<Verdict<'t>, Refusal<'t>> {
+    let (snapshot, parsed) = (tables.snapshot, &entry.parsed);
+    let verdict = match entry.ingress {
+        Ingress::Port(index) => {
+            let port = snapshot.port(index).ok_or(DropReason::PortDown)?;
+            at_port(snapshot, (index, port, device_mtu), entry, area, tracer)?
+        }
+        Ingress::Peer(peer) => at_tunnel(snapshot, peer, entry, area, tracer)?,
+    };
+    if let Some(verdict) = verdict {
+        return Ok(verdict);
+    }
+    if metadata::serves(snapshot, parsed.flow.source) {
+        // Nobody but this host answers for it; a session of such a packet would take the guest's own to somebody else.
+        return Err(DropReason::Martian.into());
+    }
+    let to_group = parsed.eth_dst.is_group();
+    if !to_group && guard::is_group(parsed.flow.destination) {
+        return Err(DropReason::Martian.into());
+    }
+    match parsed.fragment {
+        Some(fragment) => Ok(Verdict::Fragment(fragment)),
+        None if to_group => Ok(Verdict::Flood),
+        None => {
+            let (action, record) = flow(tables, entry, area, session, tracer)?;
+            Ok(Verdict::Forward(action, record))
+        }
+    }
+}
+
+/// What concerns the sending port alone: what the gateway answers itself, and spoofing.
+fn at_port<'t>(
+    snapshot: &Snapshot,
+    (index, port, device_mtu): (u16, &Port, u16),
+    entry: &Entry,
+    area: &mut [u8],
+    tracer: &mut impl Tracer,
+) -> Result<Option<Verdict<'t>>, DropReason> {
+    let parsed = &entry.parsed;
+    if guard::is_rogue_server(parsed) {
+        return Err(DropReason::RogueServer);
+    }
+    if let Some(question) = services::question(snapshot, (port, device_mtu), parsed) {
+        let answer = question.answer(area)?;
+        return reply(Some(answer.len), answer.name);
+    }
+    if let Some(verdict) = discovery(snapshot, Asker::Port(index, port), entry, area)? {
+        return Ok(Some(verdict));
+    }
+    guard::check(snapshot, port, parsed)?;
+    tracer.step("guard", || "source belongs to the port".to_owned());
+    if local::is_router_solicitation(parsed) {
+        return Err(DropReason::GatewayUnserved);
+    }
+    if metadata::is_question(snapshot, port, parsed) {
+        return Ok(Some(Verdict::Punt));
+    }
+    if local::is_for_gateway(snapshot, port, parsed) {
+        local::ping(area, parsed)?;
+        return reply(None, "echo reply");
+    }
+    Ok(None)
+}
+
+/// What concerns a packet out of a tunnel alone.
+fn at_tunnel<'t>(
+    snapshot: &Snapshot,
+    peer: u16,
+    entry: &Entry,
+    area: &mut [u8],
+    tracer: &mut impl Tracer,
+) -> Result<Option<Verdict<'t>>, DropReason> {
+    let (parsed, vpc) = (&entry.parsed, entry.vpc);
+    if let Some(onward) = forwarding::moved(snapshot, vpc, peer, parsed) {
+        tracer.step("tunnel", || "the port has moved to another host".to_owned());
+        // Nothing is remembered of it: soon nothing will come this way.
+        return Ok(Some(Verdict::Forward(onward, Record::Nothing)));
+    }
+    if let Some(verdict) = discovery(snapshot, Asker::Peer(peer, vpc), entry, area)? {
+        return Ok(Some(verdict));
+    }
+    if guard::is_ipv4_router(parsed) {
+        return Err(DropReason::RogueServer);
+    }
+    Ok(None)
+}
+
+fn reply<'t>(len: Option<u16>, name: &'static str) -> Result<Option<Verdict<'t>>, DropReason> {
+    Ok(Some(Verdict::Reply(Reply { len, name })))
+}
+
+/// Neighbour discovery: answered, relayed or dropped; none if the packet is not of it.
+fn discovery<'t>(
+    snapshot: &Snapshot,
+    asker: Asker<'_>,
+    entry: &Entry,
+    area: &mut [u8],
+) -> Result<Option<Verdict<'t>>, DropReason> {
+    let parsed = &entry.parsed;
+    match local::neighbor(snapshot, asker, area, parsed)? {
+        Neighbor::Reply(len) => reply(Some(len), "neighbour advertisement"),
+        Neighbor::Relay if parsed.eth_dst.is_group() => Ok(Some(Verdict::Flood)),
+        Neighbor::Relay => {
+            let action = forwarding::on_link(snapshot, entry.ingress, entry.vpc, parsed)?;
+            Ok(Some(Verdict::Relay(action)))
+        }
+        Neighbor::NotMine => Ok(None),
+    }
+}
+
+/// From the session on: where a packet to one receiver goes, and what is to be remembered of it.
+pub(super) fn flow<'t>(
+    tables: Tables<'t>,
+    entry: &Entry,
+    frame: &[u8],
+    session: Option<SessionRef<'t>>,
+    tracer: &mut impl Tracer,
+) -> Result<(Action, Record<'t>), Refusal<'t>> {
+    let (snapshot, parsed) = (tables.snapshot, &entry.parsed);
+    if is_icmp_error(parsed) {
+        check_quote(tables, entry, frame)?;
+        tracer.step("session", || "of the packet that is quoted".to_owned());
+        let action = judge(snapshot, entry, Standing::Related, tracer)?;
+        return Ok((action, Record::Nothing));
+    }
+    tracer.step("session", || {
+        session.map_or("none".to_owned(), |session| {
+            session.state().name().to_owned()
+        })
+    });
+    let (mut known, mut over) = (None, None);
+    if let Some(session) = session {
+        match follow(&session, parsed, frame) {
+            Follow::Pass(standings) => known = Some((session, standings)),
+            Follow::Reopen => over = Some(session),
+            Follow::Drop(reason) => return Err(reason.into()),
+        }
+    }
+    let Some((session, standings)) = known else {
+        let opened = open(tables, entry, frame, over, tracer)?;
+        return Ok((opened.0, Record::Open(opened.1)));
+    };
+    let standing = match standings.standing() {
+        Some(standing) => standing,
+        None if session.from_origin() => Standing::Forward,
+        None => Standing::Backward,
+    };
+    match judge(snapshot, entry, standing, tracer) {
+        Ok(action) => Ok((action, Record::Known(session, standings))),
+        Err(reason) => {
+            let is_denied = reason == DropReason::GroupDenied && standings.standing().is_none();
+            Err(Refusal {
+                reason,
+                denied: is_denied.then_some(session),
+            })
+        }
+    }
+}
+
+/// A packet that opens a flow.
+fn open<'t>(
+    tables: Tables<'t>,
+    entry: &Entry,
+    frame: &[u8],
+    over: Option<SessionRef<'t>>,
+    tracer: &mut impl Tracer,
+) -> Result<(Action, Opened<'t>), DropReason> {
+    let (snapshot, ingress) = (tables.snapshot, entry.ingress);
+    let opening = opening(&entry.parsed, frame)?;
+    if opening.begin(false).is_none() {
+        // Only a flow that is seen one way begins like this.
+        judge(snapshot, entry, Standing::Forward, &mut Silent)
+            .ok()
+            .filter(|way| may_be_one_sided(snapshot, ingress, way.egress))
+            .and_then(|_| opening.begin(true))
+            .ok_or(DropReason::TcpInvalid)?;
+    }
+    tracer.open_flow(ingress, snapshot.vpcs[entry.vpc].index)?;
+    let action = judge(snapshot, entry, Standing::Forward, tracer)?;
+    let one_sided = may_be_one_sided(snapshot, ingress, action.egress);
+    let (state, tcp) = opening.begin(one_sided).ok_or(DropReason::TcpInvalid)?;
+    let port = match (ingress, action.egress) {
+        (Ingress::Port(port), _) | (_, Egress::Port(port)) => port,
+        _ => return Err(DropReason::HairpinTunnel),
+    };
+    let opened = Opened {
+        state,
+        tcp,
+        port,
+        over,
+    };
+    Ok((action, opened))
+}
+
+/// An ICMP error passes if it quotes a packet of a session and goes to that packet's sender.
+fn check_quote(tables: Tables<'_>, entry: &Entry, frame: &[u8]) -> Result<(), DropReason> {
+    let parsed = &entry.parsed;
+    let quote = frame
+        .get(usize::from(parsed.l4) + 8..usize::from(parsed.end))
+        .unwrap_or_default();
+    parse::quoted(parsed.family, quote)
+        .filter(|quoted| quoted.source == parsed.flow.destination)
+        .and_then(|quoted| {
+            let vni = tables.snapshot.vpcs[entry.vpc].vni;
+            let key = Key::new(tables.sessions.seeds(), &quoted, vni);
+            tables.sessions.find(&key)
+        })
+        .map(|_| ())
+        .ok_or(DropReason::IcmpUnrelated)
+}
+
+/// Policy and route. ACLs and groups of the sender's port come before the route, those of the receiver's after it.
+fn judge(
+    snapshot: &Snapshot,
+    entry: &Entry,
+    standing: Standing,
+    tracer: &mut impl Tracer,
+) -> Result<Action, DropReason> {
+    let parsed = &entry.parsed;
+    let (egress, rewrite) = match entry.ingress {
+        Ingress::Port(index) => {
+            let port = snapshot.port(index).ok_or(DropReason::PortDown)?;
+            policy(snapshot, port, (parsed, standing), false, tracer)?;
+            forwarding::from_port(snapshot, (index, port), parsed, tracer)?
+        }
+        Ingress::Peer(peer) => forwarding::from_peer(snapshot, entry.vpc, peer, parsed, tracer)?,
+    };
+    if let Egress::Port(index) = egress {
+        let port = snapshot.port(index).ok_or(DropReason::PortDown)?;
+        policy(snapshot, port, (parsed, standing), true, tracer)?;
+    }
+    Ok(Action {
+        eth_dst: parsed.eth_dst,
+        eth_src: parsed.eth_src,
+        egress,
+        rewrite,
+    })
+}
+
+fn policy(
+    snapshot: &Snapshot,
+    port: &Port,
+    seen: (&Parsed, Standing),
+    towards: bool,
+    tracer: &mut impl Tracer,
+) -> Result<(), DropReason> {
+    policy_eval::acl(snapshot, port, seen.0, towards, tracer)?;
+    policy_eval::groups(snapshot, port, seen, towards, tracer)
+}
+
+/// Whether a port that the packet comes from or goes to may see one way of a connection only: it sends with anybody's address, so that
+/// what it passes on may be answered past it.
+fn may_be_one_sided(snapshot: &Snapshot, ingress: Ingress, egress: Egress) -> bool {
+    let comes = match ingress {
+        Ingress::Port(index) => snapshot.port(index),
+        Ingress::Peer(_) => None,
+    };
+    let goes = match egress {
+        Egress::Port(index) => snapshot.port(index),
+        Egress::Peer(_) => None,
+    };
+    [comes, goes]
+        .into_iter()
+        .flatten()
+        .any(Port::sends_for_anybody)
+}

@@ -1,0 +1,37 @@
+//! What listens to a resolution: nothing, or whoever wants to see its steps.
+
+use crate::packet::DropReason;
+use crate::session::table::Ingress;
+
+/// Listens to the steps of a judgement.
+pub trait Tracer {
+    /// One step. The text is made only when somebody listens.
+    fn step(&mut self, stage: &'static str, text: impl FnOnce() -> String);
+
+    /// Whether one more flow may be opened, by a packet of this ingress in the VPC of this index.
+    ///
+    /// # Errors
+    /// Which limit is spent.
+    fn open_flow(&mut self, _ingress: Ingress, _vpc: u32) -> Result<(), DropReason> {
+        Ok(())
+    }
+}
+
+/// Nobody listens; the steps cost nothing.
+#[derive(Debug)]
+pub struct Silent;
+
+impl Tracer for Silent {
+    #[inline]
+    fn step(&mut self, _stage: &'static str, _text: impl FnOnce() -> String) {}
+}
+
+/// The steps, kept.
+#[derive(Debug, Default)]
+pub struct Steps(pub Vec<(&'static str, String)>);
+
+impl Tracer for Steps {
+    fn step(&mut self, stage: &'static str, text: impl FnOnce() -> String) {
+        self.0.push((stage, text()));
+    }
+}

@@ -1,0 +1,85 @@
+//! The packet trace beside what really became of the packet.
+
+use weft_dataplane::fabric::{Fabric, MemoryHost};
+use weft_dataplane::packet::DropReason;
+use weft_dataplane::pipeline::trace::{self, Outcome as Way, Trace};
+
+use crate::semantics::Outcome;
+
+/// What a trace said, before the packet was sent.
+pub struct Traced {
+    host: String,
+    trace: Trace,
+}
+
+impl Traced {
+    pub fn from_port(fabric: &Fabric, port: &str, frame: &[u8]) -> Option<Self> {
+        let (host, index) = fabric.find_port(port)?;
+        let trace = trace::trace(fabric.hosts[&host].view(), index, frame);
+        Some(Self { host, trace })
+    }
+
+    pub fn from_underlay(fabric: &Fabric, host: &str, frame: &[u8]) -> Option<Self> {
+        let trace = trace::trace_from_uplink(fabric.hosts.get(host)?.view(), frame);
+        Some(Self {
+            host: host.to_owned(),
+            trace,
+        })
+    }
+
+    /// What is wrong with it, if anything is.
+    pub fn contradicts(&self, fabric: &Fabric, found: &Outcome) -> Option<String> {
+        let host = fabric.hosts.get(&self.host)?;
+        let mut drops = found.dropped.iter().filter(|(at, _)| *at == self.host);
+        // What is known of the datagram's other pieces decides too; the trace knows this one alone.
+        if drops.clone().any(|(_, reason)| is_of_fragments(*reason)) {
+            return None;
+        }
+        let happened = match &self.trace.outcome {
+            Way::Drop(reason) => drops.any(|(_, dropped)| dropped == reason),
+            Way::Reply(_) => drops.count() == 0 && found.delivered.len() + found.crossed.len() > 0,
+            Way::Metadata => !found.asked.is_empty(),
+            Way::WithItsFirst => true,
+            // A copy that is too big for one of many is dropped for that one.
+            Way::To { .. } if drops.any(|(_, reason)| *reason == DropReason::TooBig) => true,
+            Way::To {
+                ports,
+                peers,
+                fragments,
+            } => self.arrives(host, (ports, peers, fragments.is_some()), found),
+        };
+        (!happened).then(|| {
+            let text = self.trace.outcome.text(host.pipeline.snapshot());
+            format!(
+                "the trace on {} says '{text}' after {:#?}",
+                self.host, self.trace.steps
+            )
+        })
+    }
+
+    fn arrives(
+        &self,
+        host: &MemoryHost,
+        (ports, peers, in_pieces): (&[u16], &[u16], bool),
+        found: &Outcome,
+    ) -> bool {
+        let snapshot = host.pipeline.snapshot();
+        let least = if in_pieces { 2 } else { 1 };
+        let delivered = ports.iter().all(|port| {
+            let id = snapshot.port(*port).map(|port| &port.id);
+            let to = found.delivered.iter().filter(|(to, _)| Some(to) == id);
+            to.count() >= least
+        });
+        let crossed = peers.iter().all(|peer| {
+            let id = snapshot.peer(*peer).map(|peer| &peer.host);
+            let to = found.crossed.iter();
+            let to = to.filter(|crossing| crossing.from == self.host && Some(&crossing.to) == id);
+            to.count() >= least
+        });
+        delivered && crossed
+    }
+}
+
+fn is_of_fragments(reason: DropReason) -> bool {
+    reason.name().starts_with("fragment_")
+}
