@@ -48,7 +48,8 @@ impl NodeAction {
 
 fn status_text(status: &v1::Status) -> String {
     let mut workers = Table::new(&[
-        "WORKER", "CORE", "PACKETS", "FAST", "GENERAL", "JUDGED", "BUSY", "STALLS", "STATE",
+        "WORKER", "CORE", "PACKETS", "FAST", "GENERAL", "JUDGED", "AGAIN", "BUSY", "STALLS",
+        "STATE",
     ]);
     for worker in &status.workers {
         let time = worker.busy_nanoseconds + worker.idle_nanoseconds;
@@ -64,6 +65,7 @@ fn status_text(status: &v1::Status) -> String {
             worker.fast.to_string(),
             worker.general.to_string(),
             worker.judged.to_string(),
+            worker.decided_again.to_string(),
             format!("{busy} %"),
             worker.stalls.to_string(),
             match worker.stuck_milliseconds {

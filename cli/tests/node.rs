@@ -48,6 +48,7 @@ impl Node for Daemon {
                 fast: 3,
                 general: 1,
                 judged: 4,
+                decided_again: 2,
             }],
             ports: vec![PortStatus {
                 port: "b1".into(),
@@ -170,10 +171,10 @@ async fn what_the_daemon_says_is_printed() {
         status.contains("revision 7, generation 9, controller connected"),
         "{status}"
     );
-    // Number, core, packets, of which fast, general and judged, and how busy.
+    // Number, core, packets, of which fast, general, judged and decided again, and how busy.
     let worker = status.lines().find(|line| line.starts_with("0 "));
     let columns: Vec<&str> = worker.into_iter().flat_map(str::split_whitespace).collect();
-    assert_eq!(columns[..8], ["0", "1", "5", "3", "1", "4", "25", "%"]);
+    assert_eq!(columns[..9], ["0", "1", "5", "3", "1", "4", "2", "25", "%"]);
     let stuck = "2       stuck for 1.5 s in generation 8";
     assert!(status.contains(stuck), "{status}");
     let state = scene.run("node state").await.ok();

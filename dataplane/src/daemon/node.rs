@@ -121,6 +121,7 @@ impl Node for NodeService {
                 fast: counters.fast.get(),
                 general: counters.general.get(),
                 judged: counters.misses.get(),
+                decided_again: counters.decided_again.get(),
             })
             .collect();
         let port = |(index, port): (u16, &crate::snapshot::Port)| {
@@ -337,7 +338,7 @@ fn session(snapshot: &Snapshot, view: &SessionView) -> v1::Session {
         destination: text(view.flow.destination),
         destination_port: destination_port.into(),
         state: view.state.name().to_owned(),
-        generation: view.generation.into(),
+        generation: view.epoch.into(),
         idle_seconds: (view.idle_ms / 1000).into(),
         packets_out: view.packets_out,
         packets_back: view.packets_back,

@@ -81,12 +81,14 @@ impl Traffic {
 pub struct Counters {
     ports: Box<[Traffic]>,
     uplinks: Box<[Traffic]>,
-    /// Packets that found a decision of this generation in their session, and that it says all of: the fast lane took them.
+    /// Packets that found a decision of this epoch in their session, and that it says all of: the fast lane took them.
     pub fast: Counter,
     /// Packets that found one, of which more has to be known: options, large segments, fragmentation, and so on.
     pub general: Counter,
-    /// Packets that had to be judged.
+    /// Packets that had to be resolved.
     pub misses: Counter,
+    /// Of these, packets of a session whose decision was of another epoch of its VPC, or for another ingress.
+    pub decided_again: Counter,
 }
 
 impl Counters {
@@ -99,6 +101,7 @@ impl Counters {
             fast: Counter::default(),
             general: Counter::default(),
             misses: Counter::default(),
+            decided_again: Counter::default(),
         }
     }
 

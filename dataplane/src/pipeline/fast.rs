@@ -33,8 +33,8 @@ pub(super) enum Lane {
     Closed,
     /// From a port.
     Port { stamp: Stamp, vni: u32 },
-    /// From an uplink, with the tunnel of the packet before.
-    Uplink(Option<(enter::Ends, Stamp)>),
+    /// From an uplink, with the tunnel and the VNI of the packet before.
+    Uplink(Option<(enter::Ends, u32, Stamp)>),
 }
 
 impl Lane {
@@ -42,10 +42,13 @@ impl Lane {
         match source {
             Source::Uplink(_) => Self::Uplink(None),
             Source::Port(index) => match tables.snapshot.port(index) {
-                Some(port) => Self::Port {
-                    stamp: Stamp::new(tables.snapshot.generation, Ingress::Port(index)),
-                    vni: tables.snapshot.vpcs[port.vpc].vni,
-                },
+                Some(port) => {
+                    let vpc = &tables.snapshot.vpcs[port.vpc];
+                    Self::Port {
+                        stamp: Stamp::new(vpc.epoch, Ingress::Port(index)),
+                        vni: vpc.vni,
+                    }
+                }
                 None => Self::Closed,
             },
         }
@@ -70,15 +73,16 @@ impl Lane {
                 let outer = crate::encap::decap::outer(frame).ok()?;
                 let ends = enter::Ends::of(&outer);
                 let stamp = match before {
-                    Some((same, stamp)) if *same == ends => *stamp,
+                    Some((same, vni, stamp)) if *same == ends && *vni == outer.vni => *stamp,
                     _ => {
                         let peer = ends.peer(tables.snapshot).ok()?;
-                        let stamp = Stamp::new(tables.snapshot.generation, Ingress::Peer(peer));
-                        *before = Some((ends, stamp));
+                        let vpc = tables.snapshot.vpc_by_vni.get(&outer.vni)?;
+                        let epoch = tables.snapshot.vpcs[*vpc].epoch;
+                        let stamp = Stamp::new(epoch, Ingress::Peer(peer));
+                        *before = Some((ends, outer.vni, stamp));
                         stamp
                     }
                 };
-                // Whether the VPC is known need not be asked: a decision of this generation for the key, of which the VNI is a part, says so.
                 let inner = frame.get_mut(usize::from(outer.inner)..usize::from(outer.end))?;
                 // A congestion mark that has to be carried inwards is the general way's business.
                 if outer.traffic_class & 3 != 0

@@ -9,11 +9,11 @@ use crate::session::State;
 use crate::session::table::{Action, SessionRef, Stamp};
 use crate::session::tcp::{self, Segment, Side, Step};
 
-/// The session's action, if it was decided in this generation, and for packets like this one.
+/// The session's action, if it was decided in this epoch of its VPC, and for packets like this one.
 #[inline]
 pub(super) fn kept(tables: Tables<'_>, entry: &Entry, session: &SessionRef<'_>) -> Option<Action> {
     let parsed = &entry.parsed;
-    let stamp = Stamp::new(tables.snapshot.generation, entry.ingress);
+    let stamp = Stamp::new(tables.snapshot.vpcs[entry.vpc].epoch, entry.ingress);
     session
         .order(stamp)
         .or_else(|| session.second_order(stamp))

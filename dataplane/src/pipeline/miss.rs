@@ -198,13 +198,17 @@ impl Core {
         action: &Action,
         record: Record<'_>,
     ) -> Result<(), DropReason> {
-        let stamp = Stamp::new(tables.snapshot.generation, entry.ingress);
+        let vpc = &tables.snapshot.vpcs[entry.vpc];
+        let stamp = Stamp::new(vpc.epoch, entry.ingress);
         match record {
             Record::Nothing => {}
             Record::Known(session, standings) => {
                 standings.keep(&session, self.now);
                 // What the groups say of a SYN that may begin the connection anew does not hold for the packets of the one that stands.
                 if standings.standing().is_none() {
+                    if session.order(stamp).is_none() {
+                        self.counters.decided_again.add(1);
+                    }
                     session.set_action(stamp, action);
                 }
             }
@@ -215,7 +219,7 @@ impl Core {
                 let new = NewSession {
                     state: opened.state,
                     port: opened.port,
-                    vpc: tables.snapshot.vpcs[entry.vpc].index,
+                    vpc: vpc.index,
                     now: self.now,
                     tcp: opened.tcp,
                     order: Some((stamp, Order::from(action))),

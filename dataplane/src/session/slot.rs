@@ -40,8 +40,8 @@ pub struct Action {
     pub rewrite: Option<(Mac, Mac)>,
 }
 
-/// By what a decision is known to hold: the generation that took it, and the ingress that it was taken for. Never 0, for no
-/// generation in force is. The low bits, 0 here, are where a [`Half`] counts what was written to it.
+/// By what a decision is known to hold: the epoch of its VPC, and the ingress that it was taken for. Never 0, for no
+/// epoch is. The low bits, 0 here, are where a [`Half`] counts what was written to it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Stamp(u64);
 
@@ -55,14 +55,14 @@ impl Stamp {
         (self.0 >> WRITE_BITS) as u32 & 0x1_ffff
     }
 
-    /// Of a generation and an ingress.
+    /// Of an epoch of a VPC ([`Vpc::epoch`](crate::snapshot::Vpc::epoch)) and an ingress.
     #[inline]
-    pub fn new(generation: u32, ingress: Ingress) -> Self {
+    pub fn new(epoch: u32, ingress: Ingress) -> Self {
         let ingress = match ingress {
             Ingress::Port(index) => u32::from(index),
             Ingress::Peer(index) => 1 << 16 | u32::from(index),
         };
-        Self(u64::from(generation) << 32 | u64::from(ingress) << WRITE_BITS)
+        Self(u64::from(epoch) << 32 | u64::from(ingress) << WRITE_BITS)
     }
 }
 
@@ -241,7 +241,7 @@ impl Half {
         (self.stamp.load(Ordering::Relaxed) == written && whose == owner).then_some(order)
     }
 
-    /// Whether there is an order of the same generation for packets that come in elsewhere.
+    /// Whether there is an order of the same epoch for packets that come in elsewhere.
     pub fn is_for_another_ingress(&self, stamp: Stamp) -> bool {
         let written = self.stamp.load(Ordering::Relaxed);
         written != 0 && (written ^ stamp.0) >> 32 == 0 && written ^ stamp.0 >= WRITES
@@ -273,7 +273,7 @@ impl Half {
         self.stamp.store(stamp.0 | writes, Ordering::Release);
     }
 
-    /// Generation and action, for people; none while nothing is decided.
+    /// Epoch and action, for people; none while nothing is decided.
     pub fn view(&self) -> Option<(u32, Action)> {
         let stamp = self.stamp.load(Ordering::Acquire);
         let order = self.order(Stamp(stamp)).filter(|_| stamp != 0)?;
@@ -448,8 +448,8 @@ mod tests {
     #[test]
     fn an_order_written_over_is_read_and_told_from_the_one_before() {
         let half = Half::default();
-        for (generation, ingress) in [(1, Ingress::Port(5)), (2, Ingress::Peer(u16::MAX))] {
-            let stamp = Stamp::new(generation, ingress);
+        for (epoch, ingress) in [(1, Ingress::Port(5)), (2, Ingress::Peer(u16::MAX))] {
+            let stamp = Stamp::new(epoch, ingress);
             for write in 0..2 * WRITES {
                 let before = half.stamp.load(Ordering::Relaxed);
                 let order = order(write as u16);
@@ -458,7 +458,7 @@ mod tests {
                 assert_eq!(half.order(stamp), Some(order));
             }
             assert_eq!(half.order(Stamp::new(3, ingress)), None);
-            assert_eq!(half.order(Stamp::new(generation, Ingress::Port(0))), None);
+            assert_eq!(half.order(Stamp::new(epoch, Ingress::Port(0))), None);
         }
     }
 

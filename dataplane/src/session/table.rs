@@ -160,7 +160,7 @@ pub struct SessionView {
     pub vni: u32,
     pub flow: Flow,
     pub state: State,
-    pub generation: u32,
+    pub epoch: u32,
     pub idle_ms: u32,
     pub packets_out: u64,
     pub packets_back: u64,
@@ -553,7 +553,7 @@ impl Shard {
             vni,
             flow,
             state,
-            generation: decided_out.map_or(0, |(generation, _)| generation),
+            epoch: decided_out.map_or(0, |(epoch, _)| epoch),
             idle_ms: now.wrapping_sub(slot.last_seen.load(Ordering::Relaxed)),
             packets_out: out.packets(),
             packets_back: back.packets(),
@@ -595,7 +595,7 @@ impl SessionRef<'_> {
         Owner::new(self.number, self.version, self.direction)
     }
 
-    /// Keeps an order, beside one of the same generation for another ingress. The shard's lock is held.
+    /// Keeps an order, beside one of the same epoch for another ingress. The shard's lock is held.
     fn keep(&self, stamp: Stamp, order: &Order) {
         let half = self.half();
         if half.is_for_another_ingress(stamp) {

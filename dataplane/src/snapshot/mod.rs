@@ -66,6 +66,8 @@ pub struct Vpc {
     pub vni: u32,
     /// Index for budgets; stays while the VPC is known.
     pub index: u32,
+    /// The generation in which it changed last, by which sessions know what was decided for them.
+    pub epoch: u32,
     /// Who has an address.
     pub by_address: Arc<Map<u128, Endpoint>>,
     /// Who has a MAC.

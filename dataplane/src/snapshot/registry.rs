@@ -10,6 +10,7 @@ pub struct Registry {
     free: VecDeque<u32>,
     next: u32,
     cap: u32,
+    reused: u64,
 }
 
 impl Registry {
@@ -20,7 +21,13 @@ impl Registry {
             free: VecDeque::new(),
             next: 0,
             cap,
+            reused: 0,
         }
+    }
+
+    /// How often a number was given out that another name had before.
+    pub fn reused(&self) -> u64 {
+        self.reused
     }
 
     /// How many names at a time.
@@ -37,7 +44,9 @@ impl Registry {
             self.next += 1;
             self.next - 1
         } else {
-            self.free.pop_front()?
+            let number = self.free.pop_front()?;
+            self.reused += 1;
+            number
         };
         self.numbers.insert(name.to_owned(), number);
         Some(number)
@@ -70,7 +79,9 @@ mod tests {
         assert_eq!(registry.number("a"), Some(a));
         assert_eq!(registry.number("c"), None);
         assert_eq!(registry.retain(|name| name == "b"), vec![a]);
+        assert_eq!(registry.reused(), 0);
         assert_eq!(registry.number("c"), Some(a));
+        assert_eq!(registry.reused(), 1);
         assert_eq!(registry.number("b"), Some(b));
     }
 }

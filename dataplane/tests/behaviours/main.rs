@@ -8,6 +8,7 @@ mod checksums;
 mod connections;
 mod dhcp;
 mod dhcp6;
+mod epochs;
 mod fragments;
 mod frames;
 mod lanes;

@@ -414,7 +414,7 @@ fn a_listed_session_shows_its_flow_its_decisions_and_its_packets_each_way() {
         };
         let view = listed();
         assert_eq!((view.vni, view.flow), (5, opener));
-        assert_eq!((view.state, view.generation), (State::OneWay, 3));
+        assert_eq!((view.state, view.epoch), (State::OneWay, 3));
         assert_eq!(view.idle_ms, 1000);
         assert_eq!((view.packets_out, view.packets_back), (3, 0));
         assert_eq!((view.action_out, view.action_back), (Some(out), None));
@@ -423,7 +423,7 @@ fn a_listed_session_shows_its_flow_its_decisions_and_its_packets_each_way() {
         reply.touch(300);
         reply.set_action(Stamp::new(4, Ingress::Peer(9)), &answer);
         let view = listed();
-        assert_eq!((view.generation, view.idle_ms), (3, 950));
+        assert_eq!((view.epoch, view.idle_ms), (3, 950));
         assert_eq!((view.packets_out, view.packets_back), (3, 1));
         assert_eq!(
             (view.action_out, view.action_back),

@@ -1,4 +1,5 @@
-//! The next snapshot from the one before, when nothing has changed but what objects that stay contain: routes, rules, members of groups.
+//! The next snapshot from the one before, when nothing has changed but the underlay, and what objects that stay contain: routes, rules, members of
+//! groups.
 //!
 //! Such a change moves no object to another place in the snapshot, so that each can be compiled by itself and put where it was. Takes as long as the changed
 //! objects are large, whatever else there is.
@@ -10,7 +11,7 @@ use weft_proto::v1;
 
 use super::policy::{GroupClassifiers, classify, compile_acl, renew_prefixes, rules_of_port};
 use super::routes::compile_table;
-use super::{Context, Done, Map, Report};
+use super::{Context, Done, Map, Report, hosts};
 use crate::policy::{Acl, AddressSet, GroupRules};
 use crate::route::Table;
 use crate::snapshot::Target;
@@ -46,8 +47,18 @@ pub(super) fn follow(
     let done = Arc::make_mut(done);
     done.snapshot.generation = context.generation;
     done.snapshot.revision = context.revision;
+    if done.underlay != *context.underlay {
+        done.underlay = context.underlay.clone();
+        done.snapshot.peers = hosts::renew(&done.snapshot.peers, state, context);
+    }
     for edit in edits {
         put(done, edit);
+    }
+    for vpc in changes.iter().filter_map(|change| change.new?.vpc()) {
+        let place = done.places.vpcs.get(vpc).copied();
+        if let Some(vpc) = place.and_then(|place| done.snapshot.vpcs.get_mut(place)) {
+            vpc.epoch = context.generation;
+        }
     }
     done.state = state.clone();
     Some(Ok(done.snapshot.clone()))

@@ -1,8 +1,9 @@
 //! Hosts: this one's VTEPs, and the others with the ways to them.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 
-use weft_proto::state::Kind;
+use weft_proto::state::{Kind, Object, State};
 use weft_proto::v1;
 
 use super::super::{Peer, TUNNEL_SLOTS, Tunnel};
@@ -56,6 +57,25 @@ impl Draft<'_> {
             );
         }
     }
+}
+
+/// The peers with the ways that the underlay has now.
+pub(super) fn renew(
+    before: &[Option<Peer>],
+    state: &State,
+    context: &Context<'_>,
+) -> Arc<[Option<Peer>]> {
+    let renewed = before.iter().map(|before| {
+        let before = before.as_ref()?;
+        match state.find(Kind::Host, &before.host) {
+            Some(Object::Host(host)) => {
+                let vteps = before.vteps.clone();
+                Some(peer(context, host, before.encapsulation, vteps))
+            }
+            _ => None,
+        }
+    });
+    renewed.collect()
 }
 
 fn peer(

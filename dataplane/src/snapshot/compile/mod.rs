@@ -1,11 +1,13 @@
 //! From a node state to a snapshot. Whole or not at all: every violation is collected, and none leaves a trace.
 //!
 //! Runs in the agent. The compiler keeps what it compiled last. When nothing has changed since but routes, rules and members of groups, only these are
-//! compiled again (`follow`), and the new snapshot shares the rest with the one before; else everything is.
+//! compiled again (`follow`), and the new snapshot shares the rest with the one before; when nothing has but the underlay, only the tunnels are. Else everything
+//! is; but VPCs that have not changed keep their epochs (`epochs`).
 //!
 //! What `weft_proto::validate` has checked is not checked again here, but nothing here relies on it for memory or panic safety: what does not
 //! resolve becomes a violation.
 
+mod epochs;
 mod follow;
 mod guests;
 mod hosts;
@@ -21,6 +23,7 @@ use std::sync::Arc;
 use weft_proto::state::{Key, Kind, Object, State};
 use weft_proto::v1;
 
+use self::epochs::Changed;
 use self::policy::GroupClassifiers;
 use super::registry::Registry;
 use super::{Appliance, Endpoint, Limits, Map, Peer, Port, Snapshot, Subnet, Vpc};
@@ -116,6 +119,13 @@ struct Places {
     members: Map<String, Vec<u16>>,
 }
 
+impl Done {
+    /// Whether it was compiled for the same host as what comes.
+    fn is_for(&self, context: &Context<'_>) -> bool {
+        self.host == context.host && self.snapshot.metadata == context.metadata
+    }
+}
+
 impl Compiler {
     /// Caps: ports of this host, remote hosts, VPCs.
     pub fn new(ports: u16, peers: u16, vpcs: u32) -> Self {
@@ -134,10 +144,9 @@ impl Compiler {
         state: &State,
         context: &Context<'_>,
     ) -> Result<Snapshot, Vec<v1::Violation>> {
-        if let Some(done) = &mut self.done
-            && done.host == context.host
-            && done.underlay == *context.underlay
-            && done.snapshot.metadata == context.metadata
+        let done = self.done.as_mut();
+        let mut done = done.filter(|done| done.is_for(context));
+        if let Some(done) = &mut done
             && let Some(snapshot) = follow::follow(done, state, context)
         {
             return snapshot;
@@ -149,6 +158,12 @@ impl Compiler {
         draft.fill(&Objects::new(state));
         if !draft.report.violations.is_empty() {
             return Err(draft.report.violations);
+        }
+        let is_renumbered = draft.numbers.peers.reused() != self.registries.peers.reused();
+        if let Some(done) = self.done.as_ref().filter(|done| done.is_for(context))
+            && !is_renumbered
+        {
+            draft.keep_epochs(done, &Changed::between(&done.state, state));
         }
         self.registries = std::mem::replace(&mut draft.numbers, Registries::new(0, 0, 0));
         let (places, snapshot) = draft.finish();
@@ -298,6 +313,18 @@ impl<'a> Draft<'a> {
         self.numbers.vpcs.retain(vpc);
     }
 
+    /// VPCs that have not changed keep their epoch.
+    fn keep_epochs(&mut self, done: &Done, changed: &Changed<'_>) {
+        for draft in &mut self.vpcs {
+            let id = &draft.vpc.id;
+            let before = done.places.vpcs.get(id);
+            let before = before.and_then(|place| done.snapshot.vpcs.get(*place));
+            if let Some(before) = before.filter(|_| !changed.has(id)) {
+                draft.vpc.epoch = before.epoch;
+            }
+        }
+    }
+
     fn finish(self) -> (Places, Snapshot) {
         let vpcs = self.vpcs.into_iter().map(|draft| Vpc {
             by_address: Arc::new(draft.by_address),
@@ -347,6 +374,7 @@ impl<'a> Draft<'a> {
                 id: vpc.id.clone(),
                 vni: vpc.vni,
                 index,
+                epoch: self.context.generation,
                 ..Vpc::default()
             };
             self.vpcs.push(VpcDraft {

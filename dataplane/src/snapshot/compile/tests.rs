@@ -11,6 +11,7 @@ use weft_proto::v1::{
 };
 
 use super::*;
+use crate::packet::parse::address_word;
 use crate::policy::GroupRules;
 
 const TOPOLOGY: &str = r#"
@@ -33,48 +34,64 @@ ports:
 
 /// Everything that a snapshot says, in one order.
 fn dump(snapshot: &Snapshot) -> String {
+    let head = (snapshot.generation, snapshot.revision, &snapshot.vteps);
+    let by_vni: BTreeMap<_, _> = snapshot.vpc_by_vni.iter().collect();
+    let by_vtep: BTreeMap<_, _> = snapshot.peer_by_vtep.iter().collect();
+    let mut text = format!("{head:?} {by_vni:?} {by_vtep:?} {:?}\n", snapshot.peers);
+    for place in 0..snapshot.vpcs.len() {
+        text += &dump_vpc(snapshot, place);
+    }
+    text
+}
+
+/// Everything that it says of a VPC.
+fn dump_vpc(snapshot: &Snapshot, place: usize) -> String {
+    let vpc = &snapshot.vpcs[place];
     let mut text = String::new();
     let sorted = |mut lines: Vec<String>| {
         lines.sort();
         lines
     };
-    let head = (snapshot.generation, snapshot.revision, &snapshot.vteps);
-    let by_vni: BTreeMap<_, _> = snapshot.vpc_by_vni.iter().collect();
-    let by_vtep: BTreeMap<_, _> = snapshot.peer_by_vtep.iter().collect();
-    writeln!(text, "{head:?} {by_vni:?} {by_vtep:?} {:?}", snapshot.peers).unwrap();
-    for vpc in snapshot.vpcs.iter() {
-        let by_address: BTreeMap<_, _> = vpc.by_address.iter().collect();
-        let by_mac: BTreeMap<_, _> = vpc.by_mac.iter().collect();
-        let gateways: BTreeMap<_, _> = vpc.gateways.iter().collect();
-        let mut subnets = Vec::new();
-        vpc.subnets
-            .for_each(|prefix, place| subnets.push(format!("{prefix} {place}")));
-        let names = (&vpc.id, vpc.vni, vpc.index, &vpc.gateway_macs);
-        writeln!(text, "{names:?} {by_address:?} {by_mac:?} {gateways:?}").unwrap();
-        writeln!(text, "{:?}", sorted(subnets)).unwrap();
-        for set in vpc.sets.iter() {
-            let mut prefixes = Vec::new();
-            set.prefixes
-                .for_each(|prefix, ()| prefixes.push(prefix.to_string()));
-            writeln!(text, "  {} {:?}", set.name, sorted(prefixes)).unwrap();
-        }
+    let by_address: BTreeMap<_, _> = vpc.by_address.iter().collect();
+    let by_mac: BTreeMap<_, _> = vpc.by_mac.iter().collect();
+    let gateways: BTreeMap<_, _> = vpc.gateways.iter().collect();
+    let moves: BTreeMap<_, _> = vpc.moves.iter().collect();
+    let mut subnets = Vec::new();
+    vpc.subnets
+        .for_each(|prefix, place| subnets.push(format!("{prefix} {place}")));
+    let names = (&vpc.id, vpc.vni, vpc.index, &vpc.gateway_macs);
+    writeln!(text, "{names:?} {by_address:?} {by_mac:?} {gateways:?}").unwrap();
+    writeln!(text, "{:?} {moves:?} {:?}", sorted(subnets), vpc.appliances).unwrap();
+    for set in vpc.sets.iter() {
+        let mut prefixes = Vec::new();
+        set.prefixes
+            .for_each(|prefix, ()| prefixes.push(prefix.to_string()));
+        writeln!(text, "  {} {:?}", set.name, sorted(prefixes)).unwrap();
     }
-    for subnet in snapshot.subnets.iter() {
+    for subnet in snapshot.subnets.iter().filter(|subnet| subnet.vpc == place) {
         let mut routes = Vec::new();
         subnet
             .routes
             .for_each(|prefix, target| routes.push(format!("{prefix} {target:?}")));
-        let plain = (&subnet.id, subnet.vpc, subnet.gateway_mac, subnet.acl);
+        let plain = (&subnet.id, subnet.gateway_mac);
         let lists = (&subnet.prefixes, &subnet.ports, &subnet.peers);
-        writeln!(text, "{plain:?} {lists:?} {:?}", sorted(routes)).unwrap();
+        let acl = subnet.acl.map(|acl| &snapshot.acls[acl]);
+        writeln!(text, "{plain:?} {lists:?} {acl:?} {:?}", sorted(routes)).unwrap();
     }
-    for port in snapshot.ports.iter() {
-        writeln!(text, "{port:?}").unwrap();
-    }
-    for acl in snapshot.acls.iter() {
-        writeln!(text, "{acl:?}").unwrap();
+    for (index, port) in snapshot.ports.iter().enumerate() {
+        if let Some(port) = port.as_ref().filter(|port| port.vpc == place) {
+            writeln!(text, "{index} {port:?}").unwrap();
+        }
     }
     text
+}
+
+/// Of each VPC, its epoch and all else.
+fn by_vpc(snapshot: &Snapshot) -> BTreeMap<String, (u32, String)> {
+    let epoch = |place: usize| (snapshot.vpcs[place].epoch, dump_vpc(snapshot, place));
+    (0..snapshot.vpcs.len())
+        .map(|place| (snapshot.vpcs[place].id.clone(), epoch(place)))
+        .collect()
 }
 
 #[derive(Debug, Clone)]
@@ -86,6 +103,12 @@ enum Edit {
     Prefixes(Vec<u8>),
     /// Beyond what can be followed: a port moves.
     Move(Index),
+    /// A host that comes or goes.
+    Host,
+    /// A VPC that comes or goes, with a port; it is the last, so that no other moves to another place.
+    Vpc,
+    /// So many ways lead to h2.
+    Ways(u8),
     /// A route that is none: refused.
     Broken,
 }
@@ -99,6 +122,9 @@ fn edits() -> impl Strategy<Value = Edit> {
         bytes().prop_map(Edit::Acl),
         bytes().prop_map(Edit::Prefixes),
         any::<Index>().prop_map(Edit::Move),
+        Just(Edit::Host),
+        Just(Edit::Vpc),
+        (0u8..3).prop_map(Edit::Ways),
         Just(Edit::Broken),
     ]
 }
@@ -110,7 +136,7 @@ fn apply(objects: &mut Wire, edit: &Edit) {
                 prefix: format!("10.{}.0.0/16", byte / 4),
                 blackhole: byte.is_multiple_of(4),
                 port: if byte % 4 == 1 { "b1" } else { "" }.into(),
-                host: if byte % 4 == 2 { "h3" } else { "" }.into(),
+                host: if byte % 4 == 2 { "h4" } else { "" }.into(),
                 ecmp: ["h2", "h3"]
                     .map(|host| NextHop {
                         host: host.into(),
@@ -176,7 +202,45 @@ fn apply(objects: &mut Wire, edit: &Edit) {
         Edit::Move(which) => {
             let port = &mut objects.ports[which.index(3)];
             port.host = if port.host == "h2" { "h1" } else { "h2" }.into();
+            port.moved_from = "h4".into();
         }
+        Edit::Host => match objects.hosts.iter().position(|host| host.id == "h4") {
+            Some(place) => drop(objects.hosts.remove(place)),
+            None => objects.hosts.push(v1::Host {
+                id: "h4".into(),
+                vteps: vec!["192.0.2.4".into()],
+                ..v1::Host::default()
+            }),
+        },
+        Edit::Vpc => {
+            let is_extra = |id: &str| id == "violet";
+            if objects.vpcs.iter().any(|vpc| is_extra(&vpc.id)) {
+                objects.vpcs.retain(|vpc| !is_extra(&vpc.id));
+                objects.subnets.retain(|subnet| !is_extra(&subnet.vpc));
+                objects.ports.retain(|port| !is_extra(&port.vpc));
+            } else {
+                objects.vpcs.push(v1::Vpc {
+                    id: "violet".into(),
+                    vni: 7,
+                });
+                objects.subnets.push(v1::Subnet {
+                    id: "x".into(),
+                    vpc: "violet".into(),
+                    cidrs: vec!["10.9.0.0/24".into()],
+                    ..v1::Subnet::default()
+                });
+                objects.ports.push(v1::Port {
+                    id: "x1".into(),
+                    vpc: "violet".into(),
+                    subnet: "x".into(),
+                    mac: "02:00:00:00:09:01".into(),
+                    addresses: vec!["10.9.0.9".into()],
+                    host: "h1".into(),
+                    ..v1::Port::default()
+                });
+            }
+        }
+        Edit::Ways(_) => {}
         Edit::Broken => objects.route_tables[0].routes = vec![Route::default()],
     }
 }
@@ -191,20 +255,34 @@ fn context(underlay: &Underlay, generation: u32) -> Context<'_> {
     }
 }
 
+fn way(uplink: u16) -> Adjacency {
+    Adjacency {
+        source: address_word([192, 0, 2, 1].into()),
+        source_mac: Mac::from_word(1),
+        next_hop_mac: Mac::from_word(2),
+        uplink,
+        mtu: 1500,
+    }
+}
+
 proptest! {
     #[test]
     fn states_compiled_one_after_the_other_are_as_each_from_nothing(
         edits in proptest::collection::vec(edits(), 1..25),
     ) {
-        let underlay = Underlay::default();
+        let mut underlay = Underlay::default();
         let mut objects: Wire = serde_yaml_ng::from_str(TOPOLOGY).unwrap();
         let mut state = State::from_objects(objects.clone()).unwrap();
         let mut compiler = Compiler::new(8, 8, 8);
-        compiler.compile(&state, &context(&underlay, 1)).unwrap();
-        let mut published = Vec::new();
+        let first = compiler.compile(&state, &context(&underlay, 1)).unwrap();
+        let (mut epochs, mut published) = (by_vpc(&first), Vec::new());
         for (generation, edit) in (2..).zip(&edits) {
             let mut next = objects.clone();
             apply(&mut next, edit);
+            if let Edit::Ways(count) = edit {
+                let ways = (0..*count).map(|uplink| way(uplink.into()));
+                underlay.insert(address_word([192, 0, 2, 2].into()), ways.collect());
+            }
             let (upserts, deletes) = state.delta_to(&State::from_objects(next.clone()).unwrap());
             let next_state = state.patched(upserts, &deletes).unwrap();
             let context = context(&underlay, generation);
@@ -214,6 +292,18 @@ proptest! {
             match (compiler.compile(&next_state, &context), wanted) {
                 (Ok(snapshot), Ok(wanted)) => {
                     prop_assert_eq!(dump(&snapshot), dump(&wanted));
+                    let before = std::mem::replace(&mut epochs, by_vpc(&snapshot));
+                    for (id, now) in &epochs {
+                        // In an epoch, nothing changes that a decision may depend on.
+                        match before.get(id) {
+                            Some(before) if before.0 == now.0 => prop_assert_eq!(before, now),
+                            _ => prop_assert_eq!(now.0, generation),
+                        }
+                        // And what is not of the VPC does not end it.
+                        if id == "red" && !matches!(edit, Edit::Move(_)) {
+                            prop_assert_eq!(before[id].0, now.0);
+                        }
+                    }
                     published.push((dump(&snapshot), snapshot));
                     (objects, state) = (next, next_state);
                 }
@@ -272,4 +362,26 @@ fn a_change_of_rules_is_followed_and_shares_the_rest() {
     };
     assert_eq!(flipped(&before), Vec::<String>::new());
     assert_eq!(flipped(&after), ["a1", "a2"]);
+}
+
+/// The number of a host that is gone may still stand in sessions of any VPC.
+#[test]
+fn a_host_that_gets_the_number_of_another_ends_every_epoch() {
+    let underlay = Underlay::default();
+    let mut objects: Wire = serde_yaml_ng::from_str(TOPOLOGY).unwrap();
+    let mut compiler = Compiler::new(8, 3, 8);
+    let mut epochs = |objects: &Wire, generation| {
+        let state = State::from_objects(objects.clone()).unwrap();
+        let snapshot = compiler.compile(&state, &context(&underlay, generation));
+        let vpcs = snapshot.unwrap().vpcs;
+        vpcs.iter().map(|vpc| vpc.epoch).collect::<Vec<_>>()
+    };
+    assert_eq!(epochs(&objects, 1), [1, 1]);
+    for (generation, wanted) in [(2, [1, 1]), (3, [1, 1]), (4, [4, 4])] {
+        apply(&mut objects, &Edit::Host);
+        if generation == 4 {
+            objects.hosts[3].id = "h5".into();
+        }
+        assert_eq!(epochs(&objects, generation), wanted, "{generation}");
+    }
 }
