@@ -12,10 +12,17 @@ use weft_proto::v1;
 use super::config::{Config, Uplink};
 use crate::encap;
 use crate::pipeline::{DeviceMtus, Source};
-use crate::port::device::{self, Device, Opening};
+use crate::port::device::{self, Device, Opening, Queue};
 use crate::port::{Interface, Netdev, PortError, Programs, Role, Umem, check_mtu};
 use crate::underlay::check_uplink;
 use crate::worker::Workers;
+
+/// How many queues of ports, which are opened one after the other, wait to be read together: a packet that one has taken in finds the others open.
+/// A host with more ports reads the first ones while it opens the rest, since the kernel takes milliseconds for each.
+const TOGETHER: usize = 32;
+
+/// Queues that are open and not yet read.
+type Unread = Vec<(Source, Box<dyn Queue>)>;
 
 /// The device of a port, open.
 #[derive(Debug)]
@@ -103,18 +110,16 @@ impl UplinkDevice {
         }
     }
 
-    /// Opens the device and has its queues read.
+    /// Opens the device, and answers its queues.
     fn start(
         &mut self,
         number: u16,
         opening: &Opening,
         vteps: &[IpAddr],
-        workers: &Workers,
-    ) -> Result<(), PortError> {
+    ) -> Result<Unread, PortError> {
         let mut open = OpenUplink::open(opening, &self.spec, vteps)?;
-        for queue in open.device_mut().take_queues() {
-            workers.open(Source::Uplink(number), queue);
-        }
+        let queues = open.device_mut().take_queues().into_iter();
+        let queues = queues.map(|queue| (Source::Uplink(number), queue));
         let what = open.device().describe();
         tracing::info!(
             uplink = self.name(),
@@ -123,7 +128,7 @@ impl UplinkDevice {
             "uplink open"
         );
         self.open = Some(open);
-        Ok(())
+        Ok(queues.collect())
     }
 }
 
@@ -152,6 +157,8 @@ pub struct Devices {
     opening: Opening,
     /// Our tunnel addresses, as the uplinks' programs know them.
     vteps: Vec<IpAddr>,
+    /// Of uplinks that were opened before there was a state: tunnel packets that arrive while it opens its ports wait for these.
+    unread: Unread,
     /// Uplinks, in the order of the configuration.
     pub uplinks: Vec<UplinkDevice>,
     /// Ports whose device is open, by index.
@@ -161,7 +168,7 @@ pub struct Devices {
 }
 
 impl Devices {
-    /// Opens the uplinks.
+    /// Opens the uplinks, to be read when the first state has opened its ports.
     ///
     /// # Errors
     /// An uplink cannot be opened: without it the host is none.
@@ -169,7 +176,6 @@ impl Devices {
         config: &Config,
         umem: &Arc<Umem>,
         programs: Arc<Programs>,
-        workers: &Workers,
     ) -> Result<Self, PortError> {
         let opening = Opening {
             umem: Arc::clone(umem),
@@ -179,19 +185,20 @@ impl Devices {
             threaded_napi: config.workers.threaded_napi,
             headroom: 0,
         };
-        let mut uplinks = Vec::new();
+        let (mut uplinks, mut unread) = (Vec::new(), Vec::new());
         for (number, spec) in (0u16..).zip(&config.uplinks) {
             let mut uplink = UplinkDevice {
                 spec: spec.clone(),
                 open: None,
                 refused: None,
             };
-            uplink.start(number, &opening, &[], workers)?;
+            unread.extend(uplink.start(number, &opening, &[])?);
             uplinks.push(uplink);
         }
         Ok(Self {
             opening,
             vteps: Vec::new(),
+            unread,
             uplinks,
             ports: BTreeMap::new(),
             closed: BTreeMap::new(),
@@ -215,6 +222,16 @@ impl Devices {
         Ok(())
     }
 
+    /// Has ports that were opened read, and with the first of them the uplinks.
+    fn read(&mut self, opened: &mut Unread, workers: &Workers) {
+        let mut queues = std::mem::take(opened);
+        // Before that there is no state.
+        if !self.vteps.is_empty() {
+            queues.append(&mut self.unread);
+        }
+        workers.open(queues);
+    }
+
     /// Closes uplinks whose device has gone, is another by now, or has more or fewer queues; opens those that are back, and mends the others.
     pub fn settle_uplinks(&mut self, workers: &Workers) {
         let opening = Opening {
@@ -228,14 +245,20 @@ impl Devices {
                     uplink = uplink.name(),
                     "the uplink has gone, or is not as it was opened"
                 );
+                self.unread
+                    .retain(|(place, _)| *place != Source::Uplink(number));
                 workers.close_first(Source::Uplink(number));
             }
             if let Some(open) = &mut uplink.open {
                 open.device_mut().mend();
                 continue;
             }
-            let refused = match uplink.start(number, &opening, &self.vteps, workers) {
-                Ok(()) | Err(PortError::NoInterface { .. }) => None,
+            let refused = match uplink.start(number, &opening, &self.vteps) {
+                Ok(queues) => {
+                    workers.open(queues);
+                    None
+                }
+                Err(PortError::NoInterface { .. }) => None,
                 Err(error) => Some(error.to_string()),
             };
             if let Some(error) = refused.as_ref().filter(|_| refused != uplink.refused) {
@@ -283,12 +306,12 @@ impl Devices {
         let mut missing: Vec<_> = missing.collect();
         // The kernel takes milliseconds for each of its interfaces, one after the other; virtual machines do not wait for that.
         missing.sort_by_key(|(_, spec)| spec.kind != "vhost-user");
+        let mut opened = Unread::new();
         for (index, spec) in missing {
             match device::open(&self.opening, spec) {
                 Ok(mut device) => {
-                    for queue in device.take_queues() {
-                        workers.open(Source::Port(*index), queue);
-                    }
+                    let queues = device.take_queues().into_iter();
+                    opened.extend(queues.map(|queue| (Source::Port(*index), queue)));
                     let spec = spec.clone();
                     let open = PortDevice {
                         spec,
@@ -306,7 +329,11 @@ impl Devices {
                     }
                 }
             }
+            if opened.len() >= TOGETHER {
+                self.read(&mut opened, workers);
+            }
         }
+        self.read(&mut opened, workers);
         for (index, open) in &mut self.ports {
             open.device.mend();
             open.device.set_mtu(mtu(*index));

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use weft_proto::state::{Kind, Object, State};
 use weft_proto::v1::{self, Violation};
@@ -19,9 +20,13 @@ use crate::pipeline::Shared;
 use crate::port::{PortError, Umem};
 use crate::snapshot::Snapshot;
 use crate::snapshot::compile::{Adjacency, Compiler, Context, Underlay};
-use crate::underlay::Adjacencies;
+use crate::underlay::{self, Adjacencies};
 use crate::worker::service::{Desk, Outlet};
 use crate::worker::{Plan, Workers};
+
+/// How long the first state waits for next hops that the kernel has to ask for. On a quiet link they answer within one; one that is gone answers
+/// never, and should not hold up the others for long.
+const FIRST_ANSWERS: Duration = Duration::from_millis(100);
 
 /// The host, shared by the agent, the watcher of the underlay and the node service.
 #[derive(Debug)]
@@ -40,6 +45,8 @@ pub struct Host {
     pub metadata: Option<Arc<Service>>,
     /// The way by which what this host says of itself gets to ports.
     pub outlet: Arc<Outlet>,
+    /// Who knows the ways to other hosts.
+    watcher: Arc<underlay::Underlay>,
     /// Uplinks whose next hop is configured, by number.
     fixed: Vec<(u16, VhostUplink)>,
     inner: Mutex<Inner>,
@@ -71,7 +78,11 @@ impl Host {
     ///
     /// # Errors
     /// What the system refuses, with the remedy.
-    pub fn new(config: &Config, ground: Ground) -> Result<Self, PortError> {
+    pub fn new(
+        config: &Config,
+        ground: Ground,
+        watcher: Arc<underlay::Underlay>,
+    ) -> Result<Self, PortError> {
         let Ground {
             umem,
             programs,
@@ -107,7 +118,7 @@ impl Host {
             }
             None => None,
         };
-        let devices = Devices::open(config, &umem, programs, &workers)?;
+        let devices = Devices::open(config, &umem, programs)?;
         let limits = &config.limits;
         let compiler = Compiler::new(limits.ports, limits.peers, limits.vpcs);
         let inner = Inner {
@@ -140,6 +151,7 @@ impl Host {
             uplinks,
             metadata,
             outlet,
+            watcher,
             fixed,
             inner: Mutex::new(inner),
         })
@@ -150,9 +162,25 @@ impl Host {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Addresses of remote VTEPs that the underlay has to know the way to.
-    pub fn remote_vteps(&self) -> Vec<IpAddr> {
+    /// Has the underlay know the ways to the remote VTEPs of the state in force.
+    pub fn watch_peers(&self) {
         let state = Arc::clone(&self.inner().state);
+        self.watcher.set_peers(self.remote_vteps(&state));
+    }
+
+    /// Asks for the ways to the remote VTEPs of the first state before it opens ports, so that what these take in has a way to go.
+    fn find_first_ways(&self, state: &State) {
+        if self.inner().generation > 0 {
+            return;
+        }
+        self.watcher.set_peers(self.remote_vteps(state));
+        let found = self.watcher.answered(FIRST_ANSWERS);
+        let found = tokio::runtime::Handle::current().block_on(found);
+        self.inner().adjacencies = found;
+    }
+
+    /// Addresses of remote VTEPs that the underlay has to know the way to.
+    fn remote_vteps(&self, state: &State) -> Vec<IpAddr> {
         let hosts = state.of_kind(Kind::Host).filter_map(|object| match object {
             Object::Host(host) if host.id != self.id => Some(host),
             _ => None,
@@ -179,6 +207,9 @@ impl Host {
     /// Judges by other ways through the underlay from now on.
     pub fn set_adjacencies(&self, adjacencies: &Adjacencies) {
         let mut inner = self.inner();
+        if inner.adjacencies == *adjacencies {
+            return;
+        }
         inner.adjacencies = Arc::clone(adjacencies);
         let state = Arc::clone(&inner.state);
         if let Err(violations) = self.put_in_force(&mut inner, &state, None) {
@@ -317,6 +348,7 @@ impl Host {
 
 impl Apply for Host {
     fn apply(&self, revision: u64, state: &State) -> Result<(), Vec<Violation>> {
+        self.find_first_ways(state);
         let mut inner = self.inner();
         self.put_in_force(&mut inner, &Arc::new(state.clone()), Some(revision))
     }

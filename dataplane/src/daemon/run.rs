@@ -94,8 +94,8 @@ pub async fn run(path: &Path, config: Config, ground: Ground) -> anyhow::Result<
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut hangup = signal(SignalKind::hangup())?;
-    let host = Arc::new(Host::new(&config, ground)?);
-    let underlay = Underlay::start()?;
+    let underlay = Arc::new(Underlay::start()?);
+    let host = Arc::new(Host::new(&config, ground, Arc::clone(&underlay))?);
     let source = match (&config.controller, &config.state_file) {
         (Some(address), _) => Source::Controller {
             address: address.clone(),
@@ -155,7 +155,7 @@ pub async fn run(path: &Path, config: Config, ground: Ground) -> anyhow::Result<
 
     let mut adjacencies = underlay.adjacencies();
     let mut states = agent.watch();
-    underlay.set_peers(host.remote_vteps());
+    host.watch_peers();
     let mut settle = tokio::time::interval(SETTLE);
     loop {
         tokio::select! {
@@ -175,7 +175,7 @@ pub async fn run(path: &Path, config: Config, ground: Ground) -> anyhow::Result<
                     anyhow::bail!("the agent ended");
                 }
                 states.mark_unchanged();
-                underlay.set_peers(host.remote_vteps());
+                host.watch_peers();
             }
             _ = settle.tick() => {
                 let looking = Arc::clone(&host);
@@ -197,7 +197,7 @@ pub async fn run(path: &Path, config: Config, ground: Ground) -> anyhow::Result<
     if let Some(metadata) = metadata {
         metadata.abort();
     }
-    drop(underlay);
+    underlay.stop();
     let stopping = Arc::clone(&host);
     tokio::task::spawn_blocking(move || stopping.stop()).await?;
     let _ = std::fs::remove_file(&config.socket);

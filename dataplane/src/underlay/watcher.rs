@@ -70,6 +70,24 @@ impl Underlay {
         });
     }
 
+    /// The adjacencies when none of the peers has an answer outstanding, or when the time is up.
+    pub async fn answered(&self, within: Duration) -> Adjacencies {
+        let peers = self.peers.borrow().clone();
+        let mut known = self.adjacencies.clone();
+        let is_answered = |now: &Adjacencies| {
+            let mut ways = peers.iter().map(|peer| now.get(peer));
+            ways.all(|way| way.is_some_and(|way| *way != Err(Unreachable::Resolving)))
+        };
+        // Whatever is known then is answered.
+        let _ = time::timeout(within, known.wait_for(is_answered)).await;
+        self.adjacencies.borrow().clone()
+    }
+
+    /// Watches no longer; the adjacencies stay as they are.
+    pub fn stop(&self) {
+        self.task.abort();
+    }
+
     /// The adjacencies, now and whenever they change.
     pub fn adjacencies(&self) -> watch::Receiver<Adjacencies> {
         self.adjacencies.clone()

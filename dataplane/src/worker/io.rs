@@ -48,6 +48,8 @@ struct Slot {
 pub(super) struct WorkerIo {
     cache: FrameCache,
     slots: Vec<Slot>,
+    /// How many of them are read, from the front.
+    read: usize,
     /// Slot of each port, where this worker has one.
     ports: Box<[Option<u16>]>,
     uplinks: Box<[Option<u16>]>,
@@ -70,6 +72,7 @@ impl WorkerIo {
         Self {
             cache,
             slots: Vec::new(),
+            read: 0,
             ports: vec![None; settings.ports].into(),
             uplinks: vec![None; settings.uplinks].into(),
             index,
@@ -81,8 +84,9 @@ impl WorkerIo {
         }
     }
 
+    /// How many queues are read.
     pub(super) fn slots(&self) -> usize {
-        self.slots.len()
+        self.read
     }
 
     /// Takes a vector of packets from a queue.
@@ -242,7 +246,12 @@ impl WorkerIo {
         }
     }
 
-    /// Reads a queue from now on.
+    /// Reads all queues from now on.
+    pub(super) fn read_all(&mut self) {
+        self.read = self.slots.len();
+    }
+
+    /// Takes a queue, which is read after [`Self::read_all`].
     pub(super) fn open(&mut self, place: Source, queue: Box<dyn Queue>, workers: usize) {
         debug_assert_eq!(owner(place, queue.number(), workers), self.index);
         self.slots.push(Slot {
@@ -268,7 +277,8 @@ impl WorkerIo {
                     queue,
                     pending,
                     ..
-                } = self.slots.swap_remove(at);
+                } = self.slots.remove(at);
+                self.read -= usize::from(at < self.read);
                 for packet in pending {
                     self.lose(destination(place), packet, DropReason::PortDown);
                 }

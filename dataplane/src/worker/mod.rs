@@ -39,7 +39,7 @@ const INBOX: usize = 1024;
 const PATIENCE: u32 = 20;
 /// How long it sleeps at most, so that sessions age.
 const SLEEP: Duration = Duration::from_millis(20);
-/// How long a worker may take to hand back queues before somebody who waits for them goes on without.
+/// How long a worker may take to take queues, or to hand them back, before somebody who waits for that goes on without.
 const HAND_BACK: Duration = Duration::from_millis(50);
 /// How long a worker may take to end.
 const LAST_ROUND: Duration = Duration::from_secs(2);
@@ -50,8 +50,10 @@ const SWEEP: usize = 64;
 
 /// What a worker is told.
 enum Command {
-    /// Read this queue from now on.
-    Open(Source, Box<dyn Queue>),
+    /// Take this queue, send by it, but do not read it yet; and let go of the other end of a channel.
+    Open(Source, Box<dyn Queue>, Sender<()>),
+    /// Read all queues from now on.
+    Read,
     /// Hand back the queues of this place, and let go of the other end of a channel, if there is one.
     Close(Source, Option<Sender<()>>),
 }
@@ -285,10 +287,25 @@ impl Workers {
         io::owner(place, queue, self.handles.len())
     }
 
-    /// Has a queue read from now on.
-    pub fn open(&self, place: Source, queue: Box<dyn Queue>) {
-        let owner = self.owner(place, queue.number());
-        self.tell(owner, Command::Open(place, queue));
+    /// Has queues read from now on, all together: none is read before every worker has taken its own, so that what waits in one for another
+    /// finds it there. A stuck worker is not waited for.
+    pub fn open(&self, queues: Vec<(Source, Box<dyn Queue>)>) {
+        if queues.is_empty() {
+            return;
+        }
+        let (done, all_done) = bounded(0);
+        for (place, queue) in queues {
+            let owner = self.owner(place, queue.number());
+            self.tell(owner, Command::Open(place, queue, done.clone()));
+        }
+        drop(done);
+        if self.all_move() {
+            // Ends when the last worker has let go of its end; nothing is ever sent.
+            let _ = all_done.recv_timeout(HAND_BACK);
+        }
+        for worker in 0..self.handles.len() {
+            self.tell(worker, Command::Read);
+        }
     }
 
     /// Takes the queues of a place out of service; they come back to [`Self::collect`].
@@ -488,7 +505,8 @@ impl Worker {
     fn obey(&mut self) {
         while let Ok(command) = self.commands.try_recv() {
             match command {
-                Command::Open(place, queue) => self.io.open(place, queue, self.workers),
+                Command::Open(place, queue, _done) => self.io.open(place, queue, self.workers),
+                Command::Read => self.io.read_all(),
                 Command::Close(place, _done) => {
                     self.io.give_back(&self.returned, |other| other == place);
                 }

@@ -29,7 +29,7 @@ use super::device::{Description, Device, Opening, Queue};
 use super::interface::KeptTags;
 use super::link_mtu::link_mtu;
 use super::share::Share;
-use super::{DATA_OFFSET, Interface, PortError};
+use super::{DATA_OFFSET, FrameCache, Interface, PortError};
 use crate::packet::parse::ETHERNET;
 
 /// Linux before this knows no UDP segments in packet sockets.
@@ -98,6 +98,7 @@ impl Netdev {
         let tags = KeptTags::keep(&found);
         let mut attachment = Attachment::attach(&opening.programs, name, role, None)?;
         let (mut rings, mut shares) = (Vec::new(), Vec::new());
+        let mut cache = FrameCache::new(&opening.umem);
         let mut zero_copy = true;
         let most = queues.unwrap_or(u32::MAX);
         for queue in 0..queues_of(&found, most) {
@@ -109,7 +110,9 @@ impl Netdev {
                 busy_poll: opening.busy_poll,
             };
             shares.push(share);
-            let queue = XskQueue::open(&opening.umem, name, queue, options)?;
+            let mut queue = XskQueue::open(&opening.umem, name, queue, options)?;
+            // What arrives before a worker reads the queue waits in its ring.
+            queue.fill(&mut cache);
             attachment.register(&queue)?;
             zero_copy &= queue.is_zero_copy();
             rings.push(queue);

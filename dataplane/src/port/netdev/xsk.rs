@@ -155,8 +155,8 @@ struct Rings {
 
 impl XskQueue {
     /// Opens queue `queue` of `interface`, a name in the calling thread's network namespace. Packets arrive once the queue is registered with
-    /// the interface's XDP program ([`Attachment::register`](super::Attachment::register)) and filled by the first
-    /// [`XskQueue::receive`].
+    /// the interface's XDP program ([`Attachment::register`](super::Attachment::register)) and filled, by [`XskQueue::fill`] or by the
+    /// first [`XskQueue::receive`].
     pub fn open(
         umem: &Arc<Umem>,
         interface: &str,
@@ -305,6 +305,11 @@ impl XskQueue {
             start: (offset + headroom) as u16,
             len: (len - headroom) as u16,
         });
+    }
+
+    /// Gives the kernel frames to receive into before the queue is read for the first time: packets wait in the ring until then.
+    pub fn fill(&mut self, cache: &mut FrameCache) {
+        self.refill(cache);
     }
 
     /// Gives the kernel frames to receive into, in batches, until it has as many as it should.
