@@ -4,4 +4,10 @@
 # admit: sctp
 # alive: 1
 server() { exec /usr/lib/usrsctp/echo_server; }
-client() { (sleep 1; echo hello; sleep 1) | timeout 6 /usr/lib/usrsctp/client "$S" 7 | grep -q hello; }
+# The client ends the association at the end of its input, which comes after the answer.
+heard() { grep -q hello "$D/heard"; }
+client() {
+    : >"$D/heard"
+    { echo hello; n=0; until heard || [ $n -ge 50 ]; do n=$((n + 1)); sleep 0.1; done; } | timeout 10 /usr/lib/usrsctp/client "$S" 7 >"$D/heard"
+    heard
+}
