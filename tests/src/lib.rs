@@ -11,6 +11,7 @@ mod error;
 pub mod guest;
 mod halted;
 mod lab;
+mod leftovers;
 pub mod load;
 mod namespace;
 pub mod openvswitch;

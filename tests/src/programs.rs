@@ -19,6 +19,7 @@ use std::{
     time::Duration,
 };
 
+use crate::leftovers::{self, Inventory};
 use crate::{LabError, Namespace, wait_until};
 
 /// How long a server may take to listen, and a client to succeed.
@@ -87,7 +88,8 @@ impl Program {
         files.iter().map(|file| Self::read(file)).collect()
     }
 
-    fn read(file: &Path) -> Result<Self, LabError> {
+    /// The program of a file.
+    pub fn read(file: &Path) -> Result<Self, LabError> {
         let text = read(file)?;
         let words = |key: &str| {
             let start = format!("# {key}: ");
@@ -154,6 +156,8 @@ pub struct Exchange<'p> {
     program: &'p Program,
     server: Running,
     ends: [Namespace; 2],
+    /// What each end had before.
+    before: [Inventory; 2],
     settings: Vec<(&'static str, String)>,
     directory: PathBuf,
 }
@@ -187,16 +191,38 @@ impl<'p> Exchange<'p> {
             ("D", directory.display().to_string()),
             ("P", self::directory().display().to_string()),
         ];
+        let before = [
+            leftovers::inventory(client.0)?,
+            leftovers::inventory(server.0)?,
+        ];
         let running = launch(program, server.0, "server", &settings, &directory)?;
         let exchange = Self {
             program,
             server: running,
+            before,
             ends: [client.0.clone(), server.0.clone()],
             settings,
             directory,
         };
         exchange.wait_for_server()?;
         Ok(exchange)
+    }
+
+    /// Ends the server, and leaves both ends as they were for whatever runs there next.
+    ///
+    /// # Errors
+    /// Something stays behind.
+    pub fn end(self) -> Result<(), LabError> {
+        self.clear()
+    }
+
+    fn clear(&self) -> Result<(), LabError> {
+        // Some of what a server starts leaves its process group; it stays in the namespace.
+        for end in &self.ends {
+            end.end_all();
+        }
+        let mut ends = self.ends.iter().zip(&self.before);
+        ends.try_for_each(|(end, before)| leftovers::clear(end, before))
     }
 
     fn wait_for_server(&self) -> Result<(), LabError> {
@@ -268,6 +294,21 @@ impl<'p> Exchange<'p> {
         };
         lasting.goes_on("begins")?;
         lasting.connections = self.connections()?;
+        let is_tcp = self
+            .program
+            .admit
+            .iter()
+            .any(|admitted| admitted.protocol == "tcp");
+        if is_tcp && lasting.connections.is_empty() {
+            let error = LabError::Explained {
+                source: Box::new(LabError::Deadline {
+                    what: format!("{} begins", self.program.name),
+                    within: SOON,
+                }),
+                text: ", it has no TCP connection".to_owned(),
+            };
+            return Err(self.explain(error, &lasting.running.log()));
+        }
         Ok(lasting)
     }
 
@@ -284,10 +325,8 @@ impl<'p> Exchange<'p> {
 
 impl Drop for Exchange<'_> {
     fn drop(&mut self) {
-        // Some of what a server starts leaves its process group; it stays in the namespace.
-        for end in &self.ends {
-            end.end_all();
-        }
+        // After an exchange that ended well there is nothing to do; of one that failed, that is said already.
+        let _ = self.clear();
         // Nothing depends on it.
         let _ = fs::remove_dir_all(&self.directory);
     }
@@ -303,6 +342,11 @@ pub struct Lasting<'e, 'p> {
 }
 
 impl Lasting<'_, '_> {
+    /// How many TCP connections it began with.
+    pub fn tcp_connections(&self) -> usize {
+        self.connections.len()
+    }
+
     /// Waits until it has written more, several times, over the connections that it began with.
     pub fn goes_on(&self, what: &str) -> Result<(), LabError> {
         let name = &self.exchange.program.name;
