@@ -5,7 +5,7 @@
 use std::{net::IpAddr, time::Duration};
 
 use tokio::time::timeout;
-use weft_dataplane::underlay::{Adjacency, Underlay, Unreachable};
+use weft_dataplane::underlay::{Adjacencies, Adjacency, Underlay, Unreachable};
 use weft_tests::{Lab, LinkOptions, Namespace};
 
 const SOON: Duration = Duration::from_secs(10);
@@ -100,6 +100,22 @@ fn a_neighbour_is_resolved_over_both_families_and_through_a_gateway() {
             .unwrap();
         assert_eq!(far.next_hop, "192.0.2.2".parse::<IpAddr>().unwrap());
         assert_eq!((far.next_hop_mac, far.mtu), (direct.next_hop_mac, 1450));
+    });
+}
+
+#[test]
+fn answers_are_waited_for_and_a_next_hop_that_is_gone_for_no_longer_than_is_said() {
+    let net = net();
+    in_namespace(&net.dut, async |underlay| {
+        let way = |known: &Adjacencies, peer: &str| known[&peer.parse::<IpAddr>().unwrap()].clone();
+        set(&underlay, &["192.0.2.2", "2001:db8::2"]);
+        let known = timeout(SOON, underlay.answered(2 * SOON)).await.unwrap();
+        assert!(way(&known, "192.0.2.2").is_ok() && way(&known, "2001:db8::2").is_ok());
+        set(&underlay, &["192.0.2.2", "192.0.2.9"]);
+        let little = Duration::from_millis(100);
+        let known = timeout(SOON, underlay.answered(little)).await.unwrap();
+        assert!(way(&known, "192.0.2.2").is_ok());
+        assert_eq!(way(&known, "192.0.2.9"), Err(Unreachable::Resolving));
     });
 }
 
