@@ -13,7 +13,7 @@ use super::config::{Config, Uplink};
 use crate::encap;
 use crate::pipeline::{DeviceMtus, Source};
 use crate::port::device::{self, Device, Opening, Queue};
-use crate::port::{Interface, Netdev, PortError, Programs, Role, Umem, check_mtu};
+use crate::port::{Bond, Interface, Netdev, PortError, Programs, Role, Umem, check_mtu};
 use crate::underlay::check_uplink;
 use crate::worker::Workers;
 
@@ -49,6 +49,8 @@ pub struct UplinkDevice {
 enum OpenUplink {
     /// An interface of the kernel.
     Kernel(Box<Netdev>),
+    /// Several of them.
+    Bond(Box<Bond>),
     /// Something else, all of whose packets are ours.
     Other(Box<dyn Device>),
 }
@@ -74,6 +76,10 @@ impl OpenUplink {
                 ),
             });
         }
+        if Interface::lookup(&uplink.interface)?.bond {
+            let bond = Bond::open(opening, &uplink.interface, vteps, uplink.queues)?;
+            return Ok(Self::Bond(Box::new(bond)));
+        }
         let vteps = vteps.to_vec();
         let role = Role::Uplink { vteps };
         let device = Netdev::open(opening, &uplink.interface, &role, uplink.queues)?;
@@ -83,6 +89,7 @@ impl OpenUplink {
     fn device(&self) -> &dyn Device {
         match self {
             Self::Kernel(device) => &**device,
+            Self::Bond(device) => &**device,
             Self::Other(device) => &**device,
         }
     }
@@ -90,6 +97,7 @@ impl OpenUplink {
     fn device_mut(&mut self) -> &mut dyn Device {
         match self {
             Self::Kernel(device) => &mut **device,
+            Self::Bond(device) => &mut **device,
             Self::Other(device) => &mut **device,
         }
     }
@@ -212,8 +220,10 @@ impl Devices {
     pub fn set_vteps(&mut self, vteps: &[IpAddr]) -> Result<(), PortError> {
         self.vteps = vteps.to_vec();
         for uplink in &mut self.uplinks {
-            if let Some(OpenUplink::Kernel(device)) = &mut uplink.open {
-                device.set_vteps(vteps)?;
+            match &mut uplink.open {
+                Some(OpenUplink::Kernel(device)) => device.set_vteps(vteps)?,
+                Some(OpenUplink::Bond(device)) => device.set_vteps(vteps)?,
+                Some(OpenUplink::Other(_)) | None => {}
             }
         }
         // VXLAN over the family in use: what most tunnels need, so that most packets need not be moved.

@@ -40,6 +40,8 @@ pub struct Interface {
     pub receive_queues: u32,
     /// Whether it is a tap: what it receives, a process has written.
     pub tap: bool,
+    /// Whether it is a bond or a team: what it receives, its slaves have received.
+    pub bond: bool,
 }
 
 /// `struct ethtool_drvinfo` of `linux/ethtool.h`.
@@ -101,6 +103,7 @@ impl Interface {
                 hardware.ifr_ifru.ifru_hwaddr.sa_data,
             )
         };
+        let driver = asking.driver(&socket);
         Ok(Self {
             name: name.to_owned(),
             index,
@@ -109,7 +112,8 @@ impl Interface {
             up: flags & libc::IFF_UP != 0,
             running: flags & libc::IFF_RUNNING != 0,
             receive_queues: asking.receive_queues(&socket),
-            tap: asking.is_tap(&socket),
+            tap: driver.starts_with(b"tun\0"),
+            bond: driver.starts_with(b"bonding\0") || driver.starts_with(b"team\0"),
         })
     }
 }
@@ -242,16 +246,19 @@ impl Asking {
         }
     }
 
-    /// The driver of taps is called "tun".
-    fn is_tap(&self, socket: &OwnedFd) -> bool {
+    /// What the driver is called, with zeros behind; zeros alone if it does not say.
+    fn driver(&self, socket: &OwnedFd) -> [u8; 32] {
         let mut driver = Driver {
             cmd: ETHTOOL_GDRVINFO,
             driver: [0; 32],
             rest: [0; 160],
         };
         // SAFETY: the command makes the kernel write a `struct ethtool_drvinfo`, which `driver` is laid out as.
-        let known = unsafe { self.ask_driver(socket, &mut driver) };
-        known && driver.driver.starts_with(b"tun\0")
+        if unsafe { self.ask_driver(socket, &mut driver) } {
+            driver.driver
+        } else {
+            [0; 32]
+        }
     }
 
     /// Asks the driver what `question` begins with.

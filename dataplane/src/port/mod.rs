@@ -27,7 +27,7 @@ pub use device::{Description, Device, Opening, Queue};
 pub use error::PortError;
 pub use interface::Interface;
 pub use netdev::{
-    AttachMode, Attachment, BusyPoll, Netdev, Programs, QueueCounters, QueueOptions, Role,
+    AttachMode, Attachment, Bond, BusyPoll, Netdev, Programs, QueueCounters, QueueOptions, Role,
     ThreadedNapi, XskQueue, check_mtu, release,
 };
 pub use pool::{Accounting, FrameCache};

@@ -1,5 +1,6 @@
 //! Network devices of the kernel, by XDP and AF_XDP: uplinks, veth and tap ports.
 
+mod bond;
 mod frame_set;
 mod guard;
 mod link;
@@ -19,6 +20,7 @@ use aya::util::KernelVersion;
 use packet_socket::PacketSocket;
 use port_queue::PortQueue;
 
+pub use bond::Bond;
 pub use guard::release;
 pub use napi::ThreadedNapi;
 pub use program::{AttachMode, Attachment, Programs, Role};
