@@ -2,7 +2,7 @@
 //!
 //! A [`Lab`] makes namespaces, links and workloads, and removes them when it is dropped, after a panic too; everything happens
 //! inside namespaces that it made itself. [`RawSocket`] sends and receives frames in one of them, [`Capture`] records and decodes,
-//! [`Daemon`] is a program that runs there ([`HaltedThread`] stops one of its threads, [`SmallDisk`] gives it a disk that can be full), [`ServiceManager`] a systemd that runs units, [`guest::Guest`] a virtual machine, [`wait_until`] waits for a condition with a deadline. Needs root.
+//! [`Daemon`] is a program that runs there ([`HaltedThread`] stops one of its threads, [`SmallDisk`] gives it a disk that can be full), [`ServiceManager`] a systemd that runs units, [`guest::Guest`] a virtual machine, [`machine::Machine`] one that is a host, [`wait_until`] waits for a condition with a deadline. Needs root.
 
 mod capture;
 mod daemon;
@@ -13,6 +13,7 @@ mod halted;
 mod lab;
 mod leftovers;
 pub mod load;
+pub mod machine;
 mod namespace;
 pub mod openvswitch;
 pub mod programs;

@@ -35,6 +35,9 @@ fn become_program(program: &str, args: &[OsString]) -> Result<()> {
 /// `weft-lab COMMAND ARGS…`
 pub(crate) fn lab(command: &str, args: &[OsString]) -> Result<()> {
     setup::setup()?;
+    if args.first().is_some_and(|action| action == "vms") {
+        setup::machines()?;
+    }
     build(&["weft-tests"])?;
     let mut all = vec![OsString::from(command)];
     all.extend_from_slice(args);

@@ -49,7 +49,7 @@ enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<OsString>,
     },
-    /// A lab to play in: `up` or `down`
+    /// A lab to play in: `up` or `down`; `vms`: hosts as virtual machines
     Lab {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<OsString>,
@@ -107,6 +107,8 @@ enum Only {
     },
     /// Real programs between workloads, weftd killed under each, and captures of them replayed; the last line is JSON
     Programs,
+    /// Hosts as virtual machines: real drivers of network cards, systemd, uplinks of every kind
+    Machines,
     /// One tenant floods, another works; the last line is JSON
     Overload {
         /// How long each flood goes on
@@ -155,6 +157,9 @@ fn main() -> ExitCode {
         Command::Test {
             only: Some(Only::Programs),
         } => trials::programs(),
+        Command::Test {
+            only: Some(Only::Machines),
+        } => trials::machines(),
         Command::Test {
             only: Some(Only::Overload { seconds }),
         } => trials::overload(seconds),

@@ -1,10 +1,31 @@
-//! `cargo xtask test faults`, `overload` and `programs`: end-to-end tests that go on for as long as one likes, and leave figures.
+//! `cargo xtask test faults`, `overload` and `programs`: end-to-end tests that go on for as long as one likes, and leave figures. `machines`: those that
+//! take too long for every run.
 
 use std::{fmt::Display, fs, path::Path};
 
 use anyhow::{Context, Result};
 
 use crate::{binaries, run, setup};
+
+/// Hosts as virtual machines.
+pub(crate) fn machines() -> Result<()> {
+    setup::setup()?;
+    setup::machines()?;
+    binaries::build(&[])?;
+    run::step(
+        "machines",
+        run::cargo().args([
+            "test",
+            "--release",
+            "--package",
+            "weft-tests",
+            "--test",
+            "machines",
+            "--",
+            "--test-threads=1",
+        ]),
+    )
+}
 
 /// Runs a file of the end-to-end suite with a setting; it leaves figures where the variable `report` says.
 fn run(test: &str, setting: (&str, &dyn Display), report: (&str, &Path)) -> Result<()> {

@@ -21,7 +21,7 @@ const DIRECTORY: u32 = 0o040_755;
 const PROGRAM: u32 = 0o100_755;
 
 /// Where set-up leaves the kernel and its modules.
-fn directory() -> PathBuf {
+pub(crate) fn directory() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/guest")
 }
 
@@ -42,18 +42,23 @@ pub(super) fn image() -> Result<Image, LabError> {
         kernel: directory().join("vmlinuz"),
         initramfs: directory().join("initramfs"),
     };
-    let archive = archive(&contents()?);
-    if fs::read(&image.initramfs).ok().as_ref() != Some(&archive) {
-        // Another process may be booting from the old one: it keeps its file.
-        let new = directory().join(format!("initramfs-{}", std::process::id()));
-        fs::write(&new, &archive)
-            .and_then(|()| fs::rename(&new, &image.initramfs))
-            .map_err(LabError::io(new.display().to_string()))?;
-    }
+    keep(&image.initramfs, &archive(&contents()?))?;
     Ok(MADE.get_or_init(|| image).clone())
 }
 
-type Contents = BTreeMap<String, (u32, Vec<u8>)>;
+/// Writes a file if it is not there as it should be.
+pub(crate) fn keep(path: &Path, bytes: &[u8]) -> Result<(), LabError> {
+    if fs::read(path).is_ok_and(|found| found == bytes) {
+        return Ok(());
+    }
+    // Another process may be booting from the old one: it keeps its file.
+    let new = path.with_extension(std::process::id().to_string());
+    fs::write(&new, bytes)
+        .and_then(|()| fs::rename(&new, path))
+        .map_err(LabError::io(new.display().to_string()))
+}
+
+pub(crate) type Contents = BTreeMap<String, (u32, Vec<u8>)>;
 
 fn contents() -> Result<Contents, LabError> {
     let mut all = Contents::new();
@@ -95,12 +100,12 @@ fn add_program(all: &mut Contents, name: &str, path: &Path) -> Result<(), LabErr
     Ok(())
 }
 
-fn read(path: &Path) -> Result<Vec<u8>, LabError> {
+pub(crate) fn read(path: &Path) -> Result<Vec<u8>, LabError> {
     fs::read(path).map_err(LabError::io(path.display().to_string()))
 }
 
 /// Adds a file, and the directories that it is in.
-fn add(all: &mut Contents, path: &str, data: Vec<u8>) {
+pub(crate) fn add(all: &mut Contents, path: &str, data: Vec<u8>) {
     for (at, _) in path.match_indices('/') {
         all.entry(path[..at].to_owned())
             .or_insert((DIRECTORY, Vec::new()));
@@ -108,7 +113,8 @@ fn add(all: &mut Contents, path: &str, data: Vec<u8>) {
     all.insert(path.to_owned(), (PROGRAM, data));
 }
 
-fn archive(all: &Contents) -> Vec<u8> {
+/// The archive of these files.
+pub(crate) fn archive(all: &Contents) -> Vec<u8> {
     let mut out = Vec::new();
     // Sorted by name, so a directory comes before what is in it.
     for (inode, (name, (mode, data))) in (1..).zip(all) {

@@ -3,7 +3,7 @@
 //! A guest boots in two to three seconds without hardware's help. `WEFT_GUEST_ACCELERATOR=kvm` uses the processor's. Dropping a guest ends it.
 
 mod console;
-mod image;
+pub(crate) mod image;
 mod monitor;
 mod nic;
 
@@ -16,7 +16,7 @@ use std::{
 use serde_json::json;
 
 pub use console::Output;
-pub use nic::{Backend, Nic, NicFeatures};
+pub use nic::{Backend, Card, Nic, NicFeatures};
 
 use crate::{Daemon, LabError, Namespace, wait_until};
 use console::Console;
@@ -48,6 +48,17 @@ impl Default for GuestOptions {
     }
 }
 
+/// What a virtual machine is booted from, besides what [`GuestOptions`] says.
+#[derive(Debug)]
+pub(crate) struct Boot {
+    pub(crate) kernel: PathBuf,
+    pub(crate) initramfs: PathBuf,
+    /// What its kernel is told besides the usual.
+    pub(crate) append: String,
+    /// More of qemu's arguments.
+    pub(crate) more: Vec<String>,
+}
+
 /// A running guest.
 #[derive(Debug)]
 pub struct Guest {
@@ -76,6 +87,23 @@ impl Guest {
         options: &GuestOptions,
     ) -> Result<Self, LabError> {
         let image = image::image()?;
+        let boot = Boot {
+            kernel: image.kernel,
+            initramfs: image.initramfs,
+            append: String::new(),
+            more: Vec::new(),
+        };
+        Self::launch(host, name, directory, options, &boot)
+    }
+
+    /// Starts a virtual machine whose initramfs has an agent that speaks as `init.sh` does.
+    pub(crate) fn launch(
+        host: &Namespace,
+        name: &str,
+        directory: &Path,
+        options: &GuestOptions,
+        boot: &Boot,
+    ) -> Result<Self, LabError> {
         let file = |kind: &str| directory.join(format!("{name}.{kind}"));
         let (agent, control, kernel_log) = (file("agent"), file("qmp"), file("kernel"));
         let accelerator =
@@ -100,11 +128,11 @@ impl Guest {
             "-smp",
             &options.processors.to_string(),
             "-kernel",
-            &image.kernel.display().to_string(),
+            &boot.kernel.display().to_string(),
             "-initrd",
-            &image.initramfs.display().to_string(),
+            &boot.initramfs.display().to_string(),
             "-append",
-            "console=ttyS0 quiet panic=-1 net.ifnames=0",
+            &format!("console=ttyS0 quiet panic=-1 net.ifnames=0 {}", boot.append),
             "-serial",
             &format!("file:{}", kernel_log.display()),
             "-chardev",
@@ -124,6 +152,7 @@ impl Guest {
         ]
         .map(ToOwned::to_owned)
         .to_vec();
+        line.extend_from_slice(&boot.more);
         for nic in &options.nics {
             if let Some((_, socket)) = nic.socket() {
                 line.extend(["-chardev".to_owned(), socket]);
@@ -202,7 +231,12 @@ impl Guest {
 
     /// Runs one line of shell that must succeed, and gives what it printed.
     pub fn succeed(&self, line: &str) -> Result<String, LabError> {
-        let Output { code, text } = self.run(line)?;
+        self.succeed_within(line, PATIENCE)
+    }
+
+    /// The same for what may take longer, or shorter.
+    pub fn succeed_within(&self, line: &str, within: Duration) -> Result<String, LabError> {
+        let Output { code, text } = self.run_within(line, within)?;
         if code == 0 {
             return Ok(text);
         }

@@ -21,7 +21,18 @@ pub enum Backend {
     },
 }
 
-/// A virtio network card.
+/// Which card qemu shows to the driver.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Card {
+    /// virtio-net, as most clouds have it.
+    #[default]
+    Virtio,
+    /// VMware's: of what else qemu has, the one whose driver has native XDP and takes VLAN tags out of frames. Only what [`NicFeatures::queues`]
+    /// says of its back end is used.
+    Vmxnet3,
+}
+
+/// A network card.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Nic {
     /// Its name at the monitor.
@@ -37,6 +48,8 @@ pub struct Nic {
 /// What a card offers to the guest's driver. The back end may refuse any of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NicFeatures {
+    /// The card. All below is of virtio-net.
+    pub card: Card,
     /// Pairs of queues.
     pub queues: u16,
     /// Entries of a ring, a power of two of at most 1024.
@@ -53,6 +66,8 @@ pub struct NicFeatures {
     pub checksum: bool,
     /// TCP segments may be larger than packets, both ways.
     pub segmentation: bool,
+    /// Frames of VLANs that the driver does not name are kept from it.
+    pub vlan_filter: bool,
     /// Whether the driver is told when the link is down, as it is while a vhost-user switch restarts.
     pub link_status: bool,
     /// Bytes of IP packet that the driver is told of.
@@ -62,6 +77,7 @@ pub struct NicFeatures {
 impl Default for NicFeatures {
     fn default() -> Self {
         Self {
+            card: Card::Virtio,
             queues: 1,
             ring_size: 256,
             packed: false,
@@ -70,6 +86,7 @@ impl Default for NicFeatures {
             event_index: true,
             checksum: true,
             segmentation: true,
+            vlan_filter: true,
             link_status: true,
             mtu: None,
         }
@@ -128,7 +145,14 @@ impl Nic {
 
     /// The guest's side: `device_add`, and `-device`.
     pub(super) fn device(&self) -> Value {
+        let back = format!("{}-back", self.id);
+        if self.features.card == Card::Vmxnet3 {
+            return json!({
+                "driver": "vmxnet3", "id": self.id, "netdev": back, "mac": self.mac, "romfile": "",
+            });
+        }
         let NicFeatures {
+            card: _,
             queues,
             ring_size,
             packed,
@@ -137,11 +161,12 @@ impl Nic {
             event_index,
             checksum,
             segmentation,
+            vlan_filter,
             link_status,
             mtu,
         } = self.features;
         let mut device = json!({
-            "driver": "virtio-net-pci", "id": self.id, "netdev": format!("{}-back", self.id), "mac": self.mac,
+            "driver": "virtio-net-pci", "id": self.id, "netdev": back, "mac": self.mac, "ctrl_vlan": vlan_filter,
             "disable-legacy": "on", "romfile": "", "packed": packed, "mrg_rxbuf": mergeable, "indirect_desc": indirect,
             "event_idx": event_index, "csum": checksum, "guest_csum": checksum, "mq": queues > 1, "status": link_status,
             "rx_queue_size": ring_size,

@@ -36,7 +36,9 @@ pub(crate) const PACKAGES: &[&str] = &[
     // real guests
     "busybox-static",
     "isc-dhcp-client",
+    "kmod",
     "qemu-system-x86",
+    "xz-utils",
     // peers of the tests
     "isc-dhcp-client",
     "nftables",

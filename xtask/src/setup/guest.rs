@@ -1,5 +1,5 @@
-//! The kernel of the tests' guests: Debian's kernel for clouds, unpacked into `target/guest` and not installed. The guests' root file system
-//! is made by the tests themselves (`tests/src/guest/image.rs`).
+//! The kernels of the tests' virtual machines. That of guests: Debian's kernel for clouds, unpacked into `target/guest` and not installed. The guests' root file system
+//! is made by the tests themselves (`tests/src/guest/image.rs`). Those of machines that are hosts come with all their modules.
 
 use std::{
     fs,
@@ -67,6 +67,46 @@ pub(crate) fn kernel() -> Result<()> {
         .with_context(|| format!("cannot remove {}", unpacked.display()))?;
     fs::write(&stamp, format!("{wanted}\n{name}\n"))
         .with_context(|| format!("cannot write {}", stamp.display()))
+}
+
+/// Kernels of machines that are hosts (`tests/src/machine`), by the name that the tests have for them: the packages that stand for them.
+const HOSTS: [(&str, &str); 2] = [("6.1", PACKAGE), ("6.12", "linux-image-6.12-cloud-amd64")];
+
+/// Makes `target/guest/host-SERIES` with `vmlinuz` and `lib/modules/VERSION`, if it is not there.
+pub(crate) fn hosts() -> Result<()> {
+    for (series, package) in HOSTS {
+        let out = run::target().join("guest").join(format!("host-{series}"));
+        let stamp = out.join("stamp");
+        if stamp.exists() {
+            continue;
+        }
+        eprintln!(
+            "set-up: unpacking Linux {series} for hosts into {}",
+            out.display()
+        );
+        if out.exists() {
+            fs::remove_dir_all(&out).with_context(|| format!("cannot remove {}", out.display()))?;
+        }
+        let unpacked = out.join("unpacked");
+        fs::create_dir_all(&unpacked)
+            .with_context(|| format!("cannot make {}", unpacked.display()))?;
+        let name = apt::unpack(package, &unpacked)?;
+        let version = name.strip_prefix("linux-image-").unwrap_or(&name);
+        copy(
+            &unpacked.join("boot").join(format!("vmlinuz-{version}")),
+            &out.join("vmlinuz"),
+        )?;
+        fs::rename(unpacked.join("lib"), out.join("lib"))
+            .with_context(|| format!("{name} has no modules"))?;
+        run::step(
+            "modules",
+            run::command("depmod").arg("-b").arg(&out).arg(version),
+        )?;
+        fs::remove_dir_all(&unpacked)
+            .with_context(|| format!("cannot remove {}", unpacked.display()))?;
+        fs::write(&stamp, name).with_context(|| format!("cannot write {}", stamp.display()))?;
+    }
+    Ok(())
 }
 
 fn copy(from: &Path, to: &PathBuf) -> Result<()> {

@@ -1,4 +1,4 @@
-//! Set-up: system packages, the eBPF toolchain and linker, the eBPF object, the kernel for guests.
+//! Set-up: system packages, the eBPF toolchain and linker, the eBPF object, the kernels of virtual machines.
 //!
 //! Each part checks what is there, says what it does when it does something, and is silent otherwise.
 
@@ -26,6 +26,11 @@ pub(crate) fn llvm_tools() -> Result<std::path::PathBuf> {
     let llvm = toolchain::llvm_of(&run::output(run::command("rustc").arg("-vV"))?)?;
     apt::install("coverage", &[&format!("llvm-{llvm}")])?;
     Ok(std::path::Path::new(&toolchain::llvm_prefix(llvm)).join("bin"))
+}
+
+/// The kernels of hosts that are virtual machines, which `lab vms` and `test machines` need besides [`setup`].
+pub(crate) fn machines() -> Result<()> {
+    guest::hosts()
 }
 
 /// What `bench --peers` needs besides [`setup`].

@@ -6,12 +6,13 @@ mod demo;
 mod guest_steps;
 mod steps;
 mod topology;
+mod vms;
 
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-/// Hosts, tenants and workloads as network namespaces of this machine.
+/// Hosts, tenants and workloads as network namespaces of this machine, or as virtual machines.
 #[derive(Debug, Parser)]
 struct Arguments {
     #[command(subcommand)]
@@ -45,6 +46,15 @@ enum LabAction {
     Up,
     /// Removes it
     Down,
+    /// Two hosts that are virtual machines, with real drivers of network cards and systemd: what crosses, and what the driver does
+    Vms {
+        /// The kernel of both: 6.1 or 6.12; one of each if none is named
+        #[arg(long)]
+        kernel: Option<String>,
+        /// With VMware's card in the underlay instead of virtio's
+        #[arg(long)]
+        vmxnet3: bool,
+    },
 }
 
 fn main() -> ExitCode {
@@ -56,6 +66,9 @@ fn main() -> ExitCode {
         Command::Lab {
             action: LabAction::Down,
         } => demo::down(),
+        Command::Lab {
+            action: LabAction::Vms { kernel, vmxnet3 },
+        } => vms::vms(kernel.as_deref(), vmxnet3),
     };
     match result {
         Ok(true) => ExitCode::SUCCESS,
