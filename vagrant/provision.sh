@@ -188,6 +188,8 @@ END
         workload $tenant-a"$n" a "$n"
     done
     workload blue-b"$n" b "$n"
+    # The host's own traffic crosses the same card.
+    systemctl is-active --quiet iperf3-own || systemd-run --quiet --unit iperf3-own iperf3 -s -B "$underlay.1$n"
     systemctl is-active --quiet weftd || features "$device" >"/run/weft-features-$device"
     start weftd
     until_done 60 is_up 3
@@ -211,6 +213,7 @@ driver() {
     echo "queues   $(ethtool -l "$device" 2>/dev/null | awk '/Combined:/ {printf "%s%s", sep, $2; sep = " at most, in use "}')"
     echo "rings    $(ethtool -g "$device" 2>/dev/null | awk '/^(RX|TX):/ {printf "%s %s ", $1, $2}')"
     echo "turned   $(diff <(features_kept "$device") <(features "$device") | sed -n 's/^> *//p' | tr '\n' ';')"
+    echo "kernel   $(dmesg | grep "$device: .*XDP" | sed 's/.*: //' | tail -1)"
     echo "tags     $(ethtool -k "$device" | grep rx-vlan | tr '\n\t' '; ')"
 }
 
@@ -241,6 +244,10 @@ throughput() { # FROM ADDRESS ARGS…
     ip netns exec "$1" iperf3 -f m -t 3 -c "${@:2}" | awk '/receiver/ {for (i = 2; i <= NF; i++) if ($i == "Mbits/sec") print $(i - 1)}'
 }
 
+own_throughput() { # ADDRESS ARGS…
+    iperf3 -f m -t 3 -c "$@" | awk '/receiver/ {for (i = 2; i <= NF; i++) if ($i == "Mbits/sec") print $(i - 1)}'
+}
+
 # The blue servers do not answer the tenant red, though their address does.
 unheard() { # FROM ADDRESS
     ! ip netns exec "$1" timeout 3 bash -c "exec 3<>/dev/tcp/$2/5201" && echo 1
@@ -265,6 +272,8 @@ table() {
         shown "TCP, h$n to $host, IPv4" "Mbit/s, one stream (iperf3)" 1 throughput "blue-a$n" "10.0.1.1$m"
         shown "TCP, $host to h$n, IPv4" "Mbit/s, one stream (iperf3)" 1 throughput "blue-a$n" "10.0.1.1$m" -R
         shown "TCP, h$n to $host, IPv6" "Mbit/s, one stream (iperf3)" 1 throughput "blue-a$n" "fd00:1::1$m"
+        shown "TCP, h$n to $host, no tunnel" "Mbit/s, of the hosts themselves" 1 own_throughput "$underlay.1$m"
+        shown "TCP, $host to h$n, no tunnel" "Mbit/s, of the hosts themselves" 1 own_throughput "$underlay.1$m" -R
         shown "UDP, h$n to $host, IPv4" "Mbit/s of 5 sent (iperf3)" 4.5 throughput "blue-a$n" "10.0.1.1$m" -u -b 5M -l 1200
         shown "UDP, $host to h$n, IPv6" "Mbit/s of 5 sent (iperf3)" 4.5 throughput "blue-a$n" "fd00:1::1$m" -u -b 5M -l 1200 -R
     done
