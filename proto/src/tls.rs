@@ -1,4 +1,4 @@
-//! Who may speak: both ends of a TCP connection show a certificate of an authority that the other trusts (TLS 1.2 and 1.3, RFC 8446), and the
+//! Authentication: both ends of a TCP connection show a certificate of an authority that the other trusts (TLS 1.2 and 1.3, RFC 8446), and the
 //! client's says who it is.
 //!
 //! Files are named by path and read again when they have changed, by a client for each connection and by a server for each that it
