@@ -1,4 +1,4 @@
-//! How far each host has come, as the controller knows it.
+//! How far hosts are in sync, as the controller knows it.
 
 use std::time::Duration;
 

@@ -65,7 +65,7 @@ enum Command {
     /// Hypervisor hosts and foreign equipment.
     #[command(subcommand)]
     Host(objects::Action<kinds::Host>),
-    /// How far each host has come: attached, acknowledged, refused and why.
+    /// Show how far hosts are in sync: attached, acknowledged, refused and why.
     Hosts(hosts::Hosts),
     /// The daemon of a host.
     #[command(subcommand)]

@@ -36,7 +36,7 @@ pub enum ChangeError {
         "the certificate of '{0}' does not name weft://role/admin, which a change of hosts needs"
     )]
     Hosts(String),
-    #[error("the intent is at revision {0} by now")]
+    #[error("conflict: the intent is at revision {0}; read it again and retry")]
     Overtaken(u64),
     #[error(transparent)]
     Store(#[from] StoreError),

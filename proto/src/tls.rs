@@ -29,7 +29,7 @@ pub struct TlsFiles {
     pub key: PathBuf,
 }
 
-/// Why files are no use.
+/// Why files cannot be used.
 #[derive(Debug, thiserror::Error)]
 #[allow(missing_docs)]
 pub enum TlsError {
@@ -42,7 +42,7 @@ pub enum TlsError {
     Pem { path: PathBuf, reason: String },
     #[error("{0} holds no certificate")]
     Empty(PathBuf),
-    #[error("{certificate} and {key} are no use: {reason}")]
+    #[error("cannot use certificate {certificate} with key {key}: {reason}")]
     Refused {
         certificate: PathBuf,
         key: PathBuf,
@@ -143,7 +143,7 @@ impl ServerTls {
     /// The server's side of these files.
     ///
     /// # Errors
-    /// They are no use.
+    /// They cannot be used.
     pub fn new(files: TlsFiles) -> Result<Self, TlsError> {
         let stamps = files.stamps();
         let config = Arc::new(files.server()?);

@@ -189,7 +189,7 @@ fn secured(
 /// `https://HOST:PORT`, and the server's certificate has to name HOST.
 ///
 /// # Errors
-/// The text is no address, or the certificates are no use, or one of them goes without the other.
+/// The text is no address, or the certificates cannot be used, or one of them goes without the other.
 pub fn endpoint(address: &str, tls: Option<&TlsFiles>) -> Result<Endpoint, TransportError> {
     let uri = if address.contains("://") || address.starts_with("unix:") {
         address.to_owned()
