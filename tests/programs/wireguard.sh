@@ -2,6 +2,8 @@
 # packages: wireguard-go wireguard-tools
 # admit: udp/51820
 one() { # name, own address, peer's name, peer's address, endpoint
+    # One that was killed leaves its interface to the kernel, which takes a moment to remove it.
+    n=0; while ip link show wg0 >/dev/null 2>&1; do n=$((n + 1)); [ $n -lt 100 ] || return 1; sleep 0.1; done
     WG_PROCESS_FOREGROUND=1 wireguard-go -f wg0 & pid=$!
     n=0; until [ -S "/var/run/wireguard/wg0.sock" ]; do n=$((n + 1)); [ $n -lt 50 ] || return 1; sleep 0.1; done
     wg set wg0 private-key "$D/$1.key" listen-port 51820 peer "$(cat "$D/$3.pub")" allowed-ips "$4/32" $5
