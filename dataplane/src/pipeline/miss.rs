@@ -55,13 +55,9 @@ impl Core {
         session: Option<SessionRef<'_>>,
     ) {
         self.counters.misses.add(1);
-        let device_mtu = match entry.ingress {
-            Ingress::Port(index) => self.device_mtus.of(index),
-            Ingress::Peer(_) => u16::MAX,
-        };
         let start = usize::from(packet.start);
         let area = io.bytes_mut(&mut packet.frame).get_mut(start..);
-        let area = (area.unwrap_or_default(), device_mtu);
+        let area = area.unwrap_or_default();
         let verdict = resolve(tables, entry, area, session, &mut self.live());
         let verdict = match verdict {
             Ok(Verdict::Forward(action, record)) => self

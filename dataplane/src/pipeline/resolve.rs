@@ -83,12 +83,11 @@ impl From<DropReason> for Refusal<'_> {
     }
 }
 
-/// Resolves a packet. `area` is what its buffer holds from the inner Ethernet header on, with the room behind the frame that an answer may need;
-/// `device_mtu` what the device takes of the port that it comes from.
+/// Resolves a packet. `area` is what its buffer holds from the inner Ethernet header on, with the room behind the frame that an answer may need.
 pub(super) fn resolve<'t>(
     tables: Tables<'t>,
     entry: &Entry,
-    (area, device_mtu): (&mut [u8], u16),
+    area: &mut [u8],
     session: Option<SessionRef<'t>>,
     tracer: &mut impl Tracer,
 ) -> Result<Verdict<'t>, Refusal<'t>> {
@@ -96,7 +95,7 @@ pub(super) fn resolve<'t>(
     let verdict = match entry.ingress {
         Ingress::Port(index) => {
             let port = snapshot.port(index).ok_or(DropReason::PortDown)?;
-            at_port(snapshot, (index, port, device_mtu), entry, area, tracer)?
+            at_port(snapshot, (index, port), entry, area, tracer)?
         }
         Ingress::Peer(peer) => at_tunnel(snapshot, peer, entry, area, tracer)?,
     };
@@ -124,7 +123,7 @@ pub(super) fn resolve<'t>(
 /// What concerns the sending port alone: what the gateway answers itself, and spoofing.
 fn at_port<'t>(
     snapshot: &Snapshot,
-    (index, port, device_mtu): (u16, &Port, u16),
+    (index, port): (u16, &Port),
     entry: &Entry,
     area: &mut [u8],
     tracer: &mut impl Tracer,
@@ -133,7 +132,7 @@ fn at_port<'t>(
     if guard::is_rogue_server(parsed) {
         return Err(DropReason::RogueServer);
     }
-    if let Some(question) = services::question(snapshot, (port, device_mtu), parsed) {
+    if let Some(question) = services::question(snapshot, port, parsed) {
         let answer = question.answer(area)?;
         return reply(Some(answer.len), answer.name);
     }

@@ -173,14 +173,10 @@ fn inner(
         }
     };
     steps.step("parse", || describe(&parsed));
-    let device_mtu = match ingress {
-        Ingress::Port(index) => view.shared.device_mtus.of(index),
-        Ingress::Peer(_) => u16::MAX,
-    };
     let entry = enter::entry(tables, parsed, ingress, vpc, outer_class);
     let session = tables.sessions.find(&entry.key);
     area.resize(ANSWER.max(area.len()), 0);
-    let verdict = resolve(tables, &entry, (&mut area, device_mtu), session, steps);
+    let verdict = resolve(tables, &entry, &mut area, session, steps);
     let outcome = match verdict.map_err(|refusal| refusal.reason)? {
         Verdict::Reply(reply) => return Ok(Outcome::Reply(reply.name)),
         Verdict::Punt => return Ok(Outcome::Metadata),

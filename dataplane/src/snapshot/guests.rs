@@ -3,15 +3,12 @@
 //! Made by the compiler (`compile/guests.rs`), read by `pipeline::services` when a guest asks; what differs from port to port is in
 //! [`Port`](super::Port).
 
-/// Where the MTU stands in [`Guests::advertisement`].
-pub const ADVERTISED_MTU: std::ops::Range<usize> = 28..32;
-
 /// What the guests of a subnet are told. Some 200 bytes, 1.5 KiB at most.
 #[derive(Debug, Clone, Default)]
 pub struct Guests {
     /// Seconds for which an address is leased; all ones stands for ever (RFC 2131 §3.3, RFC 8415 §7.7).
     pub lease: u32,
-    /// Bytes of IP packet that a guest may send, where its port's device takes them.
+    /// Bytes of IP packet that a guest may send.
     pub mtu: u16,
     /// The subnet mask; 0 where the subnet has no IPv4.
     pub mask: u32,

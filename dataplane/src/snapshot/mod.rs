@@ -15,7 +15,7 @@ use std::sync::Arc;
 use foldhash::fast::FixedState;
 use weft_proto::v1;
 
-pub use self::guests::{ADVERTISED_MTU, Guests};
+pub use self::guests::Guests;
 pub use self::limits::{Limits, Rate, RateLimit};
 pub use self::list::List;
 use crate::encap::{Encapsulation, Template};

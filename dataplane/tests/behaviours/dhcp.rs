@@ -531,23 +531,3 @@ fn b004_the_trace_says_what_is_answered() {
     let release = broadcast(A1, &message(A1, MessageType::Release, &[]));
     assert!(trace(&release).starts_with("drop dhcp_unanswered"));
 }
-
-/// The device may be narrower than the subnet: what the gateway tells is what passes (RFC 2132 §5.1).
-#[test]
-fn b004_the_mtu_is_what_subnet_and_device_take() {
-    let mut fabric = fabric(|_| {});
-    let every = message(A1, MessageType::Discover, &[]);
-    let wanted = [OptionCode::InterfaceMtu, OptionCode::Router].to_vec();
-    let wanted = [DhcpOption::ParameterRequestList(wanted)];
-    let wanting = message(A1, MessageType::Discover, &wanted);
-    for (device, told) in [(None, 1430), (Some(9000), 1430), (Some(1400), 1400)] {
-        fabric.set_device_mtu("a1", device);
-        for discover in [&every, &wanting] {
-            let (_, offer) = answer(&mut fabric, "a1", &broadcast(A1, discover));
-            assert_eq!(
-                offer.opts().get(OptionCode::InterfaceMtu),
-                Some(&DhcpOption::InterfaceMtu(told))
-            );
-        }
-    }
-}

@@ -190,21 +190,3 @@ fn b003_the_router_that_was_advertised_is_a_neighbour() {
     let out = fabric.send("a1", &echo6(from, to, ROUTER, 7, b"router?"));
     assert_eq!(read(&out[0].frame).payload, b"router?");
 }
-
-/// RFC 4861 §4.6.4; IPv6 knows no link below 1280 bytes (RFC 8200 §5).
-#[test]
-fn b003_the_mtu_is_what_subnet_and_device_take() {
-    let mut fabric = fabric(|_| {});
-    for (device, told) in [
-        (None, 1430),
-        (Some(9000), 1430),
-        (Some(1400), 1400),
-        (Some(600), 1280),
-    ] {
-        fabric.set_device_mtu("a1", device);
-        let question = ask(LOCAL, ALL_ROUTERS, Some(A1.mac));
-        let (_, said) = answer(&mut fabric, &question);
-        let mtu = said.options.iter().find(|(kind, _)| *kind == 5).unwrap();
-        assert_eq!(mtu.1[2..], u32::to_be_bytes(told));
-    }
-}

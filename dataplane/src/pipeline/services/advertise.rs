@@ -6,12 +6,9 @@ use crate::packet::checksum;
 use crate::packet::parse::{ETHERNET, ETHERTYPE_IPV6, protocol};
 use crate::packet::{DropReason, Family, Mac};
 use crate::pipeline::local;
-use crate::snapshot::ADVERTISED_MTU;
 
 /// ICMPv6 type of the question.
 pub(super) const SOLICITATION: u16 = 133;
-/// No link of IPv6 takes less (RFC 8200 §5), and guests ignore an advertisement that says so (RFC 4861 §6.3.4).
-const LEAST_MTU: u32 = 1280;
 const ALL_NODES: (u128, u64) = (0xff02 << 112 | 1, 0x3333_0000_0001);
 
 /// Turns a solicitation into the advertisement: to who asks, or to all nodes if it has no address yet. Either goes to this port alone.
@@ -43,10 +40,6 @@ pub(super) fn answer(question: &Question<'_>, area: &mut [u8]) -> Result<Answer,
     let frame = area.get_mut(..end).ok_or(DropReason::NoBuffer)?;
     let (headers, body) = frame.split_at_mut(ETHERNET + 40);
     body.copy_from_slice(message);
-    if let Some(mtu) = body.get_mut(ADVERTISED_MTU) {
-        let told = u32::from(question.mtu()).max(LEAST_MTU);
-        mtu.copy_from_slice(&told.to_be_bytes());
-    }
     headers[..6].copy_from_slice(&eth_dst.bytes());
     headers[6..12].copy_from_slice(&question.subnet.gateway_mac.bytes());
     headers[12..14].copy_from_slice(&ETHERTYPE_IPV6.to_be_bytes());

@@ -32,8 +32,6 @@ pub struct Question<'a> {
     port: &'a Port,
     subnet: &'a Subnet,
     guests: &'a Guests,
-    /// What the port's device takes.
-    device_mtu: u16,
     parsed: &'a Parsed,
 }
 
@@ -46,11 +44,10 @@ pub struct Answer {
     pub name: &'static str,
 }
 
-/// Whether a packet of a port is one that a service takes. None of these goes any further, answered or not. The port comes with what its device
-/// takes.
+/// Whether a packet of a port is one that a service takes. None of these goes any further, answered or not.
 pub fn question<'a>(
     snapshot: &'a Snapshot,
-    (port, device_mtu): (&'a Port, u16),
+    port: &'a Port,
     parsed: &'a Parsed,
 ) -> Option<Question<'a>> {
     let flow = &parsed.flow;
@@ -77,7 +74,6 @@ pub fn question<'a>(
         port,
         subnet,
         guests: subnet.guests.as_deref()?,
-        device_mtu,
         parsed,
     })
 }
@@ -103,11 +99,6 @@ impl Question<'_> {
             Service::Dhcp => dhcp4::answer(self, question, area),
             _ => dhcp6::answer(self, question, area),
         }
-    }
-
-    /// What the guest may send: as much as the subnet's packets may be, and its device takes.
-    fn mtu(&self) -> u16 {
-        self.guests.mtu.min(self.device_mtu)
     }
 
     /// Refuses who does not send from the port's own MAC. An allowed pair's is no lie, but no address is kept for it.

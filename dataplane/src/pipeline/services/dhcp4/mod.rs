@@ -107,7 +107,7 @@ pub(super) fn answer(
     let headers = headers(Family::Ipv4);
     // No answer is longer than the client takes, nor than the subnet's packets may be.
     let limit = request.max_size.unwrap_or(0).max(EVERY_CLIENT);
-    let limit = usize::from(limit.min(question.mtu())) + ETHERNET;
+    let limit = usize::from(limit.min(question.guests.mtu)) + ETHERNET;
     let limit = limit.min(area.len());
     let room = area.get_mut(headers..limit).ok_or(DropReason::NoBuffer)?;
     let len = write(question, (&request, message), &reply, room).ok_or(DropReason::NoBuffer)?;
@@ -306,13 +306,11 @@ fn write(
 fn parameters(question: &Question<'_>, wanted: Option<&[u8]>, options: &mut Options<'_>) {
     let configured = &question.guests.dhcp;
     let hostname = question.port.hostname.as_bytes();
-    let mtu = question.mtu().to_be_bytes();
     match wanted {
         Some(wanted) => {
             for code in wanted {
                 let value = match *code {
                     code::HOSTNAME => Some(hostname),
-                    code::MTU => Some(&mtu[..]),
                     code => find(configured, code),
                 };
                 if let Some(value) = value.filter(|value| !value.is_empty()) {
@@ -323,7 +321,6 @@ fn parameters(question: &Question<'_>, wanted: Option<&[u8]>, options: &mut Opti
         None => {
             let mut rest = &configured[..];
             while let Some((code, value, after)) = split(rest) {
-                let value = if code == code::MTU { &mtu } else { value };
                 options.put(code, value);
                 rest = after;
             }

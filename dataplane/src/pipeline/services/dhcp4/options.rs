@@ -22,7 +22,6 @@ pub(super) mod code {
     pub const PAD: u8 = 0;
     pub const MASK: u8 = 1;
     pub const HOSTNAME: u8 = 12;
-    pub const MTU: u8 = 26;
     pub const REQUESTED_ADDRESS: u8 = 50;
     pub const LEASE: u8 = 51;
     pub const OVERLOAD: u8 = 52;
