@@ -623,7 +623,7 @@ fn what_stands_in_the_controllers_place_and_is_none_is_not_obeyed() {
             scope.spawn(|| babble(&listener, &stop, &visitors));
             let begun = Instant::now();
             let came = wait_until("both hosts come again", SOON, || {
-                visitors.load(Ordering::Relaxed) >= 8
+                visitors.load(Ordering::Relaxed) >= 12
             });
             stop.store(true, Ordering::Relaxed);
             // Without pauses it would be thousands a second.
