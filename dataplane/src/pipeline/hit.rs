@@ -115,7 +115,10 @@ impl Core {
         match (action.egress, tunnel) {
             (_, Some(tunnel)) => self.encapsulate(tables, io, packet, entry, class, tunnel),
             (Egress::Port(index), None) => self.deliver(tables, io, index, packet),
-            (Egress::Peer(_), None) => io.free(packet.frame),
+            (Egress::Peer(_), None) => {
+                let reason = DropReason::UnderlayUnresolved;
+                self.drop(tables, io, packet, entry.ingress, reason);
+            }
         }
     }
 

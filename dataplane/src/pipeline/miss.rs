@@ -78,7 +78,9 @@ impl Core {
             Ok(Verdict::Reply(reply)) => self.reply(tables, io, packet, entry, reply),
             Ok(Verdict::Punt) => match entry.ingress {
                 Ingress::Port(index) => io.send(Destination::Metadata(index), packet),
-                Ingress::Peer(_) => io.free(packet.frame),
+                Ingress::Peer(_) => {
+                    self.drop(tables, io, packet, entry.ingress, DropReason::NotHere);
+                }
             },
             Ok(Verdict::Flood) => self.flood(tables, io, packet, entry),
             Ok(Verdict::Fragment(fragment)) => {
