@@ -50,6 +50,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         "MetadataCounters",
         "SessionList",
         "Session",
+        "TranslatedFlow",
         "TraceReply",
         "TraceStep",
         "ChangeReply",

@@ -74,6 +74,7 @@ impl Agent {
             revision: self.generation.into(),
             underlay: &self.underlay,
             metadata: false,
+            translations: &[],
         };
         let snapshot = self.compiler.compile(&next, &context);
         self.state = next;

@@ -158,7 +158,8 @@ pub(crate) fn fill(count: u32) -> anyhow::Result<(SessionTable, Vec<f64>)> {
         vpc: 0,
         now: 0,
         tcp: Default::default(),
-        order: None,
+        action: None,
+        translation: None,
     };
     let mut install = Vec::new();
     for first in (0..count).step_by(1000) {

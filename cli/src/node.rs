@@ -8,7 +8,7 @@ use clap::{Args, Subcommand};
 use weft_proto::state::Kind;
 use weft_proto::v1::{
     self, GetDropsRequest, GetStateRequest, GetStatsRequest, GetStatusRequest, ListSessionsRequest,
-    PortCounters, SessionList,
+    PortCounters, SessionList, TranslatedFlow,
 };
 
 use crate::client::Targets;
@@ -136,6 +136,7 @@ impl SessionAction {
                 "PROTO",
                 "SOURCE",
                 "DESTINATION",
+                "TRANSLATED",
                 "STATE",
                 "IDLE",
                 "OUT",
@@ -148,6 +149,7 @@ impl SessionAction {
                     s.protocol.to_string(),
                     end(&s.source, s.source_port),
                     end(&s.destination, s.destination_port),
+                    s.translated.as_ref().map_or_else(String::new, translated),
                     s.state.clone(),
                     format!("{} s", s.idle_seconds),
                     s.packets_out.to_string(),
@@ -158,6 +160,15 @@ impl SessionAction {
             table.text()
         })
     }
+}
+
+/// What a flow becomes.
+fn translated(flow: &TranslatedFlow) -> String {
+    format!(
+        "{} to {}",
+        end(&flow.source, flow.source_port),
+        end(&flow.destination, flow.destination_port)
+    )
 }
 
 fn end(address: &str, port: u32) -> String {

@@ -14,6 +14,7 @@ use crate::pipeline::counters::Traffic;
 use crate::pipeline::trace::View;
 use crate::pipeline::{Destination, DeviceMtus, Io, Pipeline, Settings, Shared, Source};
 use crate::session::{Limits, SessionTable};
+use crate::snapshot::StaticTranslation;
 use crate::snapshot::compile::{Adjacency, Compiler, Context, Underlay};
 
 /// Bytes of IP packet that the underlay carries.
@@ -191,6 +192,8 @@ pub struct Fabric {
     pub worker: usize,
     /// Whether the next state finds a metadata service on every host.
     pub metadata: bool,
+    /// Addresses that stand for others, from the next state on.
+    pub translations: Vec<StaticTranslation>,
     /// What the hosts' pipelines handed to their metadata services: the port's id, and the frame.
     pub asked: Vec<(String, Vec<u8>)>,
     state: State,
@@ -236,6 +239,7 @@ impl Fabric {
             worker: 0,
             settings: *settings,
             metadata: false,
+            translations: Vec::new(),
             asked: Vec::new(),
             state: State::default(),
         };
@@ -312,6 +316,7 @@ impl Fabric {
                 revision: 0,
                 underlay: &underlay,
                 metadata: self.metadata,
+                translations: &self.translations,
             };
             let mut compiler = host.compiler.clone();
             let snapshot = compiler.compile(&state, &context)?;

@@ -265,6 +265,7 @@ impl Host {
             revision: revision.unwrap_or(inner.revision),
             underlay: renewed.as_ref().unwrap_or(&inner.underlay),
             metadata: self.metadata.is_some(),
+            translations: &[],
         };
         let snapshot = Arc::new(inner.compiler.compile(state, &context)?);
         let before = inner.workers.common().snapshot.load_full();

@@ -12,8 +12,8 @@ use weft_proto::v1::node_server::Node;
 
 use super::host::Host;
 use crate::agent::AgentHandle;
-use crate::packet::DropReason;
 use crate::packet::parse::{protocol, word_address};
+use crate::packet::{DropReason, Flow};
 use crate::pipeline::counters::{Counters, Traffic};
 use crate::pipeline::trace;
 use crate::session::table::{Action, SessionView};
@@ -311,10 +311,11 @@ impl Node for NodeService {
 }
 
 fn session(snapshot: &Snapshot, view: &SessionView) -> v1::Session {
-    let vpc = snapshot
-        .vpc_by_vni
-        .get(&view.vni)
-        .and_then(|place| snapshot.vpcs.get(*place));
+    let vpc = |vni: u32| {
+        let place = snapshot.vpc_by_vni.get(&vni);
+        let vpc = place.and_then(|place| snapshot.vpcs.get(*place));
+        vpc.map_or_else(|| format!("vni {vni}"), |vpc| vpc.id.clone())
+    };
     let text = |word: u128| -> String {
         let address: IpAddr = word_address(word);
         address.to_string()
@@ -322,21 +323,28 @@ fn session(snapshot: &Snapshot, view: &SessionView) -> v1::Session {
     let action = |action: &Option<Action>| {
         action.as_ref().map_or_else(
             || "undecided".to_owned(),
-            |action: &Action| trace::egress_text(snapshot, action.egress),
+            |action: &Action| trace::egress_text(snapshot, action.egress()),
         )
     };
     // Of ICMP, the type and code.
-    let destination_port = match view.flow.protocol {
-        protocol::ICMP | protocol::ICMPV6 => view.flow.opening_icmp(),
-        _ => view.flow.destination_port,
+    let destination_port = |flow: &Flow| match flow.protocol {
+        protocol::ICMP | protocol::ICMPV6 => flow.opening_icmp(),
+        _ => flow.destination_port,
     };
+    let translated = view.translated.map(|(vni, flow)| v1::TranslatedFlow {
+        vpc: vpc(vni),
+        source: text(flow.source),
+        source_port: flow.source_port.into(),
+        destination: text(flow.destination),
+        destination_port: destination_port(&flow).into(),
+    });
     v1::Session {
-        vpc: vpc.map_or_else(|| format!("vni {}", view.vni), |vpc| vpc.id.clone()),
+        vpc: vpc(view.vni),
         protocol: view.flow.protocol.into(),
         source: text(view.flow.source),
         source_port: view.flow.source_port.into(),
         destination: text(view.flow.destination),
-        destination_port: destination_port.into(),
+        destination_port: destination_port(&view.flow).into(),
         state: view.state.name().to_owned(),
         generation: view.epoch.into(),
         idle_seconds: (view.idle_ms / 1000).into(),
@@ -344,5 +352,6 @@ fn session(snapshot: &Snapshot, view: &SessionView) -> v1::Session {
         packets_back: view.packets_back,
         action_out: action(&view.action_out),
         action_back: action(&view.action_back),
+        translated,
     }
 }

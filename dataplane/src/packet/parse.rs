@@ -578,28 +578,37 @@ pub fn icmp_ports(family: Family, kind: u8, code: u8, id: u16) -> (u16, u16) {
     }
 }
 
-/// The flow of the packet that an ICMP error quotes, as its sender sent it. `quote` begins at the quoted IP header, which may be
-/// cut anywhere after eight bytes of transport header (RFC 792, RFC 4443 §2.4).
-pub fn quoted(family: Family, quote: &[u8]) -> Option<Flow> {
-    let (source, destination, protocol, l4) = match family {
+/// The protocol of the transport header of a packet that an ICMP error quotes, and where in the quote it begins. None of a later fragment.
+pub fn quoted_transport(family: Family, quote: &[u8]) -> Option<(u8, usize)> {
+    match family {
         Family::Ipv4 => {
             let header_len = usize::from(quote.first()? & 0x0f) * 4;
-            if quote[0] >> 4 != 4 || header_len < 20 || be16(quote, 6)? & 0x1fff != 0 {
-                return None;
-            }
-            let word = |at| be32(quote, at).map(mapped);
-            (word(12)?, word(16)?, quote[9], header_len)
+            let is_first = be16(quote, 6)? & 0x1fff == 0;
+            (quote[0] >> 4 == 4 && header_len >= 20 && is_first)
+                .then_some((*quote.get(9)?, header_len))
         }
         Family::Ipv6 => {
             if quote.first()? >> 4 != 6 {
                 return None;
             }
             let (l4, next, fragment) = ipv6_extensions(quote, 40, *quote.get(6)?).ok()?;
-            if fragment.is_some_and(|fragment| fragment.offset != 0) {
-                return None;
-            }
-            (be128(quote, 8)?, be128(quote, 24)?, next, l4)
+            fragment
+                .is_none_or(|fragment| fragment.offset == 0)
+                .then_some((next, l4))
         }
+    }
+}
+
+/// The flow of the packet that an ICMP error quotes, as its sender sent it. `quote` begins at the quoted IP header, which may be
+/// cut anywhere after eight bytes of transport header (RFC 792, RFC 4443 §2.4).
+pub fn quoted(family: Family, quote: &[u8]) -> Option<Flow> {
+    let (protocol, l4) = quoted_transport(family, quote)?;
+    let (source, destination) = match family {
+        Family::Ipv4 => {
+            let word = |at| be32(quote, at).map(mapped);
+            (word(12)?, word(16)?)
+        }
+        Family::Ipv6 => (be128(quote, 8)?, be128(quote, 24)?),
     };
     let header = quote.get(l4..l4 + 8)?;
     let (source_port, destination_port) = match (protocol, family) {

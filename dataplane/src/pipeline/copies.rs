@@ -1,9 +1,10 @@
 //! What a packet turns into besides itself: the ICMP error about it, its fragments, copies for a whole subnet.
 
 use super::icmp_error::{self, Problem};
+use super::translate::Decision;
 use super::{Core, Entry, Io, Tables, egress, flood, rewrite, segment, split};
 use crate::packet::{DropReason, Offload, Packet};
-use crate::session::table::{Action, Egress, Ingress};
+use crate::session::table::{Egress, Ingress};
 use crate::snapshot::{Endpoint, Place, Port, Tunnel};
 
 impl Core {
@@ -58,19 +59,20 @@ impl Core {
         io: &mut impl Io,
         packet: Packet,
         entry: &Entry,
-        action: &Action,
+        decision: &Decision,
         (mtu, tunnel, may_split): (u16, Option<&Tunnel>, bool),
     ) {
         let problem = Problem::TooBig(mtu);
         let reason = DropReason::TooBig;
         let origin = (entry.ingress, entry.vpc);
-        if !egress::has_router(tables.snapshot, origin, &entry.parsed, action) {
+        if !egress::has_router(tables.snapshot, origin, &entry.parsed, &decision.action) {
             return self.drop(tables, io, packet, entry.ingress, reason);
         }
         if may_split {
-            return self.split(tables, io, packet, entry, action, (mtu, tunnel));
+            return self.split(tables, io, packet, entry, decision, (mtu, tunnel));
         }
-        let (Egress::Port(index), Ingress::Peer(peer)) = (action.egress, entry.ingress) else {
+        let (Egress::Port(index), Ingress::Peer(peer)) = (decision.action.egress(), entry.ingress)
+        else {
             return self.report(tables, io, packet, entry, problem);
         };
         let senders = &tables.snapshot.vpcs[entry.vpc].by_address;
@@ -122,30 +124,24 @@ impl Core {
         io: &mut impl Io,
         mut packet: Packet,
         entry: &Entry,
-        action: &Action,
+        decision: &Decision,
         (mtu, tunnel): (u16, Option<&Tunnel>),
     ) {
         let frame = packet.bytes_mut(io);
-        if let Some((destination, source)) = action.rewrite {
-            rewrite::macs(frame, destination, source);
-            rewrite::decrement_ttl(frame, &entry.parsed);
-        }
-        let mut class = entry.parsed.traffic_class;
-        if let Some(outer) = entry.outer_class {
-            match rewrite::propagate_congestion(frame, &entry.parsed, outer) {
-                Ok(marked) => class = marked,
-                Err(reason) => return self.drop(tables, io, packet, entry.ingress, reason),
-            }
-        }
+        let class = match egress::change(frame, entry, decision, false) {
+            Ok(class) => class,
+            Err(reason) => return self.drop(tables, io, packet, entry.ingress, reason),
+        };
+        let vni = decision.vni(tables.snapshot.vpcs[entry.vpc].vni);
         match split::split(io, &packet, &entry.parsed, mtu) {
             Ok(pieces) => {
                 let traffic = self.traffic(tables, entry.ingress);
                 traffic.generated.add(pieces.len() as u64 - 1);
                 io.free(packet.frame);
                 for piece in pieces {
-                    match (tunnel, action.egress) {
+                    match (tunnel, decision.action.egress()) {
                         (Some(tunnel), _) => {
-                            self.encapsulate(tables, io, piece, entry, class, tunnel);
+                            self.encapsulate(tables, io, piece, entry, (vni, class), tunnel);
                         }
                         (None, Egress::Port(index)) => self.deliver(tables, io, index, piece),
                         (None, Egress::Peer(_)) => io.free(piece.frame),
@@ -239,6 +235,7 @@ impl Core {
         {
             return self.drop(tables, io, packet, entry.ingress, reason);
         }
+        let vni = tables.snapshot.vpcs[entry.vpc].vni;
         let traffic = self.traffic(tables, entry.ingress);
         traffic.generated.add(copies as u64 - 1);
         let copy = |io: &mut _| {
@@ -262,8 +259,8 @@ impl Core {
                 if ip_len > tunnel.inner_mtu {
                     self.drop(tables, io, copy, entry.ingress, DropReason::TooBig);
                 } else {
-                    let class = entry.parsed.traffic_class;
-                    self.encapsulate(tables, io, copy, entry, class, tunnel);
+                    let header = (vni, entry.parsed.traffic_class);
+                    self.encapsulate(tables, io, copy, entry, header, tunnel);
                 }
             }
         }

@@ -1,7 +1,8 @@
-//! The last check before a packet leaves: whether its way takes it.
+//! The last step before a packet leaves: whether its way takes it, and what is changed of it.
 
-use super::DeviceMtus;
-use crate::packet::Parsed;
+use super::translate::{self, Decision};
+use super::{DeviceMtus, Entry, rewrite};
+use crate::packet::{DropReason, Parsed};
 use crate::session::table::{Action, Egress, Ingress};
 use crate::snapshot::{Snapshot, Tunnel};
 
@@ -27,10 +28,10 @@ pub(super) fn way<'t>(
     (action, hash): (&Action, u64),
     (ttl, ip_len): (u8, u16),
 ) -> Result<Option<&'t Tunnel>, Obstacle<'t>> {
-    if action.rewrite.is_some() && ttl <= 1 {
+    if action.is_routed() && ttl <= 1 {
         return Err(Obstacle::TimeExceeded);
     }
-    let (tunnel, mtu) = match action.egress {
+    let (tunnel, mtu) = match action.egress() {
         Egress::Port(index) => (None, device_mtus.of(index)),
         Egress::Peer(peer) => {
             let tunnel = snapshot.peer(peer).and_then(|peer| peer.tunnel(hash));
@@ -52,15 +53,40 @@ pub(super) fn has_router(
     parsed: &Parsed,
     action: &Action,
 ) -> bool {
-    let Egress::Port(index) = action.egress else {
+    let Egress::Port(index) = action.egress() else {
         return true;
     };
     match ingress {
-        Ingress::Port(_) => action.rewrite.is_some(),
+        Ingress::Port(_) => action.is_routed(),
         Ingress::Peer(_) => {
             let senders = &snapshot.vpcs[vpc].by_address;
             let sender = senders.get(&parsed.flow.source).map(|sender| sender.subnet);
             sender != snapshot.port(index).map(|target| target.subnet)
         }
     }
+}
+
+/// Makes a packet what it leaves as: new MACs and TTL where it is routed, the tunnel's congestion mark, other addresses and ports where it is translated.
+/// `is_partial`: the checksum of its transport header is made later. Answers its traffic class.
+///
+/// # Errors
+/// It can't carry the congestion mark.
+#[inline]
+pub(super) fn change(
+    frame: &mut [u8],
+    entry: &Entry,
+    decision: &Decision,
+    is_partial: bool,
+) -> Result<u8, DropReason> {
+    let parsed = &entry.parsed;
+    if decision.action.is_routed() {
+        rewrite::both_macs(frame, decision.action.new);
+        rewrite::decrement_ttl(frame, parsed);
+    }
+    let class = match entry.outer_class {
+        Some(outer) => rewrite::propagate_congestion(frame, parsed, outer)?,
+        None => parsed.traffic_class,
+    };
+    translate::apply(frame, parsed, &decision.change, is_partial);
+    Ok(class)
 }

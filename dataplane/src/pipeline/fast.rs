@@ -5,11 +5,11 @@
 //! session's; do what the session says. By the time a stage needs a line, it has come.
 
 use super::glance::{Glance, L4_IPV6, glance};
-use super::{Core, Destination, Io, Source, Tables, enter, rewrite};
-use crate::packet::Packet;
-use crate::packet::parse::ETHERNET;
+use super::{Core, Destination, Io, Source, Tables, enter, rewrite, translate};
+use crate::packet::parse::{ETHERNET, protocol};
+use crate::packet::{Family, Packet};
 use crate::session::State;
-use crate::session::slot::{Egress, Ingress, MacPair, Order, Stamp};
+use crate::session::slot::{Action, Egress, Ingress, MacPair, Stamp};
 use crate::session::table::{Probe, SessionRef};
 use crate::session::tcp::{self, Segment};
 
@@ -148,13 +148,61 @@ impl Core {
         entry: &Entry,
     ) -> Option<(Destination, u16, u16)> {
         let session = tables.sessions.confirm(entry.probe, &entry.glance.key)?;
-        match session.order(entry.stamp) {
-            Some(order) => self.carry_out(tables, io, packet, entry, (session, order)),
+        match session.action(entry.stamp) {
+            Some(action) if action.is_translated() => {
+                self.apply_translated(tables, io, packet, entry, (session, action))
+            }
+            Some(action) => self.carry_out(
+                tables,
+                io,
+                packet,
+                entry,
+                (session, action),
+                (entry.vni, |_: &mut [u8]| {}),
+            ),
             None => self.apply_second(tables, io, packet, entry, session),
         }
     }
 
-    /// The same by the order for a flow's second ingress, which few flows have.
+    /// The same where the packet gets other addresses and ports.
+    #[inline(never)]
+    fn apply_translated(
+        &self,
+        tables: Tables<'_>,
+        io: &mut impl Io,
+        packet: &mut Packet,
+        entry: &Entry,
+        (session, action): (SessionRef<'_>, Action),
+    ) -> Option<(Destination, u16, u16)> {
+        let translation = session.translation()?;
+        let at = translate::At {
+            family: if entry.glance.l4 == L4_IPV6 {
+                Family::Ipv6
+            } else {
+                Family::Ipv4
+            },
+            l3: ETHERNET,
+            l4: entry.glance.l4.into(),
+            protocol: if entry.glance.tcp {
+                protocol::TCP
+            } else {
+                protocol::UDP
+            },
+            is_partial: false,
+        };
+        self.carry_out(
+            tables,
+            io,
+            packet,
+            entry,
+            (session, action),
+            (translation.vni, |frame: &mut [u8]| {
+                translate::flow(frame, &at, &translation);
+            }),
+        )
+    }
+
+    /// The same by the action for a flow's second ingress, which few flows have.
     #[cold]
     #[inline(never)]
     fn apply_second(
@@ -165,8 +213,18 @@ impl Core {
         entry: &Entry,
         session: SessionRef<'_>,
     ) -> Option<(Destination, u16, u16)> {
-        let order = session.second_order(entry.stamp)?;
-        self.carry_out(tables, io, packet, entry, (session, order))
+        let action = session.second_action(entry.stamp)?;
+        if action.is_translated() {
+            return self.apply_translated(tables, io, packet, entry, (session, action));
+        }
+        self.carry_out(
+            tables,
+            io,
+            packet,
+            entry,
+            (session, action),
+            (entry.vni, |_: &mut [u8]| {}),
+        )
     }
 
     #[inline(always)]
@@ -176,18 +234,19 @@ impl Core {
         io: &mut impl Io,
         packet: &mut Packet,
         entry: &Entry,
-        (session, order): (SessionRef<'_>, Order),
+        (session, action): (SessionRef<'_>, Action),
+        (vni, translate): (u32, impl FnOnce(&mut [u8])),
     ) -> Option<(Destination, u16, u16)> {
         let Glance { key, ip_len, .. } = &entry.glance;
         let start = usize::from(packet.start) + usize::from(entry.outer);
         let area = io.bytes_mut(&mut packet.frame);
         let frame = area.get_mut(start..start + usize::from(entry.len))?;
-        if MacPair::read(frame.first_chunk()?) != order.expected
-            || (order.rewrites() && entry.glance.ttl <= 1)
+        if MacPair::read(frame.first_chunk()?) != action.expected
+            || (action.is_routed() && entry.glance.ttl <= 1)
         {
             return None;
         }
-        let (destination, tunnel) = match order.egress() {
+        let (destination, tunnel) = match action.egress() {
             Egress::Port(index) => {
                 if *ip_len > self.least_mtu && *ip_len > self.device_mtus.of(index) {
                     return None;
@@ -205,16 +264,17 @@ impl Core {
         follow(&session, frame, &entry.glance)?;
         session.touch(self.now);
         // Nothing below fails.
-        if order.rewrites() {
-            routed(frame, &order, &entry.glance);
+        if action.is_routed() {
+            routed(frame, &action, &entry.glance);
         }
+        translate(frame);
         let mut outer = 0;
         if let Some(tunnel) = tunnel {
             // Entropy from bits of the hash that the choice of the tunnel does not use.
             let (class, entropy) = (entry.glance.traffic_class, (key.hash >> 32) as u16);
             let written = tunnel
                 .template
-                .write(area, start, entry.len, entry.vni, class, entropy);
+                .write(area, start, entry.len, vni, class, entropy);
             debug_assert!(written, "there is the room that was asked for");
             outer = tunnel.template.overhead() as u16;
         }
@@ -251,12 +311,12 @@ fn follow(session: &SessionRef<'_>, frame: &[u8], glance: &Glance) -> Option<()>
 
 /// What a router does to a packet.
 #[inline(always)]
-fn routed(frame: &mut [u8], order: &Order, glance: &Glance) {
+fn routed(frame: &mut [u8], action: &Action, glance: &Glance) {
     let Some(head) = frame.first_chunk_mut::<34>() else {
         return;
     };
     if let Some(macs) = head.first_chunk_mut() {
-        order.new.write(macs);
+        action.new.write(macs);
     }
     if glance.l4 == L4_IPV6 {
         head[ETHERNET + 7] = glance.ttl - 1;

@@ -1,24 +1,34 @@
 //! A session and a packet of it: what was decided for such packets, and what the packet makes of the session. And a packet that has none: what
 //! it opens.
 
+use super::forwarding::macs;
 use super::policy_eval::Standing;
+use super::translate::{Change, Decision};
 use super::{Entry, Tables};
 use crate::packet::parse::protocol;
 use crate::packet::{DropReason, Family, Parsed};
 use crate::session::State;
-use crate::session::table::{Action, SessionRef, Stamp};
+use crate::session::table::{SessionRef, Stamp};
 use crate::session::tcp::{self, Segment, Side, Step};
 
-/// The session's action, if it was decided in this epoch of its VPC, and for packets like this one.
+/// What the session keeps, if it was decided in this epoch of its VPC, and for packets like this one.
 #[inline]
-pub(super) fn kept(tables: Tables<'_>, entry: &Entry, session: &SessionRef<'_>) -> Option<Action> {
-    let parsed = &entry.parsed;
+pub(super) fn kept(
+    tables: Tables<'_>,
+    entry: &Entry,
+    session: &SessionRef<'_>,
+) -> Option<Decision> {
     let stamp = Stamp::new(tables.snapshot.vpcs[entry.vpc].epoch, entry.ingress);
-    session
-        .order(stamp)
-        .or_else(|| session.second_order(stamp))
-        .map(|order| order.action())
-        .filter(|action| action.eth_dst == parsed.eth_dst && action.eth_src == parsed.eth_src)
+    let action = session
+        .action(stamp)
+        .or_else(|| session.second_action(stamp))
+        .filter(|action| action.expected == macs(&entry.parsed))?;
+    let change = if action.is_translated() {
+        Change::Flow(session.translation()?)
+    } else {
+        Change::None
+    };
+    Some(Decision { action, change })
 }
 
 /// What a packet would make of its session.

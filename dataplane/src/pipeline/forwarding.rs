@@ -5,11 +5,11 @@ use super::tracer::Tracer;
 use crate::packet::parse::word_address;
 use crate::packet::{DropReason, Flow, Mac, Parsed};
 use crate::route::ecmp;
-use crate::session::table::{Action, Egress, Ingress};
+use crate::session::table::{Action, Egress, Ingress, MacPair};
 use crate::snapshot::{Endpoint, NextHop, Place, Port, Snapshot, Subnet, Target, Vpc};
 
-/// Where it goes, and its new destination and source MAC where it is routed.
-pub(super) type Way = (Egress, Option<(Mac, Mac)>);
+/// Where it goes, and its new MACs where it is routed.
+pub(super) type Way = (Egress, Option<MacPair>);
 
 fn egress_of(endpoint: &Endpoint) -> Egress {
     match endpoint.place {
@@ -18,17 +18,18 @@ fn egress_of(endpoint: &Endpoint) -> Egress {
     }
 }
 
-/// Where a packet from a port goes: within the subnet by its MAC, through the gateway by its route.
+/// Where a packet from a port goes: within the subnet by its MAC, through the gateway by the route for the destination of `flow`, which is the packet's own
+/// but for a translated destination.
 pub(super) fn from_port(
     snapshot: &Snapshot,
     sender: (u16, &Port),
-    parsed: &Parsed,
+    (parsed, flow): (&Parsed, &Flow),
     trace: &mut impl Tracer,
 ) -> Result<Way, DropReason> {
     let (index, port) = sender;
     let subnet = &snapshot.subnets[port.subnet];
     let (egress, rewrite) = if parsed.eth_dst == subnet.gateway_mac {
-        route(snapshot, port, subnet, &parsed.flow, trace)?
+        route(snapshot, port, subnet, flow, trace)?
     } else {
         let endpoint = snapshot.vpcs[port.vpc]
             .by_mac
@@ -45,7 +46,8 @@ pub(super) fn from_port(
         });
         (egress_of(endpoint), None)
     };
-    if egress == Egress::Port(index) {
+    // A port reaches itself by way of an address that stands for its own.
+    if egress == Egress::Port(index) && (rewrite.is_none() || flow == &parsed.flow) {
         return Err(DropReason::UnknownMac);
     }
     Ok((egress, rewrite))
@@ -116,11 +118,43 @@ fn route(
     match hop {
         NextHop::Port(endpoint) => Ok((
             egress_of(&endpoint),
-            Some((endpoint.mac, snapshot.subnets[endpoint.subnet].gateway_mac)),
+            Some(MacPair::new(
+                endpoint.mac,
+                snapshot.subnets[endpoint.subnet].gateway_mac,
+            )),
         )),
-        NextHop::Peer(peer, mac) => Ok((Egress::Peer(peer), Some((mac, subnet.gateway_mac)))),
+        NextHop::Peer(peer, mac) => Ok((
+            Egress::Peer(peer),
+            Some(MacPair::new(mac, subnet.gateway_mac)),
+        )),
         NextHop::Gone => Err(DropReason::NextHopGone),
     }
+}
+
+/// Where an answer goes that is for an address that stands for one behind a peer: its host translated the question, and translates the answer. As from a
+/// router to a router, so that it is routed there once more.
+pub(super) fn to_translator(
+    snapshot: &Snapshot,
+    port: &Port,
+    outside: u128,
+    trace: &mut impl Tracer,
+) -> Option<Way> {
+    let vpc = &snapshot.vpcs[port.vpc];
+    let inside = vpc.translations.destination(outside)?;
+    let Place::There(peer) = vpc.by_address.get(&inside)?.place else {
+        return None;
+    };
+    let hop = NextHop::Peer(peer, Mac::ROUTER);
+    trace.step("route", || {
+        format!(
+            "{} stands for {}: {}",
+            word_address(outside),
+            word_address(inside),
+            describe(snapshot, &hop)
+        )
+    });
+    let gateway = snapshot.subnets[port.subnet].gateway_mac;
+    Some((Egress::Peer(peer), Some(MacPair::new(Mac::ROUTER, gateway))))
 }
 
 /// Addresses of this link or this host alone do not cross a router.
@@ -174,41 +208,44 @@ pub(super) fn moved(snapshot: &Snapshot, vpc: usize, peer: u16, parsed: &Parsed)
     let (endpoint, rewrite) = if is_router(vpc, parsed.eth_dst) {
         let endpoint = vpc.by_address.get(&parsed.flow.destination)?;
         let gateway = snapshot.subnets[endpoint.subnet].gateway_mac;
-        (endpoint, Some((endpoint.mac, gateway)))
+        (endpoint, Some(MacPair::new(endpoint.mac, gateway)))
     } else {
         (vpc.by_mac.get(&parsed.eth_dst)?, None)
     };
     let next = vpc.moves.get(&endpoint.mac).copied()?;
     let goes_there = endpoint.place == Place::There(next) && next != peer;
-    (goes_there && comes_from_sender && !is_here(vpc, parsed.flow.source)).then_some(Action {
-        eth_dst: parsed.eth_dst,
-        eth_src: parsed.eth_src,
-        egress: Egress::Peer(next),
-        rewrite,
-    })
+    (goes_there && comes_from_sender && !is_here(vpc, parsed.flow.source))
+        .then(|| Action::new(macs(parsed), Egress::Peer(next), rewrite))
+}
+
+/// The MACs of a packet.
+pub(super) fn macs(parsed: &Parsed) -> MacPair {
+    MacPair::new(parsed.eth_dst, parsed.eth_src)
 }
 
 /// Routers behind a tunnel send to the virtual router's MAC.
-fn is_router(vpc: &Vpc, mac: Mac) -> bool {
+pub(super) fn is_router(vpc: &Vpc, mac: Mac) -> bool {
     mac == Mac::ROUTER || vpc.gateway_macs.contains(&mac)
 }
 
+/// Whether a port of this host has the address, or one that stands for it.
 fn is_here(vpc: &Vpc, address: u128) -> bool {
+    let address = vpc.translations.destination(address).unwrap_or(address);
     let endpoint = vpc.by_address.get(&address);
     endpoint.is_some_and(|endpoint| matches!(endpoint.place, Place::Here(_)))
 }
 
-/// Where a packet from a tunnel goes: to a port of this host. Back into a tunnel only after a port that has moved, see [`moved`].
+/// Where a packet from a tunnel goes: to a port of this host, by the destination of `flow` where it is routed. Back into a tunnel only after a port that has
+/// moved, see [`moved`].
 pub(super) fn from_peer(
     snapshot: &Snapshot,
-    vpc: usize,
-    peer: u16,
-    parsed: &Parsed,
+    (vpc, peer): (usize, u16),
+    (parsed, flow): (&Parsed, &Flow),
     trace: &mut impl Tracer,
 ) -> Result<Way, DropReason> {
     if let Some(onward) = moved(snapshot, vpc, peer, parsed) {
         trace.step("tunnel", || "the port has moved to another host".to_owned());
-        return Ok((onward.egress, onward.rewrite));
+        return Ok((onward.egress(), onward.is_routed().then_some(onward.new)));
     }
     let vpc = &snapshot.vpcs[vpc];
     // What claims to come from a port of this host, or carries the MAC of a port behind somebody else, is spoofed. But the host that a port came
@@ -239,15 +276,18 @@ pub(super) fn from_peer(
     if !is_router(vpc, parsed.eth_dst) {
         return Err(DropReason::NotHere);
     }
-    check_scope(&parsed.flow, trace)?;
+    check_scope(flow, trace)?;
     let endpoint = vpc
         .by_address
-        .get(&parsed.flow.destination)
+        .get(&flow.destination)
         .ok_or(DropReason::NoPort)?;
     match endpoint.place {
         Place::Here(port) => Ok((
             Egress::Port(port),
-            Some((endpoint.mac, snapshot.subnets[endpoint.subnet].gateway_mac)),
+            Some(MacPair::new(
+                endpoint.mac,
+                snapshot.subnets[endpoint.subnet].gateway_mac,
+            )),
         )),
         Place::There(_) => Err(DropReason::HairpinTunnel),
     }
@@ -280,11 +320,6 @@ pub(super) fn on_link(
     match (ingress, egress) {
         (Ingress::Peer(_), Egress::Peer(_)) => Err(DropReason::NotHere),
         (Ingress::Port(from), Egress::Port(to)) if from == to => Err(DropReason::UnknownMac),
-        _ => Ok(Action {
-            eth_dst: parsed.eth_dst,
-            eth_src: parsed.eth_src,
-            egress,
-            rewrite: None,
-        }),
+        _ => Ok(Action::new(macs(parsed), egress, None)),
     }
 }

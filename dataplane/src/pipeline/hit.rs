@@ -3,10 +3,11 @@
 use super::egress::{self, Obstacle};
 use super::follow::{Follow, follow, kept};
 use super::icmp_error::Problem;
+use super::translate::Decision;
 use super::{Core, Destination, Entry, Io, Tables, rewrite, segment};
 use crate::packet::parse::tcp_flags;
 use crate::packet::{DropReason, Packet};
-use crate::session::table::{Action, Egress, Ingress, SessionRef};
+use crate::session::table::{Egress, Ingress, SessionRef};
 use crate::snapshot::Tunnel;
 
 impl Core {
@@ -27,9 +28,9 @@ impl Core {
             Some(_) => None,
         };
         match known {
-            Some(Ok(action)) => {
+            Some(Ok(decision)) => {
                 self.counters.general.add(1);
-                self.execute(tables, io, packet, entry, &action);
+                self.execute(tables, io, packet, entry, &decision);
             }
             Some(Err(reason)) => self.drop(tables, io, packet, entry.ingress, reason),
             None => self.miss(tables, io, packet, entry, Some(session)),
@@ -44,15 +45,15 @@ impl Core {
         frame: &[u8],
         entry: &Entry,
         session: SessionRef<'_>,
-    ) -> Option<Result<Action, DropReason>> {
-        let action = kept(tables, entry, &session)?;
+    ) -> Option<Result<Decision, DropReason>> {
+        let decision = kept(tables, entry, &session)?;
         if entry.parsed.tcp_flags & (tcp_flags::SYN | tcp_flags::FIN | tcp_flags::RST) != 0 {
             return None;
         }
         match follow(&session, &entry.parsed, frame) {
             Follow::Pass(standings) => {
                 standings.keep(&session, self.now);
-                Some(Ok(action))
+                Some(Ok(decision))
             }
             Follow::Reopen => None,
             Follow::Drop(reason) => Some(Err(reason)),
@@ -67,9 +68,9 @@ impl Core {
         io: &mut impl Io,
         mut packet: Packet,
         entry: &Entry,
-        action: &Action,
+        decision: &Decision,
     ) {
-        let parsed = &entry.parsed;
+        let (parsed, action) = (&entry.parsed, &decision.action);
         // What a guest left to be split is as long as its longest piece.
         let plan = if packet.frame.is_large() {
             segment::Plan::of(io, &packet).ok().flatten()
@@ -94,26 +95,30 @@ impl Core {
             }
             Err(Obstacle::TooBig(mtu, tunnel)) => {
                 let may_split = !parsed.dont_fragment && self.fragment && plan.is_none();
-                return self.too_big(tables, io, packet, entry, action, (mtu, tunnel, may_split));
+                return self.too_big(
+                    tables,
+                    io,
+                    packet,
+                    entry,
+                    decision,
+                    (mtu, tunnel, may_split),
+                );
             }
         };
+        let is_partial = plan.is_some();
         let frame = packet.bytes_mut(io);
-        if let Some((destination, source)) = action.rewrite {
-            rewrite::macs(frame, destination, source);
-            rewrite::decrement_ttl(frame, parsed);
-        }
-        let mut class = parsed.traffic_class;
-        if let Some(outer) = entry.outer_class {
-            match rewrite::propagate_congestion(frame, parsed, outer) {
-                Ok(marked) => class = marked,
-                Err(reason) => return self.drop(tables, io, packet, entry.ingress, reason),
-            }
-        }
+        let class = match egress::change(frame, entry, decision, is_partial) {
+            Ok(class) => class,
+            Err(reason) => return self.drop(tables, io, packet, entry.ingress, reason),
+        };
         if parsed.tcp_flags & tcp_flags::SYN != 0 {
-            self.clamp(tables, frame, entry, action, tunnel);
+            self.clamp(tables, frame, entry, action.egress(), tunnel);
         }
-        match (action.egress, tunnel) {
-            (_, Some(tunnel)) => self.encapsulate(tables, io, packet, entry, class, tunnel),
+        match (action.egress(), tunnel) {
+            (_, Some(tunnel)) => {
+                let vni = decision.vni(tables.snapshot.vpcs[entry.vpc].vni);
+                self.encapsulate(tables, io, packet, entry, (vni, class), tunnel);
+            }
             (Egress::Port(index), None) => self.deliver(tables, io, index, packet),
             (Egress::Peer(_), None) => {
                 let reason = DropReason::UnderlayUnresolved;
@@ -122,7 +127,7 @@ impl Core {
         }
     }
 
-    /// Sends a packet of a traffic class into a tunnel; one in a large frame in pieces.
+    /// Sends a packet with a VNI and a traffic class into a tunnel; one in a large frame in pieces.
     #[inline]
     pub(super) fn encapsulate(
         &self,
@@ -130,14 +135,14 @@ impl Core {
         io: &mut impl Io,
         packet: Packet,
         entry: &Entry,
-        class: u8,
+        header: (u32, u8),
         tunnel: &Tunnel,
     ) {
         if !packet.frame.is_large() {
-            return self.push(tables, io, packet, entry, class, tunnel);
+            return self.push(tables, io, packet, entry, header, tunnel);
         }
         let apart = segment::take_apart(io, packet, |io, piece| {
-            self.push(tables, io, piece, entry, class, tunnel);
+            self.push(tables, io, piece, entry, header, tunnel);
         });
         self.account(tables, io, entry.ingress, apart);
     }
@@ -149,10 +154,9 @@ impl Core {
         io: &mut impl Io,
         mut packet: Packet,
         entry: &Entry,
-        class: u8,
+        (vni, class): (u32, u8),
         tunnel: &Tunnel,
     ) {
-        let vni = tables.snapshot.vpcs[entry.vpc].vni;
         // Entropy from bits of the hash that the choice of the tunnel does not use.
         let entropy = (entry.key.hash >> 32) as u16;
         if tunnel.template.push(io, &mut packet, vni, class, entropy) {
@@ -169,7 +173,7 @@ impl Core {
         tables: Tables<'_>,
         frame: &mut [u8],
         entry: &Entry,
-        action: &Action,
+        egress: Egress,
         tunnel: Option<&Tunnel>,
     ) {
         let asks = |index: u16| {
@@ -179,7 +183,7 @@ impl Core {
                 .is_some_and(|port| port.clamp_mss)
         };
         let sender = matches!(entry.ingress, Ingress::Port(index) if asks(index));
-        let receiver = matches!(action.egress, Egress::Port(index) if asks(index));
+        let receiver = matches!(egress, Egress::Port(index) if asks(index));
         if !(sender || receiver) {
             return;
         }
@@ -192,7 +196,7 @@ impl Core {
                 through(peer.and_then(|peer| peer.tunnel(entry.key.hash)))
             }
         };
-        let to = match action.egress {
+        let to = match egress {
             Egress::Port(index) => self.device_mtus.of(index),
             Egress::Peer(_) => through(tunnel),
         };

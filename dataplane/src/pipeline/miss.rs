@@ -1,11 +1,11 @@
 //! The long way round: a packet that has to be resolved, and what comes of it.
 
-use super::resolve::{Record, Reply, Verdict, flow, resolve};
+use super::resolve::{Record, Refusal, Reply, Verdict, flow, resolve};
 use super::tracer::Tracer;
+use super::translate::{Change, Decision};
 use super::{Core, Destination, Entry, Io, Tables};
 use crate::packet::{DropReason, Offload, Packet};
-use crate::session::slot::Order;
-use crate::session::table::{Action, Ingress, NewSession, SessionRef, Stamp};
+use crate::session::table::{Ingress, NewSession, SessionRef, Stamp};
 use crate::session::{InsertError, State};
 
 use super::limit::Limiter;
@@ -60,20 +60,18 @@ impl Core {
         let area = area.unwrap_or_default();
         let verdict = resolve(tables, entry, area, session, &mut self.live());
         let verdict = match verdict {
-            Ok(Verdict::Forward(action, record)) => self
-                .record(tables, entry, &action, record)
-                .map(|()| Verdict::Forward(action, Record::Nothing)),
+            Ok(Verdict::Forward(decision, record)) => self
+                .record(tables, entry, &decision, record)
+                .map(|()| Verdict::Forward(decision, Record::Nothing)),
             Ok(verdict) => self.admit(entry, &verdict).map(|()| verdict),
-            Err(refusal) => {
-                if let Some(session) = refusal.denied {
-                    deny(tables, &session, self.now);
-                }
-                Err(refusal.reason)
-            }
+            Err(refusal) => Err(self.refuse(tables, &refusal)),
         };
         match verdict {
-            Ok(Verdict::Forward(action, _) | Verdict::Relay(action)) => {
-                self.execute(tables, io, packet, entry, &action);
+            Ok(Verdict::Forward(decision, _)) => {
+                self.execute(tables, io, packet, entry, &decision);
+            }
+            Ok(Verdict::Relay(action)) => {
+                self.execute(tables, io, packet, entry, &Decision::from(action));
             }
             Ok(Verdict::Reply(reply)) => self.reply(tables, io, packet, entry, reply),
             Ok(Verdict::Punt) => match entry.ingress {
@@ -153,8 +151,9 @@ impl Core {
             .and_then(|peer| peer.tunnel(entry.key.hash));
         match tunnel {
             Some(tunnel) => {
-                let class = entry.parsed.traffic_class;
-                self.encapsulate(tables, io, packet, entry, class, tunnel);
+                let vni = tables.snapshot.vpcs[entry.vpc].vni;
+                let header = (vni, entry.parsed.traffic_class);
+                self.encapsulate(tables, io, packet, entry, header, tunnel);
             }
             None => self.drop(
                 tables,
@@ -173,19 +172,22 @@ impl Core {
         frame: &[u8],
         entry: &Entry,
         session: Option<SessionRef<'_>>,
-    ) -> Result<Action, DropReason> {
+    ) -> Result<Decision, DropReason> {
         match flow(tables, entry, frame, session, &mut self.live()) {
-            Ok((action, record)) => {
-                self.record(tables, entry, &action, record)?;
-                Ok(action)
+            Ok((decision, record)) => {
+                self.record(tables, entry, &decision, record)?;
+                Ok(decision)
             }
-            Err(refusal) => {
-                if let Some(session) = refusal.denied {
-                    deny(tables, &session, self.now);
-                }
-                Err(refusal.reason)
-            }
+            Err(refusal) => Err(self.refuse(tables, &refusal)),
         }
+    }
+
+    /// Why the packet is dropped; what its session may no longer do is over.
+    fn refuse(&self, tables: Tables<'_>, refusal: &Refusal<'_>) -> DropReason {
+        if let Some(session) = &refusal.denied {
+            deny(tables, session, self.now);
+        }
+        refusal.reason
     }
 
     /// Keeps what was decided in the packet's session; a packet that opens a flow gets one.
@@ -193,7 +195,7 @@ impl Core {
         &self,
         tables: Tables<'_>,
         entry: &Entry,
-        action: &Action,
+        decision: &Decision,
         record: Record<'_>,
     ) -> Result<(), DropReason> {
         let vpc = &tables.snapshot.vpcs[entry.vpc];
@@ -204,10 +206,10 @@ impl Core {
                 standings.keep(&session, self.now);
                 // What the groups say of a SYN that may begin the connection anew does not hold for the packets of the one that stands.
                 if standings.standing().is_none() {
-                    if session.order(stamp).is_none() {
+                    if session.action(stamp).is_none() {
                         self.counters.decided_again.add(1);
                     }
-                    session.set_action(stamp, action);
+                    session.set_action(stamp, &decision.action);
                 }
             }
             Record::Open(opened) => {
@@ -220,13 +222,18 @@ impl Core {
                     vpc: vpc.index,
                     now: self.now,
                     tcp: opened.tcp,
-                    order: Some((stamp, Order::from(action))),
+                    action: Some((stamp, decision.action)),
+                    translation: match decision.change {
+                        Change::Flow(translation) => Some(translation),
+                        Change::None | Change::Error(..) => None,
+                    },
                 };
                 let session = tables.sessions.insert(&entry.key, &new);
                 let session = session.map_err(|error| match error {
                     InsertError::Full => DropReason::SessionTableFull,
                     InsertError::PortBudget => DropReason::SessionPortBudget,
                     InsertError::VpcBudget => DropReason::SessionVpcBudget,
+                    InsertError::Clash => DropReason::TranslationClash,
                 })?;
                 session.touch(self.now);
             }

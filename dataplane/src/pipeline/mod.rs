@@ -32,6 +32,7 @@ pub mod services;
 pub mod split;
 pub mod trace;
 mod tracer;
+mod translate;
 
 use std::sync::{Arc, Mutex, PoisonError};
 

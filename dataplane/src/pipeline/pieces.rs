@@ -85,13 +85,13 @@ impl Core {
             self.may_flood(entry.ingress).map(|()| None)
         } else {
             let known = session.and_then(|session| self.known(tables, frame, entry, session));
-            let action = known.unwrap_or_else(|| self.decide(tables, frame, entry, session));
-            action.map(Some)
+            let decision = known.unwrap_or_else(|| self.decide(tables, frame, entry, session));
+            decision.map(Some)
         };
         let first = First::of(&entry.parsed, frame);
         let waiting = self.fragments().judged(piece, verdict.map(|_| first));
         match verdict {
-            Ok(Some(action)) => self.execute(tables, io, packet, entry, &action),
+            Ok(Some(decision)) => self.execute(tables, io, packet, entry, &decision),
             Ok(None) => self.spread(tables, io, packet, entry),
             Err(reason) => self.drop(tables, io, packet, entry.ingress, reason),
         }
@@ -131,22 +131,22 @@ impl Core {
             let reason = DropReason::FragmentOrphan;
             return self.drop(tables, io, packet, entry.ingress, reason);
         };
-        let action = match kept(tables, &entry, &session) {
-            Some(action) => Ok(action),
+        let decision = match kept(tables, &entry, &session) {
+            Some(decision) => Ok(decision),
             // What is to be remembered, the first has said.
             None => flow(tables, &entry, &[], Some(session), &mut Silent)
-                .map(|(action, _)| action)
+                .map(|(decision, _)| decision)
                 .map_err(|refusal| refusal.reason),
         };
-        match action {
-            Ok(action) => {
+        match decision {
+            Ok(decision) => {
                 if let Some(sequence) = first.sequence {
                     let reach = u32::from(fragment.offset) + u32::from(fragment.len);
                     let (mut sender, receiver) = session.tcp();
                     tcp::extend(&mut sender, sequence.wrapping_add(reach));
                     session.set_tcp(sender, receiver);
                 }
-                self.execute(tables, io, packet, &entry, &action);
+                self.execute(tables, io, packet, &entry, &decision);
             }
             Err(reason) => self.drop(tables, io, packet, entry.ingress, reason),
         }

@@ -1,14 +1,16 @@
 //! What becomes of a packet that no session answers for. The order of the stages stands here and nowhere else (design, "Packet path"): the
 //! general way, fragments and the packet trace all come here.
 //!
-//! From a port: services of the gateway, anti-spoofing, the gateway itself, session, ACL out, group out, route, and for a port of this host ACL in
-//! and group in. From a tunnel: neighbour discovery, session, the target port, ACL in, group in. Reads tables and changes none; only an answer
-//! of the gateway is written over the packet.
+//! From a port: services of the gateway, anti-spoofing, the gateway itself, session, ACL out, group out, destination translation, route, source
+//! translation, and for a port of this host ACL in and group in. From a tunnel: neighbour discovery, session, destination translation, the target port,
+//! source translation, ACL in, group in. Policy sees a packet with the addresses that its port knows. Reads tables and changes none; only an
+//! answer of the gateway is written over the packet.
 
 use super::follow::{Follow, Standings, follow, opening};
 use super::local::{Asker, Neighbor};
 use super::policy_eval::{self, Standing};
 use super::tracer::{Silent, Tracer};
+use super::translate::{self, Change, Choice, Decision};
 use super::{Entry, Tables, forwarding, guard, local, metadata, services};
 use crate::packet::parse::{self, Fragment, is_icmp_error};
 use crate::packet::{DropReason, Parsed};
@@ -19,6 +21,10 @@ use crate::snapshot::{Port, Snapshot};
 
 /// What becomes of a packet.
 #[derive(Debug)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "one at a time, on the stack: nothing here may allocate"
+)]
 pub(super) enum Verdict<'t> {
     /// The gateway answers: the packet has become the answer.
     Reply(Reply),
@@ -31,7 +37,7 @@ pub(super) enum Verdict<'t> {
     /// It goes with the other fragments of its datagram; the first of them goes on to [`flow`].
     Fragment(Fragment),
     /// It goes to one receiver.
-    Forward(Action, Record<'t>),
+    Forward(Decision, Record<'t>),
 }
 
 /// An answer of the gateway.
@@ -70,7 +76,7 @@ pub(super) struct Opened<'t> {
 #[derive(Debug)]
 pub(super) struct Refusal<'t> {
     pub reason: DropReason,
-    /// The session of the packet, if the groups admit it no longer.
+    /// The session of the packet, if the groups admit it no longer, or its translation is gone.
     pub denied: Option<SessionRef<'t>>,
 }
 
@@ -114,8 +120,8 @@ pub(super) fn resolve<'t>(
         Some(fragment) => Ok(Verdict::Fragment(fragment)),
         None if to_group => Ok(Verdict::Flood),
         None => {
-            let (action, record) = flow(tables, entry, area, session, tracer)?;
-            Ok(Verdict::Forward(action, record))
+            let (decision, record) = flow(tables, entry, area, session, tracer)?;
+            Ok(Verdict::Forward(decision, record))
         }
     }
 }
@@ -166,7 +172,7 @@ fn at_tunnel<'t>(
     if let Some(onward) = forwarding::moved(snapshot, vpc, peer, parsed) {
         tracer.step("tunnel", || "the port has moved to another host".to_owned());
         // Nothing is remembered of it: soon nothing will come this way.
-        return Ok(Some(Verdict::Forward(onward, Record::Nothing)));
+        return Ok(Some(Verdict::Forward(onward.into(), Record::Nothing)));
     }
     if let Some(verdict) = discovery(snapshot, Asker::Peer(peer, vpc), entry, area)? {
         return Ok(Some(verdict));
@@ -207,13 +213,13 @@ pub(super) fn flow<'t>(
     frame: &[u8],
     session: Option<SessionRef<'t>>,
     tracer: &mut impl Tracer,
-) -> Result<(Action, Record<'t>), Refusal<'t>> {
+) -> Result<(Decision, Record<'t>), Refusal<'t>> {
     let (snapshot, parsed) = (tables.snapshot, &entry.parsed);
     if is_icmp_error(parsed) {
-        check_quote(tables, entry, frame)?;
+        let choice = check_quote(tables, entry, frame)?;
         tracer.step("session", || "of the packet that is quoted".to_owned());
-        let action = judge(snapshot, entry, Standing::Related, tracer)?;
-        return Ok((action, Record::Nothing));
+        let decision = judge(snapshot, entry, (Standing::Related, choice), tracer)?;
+        return Ok((decision, Record::Nothing));
     }
     tracer.step("session", || {
         session.map_or("none".to_owned(), |session| {
@@ -222,6 +228,9 @@ pub(super) fn flow<'t>(
     });
     let (mut known, mut over) = (None, None);
     if let Some(session) = session {
+        if session.is_translated() && session.translation().is_none() {
+            return Err(DropReason::TranslationClash.into());
+        }
         match follow(&session, parsed, frame) {
             Follow::Pass(standings) => known = Some((session, standings)),
             Follow::Reopen => over = Some(session),
@@ -237,10 +246,15 @@ pub(super) fn flow<'t>(
         None if session.from_origin() => Standing::Forward,
         None => Standing::Backward,
     };
-    match judge(snapshot, entry, standing, tracer) {
-        Ok(action) => Ok((action, Record::Known(session, standings))),
+    let choice = translate::kept(&snapshot.vpcs[entry.vpc], &session, &parsed.flow);
+    match choice.and_then(|choice| judge(snapshot, entry, (standing, choice), tracer)) {
+        Ok(decision) => Ok((decision, Record::Known(session, standings))),
         Err(reason) => {
-            let is_denied = reason == DropReason::GroupDenied && standings.standing().is_none();
+            let is_denied = match reason {
+                DropReason::TranslationGone => true,
+                DropReason::GroupDenied => standings.standing().is_none(),
+                _ => false,
+            };
             Err(Refusal {
                 reason,
                 denied: is_denied.then_some(session),
@@ -249,6 +263,9 @@ pub(super) fn flow<'t>(
     }
 }
 
+/// How a packet that opens a flow is judged.
+const OPENING: (Standing, Choice) = (Standing::Forward, Choice::Anew);
+
 /// A packet that opens a flow.
 fn open<'t>(
     tables: Tables<'t>,
@@ -256,22 +273,24 @@ fn open<'t>(
     frame: &[u8],
     over: Option<SessionRef<'t>>,
     tracer: &mut impl Tracer,
-) -> Result<(Action, Opened<'t>), DropReason> {
+) -> Result<(Decision, Opened<'t>), DropReason> {
     let (snapshot, ingress) = (tables.snapshot, entry.ingress);
     let opening = opening(&entry.parsed, frame)?;
     if opening.begin(false).is_none() {
         // Only a flow that is seen one way begins like this.
-        judge(snapshot, entry, Standing::Forward, &mut Silent)
+        judge(snapshot, entry, OPENING, &mut Silent)
             .ok()
-            .filter(|way| may_be_one_sided(snapshot, ingress, way.egress))
+            .filter(|way| may_be_one_sided(snapshot, ingress, way.action.egress()))
             .and_then(|_| opening.begin(true))
             .ok_or(DropReason::TcpInvalid)?;
     }
     tracer.open_flow(ingress, snapshot.vpcs[entry.vpc].index)?;
-    let action = judge(snapshot, entry, Standing::Forward, tracer)?;
-    let one_sided = may_be_one_sided(snapshot, ingress, action.egress);
+    let decision = judge(snapshot, entry, OPENING, tracer)?;
+    check_second_key(tables, entry, &decision, over.as_ref())?;
+    let egress = decision.action.egress();
+    let one_sided = may_be_one_sided(snapshot, ingress, egress);
     let (state, tcp) = opening.begin(one_sided).ok_or(DropReason::TcpInvalid)?;
-    let port = match (ingress, action.egress) {
+    let port = match (ingress, egress) {
         (Ingress::Port(port), _) | (_, Egress::Port(port)) => port,
         _ => return Err(DropReason::HairpinTunnel),
     };
@@ -281,11 +300,34 @@ fn open<'t>(
         port,
         over,
     };
-    Ok((action, opened))
+    Ok((decision, opened))
 }
 
-/// An ICMP error passes if it quotes a packet of a session and goes to that packet's sender.
-fn check_quote(tables: Tables<'_>, entry: &Entry, frame: &[u8]) -> Result<(), DropReason> {
+/// No two sessions share what their packets look like, on either side: a translated flow is refused where another has what it would become.
+fn check_second_key(
+    tables: Tables<'_>,
+    entry: &Entry,
+    decision: &Decision,
+    over: Option<&SessionRef<'_>>,
+) -> Result<(), DropReason> {
+    let Change::Flow(translation) = &decision.change else {
+        return Ok(());
+    };
+    let key = Key::new(tables.sessions.seeds(), &translation.flow, translation.vni);
+    // A port that reaches itself with equal ports, or none: its answers would look like its questions.
+    if key.words == entry.key.words {
+        return Err(DropReason::TranslationClash);
+    }
+    match tables.sessions.find(&key) {
+        Some(other) if !over.is_some_and(|over| over.is_same(&other)) => {
+            Err(DropReason::TranslationClash)
+        }
+        _ => Ok(()),
+    }
+}
+
+/// An ICMP error passes if it quotes a packet of a session and goes to that packet's sender. Answers how it is translated.
+fn check_quote(tables: Tables<'_>, entry: &Entry, frame: &[u8]) -> Result<Choice, DropReason> {
     let parsed = &entry.parsed;
     let quote = frame
         .get(usize::from(parsed.l4) + 8..usize::from(parsed.end))
@@ -295,37 +337,61 @@ fn check_quote(tables: Tables<'_>, entry: &Entry, frame: &[u8]) -> Result<(), Dr
         .and_then(|quoted| {
             let vni = tables.snapshot.vpcs[entry.vpc].vni;
             let key = Key::new(tables.sessions.seeds(), &quoted, vni);
-            tables.sessions.find(&key)
+            let session = tables.sessions.find(&key)?;
+            Some(translate::of_error(&session, &quoted, parsed))
         })
-        .map(|_| ())
         .ok_or(DropReason::IcmpUnrelated)
 }
 
-/// Policy and route. ACLs and groups of the sender's port come before the route, those of the receiver's after it.
+/// Policy, translation and route. ACLs and groups of the sender's port come before the route, those of the receiver's after it.
 fn judge(
     snapshot: &Snapshot,
     entry: &Entry,
-    standing: Standing,
+    (standing, choice): (Standing, Choice),
     tracer: &mut impl Tracer,
-) -> Result<Action, DropReason> {
-    let parsed = &entry.parsed;
-    let (egress, rewrite) = match entry.ingress {
+) -> Result<Decision, DropReason> {
+    let (parsed, vpc) = (&entry.parsed, &snapshot.vpcs[entry.vpc]);
+    let flow = &parsed.flow;
+    let (routed, (egress, macs), is_routed) = match entry.ingress {
         Ingress::Port(index) => {
             let port = snapshot.port(index).ok_or(DropReason::PortDown)?;
             policy(snapshot, port, (parsed, standing), false, tracer)?;
-            forwarding::from_port(snapshot, (index, port), parsed, tracer)?
+            let is_routed = parsed.eth_dst == snapshot.subnets[port.subnet].gateway_mac;
+            let routed = choice.destination(vpc, flow, is_routed, tracer);
+            let answers = matches!(choice, Choice::Untranslated) && standing != Standing::Forward;
+            let translator = (answers && is_routed)
+                .then(|| forwarding::to_translator(snapshot, port, flow.destination, tracer));
+            let way = match translator.flatten() {
+                Some(way) => way,
+                None => forwarding::from_port(snapshot, (index, port), (parsed, &routed), tracer)?,
+            };
+            (routed, way, is_routed)
         }
-        Ingress::Peer(peer) => forwarding::from_peer(snapshot, entry.vpc, peer, parsed, tracer)?,
+        Ingress::Peer(peer) => {
+            let is_routed = forwarding::is_router(vpc, parsed.eth_dst);
+            let routed = choice.destination(vpc, flow, is_routed, tracer);
+            let way =
+                forwarding::from_peer(snapshot, (entry.vpc, peer), (parsed, &routed), tracer)?;
+            (routed, way, is_routed)
+        }
     };
+    let after = choice.source(vpc, flow, routed, is_routed, tracer);
     if let Egress::Port(index) = egress {
         let port = snapshot.port(index).ok_or(DropReason::PortDown)?;
-        policy(snapshot, port, (parsed, standing), true, tracer)?;
+        let seen = Parsed {
+            flow: after,
+            ..*parsed
+        };
+        policy(snapshot, port, (&seen, standing), true, tracer)?;
     }
-    Ok(Action {
-        eth_dst: parsed.eth_dst,
-        eth_src: parsed.eth_src,
-        egress,
-        rewrite,
+    let action = Action::new(forwarding::macs(parsed), egress, macs);
+    let change = choice.change(flow, &after, vpc.vni);
+    Ok(Decision {
+        action: match change {
+            Change::None => action,
+            Change::Flow(_) | Change::Error(..) => action.translated(),
+        },
+        change,
     })
 }
 

@@ -3,6 +3,7 @@
 use crate::packet::parse::{self, Family, Parsed, protocol};
 use crate::packet::{DropReason, FrameMemory, Mac, Packet};
 use crate::packet::{checksum, nested};
+use crate::session::slot::MacPair;
 use crate::session::tcp;
 
 /// Writes both MACs.
@@ -11,6 +12,14 @@ pub fn macs(frame: &mut [u8], destination: Mac, source: Mac) {
     if let Some(header) = frame.first_chunk_mut::<12>() {
         header[..6].copy_from_slice(&destination.bytes());
         header[6..].copy_from_slice(&source.bytes());
+    }
+}
+
+/// The same, as a session keeps them.
+#[inline]
+pub fn both_macs(frame: &mut [u8], macs: MacPair) {
+    if let Some(header) = frame.first_chunk_mut::<12>() {
+        macs.write(header);
     }
 }
 

@@ -185,9 +185,14 @@ fn inner(
         Verdict::Fragment(_) if parsed.eth_dst.is_group() => flooded(tables, &entry)?,
         Verdict::Fragment(_) => {
             let flow = flow(tables, &entry, &area, session, steps);
-            leave(view, &entry, &flow.map_err(|refusal| refusal.reason)?.0)?
+            leave(
+                view,
+                &entry,
+                &flow.map_err(|refusal| refusal.reason)?.0.action,
+            )?
         }
-        Verdict::Relay(action) | Verdict::Forward(action, _) => leave(view, &entry, &action)?,
+        Verdict::Relay(action) => leave(view, &entry, &action)?,
+        Verdict::Forward(decision, _) => leave(view, &entry, &decision.action)?,
     };
     if let Some(class) = outer_class {
         rewrite::propagate_congestion(&mut area, &parsed, class)?;
@@ -216,7 +221,7 @@ fn leave(view: View<'_>, entry: &Entry, action: &Action) -> Result<Outcome, Drop
             Some(may_split.then_some(mtu).ok_or(DropReason::TooBig)?)
         }
     };
-    let (ports, peers) = match action.egress {
+    let (ports, peers) = match action.egress() {
         Egress::Port(index) => (vec![index], vec![]),
         Egress::Peer(index) => (vec![], vec![index]),
     };

@@ -9,6 +9,7 @@ use std::ptr::{NonNull, null_mut};
 
 use super::index::Bucket;
 use super::slot::{Half, Slot};
+use super::translation::Line;
 
 /// Bytes of a huge page on the architectures that have AF_XDP.
 const HUGE_PAGE: usize = 2 << 20;
@@ -26,6 +27,8 @@ pub unsafe trait Zeroed: Sync {}
 unsafe impl Zeroed for Slot {}
 // SAFETY: made of atomic integers alone.
 unsafe impl Zeroed for Half {}
+// SAFETY: made of atomic integers alone.
+unsafe impl Zeroed for Line {}
 // SAFETY: made of atomic integers alone.
 unsafe impl Zeroed for Bucket {}
 

@@ -4,6 +4,7 @@ use std::ops::{Deref, Range};
 
 use super::index::Bucket;
 use super::slot::{Half, Slot};
+use super::translation::Line;
 
 /// Types that begin as zero.
 pub trait Zeroed: Sync {
@@ -17,6 +18,12 @@ impl Zeroed for Slot {
 }
 
 impl Zeroed for Half {
+    fn zero() -> Self {
+        Self::default()
+    }
+}
+
+impl Zeroed for Line {
     fn zero() -> Self {
         Self::default()
     }

@@ -1,7 +1,7 @@
 //! The index of the session table: buckets of one cache line, eight entries each; a hash has two buckets to lie in.
 //!
-//! An entry is a tag of 16 bits from the hash, and the number of a slot. The eight tags are compared at once, in two words. What is found is a
-//! candidate: the slot's own key decides, so that a reader who races with a writer is never led astray.
+//! An entry is a tag of 16 bits from the hash, and a [`Place`] of a session. The eight tags are compared at once, in two words. What is found is a
+//! candidate: the session's own key decides, so that a reader who races with a writer is never led astray.
 
 use super::arena::Arena;
 use crate::prefetch::prefetch;
@@ -17,7 +17,7 @@ const TOPS: u64 = ONES << 15;
 #[derive(Debug, Default)]
 pub struct Bucket {
     tags: [AtomicU64; ENTRIES / 4],
-    /// Number of the slot plus one; 0 is empty.
+    /// A [`Place`] plus one; 0 is empty.
     slots: [AtomicU32; ENTRIES],
 }
 
@@ -27,11 +27,62 @@ pub struct Index {
     buckets: Arena<Bucket>,
 }
 
-/// A place in the index.
+/// An empty entry of the index.
 #[derive(Debug, Clone, Copy)]
-pub struct Place {
+pub struct Room {
     bucket: usize,
     entry: usize,
+}
+
+/// Where a session lies, and by which of its keys an entry finds it: the number of the slot in its shard; in the top bits whether there is a second
+/// key and which of the two the entry is for; for a second key the shard of the slot, which may be another than the index's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Place(u32);
+
+/// Slots that a shard may have.
+pub const MOST_SLOTS: usize = NUMBER as usize;
+
+const NUMBER: u32 = (1 << 26) - 1;
+const SHARD_BITS: u32 = 26;
+const SECOND: u32 = 1 << 30;
+/// Of an entry for a first key: that the session has a second one. Of one for a second key: that its ends have the other order.
+const TRANSLATED: u32 = 1 << 31;
+
+impl Place {
+    /// Of a session with one key.
+    pub fn plain(number: u32) -> Self {
+        Self(number)
+    }
+
+    /// Of one with two keys, by the first.
+    pub fn first(number: u32) -> Self {
+        Self(number | TRANSLATED)
+    }
+
+    /// By the second, in the slots of the shard `home`.
+    pub fn second(home: usize, number: u32, flipped: bool) -> Self {
+        let flag = if flipped { TRANSLATED } else { 0 };
+        Self(number | (home as u32) << SHARD_BITS | SECOND | flag)
+    }
+
+    /// The number of the slot in its shard.
+    #[inline]
+    pub fn number(self) -> u32 {
+        self.0 & NUMBER
+    }
+
+    /// Whether the session has two keys.
+    #[inline]
+    pub fn is_translated(self) -> bool {
+        self.0 >= SECOND
+    }
+
+    /// For a second key: the shard of the slot, and whether the ends of the key have another order than those of the first.
+    #[inline]
+    pub fn of_second(self) -> Option<(usize, bool)> {
+        let home = (self.0 >> SHARD_BITS & 0xf) as usize;
+        (self.0 & SECOND != 0).then_some((home, self.0 & TRANSLATED != 0))
+    }
 }
 
 fn tag(hash: u64) -> u64 {
@@ -39,9 +90,9 @@ fn tag(hash: u64) -> u64 {
 }
 
 impl Bucket {
-    /// The slots whose tag is this one, and with a small chance others.
+    /// The sessions whose tag is this one, and with a small chance others.
     #[inline]
-    fn candidates(&self, tag: u64) -> impl Iterator<Item = u32> + '_ {
+    fn candidates(&self, tag: u64) -> impl Iterator<Item = Place> + '_ {
         self.tags
             .iter()
             .zip(self.slots.as_chunks::<4>().0)
@@ -55,7 +106,7 @@ impl Bucket {
                         found &= found - 1;
                         let slot = slots[lane as usize].load(Ordering::Acquire);
                         if slot != 0 {
-                            return Some(slot - 1);
+                            return Some(Place(slot - 1));
                         }
                     }
                     None
@@ -89,9 +140,9 @@ impl Index {
         prefetch(&self.buckets[self.places(hash)[0]]);
     }
 
-    /// Slots that the hash may lead to.
+    /// Sessions that the hash may lead to.
     #[inline]
-    pub fn candidates(&self, hash: u64) -> impl Iterator<Item = u32> + '_ {
+    pub fn candidates(&self, hash: u64) -> impl Iterator<Item = Place> + '_ {
         let tag = tag(hash);
         self.places(hash)
             .into_iter()
@@ -100,7 +151,7 @@ impl Index {
 
     /// The first of the candidates.
     #[inline]
-    pub fn first(&self, hash: u64) -> Option<u32> {
+    pub fn first(&self, hash: u64) -> Option<Place> {
         let tag = tag(hash);
         let [first, second] = self.places(hash);
         self.buckets[first]
@@ -110,40 +161,40 @@ impl Index {
     }
 
     /// An empty entry for the hash.
-    pub fn room(&self, hash: u64) -> Option<Place> {
+    pub fn room(&self, hash: u64) -> Option<Room> {
         self.places(hash).into_iter().find_map(|bucket| {
             let entry = self.buckets[bucket]
                 .slots
                 .iter()
                 .position(|slot| slot.load(Ordering::Relaxed) == 0)?;
-            Some(Place { bucket, entry })
+            Some(Room { bucket, entry })
         })
     }
 
-    /// All slots in the two buckets of a hash.
-    pub fn neighbours(&self, hash: u64) -> impl Iterator<Item = u32> + '_ {
+    /// All sessions in the two buckets of a hash.
+    pub fn neighbours(&self, hash: u64) -> impl Iterator<Item = Place> + '_ {
         let slots = self
             .places(hash)
             .into_iter()
             .flat_map(|bucket| &self.buckets[bucket].slots);
-        slots.filter_map(|slot| slot.load(Ordering::Relaxed).checked_sub(1))
+        slots.filter_map(|slot| slot.load(Ordering::Relaxed).checked_sub(1).map(Place))
     }
 
-    /// Enters a slot. Writers are serialised by their shard's lock.
-    pub fn put(&self, place: Place, hash: u64, slot: u32) {
-        let Place { bucket, entry } = place;
+    /// Enters a session. Writers are serialised by their shard's lock.
+    pub fn put(&self, room: Room, hash: u64, place: Place) {
+        let Room { bucket, entry } = room;
         let bucket = &self.buckets[bucket];
         let (word, shift) = (&bucket.tags[entry / 4], entry % 4 * 16);
         let others = word.load(Ordering::Relaxed) & !(0xffff << shift);
         word.store(others | tag(hash) << shift, Ordering::Relaxed);
-        bucket.slots[entry].store(slot + 1, Ordering::Release);
+        bucket.slots[entry].store(place.0 + 1, Ordering::Release);
     }
 
-    /// Takes a slot out.
-    pub fn take(&self, hash: u64, slot: u32) {
+    /// Takes a session out.
+    pub fn take(&self, hash: u64, place: Place) {
         for bucket in self.places(hash) {
             for entry in &self.buckets[bucket].slots {
-                if entry.load(Ordering::Relaxed) == slot + 1 {
+                if entry.load(Ordering::Relaxed) == place.0 + 1 {
                     entry.store(0, Ordering::Relaxed);
                 }
             }
@@ -167,15 +218,27 @@ mod tests {
             .map(|i| i.wrapping_mul(0x9e37_79b9_7f4a_7c15))
             .collect();
         for (slot, hash) in (0..).zip(&hashes) {
-            index.put(index.room(*hash).unwrap(), *hash, slot);
+            index.put(index.room(*hash).unwrap(), *hash, Place::plain(slot));
         }
         for (slot, hash) in (0..).zip(&hashes) {
-            assert!(index.candidates(*hash).any(|found| found == slot));
-            assert!(index.neighbours(*hash).any(|found| found == slot));
+            assert!(
+                index
+                    .candidates(*hash)
+                    .any(|found| found == Place::plain(slot))
+            );
+            assert!(
+                index
+                    .neighbours(*hash)
+                    .any(|found| found == Place::plain(slot))
+            );
         }
         for (slot, hash) in (0..).zip(&hashes) {
-            index.take(*hash, slot);
-            assert!(index.candidates(*hash).all(|found| found != slot));
+            index.take(*hash, Place::plain(slot));
+            assert!(
+                index
+                    .candidates(*hash)
+                    .all(|found| found != Place::plain(slot))
+            );
         }
         assert!(hashes.iter().all(|hash| index.first(*hash).is_none()));
     }
@@ -186,9 +249,10 @@ mod tests {
         let index = Index::new(8);
         let hash = |tag: u64| tag << 44;
         for (slot, tag) in [7, 8, 6, 7].into_iter().enumerate() {
-            index.put(index.room(hash(tag)).unwrap(), hash(tag), slot as u32);
+            let place = Place::plain(slot as u32);
+            index.put(index.room(hash(tag)).unwrap(), hash(tag), place);
         }
-        let found: Vec<u32> = index.candidates(hash(7)).collect();
+        let found: Vec<u32> = index.candidates(hash(7)).map(Place::number).collect();
         assert!(found.contains(&0) && found.contains(&3), "{found:?}");
         assert_eq!(index.first(hash(9)), None);
     }
@@ -198,13 +262,14 @@ mod tests {
         let index = Index::new(8);
         let [before, after] = [0xffff << 44, 1 << 44];
         for slot in 0..8 {
-            index.put(index.room(before).unwrap(), before, slot);
+            index.put(index.room(before).unwrap(), before, Place::plain(slot));
         }
         for slot in 0..8 {
-            index.take(before, slot);
-            index.put(index.room(after).unwrap(), after, slot);
-            assert!(index.candidates(after).any(|found| found == slot));
-            assert!(index.candidates(before).all(|found| found != slot));
+            let place = Place::plain(slot);
+            index.take(before, place);
+            index.put(index.room(after).unwrap(), after, place);
+            assert!(index.candidates(after).any(|found| found == place));
+            assert!(index.candidates(before).all(|found| found != place));
         }
     }
 
@@ -215,11 +280,29 @@ mod tests {
         for slot in 0..16 {
             assert_eq!(index.first(hash(9)), None);
             let tag = if slot % 8 == 0 { 9 } else { 5 };
-            index.put(index.room(hash(tag)).unwrap(), hash(tag), slot);
+            let place = Place::plain(slot);
+            index.put(index.room(hash(tag)).unwrap(), hash(tag), place);
             if tag == 9 {
-                assert_eq!(index.first(hash(9)), Some(slot));
-                index.take(hash(9), slot);
-                index.put(index.room(hash(5)).unwrap(), hash(5), slot);
+                assert_eq!(index.first(hash(9)), Some(place));
+                index.take(hash(9), place);
+                index.put(index.room(hash(5)).unwrap(), hash(5), place);
+            }
+        }
+    }
+
+    #[test]
+    fn a_place_says_where_a_session_lies_and_by_which_key() {
+        for number in [0, 1, NUMBER - 1] {
+            let plain = Place::plain(number);
+            assert!(!plain.is_translated() && plain.of_second().is_none());
+            let first = Place::first(number);
+            assert!(first.is_translated() && first.of_second().is_none());
+            assert_eq!((plain.number(), first.number()), (number, number));
+            for (home, flipped) in [(0, false), (15, true), (7, false)] {
+                let second = Place::second(home, number, flipped);
+                assert!(second.is_translated());
+                assert_eq!(second.of_second(), Some((home, flipped)));
+                assert_eq!(second.number(), number);
             }
         }
     }
@@ -229,7 +312,7 @@ mod tests {
         let index = Index::new(8);
         let hash = 0;
         for slot in 0..8 {
-            index.put(index.room(hash).unwrap(), hash, slot);
+            index.put(index.room(hash).unwrap(), hash, Place::plain(slot));
         }
         assert!(index.room(hash).is_none());
         // Bucket 1 of the two is free for a hash that has it as its second choice.

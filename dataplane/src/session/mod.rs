@@ -1,21 +1,24 @@
 //! Sessions: tracked flows, both directions, with what was decided for each.
 //!
 //! `key` names them, `tcp` follows connections, `table` holds them for all workers: an `index` finds the `slot` of a session, and both lie in
-//! an `arena`.
+//! an `arena`. A session whose packets are translated has a second key and a line of its own (`translation`).
 
 #[cfg_attr(feature = "loom", path = "arena_model.rs")]
 mod arena;
+mod held;
 mod index;
 pub mod key;
-mod second_orders;
+mod second_actions;
 pub mod slot;
 pub mod table;
 pub mod tcp;
+mod translation;
 
 use std::time::Duration;
 
 pub use key::{Direction, Key, Seeds};
 pub use table::{InsertError, Limits, SessionTable, TableStatistics};
+pub use translation::{Side, Translation};
 
 macro_rules! states {
     ($($variant:ident = $name:literal,)*) => {

@@ -27,25 +27,12 @@ pub enum Egress {
     Peer(u16),
 }
 
-/// What was decided for one direction of a session: valid for packets with these MACs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Action {
-    /// Destination MAC that the packet must carry.
-    pub eth_dst: Mac,
-    /// Source MAC that the packet must carry.
-    pub eth_src: Mac,
-    /// Where it goes.
-    pub egress: Egress,
-    /// New destination and source MAC when the packet is routed; its TTL is then decremented too.
-    pub rewrite: Option<(Mac, Mac)>,
-}
-
 /// By what a decision is known to hold: the epoch of its VPC, and the ingress that it was taken for. Never 0, for no
 /// epoch is. The low bits, 0 here, are where a [`Half`] counts what was written to it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Stamp(u64);
 
-/// What the count of orders written takes of a stamp's word.
+/// What the count of actions written takes of a stamp's word.
 const WRITE_BITS: u32 = 15;
 const WRITES: u64 = 1 << WRITE_BITS;
 
@@ -92,42 +79,57 @@ impl MacPair {
         rest.copy_from_slice(&self.rest.to_ne_bytes());
     }
 
-    fn new(destination: Mac, source: Mac) -> Self {
+    /// Of two MACs.
+    pub fn new(destination: Mac, source: Mac) -> Self {
         let ([a, b, c, d, e, f], [g, h, i, j, k, l]) = (destination.bytes(), source.bytes());
         Self::read(&[a, b, c, d, e, f, g, h, i, j, k, l])
-    }
-
-    fn macs(self) -> (Mac, Mac) {
-        let mut bytes = [0; 12];
-        self.write(&mut bytes);
-        let [a, b, c, d, e, f, g, h, i, j, k, l] = bytes;
-        (
-            Mac::from_bytes([a, b, c, d, e, f]),
-            Mac::from_bytes([g, h, i, j, k, l]),
-        )
     }
 }
 
 const PEER: u32 = 1 << 16;
-const REWRITE: u32 = 1 << 17;
+const ROUTED: u32 = 1 << 17;
+const TRANSLATED: u32 = 1 << 18;
 
-/// A decision in the form that it is kept in.
+/// What was decided for packets of one direction of a flow that come in at one place: what a packet must look like, where it goes, and what is
+/// changed of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Order {
+pub struct Action {
     /// The MACs that the packet must carry.
     pub expected: MacPair,
     /// The MACs that it gets, if it is routed.
     pub new: MacPair,
     /// Index of the egress, and flags above.
-    way: u32,
+    word: u32,
 }
 
-impl Order {
+impl Action {
+    /// For packets with these MACs. One that is routed gets new ones, and its TTL is decremented.
+    pub fn new(expected: MacPair, egress: Egress, routed: Option<MacPair>) -> Self {
+        let (peer, index) = match egress {
+            Egress::Port(index) => (0, index),
+            Egress::Peer(index) => (PEER, index),
+        };
+        let flag = if routed.is_some() { ROUTED } else { 0 };
+        Self {
+            expected,
+            new: routed.unwrap_or_default(),
+            word: u32::from(index) | peer | flag,
+        }
+    }
+
+    /// The same for packets that get the addresses and ports of their session's other key.
+    pub fn translated(self) -> Self {
+        Self {
+            word: self.word | TRANSLATED,
+            ..self
+        }
+    }
+
     /// Where the packet goes.
     #[inline]
     pub fn egress(&self) -> Egress {
-        let index = self.way as u16;
-        if self.way & PEER != 0 {
+        let index = self.word as u16;
+        if self.word & PEER != 0 {
             Egress::Peer(index)
         } else {
             Egress::Port(index)
@@ -136,35 +138,14 @@ impl Order {
 
     /// Whether the packet is routed: gets new MACs, and its TTL decremented.
     #[inline]
-    pub fn rewrites(&self) -> bool {
-        self.way & REWRITE != 0
+    pub fn is_routed(&self) -> bool {
+        self.word & ROUTED != 0
     }
 
-    /// As an action.
-    pub fn action(&self) -> Action {
-        let (eth_dst, eth_src) = self.expected.macs();
-        Action {
-            eth_dst,
-            eth_src,
-            egress: self.egress(),
-            rewrite: self.rewrites().then(|| self.new.macs()),
-        }
-    }
-}
-
-impl From<&Action> for Order {
-    fn from(action: &Action) -> Self {
-        let (peer, index) = match action.egress {
-            Egress::Port(index) => (0, index),
-            Egress::Peer(index) => (PEER, index),
-        };
-        let rewrite = if action.rewrite.is_some() { REWRITE } else { 0 };
-        let (destination, source) = action.rewrite.unwrap_or_default();
-        Self {
-            expected: MacPair::new(action.eth_dst, action.eth_src),
-            new: MacPair::new(destination, source),
-            way: u32::from(index) | peer | rewrite,
-        }
+    /// Whether the packet gets the addresses and ports of its session's other key.
+    #[inline]
+    pub fn is_translated(&self) -> bool {
+        self.word & TRANSLATED != 0
     }
 }
 
@@ -172,14 +153,14 @@ impl From<&Action> for Order {
 #[repr(C, align(64))]
 #[derive(Debug, Default)]
 pub struct Half {
-    /// 0 while nothing is decided or the order is being written; else the stamp, and in its low bits how many orders were written. Without
-    /// the count, a reader could take half of an order and half of the next one of the same stamp for one: a guest may send one flow to two MACs.
+    /// 0 while nothing is decided or the action is being written; else the stamp, and in its low bits how many actions were written. Without
+    /// the count, a reader could take half of an action and half of the next one of the same stamp for one: a guest may send one flow to two MACs.
     stamp: AtomicU64,
     expected: AtomicU64,
     new: AtomicU64,
     expected_rest: AtomicU32,
     new_rest: AtomicU32,
-    way: AtomicU32,
+    word: AtomicU32,
     /// [`Side::offer`].
     offer: AtomicU32,
     tcp: [AtomicU64; 2],
@@ -199,25 +180,25 @@ impl Half {
         self.stamp.store(0, Ordering::Relaxed);
     }
 
-    /// The order, if it bears the stamp.
+    /// The action, if it bears the stamp.
     #[inline]
-    pub fn order(&self, stamp: Stamp) -> Option<Order> {
+    pub fn action(&self, stamp: Stamp) -> Option<Action> {
         let written = self.stamp.load(Ordering::Acquire);
         if written ^ stamp.0 >= WRITES {
             return None;
         }
-        let order = self.read();
+        let action = self.read();
         fence(Ordering::Acquire);
-        (self.stamp.load(Ordering::Relaxed) == written).then_some(order)
+        (self.stamp.load(Ordering::Relaxed) == written).then_some(action)
     }
 
     #[inline]
-    fn read(&self) -> Order {
+    fn read(&self) -> Action {
         let (word, rest) = (
             |word: &AtomicU64| word.load(Ordering::Relaxed),
             |rest: &AtomicU32| rest.load(Ordering::Relaxed),
         );
-        Order {
+        Action {
             expected: MacPair {
                 first: word(&self.expected),
                 rest: rest(&self.expected_rest),
@@ -226,58 +207,59 @@ impl Half {
                 first: word(&self.new),
                 rest: rest(&self.new_rest),
             },
-            way: rest(&self.way),
+            word: rest(&self.word),
         }
     }
 
-    /// The order, if it bears the stamp and is this owner's ([`Self::set_of`]).
-    pub fn order_of(&self, owner: u64, stamp: Stamp) -> Option<Order> {
+    /// The action, if it bears the stamp and is this owner's ([`Self::set_of`]).
+    pub fn action_of(&self, owner: u64, stamp: Stamp) -> Option<Action> {
         let written = self.stamp.load(Ordering::Acquire);
         if written ^ stamp.0 >= WRITES {
             return None;
         }
-        let (order, whose) = (self.read(), self.packets.load(Ordering::Relaxed));
+        let (action, whose) = (self.read(), self.packets.load(Ordering::Relaxed));
         fence(Ordering::Acquire);
-        (self.stamp.load(Ordering::Relaxed) == written && whose == owner).then_some(order)
+        (self.stamp.load(Ordering::Relaxed) == written && whose == owner).then_some(action)
     }
 
-    /// Whether there is an order of the same epoch for packets that come in elsewhere.
+    /// Whether there is an action of the same epoch for packets that come in elsewhere.
     pub fn is_for_another_ingress(&self, stamp: Stamp) -> bool {
         let written = self.stamp.load(Ordering::Relaxed);
         written != 0 && (written ^ stamp.0) >> 32 == 0 && written ^ stamp.0 >= WRITES
     }
 
-    /// Keeps an order. Writers are serialised by their shard's lock.
-    pub fn set(&self, stamp: Stamp, order: &Order) {
-        self.write(stamp, order, None);
+    /// Keeps an action. Writers are serialised by their shard's lock.
+    pub fn set(&self, stamp: Stamp, action: &Action) {
+        self.write(stamp, action, None);
     }
 
-    /// Keeps an order and whose it is, in the place of the count of packets: of a half that is no session's own.
-    pub fn set_of(&self, owner: u64, stamp: Stamp, order: &Order) {
-        self.write(stamp, order, Some(owner));
+    /// Keeps an action and whose it is, in the place of the count of packets: of a half that is no session's own.
+    pub fn set_of(&self, owner: u64, stamp: Stamp, action: &Action) {
+        self.write(stamp, action, Some(owner));
     }
 
-    fn write(&self, stamp: Stamp, order: &Order, owner: Option<u64>) {
+    fn write(&self, stamp: Stamp, action: &Action, owner: Option<u64>) {
         let writes = self.stamp.load(Ordering::Relaxed).wrapping_add(1) % WRITES;
         self.stamp.store(0, Ordering::Relaxed);
         fence(Ordering::Release);
         if let Some(owner) = owner {
             self.packets.store(owner, Ordering::Relaxed);
         }
-        self.expected.store(order.expected.first, Ordering::Relaxed);
+        self.expected
+            .store(action.expected.first, Ordering::Relaxed);
         self.expected_rest
-            .store(order.expected.rest, Ordering::Relaxed);
-        self.new.store(order.new.first, Ordering::Relaxed);
-        self.new_rest.store(order.new.rest, Ordering::Relaxed);
-        self.way.store(order.way, Ordering::Relaxed);
+            .store(action.expected.rest, Ordering::Relaxed);
+        self.new.store(action.new.first, Ordering::Relaxed);
+        self.new_rest.store(action.new.rest, Ordering::Relaxed);
+        self.word.store(action.word, Ordering::Relaxed);
         self.stamp.store(stamp.0 | writes, Ordering::Release);
     }
 
     /// Epoch and action, for people; none while nothing is decided.
     pub fn view(&self) -> Option<(u32, Action)> {
         let stamp = self.stamp.load(Ordering::Acquire);
-        let order = self.order(Stamp(stamp)).filter(|_| stamp != 0)?;
-        Some(((stamp >> 32) as u32, order.action()))
+        let action = self.action(Stamp(stamp)).filter(|_| stamp != 0)?;
+        Some(((stamp >> 32) as u32, action))
     }
 
     /// Counts a packet. One worker at a time sends a direction: a load and a store will do, and cost no bus lock.
@@ -327,6 +309,8 @@ impl Half {
     }
 }
 
+const TWO_KEYS: u32 = 1 << 16;
+
 /// Key and state: a cache line; then a line per direction.
 #[repr(C, align(64))]
 #[derive(Debug, Default)]
@@ -338,8 +322,8 @@ pub struct Slot {
     pub last_seen: AtomicU32,
     /// State in the low byte, direction of the opener in bit 8.
     state: AtomicU32,
-    /// Port that the session is charged to.
-    pub port: AtomicU32,
+    /// Port that the session is charged to; above its 16 bits, whether the session has a second key.
+    port: AtomicU32,
     /// VPC that the session is charged to.
     pub vpc: AtomicU32,
     /// When it was made, in milliseconds.
@@ -355,6 +339,23 @@ impl Slot {
     /// The key's words.
     pub fn words(&self) -> [u64; 5] {
         std::array::from_fn(|i| self.key[i].load(Ordering::Relaxed))
+    }
+
+    /// Port that the session is charged to.
+    pub fn port(&self) -> u16 {
+        self.port.load(Ordering::Relaxed) as u16
+    }
+
+    /// Whether the session has a second key.
+    #[inline]
+    pub fn is_translated(&self) -> bool {
+        self.port.load(Ordering::Relaxed) & TWO_KEYS != 0
+    }
+
+    /// Writes both.
+    pub fn set_port(&self, port: u16, translated: bool) {
+        let flag = if translated { TWO_KEYS } else { 0 };
+        self.port.store(u32::from(port) | flag, Ordering::Relaxed);
     }
 
     /// Writes the key's words.
@@ -435,58 +436,65 @@ impl Slot {
 mod tests {
     use super::*;
 
-    fn order(mark: u16) -> Order {
-        Order::from(&Action {
-            eth_dst: Mac::from_word(u64::from(mark)),
-            eth_src: Mac::from_word(2),
-            egress: Egress::Peer(mark),
-            rewrite: None,
-        })
+    fn action(mark: u16) -> Action {
+        let macs = MacPair::new(Mac::from_word(u64::from(mark)), Mac::from_word(2));
+        Action::new(macs, Egress::Peer(mark), None)
     }
 
-    /// A guest may send one flow to two MACs by turns, and each takes the other's order away.
+    /// A guest may send one flow to two MACs by turns, and each takes the other's action away.
     #[test]
-    fn an_order_written_over_is_read_and_told_from_the_one_before() {
+    fn an_action_written_over_is_read_and_told_from_the_one_before() {
         let half = Half::default();
         for (epoch, ingress) in [(1, Ingress::Port(5)), (2, Ingress::Peer(u16::MAX))] {
             let stamp = Stamp::new(epoch, ingress);
             for write in 0..2 * WRITES {
                 let before = half.stamp.load(Ordering::Relaxed);
-                let order = order(write as u16);
-                half.set(stamp, &order);
+                let action = action(write as u16);
+                half.set(stamp, &action);
                 assert_ne!(half.stamp.load(Ordering::Relaxed), before);
-                assert_eq!(half.order(stamp), Some(order));
+                assert_eq!(half.action(stamp), Some(action));
             }
-            assert_eq!(half.order(Stamp::new(3, ingress)), None);
-            assert_eq!(half.order(Stamp::new(epoch, Ingress::Port(0))), None);
+            assert_eq!(half.action(Stamp::new(3, ingress)), None);
+            assert_eq!(half.action(Stamp::new(epoch, Ingress::Port(0))), None);
         }
     }
 
     #[test]
-    fn an_action_comes_out_of_its_order_as_it_went_in() {
-        let [a, b, c, d] = [1, 2, 3, 4].map(Mac::from_word);
-        for egress in [Egress::Port(0x8001), Egress::Peer(0x8001)] {
-            for rewrite in [None, Some((c, d))] {
-                let action = Action {
-                    eth_dst: a,
-                    eth_src: b,
-                    egress,
-                    rewrite,
-                };
-                assert_eq!(Order::from(&action).action(), action);
+    fn an_action_says_what_it_was_made_of() {
+        let macs = |first, second| MacPair::new(Mac::from_word(first), Mac::from_word(second));
+        for egress in [
+            Egress::Port(0),
+            Egress::Port(u16::MAX),
+            Egress::Peer(0),
+            Egress::Peer(u16::MAX),
+        ] {
+            for routed in [None, Some(macs(3, 4))] {
+                let action = Action::new(macs(1, 2), egress, routed);
+                assert_eq!(action.egress(), egress);
+                assert_eq!(action.is_routed(), routed.is_some());
+                assert_eq!(action.new, routed.unwrap_or_default());
+                assert!(!action.is_translated() && action.translated().is_translated());
+                assert_eq!(action.translated().egress(), egress);
             }
         }
+        let mut bytes = [0; 12];
+        macs(0x0102_0304_0506, 0x0708_090a_0b0c).write(&mut bytes);
+        assert_eq!(bytes, [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12]);
+        assert_eq!(
+            MacPair::read(&bytes),
+            macs(0x0102_0304_0506, 0x0708_090a_0b0c)
+        );
     }
 
     #[test]
-    fn a_revoked_order_is_read_no_more() {
+    fn a_revoked_action_is_read_no_more() {
         let half = Half::default();
         let stamp = Stamp::new(1, Ingress::Port(1));
         assert_eq!(half.view(), None);
-        half.set(stamp, &order(7));
-        assert_eq!(half.view(), Some((1, order(7).action())));
+        half.set(stamp, &action(7));
+        assert_eq!(half.view(), Some((1, action(7))));
         half.revoke();
-        assert_eq!((half.order(stamp), half.view()), (None, None));
+        assert_eq!((half.action(stamp), half.view()), (None, None));
     }
 
     #[test]

@@ -2,23 +2,25 @@
 //!
 //! Slots hold the sessions, an index finds them, and both lie in memory that is taken as it is used, by [`SessionTable::prepare`] ahead of
 //! the workers. Readers never wait. Writers (install, remove, change of an action) lock one of [`SHARDS`] shards. Cost per session: 192 bytes,
-//! and 16 to 32 of index.
+//! and 16 to 32 of index. A session with two keys costs 64 bytes more, and another 16 to 32 of index.
 
 use std::collections::{HashSet, VecDeque};
 use std::sync::PoisonError;
 use std::time::Duration;
 
 use super::arena::Arena;
-use super::index::{Index, Place};
+use super::held::Held;
+use super::index::{Index, MOST_SLOTS, Place, Room};
 use super::key::{Direction, Key, Seeds};
-use super::second_orders::{Owner, SecondOrders};
-pub use super::slot::{Action, Egress, Ingress, Stamp};
-use super::slot::{Half, Order, Slot};
-use super::tcp::Side;
+use super::second_actions::{Owner, SecondActions};
+pub use super::slot::{Action, Egress, Ingress, MacPair, Stamp};
+use super::slot::{Half, Slot};
+use super::tcp;
+use super::translation::{Line, Side, Translation};
 use super::{State, Timeouts};
 use crate::packet::Flow;
 use crate::prefetch::prefetch;
-use crate::sync::atomic::{AtomicU32, Ordering, fence};
+use crate::sync::atomic::{AtomicBool, AtomicU32, Ordering, fence};
 use crate::sync::{Mutex, MutexGuard};
 
 /// Shards that writers lock, each with its own index and slots.
@@ -50,19 +52,25 @@ pub struct Limits {
 
 #[derive(Debug)]
 #[repr(align(128))]
-struct Shard {
+pub(super) struct Shard {
+    /// Its place among the shards.
+    place: usize,
     slots: Arena<Slot>,
+    /// Of slots whose sessions have two keys, under the same numbers.
+    lines: Arena<Line>,
     index: Index,
-    second_orders: SecondOrders,
+    second_actions: SecondActions,
     /// Slots below were used at some time.
     used: AtomicU32,
     /// The memory of slots below has been taken.
     prepared: AtomicU32,
-    writer: Mutex<Writer>,
+    /// The same of their lines.
+    prepared_lines: AtomicU32,
+    pub(super) writer: Mutex<Writer>,
 }
 
 #[derive(Debug)]
-struct Writer {
+pub(super) struct Writer {
     free: Vec<u32>,
     candidates: VecDeque<(u32, u32)>,
     counts: Counts,
@@ -88,6 +96,8 @@ pub enum InsertError {
     PortBudget,
     #[error("the VPC's budget is spent")]
     VpcBudget,
+    #[error("another flow has the addresses and ports, before or after translation")]
+    Clash,
 }
 
 /// What happened in the table so far.
@@ -120,11 +130,13 @@ pub struct SessionTable {
     limits: Limits,
     per_port: Box<[AtomicU32]>,
     per_vpc: Box<[AtomicU32]>,
+    /// Whether any session had two keys so far.
+    translates: AtomicBool,
 }
 
 /// Where a session probably lies.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct Probe(Option<u32>);
+pub struct Probe(Option<Place>);
 
 /// A session that was found, and the direction of the packet that found it. Stays safe to use when the session goes: reads then fail.
 #[derive(Debug, Clone, Copy)]
@@ -133,7 +145,10 @@ pub struct SessionRef<'t> {
     slot: &'t Slot,
     number: u32,
     version: u32,
+    /// In terms of the first key.
     direction: Direction,
+    /// Which of its keys found it.
+    side: Side,
 }
 
 /// What a new session begins with.
@@ -148,9 +163,11 @@ pub struct NewSession {
     /// The time, in milliseconds.
     pub now: u32,
     /// TCP windows: of the opener, and of the other side.
-    pub tcp: (Side, Side),
+    pub tcp: (tcp::Side, tcp::Side),
     /// What was decided for the packet that opens it.
-    pub order: Option<(Stamp, Order)>,
+    pub action: Option<(Stamp, Action)>,
+    /// What that packet becomes: the session's second key.
+    pub translation: Option<Translation>,
 }
 
 /// A session as shown to people.
@@ -159,6 +176,8 @@ pub struct NewSession {
 pub struct SessionView {
     pub vni: u32,
     pub flow: Flow,
+    /// VNI and flow on the other side, if it is translated.
+    pub translated: Option<(u32, Flow)>,
     pub state: State,
     pub epoch: u32,
     pub idle_ms: u32,
@@ -171,13 +190,17 @@ pub struct SessionView {
 impl SessionTable {
     /// An empty table. Address space for all of it is taken here; memory by [`Self::prepare`], or as sessions come.
     pub fn new(limits: Limits) -> Self {
-        let per_shard = (limits.capacity as usize).div_ceil(SHARDS).max(LEAST);
-        let shard = || Shard {
+        let per_shard = (limits.capacity as usize).div_ceil(SHARDS);
+        let per_shard = per_shard.clamp(LEAST, MOST_SLOTS);
+        let shard = |place| Shard {
+            place,
             slots: Arena::new(per_shard),
+            lines: Arena::new(per_shard),
             index: Index::new(per_shard),
-            second_orders: SecondOrders::new(per_shard),
+            second_actions: SecondActions::new(per_shard),
             used: AtomicU32::new(0),
             prepared: AtomicU32::new(0),
+            prepared_lines: AtomicU32::new(0),
             writer: Mutex::new(Writer {
                 free: Vec::with_capacity(per_shard),
                 candidates: VecDeque::with_capacity(CANDIDATES),
@@ -185,18 +208,23 @@ impl SessionTable {
             }),
         };
         Self {
-            shards: (0..SHARDS).map(|_| shard()).collect(),
+            shards: (0..SHARDS).map(shard).collect(),
             seeds: Seeds::random(),
             limits,
             per_port: (0..limits.ports).map(|_| AtomicU32::new(0)).collect(),
             per_vpc: (0..limits.vpcs).map(|_| AtomicU32::new(0)).collect(),
+            translates: AtomicBool::new(false),
         }
     }
 
     /// Takes memory ahead of the sessions to come. Somebody who may wait calls this at the start and then every [`PREPARE_EVERY`]: sessions
     /// that come faster than a million a second may wait for memory themselves.
     pub fn prepare(&self) {
+        let translates = self.translates.load(Ordering::Relaxed);
         for shard in &self.shards {
+            if translates {
+                shard.prepare_lines();
+            }
             let prepared = shard.prepared.load(Ordering::Relaxed);
             let wanted = shard.used.load(Ordering::Relaxed).saturating_add(AHEAD);
             let wanted = wanted.min(shard.slots.len() as u32);
@@ -237,7 +265,13 @@ impl SessionTable {
 
     #[inline]
     fn shard(&self, hash: u64) -> &Shard {
-        &self.shards[(hash >> (64 - SHARDS.ilog2())) as usize]
+        &self.shards[Self::place(hash)]
+    }
+
+    /// The place of a hash's shard.
+    #[inline]
+    fn place(hash: u64) -> usize {
+        (hash >> (64 - SHARDS.ilog2())) as usize
     }
 
     /// Brings the index line of a key towards the cache, ahead of [`Self::probe`].
@@ -250,23 +284,47 @@ impl SessionTable {
     #[inline]
     pub fn probe(&self, key: &Key) -> Probe {
         let shard = self.shard(key.hash);
-        let Some(slot) = shard
+        let Some((place, slot)) = shard
             .index
             .first(key.hash)
-            .and_then(|number| shard.slots.get(number as usize).map(|slot| (number, slot)))
+            .and_then(|place| Some((place, shard.slots.get(place.number() as usize)?)))
         else {
             return Probe(None);
         };
-        let (number, slot) = slot;
-        prefetch(slot);
-        prefetch(&slot.halves[key.direction as usize]);
-        Probe(Some(number))
+        if place.is_translated() {
+            self.prefetch_translated(shard, place, key);
+        } else {
+            prefetch(slot);
+            prefetch(&slot.halves[key.direction as usize]);
+        }
+        Probe(Some(place))
+    }
+
+    #[inline(never)]
+    fn prefetch_translated(&self, shard: &Shard, place: Place, key: &Key) {
+        let (shard, direction) = match place.of_second() {
+            None => (shard, key.direction),
+            Some((home, flipped)) => (
+                &self.shards[home % SHARDS],
+                if flipped {
+                    key.direction.opposite()
+                } else {
+                    key.direction
+                },
+            ),
+        };
+        let number = place.number() as usize;
+        if let (Some(slot), Some(line)) = (shard.slots.get(number), shard.lines.get(number)) {
+            prefetch(slot);
+            prefetch(&slot.halves[direction as usize]);
+            prefetch(line);
+        }
     }
 
     /// The session of a key, if it lies where the probe said.
     #[inline]
     pub fn confirm(&self, probe: Probe, key: &Key) -> Option<SessionRef<'_>> {
-        self.shard(key.hash).session(probe.0?, key)
+        self.session(self.shard(key.hash), probe.0?, key)
     }
 
     /// The session of a key.
@@ -276,49 +334,94 @@ impl SessionTable {
         shard
             .index
             .candidates(key.hash)
-            .find_map(|number| shard.session(number, key))
+            .find_map(|place| self.session(shard, place, key))
+    }
+
+    /// The session of a key, if it lives in that place, which an entry in the index of `shard` names.
+    #[inline]
+    fn session<'t>(&'t self, shard: &'t Shard, place: Place, key: &Key) -> Option<SessionRef<'t>> {
+        if place.of_second().is_some() {
+            return self.session_by_second(place, key);
+        }
+        let slot = shard.slots.get(place.number() as usize)?;
+        let version = slot.version_of(&key.words)?;
+        Some(SessionRef {
+            shard,
+            slot,
+            number: place.number(),
+            version,
+            direction: key.direction,
+            side: Side::First,
+        })
+    }
+
+    /// The same by a second key.
+    #[inline(never)]
+    fn session_by_second(&self, place: Place, key: &Key) -> Option<SessionRef<'_>> {
+        let (home, _) = place.of_second()?;
+        let shard = self.shards.get(home)?;
+        let number = place.number();
+        let slot = shard.slots.get(number as usize)?;
+        let version = slot.version.load(Ordering::Acquire);
+        // The line of a session that has gone may still say what it said.
+        let is_translated = slot.is_translated();
+        let line = shard.lines.get(number as usize)?.read();
+        fence(Ordering::Acquire);
+        let is_here = version & 1 == 1 && slot.version.load(Ordering::Relaxed) == version;
+        (is_here && is_translated && line.words == key.words).then(|| SessionRef {
+            shard,
+            slot,
+            number,
+            version,
+            direction: line.across(key.direction),
+            side: Side::Second,
+        })
     }
 
     /// Makes a session, or gives back the one that another worker has just made.
     ///
     /// # Errors
-    /// No room, and nothing gives way; or a budget is spent.
+    /// No room, and nothing gives way; or a budget is spent; or another session has one of the keys.
     pub fn insert(&self, key: &Key, new: &NewSession) -> Result<SessionRef<'_>, InsertError> {
-        let shard = self.shard(key.hash);
-        let mut writer = shard.lock();
+        let second = new.translation.map(|translation| {
+            let key = Key::new(&self.seeds, &translation.flow, translation.vni);
+            (key, translation)
+        });
+        let home = Self::place(key.hash);
+        let other = second.map_or(home, |(second, _)| Self::place(second.hash));
+        let mut held = Held::of(&self.shards, home, other);
         if let Some(found) = self.find(key) {
-            if let Some((stamp, order)) = &new.order {
-                found.keep(*stamp, order);
+            if found.side != Side::First || found.second_words() != second.map(|it| it.0.words) {
+                return Err(InsertError::Clash);
+            }
+            if let Some((stamp, action)) = &new.action {
+                found.keep(*stamp, action);
             }
             return Ok(found);
         }
-        let budgets = [
-            (
-                &self.per_port,
-                usize::from(new.port),
-                self.limits.per_port,
-                InsertError::PortBudget,
-            ),
-            (
-                &self.per_vpc,
-                new.vpc as usize,
-                self.limits.per_vpc,
-                InsertError::VpcBudget,
-            ),
-        ];
-        for (counts, index, limit, error) in budgets {
-            if counts
-                .get(index)
-                .is_some_and(|count| count.load(Ordering::Relaxed) >= limit)
-            {
-                writer.counts.refused += 1;
-                return Err(error);
-            }
+        if let Some((second, _)) = &second
+            && (second.words == key.words || self.find(second).is_some())
+        {
+            return Err(InsertError::Clash);
         }
-        let Some((number, place)) = self.make_room(shard, &mut writer, key.hash) else {
-            writer.counts.refused += 1;
-            return Err(InsertError::Full);
-        };
+        let number = self
+            .check_budgets(new)
+            .and_then(|()| self.free_slot(&mut held, home).ok_or(InsertError::Full))
+            .and_then(|number| {
+                self.enter(
+                    &mut held,
+                    (home, number),
+                    key,
+                    second.as_ref().map(|it| &it.0),
+                )
+                .map(|()| number)
+            });
+        let number = number.inspect_err(|_| {
+            if let Some(writer) = held.writer(home) {
+                writer.counts.refused += 1;
+            }
+        })?;
+        let shard = &self.shards[home];
         let slot = &shard.slots[number as usize];
         // The version is even since the slot was freed; nothing written below may be seen before that.
         fence(Ordering::Release);
@@ -326,68 +429,156 @@ impl SessionTable {
         slot.set_state(new.state, key.direction);
         slot.last_seen.store(new.now, Ordering::Relaxed);
         slot.created.store(new.now, Ordering::Relaxed);
-        slot.port.store(u32::from(new.port), Ordering::Relaxed);
+        slot.set_port(new.port, second.is_some());
         slot.vpc.store(new.vpc, Ordering::Relaxed);
+        if let Some((second, translation)) = &second {
+            shard.lines[number as usize].set(key, second, translation);
+            self.translates.store(true, Ordering::Relaxed);
+        }
         let opener = key.direction as usize;
         slot.halves[opener].clear(new.tcp.0);
         slot.halves[1 - opener].clear(new.tcp.1);
-        if let Some((stamp, order)) = &new.order {
-            slot.halves[opener].set(*stamp, order);
+        if let Some((stamp, action)) = &new.action {
+            slot.halves[opener].set(*stamp, action);
         }
         let version = slot.turn();
-        shard.index.put(place, key.hash, number);
-        if new.state.gives_way() {
-            writer.remember(number, version);
-        }
         self.charge(new.port, new.vpc, 1);
-        writer.counts.live += 1;
-        writer.counts.installed += 1;
+        if let Some(writer) = held.writer(home) {
+            if new.state.gives_way() {
+                writer.remember(number, version);
+            }
+            writer.counts.live += 1;
+            writer.counts.installed += 1;
+        }
         Ok(SessionRef {
             shard,
             slot,
             number,
             version,
             direction: key.direction,
+            side: Side::First,
         })
     }
 
-    /// A free slot and an empty index entry for the hash; the newest half-open session gives way if there is none.
-    fn make_room(&self, shard: &Shard, writer: &mut Writer, hash: u64) -> Option<(u32, Place)> {
-        let gives_way = |number: &u32| shard.slots[*number as usize].state().0.gives_way();
-        if shard.index.room(hash).is_none() {
-            // Both buckets are full: only one of their own can make room.
-            let newest = shard
-                .index
-                .neighbours(hash)
-                .filter(gives_way)
-                .max_by_key(|number| {
-                    shard.slots[*number as usize]
-                        .created
-                        .load(Ordering::Relaxed)
-                })?;
-            self.release(shard, writer, newest);
-            writer.counts.evicted += 1;
+    fn check_budgets(&self, new: &NewSession) -> Result<(), InsertError> {
+        let is_spent = |counts: &[AtomicU32], index: usize, limit| {
+            let count = counts.get(index);
+            count.is_some_and(|count| count.load(Ordering::Relaxed) >= limit)
+        };
+        if is_spent(&self.per_port, new.port.into(), self.limits.per_port) {
+            return Err(InsertError::PortBudget);
         }
+        if is_spent(&self.per_vpc, new.vpc as usize, self.limits.per_vpc) {
+            return Err(InsertError::VpcBudget);
+        }
+        Ok(())
+    }
+
+    /// A free slot of a shard that is held; the newest half-open session gives way if there is none.
+    fn free_slot(&self, held: &mut Held<'_>, home: usize) -> Option<u32> {
+        let shard = &self.shards[home];
         let used = shard.used.load(Ordering::Relaxed);
-        if writer.free.is_empty() && used as usize == shard.slots.len() {
-            loop {
-                let (number, version) = writer.candidates.pop_back()?;
-                if shard.slots[number as usize].version.load(Ordering::Relaxed) == version
-                    && gives_way(&number)
-                {
-                    self.release(shard, writer, number);
-                    writer.counts.evicted += 1;
-                    break;
-                }
-            }
+        if let Some(number) = held.writer(home)?.free.pop() {
+            return Some(number);
         }
-        let place = shard.index.room(hash)?;
-        let number = writer.free.pop().unwrap_or_else(|| {
+        if (used as usize) < shard.slots.len() {
             // Nothing was ever here: the first write takes the memory.
             shard.used.store(used + 1, Ordering::Relaxed);
-            used
+            return Some(used);
+        }
+        loop {
+            let (number, version) = held.writer(home)?.candidates.pop_back()?;
+            let slot = &shard.slots[number as usize];
+            if slot.version.load(Ordering::Relaxed) == version && self.evict(held, home, number) {
+                return held.writer(home)?.free.pop();
+            }
+        }
+    }
+
+    /// Enters a session that is about to live in a slot into the index, by both its keys; gives the slot back if that cannot be.
+    fn enter(
+        &self,
+        held: &mut Held<'_>,
+        (home, number): (usize, u32),
+        first: &Key,
+        second: Option<&Key>,
+    ) -> Result<(), InsertError> {
+        let place = match second {
+            None => Place::plain(number),
+            Some(_) => Place::first(number),
+        };
+        let entered = self.room(held, first.hash).and_then(|room| {
+            self.shards[home].index.put(room, first.hash, place);
+            let Some(second) = second else {
+                return Some(());
+            };
+            let Some(room) = self.room(held, second.hash) else {
+                self.shards[home].index.take(first.hash, place);
+                return None;
+            };
+            let flipped = first.direction != second.direction;
+            let place = Place::second(home, number, flipped);
+            self.shard(second.hash).index.put(room, second.hash, place);
+            Some(())
         });
-        Some((number, place))
+        entered.ok_or_else(|| {
+            if let Some(writer) = held.writer(home) {
+                writer.free.push(number);
+            }
+            InsertError::Full
+        })
+    }
+
+    /// An empty entry for a hash in the index of a shard that is held. Where both buckets are full, the newest half-open session of them gives way.
+    fn room(&self, held: &mut Held<'_>, hash: u64) -> Option<Room> {
+        let here = Self::place(hash);
+        let index = &self.shards[here].index;
+        if let Some(room) = index.room(hash) {
+            return Some(room);
+        }
+        let newest = index
+            .neighbours(hash)
+            .map(|place| {
+                (
+                    place.of_second().map_or(here, |(home, _)| home),
+                    place.number(),
+                )
+            })
+            .filter(|(home, number)| {
+                let slot = &self.shards[*home].slots[*number as usize];
+                slot.is_live() && slot.state().0.gives_way()
+            })
+            .max_by_key(|(home, number)| {
+                let slot = &self.shards[*home].slots[*number as usize];
+                slot.created.load(Ordering::Relaxed)
+            })?;
+        self.evict(held, newest.0, newest.1);
+        index.room(hash)
+    }
+
+    /// Takes out a session that gives way, if all the locks for that are free.
+    fn evict(&self, held: &mut Held<'_>, home: usize, number: u32) -> bool {
+        let (kept, slot) = (held.places(), &self.shards[home].slots[number as usize]);
+        // What lies in the slot of a shard that is not held may change until it is.
+        let evicted = held.try_also(home)
+            && slot.is_live()
+            && slot.state().0.gives_way()
+            && held.try_also(self.other_shard(home, number))
+            && self.release(held, home, number);
+        if evicted && let Some(writer) = held.writer(home) {
+            writer.counts.evicted += 1;
+        }
+        held.keep(kept);
+        evicted
+    }
+
+    /// The shard of the second key of a live session, or its own if it has none.
+    fn other_shard(&self, home: usize, number: u32) -> usize {
+        let shard = &self.shards[home];
+        match shard.second_words(number) {
+            Some(words) => Self::place(Key::hash_of(&self.seeds, &words)),
+            None => home,
+        }
     }
 
     fn charge(&self, port: u16, vpc: u32, change: i32) {
@@ -402,39 +593,51 @@ impl SessionTable {
         }
     }
 
-    /// Takes a live session out. The shard's lock is held.
-    fn release(&self, shard: &Shard, writer: &mut Writer, number: u32) {
+    /// Takes a live session out, if the shards of its keys are held.
+    fn release(&self, held: &mut Held<'_>, home: usize, number: u32) -> bool {
+        let shard = &self.shards[home];
         let slot = &shard.slots[number as usize];
-        let (flow, vni) = Key::flow(&slot.words(), Direction::Up);
-        shard
-            .index
-            .take(Key::new(&self.seeds, &flow, vni).hash, number);
-        slot.turn();
-        slot.halves.iter().for_each(Half::revoke);
-        self.charge(
-            slot.port.load(Ordering::Relaxed) as u16,
-            slot.vpc.load(Ordering::Relaxed),
-            -1,
-        );
+        let second = shard.second_words(number);
+        let other = self.other_shard(home, number);
+        if held.writer(other).is_none() {
+            return false;
+        }
+        let Some(writer) = held.writer(home) else {
+            return false;
+        };
         writer.free.push(number);
         writer.counts.live -= 1;
+        let hash = Key::hash_of(&self.seeds, &slot.words());
+        match second {
+            None => shard.index.take(hash, Place::plain(number)),
+            Some(words) => {
+                shard.index.take(hash, Place::first(number));
+                let flipped = shard.lines[number as usize].read().flipped;
+                let place = Place::second(home, number, flipped);
+                let hash = Key::hash_of(&self.seeds, &words);
+                self.shards[other].index.take(hash, place);
+            }
+        }
+        slot.turn();
+        slot.halves.iter().for_each(Half::revoke);
+        self.charge(slot.port(), slot.vpc.load(Ordering::Relaxed), -1);
+        true
     }
 
     /// Removes a session if it is still there.
     pub fn remove(&self, session: &SessionRef<'_>) {
-        let mut writer = session.shard.lock();
+        let home = session.shard.place;
+        let other = self.other_shard(home, session.number);
+        let mut held = Held::of(&self.shards, home, other);
+        // The same version: the same session, and so the same other shard.
         if session.is_live() {
-            self.release(session.shard, &mut writer, session.number);
+            self.release(&mut held, home, session.number);
         }
     }
 
     /// Removes every session charged to a port.
     pub fn remove_port(&self, port: u16) {
-        self.remove_where(
-            |slot| slot.port.load(Ordering::Relaxed) == u32::from(port),
-            0..usize::MAX,
-            |_| {},
-        );
+        self.remove_where(|_, slot, _| slot.port() == port, 0..usize::MAX, |_| {});
     }
 
     /// Removes every session with one of these addresses, each with its VNI, at either end.
@@ -443,11 +646,14 @@ impl SessionTable {
             return;
         }
         self.remove_where(
-            |slot| {
-                let (flow, vni) = Key::flow(&slot.words(), Direction::Up);
-                [flow.source, flow.destination]
-                    .iter()
-                    .any(|address| addresses.contains(&(vni, *address)))
+            |shard, slot, number| {
+                let has = |words: &[u64; 5]| {
+                    let (flow, vni) = Key::flow(words, Direction::Up);
+                    [flow.source, flow.destination]
+                        .iter()
+                        .any(|address| addresses.contains(&(vni, *address)))
+                };
+                has(&slot.words()) || shard.second_words(number).is_some_and(|words| has(&words))
             },
             0..usize::MAX,
             |_| {},
@@ -468,7 +674,7 @@ impl SessionTable {
             .sum::<usize>();
         let cursor = if cursor >= total { 0 } else { cursor };
         self.remove_where(
-            |slot| expired(slot, now),
+            |_, slot, _| expired(slot, now),
             cursor..cursor + count,
             |counts| {
                 counts.expired += 1;
@@ -479,7 +685,7 @@ impl SessionTable {
 
     fn remove_where(
         &self,
-        condition: impl Fn(&Slot) -> bool,
+        condition: impl Fn(&Shard, &Slot, u32) -> bool,
         range: std::ops::Range<usize>,
         count: impl Fn(&mut Counts),
     ) {
@@ -490,11 +696,17 @@ impl SessionTable {
             if position % per_shard >= shard.used.load(Ordering::Relaxed) as usize {
                 continue;
             }
-            let slot = &shard.slots[position % per_shard];
-            if slot.is_live() && condition(slot) {
-                let mut writer = shard.lock();
-                if slot.is_live() && condition(slot) {
-                    self.release(shard, &mut writer, (position % per_shard) as u32);
+            let number = (position % per_shard) as u32;
+            let slot = &shard.slots[number as usize];
+            let version = slot.version.load(Ordering::Acquire);
+            if version & 1 == 1 && condition(shard, slot, number) {
+                let other = self.other_shard(shard.place, number);
+                let mut held = Held::of(&self.shards, shard.place, other);
+                if slot.version.load(Ordering::Acquire) == version
+                    && condition(shard, slot, number)
+                    && self.release(&mut held, shard.place, number)
+                    && let Some(writer) = held.writer(shard.place)
+                {
                     count(&mut writer.counts);
                 }
             }
@@ -517,23 +729,26 @@ impl SessionTable {
 }
 
 impl Shard {
-    fn lock(&self) -> MutexGuard<'_, Writer> {
+    pub(super) fn lock(&self) -> MutexGuard<'_, Writer> {
         // A writer that panicked left at worst a slot unused: the table stays usable.
         self.writer.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The session of a key, if it lives in that slot.
-    #[inline]
-    fn session(&self, number: u32, key: &Key) -> Option<SessionRef<'_>> {
-        let slot = self.slots.get(number as usize)?;
-        let version = slot.version_of(&key.words)?;
-        Some(SessionRef {
-            shard: self,
-            slot,
-            number,
-            version,
-            direction: key.direction,
-        })
+    /// Takes the memory of lines ahead of their use, once there are any.
+    fn prepare_lines(&self) {
+        let prepared = self.prepared_lines.load(Ordering::Relaxed);
+        let wanted = self.prepared.load(Ordering::Relaxed);
+        if wanted > prepared {
+            self.lines.populate(prepared as usize..wanted as usize);
+            self.prepared_lines.store(wanted, Ordering::Relaxed);
+        }
+    }
+
+    /// The words of the second key of a slot's session, if it has one.
+    fn second_words(&self, number: u32) -> Option<[u64; 5]> {
+        let number = number as usize;
+        let is_translated = self.slots.get(number)?.is_translated();
+        is_translated.then(|| self.lines[number].read().words)
     }
 
     fn view(&self, number: u32, now: u32) -> Option<SessionView> {
@@ -544,6 +759,11 @@ impl Shard {
         }
         let (state, opener) = slot.state();
         let (flow, vni) = Key::flow(&slot.words(), opener);
+        let translated = slot.is_translated().then(|| {
+            let line = self.lines[number as usize].read();
+            let (flow, vni) = Key::flow(&line.words, line.across(opener));
+            (vni, flow)
+        });
         let (out, back) = (
             &slot.halves[opener as usize],
             &slot.halves[opener.opposite() as usize],
@@ -552,6 +772,7 @@ impl Shard {
         let view = SessionView {
             vni,
             flow,
+            translated,
             state,
             epoch: decided_out.map_or(0, |(epoch, _)| epoch),
             idle_ms: now.wrapping_sub(slot.last_seen.load(Ordering::Relaxed)),
@@ -577,17 +798,22 @@ impl SessionRef<'_> {
         self.slot.version.load(Ordering::Acquire) == self.version
     }
 
-    /// What was decided for packets of this direction under this stamp; one compare when it still holds.
-    #[inline]
-    pub fn order(&self, stamp: Stamp) -> Option<Order> {
-        self.half().order(stamp).filter(|_| self.is_live())
+    /// Whether both are the same session, by whichever key and in whichever direction.
+    pub fn is_same(&self, other: &Self) -> bool {
+        std::ptr::eq(self.slot, other.slot) && self.version == other.version
     }
 
-    /// The same for packets that come in elsewhere than those that the session's own order is for.
+    /// What was decided for packets of this direction under this stamp; one compare when it still holds.
+    #[inline]
+    pub fn action(&self, stamp: Stamp) -> Option<Action> {
+        self.half().action(stamp).filter(|_| self.is_live())
+    }
+
+    /// The same for packets that come in elsewhere than those that the session's own action is for.
     #[inline(never)]
-    pub fn second_order(&self, stamp: Stamp) -> Option<Order> {
-        let order = self.shard.second_orders.find(self.owner(), stamp);
-        order.filter(|_| self.is_live())
+    pub fn second_action(&self, stamp: Stamp) -> Option<Action> {
+        let action = self.shard.second_actions.find(self.owner(), stamp);
+        action.filter(|_| self.is_live())
     }
 
     /// Tells the session and the direction from all others that were, are or will be in the shard.
@@ -595,13 +821,13 @@ impl SessionRef<'_> {
         Owner::new(self.number, self.version, self.direction)
     }
 
-    /// Keeps an order, beside one of the same epoch for another ingress. The shard's lock is held.
-    fn keep(&self, stamp: Stamp, order: &Order) {
+    /// Keeps an action, beside one of the same epoch for another ingress. The shard's lock is held.
+    fn keep(&self, stamp: Stamp, action: &Action) {
         let half = self.half();
         if half.is_for_another_ingress(stamp) {
-            self.shard.second_orders.set(self.owner(), stamp, order);
+            self.shard.second_actions.set(self.owner(), stamp, action);
         } else {
-            half.set(stamp, order);
+            half.set(stamp, action);
         }
     }
 
@@ -609,8 +835,50 @@ impl SessionRef<'_> {
     pub fn set_action(&self, stamp: Stamp, action: &Action) {
         let _writer = self.shard.lock();
         if self.is_live() {
-            self.keep(stamp, &Order::from(action));
+            self.keep(stamp, action);
         }
+    }
+
+    /// Whether the session has two keys.
+    #[inline]
+    pub fn is_translated(&self) -> bool {
+        self.slot.is_translated()
+    }
+
+    /// Whether the packet has the session's first key.
+    #[inline]
+    pub fn is_on_first_side(&self) -> bool {
+        self.side == Side::First
+    }
+
+    fn second_words(&self) -> Option<[u64; 5]> {
+        self.shard.second_words(self.number)
+    }
+
+    /// What a packet of this side becomes on the other: its session's other key. None: the session has one key; or the packet is on the wrong side for
+    /// the way that it goes, and only seems to be of the session; or that has gone.
+    #[inline]
+    pub fn translation(&self) -> Option<Translation> {
+        self.across(false)
+    }
+
+    /// What a packet that has come from the other side was there: one that is quoted by an error, or that another flow has sent with the same
+    /// addresses and ports. None where [`Self::translation`] is some.
+    pub fn origin(&self) -> Option<Translation> {
+        self.across(true)
+    }
+
+    #[inline]
+    fn across(&self, has_crossed: bool) -> Option<Translation> {
+        let line = self.shard.lines.get(self.number as usize)?;
+        if !self.is_translated() {
+            return None;
+        }
+        let (line, words) = (line.read(), self.slot.words());
+        // Packets of the first side go one way, those of the second the other.
+        let arrives = (self.side == Side::First) == (self.direction == line.first);
+        (arrives != has_crossed && self.is_live())
+            .then(|| line.translation(&words, self.side, self.direction))
     }
 
     /// The session's state.
@@ -655,7 +923,7 @@ impl SessionRef<'_> {
         }
         self.slot.halves.iter().for_each(Half::revoke);
         self.slot.set_state(state, self.direction.opposite());
-        // Second orders go by the version.
+        // Second actions go by the version.
         let version = self.slot.renew();
         if state.gives_way() {
             writer.remember(self.number, version);
@@ -664,7 +932,7 @@ impl SessionRef<'_> {
 
     /// TCP windows: of this packet's sender, and of its receiver. Without the numbers that they offer.
     #[inline]
-    pub fn tcp(&self) -> (Side, Side) {
+    pub fn tcp(&self) -> (tcp::Side, tcp::Side) {
         (
             self.half().side(),
             self.slot.halves[self.direction.opposite() as usize].side(),
@@ -673,14 +941,14 @@ impl SessionRef<'_> {
 
     /// Keeps what a segment has shown.
     #[inline]
-    pub fn set_tcp(&self, sender: Side, receiver: Side) {
+    pub fn set_tcp(&self, sender: tcp::Side, receiver: tcp::Side) {
         self.half().store_side(sender);
         self.slot.halves[self.direction.opposite() as usize].store_side(receiver);
     }
 
     /// The same with the numbers that they offer.
     #[inline]
-    pub fn whole_tcp(&self) -> (Side, Side) {
+    pub fn whole_tcp(&self) -> (tcp::Side, tcp::Side) {
         (
             self.half().whole_side(),
             self.slot.halves[self.direction.opposite() as usize].whole_side(),
@@ -689,7 +957,7 @@ impl SessionRef<'_> {
 
     /// Keeps what a segment has shown, with the numbers that are offered.
     #[inline]
-    pub fn set_whole_tcp(&self, sender: Side, receiver: Side) {
+    pub fn set_whole_tcp(&self, sender: tcp::Side, receiver: tcp::Side) {
         self.half().store_whole_side(sender);
         self.slot.halves[self.direction.opposite() as usize].store_whole_side(receiver);
     }

@@ -8,6 +8,7 @@ mod guests;
 mod limits;
 mod list;
 pub mod registry;
+mod translations;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -18,6 +19,7 @@ use weft_proto::v1;
 pub use self::guests::Guests;
 pub use self::limits::{Limits, Rate, RateLimit};
 pub use self::list::List;
+pub use self::translations::{StaticTranslation, Translations};
 use crate::encap::{Encapsulation, Template};
 use crate::packet::parse::word_family;
 use crate::packet::{Family, Mac};
@@ -85,6 +87,8 @@ pub struct Vpc {
     pub appliances: Arc<[Appliance]>,
     /// Address sets that the rules of its groups refer to.
     pub sets: Arc<[AddressSet]>,
+    /// Addresses that stand for others.
+    pub translations: Arc<Translations>,
 }
 
 /// What a port behind a peer may send with besides its own addresses.

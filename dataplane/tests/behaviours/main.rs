@@ -25,5 +25,6 @@ mod segments;
 mod services_hostile;
 mod topology;
 mod traces;
+mod translation;
 mod transport;
 mod vectors;

@@ -1,6 +1,7 @@
 //! A case: a configuration and what happens under it, in bytes, so that it can be kept, read by people, and played again.
 
 use std::fmt::Write;
+use std::net::IpAddr;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
@@ -11,6 +12,8 @@ pub struct Case {
     /// The hosts have a metadata service.
     #[serde(default)]
     pub metadata: bool,
+    #[serde(default)]
+    pub translations: Vec<Translation>,
     pub objects: Objects,
     pub events: Vec<Event>,
 }
@@ -42,8 +45,19 @@ pub enum Event {
     },
     /// Another configuration comes into force.
     Configure(Objects),
+    /// Other addresses stand for others.
+    Translate(Vec<Translation>),
     /// So many milliseconds pass.
     Wait(u32),
+}
+
+/// An address of a VPC that stands for another. As a source it is seen `towards` these prefixes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Translation {
+    pub vpc: String,
+    pub inside: IpAddr,
+    pub outside: IpAddr,
+    pub towards: Vec<String>,
 }
 
 impl Case {

@@ -18,6 +18,8 @@ const MOST: u32 = 50_000;
 struct Guest {
     port: String,
     address: IpAddr,
+    /// As the other side knows it.
+    seen_as: IpAddr,
     /// First number of the connection in course, and the next to send.
     first: u32,
     next: u32,
@@ -79,6 +81,7 @@ impl Connection {
         let guest = |(port, address): (&str, IpAddr), first| Guest {
             port: port.to_owned(),
             address,
+            seen_as: address,
             first,
             next: first,
             acknowledged: first,
@@ -96,10 +99,25 @@ impl Connection {
         }
     }
 
+    /// The server is known by another address, and the client too, to the server.
+    pub fn translate(&mut self, client: Option<IpAddr>, server: IpAddr) {
+        self.guests[1].seen_as = server;
+        if let Some(client) = client {
+            self.guests[0].seen_as = client;
+        }
+    }
+
+    pub fn is_translated(&self) -> bool {
+        self.guests
+            .iter()
+            .any(|guest| guest.seen_as != guest.address)
+    }
+
+    /// As the client sends it.
     pub fn flow(&self) -> Flow {
         Flow {
             source: self.guests[0].address,
-            destination: self.guests[1].address,
+            destination: self.guests[1].seen_as,
             protocol: TCP,
             detail: Detail::Ports(self.ports[0], self.ports[1]),
         }
@@ -230,7 +248,7 @@ impl Connection {
         };
         Some(Sending {
             port: self.guests[side].port.clone(),
-            ends: [self.guests[side].address, self.guests[1 - side].address],
+            ends: [self.guests[side].address, self.guests[1 - side].seen_as],
             ports: (self.ports[side], self.ports[1 - side]),
             flags,
             numbers: (seq, ack),
@@ -252,8 +270,13 @@ impl Connection {
             let Ok(Decoded::Ip(packet)) = decode(frame) else {
                 continue;
             };
+            let at_server = Flow {
+                source: self.guests[0].seen_as,
+                destination: self.guests[1].address,
+                ..self.flow()
+            };
             let side = match packet.flow {
-                flow if flow == self.flow() => 1,
+                flow if flow == at_server => 1,
                 flow if flow == self.flow().reversed() => 0,
                 _ => continue,
             };

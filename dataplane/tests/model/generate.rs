@@ -2,7 +2,9 @@
 
 use weft_proto::v1::{self, Objects};
 
+use crate::case::Translation;
 use crate::dice::Dice;
+use crate::traffic;
 
 /// Hosts that run weft; one more is foreign.
 pub const HOSTS: usize = 3;
@@ -38,6 +40,15 @@ pub struct FabricPlan {
     /// For each host: GRE, a small underlay MTU, two addresses.
     pub hosts: [(bool, bool, bool); HOSTS],
     pub vpcs: Vec<VpcPlan>,
+    pub translations: Vec<TranslationPlan>,
+}
+
+/// An address that stands for one of a port.
+#[derive(Debug, Clone)]
+pub struct TranslationPlan {
+    port: u8,
+    v4: bool,
+    towards: u8,
 }
 
 #[derive(Debug, Clone)]
@@ -256,6 +267,7 @@ pub enum Change {
         host: u8,
         gre: bool,
     },
+    Translations(Vec<TranslationPlan>),
 }
 
 fn rule(dice: &mut Dice) -> RulePlan {
@@ -330,6 +342,15 @@ pub fn fabric(dice: &mut Dice) -> FabricPlan {
         underlay: dice.below(8),
         hosts: std::array::from_fn(|_| (dice.coin(), dice.percent(20), dice.coin())),
         vpcs: dice.list(1..4, vpc),
+        translations: dice.list(0..4, translation),
+    }
+}
+
+fn translation(dice: &mut Dice) -> TranslationPlan {
+    TranslationPlan {
+        port: dice.byte(),
+        v4: dice.percent(70),
+        towards: dice.below(3),
     }
 }
 
@@ -383,8 +404,9 @@ fn act(dice: &mut Dice) -> Act {
 }
 
 fn change(dice: &mut Dice) -> Change {
-    match dice.below(7) {
+    match dice.below(8) {
         0 => Change::Nothing,
+        7 => Change::Translations(dice.list(0..4, translation)),
         1 => Change::Group {
             vpc: dice.byte(),
             group: dice.byte(),
@@ -495,6 +517,7 @@ impl FabricPlan {
                 };
             }
             Change::Host { host, gre } => pick(&mut self.hosts, *host).0 = *gre,
+            Change::Translations(plans) => self.translations.clone_from(plans),
         }
     }
 
@@ -520,6 +543,41 @@ impl FabricPlan {
             vpc.add_to(&format!("v{v}"), 100 + v as u32, self.open, &mut objects);
         }
         objects
+    }
+
+    /// The translations that the plan stands for, of ports of these objects.
+    pub fn translations(&self, objects: &Objects) -> Vec<Translation> {
+        let mut all: Vec<Translation> = Vec::new();
+        for (i, plan) in self.translations.iter().enumerate() {
+            let Some(port) = objects
+                .ports
+                .get(usize::from(plan.port) % objects.ports.len().max(1))
+            else {
+                continue;
+            };
+            let Some(inside) = traffic::address(port, plan.v4) else {
+                continue;
+            };
+            let taken = |other: &Translation| other.vpc == port.vpc && other.inside == inside;
+            if all.iter().any(taken) {
+                continue;
+            }
+            let outside = if plan.v4 { "198.18.0." } else { "fd00:aa::" };
+            let towards: &[&str] = match (plan.towards, plan.v4) {
+                (0, _) => &[],
+                (1, true) => &["203.0.113.0/24"],
+                (1, false) => &["2001:db8:5::/48"],
+                (_, true) => &["0.0.0.0/0"],
+                (_, false) => &["fd00::/8"],
+            };
+            all.push(Translation {
+                vpc: port.vpc.clone(),
+                inside,
+                outside: format!("{outside}{}", i + 1).parse().unwrap(),
+                towards: towards.iter().map(ToString::to_string).collect(),
+            });
+        }
+        all
     }
 
     fn vteps(&self, host: usize, two: bool) -> Vec<String> {

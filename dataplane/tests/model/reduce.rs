@@ -41,9 +41,17 @@ pub fn reduce(case: Case, fails: impl Fn(&Case) -> bool) -> Case {
     loop {
         let before = case.to_text().len();
         let (metadata, objects) = (case.metadata, case.objects.clone());
+        case.translations = least(case.translations.clone(), |translations| {
+            fails(&Case {
+                translations: translations.to_vec(),
+                ..case.clone()
+            })
+        });
+        let translations = case.translations.clone();
         case.events = least(case.events, |events| {
             fails(&Case {
                 metadata,
+                translations: translations.clone(),
                 objects: objects.clone(),
                 events: events.to_vec(),
             })

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use weft_dataplane::packet::DropReason;
 use weft_proto::v1::Objects;
 
-use crate::case::{Case, Event};
+use crate::case::{Case, Event, Translation};
 use crate::connection::Connection;
 use crate::craft;
 use crate::dice::Dice;
@@ -43,6 +43,8 @@ pub struct Totals {
     pub delivered: u64,
     /// Frames that reached a metadata service.
     pub asked: u64,
+    /// Frames that left with other addresses.
+    pub translated: u64,
     pub changes: u64,
     pub reasons: BTreeMap<DropReason, u64>,
 }
@@ -52,6 +54,7 @@ impl Totals {
         self.frames += other.frames;
         self.delivered += other.delivered;
         self.asked += other.asked;
+        self.translated += other.translated;
         self.changes += other.changes;
         for (reason, count) in &other.reasons {
             *self.reasons.entry(*reason).or_default() += count;
@@ -63,6 +66,7 @@ impl Totals {
 pub fn play(mut dice: Dice, case: &mut Case) -> Result<Totals, Disagreement> {
     let plan = generate::fabric(&mut dice);
     (case.metadata, case.objects) = (plan.metadata, plan.objects());
+    case.translations = plan.translations(&case.objects);
     let mut run = Run::new(plan, case)?;
     for _ in 0..1 + dice.word() % STEPS {
         run.worker = dice.below(2);
@@ -77,7 +81,7 @@ impl Run {
         let mut run = Self {
             plan,
             objects: case.objects.clone(),
-            twin: Twin::new(&case.objects, case.metadata)?,
+            twin: Twin::new(case)?,
             connections: Vec::new(),
             sent: Vec::new(),
             got: Vec::new(),
@@ -86,12 +90,12 @@ impl Run {
             id: 0,
             totals: Totals::default(),
         };
-        run.connect();
+        run.connect(&case.translations);
         Ok(run)
     }
 
-    /// Three pairs of ports that can talk.
-    fn connect(&mut self) {
+    /// Three pairs of ports that can talk; one by way of the address that stands for the server's, if there is such a server.
+    fn connect(&mut self, translations: &[Translation]) {
         for number in 0..3 {
             let v4 = number != 2;
             let mut pairs = Vec::new();
@@ -106,12 +110,29 @@ impl Run {
                     }
                 }
             }
+            let outside = |vpc: &str, inside| {
+                let mut all = translations.iter();
+                let found = all.find(|other| other.vpc == vpc && other.inside == inside);
+                found.map(|translation| translation.outside)
+            };
+            if number != 0
+                && pairs
+                    .iter()
+                    .any(|(_, _, b, server)| outside(&b.vpc, *server).is_some())
+            {
+                pairs.retain(|(_, _, b, server)| outside(&b.vpc, *server).is_some());
+            }
             if let Some((a, client, b, server)) =
                 pairs.get(usize::from(number) * 5 % pairs.len().max(1))
             {
                 let ends = ((a.id.as_str(), *client), (b.id.as_str(), *server));
-                self.connections
-                    .push(Connection::new(number, &a.vpc, ends.0, ends.1));
+                let mut connection = Connection::new(number, &a.vpc, ends.0, ends.1);
+                if number != 0
+                    && let Some(server) = outside(&b.vpc, *server)
+                {
+                    connection.translate(outside(&a.vpc, *client), server);
+                }
+                self.connections.push(connection);
             }
         }
     }
@@ -172,6 +193,10 @@ impl Run {
                 }
                 self.plan.change(change);
                 self.objects = self.plan.objects();
+                if matches!(change, Change::Translations(_)) {
+                    let translations = self.plan.translations(&self.objects);
+                    return self.take(case, Event::Translate(translations)).map(|_| ());
+                }
                 let objects = self.objects.clone();
                 return self.take(case, Event::Configure(objects)).map(|_| ());
             }
@@ -212,7 +237,7 @@ impl Run {
         let Some(talk) = self.connections.get_mut(connection) else {
             return Ok(());
         };
-        let settled = self.twin.model.is_settled(&talk.vpc, &talk.flow());
+        let settled = !talk.is_translated() && self.twin.model.is_settled(&talk.vpc, &talk.flow());
         let again = match act {
             Act::Data(_) | Act::BigData => more,
             _ => 0,
@@ -356,7 +381,9 @@ impl Run {
         let event = &case.events[case.events.len() - 1];
         let found = self.twin.take(event)?;
         self.totals.frames = self.twin.frames;
-        self.totals.changes += u64::from(matches!(event, Event::Configure(_)));
+        self.totals.translated = self.twin.model.translated;
+        self.totals.changes +=
+            u64::from(matches!(event, Event::Configure(_) | Event::Translate(_)));
         self.totals.delivered += found.delivered.len() as u64;
         self.totals.asked += found.asked;
         for reason in &found.dropped {

@@ -15,7 +15,7 @@ use crate::semantics::frame::{
 const ROUTER: Mac = [0x02, 0x77, 0x65, 0x66, 0x74, 0x01];
 
 /// Addresses that no port has.
-const ELSEWHERE: [&str; 16] = [
+const ELSEWHERE: [&str; 24] = [
     "203.0.113.9",
     "203.0.113.70",
     "198.51.100.1",
@@ -33,6 +33,15 @@ const ELSEWHERE: [&str; 16] = [
     "169.254.169.254",
     "fd00:ec2::254",
     "fd00:ec2::254",
+    // Those that stand for addresses of ports.
+    "198.18.0.1",
+    "198.18.0.2",
+    "198.18.0.3",
+    "198.18.0.1",
+    "fd00:aa::1",
+    "fd00:aa::2",
+    "fd00:aa::3",
+    "fd00:aa::1",
 ];
 
 pub fn mac(text: &str) -> Mac {

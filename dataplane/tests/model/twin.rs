@@ -5,14 +5,18 @@ use std::collections::{BTreeMap, HashMap};
 use std::fmt::Write;
 use std::net::IpAddr;
 
+use ipnetwork::IpNetwork;
 use weft_dataplane::fabric::{Delivered, Fabric, MemoryHost};
+use weft_dataplane::packet::parse::address_word;
 use weft_dataplane::packet::{DropReason, Offload, Segments};
 use weft_dataplane::pipeline::Settings;
+use weft_dataplane::route::Prefix;
 use weft_dataplane::session::Limits;
+use weft_dataplane::snapshot::StaticTranslation;
 use weft_proto::state::State;
 use weft_proto::v1::{Objects, Port};
 
-use crate::case::{Case, Event, hex};
+use crate::case::{Case, Event, Translation, hex};
 use crate::semantics::frame::{Decoded, Flow, IP, decode, ones_sum, v4_at, v6_at, word};
 use crate::semantics::{Crossing, Model, Outcome};
 use crate::traced::Traced;
@@ -77,6 +81,20 @@ fn state(objects: &Objects) -> Result<State, Disagreement> {
     State::from_objects(objects.clone()).map_err(refused)
 }
 
+fn translation(translation: &Translation) -> StaticTranslation {
+    let prefix = |text: &String| {
+        let network: IpNetwork = text.parse().unwrap();
+        let bits = if network.is_ipv4() { 96 } else { 0 };
+        Prefix::new(address_word(network.network()), bits + network.prefix())
+    };
+    StaticTranslation {
+        vpc: translation.vpc.clone(),
+        inside: address_word(translation.inside),
+        outside: address_word(translation.outside),
+        towards: translation.towards.iter().map(prefix).collect(),
+    }
+}
+
 fn refused(error: impl std::fmt::Debug) -> Disagreement {
     Disagreement {
         kind: "refused".to_owned(),
@@ -87,14 +105,15 @@ fn refused(error: impl std::fmt::Debug) -> Disagreement {
 impl Twin {
     /// Plays a case from beginning to end.
     pub fn play(case: &Case) -> Result<(), Disagreement> {
-        let mut twin = Self::new(&case.objects, case.metadata)?;
+        let mut twin = Self::new(case)?;
         for event in &case.events {
             twin.take(event)?;
         }
         twin.finish()
     }
 
-    pub fn new(objects: &Objects, metadata: bool) -> Result<Self, Disagreement> {
+    pub fn new(case: &Case) -> Result<Self, Disagreement> {
+        let (objects, metadata) = (&case.objects, case.metadata);
         let settings = Settings {
             ports: 64,
             errors_per_second: UNLIMITED,
@@ -107,11 +126,12 @@ impl Twin {
         };
         let mut fabric = Fabric::new(state(objects)?, &settings, LIMITS).map_err(refused)?;
         fabric.metadata = metadata;
+        fabric.translations = case.translations.iter().map(translation).collect();
         fabric.set(state(objects)?).map_err(refused)?;
         fabric.add_worker();
         let mut twin = Self {
             objects: objects.clone(),
-            model: Model::new(objects.clone(), metadata, fabric.now),
+            model: Model::new(case, fabric.now),
             fabric,
             drops: Vec::new(),
             entropy: HashMap::new(),
@@ -123,6 +143,13 @@ impl Twin {
     }
 
     pub fn take(&mut self, event: &Event) -> Result<Outcomes, Disagreement> {
+        if matches!(
+            event,
+            Event::Configure(_) | Event::Translate(_) | Event::Wait(_)
+        ) {
+            // Sessions may end, and what looked like one flow behind a translation be another.
+            self.entropy.clear();
+        }
         match event {
             Event::Send {
                 port,
@@ -163,6 +190,12 @@ impl Twin {
                 self.fabric.set(state(objects)?).map_err(refused)?;
                 self.model.set(objects.clone());
                 // Counters belong to a port's index: they stay when the port goes, but then nobody reads them.
+                self.drops = self.count_drops();
+            }
+            Event::Translate(translations) => {
+                self.fabric.translations = translations.iter().map(translation).collect();
+                self.fabric.set(state(&self.objects)?).map_err(refused)?;
+                self.model.translate(translations.clone());
                 self.drops = self.count_drops();
             }
             Event::Wait(milliseconds) => {
@@ -414,7 +447,8 @@ impl Twin {
             let answers = packet
                 .icmp
                 .is_some_and(|(kind, _)| !packet.is_v4() && kind == 136);
-            let is_whole = packet.fragment.is_none() && !answers;
+            // Errors of one flow may be translated or not, by what they quote.
+            let is_whole = packet.fragment.is_none() && !answers && !packet.is_icmp_error();
             let flow = (from.clone(), vni, packet.flow);
             if is_whole && *self.entropy.entry(flow).or_insert(entropy) != entropy {
                 return Err(fail("another source port within the flow"));

@@ -34,6 +34,7 @@ fn announced(changes: &[fn(&mut v1::Objects)]) -> Vec<Vec<Moved>> {
             revision: 0,
             underlay: &underlay,
             metadata: false,
+            translations: &[],
         };
         let state = State::from_objects(objects.clone()).unwrap();
         let after = compiler.compile(&state, &context).unwrap();

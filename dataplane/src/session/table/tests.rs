@@ -30,17 +30,17 @@ fn new(state: State, now: u32) -> NewSession {
         vpc: 1,
         now,
         tcp: Default::default(),
-        order: None,
+        action: None,
+        translation: None,
     }
 }
 
+fn macs(first: u64, second: u64) -> MacPair {
+    MacPair::new(Mac::from_word(first), Mac::from_word(second))
+}
+
 fn action(egress: Egress) -> Action {
-    Action {
-        eth_dst: Mac::ROUTER,
-        eth_src: Mac::from_word(7),
-        egress,
-        rewrite: Some((Mac::from_word(8), Mac::ROUTER)),
-    }
+    Action::new(macs(6, 7), egress, Some(macs(8, 9)))
 }
 
 #[test]
@@ -54,34 +54,23 @@ fn both_directions_find_one_session_each_with_its_own_action() {
         .set_action(Stamp::new(3, Ingress::Port(1)), &action(Egress::Peer(9)));
     let found = table.find(&there).unwrap();
     assert_eq!(
-        found
-            .order(Stamp::new(3, Ingress::Port(1)))
-            .map(|order| order.action()),
+        found.action(Stamp::new(3, Ingress::Port(1))),
         Some(action(Egress::Peer(9)))
     );
     assert_eq!(
-        found
-            .order(Stamp::new(4, Ingress::Port(1)))
-            .map(|order| order.action()),
+        found.action(Stamp::new(4, Ingress::Port(1))),
         None,
         "another generation"
     );
     assert_eq!(
-        found
-            .order(Stamp::new(3, Ingress::Port(2)))
-            .map(|order| order.action()),
+        found.action(Stamp::new(3, Ingress::Port(2))),
         None,
         "another ingress"
     );
     assert!(found.from_origin());
     let answer = table.find(&back).unwrap();
     assert!(!answer.from_origin());
-    assert_eq!(
-        answer
-            .order(Stamp::new(3, Ingress::Peer(9)))
-            .map(|order| order.action()),
-        None
-    );
+    assert_eq!(answer.action(Stamp::new(3, Ingress::Peer(9))), None);
     assert!(
         table.find(&Key::new(table.seeds(), &flow(1), 6)).is_none(),
         "another VPC"
@@ -89,9 +78,7 @@ fn both_directions_find_one_session_each_with_its_own_action() {
     table.remove(&answer);
     assert!(table.find(&there).is_none());
     assert_eq!(
-        found
-            .order(Stamp::new(3, Ingress::Port(1)))
-            .map(|order| order.action()),
+        found.action(Stamp::new(3, Ingress::Port(1))),
         None,
         "a reference outlives its session harmlessly"
     );
@@ -207,10 +194,7 @@ fn readers_and_writers_race_without_mixing_sessions_up() {
                     let key = Key::new(table.seeds(), &flow(round * 2 % 6000 + worker), 1);
                     if let Ok(session) = table.insert(&key, &new(State::OneWay, round)) {
                         let mark = key.words[4] >> 48 & 0xfff;
-                        let action = Action {
-                            egress: Egress::Port(mark as u16),
-                            ..action(Egress::Port(0))
-                        };
+                        let action = action(Egress::Port(mark as u16));
                         session.set_action(Stamp::new(1, Ingress::Port(0)), &action);
                         if round % 3 == 0 {
                             table.remove(&session);
@@ -224,13 +208,12 @@ fn readers_and_writers_race_without_mixing_sessions_up() {
             while !stop.load(Ordering::Relaxed) {
                 for number in 0..6000 {
                     let key = Key::new(table.seeds(), &flow(number), 1);
-                    if let Some(action) = table.find(&key).and_then(|session| {
-                        session
-                            .order(Stamp::new(1, Ingress::Port(0)))
-                            .map(|order| order.action())
-                    }) {
+                    if let Some(action) = table
+                        .find(&key)
+                        .and_then(|session| session.action(Stamp::new(1, Ingress::Port(0))))
+                    {
                         assert_eq!(
-                            action.egress,
+                            action.egress(),
                             Egress::Port((key.words[4] >> 48 & 0xfff) as u16)
                         );
                     }
@@ -373,7 +356,7 @@ fn a_session_is_answered_by_the_first_packet_against_its_opener() {
 
 #[test]
 fn each_side_of_a_connection_keeps_its_window_whoever_asks() {
-    let side = |n: u32| Side::unpack([u64::from(n), u64::from(n) << 32 | u64::from(n + 1)], 0);
+    let side = |n: u32| tcp::Side::unpack([u64::from(n), u64::from(n) << 32 | u64::from(n + 1)], 0);
     for opener in [flow(1), flow(1).reversed()] {
         let table = table(1000);
         let there = Key::new(table.seeds(), &opener, 1);
@@ -398,9 +381,9 @@ fn a_listed_session_shows_its_flow_its_decisions_and_its_packets_each_way() {
         let there = Key::new(table.seeds(), &opener, 5);
         let back = Key::new(table.seeds(), &opener.reversed(), 5);
         let (out, answer) = (action(Egress::Peer(9)), action(Egress::Port(2)));
-        let order = Some((Stamp::new(3, Ingress::Port(1)), Order::from(&out)));
+        let action = Some((Stamp::new(3, Ingress::Port(1)), out));
         let session = NewSession {
-            order,
+            action,
             ..new(State::OneWay, 100)
         };
         let session = table.insert(&there, &session).unwrap();
@@ -514,15 +497,15 @@ fn a_reference_to_a_session_that_is_gone_leaves_its_successor_alone() {
     let successor = table.insert(&next, &new(State::OneWay, 0)).unwrap();
     assert_eq!(successor.number, old.number, "the slot is taken again");
     old.set_action(stamp, &action(Egress::Port(1)));
-    assert_eq!(successor.order(stamp), None);
+    assert_eq!(successor.action(stamp), None);
     successor.set_action(stamp, &action(Egress::Port(2)));
-    assert_eq!(old.order(stamp), None);
+    assert_eq!(old.action(stamp), None);
     table.remove(&old);
     assert!(table.find(&next).is_some());
 }
 
 #[test]
-fn a_direction_has_an_order_for_each_of_two_ingresses() {
+fn a_direction_has_an_action_for_each_of_two_ingresses() {
     let table = table(1000);
     let there = Key::new(table.seeds(), &flow(1), 5);
     let session = table.insert(&there, &new(State::OneWay, 0)).unwrap();
@@ -530,37 +513,37 @@ fn a_direction_has_an_order_for_each_of_two_ingresses() {
         Stamp::new(3, Ingress::Port(1)),
         Stamp::new(3, Ingress::Port(2)),
     );
-    let order = |stamp| {
+    let egress = |stamp| {
         let session = table.find(&there)?;
-        let order = session
-            .order(stamp)
-            .or_else(|| session.second_order(stamp))?;
-        Some(order.action().egress)
+        let action = session
+            .action(stamp)
+            .or_else(|| session.second_action(stamp))?;
+        Some(action.egress())
     };
     for _ in 0..3 {
         session.set_action(first, &action(Egress::Port(2)));
         session.set_action(second, &action(Egress::Peer(9)));
-        assert_eq!(order(first), Some(Egress::Port(2)));
-        assert_eq!(order(second), Some(Egress::Peer(9)));
+        assert_eq!(egress(first), Some(Egress::Port(2)));
+        assert_eq!(egress(second), Some(Egress::Peer(9)));
     }
     // Another generation takes neither; the other direction has its own.
-    assert_eq!(order(Stamp::new(4, Ingress::Port(2))), None);
+    assert_eq!(egress(Stamp::new(4, Ingress::Port(2))), None);
     let back = Key::new(table.seeds(), &flow(1).reversed(), 5);
-    assert!(table.find(&back).unwrap().second_order(second).is_none());
+    assert!(table.find(&back).unwrap().second_action(second).is_none());
     // Whoever lives in the slot next has none of it.
     table.remove(&session);
-    assert!(session.second_order(second).is_none());
+    assert!(session.second_action(second).is_none());
     let again = table.insert(&there, &new(State::OneWay, 0)).unwrap();
-    assert!(again.order(first).is_none() && again.second_order(second).is_none());
+    assert!(again.action(first).is_none() && again.second_action(second).is_none());
     // In the next generation the one that comes first has the first place.
     again.set_action(Stamp::new(4, Ingress::Port(2)), &action(Egress::Peer(8)));
     again.set_action(Stamp::new(4, Ingress::Port(1)), &action(Egress::Port(3)));
     assert_eq!(
-        order(Stamp::new(4, Ingress::Port(2))),
+        egress(Stamp::new(4, Ingress::Port(2))),
         Some(Egress::Peer(8))
     );
     assert_eq!(
-        order(Stamp::new(4, Ingress::Port(1))),
+        egress(Stamp::new(4, Ingress::Port(1))),
         Some(Egress::Port(3))
     );
 }
@@ -585,8 +568,230 @@ fn a_session_that_turns_round_knows_nothing_that_was_decided_before() {
     assert!(!answer.is_live());
     for key in [&there, &back] {
         let session = find(key);
-        assert!(session.order(first).is_none() && session.second_order(second).is_none());
+        assert!(session.action(first).is_none() && session.second_action(second).is_none());
         assert_eq!(session.state(), State::TcpSynReceived);
     }
     assert!(find(&back).from_origin() && !find(&there).from_origin());
+}
+
+/// The flow of a number as it is before and after its destination was translated.
+fn two(number: u32) -> [Flow; 2] {
+    let inside = Flow {
+        destination: 0xffff_0a00_0009,
+        ..flow(number)
+    };
+    [flow(number), inside]
+}
+
+/// A session of a flow that gets other addresses, and the keys of both sides, each as its sender's packets have them.
+fn translated(
+    table: &SessionTable,
+    [outside, inside]: [Flow; 2],
+    now: u32,
+) -> (NewSession, [Key; 2]) {
+    let new = NewSession {
+        translation: Some(Translation::new(&outside, &inside, 6)),
+        ..new(State::OneWay, now)
+    };
+    let keys = [
+        Key::new(table.seeds(), &outside, 5),
+        Key::new(table.seeds(), &inside.reversed(), 6),
+    ];
+    (new, keys)
+}
+
+#[test]
+fn a_translated_session_is_found_by_either_key_and_is_one() {
+    // Either order of the ends, on either side.
+    let [outside, inside] = two(1);
+    for (outside, inside) in [
+        (outside, inside),
+        (outside, inside.reversed()),
+        (outside.reversed(), inside),
+    ] {
+        let table = table(1000);
+        let (new, [there, back]) = translated(&table, [outside, inside], 0);
+        table.insert(&there, &new).unwrap();
+        let (from_opener, answer) = (table.find(&there).unwrap(), table.find(&back).unwrap());
+        assert!(from_opener.from_origin() && !answer.from_origin());
+        assert!(from_opener.is_on_first_side() && !answer.is_on_first_side());
+        assert_eq!(from_opener.number, answer.number);
+        let to = from_opener.translation().unwrap();
+        assert_eq!((to.flow, to.vni), (inside, 6));
+        let to = answer.translation().unwrap();
+        assert_eq!((to.flow, to.vni), (outside.reversed(), 5));
+        // The fast lane finds it too.
+        let probed = table.confirm(table.probe(&back), &back).unwrap();
+        assert_eq!(
+            probed.translation().map(|it| it.flow),
+            Some(outside.reversed())
+        );
+        // One state, one set of counters, one place in each budget.
+        answer.set_state(State::BothWays);
+        answer.touch(7);
+        assert_eq!(from_opener.state(), State::BothWays);
+        let [view] = &table.list(10, 7, |_| true)[..] else {
+            panic!("one session");
+        };
+        assert_eq!((view.vni, view.flow), (5, outside));
+        assert_eq!(view.translated, Some((6, inside)));
+        assert_eq!((view.packets_out, view.packets_back), (0, 1));
+        assert_eq!(table.per_port[1].load(Ordering::Relaxed), 1);
+        table.remove(&answer);
+        assert!(table.find(&there).is_none() && table.find(&back).is_none());
+        assert!(from_opener.translation().is_none(), "it has gone");
+        assert_eq!(table.per_port[1].load(Ordering::Relaxed), 0);
+        let seconds = table
+            .shards
+            .iter()
+            .flat_map(|shard| shard.index.neighbours(back.hash));
+        assert_eq!(seconds.count(), 0);
+    }
+}
+
+#[test]
+fn a_packet_on_the_wrong_side_is_not_translated_but_may_be_quoted() {
+    let table = table(1000);
+    let (new, [there, back]) = translated(&table, two(1), 0);
+    table.insert(&there, &new).unwrap();
+    let [outside, inside] = two(1);
+    // The opener's packet with the addresses that it has on the other side, and an answer with those that it gets.
+    for (flow, vni, origin) in [
+        (inside, 6, outside),
+        (outside.reversed(), 5, inside.reversed()),
+    ] {
+        let found = table.find(&Key::new(table.seeds(), &flow, vni)).unwrap();
+        assert_eq!(found.translation(), None);
+        assert_eq!(found.origin().map(|it| it.flow), Some(origin));
+    }
+    for key in [there, back] {
+        let found = table.find(&key).unwrap();
+        assert!(found.translation().is_some() && found.origin().is_none());
+    }
+    let plain = Key::new(table.seeds(), &flow(9), 5);
+    let plain = table
+        .insert(&plain, &super::tests::new(State::OneWay, 0))
+        .unwrap();
+    assert_eq!((plain.translation(), plain.origin()), (None, None));
+}
+
+#[test]
+fn no_two_sessions_share_a_key() {
+    let [outside, inside] = two(1);
+    let table = table(1000);
+    let plain = |flow: &Flow, vni| Key::new(table.seeds(), flow, vni);
+    let (translated, [there, _]) = translated(&table, [outside, inside], 0);
+    // What the second key would be is taken.
+    table
+        .insert(&plain(&inside, 6), &new(State::OneWay, 0))
+        .unwrap();
+    let clash = table.insert(&there, &translated).map(|_| ());
+    assert_eq!(clash, Err(InsertError::Clash));
+    assert!(table.find(&there).is_none());
+    table.remove(&table.find(&plain(&inside, 6)).unwrap());
+    // The other way round.
+    let first = table.insert(&there, &translated).unwrap().number;
+    for (flow, vni) in [(inside, 6), (inside.reversed(), 6), (outside, 5)] {
+        let clash = table.insert(&plain(&flow, vni), &new(State::OneWay, 0));
+        assert_eq!(clash.map(|_| ()), Err(InsertError::Clash));
+    }
+    // Made twice at once by two workers it is one; but not with two translations.
+    assert_eq!(table.insert(&there, &translated).unwrap().number, first);
+    let other = NewSession {
+        translation: Some(Translation::new(&outside, &flow(77), 6)),
+        ..translated
+    };
+    assert_eq!(
+        table.insert(&there, &other).map(|_| ()),
+        Err(InsertError::Clash)
+    );
+    let itself = NewSession {
+        translation: Some(Translation::new(&flow(3), &flow(3), 5)),
+        ..translated
+    };
+    let clash = table.insert(&plain(&flow(3), 5), &itself).map(|_| ());
+    assert_eq!(clash, Err(InsertError::Clash));
+}
+
+/// Sessions with one and with two keys come and go in a table that is too small, from two workers: its books stay right, and nobody is led to another's.
+#[test]
+fn the_books_balance_with_sessions_of_two_keys() {
+    let table = table(512);
+    std::thread::scope(|scope| {
+        for worker in 0..2u32 {
+            let table = &table;
+            scope.spawn(move || {
+                for round in 0..30_000u32 {
+                    let number = (round * 7 + worker * 3) % 4000;
+                    let (new, keys) = if number % 3 == 0 {
+                        let key = Key::new(table.seeds(), &flow(number), 5);
+                        (super::tests::new(State::OneWay, round), [key, key])
+                    } else {
+                        translated(table, two(number), round)
+                    };
+                    let opened = table.insert(&keys[0], &new);
+                    if number % 5 == 0
+                        && let Ok(session) = &opened
+                    {
+                        table.remove(session);
+                    }
+                    if let Some(found) = table.find(&keys[1])
+                        && let Some(translation) = found.translation()
+                    {
+                        assert_eq!(translation.flow, two(number)[0].reversed());
+                    }
+                    if round % 512 == 0 {
+                        table.sweep(0, 600, round, &Timeouts::default());
+                    }
+                }
+            });
+        }
+    });
+    let views = table.list(usize::MAX, 0, |_| true);
+    assert_eq!(table.statistics().live, views.len() as u64);
+    assert_eq!(
+        table.per_port[1].load(Ordering::Relaxed),
+        views.len() as u32
+    );
+    assert!(views.iter().any(|view| view.translated.is_some()));
+    assert!(views.iter().any(|view| view.translated.is_none()));
+    for view in &views {
+        let found = |flow: &Flow, vni| table.find(&Key::new(table.seeds(), flow, vni));
+        let first = found(&view.flow, view.vni).expect("by its first key");
+        if let Some((vni, flow)) = view.translated {
+            let second = found(&flow, vni).expect("by its second key");
+            assert_eq!(
+                (first.number, first.shard.place),
+                (second.number, second.shard.place)
+            );
+        }
+    }
+    table.remove_port(1);
+    assert_eq!(table.statistics().live, 0);
+    for number in 0..4000 {
+        for flow in two(number) {
+            for vni in [5, 6] {
+                let hash = Key::new(table.seeds(), &flow, vni).hash;
+                let mut left = table
+                    .shards
+                    .iter()
+                    .flat_map(|shard| shard.index.neighbours(hash));
+                assert_eq!(left.next(), None, "an entry of the index is left behind");
+            }
+        }
+    }
+}
+
+#[test]
+fn sessions_go_with_an_address_of_either_side() {
+    for address in [0xffff_0a00_0002, 0xffff_0a00_0009] {
+        for vni in [5, 6] {
+            let table = table(1000);
+            let (new, [there, _]) = translated(&table, two(1), 0);
+            table.insert(&there, &new).unwrap();
+            table.remove_addresses(&HashSet::from([(vni, address)]));
+            let goes = (vni == 5) == (address == 0xffff_0a00_0002);
+            assert_eq!(table.find(&there).is_none(), goes);
+        }
+    }
 }

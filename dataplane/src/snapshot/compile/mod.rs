@@ -17,6 +17,7 @@ mod ports;
 mod routes;
 #[cfg(test)]
 mod tests;
+mod translations;
 
 use std::sync::Arc;
 
@@ -26,7 +27,9 @@ use weft_proto::v1;
 use self::epochs::Changed;
 use self::policy::GroupClassifiers;
 use super::registry::Registry;
-use super::{Appliance, Endpoint, Limits, Map, Peer, Port, Snapshot, Subnet, Vpc};
+use super::{
+    Appliance, Endpoint, Limits, Map, Peer, Port, Snapshot, StaticTranslation, Subnet, Vpc,
+};
 use crate::packet::Mac;
 use crate::policy::{Acl, AddressSet};
 
@@ -82,6 +85,8 @@ pub struct Context<'a> {
     pub underlay: &'a Underlay,
     /// Whether this host answers guests at the metadata addresses.
     pub metadata: bool,
+    /// Addresses that stand for others.
+    pub translations: &'a [StaticTranslation],
 }
 
 /// Compiles the states of one host, one after the other.
@@ -98,6 +103,7 @@ struct Done {
     underlay: Underlay,
     state: State,
     places: Places,
+    translations: Vec<StaticTranslation>,
     snapshot: Snapshot,
 }
 
@@ -147,6 +153,7 @@ impl Compiler {
         let done = self.done.as_mut();
         let mut done = done.filter(|done| done.is_for(context));
         if let Some(done) = &mut done
+            && done.translations == context.translations
             && let Some(snapshot) = follow::follow(done, state, context)
         {
             return snapshot;
@@ -172,6 +179,7 @@ impl Compiler {
             underlay: context.underlay.clone(),
             state: state.clone(),
             places,
+            translations: context.translations.to_vec(),
             snapshot: snapshot.clone(),
         }));
         Ok(snapshot)
@@ -288,6 +296,7 @@ impl<'a> Draft<'a> {
         self.fill_acls(objects);
         self.fill_classifiers(objects);
         self.fill_subnets(objects);
+        self.add_translations();
         self.fill_ports(objects);
         self.fill_routes(objects);
         // Names that are gone give their numbers back, to be given out again last.
@@ -319,7 +328,8 @@ impl<'a> Draft<'a> {
             let id = &draft.vpc.id;
             let before = done.places.vpcs.get(id);
             let before = before.and_then(|place| done.snapshot.vpcs.get(*place));
-            if let Some(before) = before.filter(|_| !changed.has(id)) {
+            let is_same = |before: &&Vpc| before.translations == draft.vpc.translations;
+            if let Some(before) = before.filter(|_| !changed.has(id)).filter(is_same) {
                 draft.vpc.epoch = before.epoch;
             }
         }

@@ -252,6 +252,7 @@ fn context(underlay: &Underlay, generation: u32) -> Context<'_> {
         revision: u64::from(generation) + 7,
         underlay,
         metadata: false,
+        translations: &[],
     }
 }
 

@@ -181,6 +181,56 @@ pub fn pseudo_header(source: IpAddr, destination: IpAddr, protocol: u8, length: 
     bytes
 }
 
+/// A checksum at `field` when one word under it changes (RFC 1624, equation 3).
+fn amend(bytes: &mut [u8], field: usize, before: u16, after: u16) {
+    if before == after {
+        return;
+    }
+    let sum = u32::from(!word(bytes, field)) + u32::from(!before) + u32::from(after);
+    let sum = (sum & 0xffff) + (sum >> 16);
+    let sum = !(((sum & 0xffff) + (sum >> 16)) as u16);
+    bytes[field..field + 2].copy_from_slice(&sum.to_be_bytes());
+}
+
+/// Writes the addresses of a flow into the header at `l3`, and amends its checksum and that of the transport header: its protocol, and where it is.
+fn readdress(bytes: &mut [u8], (l3, v4): (usize, bool), header: Option<(u8, usize)>, to: &Flow) {
+    let at = l3 + if v4 { 12 } else { 8 };
+    let addresses = [octets(to.source), octets(to.destination)].concat();
+    // What has a pseudo-header, and where its checksum is.
+    let transport = header.and_then(|(number, l4)| match number {
+        TCP => Some(l4 + 16),
+        UDP if bytes.get(l4 + 6..l4 + 8) == Some(&[0, 0]) => None,
+        UDP | 136 | 33 => Some(l4 + 6),
+        ICMPV6 if !v4 => Some(l4 + 2),
+        _ => None,
+    });
+    let transport = transport.filter(|field| field + 2 <= bytes.len());
+    for (i, pair) in addresses.as_chunks::<2>().0.iter().enumerate() {
+        let (before, after) = (word(bytes, at + 2 * i), u16::from_be_bytes(*pair));
+        bytes[at + 2 * i..at + 2 * i + 2].copy_from_slice(pair);
+        if v4 {
+            amend(bytes, l3 + 10, before, after);
+        }
+        if let Some(field) = transport {
+            amend(bytes, field, before, after);
+        }
+    }
+    if let (Some((UDP, _)), Some(field)) = (header, transport)
+        && word(bytes, field) == 0
+    {
+        bytes[field..field + 2].fill(0xff);
+    }
+}
+
+/// Of a packet that an error quotes, the protocol and where its header begins.
+fn quoted_transport(quote: &[u8], v4: bool) -> Option<(u8, usize)> {
+    if v4 {
+        return Some((quote[9], usize::from(quote[0] & 15) * 4));
+    }
+    let (l4, protocol, _) = extensions(quote, quote[6], true).ok()?;
+    Some((protocol, l4))
+}
+
 /// Whether a frame's destination is broadcast or multicast.
 pub fn is_group_mac(mac: Mac) -> bool {
     mac[0] & 1 != 0
@@ -607,6 +657,45 @@ impl Packet {
             _ => sum,
         };
         self.bytes[at..at + 2].copy_from_slice(&sum.to_be_bytes());
+    }
+
+    /// The packet gets other addresses, and so does the one that it quotes, if it is an error about one. What was wrong under a checksum stays wrong.
+    pub fn translate(&mut self, to: &Flow, quoted: Option<&Flow>) {
+        let (v4, l4, end) = (self.is_v4(), self.l4, self.end);
+        if let Some(quoted) = quoted {
+            let before = self.bytes.clone();
+            let quote = l4 + 8;
+            if let Some((number, inner)) = quoted_transport(&self.bytes[quote..end], v4) {
+                let header = Some((number, quote + inner));
+                readdress(&mut self.bytes[..end], (quote, v4), header, quoted);
+            }
+            for at in (quote..end - 1).step_by(2) {
+                let after = word(&self.bytes, at);
+                amend(&mut self.bytes, l4 + 2, word(&before, at), after);
+            }
+        }
+        let is_later = self.fragment.is_some_and(|fragment| !fragment.is_first());
+        let header = (!is_later).then_some((self.flow.protocol, l4));
+        // A segment that is to be split has the sum of the pseudo-header there, not its complement.
+        let field = match self.flow.protocol {
+            TCP => l4 + 16,
+            _ => l4 + 6,
+        };
+        if self.segment.is_some() {
+            let sum = word(&self.bytes, field);
+            readdress(&mut self.bytes[..end], (IP, v4), None, to);
+            let before = [octets(self.flow.source), octets(self.flow.destination)].concat();
+            let after = [octets(to.source), octets(to.destination)].concat();
+            let mut complement = (!sum).to_be_bytes();
+            for at in (0..after.len()).step_by(2) {
+                amend(&mut complement, 0, word(&before, at), word(&after, at));
+            }
+            let sum = !word(&complement, 0);
+            self.bytes[field..field + 2].copy_from_slice(&sum.to_be_bytes());
+        } else {
+            readdress(&mut self.bytes[..end], (IP, v4), header, to);
+        }
+        (self.flow.source, self.flow.destination) = (to.source, to.destination);
     }
 
     pub fn write_ipv4_checksum(&mut self) {

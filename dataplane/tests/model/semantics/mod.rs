@@ -23,11 +23,12 @@ use std::rc::Rc;
 use weft_dataplane::packet::{DropReason, Offload, Segments};
 use weft_proto::v1::{self, Objects};
 
+use crate::case::{Case, Translation};
 use fragments::{Datagram, Datagrams, First, Later};
 use frame::{Decoded, Flow, Mac, Packet, SYN, decode, is_group, is_group_mac};
 use gateway::{Discovery, Problem, stays_on_link};
 use policy::{Question, acl_allows, groups_allow};
-use session::{Follow, Session, Stage, follow, open};
+use session::{Follow, Place, Session, Stage, follow, open};
 use world::{ROUTER, Tunnel, World, gateway_mac, mac, prefix_holds};
 
 /// A frame on its way from one host to another, without its outer header.
@@ -99,6 +100,19 @@ struct Way<'a> {
     to: To<'a>,
     /// Through the router: the new destination and source MAC.
     rewrite: Option<(Mac, Mac)>,
+    /// The flow that the packet gets, where it is translated, and the one that a packet gets that it quotes.
+    becomes: Option<(Flow, Option<Flow>)>,
+}
+
+/// How it is known what a packet becomes.
+#[derive(Clone, Copy)]
+enum Becoming {
+    /// By the configuration: it opens a flow.
+    Anew,
+    /// By its session, if anything.
+    Kept(Option<Flow>),
+    /// An error: by the packet that it quotes.
+    Error(Flow, Flow),
 }
 
 #[derive(Clone, Copy)]
@@ -135,12 +149,19 @@ pub struct Model {
     /// Which of several allowed next hops is to be tried, and how many there were.
     guess: usize,
     pub guesses: usize,
+    /// Packets that were translated so far, every guess included.
+    pub translated: u64,
 }
 
 impl Model {
-    pub fn new(objects: Objects, metadata: bool, now: u32) -> Self {
+    pub fn new(case: &Case, now: u32) -> Self {
+        let world = World(
+            case.objects.clone(),
+            case.metadata,
+            case.translations.clone(),
+        );
         Self {
-            world: Rc::new(World(objects, metadata)),
+            world: Rc::new(world),
             sessions: BTreeMap::new(),
             datagrams: BTreeMap::new(),
             choices: Vec::new(),
@@ -148,12 +169,18 @@ impl Model {
             now,
             guess: 0,
             guesses: 1,
+            translated: 0,
         }
     }
 
     /// Puts another configuration in force. Nothing else changes: sessions are judged again as their packets come.
     pub fn set(&mut self, objects: Objects) {
-        self.world = Rc::new(World(objects, self.world.1));
+        self.world = Rc::new(World(objects, self.world.1, self.world.2.clone()));
+    }
+
+    /// Other addresses stand for others from now on.
+    pub fn translate(&mut self, translations: Vec<Translation>) {
+        self.world = Rc::new(World(self.world.0.clone(), self.world.1, translations));
     }
 
     /// Lets time pass: sessions expire, and what has waited in vain for its first fragment is dropped.
@@ -178,7 +205,7 @@ impl Model {
         let vni = self.world.vni(vpc);
         let all = self.sessions.values().flatten();
         let mut of_flow = all
-            .filter(|session| session.direction(vni, flow).is_some())
+            .filter(|session| session.place(vni, flow).is_some())
             .peekable();
         of_flow.peek().is_some() && of_flow.all(Session::is_settled)
     }
@@ -430,7 +457,11 @@ impl Model {
             (Ingress::Port(_), false) => To::Host(&target.host),
             (Ingress::Tunnel(..), false) => return Err(DropReason::NotHere),
         };
-        let way = Way { to, rewrite: None };
+        let way = Way {
+            to,
+            rewrite: None,
+            becomes: None,
+        };
         self.forward(world, place, ingress, packet, &way, outcome)
     }
 
@@ -489,14 +520,16 @@ impl Model {
             return self.flood(world, place, ingress, &packet, outcome);
         }
         // With the session of its first, its leave to pass is gone.
-        let (session, from_opener) = self
+        let (session, stands) = self
             .find(host, world.vni(vpc), &packet.flow)
             .ok_or(DropReason::FragmentOrphan)?;
+        let from_opener = stands.from_opener;
+        let choice = self.kept(world, place, session, stands)?;
         let standing = match from_opener {
             true => Standing::Forward,
             false => Standing::Backward,
         };
-        let way = self.judge(world, place, ingress, &packet, standing)?;
+        let way = self.judge(world, place, ingress, &packet, (standing, choice))?;
         if let Some(sequence) = first.sequence {
             let ends = &mut self.sessions.entry(host.to_owned()).or_default()[session].ends;
             let sender = &mut ends[usize::from(!from_opener)];
@@ -508,10 +541,29 @@ impl Model {
         self.forward(world, place, ingress, packet, &way, outcome)
     }
 
-    /// The session of a flow on a host, and whether the flow goes its opener's way.
-    fn find(&self, host: &str, vni: u32, flow: &Flow) -> Option<(usize, bool)> {
-        let mut all = self.sessions.get(host)?.iter().enumerate();
-        all.find_map(|(i, session)| Some((i, session.direction(vni, flow)?)))
+    /// The session of a flow on a host, and how the flow stands to it.
+    fn find(&self, host: &str, vni: u32, flow: &Flow) -> Option<(usize, Place)> {
+        find(self.sessions.get(host)?, vni, flow)
+    }
+
+    /// What a packet of a session becomes, if that is still allowed.
+    fn kept(
+        &self,
+        world: &World,
+        (host, vpc): (&str, &str),
+        session: usize,
+        stands: Place,
+    ) -> Result<Becoming, DropReason> {
+        let Some([before, after]) = self.sessions[host][session].translated else {
+            return Ok(Becoming::Kept(None));
+        };
+        if stands.was.is_some() {
+            return Err(DropReason::TranslationClash);
+        }
+        if !world.may_become(vpc, &before, &after) {
+            return Err(DropReason::TranslationGone);
+        }
+        Ok(Becoming::Kept(stands.becomes))
     }
 
     /// Finds the packet's session or opens one, and judges the packet.
@@ -525,26 +577,35 @@ impl Model {
         let (host, vpc) = place;
         let (vni, now) = (world.vni(vpc), self.now);
         let sessions = self.sessions.entry(host.to_owned()).or_default();
-        let find = |sessions: &[Session], flow: &Flow| {
-            let mut all = sessions.iter().enumerate();
-            all.find_map(|(i, session)| Some((i, session.direction(vni, flow)?)))
-        };
         if packet.is_icmp_error() {
             // An error passes to the sender of a tracked packet (b022).
             let quoted = packet
                 .quoted()
                 .filter(|quoted| quoted.source == packet.flow.destination);
-            quoted
-                .and_then(|quoted| find(sessions, &quoted))
+            let (quoted, (_, stands)) = quoted
+                .and_then(|quoted| Some((quoted, find(sessions, vni, &quoted)?)))
                 .ok_or(DropReason::IcmpUnrelated)?;
-            return self.judge(world, place, ingress, packet, Standing::Related);
+            // It was translated before it got there.
+            let choice = stands.was.map_or(Becoming::Kept(None), |was| {
+                let mut flow = packet.flow;
+                flow.destination = was.source;
+                if flow.source == quoted.destination {
+                    flow.source = was.destination;
+                }
+                Becoming::Error(flow, was)
+            });
+            return self.judge(world, place, ingress, packet, (Standing::Related, choice));
         }
-        let mut known = find(sessions, &packet.flow);
+        let mut known = find(sessions, vni, &packet.flow);
+        let becomes = known.and_then(|(_, stands)| stands.becomes);
+        if known.is_some_and(|(_, stands)| stands.was.is_some()) {
+            return Err(DropReason::TranslationClash);
+        }
         let (mut followed, mut over) = (None, None);
         // A SYN that may begin a connection anew opens a flow, and the SYN-ACK that accepts it answers one, whatever the session was.
         let (mut unlike, mut turned) = (None, false);
-        if let Some((i, from_opener)) = known {
-            match follow(&sessions[i], from_opener, packet) {
+        if let Some((i, stands)) = known {
+            match follow(&sessions[i], stands.from_opener, packet) {
                 Follow::Pass(stage, ends) => followed = Some((stage, ends)),
                 Follow::Offer(stage, ends) => {
                     followed = Some((stage, ends));
@@ -562,10 +623,15 @@ impl Model {
             }
         }
         let standing = match known {
-            Some((_, false)) => unlike.unwrap_or(Standing::Backward),
+            Some((_, stands)) if !stands.from_opener => unlike.unwrap_or(Standing::Backward),
             _ => unlike.unwrap_or(Standing::Forward),
         };
-        let judged = self.judge(world, place, ingress, packet, standing);
+        let judged = match known {
+            None => self.judge(world, place, ingress, packet, (standing, Becoming::Anew)),
+            Some((i, stands)) => self
+                .kept(world, place, i, stands)
+                .and_then(|choice| self.judge(world, place, ingress, packet, (standing, choice))),
+        };
         let (stage, ends) = match followed {
             Some(followed) => followed,
             None if open(packet, false).is_ok() => open(
@@ -586,18 +652,35 @@ impl Model {
                 (sessions[i].stage, sessions[i].ends) = (stage, ends);
                 sessions[i].last_seen = now;
                 if turned {
-                    sessions[i].flow = packet.flow.reversed();
+                    // Its receiver sends against what the packet becomes.
+                    sessions[i].flow = becomes.unwrap_or(packet.flow).reversed();
                 }
             }
-            (Ok(_), None) => sessions.push(Session {
-                vni,
-                flow: packet.flow,
-                stage,
-                ends,
-                last_seen: now,
-            }),
+            (Ok(way), None) => {
+                let after = way.becomes.map(|(after, _)| after);
+                // No two sessions share what a packet looks like on either side, nor two sides of one.
+                let clashes = |after: Flow| {
+                    let answerable = !matches!(after.detail, frame::Detail::Message(..));
+                    find(sessions, vni, &after).is_some()
+                        || (answerable && after == packet.flow.reversed())
+                };
+                if after.is_some_and(clashes) {
+                    return Err(DropReason::TranslationClash);
+                }
+                sessions.push(Session {
+                    vni,
+                    flow: packet.flow,
+                    translated: after.map(|after| [packet.flow, after]),
+                    stage,
+                    ends,
+                    last_seen: now,
+                });
+            }
             // What no rule admits any more is forgotten, both ways (b017); a connection is known as denied while its ends try.
-            (Err(DropReason::GroupDenied), Some((i, _))) if unlike.is_none() => {
+            (Err(reason), Some((i, _)))
+                if *reason == DropReason::TranslationGone
+                    || (*reason == DropReason::GroupDenied && unlike.is_none()) =>
+            {
                 match sessions[i].stage {
                     Stage::Established | Stage::FinFrom(_) | Stage::Closed | Stage::Denied => {
                         (sessions[i].stage, sessions[i].last_seen) = (Stage::Denied, now);
@@ -610,24 +693,66 @@ impl Model {
         judged
     }
 
-    /// ACL out, group out, route; for a port of this host ACL in and group in.
+    /// ACL out, group out, the destination's translation, route, the source's translation; for a port of this host ACL in and group in.
     fn judge<'a>(
         &mut self,
         world: &'a World,
         place: (&str, &str),
         ingress: Ingress<'_>,
         packet: &Packet,
-        standing: Standing,
+        (standing, choice): (Standing, Becoming),
     ) -> Result<Way<'a>, DropReason> {
-        let way = match ingress {
+        let vpc = place.1;
+        let routed = match ingress {
+            Ingress::Port(port) => packet.dst == gateway_mac(world.subnet(&port.subnet)),
+            Ingress::Tunnel(..) => is_router(world, vpc, packet.dst),
+        };
+        let mut flow = packet.flow;
+        match choice {
+            Becoming::Anew if routed => flow.destination = world.destination(vpc, flow.destination),
+            Becoming::Kept(Some(to)) | Becoming::Error(to, _) => flow.destination = to.destination,
+            _ => {}
+        }
+        let mut way = match ingress {
             Ingress::Port(port) => {
                 policy(world, port, packet, standing, false)?;
-                self.way_from_port(world, port, packet)?
+                let answers =
+                    matches!(choice, Becoming::Kept(None)) && standing != Standing::Forward;
+                // An answer to an address that stands for one elsewhere: its host translates it.
+                let inside = world.destination(vpc, packet.flow.destination);
+                let elsewhere = world.port_by_address(vpc, inside).filter(|target| {
+                    answers
+                        && routed
+                        && inside != packet.flow.destination
+                        && target.host != port.host
+                });
+                match elsewhere {
+                    Some(target) => Way {
+                        to: To::Host(&target.host),
+                        rewrite: Some((ROUTER, gateway_mac(world.subnet(&port.subnet)))),
+                        becomes: None,
+                    },
+                    None => self.way_from_port(world, port, packet, &flow)?,
+                }
             }
-            Ingress::Tunnel(from, _) => way_from_tunnel(world, place, from, packet)?,
+            Ingress::Tunnel(from, _) => way_from_tunnel(world, place, from, packet, &flow)?,
+        };
+        match choice {
+            Becoming::Anew if routed => {
+                let hairpin = flow.destination != packet.flow.destination;
+                flow.source = world.source(vpc, flow.source, flow.destination, hairpin);
+            }
+            Becoming::Kept(Some(to)) | Becoming::Error(to, _) => flow.source = to.source,
+            _ => {}
+        }
+        way.becomes = match choice {
+            Becoming::Error(to, quoted) => Some((to, Some(quoted))),
+            _ => (flow != packet.flow).then_some((flow, None)),
         };
         if let To::Port(target) = way.to {
-            policy(world, target, packet, standing, true)?;
+            let mut seen = packet.clone();
+            seen.flow = flow;
+            policy(world, target, &seen, standing, true)?;
         }
         Ok(way)
     }
@@ -638,20 +763,24 @@ impl Model {
         world: &'a World,
         port: &v1::Port,
         packet: &Packet,
+        flow: &Flow,
     ) -> Result<Way<'a>, DropReason> {
         let subnet = world.subnet(&port.subnet);
         let way = if packet.dst == gateway_mac(subnet) {
-            self.route(world, port, &packet.flow)?
+            self.route(world, port, flow)?
         } else {
             let target = world.port_by_mac(&port.vpc, packet.dst);
             let target = target.filter(|target| target.subnet == port.subnet);
             Way {
                 to: to_port(port, target.ok_or(DropReason::UnknownMac)?),
                 rewrite: None,
+                becomes: None,
             }
         };
+        // It reaches itself by an address that stands for its own.
+        let is_plain = way.rewrite.is_none() || *flow == packet.flow;
         match way.to {
-            To::Port(target) if target.id == port.id => Err(DropReason::UnknownMac),
+            To::Port(target) if target.id == port.id && is_plain => Err(DropReason::UnknownMac),
             _ => Ok(way),
         }
     }
@@ -694,6 +823,7 @@ impl Model {
         let through = |target: &'a v1::Port| Way {
             to: to_port(port, target),
             rewrite: Some((mac(&target.mac), gateway_mac(world.subnet(&target.subnet)))),
+            becomes: None,
         };
         if route.blackhole {
             return Err(DropReason::Blackhole);
@@ -733,6 +863,7 @@ impl Model {
         Ok(Way {
             to: To::Host(&host.ok_or(DropReason::NextHopGone)?.id),
             rewrite: Some((next_mac, gateway_mac(subnet))),
+            becomes: None,
         })
     }
 
@@ -808,6 +939,10 @@ impl Model {
         }
         if let Ingress::Tunnel(_, class) = ingress {
             packet.carry_congestion(class)?;
+        }
+        if let Some((flow, quoted)) = way.becomes {
+            packet.translate(&flow, quoted.as_ref());
+            self.translated += 1;
         }
         if packet.tcp.is_some_and(|segment| segment.has(SYN)) {
             self.clamp(world, host, ingress, way, &mut packet);
@@ -966,6 +1101,12 @@ impl Model {
     }
 }
 
+/// The session of a flow, and how the flow stands to it.
+fn find(sessions: &[Session], vni: u32, flow: &Flow) -> Option<(usize, Place)> {
+    let mut all = sessions.iter().enumerate();
+    all.find_map(|(i, session)| Some((i, session.place(vni, flow)?)))
+}
+
 fn to_port<'a>(sender: &v1::Port, target: &'a v1::Port) -> To<'a> {
     if target.host == sender.host {
         To::Port(target)
@@ -994,12 +1135,14 @@ fn way_after_move<'a>(
     };
     let port = port.filter(|port| port.moved_from == host && port.host != from)?;
     let by_mac = world.port_by_mac(vpc, packet.src);
-    let by_address = world.port_by_address(vpc, packet.flow.source);
+    let source = world.destination(vpc, packet.flow.source);
+    let by_address = world.port_by_address(vpc, source);
     let honest = by_mac.is_none_or(|sender| sender.host == from)
         && by_address.is_none_or(|sender| sender.host != host);
     honest.then(|| Way {
         to: To::Host(&port.host),
         rewrite: through_router.then(|| (mac(&port.mac), gateway_mac(world.subnet(&port.subnet)))),
+        becomes: None,
     })
 }
 
@@ -1009,10 +1152,12 @@ fn way_from_tunnel<'a>(
     (host, vpc): (&str, &str),
     from: &str,
     packet: &Packet,
+    flow: &Flow,
 ) -> Result<Way<'a>, DropReason> {
     // What claims to come from a port of this host, or carries the MAC of one that is not behind its sender, is a lie (b009); but between the two
     // hosts of a port that has moved others' packets for it pass.
-    let by_address = world.port_by_address(vpc, packet.flow.source);
+    let source = world.destination(vpc, packet.flow.source);
+    let by_address = world.port_by_address(vpc, source);
     let by_mac = world.port_by_mac(vpc, packet.src);
     let target = world.port_by_mac(vpc, packet.dst);
     let between = target.is_some_and(|port| {
@@ -1049,21 +1194,23 @@ fn way_from_tunnel<'a>(
         return Ok(Way {
             to: To::Port(port),
             rewrite: None,
+            becomes: None,
         });
     }
     // Routers elsewhere send to the virtual router's MAC.
     if !is_router(world, vpc, packet.dst) {
         return Err(DropReason::NotHere);
     }
-    if stays_on_link(packet.flow.source) || stays_on_link(packet.flow.destination) {
+    if stays_on_link(flow.source) || stays_on_link(flow.destination) {
         return Err(DropReason::Martian);
     }
-    match world.port_by_address(vpc, packet.flow.destination) {
+    match world.port_by_address(vpc, flow.destination) {
         None => Err(DropReason::NoPort),
         Some(port) if port.host != host => Err(DropReason::HairpinTunnel),
         Some(port) => Ok(Way {
             to: To::Port(port),
             rewrite: Some((mac(&port.mac), gateway_mac(world.subnet(&port.subnet)))),
+            becomes: None,
         }),
     }
 }

@@ -76,6 +76,8 @@ pub struct Session {
     pub vni: u32,
     /// As its opener sends.
     pub flow: Flow,
+    /// Of a translated flow: what its packets were and what they became, as the first one that opened it went.
+    pub translated: Option<[Flow; 2]>,
     pub stage: Stage,
     /// The opener, and the other side.
     pub ends: [End; 2],
@@ -87,15 +89,40 @@ impl Session {
         now - self.last_seen >= self.stage.timeout()
     }
 
-    /// Whether the flow is of the session, and goes its opener's way.
-    pub fn direction(&self, vni: u32, flow: &Flow) -> Option<bool> {
+    /// Whether the flow is of the session, and how a packet of it stands to the session.
+    pub fn place(&self, vni: u32, flow: &Flow) -> Option<Place> {
         // An ICMP message that is no query has no answer: one of the same type that comes back is a flow of its own.
         let answerable = !matches!(flow.detail, Detail::Message(..));
-        match self.vni == vni {
-            true if self.flow == *flow => Some(true),
-            true if answerable && self.flow.reversed() == *flow => Some(false),
-            _ => None,
+        if self.vni != vni {
+            return None;
         }
+        let is = |one: &Flow| one == flow;
+        let is_back = |one: &Flow| answerable && one.reversed() == *flow;
+        let Some([before, after]) = self.translated else {
+            let from_opener = match () {
+                () if is(&self.flow) => true,
+                () if is_back(&self.flow) => false,
+                () => return None,
+            };
+            return Some(Place {
+                from_opener,
+                becomes: None,
+                was: None,
+            });
+        };
+        // The first opener's packets come as `before` and leave as `after`; those of the other side the other way round.
+        let (first, becomes, was) = match () {
+            () if is(&before) => (true, Some(after), None),
+            () if is_back(&after) => (false, Some(before.reversed()), None),
+            () if is(&after) => (true, None, Some(before)),
+            () if is_back(&before) => (false, None, Some(after.reversed())),
+            () => return None,
+        };
+        Some(Place {
+            from_opener: first == (self.flow == before),
+            becomes,
+            was,
+        })
     }
 
     /// Whether both sides have spoken, so that "far away" has a meaning.
@@ -104,6 +131,16 @@ impl Session {
             end.spoke && end.knowledge != Knowledge::Nothing && !end.one_sided && end.next != 0
         })
     }
+}
+
+/// How a packet stands to its session.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Place {
+    pub from_opener: bool,
+    /// What it becomes, if the flow is translated.
+    pub becomes: Option<Flow>,
+    /// It looks like one that has been translated already, and was this before.
+    pub was: Option<Flow>,
 }
 
 pub enum Follow {

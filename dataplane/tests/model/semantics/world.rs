@@ -5,7 +5,8 @@ use std::net::IpAddr;
 use ipnetwork::IpNetwork;
 use weft_proto::v1::{self, Objects};
 
-use super::frame::Mac;
+use super::frame::{Flow, Mac};
+use crate::case::Translation;
 
 /// The virtual router's MAC where a subnet names none.
 pub const ROUTER: Mac = [0x02, 0x77, 0x65, 0x66, 0x74, 0x01];
@@ -13,9 +14,9 @@ pub const ROUTER: Mac = [0x02, 0x77, 0x65, 0x66, 0x74, 0x01];
 /// Bytes of IP packet that the underlay of a fabric in memory carries.
 const UNDERLAY_MTU: usize = 1500;
 
-/// The objects, and whether hosts have a metadata service.
+/// The objects, whether hosts have a metadata service, and the addresses that stand for others.
 #[derive(Debug)]
-pub struct World(pub Objects, pub bool);
+pub struct World(pub Objects, pub bool, pub Vec<Translation>);
 
 /// How a host reaches another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -75,6 +76,38 @@ impl World {
     /// Whether an address is where guests find their host's metadata service.
     pub fn is_metadata(&self, address: IpAddr) -> bool {
         self.1 && ["169.254.169.254", "fd00:ec2::254"].contains(&address.to_string().as_str())
+    }
+
+    fn translation(&self, vpc: &str, is: impl Fn(&Translation) -> bool) -> Option<&Translation> {
+        let mut all = self.2.iter();
+        all.find(|translation| translation.vpc == vpc && is(translation))
+    }
+
+    /// The address that a destination stands for, or itself.
+    pub fn destination(&self, vpc: &str, address: IpAddr) -> IpAddr {
+        let found = self.translation(vpc, |it| it.outside == address);
+        found.map_or(address, |translation| translation.inside)
+    }
+
+    /// The address by which a destination knows a source.
+    pub fn source(&self, vpc: &str, address: IpAddr, to: IpAddr, hairpin: bool) -> IpAddr {
+        let sees = |it: &Translation| {
+            let mut towards = it.towards.iter();
+            hairpin || towards.any(|prefix| prefix_holds(prefix, to))
+        };
+        let found = self.translation(vpc, |it| it.inside == address);
+        found.filter(|it| sees(it)).map_or(address, |it| it.outside)
+    }
+
+    /// Whether a flow may still become another one.
+    pub fn may_become(&self, vpc: &str, before: &Flow, after: &Flow) -> bool {
+        let stands = |inside: IpAddr, outside: IpAddr| {
+            inside == outside
+                || self
+                    .translation(vpc, |it| it.inside == inside && it.outside == outside)
+                    .is_some()
+        };
+        stands(after.destination, before.destination) && stands(before.source, after.source)
     }
 
     pub fn port(&self, id: &str) -> Option<&v1::Port> {

@@ -1,14 +1,14 @@
-//! Orders of flows that cross a host twice, by way of an appliance on it: packets of one direction come in at two ports, and a session has room
-//! for one order in each direction.
+//! Actions for flows that cross a host twice, by way of an appliance on it: packets of one direction come in at two ports, and a session has room
+//! for one action in each direction.
 //!
-//! A cache of a fixed size beside the sessions, in which the newer order takes the place of an older one. An order names its owner by slot,
+//! A cache of a fixed size beside the sessions, in which the newer action takes the place of an older one. An action names its owner by slot,
 //! version and direction, so that nothing has to be taken out when a session goes. What is not found is judged again.
 
 use super::arena::Arena;
 use super::key::Direction;
-use super::slot::{Half, Order, Stamp};
+use super::slot::{Action, Half, Stamp};
 
-/// One order for so many sessions: 8 bytes of memory for each where all are in use.
+/// One action for so many sessions: 8 bytes of memory for each where all are in use.
 const SESSIONS: usize = 8;
 const LEAST: usize = 2;
 
@@ -34,11 +34,11 @@ impl Owner {
     }
 }
 
-/// The second orders of a shard. Readers never wait; writers hold the shard's lock.
+/// The second actions of a shard. Readers never wait; writers hold the shard's lock.
 #[derive(Debug)]
-pub(super) struct SecondOrders(Arena<Half>);
+pub(super) struct SecondActions(Arena<Half>);
 
-impl SecondOrders {
+impl SecondActions {
     /// For a shard of so many sessions.
     pub(super) fn new(sessions: usize) -> Self {
         let count = sessions.div_ceil(SESSIONS).max(LEAST);
@@ -54,14 +54,14 @@ impl SecondOrders {
     }
 
     /// What was decided for packets of the owner under this stamp.
-    pub(super) fn find(&self, owner: Owner, stamp: Stamp) -> Option<Order> {
-        self.place(owner, stamp)?.order_of(owner.word(), stamp)
+    pub(super) fn find(&self, owner: Owner, stamp: Stamp) -> Option<Action> {
+        self.place(owner, stamp)?.action_of(owner.word(), stamp)
     }
 
     /// Keeps it.
-    pub(super) fn set(&self, owner: Owner, stamp: Stamp, order: &Order) {
+    pub(super) fn set(&self, owner: Owner, stamp: Stamp, action: &Action) {
         if let Some(place) = self.place(owner, stamp) {
-            place.set_of(owner.word(), stamp, order);
+            place.set_of(owner.word(), stamp, action);
         }
     }
 }

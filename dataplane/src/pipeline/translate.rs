@@ -1,0 +1,363 @@
+//! Translation: a packet gets the addresses and ports of its session's other key (services, "One idea carries them all"). Which they are is decided
+//! here when a session begins, before and after the route, and kept from then on.
+//!
+//! Checksums are changed by what the words under them change by (RFC 1624), so that what was wrong stays wrong. ICMP errors are translated with the
+//! packet that they quote (RFC 5508 §4, RFC 5508 REQ-3 to 5).
+
+use super::tracer::Tracer;
+use crate::packet::checksum::{self, finish_few};
+use crate::packet::parse::{self, Family, protocol, word_address};
+use crate::packet::{DropReason, Flow, Parsed};
+use crate::session::Translation;
+use crate::session::table::{Action, SessionRef};
+use crate::snapshot::Vpc;
+
+/// What was decided for a packet.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Decision {
+    pub action: Action,
+    pub change: Change,
+}
+
+/// What a packet's addresses and ports become.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Change {
+    /// They stay.
+    None,
+    /// Those of the session's other key.
+    Flow(Translation),
+    /// Of an ICMP error: of its own header, and of the packet that it quotes.
+    Error(Translation, Translation),
+}
+
+impl From<Action> for Decision {
+    /// For a packet that keeps its addresses and ports.
+    fn from(action: Action) -> Self {
+        Self {
+            action,
+            change: Change::None,
+        }
+    }
+}
+
+impl Decision {
+    /// The VNI that the packet leaves with, if it comes with this one.
+    #[inline]
+    pub(super) fn vni(&self, ingress: u32) -> u32 {
+        match &self.change {
+            Change::None => ingress,
+            Change::Flow(translation) | Change::Error(translation, _) => translation.vni,
+        }
+    }
+}
+
+/// How it is known what a packet becomes.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Choice {
+    /// The packet opens a flow: what the configuration says.
+    Anew,
+    /// Nothing else: its session has one key.
+    Untranslated,
+    /// What its session has kept.
+    Kept(Translation),
+    /// An ICMP error: its header, and the packet that it quotes.
+    Error(Translation, Translation),
+}
+
+impl Choice {
+    /// What was chosen before.
+    fn kept(&self) -> Option<Flow> {
+        match self {
+            Self::Kept(translation) | Self::Error(translation, _) => Some(translation.flow),
+            Self::Anew | Self::Untranslated => None,
+        }
+    }
+
+    /// The stage before the route: the flow of a packet with the destination that it is routed by. `is_routed`: it is sent to the virtual router.
+    pub(super) fn destination(
+        &self,
+        vpc: &Vpc,
+        flow: &Flow,
+        is_routed: bool,
+        tracer: &mut impl Tracer,
+    ) -> Flow {
+        let mut after = *flow;
+        match self.kept() {
+            Some(kept) => {
+                (after.destination, after.destination_port) =
+                    (kept.destination, kept.destination_port);
+            }
+            None if matches!(self, Self::Anew) && is_routed => {
+                after.destination = vpc
+                    .translations
+                    .destination(flow.destination)
+                    .unwrap_or(flow.destination);
+            }
+            None => {}
+        }
+        if after.destination != flow.destination {
+            self.say(
+                tracer,
+                "destination translation",
+                flow.destination,
+                after.destination,
+            );
+        }
+        after
+    }
+
+    /// The stage after the route: the flow of a packet whose flow was `flow` before and `routed` at the route.
+    pub(super) fn source(
+        &self,
+        vpc: &Vpc,
+        flow: &Flow,
+        routed: Flow,
+        is_routed: bool,
+        tracer: &mut impl Tracer,
+    ) -> Flow {
+        let mut after = routed;
+        match self.kept() {
+            Some(kept) => (after.source, after.source_port) = (kept.source, kept.source_port),
+            None if matches!(self, Self::Anew) && is_routed => {
+                let hairpin = routed.destination != flow.destination;
+                after.source = vpc
+                    .translations
+                    .source(flow.source, routed.destination, hairpin)
+                    .unwrap_or(flow.source);
+            }
+            None => {}
+        }
+        if after.source != flow.source {
+            self.say(tracer, "source translation", flow.source, after.source);
+        }
+        after
+    }
+
+    fn say(&self, tracer: &mut impl Tracer, stage: &'static str, before: u128, after: u128) {
+        let why = match self {
+            Self::Anew => "static",
+            Self::Untranslated | Self::Kept(_) => "kept by the session",
+            Self::Error(..) => "as the packet that is quoted",
+        };
+        tracer.step(stage, || {
+            format!("{} is {}, {why}", word_address(before), word_address(after))
+        });
+    }
+
+    /// What the packet becomes, if it is to leave with this flow.
+    pub(super) fn change(&self, flow: &Flow, after: &Flow, vni: u32) -> Change {
+        match self {
+            Self::Kept(translation) => Change::Flow(*translation),
+            Self::Error(outer, quoted) => Change::Error(*outer, *quoted),
+            Self::Anew | Self::Untranslated if flow == after => Change::None,
+            Self::Anew | Self::Untranslated => Change::Flow(Translation::new(flow, after, vni)),
+        }
+    }
+}
+
+/// What is kept for a packet of a session, if the configuration still allows it.
+///
+/// # Errors
+/// The packet only seems to be of the session, or the translation is no longer allowed.
+pub(super) fn kept(vpc: &Vpc, session: &SessionRef<'_>, flow: &Flow) -> Result<Choice, DropReason> {
+    if !session.is_translated() {
+        return Ok(Choice::Untranslated);
+    }
+    let translation = session.translation().ok_or(DropReason::TranslationClash)?;
+    let (before, after) = if session.is_on_first_side() {
+        (*flow, translation.flow)
+    } else {
+        (translation.flow.reversed(), flow.reversed())
+    };
+    let is_allowed = vpc
+        .translations
+        .keeps_destination(before.destination, after.destination)
+        && vpc.translations.keeps_source(before.source, after.source);
+    is_allowed
+        .then_some(Choice::Kept(translation))
+        .ok_or(DropReason::TranslationGone)
+}
+
+/// How an ICMP error is translated that quotes a packet of a session. `quoted` is that packet's flow.
+pub(super) fn of_error(session: &SessionRef<'_>, quoted: &Flow, parsed: &Parsed) -> Choice {
+    let Some(origin) = session.origin() else {
+        return Choice::Untranslated;
+    };
+    let mut flow = parsed.flow;
+    flow.destination = origin.flow.source;
+    // From the packet's own receiver, or from a router on the way.
+    if flow.source == quoted.destination {
+        flow.source = origin.flow.destination;
+    }
+    Choice::Error(Translation::new(&parsed.flow, &flow, origin.vni), origin)
+}
+
+/// Where the headers of a packet are, that changes.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct At {
+    pub family: Family,
+    /// Offset of the IP header.
+    pub l3: usize,
+    /// Offset of the transport header.
+    pub l4: usize,
+    /// Of the transport header; none that is known in a later fragment.
+    pub protocol: u8,
+    /// The checksum of the transport header is the sum of the pseudo-header, for a device to complete.
+    pub is_partial: bool,
+}
+
+/// Changes a packet that was parsed.
+#[inline]
+pub(super) fn apply(frame: &mut [u8], parsed: &Parsed, change: &Change, is_partial: bool) {
+    if *change != Change::None {
+        apply_change(frame, parsed, change, is_partial);
+    }
+}
+
+#[inline(never)]
+fn apply_change(frame: &mut [u8], parsed: &Parsed, change: &Change, is_partial: bool) {
+    // What lies behind the packet is padding.
+    let Some(frame) = frame.get_mut(..usize::from(parsed.end)) else {
+        return;
+    };
+    let at = At {
+        family: parsed.family,
+        l3: parsed.l3.into(),
+        l4: parsed.l4.into(),
+        protocol: if parsed.is_later_fragment() {
+            NONE
+        } else {
+            parsed.flow.protocol
+        },
+        is_partial,
+    };
+    match change {
+        Change::None => {}
+        Change::Flow(translation) => flow(frame, &at, translation),
+        Change::Error(outer, quoted) => {
+            let Some(message) = frame.get_mut(at.l4..) else {
+                return;
+            };
+            let delta = quote(message, at.family, quoted);
+            if let Some(field) = message.get_mut(2..4) {
+                add(field, delta);
+            }
+            // The message has no port of its own.
+            let at = At {
+                protocol: match at.family {
+                    Family::Ipv4 => NONE,
+                    Family::Ipv6 => at.protocol,
+                },
+                ..at
+            };
+            flow(frame, &at, outer);
+        }
+    }
+}
+
+/// No protocol whose header is changed: IANA's "reserved".
+const NONE: u8 = 255;
+const UDP_LITE: u8 = 136;
+const DCCP: u8 = 33;
+
+/// Changes the packet that an ICMP message quotes, as far as it is there; answers what that adds to the message's sum.
+fn quote(message: &mut [u8], family: Family, translation: &Translation) -> u16 {
+    const HEADER: usize = 8;
+    let Some(packet) = message.get_mut(HEADER..) else {
+        return 0;
+    };
+    let Some((number, l4)) = parse::quoted_transport(family, packet) else {
+        return 0;
+    };
+    let before = checksum::fold(checksum::sum(packet));
+    let at = At {
+        family,
+        l3: 0,
+        l4,
+        protocol: number,
+        is_partial: false,
+    };
+    flow(packet, &at, translation);
+    checksum::fold(u64::from(!before) + checksum::sum(packet))
+}
+
+/// Writes the addresses and ports of a translation.
+#[inline]
+pub(super) fn flow(frame: &mut [u8], at: &At, translation: &Translation) {
+    let Translation {
+        flow,
+        header_delta,
+        transport_delta,
+        ..
+    } = translation;
+    let Some(header) = frame.get_mut(at.l3..) else {
+        return;
+    };
+    match at.family {
+        Family::Ipv4 => {
+            let Some(header) = header.first_chunk_mut::<20>() else {
+                return;
+            };
+            add(&mut header[10..12], *header_delta);
+            header[12..16].copy_from_slice(&(flow.source as u32).to_be_bytes());
+            header[16..20].copy_from_slice(&(flow.destination as u32).to_be_bytes());
+        }
+        Family::Ipv6 => {
+            let Some(header) = header.first_chunk_mut::<40>() else {
+                return;
+            };
+            header[8..24].copy_from_slice(&flow.source.to_be_bytes());
+            header[24..40].copy_from_slice(&flow.destination.to_be_bytes());
+        }
+    }
+    let Some(segment) = frame.get_mut(at.l4..) else {
+        return;
+    };
+    // Where the checksum stands, and whether one of zero is none.
+    let (place, zero_is_none) = match (at.protocol, at.family) {
+        (protocol::TCP, _) => (checksum::TCP_AT, false),
+        (protocol::UDP, _) => (checksum::UDP_AT, true),
+        (UDP_LITE | DCCP, _) | (protocol::ICMPV6, Family::Ipv6) => {
+            let place = if at.protocol == protocol::ICMPV6 {
+                2
+            } else {
+                6
+            };
+            if let Some(field) = segment.get_mut(place..place + 2) {
+                add(field, *header_delta);
+            }
+            return;
+        }
+        _ => return,
+    };
+    if let Some(ports) = segment.first_chunk_mut::<4>() {
+        ports[..2].copy_from_slice(&flow.source_port.to_be_bytes());
+        ports[2..].copy_from_slice(&flow.destination_port.to_be_bytes());
+    }
+    let Some(field) = segment.get_mut(place..place + 2) else {
+        return;
+    };
+    match field {
+        [0, 0] if zero_is_none => {}
+        // Of a sum that is not complemented, the addresses alone count.
+        field if at.is_partial => {
+            let sum = u16::from_be_bytes([field[0], field[1]]);
+            let sum = checksum::fold(u64::from(sum) + u64::from(*header_delta));
+            field.copy_from_slice(&sum.to_be_bytes());
+        }
+        field => {
+            add(field, *transport_delta);
+            if zero_is_none && field == [0, 0] {
+                field.fill(0xff);
+            }
+        }
+    }
+}
+
+/// Changes a checksum by what the words under it change by (RFC 1624, equation 3).
+#[inline(always)]
+fn add(field: &mut [u8], delta: u16) {
+    let before = u16::from_be_bytes([field[0], field[1]]);
+    let after = finish_few(u32::from(!before) + u32::from(delta));
+    field.copy_from_slice(&after.to_be_bytes());
+}
