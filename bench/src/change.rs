@@ -10,7 +10,6 @@ use std::sync::mpsc;
 use std::time::Instant;
 
 use prost::Message;
-use weft_dataplane::fabric::{Fabric, MemoryIo};
 use weft_dataplane::packet::parse::address_word;
 use weft_dataplane::packet::{FrameMemory, Mac};
 use weft_dataplane::pipeline::{Pipeline, Source, VECTOR};
@@ -18,6 +17,7 @@ use weft_dataplane::route::Prefix;
 use weft_dataplane::session::Limits;
 use weft_dataplane::snapshot::Snapshot;
 use weft_dataplane::snapshot::compile::{Adjacency, Compiler, Context, Underlay};
+use weft_fabric::{Fabric, MemoryIo};
 use weft_proto::state::{Key, Kind, Object, State};
 use weft_proto::v1::{
     Delta, Device, FullState, Objects, Port, Route, RouteTable, SecurityGroup, SecurityRule,

@@ -1,7 +1,7 @@
 //! Datagrams of 8 KiB in pieces: what a piece costs, and whether one tenant's flood of pieces costs another's datagrams anything.
 
-use weft_dataplane::fabric::Fabric;
 use weft_dataplane::pipeline::Source;
+use weft_fabric::Fabric;
 use weft_proto::v1::Objects;
 
 use crate::Row;

@@ -1,7 +1,7 @@
 //! The pipeline without sockets: cycles per packet, from vectors of packets in plain memory to packets ready to be sent.
 
-use weft_dataplane::fabric::Fabric;
 use weft_dataplane::pipeline::Source;
+use weft_fabric::Fabric;
 use weft_proto::v1::{Objects, RateLimit, RateLimits};
 
 use crate::scenario::{self, PACKETS, Way, connect, fabric, measure, tcp, udp, udp6};

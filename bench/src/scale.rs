@@ -5,8 +5,8 @@
 
 use std::net::Ipv4Addr;
 
-use weft_dataplane::fabric::Fabric;
 use weft_dataplane::pipeline::Source;
+use weft_fabric::Fabric;
 use weft_proto::v1::{Objects, Port, Route, RouteTable, SecurityGroup, SecurityRule, Subnet, Vpc};
 use weft_tests::load;
 

@@ -1,9 +1,9 @@
 //! What the suites without sockets share: two hosts in memory, traffic between them, and the measure of a pipeline.
 
-use weft_dataplane::fabric::{Fabric, MemoryIo};
 use weft_dataplane::packet::{FrameMemory, Packet};
 use weft_dataplane::pipeline::{Pipeline, Settings, Source, VECTOR};
 use weft_dataplane::session::Limits;
+use weft_fabric::{Fabric, MemoryIo};
 use weft_proto::state::State;
 use weft_proto::v1::{AclRule, NetworkAcl, Objects};
 use weft_tests::load;

@@ -3,9 +3,9 @@
 use std::sync::Barrier;
 use std::time::{Duration, Instant};
 
-use weft_dataplane::fabric::MemoryHost;
 use weft_dataplane::pipeline::{Pipeline, Source};
 use weft_dataplane::session::table::SHARDS;
+use weft_fabric::MemoryHost;
 
 use crate::scenario::{self, PACKETS, fabric, measure, settings, udp};
 use crate::{Row, clock, median, parts};

@@ -6,9 +6,9 @@ use std::collections::{BTreeMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use weft_dataplane::fabric::Fabric;
 use weft_dataplane::pipeline::Settings;
 use weft_dataplane::session::Limits;
+use weft_fabric::Fabric;
 use weft_proto::state::State;
 use weft_proto::v1::Objects;
 use weft_proto::validate::{Scope, validate};

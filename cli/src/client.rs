@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use anyhow::Result;
 use clap::Args;
 use tonic::transport::Channel;
-use weft_proto::tls::TlsFiles;
-use weft_proto::transport::{MAX_MESSAGE, connect};
+use weft_process::tls::TlsFiles;
+use weft_process::transport::{MAX_MESSAGE, connect};
 use weft_proto::v1::intent_client::IntentClient;
 use weft_proto::v1::node_client::NodeClient;
 

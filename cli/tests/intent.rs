@@ -262,7 +262,7 @@ async fn hosts_can_be_waited_for() {
     // Nobody is attached, so nobody is behind.
     scene.run("hosts --wait").await.ok();
     let address = format!("unix:{}", scene.path("controller").display());
-    let channel = weft_proto::transport::connect(&address, None)
+    let channel = weft_process::transport::connect(&address, None)
         .await
         .unwrap();
     let (sender, receiver) = tokio::sync::mpsc::channel(4);

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 use support::{Scene, TOPOLOGY};
 use tokio_stream::Iter;
 use tonic::{Request, Response, Status};
-use weft_proto::transport::{self, Listener};
+use weft_process::transport::{self, Listener};
 use weft_proto::v1::node_server::{Node, NodeServer};
 use weft_proto::v1::{
     self, DropCount, Drops, FrameCounters, GetDropsRequest, GetStateRequest, GetStatsRequest,

@@ -8,7 +8,7 @@ use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair, SanType, string::Ia5String,
 };
 use support::Scene;
-use weft_proto::tls::TlsFiles;
+use weft_process::tls::TlsFiles;
 
 #[tokio::test]
 async fn a_caller_is_known_by_a_certificate() {

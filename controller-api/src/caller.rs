@@ -2,7 +2,7 @@
 
 use tonic::transport::server::{TcpConnectInfo, TlsConnectInfo, UdsConnectInfo};
 use tonic::{Request, Status};
-use weft_proto::tls::{Names, Role};
+use weft_process::tls::{Names, Role};
 
 /// The log's target of what concerns who did what.
 pub(crate) const AUDIT: &str = "weft::audit";

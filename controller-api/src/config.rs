@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
-use weft_proto::tls::TlsFiles;
+use weft_process::tls::TlsFiles;
 
 /// What `weft-controller --config FILE` reads.
 ///

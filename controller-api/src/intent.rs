@@ -6,8 +6,8 @@ use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::watch;
+use weft_process::tls::Role;
 use weft_proto::state::{Key, Kind, Object, State, StateError};
-use weft_proto::tls::Role;
 use weft_proto::v1::{self, Objects};
 use weft_proto::validate::{Scope, describe, validate};
 

@@ -14,10 +14,10 @@ use tokio::signal::unix::{SignalKind, signal};
 use weft_controller::config::Config;
 use weft_controller::intent::Intent;
 use weft_controller::{server, store};
-use weft_proto::privileges::{Capabilities, keep_only};
-use weft_proto::supervisor::Supervisor;
-use weft_proto::tls::ServerTls;
-use weft_proto::transport::Listener;
+use weft_process::privileges::{Capabilities, keep_only};
+use weft_process::supervisor::Supervisor;
+use weft_process::tls::ServerTls;
+use weft_process::transport::Listener;
 
 /// Holds the intent of all tenants and streams to each host what it needs.
 #[derive(Debug, Parser)]

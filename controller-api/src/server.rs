@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::watch;
-use weft_proto::tls::ServerTls;
-use weft_proto::transport::{self, Listener, MAX_MESSAGE, TransportError};
+use weft_process::tls::ServerTls;
+use weft_process::transport::{self, Listener, MAX_MESSAGE, TransportError};
 use weft_proto::v1::host_control_server::HostControlServer;
 use weft_proto::v1::intent_server::IntentServer;
 

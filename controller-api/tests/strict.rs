@@ -10,7 +10,7 @@ use tonic::client::Grpc;
 use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
 use tonic::codegen::http::uri::PathAndQuery;
 use tonic::{Code, Request, Status};
-use weft_proto::transport::connect;
+use weft_process::transport::connect;
 use weft_proto::v1::{ApplyRequest, ChangeReply};
 
 /// Sends bytes as they are.

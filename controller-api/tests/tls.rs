@@ -15,15 +15,15 @@ use rcgen::{
 use support::{Controller, DEADLINE, key, topology, until, within, yaml};
 use tonic::transport::Channel;
 use tonic::{Code, Status};
-use weft_dataplane::agent::{self, AgentConfig, AgentHandle, Apply, Connection, Source};
+use weft_process::tls::TlsFiles;
+use weft_process::transport::connect;
 use weft_proto::state::State;
-use weft_proto::tls::TlsFiles;
-use weft_proto::transport::connect;
 use weft_proto::v1::intent_client::IntentClient;
 use weft_proto::v1::{
     ApplyRequest, CreateRequest, DeleteRequest, GetRequest, ListHostStatusRequest, ListRequest,
     Objects, Violation,
 };
+use weftd::agent::{self, AgentConfig, AgentHandle, Apply, Connection, Source};
 
 /// An authority, and the files of those whom it has certified.
 struct Authority {

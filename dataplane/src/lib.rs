@@ -2,11 +2,7 @@
 //!
 //! The tables and the pipeline know nothing of sockets, gRPC or threads: tests, fuzzers and benchmarks drive them from memory.
 
-pub mod agent;
-pub mod daemon;
 pub mod encap;
-pub mod fabric;
-pub mod metadata;
 pub mod packet;
 pub mod pipeline;
 pub mod policy;
@@ -16,5 +12,4 @@ pub mod route;
 pub mod session;
 pub mod snapshot;
 mod sync;
-pub mod underlay;
 pub mod worker;

@@ -205,10 +205,12 @@ pub(crate) mod model {
     }
 
     /// How many orders are run before the time is looked at.
+    #[cfg(test)]
     const ORDERS: usize = 500;
 
     /// Runs a model in every order in which its threads are interrupted no more than so many times (`WEFT_THREADS_PREEMPTIONS`, or `usual`), or
     /// in as many of them as the time is enough for (`WEFT_THREADS_SECONDS`). Leaves how many that were in `WEFT_THREADS_REPORT`.
+    #[cfg(test)]
     pub(crate) fn check(name: &str, usual: usize, model: impl Fn() + Sync + Send + 'static) {
         use std::io::Write;
         use std::sync::atomic::{AtomicU64, Ordering};

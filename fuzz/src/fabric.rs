@@ -2,9 +2,9 @@
 
 use std::cell::RefCell;
 
-use weft_dataplane::fabric::Fabric;
 use weft_dataplane::pipeline::Settings;
 use weft_dataplane::session::Limits;
+use weft_fabric::Fabric;
 use weft_proto::state::State;
 
 const LIMITS: Limits = Limits {

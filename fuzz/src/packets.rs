@@ -1,8 +1,8 @@
 //! Packets from guests and from the underlay. Whatever they are: no panic, no buffer lost, every packet accounted for, and no byte of one tenant
 //! to the other.
 
-use weft_dataplane::fabric::Delivered;
 use weft_dataplane::packet::{Offload, Segments};
+use weft_fabric::Delivered;
 
 use crate::fabric;
 

@@ -5,13 +5,13 @@ use std::path::Path;
 use prost::Message;
 use weft_controller::compile::compile;
 use weft_controller::version::Version;
-use weft_dataplane::daemon::config::Config;
-use weft_dataplane::fabric::Fabric;
 use weft_dataplane::pipeline::Settings;
 use weft_dataplane::session::Limits;
+use weft_fabric::Fabric;
 use weft_proto::state::State;
 use weft_proto::v1::{Delta, Objects};
 use weft_proto::validate::{Scope, validate, validate_next};
+use weftd::daemon::config::Config;
 
 const LIMITS: Limits = Limits {
     capacity: 1024,

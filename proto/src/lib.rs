@@ -1,5 +1,5 @@
 //! The wire contract of weft: messages and services generated from `weft/v1/*.proto`, and the canonical form of a set of objects.
-//! The controller and the daemon meet here and nowhere else; what both are as processes ([`privileges`], [`supervisor`]) is here too.
+//! The controller and the daemon meet here and nowhere else.
 
 #![forbid(unsafe_code)]
 
@@ -11,13 +11,9 @@ pub mod v1 {
 
 pub mod address;
 pub mod mtu;
-pub mod privileges;
 mod shelf;
 pub mod state;
 pub mod strict;
-pub mod supervisor;
-pub mod tls;
-pub mod transport;
 pub mod validate;
 
 /// Version of the host protocol that this crate speaks.

@@ -7,9 +7,9 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use weft_dataplane::fabric::Fabric;
 use weft_dataplane::pipeline::Settings;
 use weft_dataplane::session::Limits;
+use weft_fabric::Fabric;
 use weft_proto::state::State;
 use weft_proto::v1::{Objects, SecurityRule};
 use weft_tests::programs::{Admitted, Program};

@@ -5,8 +5,8 @@
 use std::{net::IpAddr, time::Duration};
 
 use tokio::time::timeout;
-use weft_dataplane::underlay::{Adjacencies, Adjacency, Underlay, Unreachable};
 use weft_tests::{Lab, LinkOptions, Namespace};
+use weftd::underlay::{Adjacencies, Adjacency, Underlay, Unreachable};
 
 const SOON: Duration = Duration::from_secs(10);
 

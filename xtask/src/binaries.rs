@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use crate::{run, setup};
 
 /// The packages whose programs the user runs.
-const PROGRAMS: [&str; 3] = ["weft-dataplane", "weft-controller", "weftctl"];
+const PROGRAMS: [&str; 3] = ["weftd", "weft-controller", "weftctl"];
 
 /// Release builds of weftd, weft-controller and weftctl, and of the programs of `also`.
 pub(crate) fn build(also: &[&str]) -> Result<()> {

@@ -15,9 +15,12 @@ use anyhow::{Context, Result};
 use crate::{binaries, run, setup};
 
 /// Packages that are measured, each with the directory of its source.
-const MEASURED: [(&str, &str); 4] = [
+const MEASURED: [(&str, &str); 7] = [
     ("weft-proto", "proto/src/"),
+    ("weft-process", "process/src/"),
     ("weft-dataplane", "dataplane/src/"),
+    ("weft-fabric", "fabric/src/"),
+    ("weftd", "weftd/src/"),
     ("weft-controller", "controller-api/src/"),
     ("weftctl", "cli/src/"),
 ];

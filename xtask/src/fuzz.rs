@@ -68,7 +68,7 @@ pub(crate) fn stand_in_for_rustc() -> Option<ExitCode> {
 }
 
 fn is_ours(name: &str) -> bool {
-    name.starts_with("weft_") || TARGETS.contains(&name)
+    name.starts_with("weft_") || name == "weftd" || TARGETS.contains(&name)
 }
 
 /// What came of a target.

@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 
 use crate::{run, setup};
 
-/// The library of weft-dataplane is built once more for this: quickly, since the checker and not the code under it takes the time.
+/// The library of weft-dataplane, and the crate that its tests share with others, are built once more for this: quickly, since the checker and not the code under it takes the time.
 const PROFILE: [&str; 3] = ["codegen-units=256", "opt-level=0", "debug=0"];
 
 /// Runs every model in all orders with so many interruptions at most, or with as many as it asks for, as far as it comes within so many
@@ -22,8 +22,10 @@ pub(crate) fn threads(preemptions: Option<u32>, seconds: u64) -> Result<()> {
         .args(["test", "--release", "--package", "weft-dataplane", "--lib"])
         .args(["--features", "loom"]);
     for setting in PROFILE {
-        cargo.arg("--config");
-        cargo.arg(format!("profile.release.package.weft-dataplane.{setting}"));
+        for package in ["weft-dataplane", "weft-fabric"] {
+            cargo.arg("--config");
+            cargo.arg(format!("profile.release.package.{package}.{setting}"));
+        }
     }
     cargo
         .args(["--", "::threads::"])

@@ -14,8 +14,8 @@ use tokio::task::JoinHandle;
 use weft_controller::intent::Intent;
 use weft_controller::server;
 use weft_controller::store::Embedded;
-use weft_proto::tls::{ServerTls, TlsFiles};
-use weft_proto::transport::Listener;
+use weft_process::tls::{ServerTls, TlsFiles};
+use weft_process::transport::Listener;
 
 pub const TOPOLOGY: &str = r#"
 hosts: [{id: h1, vteps: [192.0.2.1]}, {id: h2, vteps: [192.0.2.2]}]

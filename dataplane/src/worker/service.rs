@@ -157,6 +157,10 @@ impl Outlet {
 
 #[cfg(test)]
 mod tests {
+    use std::pin::pin;
+    use std::sync::atomic::{AtomicU32, Ordering};
+    use std::task::{Context, Wake, Waker};
+
     use super::*;
     use crate::packet::Frame;
 
@@ -168,15 +172,27 @@ mod tests {
         }
     }
 
-    #[tokio::test]
-    async fn a_desk_keeps_order_and_gives_back_what_it_has_no_room_for() {
-        let desk = Arc::new(Desk::new(2));
-        let waiting = Arc::clone(&desk);
-        let waiting = tokio::spawn(async move { waiting.arrival().await });
-        tokio::task::yield_now().await;
-        assert!(!waiting.is_finished(), "there is nothing");
+    /// Counts how often a task is woken.
+    #[derive(Default)]
+    struct Woken(AtomicU32);
+
+    impl Wake for Woken {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    #[test]
+    fn a_desk_keeps_order_and_gives_back_what_it_has_no_room_for() {
+        let desk = Desk::new(2);
+        let woken = Arc::new(Woken::default());
+        let waker = Waker::from(Arc::clone(&woken));
+        let mut context = Context::from_waker(&waker);
+        let mut waiting = pin!(desk.arrival());
+        assert!(waiting.as_mut().poll(&mut context).is_pending());
         assert!(desk.put(7, packet(1)).is_ok());
-        waiting.await.unwrap();
+        assert_eq!(woken.0.load(Ordering::Relaxed), 1);
+        assert!(waiting.as_mut().poll(&mut context).is_ready());
         assert!(desk.put(8, packet(2)).is_ok());
         let refused = desk.put(7, packet(3)).unwrap_err();
         assert_eq!(refused.frame.index(), 3);

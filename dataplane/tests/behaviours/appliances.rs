@@ -1,7 +1,7 @@
 //! Traffic that a guest passes on for others, what must not cross a router, and frames with a priority tag.
 
-use weft_dataplane::fabric::Fabric;
 use weft_dataplane::packet::DropReason;
+use weft_fabric::Fabric;
 use weft_proto::v1::{self, AddressPair, Objects};
 
 use crate::frames::{A1, A2, B1, End, arp, end, read, tcp, udp, udp6};

@@ -1,7 +1,7 @@
 //! TCP as stacks speak it, across two hosts that both track it: docs/decisions/007-tcp-tracking.md.
 
-use weft_dataplane::fabric::Fabric;
 use weft_dataplane::packet::DropReason;
+use weft_fabric::Fabric;
 use weft_proto::v1;
 
 use crate::frames::{A1, A2, A3, tcp};

@@ -7,8 +7,8 @@ use dhcproto::v6::{
     Status, StatusCode,
 };
 use dhcproto::{Decodable, Decoder, Encodable};
-use weft_dataplane::fabric::Fabric;
 use weft_dataplane::packet::DropReason;
+use weft_fabric::Fabric;
 use weft_proto::v1::{Dhcp, Objects};
 
 use crate::frames::{A1, End, read, udp6};

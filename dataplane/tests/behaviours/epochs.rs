@@ -1,6 +1,6 @@
 //! A change costs what it changes: sessions of other VPCs, and of other tunnels, go on as they were.
 
-use weft_dataplane::fabric::Fabric;
+use weft_fabric::Fabric;
 use weft_proto::v1;
 
 use crate::frames::{A1, A2, B1, B2, End, udp};

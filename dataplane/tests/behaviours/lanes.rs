@@ -3,9 +3,9 @@
 
 use std::sync::Arc;
 
-use weft_dataplane::fabric::{Fabric, MemoryIo};
 use weft_dataplane::packet::{DropReason, FrameMemory};
 use weft_dataplane::pipeline::{Destination, Source};
+use weft_fabric::{Fabric, MemoryIo};
 use weft_proto::v1;
 
 use crate::frames::{A1, A2, A3, B1, B2, End, end, tcp, udp, udp_ttl, udp6};

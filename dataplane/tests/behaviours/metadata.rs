@@ -1,9 +1,9 @@
 //! What the pipeline makes of packets to the metadata addresses, with a service on the host and without one.
 
-use weft_dataplane::fabric::Fabric;
 use weft_dataplane::packet::{DropReason, Offload, Segments};
 use weft_dataplane::pipeline::Settings;
 use weft_dataplane::pipeline::trace;
+use weft_fabric::Fabric;
 use weft_proto::state::State;
 use weft_proto::v1::{Objects, SecurityRule};
 

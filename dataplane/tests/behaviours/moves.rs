@@ -1,7 +1,7 @@
 //! Ports that move from host to host while others still send to where they were: of behaviour 42 what is there, the forwarding by the old host.
 
-use weft_dataplane::fabric::Fabric;
 use weft_dataplane::packet::DropReason;
+use weft_fabric::Fabric;
 use weft_proto::state::State;
 use weft_proto::v1::{self, Objects};
 

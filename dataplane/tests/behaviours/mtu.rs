@@ -1,7 +1,7 @@
 //! Behaviour 27 where the device of a port is the narrow part: nothing too long vanishes without a name, and whoever may hear of it does.
 
-use weft_dataplane::fabric::{Delivered, Fabric};
 use weft_dataplane::packet::DropReason;
+use weft_fabric::{Delivered, Fabric};
 
 use crate::frames::{A1, A2, A3, B1, B2, End, read, syn_mss, udp, udp6};
 use crate::topology::{ROUTER, fabric, port};

@@ -65,7 +65,7 @@ fn b008_the_outer_source_port_is_constant_within_a_flow_and_spreads_across_flows
     assert!(ports.len() > 180, "{} of 200", ports.len());
 }
 
-fn outer_of(fabric: &mut weft_dataplane::fabric::Fabric) -> Vec<u8> {
+fn outer_of(fabric: &mut weft_fabric::Fabric) -> Vec<u8> {
     fabric.send("a1", &udp(A1, A2, A2.mac, (1000, 2000), b"hello"));
     fabric.crossed.pop().unwrap()
 }
@@ -324,7 +324,7 @@ fn b012_vxlan_passes_with_a_right_checksum_and_not_with_a_wrong_one() {
 fn b013_with_two_vteps_flows_spread_and_only_those_of_a_dead_one_move() {
     let mut fabric =
         fabric(|objects| objects.hosts[1].vteps = vec!["192.0.2.2".into(), "192.0.2.3".into()]);
-    let ways = |fabric: &mut weft_dataplane::fabric::Fabric| -> Vec<u8> {
+    let ways = |fabric: &mut weft_fabric::Fabric| -> Vec<u8> {
         (0..200u16)
             .map(|flow| {
                 fabric.send("a1", &udp(A1, A2, A2.mac, (1000 + flow, 53), b"x"));

@@ -1,7 +1,7 @@
 //! Per-port rate limits: rate and burst by a clock that the test moves, the direction and the kind named, every packet accounted for.
 
-use weft_dataplane::fabric::Fabric;
 use weft_dataplane::packet::DropReason;
+use weft_fabric::Fabric;
 use weft_proto::v1::{RateLimit, RateLimits};
 
 use crate::frames::{A1, A2, A3, arp, echo, udp};

@@ -226,7 +226,7 @@ fn b029_ecmp_spreads_by_weight_and_a_member_gone_moves_only_its_flows() {
             ..route("198.51.100.0/24")
         }];
     });
-    let choices = |fabric: &mut weft_dataplane::fabric::Fabric| -> Vec<String> {
+    let choices = |fabric: &mut weft_fabric::Fabric| -> Vec<String> {
         let frame = |flow: u16| {
             udp(
                 A1,

@@ -2,8 +2,8 @@
 
 use std::net::Ipv6Addr;
 
-use weft_dataplane::fabric::Fabric;
 use weft_dataplane::packet::DropReason;
+use weft_fabric::Fabric;
 use weft_proto::v1::Dhcp;
 
 use crate::frames::{A1, A2, echo6, icmp6, read, solicit};

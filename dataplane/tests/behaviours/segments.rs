@@ -15,7 +15,7 @@ fn left(segments: Segments, size: u16) -> Offload {
 
 /// Opens a connection from `a1` and answers a segment of it, `payload` bytes long.
 fn connected(
-    fabric: &mut weft_dataplane::fabric::Fabric,
+    fabric: &mut weft_fabric::Fabric,
     (name, to, mac): (&str, End, [u8; 6]),
     payload: usize,
 ) -> Vec<u8> {

@@ -1,8 +1,8 @@
 //! The topology that most tests use: two hosts, two tenants with the same addresses, two subnets each.
 
-use weft_dataplane::fabric::Fabric;
 use weft_dataplane::pipeline::Settings;
 use weft_dataplane::session::Limits;
+use weft_fabric::Fabric;
 use weft_proto::state::State;
 use weft_proto::v1::{self, Objects};
 

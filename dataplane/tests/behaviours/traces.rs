@@ -1,7 +1,7 @@
 //! What a trace says of a packet's way.
 
-use weft_dataplane::fabric::Fabric;
 use weft_dataplane::pipeline::trace;
+use weft_fabric::Fabric;
 use weft_proto::v1;
 
 use crate::frames::{A1, A2, B1, B2, End, arp, echo, solicit, udp, udp_ttl, udp6};

@@ -3,12 +3,12 @@
 
 use std::net::IpAddr;
 
-use weft_dataplane::fabric::Fabric;
 use weft_dataplane::packet::parse::address_word;
 use weft_dataplane::packet::{DropReason, Offload, Segments};
 use weft_dataplane::route::Prefix;
 use weft_dataplane::session::State;
 use weft_dataplane::snapshot::StaticTranslation;
+use weft_fabric::Fabric;
 use weft_proto::v1;
 
 use crate::fragments::pieces;

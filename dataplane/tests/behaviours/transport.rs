@@ -1,8 +1,8 @@
 //! Connections, odd packets and fragments: behaviours 19 to 21 and 23 to 25.
 
-use weft_dataplane::fabric::Fabric;
 use weft_dataplane::packet::DropReason;
 use weft_dataplane::session::Limits;
+use weft_fabric::Fabric;
 
 use crate::frames::{A1, A2, A3, End, tcp, udp};
 use crate::topology::{LIMITS, change, fabric, group, ingress, objects, port};

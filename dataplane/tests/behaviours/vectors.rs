@@ -2,9 +2,9 @@
 //! stay in order. The fast lane and the general way take turns here.
 
 use proptest::prelude::*;
-use weft_dataplane::fabric::{Fabric, MemoryIo};
 use weft_dataplane::packet::{DropReason, FrameMemory};
 use weft_dataplane::pipeline::{Destination, Source, VECTOR};
+use weft_fabric::{Fabric, MemoryIo};
 
 use crate::frames::{A1, A2, A3, B1, B2, End, arp, echo, tcp, udp, udp_ttl, udp6};
 use crate::topology::{ROUTER, fabric};

@@ -1,8 +1,8 @@
 //! The packet trace beside what really became of the packet.
 
-use weft_dataplane::fabric::{Fabric, MemoryHost};
 use weft_dataplane::packet::DropReason;
 use weft_dataplane::pipeline::trace::{self, Outcome as Way, Trace};
+use weft_fabric::{Fabric, MemoryHost};
 
 use crate::semantics::Outcome;
 

@@ -6,13 +6,13 @@ use std::fmt::Write;
 use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
-use weft_dataplane::fabric::{Delivered, Fabric, MemoryHost};
 use weft_dataplane::packet::parse::address_word;
 use weft_dataplane::packet::{DropReason, Offload, Segments};
 use weft_dataplane::pipeline::Settings;
 use weft_dataplane::route::Prefix;
 use weft_dataplane::session::Limits;
 use weft_dataplane::snapshot::StaticTranslation;
+use weft_fabric::{Delivered, Fabric, MemoryHost};
 use weft_proto::state::State;
 use weft_proto::v1::{Objects, Port};
 

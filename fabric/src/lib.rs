@@ -1,0 +1,512 @@
+//! A fabric in memory: the pipelines of several hosts, joined by an underlay that loses nothing. Tests, fuzzers and benchmarks drive it;
+//! the daemon does not.
+
+#![forbid(unsafe_code)]
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use weft_proto::state::State;
+use weft_proto::v1::Violation;
+
+use weft_dataplane::packet::parse::{address_word, macs};
+use weft_dataplane::packet::{DropReason, Frame, FrameMemory, Mac, Offload, Packet, PlainMemory};
+use weft_dataplane::pipeline::counters::Traffic;
+use weft_dataplane::pipeline::trace::View;
+use weft_dataplane::pipeline::{Destination, DeviceMtus, Io, Pipeline, Settings, Shared, Source};
+use weft_dataplane::session::{Limits, SessionTable};
+use weft_dataplane::snapshot::StaticTranslation;
+use weft_dataplane::snapshot::compile::{Adjacency, Compiler, Context, Underlay};
+
+/// Bytes of IP packet that the underlay carries.
+pub const UNDERLAY_MTU: u16 = 1500;
+const FRAMES: u32 = 512;
+const LARGE_FRAMES: u32 = 4;
+const FRAME_SIZE: usize = 4096;
+const HEADROOM: usize = 128;
+
+/// Plain memory with a way out: packets pile up until somebody takes them.
+#[derive(Debug)]
+pub struct MemoryIo {
+    /// The buffers.
+    pub memory: PlainMemory,
+    /// What was sent.
+    pub sent: Vec<(Destination, Packet)>,
+}
+
+impl MemoryIo {
+    /// So many frames of so many bytes.
+    pub fn new(frames: u32, size: usize) -> Self {
+        Self {
+            memory: PlainMemory::new(frames, size).with_large(LARGE_FRAMES),
+            sent: Vec::new(),
+        }
+    }
+}
+
+impl FrameMemory for MemoryIo {
+    #[inline]
+    fn bytes<'a>(&'a self, frame: &'a Frame) -> &'a [u8] {
+        self.memory.bytes(frame)
+    }
+
+    #[inline]
+    fn bytes_mut<'a>(&'a mut self, frame: &'a mut Frame) -> &'a mut [u8] {
+        self.memory.bytes_mut(frame)
+    }
+
+    #[inline]
+    fn alloc(&mut self) -> Option<Frame> {
+        self.memory.alloc()
+    }
+
+    fn alloc_large(&mut self) -> Option<Frame> {
+        self.memory.alloc_large()
+    }
+
+    #[inline]
+    fn free(&mut self, frame: Frame) {
+        self.memory.free(frame);
+    }
+}
+
+impl Io for MemoryIo {
+    #[inline]
+    fn send(&mut self, to: Destination, packet: Packet) {
+        self.sent.push((to, packet));
+    }
+}
+
+/// One host.
+#[derive(Debug)]
+pub struct MemoryHost {
+    /// Its id.
+    pub id: String,
+    /// Its first worker.
+    pub pipeline: Pipeline,
+    /// Its other workers ([`Fabric::add_worker`]).
+    pub mates: Vec<Pipeline>,
+    /// Its buffers and what it sends.
+    pub io: MemoryIo,
+    /// What workers share.
+    pub shared: Shared,
+    compiler: Compiler,
+    generation: u32,
+    /// Ports that are counted.
+    ports: usize,
+    /// Frames that left, for another host or to a port.
+    sent: u64,
+    fragment: bool,
+}
+
+impl MemoryHost {
+    /// What its packets are traced by.
+    pub fn view(&self) -> View<'_> {
+        View {
+            snapshot: self.pipeline.snapshot(),
+            shared: &self.shared,
+            fragment: self.fragment,
+        }
+    }
+
+    fn workers(&self) -> impl Iterator<Item = &Pipeline> {
+        std::iter::once(&self.pipeline).chain(&self.mates)
+    }
+
+    /// A worker by number, counted from the first again when there are fewer.
+    fn worker(&mut self, number: usize) -> (&mut Pipeline, &mut MemoryIo) {
+        let pipeline = match (number % (1 + self.mates.len())).checked_sub(1) {
+            Some(mate) => &mut self.mates[mate],
+            None => &mut self.pipeline,
+        };
+        (pipeline, &mut self.io)
+    }
+
+    /// What each worker counts, of so many ports and of the uplink.
+    fn traffic(&self, ports: usize) -> impl Iterator<Item = &Traffic> {
+        self.workers().flat_map(move |worker| {
+            let counters = worker.counters();
+            let ports = (0..ports as u16).map(|port| counters.port(port));
+            ports.chain([counters.uplink(0)])
+        })
+    }
+
+    /// Drops by reason, wherever they are booked; not of ports that are gone.
+    pub fn drops(&self) -> [u64; DropReason::COUNT] {
+        let mut drops = [0; DropReason::COUNT];
+        for traffic in self.traffic(self.pipeline.snapshot().ports.len()) {
+            for (sum, reason) in drops.iter_mut().zip(DropReason::ALL) {
+                *sum += traffic.drops(*reason);
+            }
+        }
+        drops
+    }
+
+    /// Packets that came in or were made here, less those that were dropped and those that went out or wait: 0 if the books are right
+    /// (invariant 6).
+    pub fn unaccounted(&self) -> i64 {
+        let of = |traffic: &Traffic| {
+            let came = traffic.rx_packets.get() + traffic.generated.get();
+            came as i64 - traffic.all_drops() as i64
+        };
+        let left: i64 = self.traffic(self.ports).map(of).sum();
+        left - (self.sent + self.waiting() as u64) as i64
+    }
+
+    /// Fragments that wait for their first.
+    fn waiting(&self) -> usize {
+        let fragments = self.shared.fragments.lock();
+        fragments.map_or(0, |fragments| fragments.waiting())
+    }
+}
+
+impl MemoryHost {
+    fn port_id(&self, index: u16) -> String {
+        let port = self.pipeline.snapshot().port(index);
+        port.map(|port| port.id.clone()).unwrap_or_default()
+    }
+}
+
+/// A frame that came out at a port.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Delivered {
+    /// The port's id.
+    pub port: String,
+    /// The frame.
+    pub frame: Vec<u8>,
+    /// What is still to be made of it, by a guest that takes segments whole.
+    pub offload: Offload,
+}
+
+/// Hosts and the underlay between them.
+#[derive(Debug)]
+pub struct Fabric {
+    /// By id.
+    pub hosts: BTreeMap<String, MemoryHost>,
+    /// The time in milliseconds, as the pipelines are told it.
+    pub now: u32,
+    /// Every frame that crossed the underlay, in order.
+    pub crossed: Vec<Vec<u8>>,
+    /// VTEP addresses to which no way leads.
+    pub down: Vec<IpAddr>,
+    /// The worker of each host that takes the packets that follow, by number.
+    pub worker: usize,
+    /// Whether the next state finds a metadata service on every host.
+    pub metadata: bool,
+    /// Addresses that stand for others, from the next state on.
+    pub translations: Vec<StaticTranslation>,
+    /// What the hosts' pipelines handed to their metadata services: the port's id, and the frame.
+    pub asked: Vec<(String, Vec<u8>)>,
+    state: State,
+    settings: Settings,
+}
+
+fn vtep_mac(address: u128) -> Mac {
+    Mac::from_word(0x0600_0000_0000 | address as u64 & 0xffff_ffff)
+}
+
+impl Fabric {
+    /// A fabric with every host of the state that is not foreign.
+    ///
+    /// # Errors
+    /// What the state breaks.
+    pub fn new(state: State, settings: &Settings, limits: Limits) -> Result<Self, Vec<Violation>> {
+        let mut hosts = BTreeMap::new();
+        for host in state.to_objects().hosts.iter().filter(|host| !host.foreign) {
+            let shared = Shared {
+                sessions: Arc::new(SessionTable::new(limits)),
+                fragments: Arc::default(),
+                device_mtus: Arc::new(DeviceMtus::new(settings.ports)),
+            };
+            let host = MemoryHost {
+                id: host.id.clone(),
+                pipeline: Pipeline::new(shared.clone(), settings),
+                mates: Vec::new(),
+                io: MemoryIo::new(FRAMES, FRAME_SIZE),
+                shared,
+                compiler: Compiler::new(settings.ports as u16, 1024, limits.vpcs as u32),
+                generation: 0,
+                ports: settings.ports,
+                sent: 0,
+                fragment: settings.fragment,
+            };
+            hosts.insert(host.id.clone(), host);
+        }
+        let mut fabric = Self {
+            hosts,
+            now: 1,
+            crossed: Vec::new(),
+            down: Vec::new(),
+            worker: 0,
+            settings: *settings,
+            metadata: false,
+            translations: Vec::new(),
+            asked: Vec::new(),
+            state: State::default(),
+        };
+        fabric.set(state)?;
+        Ok(fabric)
+    }
+
+    /// Gives each host one more worker.
+    pub fn add_worker(&mut self) {
+        for host in self.hosts.values_mut() {
+            let mut mate = Pipeline::new(host.shared.clone(), &self.settings);
+            mate.set_snapshot(Arc::clone(host.pipeline.snapshot()));
+            host.mates.push(mate);
+        }
+    }
+
+    /// The state in force.
+    pub fn state(&self) -> &State {
+        &self.state
+    }
+
+    /// Puts another state in force on every host, or on none. New hosts do not appear.
+    ///
+    /// # Errors
+    /// What the state breaks.
+    pub fn set(&mut self, state: State) -> Result<(), Vec<Violation>> {
+        self.set_at(state, |_| true)
+    }
+
+    /// Puts another state in force on the hosts that `hears` names, or on none: the others have not heard of it yet.
+    ///
+    /// # Errors
+    /// What the state breaks.
+    pub fn set_at(
+        &mut self,
+        state: State,
+        hears: impl Fn(&str) -> bool,
+    ) -> Result<(), Vec<Violation>> {
+        let objects = state.to_objects();
+        let mut snapshots = Vec::new();
+        for host in self.hosts.values().filter(|host| hears(&host.id)) {
+            let own = objects.hosts.iter().find(|other| other.id == host.id);
+            let own: Vec<u128> = own
+                .into_iter()
+                .flat_map(|own| &own.vteps)
+                .filter_map(|t| t.parse().ok())
+                .map(address_word)
+                .collect();
+            let mut underlay = Underlay::default();
+            for remote in objects
+                .hosts
+                .iter()
+                .flat_map(|other| &other.vteps)
+                .filter_map(|text| text.parse::<IpAddr>().ok())
+            {
+                let word = address_word(remote);
+                let local = own.iter().find(|own| {
+                    weft_dataplane::packet::parse::word_address(**own).is_ipv4() == remote.is_ipv4()
+                });
+                if let Some(source) = local.filter(|_| !self.down.contains(&remote)) {
+                    let way = Adjacency {
+                        source: *source,
+                        source_mac: vtep_mac(*source),
+                        next_hop_mac: vtep_mac(word),
+                        uplink: 0,
+                        mtu: UNDERLAY_MTU,
+                    };
+                    underlay.insert(word, vec![way]);
+                }
+            }
+            let context = Context {
+                host: &host.id,
+                generation: host.generation + 1,
+                revision: 0,
+                underlay: &underlay,
+                metadata: self.metadata,
+                translations: &self.translations,
+            };
+            let mut compiler = host.compiler.clone();
+            let snapshot = compiler.compile(&state, &context)?;
+            snapshots.push((snapshot, compiler));
+        }
+        let hearing = self.hosts.values_mut().filter(|host| hears(&host.id));
+        for (host, (snapshot, compiler)) in hearing.zip(snapshots) {
+            host.generation += 1;
+            host.compiler = compiler;
+            let snapshot = Arc::new(snapshot);
+            for mate in &mut host.mates {
+                mate.set_snapshot(Arc::clone(&snapshot));
+            }
+            host.pipeline.set_snapshot(snapshot);
+        }
+        self.state = state;
+        Ok(())
+    }
+
+    /// Where a port is: its host and index.
+    pub fn find_port(&self, id: &str) -> Option<(String, u16)> {
+        self.hosts.values().find_map(|host| {
+            let position = host
+                .pipeline
+                .snapshot()
+                .ports
+                .iter()
+                .position(|port| port.as_ref().is_some_and(|port| port.id == id))?;
+            Some((host.id.clone(), position as u16))
+        })
+    }
+
+    /// Has the device of a port take so many bytes of IP packet from now on; all there are if none is given.
+    pub fn set_device_mtu(&mut self, port: &str, mtu: Option<u16>) {
+        if let Some((host, index)) = self.find_port(port)
+            && let Some(host) = self.hosts.get(&host)
+        {
+            host.shared.device_mtus.set(index, mtu);
+        }
+    }
+
+    /// Lets a port send a frame; answers what comes out at ports anywhere.
+    pub fn send(&mut self, port: &str, frame: &[u8]) -> Vec<Delivered> {
+        self.send_vector(port, [frame])
+    }
+
+    /// Lets a port send frames, which its host takes as one vector.
+    pub fn send_vector<'f>(
+        &mut self,
+        port: &str,
+        frames: impl IntoIterator<Item = &'f [u8]>,
+    ) -> Vec<Delivered> {
+        let Some((host, index)) = self.find_port(port) else {
+            return Vec::new();
+        };
+        self.inject(&host, Source::Port(index), frames);
+        self.settle()
+    }
+
+    /// Hands a host a frame as if it came over its uplink.
+    pub fn send_from_underlay(&mut self, host: &str, frame: &[u8]) -> Vec<Delivered> {
+        self.inject(host, Source::Uplink(0), [frame]);
+        self.settle()
+    }
+
+    fn inject<'f>(
+        &mut self,
+        host: &str,
+        source: Source,
+        frames: impl IntoIterator<Item = &'f [u8]>,
+    ) {
+        let Some(host) = self.hosts.get_mut(host) else {
+            return;
+        };
+        let memory = &mut host.io.memory;
+        let packet = |frame| memory.packet(HEADROOM, frame);
+        let mut packets = frames.into_iter().filter_map(packet).collect();
+        let (pipeline, io) = host.worker(self.worker);
+        pipeline.process(io, source, &mut packets, self.now);
+    }
+
+    /// Lets a port send a segment that is left to its device to split; answers what comes out at ports anywhere.
+    pub fn send_segment(&mut self, port: &str, frame: &[u8], offload: Offload) -> Vec<Delivered> {
+        let Some((host, index)) = self.find_port(port) else {
+            return Vec::new();
+        };
+        if let Some(host) = self.hosts.get_mut(&host)
+            && let Some(mut large) = host.io.alloc_large()
+        {
+            offload.write(&mut host.io, &mut large);
+            let mut packet = Packet {
+                frame: large,
+                start: HEADROOM as u16,
+                len: frame.len() as u16,
+            };
+            packet.bytes_mut(&mut host.io).copy_from_slice(frame);
+            let (pipeline, io) = host.worker(self.worker);
+            pipeline.process(io, Source::Port(index), &mut vec![packet], self.now);
+        }
+        self.settle()
+    }
+
+    /// Carries frames between hosts until all is quiet.
+    fn settle(&mut self) -> Vec<Delivered> {
+        let mut delivered = Vec::new();
+        loop {
+            let mut crossing = Vec::new();
+            for host in self.hosts.values_mut() {
+                for (to, packet) in std::mem::take(&mut host.io.sent) {
+                    host.sent += 1;
+                    let frame = packet.bytes(&host.io.memory).to_vec();
+                    let offload = Offload::read(&host.io.memory, &packet.frame);
+                    host.io.free(packet.frame);
+                    match to {
+                        Destination::Port(index) => {
+                            let port = host.port_id(index);
+                            delivered.push(Delivered {
+                                port,
+                                frame,
+                                offload,
+                            });
+                        }
+                        Destination::Metadata(index) => {
+                            self.asked.push((host.port_id(index), frame));
+                        }
+                        Destination::Uplink(_) => crossing.push(frame),
+                    }
+                }
+            }
+            if crossing.is_empty() {
+                return delivered;
+            }
+            for frame in crossing {
+                let target = macs(&frame).map(|(destination, _)| destination);
+                let receiver = self.hosts.values().find(|host| {
+                    host.pipeline
+                        .snapshot()
+                        .vteps
+                        .iter()
+                        .any(|vtep| Some(vtep_mac(*vtep)) == target)
+                });
+                let receiver = receiver.map(|host| host.id.clone());
+                self.crossed.push(frame.clone());
+                if let Some(receiver) = receiver {
+                    self.inject(&receiver, Source::Uplink(0), [&frame[..]]);
+                }
+            }
+        }
+    }
+
+    /// Lets time pass.
+    pub fn advance(&mut self, milliseconds: u32) {
+        self.now += milliseconds;
+        let timeouts = weft_dataplane::session::Timeouts::default();
+        for host in self.hosts.values_mut() {
+            let capacity = host.shared.sessions.statistics().capacity as usize;
+            host.shared.sessions.sweep(0, capacity, self.now, &timeouts);
+            host.pipeline.tick(&mut host.io, self.now);
+        }
+    }
+
+    /// Drops of a host for a reason, wherever they are booked.
+    pub fn drops(&self, host: &str, reason: DropReason) -> u64 {
+        let host = self.hosts.get(host);
+        host.map_or(0, |host| host.drops()[reason as usize])
+    }
+
+    /// Every drop of every host so far, by reason.
+    pub fn all_drops(&self) -> BTreeMap<DropReason, u64> {
+        let mut all = BTreeMap::new();
+        for host in self.hosts.keys() {
+            for reason in DropReason::ALL {
+                let count = self.drops(host, *reason);
+                if count > 0 {
+                    *all.entry(*reason).or_default() += count;
+                }
+            }
+        }
+        all
+    }
+
+    /// Frames that are neither free nor waiting for a first fragment: leaked, when nothing is being sent.
+    pub fn missing_frames(&self) -> usize {
+        let missing = |host: &MemoryHost| {
+            let all = (FRAMES + LARGE_FRAMES) as usize;
+            let free = host.io.memory.available() + host.io.memory.available_large();
+            all - free - host.waiting() - host.io.sent.len()
+        };
+        self.hosts.values().map(missing).sum()
+    }
+}

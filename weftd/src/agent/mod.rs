@@ -1,0 +1,265 @@
+//! The agent: gets this host's state from the controller, or from a file, and has it applied.
+//!
+//! It runs on tokio and touches no packet. What it receives is checked whole ([`weft_proto::validate`]), handed to whoever
+//! implements [`Apply`], acknowledged when that returns, and kept on disk, so that the host starts and forwards without the
+//! controller. The connection is tried again for ever.
+//!
+//! ```text
+//! controller ──stream──┐
+//!                      ├──> validate ──> Apply ──> keep on disk ──> acknowledge
+//! state file ──reload──┘
+//! ```
+
+mod file;
+mod force;
+mod keep;
+mod run;
+mod stream;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use tokio::sync::{Mutex, mpsc, watch};
+use tokio::task::JoinHandle;
+use weft_process::tls::TlsFiles;
+use weft_proto::state::{State, StateError};
+use weft_proto::v1::{Event, Violation};
+use weft_proto::validate::describe;
+
+use force::Force;
+
+/// What brings a state into effect.
+pub trait Apply: Send + Sync + 'static {
+    /// Applies a state whole and returns when it is in effect, or changes nothing and says which rules it breaks.
+    ///
+    /// Called off the workers, on a thread that may block, one call at a time. The state has passed
+    /// [`validate`](weft_proto::validate::validate) with this host's scope.
+    ///
+    /// # Errors
+    /// What this host cannot do, by object and field.
+    fn apply(&self, revision: u64, state: &State) -> Result<(), Vec<Violation>>;
+}
+
+/// Who this host is and who tells it what to do.
+#[derive(Debug, Clone)]
+pub struct AgentConfig {
+    /// This host's id in the intent.
+    pub host: String,
+    /// Words for what the host can do, told to the controller.
+    pub capabilities: Vec<String>,
+    /// Where its state comes from.
+    pub source: Source,
+}
+
+/// Where the host's state comes from.
+#[derive(Debug, Clone)]
+pub enum Source {
+    /// A controller's stream.
+    Controller {
+        /// `https://HOST:PORT`, `http://HOST:PORT`, `HOST:PORT` or `unix:/path`.
+        address: String,
+        /// The certificates that go with it, over TCP.
+        tls: Option<TlsFiles>,
+        /// Where the last acknowledged state is kept; made when it does not exist.
+        state_directory: PathBuf,
+    },
+    /// A file of this host's state in YAML, the stand-in for a controller; read at the start and by [`AgentHandle::reload`].
+    File(PathBuf),
+}
+
+/// Who tells the host what to do at the moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Connection {
+    /// A controller, and it is there.
+    Connected,
+    /// A controller, and it is not there.
+    Disconnected,
+    /// A file.
+    File,
+}
+
+impl Connection {
+    /// The word for it in `Status::controller` of the node service.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Connected => "connected",
+            Self::Disconnected => "disconnected",
+            Self::File => "file",
+        }
+    }
+}
+
+/// A state that is in effect.
+#[derive(Debug, Clone)]
+pub struct InForce {
+    /// Its revision.
+    pub revision: u64,
+    /// Its digest.
+    pub digest: [u8; 32],
+    /// The state.
+    pub state: Arc<State>,
+}
+
+/// How the agent stands.
+#[derive(Debug, Clone)]
+pub struct AgentStatus {
+    /// Who tells the host what to do.
+    pub connection: Connection,
+    /// What is in effect; nothing before the first state.
+    pub in_force: Option<InForce>,
+    /// Why the last state was refused; empty when it was not.
+    pub violations: Vec<Violation>,
+}
+
+impl AgentStatus {
+    /// The revision in effect; 0 when there is none.
+    pub fn revision(&self) -> u64 {
+        self.in_force.as_ref().map_or(0, |known| known.revision)
+    }
+}
+
+/// Why the agent does not start, or a state file is not taken.
+#[derive(Debug, thiserror::Error)]
+#[allow(missing_docs)]
+pub enum AgentError {
+    #[error("cannot read the state file {path}: {reason}")]
+    Read {
+        path: PathBuf,
+        reason: std::io::Error,
+    },
+    #[error("the state file {path} is not understood: {reason}")]
+    Parse {
+        path: PathBuf,
+        reason: Box<serde_yaml_ng::Error>,
+    },
+    #[error("the state file {path} has no meaning: {reason}")]
+    Malformed { path: PathBuf, reason: StateError },
+    #[error("the state file {path} is refused:\n{}", lines(.violations))]
+    Refused {
+        path: PathBuf,
+        violations: Vec<Violation>,
+    },
+    #[error("cannot use the state directory {path}: {reason}")]
+    Directory {
+        path: PathBuf,
+        reason: std::io::Error,
+    },
+    #[error(transparent)]
+    Address(#[from] weft_process::transport::TransportError),
+}
+
+fn lines(violations: &[Violation]) -> String {
+    let lines: Vec<_> = violations.iter().map(describe).collect();
+    lines.join("\n")
+}
+
+/// A running agent. Dropping it stops the agent as [`stop`](Self::stop) does, without waiting.
+#[derive(Debug)]
+pub struct AgentHandle {
+    force: Arc<Force>,
+    events: mpsc::Sender<Event>,
+    stopping: watch::Sender<bool>,
+    file: Option<Mutex<PathBuf>>,
+    task: Option<JoinHandle<()>>,
+}
+
+/// How many events may wait for the controller; more are dropped.
+const EVENTS: usize = 256;
+
+/// Brings the kept state or the state file into effect, then follows the controller until stopped.
+///
+/// # Errors
+/// The state file cannot be taken, the state directory cannot be used, or the controller's address is none. A kept state that
+/// cannot be used is reported and ignored.
+pub async fn start<A: Apply>(
+    config: AgentConfig,
+    apply: Arc<A>,
+) -> Result<AgentHandle, AgentError> {
+    let (events, queue) = mpsc::channel(EVENTS);
+    let (stopping, watched) = watch::channel(false);
+    match config.source {
+        Source::File(path) => {
+            let force = Arc::new(Force::new(config.host, apply, Connection::File));
+            file::read(&force, &path).await?;
+            Ok(AgentHandle {
+                force,
+                events,
+                stopping,
+                file: Some(Mutex::new(path)),
+                task: None,
+            })
+        }
+        Source::Controller {
+            address,
+            tls,
+            state_directory,
+        } => {
+            let force = Arc::new(Force::new(config.host, apply, Connection::Disconnected));
+            // Made again for each connection, with the certificates of that time.
+            weft_process::transport::endpoint(&address, tls.as_ref())?;
+            let keeper =
+                keep::Keeper::open(&state_directory).map_err(|reason| AgentError::Directory {
+                    path: state_directory,
+                    reason,
+                })?;
+            run::start_headless(&force, &keeper).await;
+            let runner = run::Runner {
+                force: force.clone(),
+                keeper,
+                tls,
+                address,
+                capabilities: config.capabilities,
+                events: queue,
+            };
+            Ok(AgentHandle {
+                force,
+                events,
+                stopping,
+                file: None,
+                task: Some(tokio::spawn(runner.run(watched))),
+            })
+        }
+    }
+}
+
+impl AgentHandle {
+    /// How the agent stands.
+    pub fn status(&self) -> AgentStatus {
+        self.force.status()
+    }
+
+    /// How the agent stands, and notice of each change.
+    pub fn watch(&self) -> watch::Receiver<AgentStatus> {
+        self.force.watch()
+    }
+
+    /// Reads the state file again and brings it into effect, whole or not at all. With a controller there is nothing to read.
+    /// Returns the revision then in effect.
+    ///
+    /// # Errors
+    /// The file cannot be taken; what was in effect still is.
+    pub async fn reload(&self) -> Result<u64, AgentError> {
+        if let Some(path) = &self.file {
+            // Held throughout: two reloads at a time would race for the revision.
+            let path = path.lock().await;
+            file::read(&self.force, &path).await?;
+        }
+        Ok(self.status().revision())
+    }
+
+    /// Tells the controller news, if it is there to hear it; the session is filled in. Dropped when too many wait.
+    pub fn report(&self, event: Event) {
+        // Droppable by contract.
+        let _ = self.events.try_send(event);
+    }
+
+    /// Leaves the controller. What is in effect stays so.
+    pub async fn stop(mut self) {
+        self.stopping.send_replace(true);
+        if let Some(task) = self.task.take()
+            && let Err(error) = task.await
+        {
+            tracing::error!(%error, "the agent ended badly");
+        }
+    }
+}

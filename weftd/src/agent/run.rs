@@ -1,0 +1,98 @@
+//! The agent's life with a controller: starts from what was kept, attaches, and attaches again for ever.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::sync::{mpsc, watch};
+use weft_process::tls::TlsFiles;
+use weft_proto::v1::Event;
+
+use super::Connection;
+use super::force::Force;
+use super::keep::Keeper;
+use super::stream::{Attachment, Start};
+
+const FIRST_DELAY: Duration = Duration::from_millis(100);
+const LAST_DELAY: Duration = Duration::from_secs(5);
+
+/// Brings the kept state into effect; one that cannot be used is reported, and the host starts with nothing.
+pub(super) async fn start_headless(force: &Arc<Force>, keeper: &Keeper) {
+    let path = keeper.path();
+    match keeper.load(&force.host) {
+        Ok(None) => {}
+        Ok(Some(known)) => {
+            let revision = known.revision;
+            // A refusal is logged, and shown in the status.
+            if force.bring(known).await.is_ok() {
+                tracing::info!(revision, path = %path.display(), "started from the kept state");
+            }
+        }
+        Err(error) => {
+            tracing::error!(path = %path.display(), %error, "the kept state is ignored");
+        }
+    }
+}
+
+pub(super) struct Runner {
+    pub(super) force: Arc<Force>,
+    pub(super) keeper: Keeper,
+    pub(super) address: String,
+    pub(super) tls: Option<TlsFiles>,
+    pub(super) capabilities: Vec<String>,
+    pub(super) events: mpsc::Receiver<Event>,
+}
+
+impl Runner {
+    pub(super) async fn run(self, mut stopping: watch::Receiver<bool>) {
+        let debts = self.keeper.clone().pay_debts(Arc::clone(&self.force));
+        tokio::select! {
+            () = self.follow(&mut stopping) => {}
+            () = debts => {}
+        }
+    }
+
+    async fn follow(mut self, stopping: &mut watch::Receiver<bool>) {
+        let mut start = Start::WithWhatIsInForce;
+        let mut delay = FIRST_DELAY;
+        let mut said = String::new();
+        loop {
+            let began = Instant::now();
+            let attachment = Attachment {
+                force: &self.force,
+                keeper: &self.keeper,
+                address: &self.address,
+                tls: self.tls.as_ref(),
+                capabilities: &self.capabilities,
+                events: &mut self.events,
+                taken: false,
+            };
+            let end = tokio::select! {
+                end = attachment.run(start) => end,
+                _ = stopping.wait_for(|stopping| *stopping) => break,
+            };
+            self.force.set_connection(Connection::Disconnected);
+            // The same reason again and again is said once.
+            let reason = end.reason.to_string();
+            if reason != said || end.attached {
+                tracing::warn!(
+                    controller = self.address,
+                    reason,
+                    "no controller; forwarding on"
+                );
+                said = reason;
+            }
+            start = end.next;
+            if began.elapsed() > LAST_DELAY {
+                delay = FIRST_DELAY;
+            }
+            // Jitter, so that a thousand hosts do not come back in one instant.
+            let wait = delay.mul_f64(rand::random_range(0.5..1.0));
+            delay = (delay * 2).min(LAST_DELAY);
+            tokio::select! {
+                () = tokio::time::sleep(wait) => {}
+                _ = stopping.wait_for(|stopping| *stopping) => break,
+            }
+        }
+        self.force.set_connection(Connection::Disconnected);
+    }
+}

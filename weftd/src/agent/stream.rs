@@ -1,0 +1,271 @@
+//! One attachment to the controller, from Hello to its end.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Status, Streaming};
+use weft_process::tls::TlsFiles;
+use weft_process::transport::{MAX_MESSAGE, TransportError, connect};
+use weft_proto::HOST_PROTOCOL;
+use weft_proto::state::State;
+use weft_proto::v1::host_control_client::HostControlClient;
+use weft_proto::v1::{Ack, Event, FromHost, Hello, Refusal, ToHost, Violation, from_host, to_host};
+
+use super::force::{Force, whole};
+use super::keep::Keeper;
+use super::{Connection, InForce};
+
+/// How long the controller may take to answer the call and to say Welcome.
+const WELCOME_DEADLINE: Duration = Duration::from_secs(10);
+
+/// What the host says it has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Start {
+    WithWhatIsInForce,
+    /// As if it had nothing, to be sent all: a delta did not lead where it promised.
+    Afresh,
+}
+
+/// How an attachment ended.
+pub(super) struct End {
+    pub(super) reason: Reason,
+    pub(super) next: Start,
+    /// Whether it got as far as Welcome.
+    pub(super) attached: bool,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Reason {
+    #[error(transparent)]
+    Connect(#[from] TransportError),
+    #[error("{}", .0.message())]
+    Stream(#[from] Status),
+    #[error("the controller said nothing for {WELCOME_DEADLINE:?}")]
+    Silence,
+    #[error("the controller speaks version {0} of the host protocol, this host {HOST_PROTOCOL}")]
+    Protocol(u32),
+    #[error("the controller ended the stream")]
+    Ended,
+    #[error("the controller broke the host protocol: {0}")]
+    Broken(&'static str),
+    #[error("a delta does not lead to the state that it promises")]
+    Delta,
+}
+
+/// What a state from the controller turned out to be.
+enum Received {
+    Next(InForce),
+    Refused(u64, Vec<Violation>),
+}
+
+pub(super) struct Attachment<'a> {
+    pub(super) force: &'a Arc<Force>,
+    pub(super) keeper: &'a Keeper,
+    pub(super) address: &'a str,
+    pub(super) tls: Option<&'a TlsFiles>,
+    pub(super) capabilities: &'a [String],
+    pub(super) events: &'a mut mpsc::Receiver<Event>,
+    /// Whether a state of this attachment came into force.
+    pub(super) taken: bool,
+}
+
+impl Attachment<'_> {
+    pub(super) async fn run(mut self, start: Start) -> End {
+        let (sender, mut inbound, session) = match self.open(start).await {
+            Ok(opened) => opened,
+            Err(reason) => {
+                return End {
+                    reason,
+                    next: start,
+                    attached: false,
+                };
+            }
+        };
+        self.force.set_connection(Connection::Connected);
+        tracing::info!(session, "attached to the controller");
+        let Err(reason) = self.follow(&sender, &mut inbound, session).await;
+        End {
+            next: match reason {
+                Reason::Delta => Start::Afresh,
+                _ => Start::WithWhatIsInForce,
+            },
+            reason,
+            attached: true,
+        }
+    }
+
+    async fn open(
+        &self,
+        start: Start,
+    ) -> Result<(mpsc::Sender<FromHost>, Streaming<ToHost>, u64), Reason> {
+        let channel = connect(self.address, self.tls).await?;
+        let (sender, receiver) = mpsc::channel(16);
+        let known = match start {
+            Start::WithWhatIsInForce => self.force.status().in_force,
+            Start::Afresh => None,
+        };
+        let hello = Hello {
+            host: self.force.host.clone(),
+            protocol: HOST_PROTOCOL,
+            capabilities: self.capabilities.to_vec(),
+            revision: known.as_ref().map_or(0, |known| known.revision),
+            digest: known.map_or(Vec::new(), |known| known.digest.to_vec()),
+        };
+        say(&sender, from_host::Message::Hello(hello)).await?;
+        let mut client = HostControlClient::new(channel).max_decoding_message_size(MAX_MESSAGE);
+        let call = client.attach(ReceiverStream::new(receiver));
+        let mut inbound = in_time(call).await??.into_inner();
+        match in_time(inbound.message()).await?? {
+            Some(ToHost {
+                message: Some(to_host::Message::Welcome(welcome)),
+            }) if welcome.protocol == HOST_PROTOCOL => Ok((sender, inbound, welcome.session)),
+            Some(ToHost {
+                message: Some(to_host::Message::Welcome(welcome)),
+            }) => Err(Reason::Protocol(welcome.protocol)),
+            Some(_) => Err(Reason::Broken("its first message is not Welcome")),
+            None => Err(Reason::Ended),
+        }
+    }
+
+    async fn follow(
+        &mut self,
+        sender: &mpsc::Sender<FromHost>,
+        inbound: &mut Streaming<ToHost>,
+        session: u64,
+    ) -> Result<std::convert::Infallible, Reason> {
+        loop {
+            tokio::select! {
+                message = inbound.message() => {
+                    let message = message?.ok_or(Reason::Ended)?;
+                    let answer = self.take(message, session).await?;
+                    say(sender, answer).await?;
+                }
+                Some(event) = self.events.recv() => {
+                    let event = Event { session, ..event };
+                    say(sender, from_host::Message::Event(event)).await?;
+                }
+            }
+        }
+    }
+
+    /// Brings into effect what a message leads to; the answer to it.
+    async fn take(&mut self, message: ToHost, session: u64) -> Result<from_host::Message, Reason> {
+        let received = Instant::now();
+        let (revision, violations) = match self.understand(message)? {
+            Received::Refused(revision, violations) => {
+                tracing::warn!(revision, ?violations, "refused");
+                self.force.note_refusal(violations.clone());
+                (revision, violations)
+            }
+            Received::Next(next) => match self.force.bring(next.clone()).await {
+                Ok(()) => {
+                    let effect = received.elapsed();
+                    self.taken = true;
+                    self.keep().await;
+                    return Ok(from_host::Message::Ack(Ack {
+                        session,
+                        revision: next.revision,
+                        digest: next.digest.to_vec(),
+                        effect_microseconds: u64::try_from(effect.as_micros()).unwrap_or(u64::MAX),
+                    }));
+                }
+                Err(violations) => (next.revision, violations),
+            },
+        };
+        Ok(from_host::Message::Refusal(Refusal {
+            session,
+            revision,
+            violations,
+        }))
+    }
+
+    fn understand(&self, message: ToHost) -> Result<Received, Reason> {
+        match message.message {
+            Some(to_host::Message::Full(full)) => {
+                if let Err(violations) = self.in_order(full.revision) {
+                    return Ok(Received::Refused(full.revision, violations));
+                }
+                let state = match State::from_objects(full.state.unwrap_or_default()) {
+                    Ok(state) => state,
+                    Err(error) => {
+                        let violations = vec![whole(error.to_string())];
+                        return Ok(Received::Refused(full.revision, violations));
+                    }
+                };
+                let next = InForce::new(full.revision, state);
+                if next.digest[..] == full.digest[..] {
+                    return Ok(Received::Next(next));
+                }
+                let rule =
+                    "the digest does not match: the state holds what this host does not understand";
+                Ok(Received::Refused(full.revision, vec![whole(rule)]))
+            }
+            Some(to_host::Message::Delta(delta)) => {
+                let known = self.force.status().in_force.ok_or(Reason::Delta)?;
+                if known.revision != delta.from_revision {
+                    return Err(Reason::Delta);
+                }
+                if let Err(violations) = self.in_order(delta.revision) {
+                    return Ok(Received::Refused(delta.revision, violations));
+                }
+                let upserts = delta.upserts.unwrap_or_default();
+                let state = known
+                    .state
+                    .patched(upserts, &delta.deletes)
+                    .map_err(|_| Reason::Delta)?;
+                let next = InForce::new(delta.revision, state);
+                if next.digest[..] == delta.digest[..] {
+                    Ok(Received::Next(next))
+                } else {
+                    Err(Reason::Delta)
+                }
+            }
+            Some(to_host::Message::Welcome(_)) => Err(Reason::Broken("a second Welcome")),
+            None => Err(Reason::Broken("a message of a kind not known")),
+        }
+    }
+
+    /// Whether a state of this revision may come now: within an attachment revisions grow, so that nothing is played twice. A controller that
+    /// begins with a lower one than is in force is obeyed, since it has the word on what is right, and said to be behind.
+    fn in_order(&self, revision: u64) -> Result<(), Vec<Violation>> {
+        let present = self.force.status().revision();
+        if revision > present {
+            return Ok(());
+        }
+        if self.taken {
+            let rule = format!("revision {revision} is not above {present}, which is in force");
+            return Err(vec![whole(rule)]);
+        }
+        if revision < present {
+            tracing::warn!(
+                revision,
+                present,
+                "the controller is behind what is in force here: it was restored from a copy, or lost changes"
+            );
+        }
+        Ok(())
+    }
+
+    /// Keeps what is in force for a start without the controller.
+    async fn keep(&self) {
+        let (keeper, force) = (self.keeper.clone(), Arc::clone(self.force));
+        if let Err(error) = tokio::task::spawn_blocking(move || keeper.keep_newest(&force)).await {
+            tracing::error!(%error, "keeping the state failed");
+        }
+    }
+}
+
+async fn in_time<T>(future: impl Future<Output = T>) -> Result<T, Reason> {
+    tokio::time::timeout(WELCOME_DEADLINE, future)
+        .await
+        .map_err(|_| Reason::Silence)
+}
+
+async fn say(sender: &mpsc::Sender<FromHost>, message: from_host::Message) -> Result<(), Reason> {
+    let message = FromHost {
+        message: Some(message),
+    };
+    sender.send(message).await.map_err(|_| Reason::Ended)
+}

@@ -1,0 +1,197 @@
+//! What guests are told without asking: that an address is at another MAC now.
+//!
+//! Neighbours keep what they learnt for up to twenty minutes. Where the answer of the gateway would be another than before, because an address
+//! has passed to another port or a subnet's router has another MAC, every port of the subnet on this host hears of it: by an ARP announcement
+//! (RFC 5227 §3) or an unsolicited neighbour advertisement (RFC 4861 §7.2.6). Sessions of the old end are over.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::sync::Arc;
+
+use weft_dataplane::packet::parse::{ETHERNET, IPV4_MAPPED, protocol, word_family};
+use weft_dataplane::packet::{Family, Mac, checksum};
+use weft_dataplane::pipeline::guard::link_local;
+use weft_dataplane::snapshot::{Snapshot, Vpc};
+
+/// Addresses without a port that are remembered, in case another port gets them.
+const REMEMBERED: usize = 65_536;
+/// `ff02::1`.
+const ALL_NODES: u128 = 0xff02 << 112 | 1;
+
+/// An address that is at another MAC now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Moved {
+    /// Its VPC.
+    pub vni: u32,
+    /// The address.
+    pub address: u128,
+    /// The MAC.
+    pub mac: Mac,
+    /// The subnet that hears of it, by its place in the new snapshot.
+    pub subnet: usize,
+    /// Whether it is the router's.
+    pub is_router: bool,
+}
+
+/// Compares snapshots, one after the other.
+#[derive(Debug, Default)]
+pub struct Announcer {
+    /// Where addresses were that no port has now; the oldest give way.
+    left: HashMap<(u32, u128), Mac>,
+    order: VecDeque<(u32, u128)>,
+}
+
+impl Announcer {
+    /// The addresses that have moved between two snapshots. Time grows with the addresses of VPCs whose ports have changed.
+    pub fn moved(&mut self, before: &Snapshot, after: &Snapshot) -> Vec<Moved> {
+        let mut moved = Vec::new();
+        for vpc in before.vpcs.iter() {
+            let place = after.vpc_by_vni.get(&vpc.vni);
+            let now = place.and_then(|place| after.vpcs.get(*place));
+            if now.is_some_and(|now| Arc::ptr_eq(&vpc.by_address, &now.by_address)) {
+                continue;
+            }
+            self.leave(vpc, now);
+        }
+        for now in after.vpcs.iter() {
+            let place = before.vpc_by_vni.get(&now.vni);
+            let vpc = place.and_then(|place| before.vpcs.get(*place));
+            if vpc.is_some_and(|vpc| Arc::ptr_eq(&vpc.by_address, &now.by_address)) {
+                continue;
+            }
+            for (address, endpoint) in now.by_address.iter() {
+                let known = vpc.and_then(|vpc| vpc.by_address.get(address));
+                let known = known.map(|endpoint| endpoint.mac);
+                let known = known.or_else(|| self.left.remove(&(now.vni, *address)));
+                if known.is_some_and(|mac| mac != endpoint.mac) {
+                    moved.push(Moved {
+                        vni: now.vni,
+                        address: *address,
+                        mac: endpoint.mac,
+                        subnet: endpoint.subnet,
+                        is_router: false,
+                    });
+                }
+            }
+            moved.extend(
+                vpc.into_iter()
+                    .flat_map(|vpc| routers(before, vpc, after, now)),
+            );
+        }
+        moved
+    }
+
+    /// Remembers where addresses were that nobody has now.
+    fn leave(&mut self, vpc: &Vpc, now: Option<&Vpc>) {
+        for (address, endpoint) in vpc.by_address.iter() {
+            if now.is_some_and(|now| now.by_address.contains_key(address)) {
+                continue;
+            }
+            let key = (vpc.vni, *address);
+            if self.left.insert(key, endpoint.mac).is_none() {
+                self.order.push_back(key);
+            }
+            while self.order.len() > REMEMBERED {
+                if let Some(oldest) = self.order.pop_front() {
+                    self.left.remove(&oldest);
+                }
+            }
+        }
+    }
+}
+
+/// Gateways that have another MAC, or another address.
+fn routers<'a>(
+    before: &'a Snapshot,
+    vpc: &'a Vpc,
+    after: &'a Snapshot,
+    now: &'a Vpc,
+) -> impl Iterator<Item = Moved> {
+    now.gateways.iter().filter_map(|(address, subnet)| {
+        let mac = after.subnets.get(*subnet)?.gateway_mac;
+        let old = before.subnets.get(*vpc.gateways.get(address)?)?.gateway_mac;
+        (old != mac).then_some(Moved {
+            vni: now.vni,
+            address: *address,
+            mac,
+            subnet: *subnet,
+            is_router: true,
+        })
+    })
+}
+
+/// What sessions are over: those of these addresses, by VNI. A router has none.
+pub fn ended(moved: &[Moved]) -> HashSet<(u32, u128)> {
+    let ports = moved.iter().filter(|moved| !moved.is_router);
+    ports.map(|moved| (moved.vni, moved.address)).collect()
+}
+
+impl Moved {
+    /// The frame that says so.
+    pub fn frame(&self) -> Vec<u8> {
+        match word_family(self.address) {
+            Family::Ipv4 => self.arp(),
+            Family::Ipv6 => self.advertisement(),
+        }
+    }
+
+    /// A request for the own address, to everybody (RFC 5227 §3).
+    fn arp(&self) -> Vec<u8> {
+        debug_assert_eq!(self.address >> 32, IPV4_MAPPED >> 32);
+        let (mac, address) = (self.mac.bytes(), (self.address as u32).to_be_bytes());
+        [
+            &Mac::BROADCAST.bytes()[..],
+            &mac,
+            &[8, 6, 0, 1, 8, 0, 6, 4, 0, 1],
+            &mac,
+            &address,
+            &[0; 6],
+            &address,
+        ]
+        .concat()
+    }
+
+    /// To all nodes, unsolicited, overriding what they know (RFC 4861 §7.2.6).
+    fn advertisement(&self) -> Vec<u8> {
+        let mac = self.mac.bytes();
+        let flags = if self.is_router { 0xa0 } else { 0x20 };
+        let mut message = [
+            &[136, 0, 0, 0, flags, 0, 0, 0][..],
+            &self.address.to_be_bytes(),
+            &[2, 1],
+            &mac,
+        ]
+        .concat();
+        // A router speaks by its link-local address, a port by the one that has moved.
+        let source = if self.is_router {
+            link_local(self.mac)
+        } else {
+            self.address
+        };
+        let len = message.len() as u32;
+        let sum = checksum::pseudo_header(Family::Ipv6, source, ALL_NODES, protocol::ICMPV6, len)
+            + checksum::sum(&message);
+        message[2..4].copy_from_slice(&checksum::finish(sum).to_be_bytes());
+        let mut frame = Vec::with_capacity(ETHERNET + 40 + message.len());
+        frame.extend([0x33, 0x33, 0, 0, 0, 1]);
+        frame.extend(mac);
+        frame.extend([
+            0x86,
+            0xdd,
+            0x60,
+            0,
+            0,
+            0,
+            0,
+            len as u8,
+            protocol::ICMPV6,
+            255,
+        ]);
+        frame.extend(source.to_be_bytes());
+        frame.extend(ALL_NODES.to_be_bytes());
+        frame.extend(message);
+        frame
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,372 @@
+//! Devices of the host: the queues of each uplink and port, opened and closed as the state asks.
+//!
+//! A device that is not there, or cannot be opened, does not stop the rest: the port stays down and is tried again. A virtual machine's
+//! device is open before its guest is there, and up when the guest is.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use weft_proto::v1;
+
+use super::config::{Config, Uplink};
+use crate::underlay::check_uplink;
+use weft_dataplane::encap;
+use weft_dataplane::pipeline::{DeviceMtus, Source};
+use weft_dataplane::port::device::{self, Device, Opening, Queue};
+use weft_dataplane::port::{Bond, Interface, Netdev, PortError, Programs, Role, Umem, check_mtu};
+use weft_dataplane::worker::Workers;
+
+/// How many queues of ports, which are opened one after the other, wait to be read together: a packet that one has taken in finds the others open.
+/// A host with more ports reads the first ones while it opens the rest, since the kernel takes milliseconds for each.
+const TOGETHER: usize = 32;
+
+/// Queues that are open and not yet read.
+type Unread = Vec<(Source, Box<dyn Queue>)>;
+
+/// The device of a port, open.
+#[derive(Debug)]
+pub struct PortDevice {
+    /// What the state asked for.
+    pub spec: v1::Device,
+    /// What that led to.
+    pub device: Box<dyn Device>,
+    /// Whether packets could pass when it was last looked at.
+    pub up: bool,
+}
+
+/// An uplink, whether its device is there or not.
+#[derive(Debug)]
+pub struct UplinkDevice {
+    spec: Uplink,
+    open: Option<OpenUplink>,
+    /// Why it is not open, if its device is there.
+    refused: Option<String>,
+}
+
+/// The device of an uplink, open.
+#[derive(Debug)]
+enum OpenUplink {
+    /// An interface of the kernel.
+    Kernel(Box<Netdev>),
+    /// Several of them.
+    Bond(Box<Bond>),
+    /// Something else, all of whose packets are ours.
+    Other(Box<dyn Device>),
+}
+
+impl OpenUplink {
+    fn open(opening: &Opening, uplink: &Uplink, vteps: &[IpAddr]) -> Result<Self, PortError> {
+        if let Some(way) = &uplink.vhost_user {
+            let spec = v1::Device {
+                kind: "vhost-user".to_owned(),
+                name: way.socket.clone(),
+                mode: way.mode.clone(),
+                queues: way.queues,
+            };
+            return Ok(Self::Other(device::open(opening, &spec)?));
+        }
+        check_uplink(&uplink.interface)?;
+        if opening.programs.is_closed(&uplink.interface) {
+            return Err(PortError::Uplink {
+                interface: uplink.interface.clone(),
+                problem: format!(
+                    "it is closed as ports are, so that this host's own traffic does not pass; if it is no port any more: weftd release {}",
+                    uplink.interface
+                ),
+            });
+        }
+        if Interface::lookup(&uplink.interface)?.bond {
+            let bond = Bond::open(opening, &uplink.interface, vteps, uplink.queues)?;
+            return Ok(Self::Bond(Box::new(bond)));
+        }
+        let vteps = vteps.to_vec();
+        let role = Role::Uplink { vteps };
+        let device = Netdev::open(opening, &uplink.interface, &role, uplink.queues)?;
+        Ok(Self::Kernel(Box::new(device)))
+    }
+
+    fn device(&self) -> &dyn Device {
+        match self {
+            Self::Kernel(device) => &**device,
+            Self::Bond(device) => &**device,
+            Self::Other(device) => &**device,
+        }
+    }
+
+    fn device_mut(&mut self) -> &mut dyn Device {
+        match self {
+            Self::Kernel(device) => &mut **device,
+            Self::Bond(device) => &mut **device,
+            Self::Other(device) => &mut **device,
+        }
+    }
+}
+
+impl UplinkDevice {
+    /// The interface's name, or the socket's path.
+    pub fn name(&self) -> &str {
+        self.spec.name()
+    }
+
+    /// How packets pass, or why they do not.
+    pub fn mode(&self) -> String {
+        match (&self.open, &self.refused) {
+            (Some(open), _) => open.device().describe().mode,
+            (None, Some(reason)) => reason.clone(),
+            (None, None) => "missing".to_owned(),
+        }
+    }
+
+    /// Opens the device, and answers its queues.
+    fn start(
+        &mut self,
+        number: u16,
+        opening: &Opening,
+        vteps: &[IpAddr],
+    ) -> Result<Unread, PortError> {
+        let mut open = OpenUplink::open(opening, &self.spec, vteps)?;
+        let queues = open.device_mut().take_queues().into_iter();
+        let queues = queues.map(|queue| (Source::Uplink(number), queue));
+        let what = open.device().describe();
+        tracing::info!(
+            uplink = self.name(),
+            mode = what.mode,
+            zero_copy = what.zero_copy,
+            "uplink open"
+        );
+        self.open = Some(open);
+        Ok(queues.collect())
+    }
+}
+
+/// Whether the interfaces of a configuration's uplinks, those that are there, can be opened as such.
+///
+/// # Errors
+/// Which cannot, why, and what to do.
+pub fn check_uplinks(config: &Config) -> Result<(), PortError> {
+    for uplink in config
+        .uplinks
+        .iter()
+        .filter(|uplink| uplink.vhost_user.is_none())
+    {
+        let Ok(found) = Interface::lookup(&uplink.interface) else {
+            continue;
+        };
+        check_uplink(&uplink.interface)?;
+        check_mtu(&found, config.memory.frame_size, 0)?;
+    }
+    Ok(())
+}
+
+/// All devices.
+#[derive(Debug)]
+pub struct Devices {
+    opening: Opening,
+    /// Our tunnel addresses, as the uplinks' programs know them.
+    vteps: Vec<IpAddr>,
+    /// Of uplinks that were opened before there was a state: tunnel packets that arrive while it opens its ports wait for these.
+    unread: Unread,
+    /// Uplinks, in the order of the configuration.
+    pub uplinks: Vec<UplinkDevice>,
+    /// Ports whose device is open, by index.
+    pub ports: BTreeMap<u16, PortDevice>,
+    /// Why the others that should be open are not, by index.
+    pub closed: BTreeMap<u16, String>,
+}
+
+impl Devices {
+    /// Opens the uplinks, to be read when the first state has opened its ports.
+    ///
+    /// # Errors
+    /// An uplink cannot be opened: without it the host is none.
+    pub fn open(
+        config: &Config,
+        umem: &Arc<Umem>,
+        programs: Arc<Programs>,
+    ) -> Result<Self, PortError> {
+        let opening = Opening {
+            umem: Arc::clone(umem),
+            programs,
+            ring_size: config.memory.ring_size,
+            busy_poll: config.busy_poll(),
+            threaded_napi: config.workers.threaded_napi,
+            headroom: 0,
+        };
+        let (mut uplinks, mut unread) = (Vec::new(), Vec::new());
+        for (number, spec) in (0u16..).zip(&config.uplinks) {
+            let mut uplink = UplinkDevice {
+                spec: spec.clone(),
+                open: None,
+                refused: None,
+            };
+            unread.extend(uplink.start(number, &opening, &[])?);
+            uplinks.push(uplink);
+        }
+        Ok(Self {
+            opening,
+            vteps: Vec::new(),
+            unread,
+            uplinks,
+            ports: BTreeMap::new(),
+            closed: BTreeMap::new(),
+        })
+    }
+
+    /// Tells the uplinks' programs which tunnel addresses are ours, and picks the room that ports leave for outer headers.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn set_vteps(&mut self, vteps: &[IpAddr]) -> Result<(), PortError> {
+        self.vteps = vteps.to_vec();
+        for uplink in &mut self.uplinks {
+            match &mut uplink.open {
+                Some(OpenUplink::Kernel(device)) => device.set_vteps(vteps)?,
+                Some(OpenUplink::Bond(device)) => device.set_vteps(vteps)?,
+                Some(OpenUplink::Other(_)) | None => {}
+            }
+        }
+        // VXLAN over the family in use: what most tunnels need, so that most packets need not be moved.
+        let ipv6 = vteps.first().is_some_and(IpAddr::is_ipv6);
+        self.opening.headroom = (encap::MAX_OUTER - if ipv6 { 0 } else { 20 }) as u16;
+        Ok(())
+    }
+
+    /// Has ports that were opened read, and with the first of them the uplinks.
+    fn read(&mut self, opened: &mut Unread, workers: &Workers) {
+        let mut queues = std::mem::take(opened);
+        // Before that there is no state.
+        if !self.vteps.is_empty() {
+            queues.append(&mut self.unread);
+        }
+        workers.open(queues);
+    }
+
+    /// Closes uplinks whose device has gone, is another by now, or has more or fewer queues; opens those that are back, and mends the others.
+    pub fn settle_uplinks(&mut self, workers: &Workers) {
+        let opening = Opening {
+            headroom: 0,
+            ..self.opening.clone()
+        };
+        for (number, uplink) in (0u16..).zip(&mut self.uplinks) {
+            let is_stale = |open: &mut OpenUplink| open.device().is_stale();
+            if uplink.open.take_if(is_stale).is_some() {
+                tracing::error!(
+                    uplink = uplink.name(),
+                    "the uplink has gone, or is not as it was opened"
+                );
+                self.unread
+                    .retain(|(place, _)| *place != Source::Uplink(number));
+                workers.close_first(Source::Uplink(number));
+            }
+            if let Some(open) = &mut uplink.open {
+                open.device_mut().mend();
+                continue;
+            }
+            let refused = match uplink.start(number, &opening, &self.vteps) {
+                Ok(queues) => {
+                    workers.open(queues);
+                    None
+                }
+                Err(PortError::NoInterface { .. }) => None,
+                Err(error) => Some(error.to_string()),
+            };
+            if let Some(error) = refused.as_ref().filter(|_| refused != uplink.refused) {
+                tracing::error!(uplink = uplink.name(), %error, "the uplink stays closed");
+            }
+            uplink.refused = refused;
+        }
+        workers.collect();
+    }
+
+    /// Opens ports that should be open and are not, closes those that should not be, or whose device has gone or is another by now.
+    /// `wanted` names the device of each port, `mtu` says how long its packets may be; what its device takes is noted
+    /// in `device_mtus`. Answers the ports that came up and those that went down.
+    pub fn settle(
+        &mut self,
+        wanted: &BTreeMap<u16, v1::Device>,
+        (mtu, device_mtus): (impl Fn(u16) -> u16, &DeviceMtus),
+        workers: &Workers,
+    ) -> (Vec<u16>, Vec<u16>) {
+        let (mut up, mut down) = (Vec::new(), Vec::new());
+        let stale = |index: &u16, open: &PortDevice| {
+            wanted.get(index) != Some(&open.spec) || open.device.is_stale()
+        };
+        let closing: Vec<u16> = self
+            .ports
+            .iter()
+            .filter(|(index, open)| stale(index, open))
+            .map(|(index, _)| *index)
+            .collect();
+        for index in closing {
+            if wanted.contains_key(&index) {
+                workers.close_first(Source::Port(index));
+            } else {
+                workers.close(Source::Port(index));
+            }
+            if self.ports.remove(&index).is_some_and(|open| open.up) {
+                down.push(index);
+            }
+        }
+        workers.collect();
+        self.closed.retain(|index, _| wanted.contains_key(index));
+        let missing = wanted
+            .iter()
+            .filter(|(index, _)| !self.ports.contains_key(index));
+        let mut missing: Vec<_> = missing.collect();
+        // The kernel takes milliseconds for each of its interfaces, one after the other; virtual machines do not wait for that.
+        missing.sort_by_key(|(_, spec)| spec.kind != "vhost-user");
+        let mut opened = Unread::new();
+        for (index, spec) in missing {
+            match device::open(&self.opening, spec) {
+                Ok(mut device) => {
+                    let queues = device.take_queues().into_iter();
+                    opened.extend(queues.map(|queue| (Source::Port(*index), queue)));
+                    let spec = spec.clone();
+                    let open = PortDevice {
+                        spec,
+                        device,
+                        up: false,
+                    };
+                    self.ports.insert(*index, open);
+                    self.closed.remove(index);
+                }
+                Err(error) => {
+                    let reason = error.to_string();
+                    if self.closed.get(index) != Some(&reason) {
+                        tracing::warn!(device = spec.name, %error, "port stays down");
+                        self.closed.insert(*index, reason);
+                    }
+                }
+            }
+            if opened.len() >= TOGETHER {
+                self.read(&mut opened, workers);
+            }
+        }
+        self.read(&mut opened, workers);
+        for (index, open) in &mut self.ports {
+            open.device.mend();
+            open.device.set_mtu(mtu(*index));
+            device_mtus.set(*index, open.device.takes());
+            let now = open.device.is_up();
+            if now == open.up {
+                continue;
+            }
+            open.up = now;
+            if now {
+                let what = open.device.describe();
+                tracing::info!(
+                    device = open.spec.name,
+                    mode = what.mode,
+                    zero_copy = what.zero_copy,
+                    "port up"
+                );
+                up.push(*index);
+            } else {
+                tracing::info!(device = open.spec.name, "port down");
+                down.push(*index);
+            }
+        }
+        (up, down)
+    }
+}

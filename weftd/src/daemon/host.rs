@@ -1,0 +1,405 @@
+//! The host as a whole: state in, snapshot and devices out. This is where the agent, the underlay and the workers meet.
+
+use std::collections::{BTreeMap, HashMap};
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use weft_proto::state::{Kind, Object, State};
+use weft_proto::v1::{self, Violation};
+
+use super::announce::{self, Announcer, Moved};
+use super::config::{Config, VhostUplink};
+use super::devices::Devices;
+use super::run::Ground;
+use crate::agent::Apply;
+use crate::metadata::{DESK, Service};
+use crate::underlay::{self, Adjacencies};
+use weft_dataplane::packet::Mac;
+use weft_dataplane::packet::parse::{address_word, word_address};
+use weft_dataplane::pipeline::Shared;
+use weft_dataplane::port::{PortError, Umem};
+use weft_dataplane::snapshot::Snapshot;
+use weft_dataplane::snapshot::compile::{Adjacency, Compiler, Context, Underlay};
+use weft_dataplane::worker::service::{Desk, Outlet};
+use weft_dataplane::worker::{Plan, Workers};
+
+/// How long the first state waits for next hops that the kernel has to ask for. On a quiet link they answer within one; one that is gone answers
+/// never, and should not hold up the others for long.
+const FIRST_ANSWERS: Duration = Duration::from_millis(100);
+
+/// The host, shared by the agent, the watcher of the underlay and the node service.
+#[derive(Debug)]
+pub struct Host {
+    /// Its id.
+    pub id: String,
+    /// Sessions and fragments.
+    pub shared: Shared,
+    /// Whether IPv4 packets that are too big and may be fragmented are.
+    pub fragment: bool,
+    /// Packet memory.
+    pub umem: Arc<Umem>,
+    /// Interfaces of the uplinks.
+    pub uplinks: Vec<String>,
+    /// The metadata service, if there is one.
+    pub metadata: Option<Arc<Service>>,
+    /// The way by which what this host says of itself gets to ports.
+    pub outlet: Arc<Outlet>,
+    /// Who knows the ways to other hosts.
+    watcher: Arc<underlay::Underlay>,
+    /// Uplinks whose next hop is configured, by number.
+    fixed: Vec<(u16, VhostUplink)>,
+    inner: Mutex<Inner>,
+}
+
+/// What changes under the lock.
+#[derive(Debug)]
+pub struct Inner {
+    /// The workers.
+    pub workers: Workers,
+    /// Open devices.
+    pub devices: Devices,
+    /// The state in force.
+    pub state: Arc<State>,
+    /// Its revision.
+    pub revision: u64,
+    compiler: Compiler,
+    generation: u32,
+    /// Our own tunnel addresses.
+    vteps: Vec<IpAddr>,
+    underlay: Underlay,
+    adjacencies: Adjacencies,
+    wanted: BTreeMap<u16, v1::Device>,
+    announcer: Announcer,
+}
+
+impl Host {
+    /// Makes workers and uplinks. No state is in force yet.
+    ///
+    /// # Errors
+    /// What the system refuses, with the remedy.
+    pub fn new(
+        config: &Config,
+        ground: Ground,
+        watcher: Arc<underlay::Underlay>,
+    ) -> Result<Self, PortError> {
+        let Ground {
+            umem,
+            programs,
+            shared,
+        } = ground;
+        let cores: Vec<Option<usize>> = if config.workers.cores.is_empty() {
+            vec![None]
+        } else {
+            config.workers.cores.iter().copied().map(Some).collect()
+        };
+        let settings = config.settings();
+        let desk = Arc::new(Desk::new(DESK));
+        let plan = Plan {
+            cores: &cores,
+            settings: &settings,
+            shared: &shared,
+            timeouts: config.timeouts(),
+            spin: config.workers.spin,
+            watchdog: config.watchdog(),
+            umem: &umem,
+            metadata: &desk,
+        };
+        let workers = Workers::start(&plan).map_err(|source| PortError::Io {
+            what: "starting workers".to_owned(),
+            source,
+        })?;
+        let outlet = Arc::new(workers.outlet(&umem, &settings));
+        let metadata = match &config.metadata {
+            Some(section) => {
+                let outlet = Arc::clone(&outlet);
+                let backend = section.signed_backend()?;
+                Some(Arc::new(Service::new(desk, outlet, backend)))
+            }
+            None => None,
+        };
+        let devices = Devices::open(config, &umem, programs)?;
+        let limits = &config.limits;
+        let compiler = Compiler::new(limits.ports, limits.peers, limits.vpcs);
+        let inner = Inner {
+            workers,
+            devices,
+            state: Arc::default(),
+            revision: 0,
+            compiler,
+            generation: 0,
+            vteps: Vec::new(),
+            underlay: Underlay::default(),
+            adjacencies: Adjacencies::default(),
+            wanted: BTreeMap::new(),
+            announcer: Announcer::default(),
+        };
+        let uplinks = config
+            .uplinks
+            .iter()
+            .map(|uplink| uplink.name().to_owned())
+            .collect();
+        let fixed = (0u16..)
+            .zip(&config.uplinks)
+            .filter_map(|(number, uplink)| Some((number, uplink.vhost_user.clone()?)))
+            .collect();
+        Ok(Self {
+            id: config.host.clone(),
+            shared,
+            fragment: settings.fragment,
+            umem,
+            uplinks,
+            metadata,
+            outlet,
+            watcher,
+            fixed,
+            inner: Mutex::new(inner),
+        })
+    }
+
+    /// The parts that change.
+    pub fn inner(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Has the underlay know the ways to the remote VTEPs of the state in force.
+    pub fn watch_peers(&self) {
+        let state = Arc::clone(&self.inner().state);
+        self.watcher.set_peers(self.remote_vteps(&state));
+    }
+
+    /// Asks for the ways to the remote VTEPs of the first state before it opens ports, so that what these take in has a way to go.
+    fn find_first_ways(&self, state: &State) {
+        if self.inner().generation > 0 {
+            return;
+        }
+        self.watcher.set_peers(self.remote_vteps(state));
+        let found = self.watcher.answered(FIRST_ANSWERS);
+        let found = tokio::runtime::Handle::current().block_on(found);
+        self.inner().adjacencies = found;
+    }
+
+    /// Addresses of remote VTEPs that the underlay has to know the way to.
+    fn remote_vteps(&self, state: &State) -> Vec<IpAddr> {
+        let hosts = state.of_kind(Kind::Host).filter_map(|object| match object {
+            Object::Host(host) if host.id != self.id => Some(host),
+            _ => None,
+        });
+        hosts.flat_map(vteps_of).collect()
+    }
+
+    /// Interfaces that lead to other hosts and are no uplinks of ours, each with a word on it.
+    pub fn detours(&self, inner: &Inner) -> Vec<String> {
+        let ways = inner.adjacencies.iter();
+        let known = |name: &String| !self.fixed.is_empty() || self.uplinks.contains(name);
+        let detours: BTreeMap<&String, &IpAddr> = ways
+            .filter_map(|(remote, way)| Some((&way.as_ref().ok()?.uplink, remote)))
+            .filter(|(name, _)| !known(name))
+            .collect();
+        let word = |(name, remote)| {
+            format!(
+                "{name} (no uplink, but the route to {remote} leads over it: name it in uplinks)"
+            )
+        };
+        detours.into_iter().map(word).collect()
+    }
+
+    /// Judges by other ways through the underlay from now on.
+    pub fn set_adjacencies(&self, adjacencies: &Adjacencies) {
+        let mut inner = self.inner();
+        if inner.adjacencies == *adjacencies {
+            return;
+        }
+        inner.adjacencies = Arc::clone(adjacencies);
+        let state = Arc::clone(&inner.state);
+        if let Err(violations) = self.put_in_force(&mut inner, &state, None) {
+            // The state was in force before, so this cannot be its fault.
+            tracing::error!(?violations, "the state in force does not compile any more");
+        }
+    }
+
+    /// Looks whether devices of uplinks and ports have come or gone. Answers the ids of ports that came up and that went down.
+    pub fn settle_devices(&self) -> (Vec<String>, Vec<String>) {
+        let mut inner = self.inner();
+        let Inner {
+            workers,
+            devices,
+            wanted,
+            ..
+        } = &mut *inner;
+        devices.settle_uplinks(workers);
+        let snapshot = workers.common().snapshot.load();
+        let mtus = (snapshot.mtus(), &*self.shared.device_mtus);
+        let (up, down) = devices.settle(wanted, mtus, workers);
+        let names = |indexes: Vec<u16>| {
+            indexes
+                .into_iter()
+                .filter_map(|index| Some(snapshot.port(index)?.id.clone()))
+                .collect()
+        };
+        (names(up), names(down))
+    }
+
+    /// Compiles a state and has the workers judge by it. `revision`: it is a new one.
+    fn put_in_force(
+        &self,
+        inner: &mut Inner,
+        state: &Arc<State>,
+        revision: Option<u64>,
+    ) -> Result<(), Vec<Violation>> {
+        let vteps: Vec<IpAddr> = match state.find(Kind::Host, &self.id) {
+            Some(Object::Host(own)) => vteps_of(own).collect(),
+            _ => Vec::new(),
+        };
+        // Only a change of hosts changes these.
+        let renewed = (revision.is_none() || inner.vteps != vteps)
+            .then(|| self.underlay(&inner.adjacencies, &vteps));
+        let generation = if inner.generation == u32::MAX {
+            1
+        } else {
+            inner.generation + 1
+        };
+        let context = Context {
+            host: &self.id,
+            generation,
+            revision: revision.unwrap_or(inner.revision),
+            underlay: renewed.as_ref().unwrap_or(&inner.underlay),
+            metadata: self.metadata.is_some(),
+            translations: &[],
+        };
+        let snapshot = Arc::new(inner.compiler.compile(state, &context)?);
+        let before = inner.workers.common().snapshot.load_full();
+        // Nothing below fails. Sessions of ports that go are removed when no worker can make new ones for them.
+        inner.underlay = renewed.unwrap_or_else(|| std::mem::take(&mut inner.underlay));
+        inner.generation = generation;
+        inner.state = Arc::clone(state);
+        inner.revision = revision.unwrap_or(inner.revision);
+        if inner.vteps != vteps {
+            if let Err(error) = inner.devices.set_vteps(&vteps) {
+                tracing::error!(%error, "the uplinks' programs do not take the tunnel addresses");
+            }
+            inner.vteps = vteps;
+        }
+        if !inner.workers.publish(Arc::clone(&snapshot)) {
+            tracing::warn!(
+                generation,
+                "a worker has not taken up the new generation within a second"
+            );
+        } else if !inner.workers.all_move() {
+            tracing::warn!(
+                generation,
+                "a stuck worker takes up the new generation when it goes on; the others have"
+            );
+        }
+        if snapshot.ports.is_shared_with(&before.ports) {
+            return Ok(());
+        }
+        self.announce(&snapshot, &inner.announcer.moved(&before, &snapshot));
+        for (index, port) in (0u16..).zip(before.ports.iter()) {
+            let same = |port: &weft_dataplane::snapshot::Port| {
+                snapshot.port(index).is_some_and(|now| now.id == port.id)
+            };
+            if port.as_ref().is_some_and(|port| !same(port)) {
+                self.shared.sessions.remove_port(index);
+            }
+        }
+        let present = (0u16..)
+            .zip(snapshot.ports.iter())
+            .filter_map(|(index, port)| Some((index, port.as_ref()?.device.clone()?)));
+        inner.wanted = present.collect();
+        let Inner {
+            workers,
+            devices,
+            wanted,
+            ..
+        } = inner;
+        let mtus = (snapshot.mtus(), &*self.shared.device_mtus);
+        devices.settle(wanted, mtus, workers);
+        Ok(())
+    }
+
+    /// Tells ports of this host of addresses that have moved, and ends the sessions of where they were.
+    fn announce(&self, snapshot: &Snapshot, moved: &[Moved]) {
+        if moved.is_empty() {
+            return;
+        }
+        self.shared
+            .sessions
+            .remove_addresses(&announce::ended(moved));
+        for moved in moved {
+            let frame = [moved.frame()];
+            let subnet = snapshot.subnets.get(moved.subnet);
+            for port in subnet.into_iter().flat_map(|subnet| &subnet.ports) {
+                // Not to the one that has it now.
+                let own = snapshot
+                    .port(*port)
+                    .is_some_and(|port| port.mac == moved.mac);
+                if !own {
+                    self.outlet.send(*port, &frame);
+                }
+            }
+        }
+    }
+
+    /// Stops the workers and closes every device.
+    pub fn stop(&self) {
+        self.inner().workers.stop();
+    }
+}
+
+impl Apply for Host {
+    fn apply(&self, revision: u64, state: &State) -> Result<(), Vec<Violation>> {
+        self.find_first_ways(state);
+        let mut inner = self.inner();
+        self.put_in_force(&mut inner, &Arc::new(state.clone()), Some(revision))
+    }
+}
+
+fn vteps_of(host: &v1::Host) -> impl Iterator<Item = IpAddr> {
+    host.vteps.iter().filter_map(|text| text.parse().ok())
+}
+
+impl Host {
+    /// The ways through the underlay in the form that snapshots are compiled from.
+    fn underlay(&self, adjacencies: &Adjacencies, vteps: &[IpAddr]) -> Underlay {
+        let names = self.uplinks.iter().map(String::as_str);
+        let by_name: HashMap<&str, u16> = names.zip(0u16..).collect();
+        let mut ways = Underlay::default();
+        for (remote, way) in adjacencies.iter() {
+            let same_family = |address: &&IpAddr| address.is_ipv4() == remote.is_ipv4();
+            let ours = vteps.iter().find(same_family).copied();
+            if let Some(source) = ours.filter(|_| !self.fixed.is_empty()) {
+                let fixed = self.fixed.iter().map(|(uplink, way)| Adjacency {
+                    source: address_word(source),
+                    source_mac: way.mac,
+                    next_hop_mac: way.next_hop_mac,
+                    uplink: *uplink,
+                    mtu: way.mtu,
+                });
+                ways.insert(address_word(*remote), fixed.collect());
+            }
+            let Ok(way) = way else { continue };
+            let Some(uplink) = by_name.get(way.uplink.as_str()).copied() else {
+                if self.fixed.is_empty() {
+                    tracing::warn!(%remote, interface = %way.uplink, "the way to a VTEP leads over an interface that is no uplink of ours");
+                }
+                continue;
+            };
+            // The kernel's choice of source, if it is one of our tunnel addresses.
+            let source = way.source.filter(|source| vteps.contains(source)).or(ours);
+            let Some(source) = source else { continue };
+            let adjacency = Adjacency {
+                source: address_word(source),
+                source_mac: Mac::from_bytes(way.source_mac),
+                next_hop_mac: Mac::from_bytes(way.next_hop_mac),
+                uplink,
+                mtu: way.mtu,
+            };
+            debug_assert_eq!(word_address(address_word(*remote)), *remote);
+            ways.entry(address_word(*remote))
+                .or_default()
+                .push(adjacency);
+        }
+        ways
+    }
+}

@@ -1,0 +1,357 @@
+//! The node service: what weftd answers to weftctl over its local socket.
+
+use std::net::IpAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use tokio_stream::Stream;
+use tonic::{Request, Response, Status as RpcStatus};
+use weft_proto::v1;
+use weft_proto::v1::node_server::Node;
+
+use super::host::Host;
+use crate::agent::AgentHandle;
+use weft_dataplane::packet::parse::{protocol, word_address};
+use weft_dataplane::packet::{DropReason, Flow};
+use weft_dataplane::pipeline::counters::{Counters, Traffic};
+use weft_dataplane::pipeline::trace;
+use weft_dataplane::session::table::{Action, SessionView};
+use weft_dataplane::snapshot::Snapshot;
+
+/// Sessions in one message of a list.
+const CHUNK: usize = 500;
+
+/// The service.
+#[derive(Debug)]
+pub struct NodeService {
+    /// The host that it speaks for.
+    pub host: Arc<Host>,
+    /// Where its state comes from.
+    pub agent: Arc<AgentHandle>,
+}
+
+impl NodeService {
+    fn snapshot(&self) -> Arc<Snapshot> {
+        self.host.inner().workers.common().snapshot.load_full()
+    }
+}
+
+impl NodeService {
+    /// Shows every port and uplink by name, with its counters at each worker.
+    fn each_place(&self, mut show: impl FnMut(String, &[&Traffic])) {
+        let snapshot = self.snapshot();
+        let inner = self.host.inner();
+        let counters: Vec<&Counters> = inner
+            .workers
+            .gauges()
+            .map(|(_, _, counters)| counters)
+            .chain([self.host.outlet.counters()])
+            .collect();
+        for (index, port) in (0u16..).zip(snapshot.ports.iter()) {
+            if let Some(port) = port {
+                let sets: Vec<&Traffic> = counters
+                    .iter()
+                    .map(|counters| counters.port(index))
+                    .collect();
+                show(port.id.clone(), &sets);
+            }
+        }
+        for (index, interface) in (0u16..).zip(&self.host.uplinks) {
+            let sets: Vec<&Traffic> = counters
+                .iter()
+                .map(|counters| counters.uplink(index))
+                .collect();
+            show(format!("uplink:{interface}"), &sets);
+        }
+    }
+}
+
+/// Sums of one counter over the workers.
+fn total<'a>(sets: &[&'a Traffic], read: impl Fn(&'a Traffic) -> u64) -> u64 {
+    sets.iter().copied().map(read).sum()
+}
+
+fn port_counters(port: String, sets: &[&Traffic]) -> v1::PortCounters {
+    v1::PortCounters {
+        port,
+        rx_packets: total(sets, |traffic| traffic.rx_packets.get()),
+        rx_bytes: total(sets, |traffic| traffic.rx_bytes.get()),
+        tx_packets: total(sets, |traffic| traffic.tx_packets.get()),
+        tx_bytes: total(sets, |traffic| traffic.tx_bytes.get()),
+        drops: total(sets, Traffic::all_drops),
+        kernel_drops: total(sets, |traffic| traffic.kernel_drops.get()),
+    }
+}
+
+fn drop_counts(port: &str, sets: &[&Traffic]) -> Vec<v1::DropCount> {
+    let count = |reason: &DropReason| {
+        let packets = total(sets, |traffic| traffic.drops(*reason));
+        let (reason, meaning) = (reason.name().to_owned(), reason.meaning().to_owned());
+        (packets > 0).then(|| v1::DropCount {
+            reason,
+            meaning,
+            packets,
+            port: port.to_owned(),
+        })
+    };
+    DropReason::ALL.iter().filter_map(count).collect()
+}
+
+#[tonic::async_trait]
+impl Node for NodeService {
+    async fn get_status(
+        &self,
+        _request: Request<v1::GetStatusRequest>,
+    ) -> Result<Response<v1::Status>, RpcStatus> {
+        let agent = self.agent.status();
+        let snapshot = self.snapshot();
+        let inner = self.host.inner();
+        let workers = (0u32..)
+            .zip(inner.workers.gauges())
+            .map(|(index, (core, gauge, counters))| v1::WorkerStatus {
+                index,
+                core: core.map(|core| core as u32),
+                packets: gauge.packets.load(Ordering::Relaxed),
+                busy_nanoseconds: gauge.busy.load(Ordering::Relaxed),
+                idle_nanoseconds: gauge.idle.load(Ordering::Relaxed),
+                generation: gauge.taken.generation().into(),
+                stalls: gauge.stalls.load(Ordering::Relaxed),
+                stuck_milliseconds: gauge.stuck_milliseconds.load(Ordering::Relaxed),
+                fast: counters.fast.get(),
+                general: counters.general.get(),
+                judged: counters.misses.get(),
+                decided_again: counters.decided_again.get(),
+            })
+            .collect();
+        let port = |(index, port): (u16, &weft_dataplane::snapshot::Port)| {
+            let open = inner.devices.ports.get(&index);
+            let what = open.map(|open| open.device.describe());
+            v1::PortStatus {
+                port: port.id.clone(),
+                device: port
+                    .device
+                    .as_ref()
+                    .map(|device| device.name.clone())
+                    .unwrap_or_default(),
+                up: open.is_some_and(|open| open.up),
+                zero_copy: what.as_ref().is_some_and(|what| what.zero_copy),
+                mode: what.map(|what| what.mode).unwrap_or_default(),
+                reason: inner
+                    .devices
+                    .closed
+                    .get(&index)
+                    .cloned()
+                    .unwrap_or_default(),
+            }
+        };
+        let ports = (0u16..)
+            .zip(snapshot.ports.iter())
+            .filter_map(|(index, entry)| Some(port((index, entry.as_ref()?))))
+            .collect();
+        Ok(Response::new(v1::Status {
+            host: self.host.id.clone(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            revision: agent.revision(),
+            generation: snapshot.generation.into(),
+            controller: agent.connection.name().to_owned(),
+            workers,
+            ports,
+            uplinks: inner
+                .devices
+                .uplinks
+                .iter()
+                .map(|uplink| format!("{} ({})", uplink.name(), uplink.mode()))
+                .chain(self.host.detours(&inner))
+                .collect(),
+        }))
+    }
+
+    async fn get_state(
+        &self,
+        _request: Request<v1::GetStateRequest>,
+    ) -> Result<Response<v1::NodeStateReply>, RpcStatus> {
+        let inner = self.host.inner();
+        Ok(Response::new(v1::NodeStateReply {
+            revision: inner.revision,
+            state: Some(inner.state.to_objects()),
+        }))
+    }
+
+    async fn get_drops(
+        &self,
+        _request: Request<v1::GetDropsRequest>,
+    ) -> Result<Response<v1::Drops>, RpcStatus> {
+        let mut reasons = Vec::new();
+        self.each_place(|name, sets| reasons.extend(drop_counts(&name, sets)));
+        Ok(Response::new(v1::Drops { reasons }))
+    }
+
+    async fn get_stats(
+        &self,
+        _request: Request<v1::GetStatsRequest>,
+    ) -> Result<Response<v1::Stats>, RpcStatus> {
+        let mut ports = Vec::new();
+        self.each_place(|name, sets| ports.push(port_counters(name, sets)));
+        let table = self.host.shared.sessions.statistics();
+        let sessions = v1::TableCounters {
+            live: table.live,
+            capacity: table.capacity,
+            installed: table.installed,
+            expired: table.expired,
+            evicted: table.evicted,
+            refused: table.refused,
+        };
+        let books = self.host.umem.accounting();
+        let count = |frames: i64| u64::try_from(frames).unwrap_or_default();
+        let frames = v1::FrameCounters {
+            total: count(books.total),
+            free: count(books.free + books.cached),
+            fill: count(books.fill),
+            transmit: count(books.transmit),
+            held: count(books.held),
+        };
+        let metadata = self.host.metadata.as_ref().map(|service| {
+            let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+            let tally = service.tally();
+            v1::MetadataCounters {
+                connections: read(&tally.connections),
+                refused: read(&tally.refused),
+                requests: read(&tally.requests),
+                backend_errors: read(&tally.backend_errors),
+            }
+        });
+        Ok(Response::new(v1::Stats {
+            ports,
+            sessions: Some(sessions),
+            frames: Some(frames),
+            metadata,
+        }))
+    }
+
+    type ListSessionsStream =
+        Pin<Box<dyn Stream<Item = Result<v1::SessionList, RpcStatus>> + Send>>;
+
+    async fn list_sessions(
+        &self,
+        request: Request<v1::ListSessionsRequest>,
+    ) -> Result<Response<Self::ListSessionsStream>, RpcStatus> {
+        let request = request.into_inner();
+        let snapshot = self.snapshot();
+        let now = self.host.inner().workers.common().now();
+        let vni = match request.vpc.as_str() {
+            "" => None,
+            id => {
+                let vpc = snapshot.vpcs.iter().find(|vpc| vpc.id == id);
+                Some(
+                    vpc.ok_or_else(|| {
+                        RpcStatus::not_found(format!("vpc {id} is not on this host"))
+                    })?
+                    .vni,
+                )
+            }
+        };
+        let limit = if request.limit == 0 {
+            usize::MAX
+        } else {
+            request.limit as usize
+        };
+        let views = self
+            .host
+            .shared
+            .sessions
+            .list(limit, now, |session| vni.is_none_or(|vni| vni == session));
+        let sessions: Vec<v1::Session> =
+            views.iter().map(|view| session(&snapshot, view)).collect();
+        let chunks: Vec<_> = sessions
+            .chunks(CHUNK)
+            .map(|chunk| {
+                Ok(v1::SessionList {
+                    sessions: chunk.to_vec(),
+                })
+            })
+            .collect();
+        Ok(Response::new(Box::pin(tokio_stream::iter(chunks))))
+    }
+
+    async fn trace(
+        &self,
+        request: Request<v1::TraceRequest>,
+    ) -> Result<Response<v1::TraceReply>, RpcStatus> {
+        let request = request.into_inner();
+        let snapshot = self.snapshot();
+        let view = trace::View {
+            snapshot: &snapshot,
+            shared: &self.host.shared,
+            fragment: self.host.fragment,
+        };
+        let trace = if request.port.is_empty() {
+            trace::trace_from_uplink(view, &request.frame)
+        } else {
+            let index = snapshot
+                .ports
+                .iter()
+                .position(|port| port.as_ref().is_some_and(|port| port.id == request.port));
+            let index = index.ok_or_else(|| {
+                RpcStatus::not_found(format!("port {} is not on this host", request.port))
+            })?;
+            trace::trace(view, index as u16, &request.frame)
+        };
+        let verdict = trace.outcome.text(&snapshot);
+        let steps = trace
+            .steps
+            .into_iter()
+            .map(|(stage, text)| v1::TraceStep {
+                stage: stage.to_owned(),
+                text,
+            })
+            .collect();
+        Ok(Response::new(v1::TraceReply { steps, verdict }))
+    }
+}
+
+fn session(snapshot: &Snapshot, view: &SessionView) -> v1::Session {
+    let vpc = |vni: u32| {
+        let place = snapshot.vpc_by_vni.get(&vni);
+        let vpc = place.and_then(|place| snapshot.vpcs.get(*place));
+        vpc.map_or_else(|| format!("vni {vni}"), |vpc| vpc.id.clone())
+    };
+    let text = |word: u128| -> String {
+        let address: IpAddr = word_address(word);
+        address.to_string()
+    };
+    let action = |action: &Option<Action>| {
+        action.as_ref().map_or_else(
+            || "undecided".to_owned(),
+            |action: &Action| trace::egress_text(snapshot, action.egress()),
+        )
+    };
+    // Of ICMP, the type and code.
+    let destination_port = |flow: &Flow| match flow.protocol {
+        protocol::ICMP | protocol::ICMPV6 => flow.opening_icmp(),
+        _ => flow.destination_port,
+    };
+    let translated = view.translated.map(|(vni, flow)| v1::TranslatedFlow {
+        vpc: vpc(vni),
+        source: text(flow.source),
+        source_port: flow.source_port.into(),
+        destination: text(flow.destination),
+        destination_port: destination_port(&flow).into(),
+    });
+    v1::Session {
+        vpc: vpc(view.vni),
+        protocol: view.flow.protocol.into(),
+        source: text(view.flow.source),
+        source_port: view.flow.source_port.into(),
+        destination: text(view.flow.destination),
+        destination_port: destination_port(&view.flow).into(),
+        state: view.state.name().to_owned(),
+        generation: view.epoch.into(),
+        idle_seconds: (view.idle_ms / 1000).into(),
+        packets_out: view.packets_out,
+        packets_back: view.packets_back,
+        action_out: action(&view.action_out),
+        action_back: action(&view.action_back),
+        translated,
+    }
+}

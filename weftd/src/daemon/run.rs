@@ -1,0 +1,265 @@
+//! weftd from start to stop.
+
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+
+use anyhow::Context;
+use tokio::net::UnixListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_stream::wrappers::UnixListenerStream;
+use weft_process::supervisor::Supervisor;
+use weft_proto::v1::node_server::NodeServer;
+use weft_proto::v1::{Event, ObjectKey};
+
+use super::config::Config;
+use super::host::Host;
+use super::node::NodeService;
+use crate::agent::{self, AgentConfig, AgentHandle, Source};
+use crate::underlay::Underlay;
+use weft_dataplane::pipeline::{DeviceMtus, Shared};
+use weft_dataplane::port::{PortError, Programs, Umem, UmemOptions};
+use weft_dataplane::session::table::{PREPARE_EVERY, SessionTable};
+
+/// How often devices of ports are looked for.
+const SETTLE: Duration = Duration::from_millis(250);
+
+/// What the daemon is made on.
+#[derive(Debug)]
+pub struct Ground {
+    /// Packet memory.
+    pub umem: Arc<Umem>,
+    /// Programs of kernel devices.
+    pub programs: Arc<Programs>,
+    /// Sessions and fragments.
+    pub shared: Shared,
+}
+
+/// Makes what takes longest at a start, side by side, and is through with what takes more privileges than all that comes later: the kernel
+/// registers packet memory with a first socket, which may need a network namespace of its own. No other thread is left.
+///
+/// # Errors
+/// What the system refuses, with the remedy.
+pub fn ground(config: &Config) -> Result<Ground, PortError> {
+    let options = UmemOptions {
+        frame_size: config.memory.frame_size,
+        frames: config.memory.frames,
+        large_frames: config.memory.large_frames,
+        ring_size: config.memory.ring_size,
+        huge_pages: config.memory.huge_pages,
+    };
+    let uplinks = config.uplinks.iter();
+    let uplinks = uplinks.filter(|uplink| uplink.vhost_user.is_none()).count();
+    let (umem, programs, sessions) = thread::scope(|scope| {
+        let umem = scope.spawn(move || Umem::new(options));
+        // A host without kernel interfaces needs none.
+        let programs = if uplinks == 0 {
+            Ok(Programs::find())
+        } else {
+            Programs::load(uplinks)
+        };
+        let sessions = SessionTable::new(config.session_limits());
+        sessions.prepare();
+        (umem.join(), programs, sessions)
+    });
+    let umem = umem.unwrap_or_else(|_| {
+        Err(PortError::Io {
+            what: "making the packet memory".to_owned(),
+            source: std::io::Error::other("the thread panicked"),
+        })
+    })?;
+    tracing::info!(
+        frames = config.memory.frames,
+        huge_pages = umem.has_huge_pages(),
+        "packet memory"
+    );
+    Ok(Ground {
+        umem,
+        programs: Arc::new(programs?),
+        shared: Shared {
+            sessions: Arc::new(sessions),
+            fragments: Arc::default(),
+            device_mtus: Arc::new(DeviceMtus::new(config.settings().ports)),
+        },
+    })
+}
+
+/// Runs the daemon on its ground until it is told to stop.
+///
+/// # Errors
+/// What keeps it from starting, with the remedy where there is one.
+pub async fn run(path: &Path, config: Config, ground: Ground) -> anyhow::Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut hangup = signal(SignalKind::hangup())?;
+    let underlay = Arc::new(Underlay::start()?);
+    let host = Arc::new(Host::new(&config, ground, Arc::clone(&underlay))?);
+    let source = match (&config.controller, &config.state_file) {
+        (Some(address), _) => Source::Controller {
+            address: address.clone(),
+            tls: config.tls.clone(),
+            state_directory: config.state_directory.clone(),
+        },
+        (None, Some(file)) => Source::File(file.clone()),
+        (None, None) => anyhow::bail!("neither controller nor state_file is set"),
+    };
+    let capabilities = [
+        "vxlan",
+        "gre",
+        "netdev",
+        "tap",
+        "vhost-user",
+        "dhcp",
+        "rate_limits",
+    ]
+    .map(str::to_owned)
+    .to_vec();
+    let agent_config = AgentConfig {
+        host: config.host.clone(),
+        capabilities,
+        source,
+    };
+    let agent = Arc::new(agent::start(agent_config, Arc::clone(&host)).await?);
+    let listener = listen(&config.socket)?;
+    let service = NodeService {
+        host: Arc::clone(&host),
+        agent: Arc::clone(&agent),
+    };
+    let server = tonic::transport::Server::builder()
+        .add_service(NodeServer::new(service))
+        .serve_with_incoming(UnixListenerStream::new(listener));
+    let server = tokio::spawn(server);
+    let sessions = Arc::clone(&host.shared.sessions);
+    let preparing = tokio::spawn(async move {
+        let mut interval = tokio::time::interval(PREPARE_EVERY);
+        loop {
+            interval.tick().await;
+            let sessions = Arc::clone(&sessions);
+            if tokio::task::spawn_blocking(move || sessions.prepare())
+                .await
+                .is_err()
+            {
+                return;
+            }
+        }
+    });
+    let metadata = host
+        .metadata
+        .as_ref()
+        .map(|service| tokio::spawn(Arc::clone(service).run()));
+    tracing::info!(host = %config.host, socket = %config.socket.display(), "weftd is ready");
+    let mut supervisor = Supervisor::from_environment();
+    supervisor.ready();
+
+    let mut adjacencies = underlay.adjacencies();
+    let mut states = agent.watch();
+    host.watch_peers();
+    let mut settle = tokio::time::interval(SETTLE);
+    loop {
+        tokio::select! {
+            _ = terminate.recv() => break,
+            _ = interrupt.recv() => break,
+            _ = hangup.recv() => reload(path, &host, &agent).await,
+            changed = adjacencies.changed() => {
+                if changed.is_err() {
+                    anyhow::bail!("the watcher of the underlay ended");
+                }
+                let now = adjacencies.borrow_and_update().clone();
+                let host = Arc::clone(&host);
+                tokio::task::spawn_blocking(move || host.set_adjacencies(&now)).await?;
+            }
+            changed = states.changed() => {
+                if changed.is_err() {
+                    anyhow::bail!("the agent ended");
+                }
+                states.mark_unchanged();
+                host.watch_peers();
+            }
+            _ = settle.tick() => {
+                let looking = Arc::clone(&host);
+                let look = move || (looking.settle_devices(), looking.inner().workers.all_move());
+                let ((up, down), all_move) = tokio::task::spawn_blocking(look).await?;
+                report(&agent, "port_up", up);
+                report(&agent, "port_down", down);
+                // A worker that stays stuck is for the service manager to cure, by a restart.
+                if all_move {
+                    supervisor.well();
+                }
+            }
+        }
+    }
+    tracing::info!("stopping");
+    supervisor.stopping();
+    server.abort();
+    preparing.abort();
+    if let Some(metadata) = metadata {
+        metadata.abort();
+    }
+    underlay.stop();
+    let stopping = Arc::clone(&host);
+    tokio::task::spawn_blocking(move || stopping.stop()).await?;
+    let _ = std::fs::remove_file(&config.socket);
+    Ok(())
+}
+
+fn report(agent: &AgentHandle, kind: &str, ports: Vec<String>) {
+    for id in ports {
+        let object = Some(ObjectKey {
+            kind: "port".to_owned(),
+            id,
+        });
+        agent.report(Event {
+            session: 0,
+            kind: kind.to_owned(),
+            object,
+            text: String::new(),
+        });
+    }
+}
+
+/// The local socket, for its owner and group only. One that a dead daemon left behind is taken over; a live one's is not.
+fn listen(socket: &Path) -> anyhow::Result<UnixListener> {
+    if let Some(directory) = socket.parent() {
+        std::fs::create_dir_all(directory)
+            .with_context(|| format!("cannot make {}", directory.display()))?;
+    }
+    if std::os::unix::net::UnixStream::connect(socket).is_ok() {
+        anyhow::bail!("another weftd answers at {}", socket.display());
+    }
+    match std::fs::remove_file(socket) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            return Err(error).context(format!("cannot replace {}", socket.display()));
+        }
+        _ => {}
+    }
+    let listener = UnixListener::bind(socket)
+        .with_context(|| format!("cannot listen at {}", socket.display()))?;
+    std::fs::set_permissions(socket, std::fs::Permissions::from_mode(0o660))?;
+    Ok(listener)
+}
+
+/// SIGHUP: takes up what can change live, and says what cannot.
+async fn reload(path: &Path, host: &Host, agent: &AgentHandle) {
+    match Config::read(path) {
+        Ok(config) => {
+            let inner = host.inner();
+            let common = inner.workers.common();
+            common.timeouts.store(Arc::new(config.timeouts()));
+            common
+                .spin
+                .store(config.workers.spin, std::sync::atomic::Ordering::Relaxed);
+            tracing::info!(
+                "session idle times and idle mode taken up; other settings need a restart"
+            );
+        }
+        Err(error) => tracing::error!(%error, "the configuration stays as it was"),
+    }
+    if agent.status().connection == agent::Connection::File {
+        match agent.reload().await {
+            Ok(revision) => tracing::info!(revision, "state file taken up"),
+            Err(error) => tracing::error!(%error, "the state stays as it was"),
+        }
+    }
+}

@@ -1,0 +1,123 @@
+//! The metadata service: HTTP for guests at 169.254.169.254 and fd00:ec2::254, answered by a backend that is told which port asks.
+//!
+//! Workers leave packets for it at a desk (`pipeline::metadata` says which). Tenants' addresses overlap, so every port that speaks gets a
+//! TCP/IP stack of its own (`stack`), in a task of its own (`guest`) that ends when the port has been silent for a while. A stack's
+//! connections are served by an HTTP server, which hands each request to the backend (`proxy`). Nothing here runs on a worker, and nothing
+//! here is trusted to be quick: every queue is bounded, every wait has an end.
+
+mod guest;
+mod identity;
+mod proxy;
+mod stack;
+mod stream;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use tokio::sync::{Semaphore, mpsc};
+
+pub use self::identity::Identity;
+pub use self::proxy::{Backend, Proxy};
+use weft_dataplane::packet::DropReason;
+use weft_dataplane::worker::service::{Desk, Outlet};
+
+/// Packets that may wait at the desk, for all ports together.
+pub const DESK: usize = 1024;
+/// Packets of one port that may wait for its stack.
+const WAITING: usize = 64;
+/// Packets that are handed on before others get a turn.
+const BATCH: usize = 64;
+/// Connections of all ports together, besides those that each port is sure of (`stack::OWN`).
+const SHARED: usize = 1024;
+
+/// What the service has done since it started.
+#[derive(Debug, Default)]
+pub struct Tally {
+    /// Connections that were accepted.
+    pub connections: AtomicU64,
+    /// Connections that were not: too many, or half-open ones that gave way.
+    pub refused: AtomicU64,
+    /// Requests, answered or not.
+    pub requests: AtomicU64,
+    /// Requests that the backend did not answer, or not in time.
+    pub backend_errors: AtomicU64,
+}
+
+impl Tally {
+    fn add(counter: &AtomicU64, amount: u64) {
+        counter.fetch_add(amount, Ordering::Relaxed);
+    }
+}
+
+/// The service.
+#[derive(Debug)]
+pub struct Service {
+    desk: Arc<Desk>,
+    outlet: Arc<Outlet>,
+    proxy: Proxy,
+    shared: Arc<Semaphore>,
+    tally: Arc<Tally>,
+}
+
+impl Service {
+    /// A service that answers what is left at the desk.
+    pub fn new(desk: Arc<Desk>, outlet: Arc<Outlet>, backend: Backend) -> Self {
+        let tally = Arc::<Tally>::default();
+        Self {
+            desk,
+            outlet,
+            proxy: Proxy::new(backend, Arc::clone(&tally)),
+            shared: Arc::new(Semaphore::new(SHARED)),
+            tally,
+        }
+    }
+
+    /// What it has done.
+    pub fn tally(&self) -> &Tally {
+        &self.tally
+    }
+
+    /// Serves until it is dropped.
+    pub async fn run(self: Arc<Self>) {
+        // As many entries as there are port indexes, at most.
+        let mut guests = HashMap::new();
+        loop {
+            self.desk.arrival().await;
+            for _ in 0..BATCH {
+                let Some((port, packet)) = self.desk.take() else {
+                    break;
+                };
+                let frame = self.outlet.read(packet);
+                self.hand_over(&mut guests, port, frame);
+            }
+            tokio::task::yield_now().await;
+        }
+    }
+
+    /// Gives a frame to the task of its port; the first one starts it.
+    fn hand_over(
+        self: &Arc<Self>,
+        guests: &mut HashMap<u16, mpsc::Sender<Vec<u8>>>,
+        port: u16,
+        frame: Vec<u8>,
+    ) {
+        use mpsc::error::TrySendError::{Closed, Full};
+        let frame = match guests.get(&port) {
+            Some(guest) => match guest.try_send(frame) {
+                Ok(()) => return,
+                Err(Full(_)) => return self.outlet.count_drop(port, DropReason::MetadataFull),
+                Err(Closed(frame)) => frame,
+            },
+            None => frame,
+        };
+        let Some(identity) = Identity::of(&self.outlet.snapshot(), port) else {
+            return self.outlet.count_drop(port, DropReason::PortDown);
+        };
+        let (guest, packets) = mpsc::channel(WAITING);
+        if guest.try_send(frame).is_ok() {
+            guests.insert(port, guest);
+            tokio::spawn(guest::run(Arc::clone(self), identity, packets));
+        }
+    }
+}
