@@ -69,7 +69,7 @@ fn status_text(status: &v1::Status) -> String {
             format!("{busy} %"),
             worker.stalls.to_string(),
             match worker.stuck_milliseconds {
-                0 => "moves".to_owned(),
+                0 => "running".to_owned(),
                 stuck => format!(
                     "stuck for {:.1} s in generation {}",
                     stuck as f64 / 1e3,

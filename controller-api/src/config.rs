@@ -10,7 +10,7 @@ use weft_process::tls::TlsFiles;
 /// ```
 /// let config: weft_controller::config::Config = toml::from_str(r#"
 ///     listen = "127.0.0.1:7470"
-///     store = { kind = "embedded", path = "/var/lib/weft/intent.redb" }
+///     store = { kind = "embedded", path = "/var/lib/weft-controller/intent.redb" }
 /// "#).unwrap();
 /// assert_eq!(config.listen, "127.0.0.1:7470");
 /// ```
@@ -42,7 +42,7 @@ fn default_move_grace() -> u32 {
 pub enum StoreConfig {
     /// A database file of the controller's own.
     Embedded {
-        /// The file; it is made when it does not exist, its directory is not.
+        /// The file. It and its directory are made when they do not exist.
         path: PathBuf,
     },
 }

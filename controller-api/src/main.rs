@@ -76,6 +76,7 @@ fn main() -> ExitCode {
 fn check(file: &std::path::Path) -> Result<()> {
     let config = Config::read(file)?;
     config.tls.clone().map(ServerTls::new).transpose()?;
+    store::check(&config.store)?;
     println!(
         "{}: good; would listen at {}",
         file.display(),

@@ -137,9 +137,43 @@ fn check_accepts_a_good_file_and_names_what_is_wrong_with_a_bad_one() {
     let bad = check(&format!("{good}colour = 'blue'\n"));
     assert_eq!(bad.status.code(), Some(1));
     assert!(String::from_utf8_lossy(&bad.stderr).contains("colour"));
+    let file_as_directory = check(&good.replace("/x", "/dev/null/x"));
+    assert_eq!(file_as_directory.status.code(), Some(1));
+    let said = String::from_utf8_lossy(&file_as_directory.stderr);
+    assert!(
+        said.contains("store.path = /dev/null/x: Not a directory"),
+        "{said}"
+    );
     let usage = Command::new(env!("CARGO_BIN_EXE_weft-controller"))
         .arg("--colour")
         .output()
         .unwrap();
     assert_eq!(usage.status.code(), Some(2));
+}
+
+/// `check` calls a configuration good whose store has no directory yet: the controller then makes it, for its own user alone.
+#[tokio::test]
+async fn a_missing_directory_of_the_store_is_made() {
+    use std::os::unix::fs::PermissionsExt;
+    let directory = tempfile::tempdir().unwrap();
+    let within = directory.path().join("a/b");
+    let config = directory.path().join("controller.toml");
+    let address = format!("unix:{}", directory.path().join("socket").display());
+    let text = format!(
+        "listen = '{address}'\nstore = {{ kind = 'embedded', path = '{}/intent.redb' }}\n",
+        within.display()
+    );
+    std::fs::write(&config, text).unwrap();
+    let run = |flag: &str| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_weft-controller"));
+        command.arg(flag).arg(&config);
+        command
+    };
+    assert!(run("check").status().unwrap().success());
+    assert!(!within.exists(), "check makes nothing");
+    let child = run("--config").stderr(Stdio::null()).spawn().unwrap();
+    let program = Program { child, address };
+    program.intent().await;
+    let mode = std::fs::metadata(&within).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o700);
 }

@@ -2,7 +2,9 @@
 
 mod embedded;
 
-use std::path::PathBuf;
+use std::fs::{DirBuilder, File};
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
 
 use weft_proto::state::{Key, Object, State};
 
@@ -45,6 +47,11 @@ pub enum StoreError {
         path: PathBuf,
         reason: Box<redb::DatabaseError>,
     },
+    #[error("store.path = {path}: {reason}")]
+    Path {
+        path: PathBuf,
+        reason: std::io::Error,
+    },
     #[error("the database failed: {0}")]
     Database(Box<redb::Error>),
     #[error("{0} is damaged: restore it from a copy, or move it away and apply the intent again")]
@@ -61,12 +68,48 @@ pub enum StoreError {
     Content(String),
 }
 
-/// Opens the store that the configuration names.
+/// Checks that the store can be there, and makes nothing: the file can be read and written, or it is missing and [`open`] will make it. A controller that runs may have the file open.
+///
+/// # Errors
+/// The path is not usable.
+pub fn check(config: &StoreConfig) -> Result<(), StoreError> {
+    let StoreConfig::Embedded { path } = config;
+    let unusable = |reason| StoreError::Path {
+        path: path.clone(),
+        reason,
+    };
+    // An error where a part of the path is no directory.
+    if path.try_exists().map_err(unusable)? {
+        let opened = File::options().read(true).write(true).open(path);
+        return opened.map(drop).map_err(unusable);
+    }
+    Ok(())
+}
+
+/// Opens the store that the configuration names, and makes it when there is none.
 ///
 /// # Errors
 /// It cannot be opened.
 pub fn open(config: &StoreConfig) -> Result<Box<dyn Store>, StoreError> {
+    check(config)?;
     match config {
-        StoreConfig::Embedded { path } => Ok(Box::new(Embedded::open(path)?)),
+        StoreConfig::Embedded { path } => {
+            make_directory_of(path).map_err(|reason| StoreError::Path {
+                path: path.clone(),
+                reason,
+            })?;
+            Ok(Box::new(Embedded::open(path)?))
+        }
+    }
+}
+
+/// Makes the directory of the database where it is missing, for the controller's user alone: it holds the intent of all tenants.
+fn make_directory_of(path: &Path) -> std::io::Result<()> {
+    match path.parent() {
+        Some(directory) if !directory.as_os_str().is_empty() => DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(directory),
+        _ => Ok(()),
     }
 }
