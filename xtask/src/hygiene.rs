@@ -5,13 +5,14 @@ use std::{fs, path::Path};
 
 use anyhow::{Context, Result, bail};
 
-use crate::{run, setup::tools};
+use crate::{names, run, setup::tools};
 
 /// Workspaces of their own, which cannot inherit from the root's.
 const OTHERS: [&str; 2] = ["ebpf/programs", "fuzz"];
 
 /// All of it, cheapest first.
 pub(crate) fn check() -> Result<()> {
+    names::check()?;
     minimum_version()?;
     run::step(
         "unused dependencies",

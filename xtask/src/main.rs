@@ -10,6 +10,7 @@ mod fuzz;
 mod hygiene;
 mod model;
 mod mutants;
+mod names;
 mod run;
 mod setup;
 mod test;
@@ -97,7 +98,7 @@ enum Only {
     },
     /// How many lines of code the unit and integration tests run
     Coverage,
-    /// Licences, sources, duplicates and advisories of dependencies; which are unused; the minimum Rust version
+    /// Licences, sources, duplicates and advisories of dependencies; which are unused; the minimum Rust version; names in the documentation
     Hygiene,
     /// Every process killed under traffic, again and again, networks cut, disks filled, threads halted; the last line is JSON
     Faults {
