@@ -63,6 +63,18 @@ pub(crate) fn test() -> Result<()> {
         ]),
     )?;
     coverage::coverage()?;
+    // Coverage leaves them out.
+    run::step(
+        "examples in the documentation",
+        run::cargo().args([
+            "test",
+            "--release",
+            "--doc",
+            "--workspace",
+            "--exclude",
+            "weft-tests",
+        ]),
+    )?;
     let mut rest = run::cargo();
     rest.args([
         "test",

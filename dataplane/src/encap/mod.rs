@@ -30,7 +30,39 @@ pub enum Encapsulation {
 /// than needed, is cheaper than copying the right number.
 const REACH: [usize; 2] = [64, 80];
 
-/// The outer header towards one VTEP, but for length, VNI, traffic class and entropy. 96 bytes.
+/// The outer header towards one VTEP, without length, VNI, traffic class and entropy, which [`push`](Self::push) fills in. 96 bytes.
+///
+/// [`decap::outer`] reads what [`push`](Self::push) writes:
+///
+/// ```
+/// use std::net::IpAddr;
+/// use weft_dataplane::encap::{Encapsulation, Template, decap};
+/// use weft_dataplane::packet::{Mac, PlainMemory, parse::address_word};
+///
+/// let word = |text: &str| text.parse::<IpAddr>().map(address_word);
+/// let macs = (Mac::from_bytes([6, 0, 0, 0, 0, 1]), Mac::from_bytes([6, 0, 0, 0, 0, 2]));
+/// let inner = [0x5a; 60];
+/// for (encapsulation, source, destination, overhead) in [
+///     (Encapsulation::Vxlan, "192.0.2.1", "192.0.2.2", 50),
+///     (Encapsulation::Vxlan, "2001:db8::1", "2001:db8::2", 70),
+///     (Encapsulation::Gre, "192.0.2.1", "192.0.2.2", 42),
+///     (Encapsulation::Gre, "2001:db8::1", "2001:db8::2", 62),
+/// ] {
+///     let template = Template::new(encapsulation, macs, word(source)?, word(destination)?);
+///     assert_eq!(template.overhead(), overhead);
+///
+///     let mut memory = PlainMemory::new(1, 2048);
+///     let mut packet = memory.packet(128, &inner).ok_or("no buffer")?;
+///     assert!(template.push(&mut memory, &mut packet, 100, 0xb8, 0x1234), "there is room ahead");
+///
+///     let bytes = packet.bytes(&memory);
+///     let outer = decap::outer(bytes).map_err(|reason| reason.name())?;
+///     assert_eq!((outer.source, outer.destination), (word(source)?, word(destination)?));
+///     assert_eq!((outer.vni, outer.traffic_class), (100, 0xb8));
+///     assert_eq!(bytes[outer.inner.into()..outer.end.into()], inner);
+/// }
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug, Clone)]
 pub struct Template {
     /// The header is at the end.

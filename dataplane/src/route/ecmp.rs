@@ -23,6 +23,30 @@ pub struct Member<T> {
 }
 
 /// Next hops, ready to be chosen from.
+///
+/// ```
+/// use weft_dataplane::{packet::Flow, route::ecmp::{Group, Member, flow_hash, identity}};
+///
+/// let member = |name: &'static str, weight| Member { identity: identity(name.as_bytes()), weight, target: name };
+/// let group = Group::new(vec![member("a", 1), member("b", 1), member("c", 2)]);
+/// let without_b = Group::new(vec![member("a", 1), member("c", 2)]);
+///
+/// let mut share_of_c = 0;
+/// for source_port in 0..8000 {
+///     let flow = Flow { source_port, destination_port: 80, protocol: 6, ..Flow::default() };
+///     let hash = flow_hash(&flow);
+///     // Both directions of a flow take the same member.
+///     assert_eq!(hash, flow_hash(&flow.reversed()));
+///     let chosen = group.choose(hash).map(|member| member.target);
+///     share_of_c += usize::from(chosen == Some("c"));
+///     // A member that leaves moves its own flows and no others.
+///     if chosen != Some("b") {
+///         assert_eq!(without_b.choose(hash).map(|member| member.target), chosen);
+///     }
+/// }
+/// // Half of the weight, half of the flows.
+/// assert!((3800..4200).contains(&share_of_c), "{share_of_c}");
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Group<T> {
     /// By weight, then by identity.

@@ -1,4 +1,6 @@
-//! Routing: prefixes, longest prefix match, route tables, equal-cost next hops.
+//! Routing: prefixes, longest prefix match ([`Lpm`]), route tables ([`Table`]), equal-cost next hops ([`ecmp`]).
+//!
+//! Addresses and prefixes of both families are 128-bit words, with IPv4 as IPv4-mapped IPv6: an IPv4 /24 is 120 bits long.
 
 pub mod ecmp;
 pub mod lpm;

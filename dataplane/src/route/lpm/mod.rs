@@ -53,6 +53,37 @@ impl Value for u32 {
 }
 
 /// Prefixes of both families, each with a value.
+///
+/// ```
+/// use std::net::IpAddr;
+/// use ipnetwork::IpNetwork;
+/// use weft_dataplane::{packet::parse::address_word, route::{Lpm, Prefix}};
+///
+/// let prefix = |text: &str| text.parse::<IpNetwork>().map(Prefix::from);
+/// let word = |text: &str| text.parse::<IpAddr>().map(address_word);
+///
+/// let mut routes = Lpm::<u32>::default();
+/// routes.insert(prefix("10.0.0.0/8")?, 1);
+/// routes.insert(prefix("10.1.0.0/16")?, 2);
+/// routes.insert(prefix("2001:db8::/32")?, 3);
+///
+/// // The longest prefix wins. Its length counts in the 128-bit form.
+/// assert_eq!(routes.lookup(word("10.1.2.3")?), Some((96 + 16, 2)));
+/// assert_eq!(routes.lookup(word("10.2.0.1")?), Some((96 + 8, 1)));
+/// assert_eq!(routes.lookup(word("192.0.2.1")?), None);
+///
+/// // A copy shares what it does not change, and the original stays as it was.
+/// let mut next = routes.clone();
+/// assert_eq!(next.remove(prefix("10.1.0.0/16")?), Some(2));
+/// assert_eq!(next.lookup(word("10.1.2.3")?), Some((96 + 8, 1)));
+/// assert_eq!(routes.lookup(word("10.1.2.3")?), Some((96 + 16, 2)));
+///
+/// // Many addresses at a time.
+/// let mut found = Vec::new();
+/// routes.lookup_batch(&[word("10.1.0.1")?, word("2001:db8::1")?, word("::1")?], |value| found.push(value));
+/// assert_eq!(found, [Some(2), Some(3), None]);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug, Clone)]
 pub struct Lpm<T> {
     ipv4: Table<u32>,

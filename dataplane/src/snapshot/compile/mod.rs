@@ -145,6 +145,34 @@ impl Compiler {
     ///
     /// # Errors
     /// Every rule that the state breaks; the compiler is then as it was.
+    ///
+    /// ```
+    /// use weft_dataplane::snapshot::compile::{Compiler, Context, Underlay};
+    /// use weft_proto::{state::State, v1::Objects};
+    ///
+    /// let text = r#"
+    /// hosts: [{id: h1, vteps: [192.0.2.1]}]
+    /// vpcs: [{id: blue, vni: 100}]
+    /// subnets: [{id: blue-a, vpc: blue, cidrs: [10.0.1.0/24]}]
+    /// ports:
+    ///   - {id: a, vpc: blue, subnet: blue-a, mac: "02:00:00:00:01:01", addresses: [10.0.1.11],
+    ///      host: h1, device: {kind: netdev, name: veth-a}}
+    /// "#;
+    /// let mut objects: Objects = serde_yaml_ng::from_str(text)?;
+    /// let underlay = Underlay::default();
+    /// let context = |generation| Context { host: "h1", generation, revision: 1, underlay: &underlay, metadata: false };
+    ///
+    /// let mut compiler = Compiler::new(16, 16, 16);
+    /// let state = State::from_objects(objects.clone())?;
+    /// let first = compiler.compile(&state, &context(1)).map_err(|broken| format!("{broken:?}"))?;
+    /// assert_eq!(first.port(0).map(|port| port.id.as_str()), Some("a"));
+    ///
+    /// // All or nothing: a state that breaks a rule changes nothing, and the rule is named.
+    /// objects.ports[0].subnet = "green-a".into();
+    /// let broken = compiler.compile(&State::from_objects(objects)?, &context(2)).unwrap_err();
+    /// assert_eq!(broken[0].field, "subnet");
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn compile(
         &mut self,
         state: &State,
