@@ -10,43 +10,47 @@ use weft_process::transport::{MAX_MESSAGE, connect};
 use weft_proto::v1::intent_client::IntentClient;
 use weft_proto::v1::node_client::NodeClient;
 
-/// Whom to ask.
+/// Addresses of the controller and of the daemon.
 #[derive(Debug, Args)]
 pub(crate) struct Targets {
-    /// The controller: https://HOST:PORT, http://HOST:PORT or unix:/path.
+    /// Controller: https://HOST:PORT, http://HOST:PORT or unix:/path.
     #[arg(
         long,
         global = true,
+        help_heading = "Connection",
         env = "WEFT_CONTROLLER",
         value_name = "URL",
         default_value = "http://127.0.0.1:7470"
     )]
     controller: String,
-    /// The authorities whose certificate the controller may show (PEM), for https.
-    #[arg(long, global = true, env = "WEFT_TLS_CA", value_name = "FILE", requires_all = ["tls_certificate", "tls_key"])]
+    /// Certificate authorities that the controller's certificate is checked against (PEM); for https.
+    #[arg(long, global = true, help_heading = "Connection", env = "WEFT_TLS_CA", value_name = "FILE", requires_all = ["tls_certificate", "tls_key"])]
     tls_ca: Option<PathBuf>,
-    /// The caller's certificate, which names weft://role/read, operate or admin (PEM).
+    /// Your certificate (PEM); names weft://role/read, weft://role/operate or weft://role/admin.
     #[arg(
         long,
         global = true,
+        help_heading = "Connection",
         env = "WEFT_TLS_CERTIFICATE",
         value_name = "FILE",
         requires = "tls_ca"
     )]
     tls_certificate: Option<PathBuf>,
-    /// Its private key (PEM).
+    /// Private key of your certificate (PEM).
     #[arg(
         long,
         global = true,
+        help_heading = "Connection",
         env = "WEFT_TLS_KEY",
         value_name = "FILE",
         requires = "tls_ca"
     )]
     tls_key: Option<PathBuf>,
-    /// The daemon of the host: unix:/path or http://HOST:PORT.
+    /// Daemon of the host: unix:/path or http://HOST:PORT.
     #[arg(
         long,
         global = true,
+        help_heading = "Connection",
         env = "WEFT_NODE",
         value_name = "URL",
         default_value = "unix:/run/weft/weftd.sock"

@@ -1,6 +1,6 @@
 //! Changes within one object: a route of a table, a rule of a group or an ACL.
 //!
-//! Each is a read, a change and a write that only holds if nothing happened in between; if something did, it is done again.
+//! Each is a read, a change and a conditional write, which is retried when the intent changed in between.
 
 use anyhow::{Result, bail};
 use clap::Subcommand;
@@ -19,23 +19,23 @@ use crate::rules::{AclRuleFlags, GroupRule, Target, same, target};
 pub(crate) enum RouteAction {
     /// List the routes of a table, or of every table.
     List {
-        /// The table's id.
+        /// Id of the route table.
         table: Option<String>,
     },
     /// Add a route, or replace the one of the same prefix.
     Add {
-        /// The table's id.
+        /// Id of the route table.
         table: String,
-        /// Destinations, such as 10.9.0.0/16.
+        /// Destination prefix, such as 10.9.0.0/16.
         prefix: String,
         #[command(flatten)]
         target: Target,
     },
     /// Delete a route.
     Delete {
-        /// The table's id.
+        /// Id of the route table.
         table: String,
-        /// Its prefix.
+        /// Destination prefix of the route.
         prefix: String,
     },
 }
@@ -55,14 +55,14 @@ pub(crate) enum GroupAction {
 pub(crate) enum GroupRuleAction {
     /// Add a rule.
     Add {
-        /// The group's id.
+        /// Id of the security group.
         group: String,
         #[command(flatten)]
         rule: GroupRule,
     },
     /// Delete the rule that these flags describe.
     Delete {
-        /// The group's id.
+        /// Id of the security group.
         group: String,
         #[command(flatten)]
         rule: GroupRule,
@@ -84,20 +84,20 @@ pub(crate) enum AclAction {
 pub(crate) enum AclRuleAction {
     /// Add a rule, or replace the one of the same direction and number.
     Add {
-        /// The ACL's id.
+        /// Id of the network ACL.
         acl: String,
-        /// 1 to 32767; the lowest that matches decides.
+        /// Number of the rule, 1 to 32767; the matching rule with the lowest number decides.
         number: u32,
         #[command(flatten)]
         rule: AclRuleFlags,
     },
     /// Delete a rule.
     Delete {
-        /// The ACL's id.
+        /// Id of the network ACL.
         acl: String,
-        /// Its number.
+        /// Number of the rule.
         number: u32,
-        /// ingress or egress.
+        /// Direction: ingress or egress.
         #[arg(long, default_value = "ingress")]
         direction: String,
     },
@@ -248,7 +248,7 @@ impl AclAction {
     }
 }
 
-/// Reads an object, changes it and writes it back; again, if the intent changed in between.
+/// Reads an object, changes it and writes it back; retries when the intent changed in between.
 async fn edit(
     targets: &Targets,
     kind: Kind,

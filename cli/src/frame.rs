@@ -7,7 +7,7 @@ use etherparse::{IpNumber, PacketBuilder};
 
 use crate::Usage;
 
-/// A packet in the words of the command line.
+/// A packet as the command line's flags describe it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Packet {
     pub(crate) source_mac: [u8; 6],
@@ -30,7 +30,7 @@ pub(crate) fn build(packet: &Packet) -> Result<Vec<u8>> {
         (IpAddr::V4(from), IpAddr::V4(to)) => ethernet.ipv4(from.octets(), to.octets(), packet.ttl),
         (IpAddr::V6(from), IpAddr::V6(to)) => ethernet.ipv6(from.octets(), to.octets(), packet.ttl),
         (from, to) => {
-            return Err(Usage(format!("{from} and {to} are not of one family")).into());
+            return Err(Usage(format!("{from} and {to} are of different address families")).into());
         }
     };
     let (from, to) = (packet.source_port, packet.destination_port);
@@ -44,8 +44,8 @@ pub(crate) fn build(packet: &Packet) -> Result<Vec<u8>> {
         (17, _) => ip.udp(from, to).write(&mut frame, &payload)?,
         (1, true) => ip.icmpv4_echo_request(1, 1).write(&mut frame, &payload)?,
         (58, false) => ip.icmpv6_echo_request(1, 1).write(&mut frame, &payload)?,
-        (1, false) => bail!("icmp is IPv4's; {} needs icmpv6", packet.source),
-        (58, true) => bail!("icmpv6 is IPv6's; {} needs icmp", packet.source),
+        (1, false) => bail!("icmp is for IPv4: use icmpv6 for {}", packet.source),
+        (58, true) => bail!("icmpv6 is for IPv6: use icmp for {}", packet.source),
         (other, _) => ip.write(&mut frame, IpNumber(other), &payload)?,
     }
     Ok(frame)
@@ -58,11 +58,11 @@ pub(crate) fn from_hex(text: &str) -> Result<Vec<u8>> {
         .filter(|c| !c.is_whitespace() && *c != ':')
         .map(|c| {
             c.to_digit(16)
-                .ok_or_else(|| Usage(format!("'{c}' is no hexadecimal digit")))
+                .ok_or_else(|| Usage(format!("'{c}' is not a hexadecimal digit")))
         })
         .collect::<Result<_, _>>()?;
     if digits.len() % 2 == 1 {
-        return Err(Usage("an odd number of hexadecimal digits".to_owned()).into());
+        return Err(Usage("--hex has an odd number of digits".to_owned()).into());
     }
     let byte = |pair: &[u32]| u8::try_from(pair[0] << 4 | pair[1]).unwrap_or_default();
     Ok(digits.chunks_exact(2).map(byte).collect())

@@ -1,4 +1,4 @@
-//! How far hosts are in sync, as the controller knows it.
+//! `weftctl hosts`: how far hosts are in sync, as the controller knows it.
 
 use std::time::Duration;
 
@@ -17,8 +17,8 @@ const ASK_AGAIN: Duration = Duration::from_millis(20);
 /// Flags of `hosts`.
 #[derive(Debug, Args)]
 pub(crate) struct Hosts {
-    /// First wait until every attached host has the intent as it is now in force, at most so many seconds (10 when none is
-    /// given). It is a failure if a host refuses it or the time is up.
+    /// Wait until every attached host has the current intent in force, at most SECONDS (10 if not given). Fails if a host
+    /// refuses the intent or the time is up.
     #[arg(long, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "10")]
     wait: Option<u64>,
 }
@@ -48,14 +48,14 @@ impl Hosts {
             }
             let behind: Vec<_> = behind(&reply, wanted).collect();
             if !behind.is_empty() {
-                bail!("not at revision {wanted} yet: {}", behind.join(", "));
+                bail!("hosts that are not at revision {wanted} yet: {}", behind.join(", "));
             }
         }
         Ok(())
     }
 }
 
-/// Attached hosts that have not come so far.
+/// Attached hosts that have not acknowledged the revision.
 fn behind(reply: &HostStatusReply, revision: u64) -> impl Iterator<Item = &str> {
     reply
         .hosts
@@ -64,7 +64,7 @@ fn behind(reply: &HostStatusReply, revision: u64) -> impl Iterator<Item = &str> 
         .map(|host| host.host.as_str())
 }
 
-/// What hosts say against a revision, or a later one: that they refused an earlier one says nothing of it.
+/// Why hosts refused this revision or a later one; refusals of earlier revisions do not count.
 fn refusals(reply: &HostStatusReply, revision: u64) -> impl Iterator<Item = String> {
     let hosts = reply.hosts.iter();
     let refusing = hosts.filter(move |host| host.refused_revision >= revision);

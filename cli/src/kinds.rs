@@ -16,7 +16,7 @@ pub(crate) trait Flags: Args {
 /// Flags of `vpc create`.
 #[derive(Debug, Args)]
 pub(crate) struct Vpc {
-    /// The VPC-ID, 1 to 16777215: VXLAN VNI and GRE key.
+    /// VPC-ID, 1 to 16777215: the VXLAN VNI and GRE key.
     #[arg(long, required_unless_present = "file")]
     vni: Option<u32>,
 }
@@ -35,7 +35,7 @@ impl Flags for Vpc {
 /// The flag that most kinds share.
 #[derive(Debug, Args)]
 pub(crate) struct InVpc {
-    /// The VPC that it belongs to.
+    /// VPC of the object.
     #[arg(
         long,
         default_value = "",
@@ -50,41 +50,41 @@ pub(crate) struct InVpc {
 pub(crate) struct Subnet {
     #[command(flatten)]
     place: InVpc,
-    /// Its prefix; once for IPv4, once for IPv6.
+    /// Prefix of the subnet; at most one of IPv4 and one of IPv6.
     #[arg(long = "cidr", required_unless_present = "file")]
     cidrs: Vec<String>,
-    /// The virtual router's address in each prefix; the first of the prefix by default.
+    /// Gateway address in each prefix [default: the first address].
     #[arg(long = "gateway")]
     gateways: Vec<String>,
-    /// The virtual router's MAC.
+    /// MAC of the gateway.
     #[arg(long, default_value = "", hide_default_value = true)]
     gateway_mac: String,
-    /// Its route table.
+    /// Route table of the subnet.
     #[arg(long, default_value = "", hide_default_value = true)]
     route_table: String,
-    /// Its network ACL.
+    /// Network ACL of the subnet.
     #[arg(long, default_value = "", hide_default_value = true)]
     acl: String,
-    /// Bytes of IP packet that a guest may send; by default what fits the tunnels.
+    /// MTU of guests, in bytes [default: what fits into the tunnels].
     #[arg(long, default_value_t = 0, hide_default_value = true)]
     mtu: u32,
     #[command(flatten)]
     dhcp: Dhcp,
 }
 
-/// What a subnet tells its guests.
+/// DHCP, DHCPv6 and router advertisement settings of a subnet.
 #[derive(Debug, Args)]
 struct Dhcp {
-    /// Answer no DHCP, DHCPv6 or router solicitation.
+    /// Do not answer DHCP, DHCPv6 and router solicitations.
     #[arg(long)]
     no_dhcp: bool,
-    /// A DNS server that guests are told of; may be given several times.
+    /// DNS server for guests; repeat for several.
     #[arg(long = "dns", value_name = "ADDRESS")]
     dns_servers: Vec<String>,
-    /// The guests' domain.
+    /// DNS domain for guests.
     #[arg(long, default_value = "", hide_default_value = true)]
     domain: String,
-    /// How long an address is leased; a day by default.
+    /// DHCP lease time [default: 86400].
     #[arg(
         long,
         value_name = "SECONDS",
@@ -92,10 +92,10 @@ struct Dhcp {
         hide_default_value = true
     )]
     lease_seconds: u32,
-    /// A route that guests are told of, such as 10.9.0.0/16=10.0.0.5; may be given several times.
+    /// Route for guests, such as 10.9.0.0/16=10.0.0.5; repeat for several.
     #[arg(long = "dhcp-route", value_name = "PREFIX=NEXT-HOP", value_parser = dhcp_route)]
     routes: Vec<v1::DhcpRoute>,
-    /// How guests come by their IPv6 address: dhcpv6-stateful, dhcpv6-stateless or slaac.
+    /// How guests configure IPv6: dhcpv6-stateful, dhcpv6-stateless or slaac.
     #[arg(long, default_value = "", hide_default_value = true)]
     ipv6_mode: String,
 }
@@ -111,7 +111,7 @@ fn dhcp_route(text: &str) -> Result<v1::DhcpRoute, String> {
 }
 
 impl Dhcp {
-    /// Absent when no flag says anything.
+    /// None when no flag is given.
     fn message(self) -> Option<v1::Dhcp> {
         let dhcp = v1::Dhcp {
             disabled: self.no_dhcp,
@@ -148,7 +148,7 @@ impl Flags for Subnet {
 pub(crate) struct Port {
     #[command(flatten)]
     place: InVpc,
-    /// Its subnet.
+    /// Subnet of the port.
     #[arg(
         long,
         default_value = "",
@@ -156,7 +156,7 @@ pub(crate) struct Port {
         hide_default_value = true
     )]
     subnet: String,
-    /// Its MAC.
+    /// MAC of the port.
     #[arg(
         long,
         default_value = "",
@@ -164,40 +164,40 @@ pub(crate) struct Port {
         hide_default_value = true
     )]
     mac: String,
-    /// An address of it; may be given several times.
+    /// Address of the port; repeat for several.
     #[arg(long = "address")]
     addresses: Vec<String>,
-    /// A security group of it; may be given several times.
+    /// Security group of the port; repeat for several.
     #[arg(long = "sg")]
     security_groups: Vec<String>,
-    /// Another prefix or address that it may use, with its own MAC; may be given several times.
+    /// Allowed address pair: a prefix or address that the port may also use as a source; repeat for several.
     #[arg(long = "allow", value_name = "CIDR")]
     allowed: Vec<String>,
-    /// The host that it lives on.
+    /// Host of the port.
     #[arg(long, default_value = "", hide_default_value = true)]
     host: String,
-    /// The kernel interface on that host which leads to it.
+    /// Device: a kernel interface of the host, such as a veth end.
     #[arg(long, value_name = "NAME", group = "device")]
     netdev: Option<String>,
-    /// The tap interface on that host; weftd makes it if it is not there.
+    /// Device: a tap interface of the host; weftd creates it if it is missing.
     #[arg(long, value_name = "NAME", group = "device")]
     tap: Option<String>,
-    /// The socket of the virtual machine on that host, where weftd listens.
+    /// Device: a vhost-user socket on the host, on which weftd listens.
     #[arg(long, value_name = "PATH", group = "device")]
     vhost_user: Option<String>,
-    /// The virtual machine listens, and weftd connects.
+    /// The virtual machine listens on the vhost-user socket, and weftd connects.
     #[arg(long, requires = "vhost_user")]
     vhost_client: bool,
-    /// Queue pairs of a tap or a virtual machine's port, 1 to 16.
+    /// Queue pairs of a tap or vhost-user device, 1 to 16.
     #[arg(long, default_value_t = 0, hide_default_value = true)]
     queues: u32,
-    /// No anti-spoofing.
+    /// Turn anti-spoofing off.
     #[arg(long)]
     unguarded: bool,
-    /// Clamp the MSS of TCP SYNs to what the path carries.
+    /// Clamp the MSS of TCP SYNs to the path's MTU.
     #[arg(long)]
     clamp_mss: bool,
-    /// The name that DHCP tells the guest.
+    /// Hostname that DHCP gives to the guest.
     #[arg(long, default_value = "", hide_default_value = true)]
     hostname: String,
     #[command(flatten)]
@@ -207,7 +207,7 @@ pub(crate) struct Port {
 /// Rate limits of a port.
 #[derive(Debug, Args)]
 struct Limits {
-    /// Bits a second that it may send.
+    /// Limit on what the port sends.
     #[arg(
         long,
         value_name = "BITS/S",
@@ -215,7 +215,7 @@ struct Limits {
         hide_default_value = true
     )]
     egress_bits: u64,
-    /// Packets a second that it may send.
+    /// Limit on what the port sends.
     #[arg(
         long,
         value_name = "PACKETS/S",
@@ -223,7 +223,7 @@ struct Limits {
         hide_default_value = true
     )]
     egress_packets: u64,
-    /// Bits a second that it may be sent.
+    /// Limit on what the port receives.
     #[arg(
         long,
         value_name = "BITS/S",
@@ -231,7 +231,7 @@ struct Limits {
         hide_default_value = true
     )]
     ingress_bits: u64,
-    /// Packets a second that it may be sent.
+    /// Limit on what the port receives.
     #[arg(
         long,
         value_name = "PACKETS/S",
@@ -242,7 +242,7 @@ struct Limits {
 }
 
 impl Limits {
-    /// Absent when no flag says anything; bursts are the default ones.
+    /// None when no flag is given; bursts are the default ones.
     fn message(self) -> Option<v1::RateLimits> {
         let limit = |bits_per_second, packets_per_second| {
             let limit = v1::RateLimit {
@@ -362,7 +362,7 @@ impl Flags for NetworkAcl {
 pub(crate) struct PrefixList {
     #[command(flatten)]
     place: InVpc,
-    /// A prefix of it; may be given several times.
+    /// Prefix of the list; repeat for several.
     #[arg(long = "prefix")]
     prefixes: Vec<String>,
 }
@@ -382,16 +382,16 @@ impl Flags for PrefixList {
 /// Flags of `host create`.
 #[derive(Debug, Args)]
 pub(crate) struct Host {
-    /// A tunnel address of it; may be given several times.
+    /// Tunnel address of the host; repeat for several.
     #[arg(long = "vtep", required_unless_present = "file")]
     vteps: Vec<String>,
-    /// What it wants to be sent: vxlan or gre.
+    /// Encapsulation towards the host: vxlan or gre.
     #[arg(long, default_value = "", hide_default_value = true)]
     encapsulation: String,
-    /// Bytes of IP packet that the underlay carries to it; 1500 by default.
+    /// MTU of the underlay to the host, in bytes [default: 1500].
     #[arg(long, default_value_t = 0, hide_default_value = true)]
     underlay_mtu: u32,
-    /// Foreign equipment: no weftd runs there.
+    /// The host is foreign equipment without weftd.
     #[arg(long)]
     foreign: bool,
 }

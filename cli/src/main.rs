@@ -1,4 +1,4 @@
-//! weftctl: weft's command line. It talks to the controller (the intent) and to the daemon of a host (what happens there).
+//! weftctl: weft's command line. A client of the controller (the intent) and of a host's daemon (its status, sessions and counters).
 
 #![forbid(unsafe_code)]
 
@@ -21,13 +21,13 @@ use clap::{Parser, Subcommand};
 use client::Targets;
 use output::Format;
 
-/// Asks and tells weft's controller and daemons.
+/// Configures weft's controller and inspects the daemons of hosts.
 #[derive(Debug, Parser)]
 #[command(name = "weftctl", version)]
 struct Arguments {
     #[command(flatten)]
     targets: Targets,
-    /// How to print what is asked for.
+    /// Output format.
     #[arg(short, long, global = true, value_enum, default_value_t = Format::Table)]
     output: Format,
     #[command(subcommand)]
@@ -36,52 +36,52 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Create or replace the objects of a topology file, all or none.
+    /// Create or replace the objects of a topology file; all or none.
     Apply(objects::Apply),
-    /// Tenants' address spaces.
+    /// Manage VPCs: tenants' address spaces.
     #[command(subcommand)]
     Vpc(objects::Action<kinds::Vpc>),
-    /// Prefixes of a VPC.
+    /// Manage subnets: prefixes of a VPC.
     #[command(subcommand)]
     Subnet(objects::Action<kinds::Subnet>),
-    /// Virtual network interfaces.
+    /// Manage ports: virtual network interfaces.
     #[command(subcommand)]
     Port(objects::Action<kinds::Port>),
-    /// Tables of routes.
+    /// Manage route tables.
     #[command(subcommand)]
     RouteTable(objects::Action<kinds::RouteTable>),
-    /// Routes in a table.
+    /// List, add and delete routes of a table.
     #[command(subcommand)]
     Route(edit::RouteAction),
-    /// Security groups: stateful, per port.
+    /// Manage security groups: stateful rules, per port.
     #[command(subcommand)]
     Sg(edit::GroupAction),
-    /// Network ACLs: stateless, per subnet.
+    /// Manage network ACLs: stateless rules, per subnet.
     #[command(subcommand)]
     Acl(edit::AclAction),
-    /// Named lists of prefixes.
+    /// Manage prefix lists: named lists of prefixes.
     #[command(subcommand)]
     PrefixList(objects::Action<kinds::PrefixList>),
-    /// Hypervisor hosts and foreign equipment.
+    /// Manage hosts: hypervisors that run weftd, and foreign equipment.
     #[command(subcommand)]
     Host(objects::Action<kinds::Host>),
     /// Show how far hosts are in sync: attached, acknowledged, refused and why.
     Hosts(hosts::Hosts),
-    /// The daemon of a host.
+    /// Show the status or the state of a host's daemon.
     #[command(subcommand)]
     Node(node::NodeAction),
-    /// Flows that the host tracks.
+    /// Show the flows that a host tracks.
     #[command(subcommand)]
     Session(node::SessionAction),
-    /// What would happen to a packet, step by step; nothing is sent.
+    /// Show what would happen to a packet, step by step; sends nothing.
     Trace(trace::Trace),
-    /// Dropped packets by reason.
+    /// Show dropped packets, by port and reason.
     Drops,
-    /// Counters of ports, sessions and packet buffers.
+    /// Show counters of ports, sessions and packet buffers.
     Stats(node::Stats),
 }
 
-/// The command was called in a way that it does not understand.
+/// Wrong usage: exit code 2.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 struct Usage(String);
@@ -93,7 +93,7 @@ fn main() -> ExitCode {
     };
     let broken_pipe = |e: &std::io::Error| e.kind() == std::io::ErrorKind::BrokenPipe;
     if error.downcast_ref().is_some_and(broken_pipe) {
-        // Whoever read has seen enough.
+        // The reader has closed the pipe.
         return ExitCode::SUCCESS;
     }
     let text = match error.downcast_ref::<tonic::Status>() {

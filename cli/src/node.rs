@@ -1,4 +1,4 @@
-//! What the daemon of a host says of itself: status, state, sessions, drops, counters.
+//! What the daemon of a host reports: status, state, sessions, drops, counters.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -15,12 +15,12 @@ use crate::client::Targets;
 use crate::kinds;
 use crate::output::{Format, Table, brief, print, show};
 
-/// What can be asked of a daemon.
+/// Commands on a daemon.
 #[derive(Debug, Subcommand)]
 pub(crate) enum NodeAction {
-    /// Its revision, controller, workers and ports.
+    /// Show revision, controller connection, workers and ports.
     Status,
-    /// The state in force.
+    /// Show the state in force: the objects of this host.
     State,
 }
 
@@ -106,15 +106,15 @@ fn status_text(status: &v1::Status) -> String {
     )
 }
 
-/// What can be asked of the session table.
+/// Commands on the session table.
 #[derive(Debug, Subcommand)]
 pub(crate) enum SessionAction {
     /// List sessions.
     List {
-        /// Only this VPC's.
+        /// Only sessions of this VPC.
         #[arg(long, default_value = "", hide_default_value = true)]
         vpc: String,
-        /// At most so many; 0 for all.
+        /// Most sessions to list; 0 lists all.
         #[arg(long, default_value_t = 1000)]
         limit: u32,
     },
@@ -199,7 +199,7 @@ pub(crate) async fn drops(targets: &Targets, format: Format) -> Result<()> {
 /// Flags of `stats`.
 #[derive(Debug, Args)]
 pub(crate) struct Stats {
-    /// Again every so many seconds (1 when none is given), with rates, until interrupted.
+    /// Repeat every SECONDS (1 if not given) with rates, until interrupted.
     #[arg(long, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "1",
           value_parser = clap::value_parser!(u64).range(1..))]
     watch: Option<u64>,
@@ -229,7 +229,7 @@ impl Stats {
     }
 }
 
-/// Counters; with those of some seconds before, rates.
+/// Counters, and rates if earlier counters are given.
 fn stats_text(stats: &v1::Stats, before: Option<&v1::Stats>, seconds: u64) -> String {
     let old: HashMap<&str, &PortCounters> = before
         .iter()

@@ -21,13 +21,13 @@ use crate::output::{Format, brief, show};
 /// Flags of `apply`.
 #[derive(Debug, Args)]
 pub(crate) struct Apply {
-    /// A topology: YAML of objects; - for standard input.
+    /// Topology file: objects in YAML; - reads standard input.
     #[arg(short, long, value_name = "FILE")]
     file: PathBuf,
     /// Also delete every object that the file does not name.
     #[arg(long)]
     prune: bool,
-    /// Say what would change, change nothing.
+    /// Print what would change, and change nothing.
     #[arg(long)]
     dry_run: bool,
 }
@@ -49,22 +49,22 @@ impl Apply {
 /// What can be done with every kind.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Action<F: Flags> {
-    /// List them.
+    /// List all.
     List {
-        /// Only those of this VPC.
+        /// Only objects of this VPC.
         #[arg(long, default_value = "", hide_default_value = true)]
         vpc: String,
     },
-    /// Show one, whole.
+    /// Show one object with all fields.
     Show {
-        /// Its id.
+        /// Id of the object.
         id: String,
     },
-    /// Create one by flags, or several from a file.
+    /// Create one object from flags, or several from a file.
     Create(Create<F>),
-    /// Delete some, all or none.
+    /// Delete objects; all or none of those named.
     Delete {
-        /// Their ids.
+        /// Ids of the objects.
         #[arg(required = true)]
         ids: Vec<String>,
     },
@@ -73,10 +73,10 @@ pub(crate) enum Action<F: Flags> {
 /// Flags of `create`.
 #[derive(Debug, Args)]
 pub(crate) struct Create<F: Flags> {
-    /// Its id.
+    /// Id of the object.
     #[arg(required_unless_present = "file", conflicts_with = "file")]
     id: Option<String>,
-    /// YAML of objects of this kind; - for standard input.
+    /// Objects of this kind in YAML; - reads standard input.
     #[arg(short, long, value_name = "FILE")]
     file: Option<PathBuf>,
     #[command(flatten)]

@@ -15,7 +15,7 @@ pub(crate) enum Format {
     Yaml,
 }
 
-/// Fields in which 0 is not the same as nothing.
+/// Fields in which 0 is a value and not the default.
 const ZERO_MATTERS: [&str; 4] = ["port_min", "port_max", "icmp_type", "icmp_code"];
 
 /// Rows under headings, each column as wide as its widest cell.
@@ -78,7 +78,7 @@ pub(crate) fn show(
     }
 }
 
-/// A set of objects as people write it: without the fields that say nothing.
+/// Objects as people write them: without fields that have their default.
 pub(crate) fn brief(objects: &impl Serialize) -> Result<Value> {
     let mut value = serde_json::to_value(objects)?;
     prune(&mut value);

@@ -8,13 +8,13 @@ use crate::Usage;
 /// What a rule matches.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct Match {
-    /// ingress (towards the port) or egress (from it).
+    /// Direction: ingress (towards the port) or egress (from it).
     #[arg(long, default_value = "ingress")]
     direction: String,
-    /// any, tcp, udp, icmp, icmpv6, sctp or a protocol number.
+    /// Protocol: any, tcp, udp, icmp, icmpv6, sctp or a number.
     #[arg(long, default_value = "any")]
     protocol: String,
-    /// A destination port, or a range such as 8000-8999.
+    /// Destination port, or a range such as 8000-8999.
     #[arg(long, value_name = "PORT[-PORT]")]
     port: Option<Range>,
     #[arg(long)]
@@ -34,7 +34,7 @@ impl std::str::FromStr for Range {
         let (min, max) = text.split_once('-').unwrap_or((text, text));
         let number = |text: &str| {
             text.parse()
-                .map_err(|_| Usage(format!("'{text}' is no port")))
+                .map_err(|_| Usage(format!("'{text}' is not a port number")))
         };
         Ok(Self(number(min)?, number(max)?))
     }
@@ -45,16 +45,16 @@ impl std::str::FromStr for Range {
 pub(crate) struct GroupRule {
     #[command(flatten)]
     matches: Match,
-    /// Only this remote prefix.
+    /// Remote prefix.
     #[arg(long, default_value = "", hide_default_value = true, group = "remote")]
     cidr: String,
-    /// Only members of this group.
+    /// Remote security group: its members' addresses.
     #[arg(long, default_value = "", hide_default_value = true, group = "remote")]
     remote_group: String,
-    /// Only the prefixes of this list.
+    /// Remote prefix list.
     #[arg(long, default_value = "", hide_default_value = true, group = "remote")]
     remote_prefix_list: String,
-    /// ipv4 or ipv6; both by default.
+    /// Address family: ipv4 or ipv6 [default: both].
     #[arg(long, default_value = "", hide_default_value = true)]
     family: String,
 }
@@ -77,7 +77,7 @@ impl GroupRule {
     }
 }
 
-/// Whether two rules say the same; an empty protocol is any.
+/// Whether two rules are equal; an empty protocol is any.
 pub(crate) fn same(a: &SecurityRule, b: &SecurityRule) -> bool {
     let plain = |rule: &SecurityRule| SecurityRule {
         protocol: if rule.protocol.is_empty() {
@@ -90,15 +90,15 @@ pub(crate) fn same(a: &SecurityRule, b: &SecurityRule) -> bool {
     plain(a) == plain(b)
 }
 
-/// A rule of a network ACL, but its number.
+/// A rule of a network ACL, without its number.
 #[derive(Debug, Args)]
 pub(crate) struct AclRuleFlags {
     #[command(flatten)]
     matches: Match,
-    /// allow or deny.
+    /// Action: allow or deny.
     #[arg(long)]
     action: String,
-    /// Only this remote prefix.
+    /// Remote prefix.
     #[arg(long, default_value = "", hide_default_value = true)]
     cidr: String,
 }
@@ -120,26 +120,26 @@ impl AclRuleFlags {
     }
 }
 
-/// Where a route leads.
+/// The target of a route.
 #[derive(Debug, Args)]
 #[group(required = true, multiple = true)]
 pub(crate) struct Target {
-    /// Drop what goes there.
+    /// Drop the packets.
     #[arg(long)]
     blackhole: bool,
-    /// To whichever port of the VPC holds the address.
+    /// Deliver to the port of the VPC that has the address.
     #[arg(long)]
     local: bool,
-    /// To this port, whatever the destination.
+    /// Next hop: this port.
     #[arg(long, default_value = "", hide_default_value = true)]
     port: String,
-    /// To this host's tunnel address.
+    /// Next hop: this host's tunnel address.
     #[arg(long, default_value = "", hide_default_value = true)]
     host: String,
-    /// The inner destination MAC towards a host.
+    /// Inner destination MAC, with --host.
     #[arg(long, default_value = "", hide_default_value = true)]
     next_hop_mac: String,
-    /// Spread over several: port:ID or host:ID, with @WEIGHT if not 1; may be given several times.
+    /// Member of an ECMP group: port:ID or host:ID, with @WEIGHT if not 1; repeat for each member.
     #[arg(long, value_name = "port:ID|host:ID[@WEIGHT]")]
     ecmp: Vec<Hop>,
 }
@@ -156,7 +156,7 @@ impl std::str::FromStr for Hop {
             Some((target, weight)) => {
                 let weight = weight
                     .parse()
-                    .map_err(|_| Usage(format!("'{weight}' is no weight")))?;
+                    .map_err(|_| Usage(format!("'{weight}' is not a weight")))?;
                 (target, weight)
             }
         };
@@ -187,7 +187,7 @@ impl Target {
     }
 }
 
-/// Where a route leads, in words.
+/// The target of a route as text.
 pub(crate) fn target(route: &Route) -> String {
     let hop = |port: &str, host: &str, mac: &str| {
         let mac = if mac.is_empty() {

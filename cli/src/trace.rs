@@ -1,7 +1,7 @@
 //! `weftctl trace`: what the daemon would do with a packet.
 //!
-//! What the flags leave open is filled in from the state in force, as the guest behind the port would: its own MAC and address, and
-//! as the destination MAC that of the neighbour, or of the gateway.
+//! Flags that are not given default to what the guest behind the port would send: its own MAC and address, and as the destination MAC that of
+//! the neighbour or of the gateway.
 
 use std::net::IpAddr;
 
@@ -19,37 +19,37 @@ use crate::output::{Format, Table, show};
 /// Flags of `trace`.
 #[derive(Debug, Args)]
 pub(crate) struct Trace {
-    /// The port that sends it; without, it comes from the uplink, and --hex must give it whole.
+    /// Port that sends the packet; without it the packet comes from the uplink, and --hex is required.
     #[arg(long)]
     port: Option<String>,
-    /// The Ethernet frame, whole, in hexadecimal.
+    /// The whole Ethernet frame in hexadecimal.
     #[arg(long, conflicts_with_all = ["src", "dst", "src_mac", "dst_mac"])]
     hex: Option<String>,
-    /// The source address; the port's own by default.
+    /// Source address [default: the port's].
     #[arg(long)]
     src: Option<IpAddr>,
-    /// The destination address.
+    /// Destination address.
     #[arg(long, required_unless_present = "hex")]
     dst: Option<IpAddr>,
-    /// The source MAC; the port's own by default.
+    /// Source MAC [default: the port's].
     #[arg(long, value_parser = parse_mac)]
     src_mac: Option<[u8; 6]>,
-    /// The destination MAC; that of the neighbour or of the gateway by default.
+    /// Destination MAC [default: the neighbour's or the gateway's].
     #[arg(long, value_parser = parse_mac)]
     dst_mac: Option<[u8; 6]>,
-    /// tcp (a SYN), udp, icmp or icmpv6 (an echo request), sctp or a number; icmp or icmpv6 by default.
+    /// Protocol: tcp (a SYN), udp, icmp or icmpv6 (an echo request), sctp or a number [default: icmp or icmpv6].
     #[arg(long)]
     proto: Option<String>,
-    /// The source port.
+    /// Source port.
     #[arg(long, default_value_t = 40000)]
     sport: u16,
-    /// The destination port.
+    /// Destination port.
     #[arg(long, default_value_t = 80)]
     dport: u16,
-    /// Time to live, or hop limit.
+    /// TTL or hop limit.
     #[arg(long, default_value_t = 64)]
     ttl: u8,
-    /// Bytes of payload.
+    /// Payload length in bytes.
     #[arg(long, default_value_t = 0)]
     size: usize,
 }
@@ -73,20 +73,20 @@ impl Trace {
     }
 
     fn packet(&self, state: &Objects) -> Result<Packet> {
-        let missing = |what: &str| Usage(format!("{what} is missing, or --hex"));
+        let missing = |what: &str| Usage(format!("{what} or --hex is required"));
         let id = self.port.as_ref().ok_or_else(|| missing("--port"))?;
         let destination = self.dst.ok_or_else(|| missing("--dst"))?;
         let port = state
             .ports
             .iter()
             .find(|port| port.id == *id)
-            .with_context(|| format!("this host knows no port {id}"))?;
+            .with_context(|| format!("this host has no port {id}"))?;
         let own = || {
             let addresses = port.addresses.iter().filter_map(|text| text.parse().ok());
             addresses
                 .into_iter()
                 .find(|own: &IpAddr| own.is_ipv4() == destination.is_ipv4())
-                .with_context(|| format!("port {id} has no address of the family; give --src"))
+                .with_context(|| format!("port {id} has no address of this family: set --src"))
         };
         let protocol = match &self.proto {
             Some(word) => parse_protocol(word)?.ok_or_else(|| missing("a single --proto"))?,
@@ -113,13 +113,13 @@ impl Trace {
     }
 }
 
-/// Whom a guest behind the port would send it to: the neighbour of that address, else the gateway.
+/// The destination MAC that a guest behind the port would use: that of the neighbour with the address, else the gateway's.
 fn next_mac(state: &Objects, port: &Port, destination: IpAddr) -> Result<[u8; 6]> {
     let subnet = state
         .subnets
         .iter()
         .find(|subnet| subnet.id == port.subnet)
-        .with_context(|| format!("this host knows no subnet {}", port.subnet))?;
+        .with_context(|| format!("this host has no subnet {}", port.subnet))?;
     let neighbour = |other: &&Port| {
         let mut addresses = other.addresses.iter().filter_map(|text| text.parse().ok());
         other.subnet == port.subnet && addresses.any(|address: IpAddr| address == destination)

@@ -281,5 +281,5 @@ async fn hosts_can_be_waited_for() {
     stream.message().await.unwrap().unwrap();
     // It is there and acknowledges nothing.
     let late = scene.run("hosts --wait 1").await.failed(1);
-    assert_eq!(late, "weftctl: not at revision 1 yet: h1\n");
+    assert_eq!(late, "weftctl: hosts that are not at revision 1 yet: h1\n");
 }

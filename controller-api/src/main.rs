@@ -1,4 +1,4 @@
-//! weft-controller: holds the intent of all tenants and streams to each host what it needs.
+//! weft-controller: stores the intent of all tenants and streams to each host the state that it needs.
 
 #![forbid(unsafe_code)]
 
@@ -19,7 +19,7 @@ use weft_process::supervisor::Supervisor;
 use weft_process::tls::ServerTls;
 use weft_process::transport::Listener;
 
-/// Holds the intent of all tenants and streams to each host what it needs.
+/// Stores the intent of all tenants and streams to each host the state that it needs.
 #[derive(Debug, Parser)]
 #[command(
     version,
@@ -36,7 +36,7 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Check a configuration file and do nothing else.
+    /// Check a configuration file and the store's path; start nothing.
     Check {
         /// The configuration file.
         file: PathBuf,
@@ -56,7 +56,7 @@ fn main() -> ExitCode {
         if store::is_guarded() {
             tracing::debug!("the store's library: {panic}");
         } else {
-            tracing::error!("a fault of the program: {panic}");
+            tracing::error!("internal error: {panic}");
         }
     }));
     let result = match (arguments.config, arguments.command) {
@@ -78,7 +78,7 @@ fn check(file: &std::path::Path) -> Result<()> {
     config.tls.clone().map(ServerTls::new).transpose()?;
     store::check(&config.store)?;
     println!(
-        "{}: good; would listen at {}",
+        "{}: good; listens at {}",
         file.display(),
         config.listen
     );
@@ -88,7 +88,7 @@ fn check(file: &std::path::Path) -> Result<()> {
 fn run(file: &std::path::Path) -> Result<()> {
     let config = Config::read(file)?;
     // Before there is a second thread.
-    keep_only(Capabilities::empty()).context("cannot give up capabilities")?;
+    keep_only(Capabilities::empty()).context("cannot drop capabilities")?;
     tokio::runtime::Runtime::new()
         .context("cannot start threads")?
         .block_on(serve(config))
@@ -103,7 +103,7 @@ async fn serve(config: Config) -> Result<()> {
     let listener = Listener::bind(&config.listen).await?;
     let tls = config.tls.map(ServerTls::new).transpose()?.map(Arc::new);
     if tls.is_none() && matches!(listener, Listener::Tcp(_)) {
-        tracing::warn!("without [tls] everybody who reaches the port may do everything");
+        tracing::warn!("no [tls] section: anyone who can reach this port can change everything");
     }
     tracing::info!(
         address = listener.address()?,

@@ -19,7 +19,7 @@ use weftd::daemon::{self, Config};
     subcommand_negates_reqs = true
 )]
 struct Arguments {
-    /// Configuration file (TOML).
+    /// Run with this configuration file (TOML).
     #[arg(long, value_name = "FILE", required = true)]
     config: Option<PathBuf>,
     #[command(subcommand)]
@@ -28,21 +28,21 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Checks a configuration file, and the uplinks that are there; starts nothing.
+    /// Check a configuration file and the uplinks that exist; start nothing.
     Check {
         /// The file.
         file: PathBuf,
     },
-    /// Closes interfaces: from now on nothing passes between them and this host's own network stack, whether weftd runs or not.
+    /// Close interfaces: nothing passes between them and this host's own network stack, whether weftd runs or not.
     ///
-    /// weftd does so with every interface of a port, as soon as it sees it. This is for the time before: an interface that is closed
-    /// before it is set up is never open. It lasts until the interface is deleted or released.
+    /// weftd closes the interface of every port as soon as it sees it. An interface that is closed before it is set up is never open.
+    /// It stays closed until it is deleted or released.
     Guard {
         /// The interfaces.
         #[arg(value_name = "NAME", required = true)]
         names: Vec<String>,
     },
-    /// Opens interfaces that were closed and are no port any more.
+    /// Open interfaces that were closed and are no longer ports.
     Release {
         /// The interfaces.
         #[arg(value_name = "NAME", required = true)]

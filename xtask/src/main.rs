@@ -1,7 +1,7 @@
-//! `cargo xtask`: the one door to set-up, demo, test, bench and lab.
+//! `cargo xtask`: set-up, demo, test, bench and lab.
 //!
-//! Every command sets up first, so that a fresh machine needs nothing but a Rust toolchain. What is there is left alone: the
-//! second run costs a fraction of a second.
+//! Every command sets up first, so that a fresh machine needs only a Rust toolchain. Set-up skips what is installed: a second run takes a
+//! fraction of a second.
 #![forbid(unsafe_code)]
 
 mod binaries;
@@ -24,7 +24,7 @@ use clap::{Parser, Subcommand};
 #[derive(Parser)]
 #[command(
     name = "cargo xtask",
-    about = "set-up, demo, test, bench and lab of weft"
+    about = "Set-up, demo, tests, benchmarks and lab of weft"
 )]
 struct Options {
     #[command(subcommand)]
@@ -35,22 +35,22 @@ struct Options {
 enum Command {
     /// Install what the build and the tests need, and build the XDP programs
     Setup,
-    /// Formatting, lints, builds, all tests, documentation; or one kind of them alone, for long
+    /// Run everything that CI runs; or one part alone, for longer
     Test {
         #[command(subcommand)]
         only: Option<Only>,
     },
-    /// Two hosts, two tenants, real packets; `--json`, `--keep`, `--guests`
+    /// Show two hosts and two tenants with real traffic; `--json`, `--keep`, `--guests`
     Demo {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<OsString>,
     },
-    /// Benchmarks; `SUITE…`, `--peers`, `--json FILE`
+    /// Run benchmarks; `SUITE…`, `--peers`, `--json FILE`
     Bench {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<OsString>,
     },
-    /// A lab to play in: `up` or `down`; `vms`: hosts as virtual machines
+    /// Start or stop a lab to try things in: `up`, `down`; `vms` runs hosts as virtual machines
     Lab {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<OsString>,
@@ -59,60 +59,60 @@ enum Command {
 
 #[derive(Subcommand)]
 enum Only {
-    /// The pipelines beside the model of what they should do, on random fabrics with random traffic; the last line is JSON
+    /// Compare the pipelines with a reference model, on random fabrics with random traffic; the last line is JSON
     Model {
-        /// How many packets to compare at least
+        /// Least number of packets to compare
         #[arg(long, default_value_t = 10_000_000)]
         packets: u64,
-        /// Which packets: the same seed makes the same cases
+        /// Seed of the random cases; the same seed makes the same cases
         #[arg(long, default_value_t = 0)]
         seed: u64,
     },
-    /// Fuzzers for everything that strangers may send; the last line is JSON
+    /// Fuzz every input that untrusted parties control; the last line is JSON
     Fuzz {
-        /// How long each target runs
+        /// Seconds for each target
         #[arg(long, default_value_t = 60)]
         seconds: u64,
-        /// With LLVM's address sanitizer: slower, and a read or write of memory that is not the target's own ends it
+        /// Build with LLVM's address sanitizer (slower)
         #[arg(long)]
         address: bool,
-        /// Which targets; all if none is named
+        /// Targets [default: all]
         targets: Vec<String>,
     },
-    /// What threads share, in every order that matters under the memory model; the last line is JSON
+    /// Check what threads share with loom, a model checker; the last line is JSON
     Threads {
-        /// How often a thread is interrupted at most in an order; each more takes about ten times as long. Each model has its own if none is given
+        /// Most preemptions in one execution; each more takes about ten times as long [default: each model's own]
         #[arg(long)]
         preemptions: Option<u32>,
-        /// How long a model runs at most
+        /// Most seconds for each model
         #[arg(long, default_value_t = 300)]
         seconds: u64,
     },
-    /// The code broken one line at a time, to see whether the tests notice; the last line is JSON
+    /// Run the tests against mutants of the code, to find untested lines; the last line is JSON
     Mutants {
-        /// Only the k-th of n parts of the mutants, counted from 0
+        /// Only part K of N of the mutants, counted from 0
         #[arg(long, value_name = "K/N")]
         shard: Option<String>,
-        /// Of these files alone, named as from the workspace's root; all that `.cargo/mutants.toml` names if none is
+        /// Files to mutate, relative to the workspace's root [default: those of `.cargo/mutants.toml`]
         files: Vec<String>,
     },
-    /// How many lines of code the unit and integration tests run
+    /// Measure the line coverage of the unit and integration tests
     Coverage,
-    /// Licences, sources, duplicates and advisories of dependencies; which are unused; the minimum Rust version; names in the documentation
+    /// Check dependencies (licences, sources, duplicates, advisories, unused ones), the minimum Rust version, and names in the documentation
     Hygiene,
-    /// Every process killed under traffic, again and again, networks cut, disks filled, threads halted; the last line is JSON
+    /// Kill processes, cut networks, fill disks and halt threads under traffic; the last line is JSON
     Faults {
-        /// How often each is killed; all else breaks a tenth as often
+        /// How often each process is killed; other faults happen a tenth as often
         #[arg(long, default_value_t = 100)]
         rounds: u64,
     },
-    /// Real programs between workloads, weftd killed under each, and captures of them replayed; the last line is JSON
+    /// Run real programs between workloads while weftd is killed, and replay captures of them; the last line is JSON
     Programs,
-    /// Hosts as virtual machines: real drivers of network cards, systemd, uplinks of every kind
+    /// Run hosts as virtual machines: real NIC drivers, systemd, bonds and VLANs as uplinks
     Machines,
-    /// One tenant floods, another works; the last line is JSON
+    /// Measure what a tenant's flood costs another tenant; the last line is JSON
     Overload {
-        /// How long each flood goes on
+        /// Seconds for each flood
         #[arg(long, default_value_t = 10)]
         seconds: u64,
     },
