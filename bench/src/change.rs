@@ -1,8 +1,8 @@
-//! Changes: from the receipt of a delta's bytes to the first vector of packets that is judged by it, while another core forwards; the whole state of
-//! a large host; and what a million sessions and a million routes take together.
+//! Changes: the time from the receipt of a delta to the first vector of packets that it applies to, while another core forwards; the time
+//! for the whole state of a large host; and the memory of a million sessions and a million routes together.
 //!
-//! What is measured is what the agent does: decode, patch, compare digests, validate, compile, publish. Reading from the stream and keeping the state on
-//! disk, which happens after, are not in it.
+//! The measured steps are the agent's: decode, patch, compare digests, validate, compile, publish. Reading from the stream, and storing the
+//! state on disk afterwards, are not included.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};

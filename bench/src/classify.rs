@@ -1,9 +1,9 @@
 //! Rule classification: cycles to find the rule that decides about a packet, among 1 to 10 000 rules, beside DPDK's access control library
-//! on the same rules and packets; what a whole miss costs with that many rules; what it takes to compile them.
+//! on the same rules and packets; the cost of a whole miss with that many rules; the time to compile them.
 //!
-//! Rules and packets come from a seed. Of the rules 5 % are about anyone, 15 % about prefixes of /12 to /16, 20 % of /17 to /23, 35 % of /24, the
-//! rest about single addresses, half of all in 10.0.0.0/8; services are TCP and UDP ports, ranges of up to 2000 TCP ports, all of TCP, or
-//! anything. Half of the packets are made to match a rule; the other half has a random port towards a rule's remote.
+//! Rules and packets come from a seed. Of the rules 5 % are about anyone, 15 % about prefixes of /12 to /16, 20 % of /17 to /23, 35 % of
+//! /24, the rest about single addresses, half of all in 10.0.0.0/8; services are TCP and UDP ports, ranges of up to 2000 TCP ports, all of
+//! TCP, or anything. Half of the packets are made to match a rule; the other half has a random port towards a rule's remote.
 
 use std::fmt::Write;
 use std::hint::black_box;

@@ -1,4 +1,4 @@
-//! The clock of the benchmarks: the time stamp counter, which runs at one rate whatever the core does.
+//! The clock of the benchmarks: the time stamp counter, whose rate is constant.
 
 #![allow(unsafe_code)]
 

@@ -1,4 +1,4 @@
-//! Equal-cost next hops: what a choice costs, which flows move when a member goes, and how even the spread is.
+//! Equal-cost next hops: the cost of a choice, which flows move when a member leaves, and how even the spread is.
 
 use std::hint::black_box;
 

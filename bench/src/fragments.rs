@@ -1,4 +1,4 @@
-//! Datagrams of 8 KiB in pieces: what a piece costs, and whether one tenant's flood of pieces costs another's datagrams anything.
+//! Fragmented datagrams of 8 KiB: the cost of a fragment, and the effect of one tenant's flood of fragments on another's datagrams.
 
 use weft_dataplane::pipeline::Source;
 use weft_fabric::Fabric;

@@ -1,7 +1,7 @@
 //! weft-bench: the benchmarks. Run by `cargo xtask bench [SUITE…] [--peers] [--json [FILE]] [--plots DIR]`.
 //!
-//! Each row has a name, a unit, the median of several samples and their spread, and, where one was measured in the same run, the figure of
-//! a peer.
+//! Each row has a name, a unit, the median of several samples and their spread, and the figure of a peer if one was measured in the same
+//! run.
 
 mod change;
 mod classify;

@@ -1,4 +1,4 @@
-//! The parts of the packet path by themselves: reading headers, sessions, tunnels. Cycles each.
+//! Single parts of the packet path: parsing, sessions, tunnels; in cycles.
 
 use std::hint::black_box;
 

@@ -1,4 +1,4 @@
-//! What the suites without sockets share: two hosts in memory, traffic between them, and the measure of a pipeline.
+//! Shared by the suites without sockets: two hosts in memory, traffic between them, and the measurement of a pipeline.
 
 use weft_dataplane::packet::{FrameMemory, Packet};
 use weft_dataplane::pipeline::{Pipeline, Settings, Source, VECTOR};

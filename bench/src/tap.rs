@@ -1,4 +1,4 @@
-//! The two ways over a tap beside each other: AF_XDP, and a packet socket with virtio headers. One core is the guest's side, one ours.
+//! AF_XDP compared with a packet socket with virtio headers, over a tap. One core is the guest's side, one ours.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};

@@ -1,4 +1,4 @@
-//! Several workers on one session table: what a second one adds. In memory, each on a core of its own.
+//! Several workers on one session table: the gain of a second one. In memory, each on a core of its own.
 
 use std::sync::Barrier;
 use std::time::{Duration, Instant};

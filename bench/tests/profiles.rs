@@ -1,4 +1,4 @@
-//! The profiles for traffic generators describe traffic that passes, and all of them the same.
+//! The profiles of all traffic generators describe the same traffic, and policy admits it.
 
 #![allow(clippy::unwrap_used)]
 

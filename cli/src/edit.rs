@@ -179,7 +179,7 @@ impl GroupAction {
                 edit(targets, Kind::SecurityGroup, &group, |object| {
                     if let Object::SecurityGroup(o) = object {
                         if o.rules.iter().any(|other| same(other, &rule)) {
-                            bail!("security_group {group} has this rule already");
+                            bail!("security_group {group} already has this rule");
                         }
                         o.rules.push(rule.clone());
                     }

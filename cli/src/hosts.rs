@@ -48,7 +48,10 @@ impl Hosts {
             }
             let behind: Vec<_> = behind(&reply, wanted).collect();
             if !behind.is_empty() {
-                bail!("hosts that are not at revision {wanted} yet: {}", behind.join(", "));
+                bail!(
+                    "hosts that are not at revision {wanted} yet: {}",
+                    behind.join(", ")
+                );
             }
         }
         Ok(())

@@ -138,7 +138,7 @@ impl<F: Flags> Create<F> {
                 }
                 Ok(objects)
             }
-            _ => Err(Usage("either an id with flags, or a file".to_owned()).into()),
+            _ => Err(Usage("give either an id with flags, or a file".to_owned()).into()),
         }
     }
 }
@@ -193,7 +193,7 @@ pub(crate) async fn get(
     let request = GetRequest { object: Some(key) };
     let ListReply { revision, objects } = client.get(request).await?.into_inner();
     let object = explode(objects.unwrap_or_default()).next();
-    Ok((revision, object.context("the controller sent nothing")?))
+    Ok((revision, object.context("the controller sent no object")?))
 }
 
 pub(crate) fn say_change(format: Format, reply: &ChangeReply) -> Result<()> {

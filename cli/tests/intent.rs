@@ -1,4 +1,4 @@
-//! weftctl and the controller: what people type, and what they are told.
+//! weftctl against a controller: commands, their output and their errors.
 
 #![allow(clippy::unwrap_used)]
 
@@ -36,7 +36,7 @@ subnets: [{id: red-a, vpc: red, cidrs: [10.0.0.1/24]}]
     assert_eq!(
         said,
         "weftctl: subnet red-a: cidrs[0]: '10.0.0.1/24' has host bits set; the prefix is 10.0.0.0/24\n\
-         weftctl: vpc red: vni: 1 is taken by vpc 'blue'\n"
+         weftctl: vpc red: vni: 1 is already used by vpc 'blue'\n"
     );
     let typo = scene
         .run_with("apply -f -", "vpcs: [{id: x, vnj: 3}]")
@@ -135,7 +135,7 @@ async fn each_kind_is_created_by_flags_listed_shown_and_deleted() {
     let wrong = scene.run_with("vpc create -f -", &yaml).await.failed(1);
     assert!(wrong.contains("port p1 is no vpc"), "{wrong}");
     let twice = scene.run("vpc create blue --vni 8").await.failed(1);
-    assert_eq!(twice, "weftctl: vpc blue exists already\n");
+    assert_eq!(twice, "weftctl: vpc blue already exists\n");
     for words in [
         "port delete p1",
         "subnet delete a",
@@ -177,7 +177,7 @@ async fn routes_are_added_replaced_listed_and_deleted() {
         .run("route add main 10.8.0.0/16 --port x")
         .await
         .failed(1);
-    assert!(nowhere.contains("a route to nowhere"), "{nowhere}");
+    assert!(nowhere.contains("there is no port 'x'"), "{nowhere}");
     scene.run("route delete main 0.0.0.0/0").await.ok();
     scene.run("route delete main 0.0.0.0/0").await.failed(1);
     let left: serde_json::Value =

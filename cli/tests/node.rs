@@ -1,4 +1,4 @@
-//! weftctl and a daemon, whose node service the test plays.
+//! weftctl against a daemon, whose node service the test implements.
 
 #![allow(clippy::unwrap_used)]
 

@@ -1,4 +1,4 @@
-//! weftctl shows who calls.
+//! weftctl authenticates with a certificate.
 
 #![allow(clippy::unwrap_used)]
 
@@ -55,10 +55,7 @@ async fn a_caller_is_known_by_a_certificate() {
     assert!(refused.contains("weft://role/operate"), "{refused}");
     let plain = format!("--controller {address} vpc list");
     let refused = scene.run(&plain).await.failed(1);
-    assert!(
-        refused.contains("certificates go with https://"),
-        "{refused}"
-    );
+    assert!(refused.contains("https:// needs certificates"), "{refused}");
     scene
         .run(&format!("{plain} --tls-ca {}", path("ca").display()))
         .await

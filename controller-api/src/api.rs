@@ -1,4 +1,4 @@
-//! The intent API over gRPC: wire forms in, status codes out, nothing decided here.
+//! The intent API over gRPC: decodes requests, calls [`crate::intent`], maps errors to status codes.
 
 use std::sync::Arc;
 

@@ -1,4 +1,4 @@
-//! Who calls, and what they may do.
+//! Authentication and authorization of callers.
 
 use tonic::transport::server::{TcpConnectInfo, TlsConnectInfo, UdsConnectInfo};
 use tonic::{Request, Status};
@@ -37,9 +37,10 @@ impl Caller {
         if let Some(tls) = extensions.get::<TlsConnectInfo<TcpConnectInfo>>() {
             let certificates = tls.peer_certs();
             let own = certificates.as_ref().and_then(|chain| chain.first());
-            let own = own.ok_or_else(|| Status::unauthenticated("no certificate was shown"))?;
+            let own =
+                own.ok_or_else(|| Status::unauthenticated("the client sent no certificate"))?;
             let names = Names::of(own).map_err(|reason| {
-                Status::unauthenticated(format!("the certificate is not understood: {reason}"))
+                Status::unauthenticated(format!("cannot parse the certificate: {reason}"))
             })?;
             return Ok(Self {
                 name: names.subject,
@@ -55,7 +56,7 @@ impl Caller {
         // Only what is known to have come without TLS is trusted without it.
         let plain = extensions
             .get::<TcpConnectInfo>()
-            .ok_or_else(|| Status::unauthenticated("nobody knows where this comes from"))?;
+            .ok_or_else(|| Status::unauthenticated("the connection has no peer address"))?;
         let address = plain.remote_addr();
         let name = address.map_or("somebody".to_owned(), |address| address.to_string());
         Ok(Self::trusted(name))

@@ -1,9 +1,10 @@
-//! From the intent of all tenants to the state of one host: what it needs, and nothing else.
+//! Compiles the intent of all tenants into the state of one host: only the objects that the host needs.
 //!
-//! Of each VPC that has ports on the host: the VPC, its subnets, every port with its place, the policy and routes of the local
-//! ports, the members of the groups that this policy names, and the hosts that may have to be reached. A host that a port has just left counts as
-//! one that it is on, as far as that host needs to know where the port is now. Other ports come without device, groups and pairs, subnets without a port here without what they tell guests. The result passes [`Scope::Node`](weft_proto::validate::Scope), and does not change unless something
-//! that the host acts on changes.
+//! Of each VPC that has ports on the host: the VPC, its subnets, every port with its host, the policy and routes of the local ports, the
+//! members of the groups that this policy names, and the hosts that may have to be reached. A host that a port has just left also gets the
+//! VPC, so that it can forward to the port's new host. Ports of other hosts come without device, groups and pairs; subnets without a port
+//! here come without DHCP settings. The result passes [`Scope::Node`](weft_proto::validate::Scope), and changes only when something that
+//! the host acts on changes.
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -1,6 +1,6 @@
-//! The intent of all tenants: changed whole or not at all, stored before it is acknowledged, then published.
+//! The intent of all tenants. A change is validated, stored, published, and only then acknowledged; or it changes nothing.
 //!
-//! The gRPC service calls the changes; every attached host's session watches the versions.
+//! The gRPC service calls it; the session of every attached host watches for new versions.
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -22,7 +22,7 @@ const AUDITED: usize = 20;
 #[derive(Debug, thiserror::Error)]
 #[allow(missing_docs)]
 pub enum ChangeError {
-    #[error("{}", list(.0, "exists already"))]
+    #[error("{}", list(.0, "already exists"))]
     Exists(Vec<Key>),
     #[error("{}", list(.0, "does not exist"))]
     Missing(Vec<Key>),
@@ -30,7 +30,7 @@ pub enum ChangeError {
     Malformed(#[from] StateError),
     #[error("{}", lines(.0))]
     Refused(Vec<v1::Violation>),
-    #[error("still referred to:\n{}", lines(.0))]
+    #[error("still in use:\n{}", lines(.0))]
     InUse(Vec<v1::Violation>),
     #[error(
         "the certificate of '{0}' does not name weft://role/admin, which a change of hosts needs"

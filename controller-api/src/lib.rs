@@ -2,8 +2,8 @@
 //!
 //! ```text
 //! api ──> intent ──> store          (a change: validated whole, stored, then published as a version)
-//!            ├─────> hosts ──> compile   (each attached host is brought to the newest version)
-//!            └─────> moves               (a port's old host is relieved of it after a while)
+//!            ├─────> hosts ──> compile   (each attached host gets the newest version)
+//!            └─────> moves               (the old host of a moved port stops forwarding after a while)
 //! ```
 
 #![forbid(unsafe_code)]

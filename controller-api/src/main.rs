@@ -77,11 +77,7 @@ fn check(file: &std::path::Path) -> Result<()> {
     let config = Config::read(file)?;
     config.tls.clone().map(ServerTls::new).transpose()?;
     store::check(&config.store)?;
-    println!(
-        "{}: good; listens at {}",
-        file.display(),
-        config.listen
-    );
+    println!("{}: good; listens at {}", file.display(), config.listen);
     Ok(())
 }
 

@@ -1,8 +1,7 @@
-//! Ports that move: for a grace time the host that a port has left sends on what still comes for it, until every other host has heard of
-//! the new place.
+//! Ports that move: the old host of a port forwards packets to the new one for a grace time, until all other hosts know the new host.
 //!
-//! Who came from where is part of the intent, and so outlives the controller; how long ago is not. After a start every move is given the
-//! whole time again.
+//! The old host of each port is part of the intent and survives a restart of the controller. The time of the move does not: after a start
+//! every move gets the whole grace time again.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -45,7 +44,7 @@ pub async fn end_in_time(intent: Arc<Intent>, grace: Duration) {
             match ended {
                 Ok(Ok(_)) => tracing::info!(ports = count, "moves ended"),
                 Ok(Err(error)) => {
-                    tracing::warn!(%error, "moves cannot be ended now");
+                    tracing::warn!(%error, "cannot end moves now; retrying");
                     tokio::time::sleep(RETRY).await;
                 }
                 Err(error) => tracing::error!(%error, "ending moves failed"),

@@ -1,6 +1,6 @@
-//! One version of the intent: a revision, its objects, and who is concerned by what.
+//! One version of the intent: a revision, its objects, and an index of the hosts that each change affects.
 //!
-//! Immutable once made, shared by every stream. The index is made by whoever needs it first, once.
+//! Immutable and shared by all streams. The index is built once, when it is first needed.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::OnceLock;

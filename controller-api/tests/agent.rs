@@ -1,4 +1,4 @@
-//! The controller and the daemon's agent together: what is asked of the one comes into effect at the other (invariant 4, behaviour 34).
+//! The controller and the daemon's agent together: a change at the controller takes effect at the host (invariant 4, behaviour 34).
 
 #![allow(clippy::unwrap_used)]
 

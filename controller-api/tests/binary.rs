@@ -1,4 +1,4 @@
-//! The program itself: what it acknowledged survives its being killed, and it stops cleanly when asked.
+//! The program weft-controller: acknowledged changes survive a kill, and it stops cleanly on SIGTERM.
 
 #![allow(clippy::unwrap_used)]
 

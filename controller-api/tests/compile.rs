@@ -1,5 +1,5 @@
-//! Random intents: whatever is a good intent compiles to a good state for every host, which holds nothing of other tenants
-//! (invariant 1), and deltas lead from one to the other.
+//! Random intents: every valid intent compiles to a valid state for each host, which contains nothing of other tenants (invariant 1), and
+//! deltas lead from each state to the next.
 
 #![allow(clippy::unwrap_used)]
 

@@ -53,7 +53,7 @@ async fn b031_create_get_list_delete_and_create_again() {
     let again = client.create(create(topology())).await.unwrap_err();
     assert_eq!(again.code(), Code::AlreadyExists);
     assert!(
-        again.message().contains("port b1 exists already"),
+        again.message().contains("port b1 already exists"),
         "{again}"
     );
 
@@ -94,11 +94,14 @@ ports: [{id: b3, vpc: blue, subnet: blue-a, mac: "02:00:00:00:00:09", addresses:
     assert_eq!(refused.code(), Code::InvalidArgument);
     for line in [
         "subnet green-a: cidrs[0]: '10.0.0.1/24' has host bits set; the prefix is 10.0.0.0/24",
-        "port b3: addresses[0]: 10.0.0.12 is taken by port 'b2' of the same vpc",
+        "port b3: addresses[0]: 10.0.0.12 is already used by port 'b2' of the same vpc",
     ] {
         assert!(refused.message().lines().any(|l| l == line), "{refused}");
     }
-    assert!(refused.message().contains("2 is taken by vpc"), "{refused}");
+    assert!(
+        refused.message().contains("2 is already used by vpc"),
+        "{refused}"
+    );
     let kept = list(&mut client, "", "").await;
     assert_eq!(kept[0].revision, 1);
     assert_eq!(kept[0].objects, Some(topology_in_order()));

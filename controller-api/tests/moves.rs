@@ -1,5 +1,4 @@
-//! Ports that move between hosts: the old host is told where to, the new one whence, everybody else only the new place; and after a while
-//! nobody any more.
+//! Ports that move between hosts: which hosts learn of the move, and that it ends after the grace time.
 
 #![allow(clippy::unwrap_used)]
 

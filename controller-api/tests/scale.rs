@@ -1,4 +1,4 @@
-//! One VPC with many ports over many hosts: a change still takes effect soon.
+//! One VPC with many ports on many hosts: a change still takes effect quickly.
 
 #![allow(clippy::unwrap_used)]
 

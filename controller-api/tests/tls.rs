@@ -1,4 +1,4 @@
-//! Who may speak: callers are known by certificates, and each does what theirs says and nothing else.
+//! Authentication and authorization: callers are identified by certificates, and can do only what theirs allows.
 
 #![allow(clippy::unwrap_used)]
 

@@ -1,4 +1,4 @@
-//! A hint to the processor.
+//! Cache prefetch hints.
 
 #![allow(unsafe_code)]
 

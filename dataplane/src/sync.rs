@@ -1,7 +1,8 @@
-//! What threads share is made of: the standard library's atomics and locks, crossbeam's bounded queue, and arc-swap's pointer.
+//! The types that shared data is built from: the standard library's atomics and locks, crossbeam's bounded queue, and arc-swap's pointer.
 //!
-//! Under the feature `loom` the same names are those of a model checker, which runs the tests named `threads` in every order that matters and lets
-//! loads see every value that the memory model allows (docs/reliability.md). Without it these are re-exports, and nothing else is compiled.
+//! Under the feature `loom` the same names are those of a model checker, which runs the tests named `threads` in every order that matters
+//! and lets loads see every value that the memory model allows (docs/reliability.md). Without it these are re-exports, and nothing else is
+//! compiled.
 
 #[cfg(not(feature = "loom"))]
 pub(crate) use {

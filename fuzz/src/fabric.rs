@@ -1,4 +1,4 @@
-//! Two hosts and two tenants with the same addresses, kept from input to input: after each one all sessions are let expire.
+//! Two hosts and two tenants with the same addresses, reused for all inputs: all sessions expire after each input.
 
 use std::cell::RefCell;
 

@@ -1,5 +1,5 @@
-//! What the fuzz targets do with their input, and what must hold after. The targets for guests' rings and monitors' messages are in
-//! `dataplane/src/port/vhost/fuzzing.rs`, beside what they need to see.
+//! The fuzz targets and their assertions. The targets for guests' rings and monitors' messages are in
+//! `dataplane/src/port/vhost/fuzzing.rs`, beside the private items that they use.
 #![forbid(unsafe_code)]
 
 mod fabric;

@@ -1,5 +1,5 @@
-//! Packets from guests and from the underlay. Whatever they are: no panic, no buffer lost, every packet accounted for, and no byte of one tenant
-//! to the other.
+//! Packets from guests and from the underlay. Asserts: no panic, no lost buffer, every packet accounted for, and no byte of one tenant
+//! reaches the other.
 
 use weft_dataplane::packet::{Offload, Segments};
 use weft_fabric::Delivered;

@@ -1,4 +1,4 @@
-//! What comes as configuration: node state from the controller, weftd's file, a tenant's topology.
+//! Configuration: node state from the controller, weftd's file, a tenant's topology.
 
 use std::path::Path;
 

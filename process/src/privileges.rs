@@ -1,6 +1,6 @@
-//! Least privilege: a process gives up, for good, every capability (capabilities(7)) that it does not need.
+//! Least privilege: a process drops, permanently, every capability (capabilities(7)) that it does not need.
 //!
-//! Capabilities belong to threads. [`keep_only`] is called before there is more than one, so that all of them come to have the same.
+//! Capabilities are per thread. Call [`keep_only`] while there is only one thread, so that all later threads inherit the result.
 
 use rustix::io::Errno;
 use rustix::thread::{

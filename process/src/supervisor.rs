@@ -1,5 +1,5 @@
-//! What a service manager is told, if one wants to know (sd_notify(3)): that the process is ready, that it stops, and, again and again,
-//! that it is well.
+//! Notifications to the service manager (sd_notify(3)): ready, stopping, and the watchdog's keep-alive. Does nothing when there is no
+//! service manager.
 
 use std::ffi::OsString;
 use std::io;

@@ -1,8 +1,8 @@
-//! Authentication: both ends of a TCP connection show a certificate of an authority that the other trusts (TLS 1.2 and 1.3, RFC 8446), and the
-//! client's says who it is.
+//! Authentication: both ends of a TCP connection present a certificate of an authority that the other trusts (TLS 1.2 and 1.3, RFC 8446),
+//! and the client's certificate identifies it.
 //!
-//! Files are named by path and read again when they have changed, by a client for each connection and by a server for each that it
-//! accepts, so that certificates are replaced without a restart. What is being replaced, or is broken, leaves a server with what it had.
+//! Files are named by path and read again when they have changed, by a client for each connection and by a server for each that it accepts,
+//! so that certificates are replaced without a restart. If the files cannot be read or used, a server continues with the previous ones.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -38,9 +38,9 @@ pub enum TlsError {
         path: PathBuf,
         reason: std::io::Error,
     },
-    #[error("{path} is not understood: {reason}")]
+    #[error("cannot parse {path}: {reason}")]
     Pem { path: PathBuf, reason: String },
-    #[error("{0} holds no certificate")]
+    #[error("{0} contains no certificate")]
     Empty(PathBuf),
     #[error("cannot use certificate {certificate} with key {key}: {reason}")]
     Refused {

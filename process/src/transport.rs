@@ -1,7 +1,6 @@
-//! Where weft's services are served and reached: `HOST:PORT` over TCP, with TLS or without, or `unix:/path`.
+//! Listening and connecting: `HOST:PORT` over TCP, with TLS or without, or `unix:/path`.
 //!
-//! The controller and the daemon serve through here, the agent and the command line connect through here, so that keep-alive and
-//! message sizes agree at both ends.
+//! Servers (controller, daemon) and clients (agent, command line) both use this module, so that keep-alive and message sizes agree.
 
 use std::future::Future;
 use std::io;
@@ -41,9 +40,11 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 pub enum TransportError {
     #[error("cannot listen at {address}: {reason}")]
     Bind { address: String, reason: io::Error },
-    #[error("'{0}' is no address: HOST:PORT, http://HOST:PORT, https://HOST:PORT or unix:/path")]
+    #[error(
+        "'{0}' is not an address: use HOST:PORT, http://HOST:PORT, https://HOST:PORT or unix:/path"
+    )]
     Address(String),
-    #[error("{0}: certificates go with https://, and https:// goes with certificates")]
+    #[error("{0}: https:// needs certificates, and certificates need https://")]
     Certificates(String),
     #[error(transparent)]
     Tls(#[from] TlsError),

@@ -1,6 +1,6 @@
-//! How the texts of the contract read: prefixes, MAC addresses and protocol words.
+//! Parsers for the texts of the contract: prefixes, MAC addresses and protocol names.
 //!
-//! The validator, the controller and the daemon all parse with these, so that a text which one accepts means the same to the others.
+//! The validator, the controller and the daemon share these parsers, so that a text has the same meaning everywhere.
 
 use std::net::IpAddr;
 

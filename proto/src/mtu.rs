@@ -1,4 +1,4 @@
-//! What a tunnel costs and what is left for the guest.
+//! Tunnel overhead, and the MTU that is left for guests.
 //!
 //! All sizes are bytes of IP packet: an overhead is outer IP, tunnel header and inner Ethernet together (RFC 7348 §5, RFC 2784, RFC 2890).
 

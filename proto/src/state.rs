@@ -216,7 +216,7 @@ pub enum StateError {
     #[error("'{0}' is not a kind of object")]
     UnknownKind(String),
     /// A delta deletes what is not there.
-    #[error("{0} is to be deleted but does not exist")]
+    #[error("cannot delete {0}: it does not exist")]
     Missing(Key),
 }
 

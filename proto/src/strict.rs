@@ -1,9 +1,10 @@
 //! Requests in which an unknown field is an error.
 //!
-//! Protobuf skips fields that it does not know. In a request that would be half obeyed: a newer client asks for something that this version knows
-//! nothing of, and is told that it was done. So the bytes of every message whose name ends in `Request` are held against the contract before
-//! they are decoded, and an unknown field is answered with INVALID_ARGUMENT, its message, path and number. Replies stay open, so that an older
-//! client understands a newer server. The host protocol has its own guard: digests of what was understood (`docs/decisions/001`).
+//! Protobuf skips fields that it does not know. In a request this is wrong: a newer client would ask for something that this version does
+//! not know, and get a success. Therefore the bytes of every message whose name ends in `Request` are compared with the contract before
+//! they are decoded, and an unknown field is answered with INVALID_ARGUMENT, its message, path and number. Replies may have unknown fields,
+//! so that an older client can read a newer server's. The host protocol detects unknown fields by digests
+//! (`docs/decisions/001-host-protocol.md`).
 
 use std::collections::HashMap;
 use std::marker::PhantomData;

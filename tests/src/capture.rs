@@ -1,4 +1,4 @@
-//! Recording what passes an interface, and decoding it with what we did not write.
+//! Captures on an interface, decoded by tshark.
 
 use std::{fs, path::PathBuf, process::Command, time::Duration};
 

@@ -1,4 +1,4 @@
-//! A program that runs beside a test: its output kept, its end certain.
+//! A program that runs during a test: its output is kept, and it is always ended.
 
 #![allow(unsafe_code)]
 

@@ -1,4 +1,4 @@
-//! A small disk that can be full.
+//! A small file system that a test can fill.
 
 use std::{
     fs::{self, File},

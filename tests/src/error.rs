@@ -1,4 +1,4 @@
-//! What can go wrong in a lab, with what a person would look at first.
+//! Errors of the lab, with the logs and counters that explain them.
 
 use std::{io, time::Duration};
 

@@ -1,4 +1,4 @@
-//! One thread of a program held still, while the others run.
+//! Stops one thread of a program while the others run.
 
 #![allow(unsafe_code)]
 

@@ -1,7 +1,7 @@
-//! The lab: hosts, links between them, workloads on them; made on demand, removed on drop.
+//! The lab: creates hosts, links and workloads, and removes them on drop.
 //!
-//! Names are `weft-<pid>-<number>-<label>`, so labs of several processes and threads don't meet. What a killed process left behind
-//! is removed by the next lab.
+//! Names are `weft-<pid>-<number>-<label>`, so labs of several processes and threads do not collide. What a killed process left behind is
+//! removed by the next lab.
 
 use std::{
     path::Path,

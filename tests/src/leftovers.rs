@@ -1,4 +1,5 @@
-//! What a program that was killed leaves in a network namespace: interfaces, addresses, routes and rules. Whatever runs there next would use them.
+//! Finds and removes what a killed program leaves in a network namespace (interfaces, addresses, routes, rules), before the next program
+//! runs there.
 
 use std::{collections::BTreeSet, time::Duration};
 

@@ -1,4 +1,4 @@
-//! One network namespace: commands that run in it, and code of ours that runs in it.
+//! One network namespace: runs commands and code in it.
 
 #![allow(unsafe_code)]
 

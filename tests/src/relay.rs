@@ -1,4 +1,4 @@
-//! A wire between a tap's far end and a link: frames cross as they come, and any of the tap's queues can be left unread.
+//! A wire between a tap's far end and a link. Any of the tap's queues can be left unread.
 
 use std::{
     sync::{

@@ -1,6 +1,6 @@
-//! A running site: a controller, hosts with their daemons, the underlay between them, and a workload for each port. Everything real:
-//! the programs that users run, in namespaces that the [`Lab`] made. A port's device says what its workload is: a namespace behind a veth, or a
-//! virtual machine.
+//! A running site: a controller, hosts with their daemons, the underlay between them, and a workload for each port. It runs the programs
+//! that users run, in namespaces of the [`Lab`]. A port's device says what its workload is: a namespace behind a veth, or a virtual
+//! machine.
 //!
 //! Hosts are linked directly when there are two, and by a bridge in a namespace of its own when there are more. Foreign hosts get a
 //! namespace with an uplink, and nothing else.

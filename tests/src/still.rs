@@ -1,7 +1,7 @@
-//! A transmit queue that stops while its link is up, as a network card's does when it no longer completes what it was given.
+//! A transmit queue that stops while its link is up, like that of a NIC that no longer completes what it has to send.
 //!
-//! The interface is one end of a veth pair with a queueing discipline, which therefore stops its queue when the other end's ring is full (Linux
-//! 6.16) instead of dropping. The other end's kernel is told to look into that ring only every so often (`gro_flush_timeout`,
+//! The interface is one end of a veth pair with a queueing discipline, which therefore stops its queue when the other end's ring is full
+//! (Linux 6.16) instead of dropping. The other end's kernel is configured to poll that ring only rarely (`gro_flush_timeout`,
 //! `napi_defer_hard_irqs`).
 
 use std::time::Duration;

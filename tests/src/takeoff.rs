@@ -1,4 +1,4 @@
-//! A program that a process has on an interface, taken off by force while the process lives on.
+//! Detaches a program from an interface by force, while the process that attached it keeps running.
 
 #![allow(unsafe_code)]
 

@@ -1,4 +1,4 @@
-//! The far end of a tap, which is a virtual machine monitor's otherwise: frames in and out, each with its virtio header.
+//! The far end of a tap, which a virtual machine monitor usually has: sends and receives frames, each with its virtio header.
 
 #![allow(unsafe_code)]
 

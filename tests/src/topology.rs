@@ -1,4 +1,4 @@
-//! Topologies of tests, written as short as they can be.
+//! Short topologies for tests.
 
 use weft_proto::v1::{Device, Objects};
 

@@ -1,4 +1,4 @@
-//! Waiting for what must come true, instead of sleeping and hoping.
+//! Waiting for conditions with a deadline.
 
 use std::{
     thread,

@@ -1,5 +1,6 @@
-//! What stands between a guest and its host does not depend on weftd: no packet of a guest is answered by the host's own stack while weftd has not
-//! begun, runs, is killed, stopped or restarted, and while its interface is renamed, moved or made again. The host's traffic on its uplinks passes all the while.
+//! The guard between guests and the host's own stack does not depend on weftd: the host's stack answers no packet of a guest before weftd
+//! has started, while it runs, after it is killed, stopped or restarted, and while the interface is renamed, moved or created again. The
+//! host's traffic on its uplinks passes all the time.
 
 #![allow(clippy::unwrap_used)]
 

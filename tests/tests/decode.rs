@@ -1,5 +1,5 @@
-//! b008, b010: what our hosts put on the wire, as a dissector reads it that we did not write: nothing malformed, every checksum good, the
-//! VNI or key that of the sender's VPC. A fabric where one host wants GRE and the others VXLAN.
+//! b008, b010: tshark decodes the packets between hosts: nothing malformed, every checksum right, the VNI or key that of the sender's VPC.
+//! A fabric where one host uses GRE and the others VXLAN.
 
 #![allow(clippy::unwrap_used)]
 

@@ -1,5 +1,5 @@
-//! Every process killed without a warning, under traffic, again and again: forwarding is soon back, nothing acknowledged is lost, nothing is left
-//! behind in the kernel, and nothing crosses tenants. `WEFT_FAULT_ROUNDS` says how often each is killed, `WEFT_FAULT_REPORT` where the figures go.
+//! Every process is killed under traffic, repeatedly: forwarding resumes soon, no acknowledged change is lost, nothing is left in the
+//! kernel, and nothing crosses tenants. `WEFT_FAULT_ROUNDS` sets how often each is killed, `WEFT_FAULT_REPORT` the file for the figures.
 
 #![allow(clippy::unwrap_used)]
 

@@ -1,5 +1,5 @@
-//! The README's first hour, followed line by line: its commands run on two clean hosts (each a systemd in a network namespace of the lab), and
-//! what it shows of their output is what they print.
+//! The README's first hour: its commands run on two clean hosts (each a systemd in a network namespace of the lab), and their output is
+//! compared with what the README shows.
 
 #![allow(clippy::unwrap_used)]
 

@@ -1,5 +1,5 @@
-//! Virtual machines that know nothing: they get their addresses, routes, MTU and name from the gateway, by DHCP, DHCPv6 and router advertisement, and
-//! reach each other with them.
+//! Virtual machines without configuration get their addresses, routes, MTU and name from the gateway by DHCP, DHCPv6 and router
+//! advertisement, and reach each other with them.
 
 #![allow(clippy::unwrap_used)]
 

@@ -1,4 +1,4 @@
-//! The life of a virtual machine beside that of its switch: it restarts, weftd restarts, cards are plugged in and taken out.
+//! Restarts of a virtual machine and of weftd, and hot-plugged cards.
 
 #![allow(clippy::unwrap_used)]
 

@@ -1,5 +1,5 @@
-//! Virtual machines with a kernel of their own behind taps, whose kernel side weftd has by AF_XDP: they reach each other across hosts whatever their
-//! cards leave to the other side, and what is sent between the hosts is in order.
+//! Virtual machines behind taps, whose host side weftd drives by AF_XDP: they reach each other across hosts with every combination of
+//! offloads, and packets between hosts are correct.
 
 #![allow(clippy::unwrap_used)]
 

@@ -1,5 +1,5 @@
-//! Virtual machines over vhost-user: whatever their rings and cards are like, they reach each other on one host and across hosts, and what is
-//! sent between the hosts is in order.
+//! Virtual machines over vhost-user: they reach each other on one host and across hosts with every kind of ring and card, and packets
+//! between hosts are correct.
 
 #![allow(clippy::unwrap_used)]
 

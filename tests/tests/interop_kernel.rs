@@ -1,5 +1,4 @@
-//! b010: the far side is the Linux kernel's VXLAN device, which we did not write: neighbours, pings and TCP, both ways, over an IPv4 and
-//! an IPv6 underlay.
+//! b010: interoperation with the Linux kernel's VXLAN device: neighbours, pings and TCP, both ways, over an IPv4 and an IPv6 underlay.
 
 #![allow(clippy::unwrap_used)]
 

@@ -1,5 +1,4 @@
-//! b010: the far side is Open vSwitch's userspace datapath, which we did not write: pings and TCP, both ways, over VXLAN and over GRE with
-//! a key.
+//! b010: interoperation with Open vSwitch's userspace datapath: pings and TCP, both ways, over VXLAN and over GRE with a key.
 
 #![allow(clippy::unwrap_used)]
 

@@ -1,4 +1,4 @@
-//! The lab harness itself: what the other tests rely on.
+//! The lab harness itself.
 
 #![allow(clippy::unwrap_used)]
 

@@ -1,4 +1,4 @@
-//! That a connection which lasts is the same one is really looked at: a program that connects again and again, though it writes on, is found out.
+//! The check that a long-lived connection stays the same one works: it detects a program that reconnects.
 
 #![allow(clippy::unwrap_used)]
 

@@ -1,4 +1,4 @@
-//! b034, b035: daemons and devices that come and go: what goes on meanwhile, what comes back by itself, what is refused.
+//! b034, b035: daemons and devices that come and go: what keeps working, what recovers, what is refused.
 
 #![allow(clippy::unwrap_used)]
 
@@ -460,13 +460,16 @@ fn a_state_file_stands_in_for_the_controller() {
         .unwrap();
         let daemon = site.hosts.get_mut("h1").unwrap().daemon.as_mut().unwrap();
         daemon.signal(libc::SIGHUP);
-        daemon.wait_for_output("state file taken up", SOON)?;
+        daemon.wait_for_output("state file reloaded", SOON)?;
         assert!(!site.pings("blue-2", "blue-1"), "nothing may come in now");
         assert!(site.pings("blue-1", "blue-2"), "everything may go out");
         let daemon = site.hosts.get_mut("h1").unwrap().daemon.as_mut().unwrap();
         std::fs::write(&file, state.replace("10.0.1.11", "10.9.9.9")).unwrap();
         daemon.signal(libc::SIGHUP);
-        daemon.wait_for_output("the state stays as it was", SOON)?;
+        daemon.wait_for_output(
+            "cannot reload the state file; the old state stays in force",
+            SOON,
+        )?;
         assert!(site.pings("blue-1", "blue-2"), "it stays as it was");
         Ok(())
     });

@@ -1,5 +1,5 @@
-//! Hosts as virtual machines: weftd under systemd on real drivers of network cards, which have native XDP, and uplinks that the kernel of the build
-//! machine does not have. What is known of the drivers is in docs/operations.md, "Network cards".
+//! Hosts as virtual machines: weftd under systemd with real NIC drivers, which have native XDP, and uplinks that the build machine's kernel
+//! does not have. What is known of the drivers is in docs/operations.md, "Network cards".
 
 #![allow(clippy::unwrap_used)]
 

@@ -1,4 +1,4 @@
-//! The metadata service end to end: real weftds, real clients, and a backend that tells what it was told.
+//! The metadata service end to end: real weftds, real clients, and a backend that returns what it received.
 
 #![allow(clippy::unwrap_used)]
 

@@ -1,4 +1,5 @@
-//! A port moves to another host, on real processes: what others still send to the old one arrives, until they have heard.
+//! A port moves to another host, with real processes: packets that other hosts still send to the old host arrive until they know of the
+//! move.
 
 #![allow(clippy::unwrap_used)]
 

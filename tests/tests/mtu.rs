@@ -1,4 +1,4 @@
-//! Narrow parts of the way, on real interfaces: a container's end of its veth, and a link behind a router of the underlay.
+//! Small MTUs on the path, on real interfaces: a container's end of its veth, and a link behind a router of the underlay.
 
 #![allow(clippy::unwrap_used)]
 

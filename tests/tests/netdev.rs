@@ -1,4 +1,4 @@
-//! Ports on kernel interfaces: segments whole, from a tap's guest, to it, and to the far end of a veth, while nothing of them reaches the host's
+//! Ports on kernel interfaces: whole segments from a tap's guest, to it, and to the far end of a veth, none of which reach the host's
 //! stack; and many ports on one packet memory.
 
 #![allow(clippy::unwrap_used)]

@@ -1,6 +1,6 @@
-//! What breaks around and inside the daemons while they run: networks that are cut, disks that are full, processes and threads that stand
-//! still, uplinks that go, a controller that is none. Forwarding goes on or comes back without a hand, and nothing is lost or left over.
-//! `WEFT_FAULT_ROUNDS` says how often, a tenth of it each; `WEFT_OUTAGE_REPORT` is the directory where the figures go.
+//! Faults around and inside running daemons: networks cut, disks full, processes and threads stopped, uplinks removed, a controller that is
+//! not one. Forwarding continues or recovers by itself, and nothing is lost or left over. `WEFT_FAULT_ROUNDS` sets how often (a tenth of it
+//! each); `WEFT_OUTAGE_REPORT` is the directory for the figures.
 
 #![allow(clippy::unwrap_used)]
 
@@ -438,7 +438,7 @@ fn a_hosts_disk_is_full_and_its_file_torn() {
         let newer = number(&status(site, "h1")["revision"]);
         assert!(newer > older && site.pings("blue-1", "blue-2"));
         wait_until("it says so", SOON, || {
-            log(site, "h1").contains("the state could not be kept")
+            log(site, "h1").contains("cannot write the state to disk")
         })?;
         // Killed now, it starts from what it kept before.
         end_controller(site, libc::SIGKILL)?;
@@ -449,14 +449,14 @@ fn a_hosts_disk_is_full_and_its_file_torn() {
         site.start_controller()?;
         site.wait_for_hosts()?;
         wait_until("it says so again", SOON, || {
-            log(site, "h1").contains("the state could not be kept")
+            log(site, "h1").contains("cannot write the state to disk")
         })?;
         assert_eq!(log(site, "h1").matches("could not be kept").count(), 1);
         // With room, what is in force is kept without another change, and without a controller.
         end_controller(site, libc::SIGKILL)?;
         disk.free()?;
         wait_until("it is kept", SOON, || {
-            log(site, "h1").contains("the state is kept again")
+            log(site, "h1").contains("the state is written to disk again")
         })?;
         kill_daemon(site, "h1")?;
         site.start_daemon("h1")?;
@@ -636,7 +636,7 @@ fn what_stands_in_the_controllers_place_and_is_none_is_not_obeyed() {
         })?;
         drop(listener);
         let said = log(site, "h1");
-        assert!(said.contains("forwarding on"), "{said}");
+        assert!(said.contains("forwarding continues"), "{said}");
         assert!(site.pings("red-1", "red-2"), "new flows meanwhile");
         fs::remove_file(&socket).unwrap();
         site.start_controller()?;

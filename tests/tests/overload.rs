@@ -1,5 +1,6 @@
-//! One tenant floods, another works on the same hosts and the same workers: what the other's traffic loses and how much longer it takes, and that
-//! no session of the other gives way. `WEFT_OVERLOAD_SECONDS` says for how long each flood goes on, `WEFT_OVERLOAD_REPORT` where the figures go.
+//! One tenant floods, and another works on the same hosts and workers: how much traffic the other loses, how much its latency grows, and
+//! that none of its sessions is evicted. `WEFT_OVERLOAD_SECONDS` sets the duration of each flood, `WEFT_OVERLOAD_REPORT` the file for the
+//! figures.
 
 #![allow(clippy::unwrap_used)]
 

@@ -1,4 +1,4 @@
-//! b026, b027, b030 and checksums: what only real kernels at both ends show of the path between them.
+//! b026, b027, b030 and checksums: properties of the path that only real kernels at both ends show.
 
 #![allow(clippy::unwrap_used)]
 

@@ -1,4 +1,4 @@
-//! The XDP programs on an interface: what they take, what they leave to the kernel, and that they go with the process.
+//! The XDP programs on an interface: which packets they take, which they pass to the kernel, and that they are detached with the process.
 
 #![allow(clippy::unwrap_used)]
 

@@ -1,6 +1,6 @@
-//! Real programs between workloads, on two hosts and on one, by IPv4 and IPv6, with weftd killed in the middle: they work, connections go on, and
-//! nothing is dropped but what policy asks for. `WEFT_PROGRAMS=all` runs every one in every way; else some run once. `WEFT_PROGRAMS_ONLY` names
-//! others, `WEFT_PROGRAMS_REPORT` a file for the figures.
+//! Real programs between workloads, on two hosts and on one, by IPv4 and IPv6, with weftd killed in the middle: they work, connections
+//! survive, and only packets that policy denies are dropped. `WEFT_PROGRAMS=all` runs every program in every way; otherwise some run once.
+//! `WEFT_PROGRAMS_ONLY` selects programs, `WEFT_PROGRAMS_REPORT` a file for the figures.
 
 #![allow(clippy::unwrap_used)]
 

@@ -1,6 +1,6 @@
-//! What stops or is taken away below a daemon while links stay up: transmit queues that take nothing any more, of uplinks and of ports, and XDP
-//! programs that somebody else takes off. What does not hang on it goes on, what is lost is counted, and all comes back without a hand.
-//! `WEFT_OUTAGE_REPORT` is the directory where the figures go.
+//! Faults below a daemon while links stay up: transmit queues of uplinks and ports that stop, and XDP programs that another process
+//! detaches. Everything else keeps working, losses are counted, and all recovers by itself. `WEFT_OUTAGE_REPORT` is the directory for the
+//! figures.
 
 #![allow(clippy::unwrap_used)]
 
@@ -374,7 +374,7 @@ fn a_program_that_somebody_takes_off_is_attached_again() {
         assert!(matches!(again, Err(PortError::ProgramBusy { .. })));
         let silent = stream.tally().received;
         assert!(theirs.holds(), "nobody is turned out");
-        let told = |site: &Site| log(site).matches("took our XDP program off").count();
+        let told = |site: &Site| log(site).matches("our XDP program was detached").count();
         let before = told(site);
         drop(theirs);
         wait_until("the stream goes on", SOON, || {

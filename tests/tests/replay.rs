@@ -1,6 +1,6 @@
-//! Captures of real programs, made where weft was not between, played through the pipelines of two hosts, or of one: what each station sent
-//! comes from its port, in order and at its time. Whatever does not arrive as it was sent must be what the switch answers itself, or what policy
-//! asks for. `weft-capture` makes the captures again; `WEFT_REPLAY_REPORT` names a file for the figures.
+//! Captures of real programs, made without weft, are replayed through the pipelines of two hosts, or of one: each station's frames enter at
+//! its port, in order and at their time. Every frame arrives as it was sent, unless the switch answers it itself or policy denies it.
+//! `weft-capture` makes the captures again; `WEFT_REPLAY_REPORT` names a file for the figures.
 
 #![allow(clippy::unwrap_used)]
 

@@ -1,5 +1,5 @@
-//! b003, b004 and b005: what clients that are not ours make of the gateway's answers: busybox's DHCP client, ISC's for DHCPv6, and the
-//! kernel's IPv6.
+//! b003, b004 and b005: the gateway's answers to other implementations' clients: busybox's DHCP client, ISC's for DHCPv6, and the kernel's
+//! IPv6.
 
 #![allow(clippy::unwrap_used)]
 

@@ -1,5 +1,5 @@
-//! Mixed traffic of two tenants while the configuration changes ten times a second: what policy leaves alone loses nothing, nothing
-//! crosses tenants, and no packet buffer goes missing. `WEFT_SOAK_SECONDS` makes it longer.
+//! Mixed traffic of two tenants while the configuration changes ten times a second: traffic that policy admits loses nothing, nothing
+//! crosses tenants, and no packet buffer is lost. `WEFT_SOAK_SECONDS` makes it longer.
 
 #![allow(clippy::unwrap_used)]
 

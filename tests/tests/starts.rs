@@ -1,5 +1,5 @@
-//! weftd starts while its ports and the underlay are busy: what it takes in, it forwards. It takes in nothing before it knows the ways to other
-//! hosts and has opened the ports that it may deliver to.
+//! weftd starts while its ports and the underlay are busy: it forwards every packet that it takes in, since it takes none before it knows
+//! the next hops and has opened the ports.
 
 #![allow(clippy::unwrap_used)]
 

@@ -1,5 +1,5 @@
-//! What a service manager and an auditor rely on: the daemons give up what they do not need and work on without it, they say how they are, and
-//! the units that start them are understood.
+//! Privileges and supervision: the daemons drop what they do not need and still work, they notify the service manager, and systemd accepts
+//! their units.
 
 #![allow(clippy::unwrap_used)]
 

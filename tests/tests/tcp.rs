@@ -1,5 +1,5 @@
-//! TCP between real kernels through two hosts that track it: options on and off, restarts in the midst of connections, tuples used again,
-//! and attackers who do not see the numbers (docs/decisions/007-tcp-tracking.md).
+//! TCP between real kernels through two hosts that track it: options on and off, restarts during connections, reused tuples, and attackers
+//! who do not know the sequence numbers (docs/decisions/007-tcp-tracking.md).
 
 #![allow(clippy::unwrap_used)]
 

@@ -1,4 +1,4 @@
-//! How the kernel is asked for the way to a peer, and that changes of it are noticed.
+//! Next hops to peers as the kernel reports them, and changes of them.
 
 #![allow(clippy::unwrap_used)]
 

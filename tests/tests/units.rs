@@ -1,5 +1,5 @@
-//! The units of packaging/systemd under a systemd that runs them, unchanged and installed as docs/operations.md says: one machine runs the controller,
-//! one a weftd, and another host is run by hand. What the daemons do, they do in the sandbox of their units.
+//! The units of packaging/systemd, unchanged and installed as docs/operations.md says, under a real systemd: one machine runs the
+//! controller, one a weftd, and another host is started by hand. The daemons do all their work inside the sandbox of their units.
 
 #![allow(clippy::unwrap_used)]
 

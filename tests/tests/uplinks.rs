@@ -1,4 +1,4 @@
-//! Uplinks and ports as they are found: what cannot work is refused by name with what to do, before and while weftd runs.
+//! Uplinks and ports that cannot work are refused with the reason and the remedy, before and while weftd runs.
 
 #![allow(clippy::unwrap_used)]
 

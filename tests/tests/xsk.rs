@@ -1,4 +1,4 @@
-//! AF_XDP queues on veth: frames in with room ahead, frames out, and the books of the frames.
+//! AF_XDP queues on veth: received frames have room ahead, frames are sent, and the accounting of frames is exact.
 
 #![allow(clippy::unwrap_used)]
 

@@ -103,7 +103,7 @@ fn serve(path: &std::path::Path) -> anyhow::Result<()> {
     let config = Config::read(path)?;
     let ground = daemon::ground(&config)?;
     // Before there is a second thread.
-    keep_only(DATAPLANE).context("cannot give up capabilities")?;
+    keep_only(DATAPLANE).context("cannot drop capabilities")?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()

@@ -1,4 +1,4 @@
-//! Building what the user runs, and handing over to the lab and the benchmarks.
+//! Builds the programs that users run, and starts the lab and the benchmarks.
 
 use std::{ffi::OsString, os::unix::process::CommandExt, path::PathBuf};
 

@@ -1,7 +1,7 @@
-//! The unit and integration tests, and how much of the code they run: lines, by crate.
+//! Line coverage of the unit and integration tests, by crate.
 //!
-//! Our own crates are built once more, instrumented and hardly optimised, by this program standing in for rustc: cargo keeps what such a stand-in
-//! builds apart, and shares all that is not ours.
+//! This program acts as cargo's wrapper around rustc and builds our own crates once more, instrumented and with little optimisation. Cargo
+//! keeps these builds apart, and shares those of all other crates.
 
 use std::{
     collections::BTreeMap,

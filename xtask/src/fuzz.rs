@@ -1,8 +1,8 @@
 //! `cargo xtask test fuzz`: the targets of `fuzz/`, built with coverage feedback for libFuzzer on the stable compiler, and run.
 //!
-//! Only weft's own crates are instrumented, by this program standing in for rustc, so that all others are shared with the main build. Each
-//! target starts from the seeds in `fuzz/corpus/TARGET`, among them every input that once broke something. What a run finds it keeps in
-//! `target/fuzz/corpus/TARGET` for the next one, and an input that breaks something in `target/fuzz/failures`.
+//! Only weft's own crates are instrumented, by this program as cargo's wrapper around rustc; the builds of all others are shared with the
+//! main build. Each target starts from the seeds in `fuzz/corpus/TARGET`, among them every input that once broke something. New inputs of a
+//! run are stored in `target/fuzz/corpus/TARGET` for the next one, and an input that fails in `target/fuzz/failures`.
 
 use std::{
     fs,

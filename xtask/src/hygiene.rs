@@ -1,5 +1,5 @@
-//! What comes in from outside, and what is said of the compiler: licences, sources, duplicates, known faults, unused dependencies, the minimum
-//! Rust version.
+//! Checks of dependencies (licences, sources, duplicates, advisories, unused ones), of the minimum Rust version, and of names in the
+//! documentation.
 
 use std::{fs, path::Path};
 

@@ -1,4 +1,4 @@
-//! `cargo xtask test model`: the differential test of `dataplane/tests/model`, for as long as one likes.
+//! `cargo xtask test model`: the differential test of `dataplane/tests/model`, for a given number of packets.
 
 use std::fs;
 

@@ -67,7 +67,7 @@ pub(crate) fn check() -> Result<()> {
         return Ok(());
     }
     bail!(
-        "documents name what is not there:\n  {}",
+        "documents name things that do not exist:\n  {}",
         missing.join("\n  ")
     )
 }

@@ -1,6 +1,6 @@
-//! Running commands: where they run, what is printed, how a failure reads.
+//! Runs commands, and prints progress and failures.
 //!
-//! Progress goes to standard error, so that `--json` on standard output stays clean.
+//! Progress goes to standard error, so that standard output has only the output of `--json`.
 
 use std::{
     ffi::OsStr,

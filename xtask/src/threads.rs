@@ -1,4 +1,4 @@
-//! `cargo xtask test threads`: what threads share, under a model checker (`dataplane/src/sync.rs`).
+//! `cargo xtask test threads`: checks data that threads share with the model checker loom (`dataplane/src/sync.rs`).
 
 use std::fs;
 

@@ -1,4 +1,4 @@
-//! `cargo xtask test faults`, `overload` and `programs`: end-to-end tests that go on for as long as one likes, and leave figures. `machines`: those that
+//! `cargo xtask test faults`, `overload` and `programs`: end-to-end tests of adjustable length that write figures. `machines`: those that
 //! take too long for every run.
 
 use std::{fmt::Display, fs, path::Path};
@@ -57,7 +57,7 @@ fn members(file: &Path) -> Result<String> {
         .and_then(|text| text.strip_suffix('}'));
     members
         .map(str::to_owned)
-        .with_context(|| format!("{} is no JSON object", file.display()))
+        .with_context(|| format!("{} is not a JSON object", file.display()))
 }
 
 fn remove(path: &Path) -> Result<()> {

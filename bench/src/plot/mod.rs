@@ -71,7 +71,7 @@ pub(crate) fn write(
     document: &serde_json::Value,
     directory: &Path,
 ) -> anyhow::Result<Vec<PathBuf>> {
-    let document = Document::deserialize(document).context("this is no document of results")?;
+    let document = Document::deserialize(document).context("not a document of results")?;
     std::fs::create_dir_all(directory)
         .with_context(|| format!("cannot make {}", directory.display()))?;
     let mut written = Vec::new();

@@ -1,4 +1,4 @@
-//! The few shapes that charts are drawn with.
+//! The shapes that charts are drawn with.
 
 use std::fmt::Write;
 

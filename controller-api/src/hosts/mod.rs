@@ -1,6 +1,6 @@
-//! The hosts and how far each has come: one session per host, the newest wins.
+//! The hosts and how far each is in sync: one session per host; the newest session wins.
 //!
-//! What a host last acknowledged is remembered beyond its session, so that one which comes back is sent the difference.
+//! What a host last acknowledged is remembered beyond its session, so that a host that reconnects gets the difference only.
 
 mod service;
 mod session;

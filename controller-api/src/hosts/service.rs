@@ -1,4 +1,4 @@
-//! The host protocol's service: a stream opens, says who it is, and becomes a session.
+//! The gRPC service of the host protocol: accepts a stream, authenticates the host by its Hello, and runs its session.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,7 +21,7 @@ const HELLO_DEADLINE: Duration = Duration::from_secs(10);
 pub(crate) struct Control {
     pub(crate) intent: Arc<Intent>,
     pub(crate) hosts: Arc<Hosts>,
-    /// True when the controller stops: the streams would never end by themselves.
+    /// True when the controller is stopping: the streams would never end by themselves.
     pub(crate) stopping: watch::Receiver<bool>,
 }
 
@@ -44,7 +44,7 @@ impl HostControl for Control {
             let result = tokio::select! {
                 result = run(&caller, &mut inbound, &sender, &intent, hosts) => result,
                 _ = stopping.wait_for(|stopping| *stopping) => {
-                    Err(Status::unavailable("the controller stops"))
+                    Err(Status::unavailable("the controller is stopping"))
                 }
             };
             if let Err(status) = result {
@@ -68,7 +68,7 @@ async fn run(
         tracing::warn!(
             host = hello.host,
             caller = caller.name,
-            "may not speak for the host"
+            "is not allowed to attach as this host"
         );
         return Err(refusal);
     }
@@ -99,18 +99,18 @@ async fn run(
 async fn hello(inbound: &mut Streaming<FromHost>) -> Result<Hello, Status> {
     let first = tokio::time::timeout(HELLO_DEADLINE, inbound.message())
         .await
-        .map_err(|_| Status::deadline_exceeded("the stream did not say Hello"))??;
+        .map_err(|_| Status::deadline_exceeded("the host sent no Hello in time"))??;
     let Some(from_host::Message::Hello(hello)) = first.and_then(|first| first.message) else {
         return Err(Status::invalid_argument("the first message must be Hello"));
     };
     if hello.protocol != HOST_PROTOCOL {
         return Err(Status::failed_precondition(format!(
-            "the host speaks version {} of the host protocol, the controller {HOST_PROTOCOL}",
+            "the host has version {} of the host protocol, the controller version {HOST_PROTOCOL}",
             hello.protocol
         )));
     }
     if hello.host.is_empty() {
-        return Err(Status::invalid_argument("Hello names no host"));
+        return Err(Status::invalid_argument("Hello has no host id"));
     }
     Ok(hello)
 }

@@ -1,7 +1,7 @@
-//! One host's session: brings the host to the newest version, one state at a time.
+//! One host's session: sends the newest version to the host, one state at a time.
 //!
-//! While a state is outstanding newer versions wait; the next one sent takes them all in. A delta starts from what the host last
-//! acknowledged, refused states in between or not.
+//! While a state is not yet acknowledged, newer versions wait; the next state that is sent contains all of them. A delta starts from what
+//! the host last acknowledged, also when it refused states in between.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -76,7 +76,7 @@ impl Session {
             }
             tokio::select! {
                 changed = versions.changed(), if self.outstanding.is_none() => {
-                    changed.map_err(|_| Status::unavailable("the controller stops"))?;
+                    changed.map_err(|_| Status::unavailable("the controller is stopping"))?;
                 }
                 message = inbound.message() => match message? {
                     Some(message) => self.hear(message)?,
@@ -180,7 +180,7 @@ impl Session {
         self.sender
             .send(Ok(message))
             .await
-            .map_err(|_| Status::cancelled("the host is gone"))
+            .map_err(|_| Status::cancelled("the host has disconnected"))
     }
 
     fn hear(&mut self, message: FromHost) -> Result<(), Status> {
@@ -204,9 +204,9 @@ impl Session {
                 Ok(())
             }
             Some(from_host::Message::Hello(_)) => {
-                Err(Status::invalid_argument("Hello is said once"))
+                Err(Status::invalid_argument("Hello was sent twice"))
             }
-            None => Err(Status::invalid_argument("a message of a kind not known")),
+            None => Err(Status::invalid_argument("unknown kind of message")),
         }
     }
 

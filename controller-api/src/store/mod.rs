@@ -1,4 +1,4 @@
-//! Where the intent outlives the controller. A change is durable when `commit` returns, or it never happened.
+//! Persistent storage of the intent. A change is durable when `commit` returns successfully.
 
 mod embedded;
 
@@ -56,15 +56,15 @@ pub enum StoreError {
     Database(Box<redb::Error>),
     #[error("{0} is damaged: restore it from a copy, or move it away and apply the intent again")]
     Damaged(PathBuf),
-    #[error("the database could not be opened again after a fault of its disk")]
+    #[error("the database could not be reopened after a disk error")]
     Closed,
     #[error(
-        "the database is at revision {0} by now: another program writes it, or a change was stored after all; restart the controller"
+        "the database is at revision {0}: another program has written to it, or a change was stored in spite of an error; restart the controller"
     )]
     Overtaken(u64),
-    #[error("the database holds format {0}, and this program reads format {1}")]
+    #[error("the database has format {0}; this program reads format {1}")]
     Format(u64, u64),
-    #[error("the database holds '{0}', which is not understood")]
+    #[error("cannot decode object '{0}' of the database")]
     Content(String),
 }
 

@@ -1,7 +1,7 @@
-//! Reading of outer headers: where the inner frame begins, which VPC it belongs to, and who sent it.
+//! Parses outer headers: the inner frame's offset, its VNI and the sending VTEP.
 //!
-//! The underlay is hostile until its source proves to be a known VTEP: every length is checked, checksums that are there are
-//! verified, reserved bits are ignored on receipt (RFC 7348 §5).
+//! The underlay is not trusted: every length is checked, checksums that are present are verified, reserved bits are ignored on receipt (RFC
+//! 7348 §5).
 
 use super::{GRE_ETHERNET, VXLAN_PORT};
 use crate::packet::DropReason;

@@ -1,7 +1,7 @@
-//! Packet buffers as the pipeline sees them: a frame that is owned exactly once, and where in it the packet lies.
+//! Packet buffers as the pipeline sees them: a frame with exactly one owner, and the packet's offset and length in it.
 //!
-//! A [`Frame`] is a token: it can't be copied, so a frame can't be in two rings at once, and whoever holds the token may
-//! touch the bytes. Where the bytes live (UMEM, guest memory, plain memory in a test) is behind [`FrameMemory`].
+//! A [`Frame`] is a token: it can't be copied, so a frame can't be in two rings at once, and only the holder of the token can access the
+//! bytes. Where the bytes live (UMEM, guest memory, plain memory in a test) is behind [`FrameMemory`].
 
 /// Ownership of one packet buffer.
 #[derive(Debug, PartialEq, Eq)]

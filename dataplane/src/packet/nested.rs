@@ -1,8 +1,8 @@
 //! Checksums inside of a guest's own tunnels.
 //!
-//! A container's kernel leaves to the device of its veth the checksum of the packet that it put into VXLAN, Geneve, GRE or IP, too; the outer one
-//! it has made right already (local checksum offload). Nobody says where such a checksum is, so that it is looked for where these tunnels have
-//! it. What does not look like one is left as it is.
+//! A container's kernel leaves the checksum of a packet inside VXLAN, Geneve, GRE or IP to its veth device; the outer checksum is already
+//! right (local checksum offload). There is no indication of where such a checksum is, so it is searched at the offsets that these tunnels
+//! have. Packets that do not match are not changed.
 
 use super::checksum;
 use super::parse::{ETHERNET, ETHERTYPE_IPV4, ETHERTYPE_IPV6, Family, protocol};

@@ -1,4 +1,4 @@
-//! Segmentation left to later (TSO, USO): a large frame holds a segment longer than any wire takes, and what is to be made of it.
+//! Segmentation left to later (TSO, USO): a large frame holds a segment longer than any link's MTU, and a note on how to split it.
 //!
 //! The note lies in the first bytes of the frame's data area, which no header reaches: packets begin far behind it.
 

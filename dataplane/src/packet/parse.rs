@@ -1,8 +1,8 @@
-//! Parsing of inner frames: one pass that checks every length it relies on, and yields the flow and the offsets.
+//! Parsing of inner frames: one pass that checks every length and returns the flow and the offsets.
 //!
-//! Called for each packet from a port, and for each inner frame from the uplink. What this module accepts, later stages may
-//! index without checking again: `l3`, `l4` and `end` of [`Parsed`] lie within the frame, and the transport header is whole
-//! unless the packet is a later fragment.
+//! Called for each packet from a port, and for each inner frame from the uplink. What this module accepts, later stages may index without
+//! checking again: `l3`, `l4` and `end` of [`Parsed`] lie within the frame, and the transport header is whole unless the packet is a later
+//! fragment.
 
 use super::checksum;
 use super::drop_reason::DropReason;

@@ -1,9 +1,9 @@
-//! The classifier: which of many rules decides about a subject, at a cost that hardly grows with their number.
+//! The classifier: finds the rule that decides among many, at a cost that hardly grows with their number.
 //!
-//! A rule is about a remote and a service (protocol with ports or ICMP type and code), so that there are two dimensions. Services are ranges of
-//! a 24-bit key. For every prefix that rules name, a step function over that key says which of its rules decides; another one over
-//! addresses says which prefix of them is the longest. Prefixes that contain each other are chained, and where the functions of a prefix
-//! and of the one around it are small, they are made one. Rules on anyone are a function of their own; rules on address sets are in
+//! A rule is about a remote and a service (protocol with ports or ICMP type and code), so that there are two dimensions. Services are
+//! ranges of a 24-bit key. For every prefix that rules name, a step function over that key says which of its rules decides; another one
+//! over addresses says which prefix of them is the longest. Prefixes that contain each other are chained, and where the functions of a
+//! prefix and of the one around it are small, they are made one. Rules on anyone are a function of their own; rules on address sets are in
 //! [`super::set_rules`]. The choice and its figures: `docs/decisions/004-rule-classification.md`.
 //!
 //! Built by the agent, immutable, shared by the ports that use it. Memory is linear in the rules: see [`Classifier::bytes`].

@@ -1,6 +1,6 @@
-//! Policy: rules of security groups and network ACLs, and the judgement over them. Evaluated on session misses only.
+//! Policy: rules of security groups and network ACLs, and their evaluation, on session misses only.
 //!
-//! [`Rule`] is one condition as it is configured, [`Classifier`] many of them compiled, [`AddressSet`] what rules refer to by name. Sets change
+//! [`Rule`] is one configured condition, [`Classifier`] many of them compiled, [`AddressSet`] what rules refer to by name. Sets change
 //! without their rules being compiled again.
 
 mod classifier;

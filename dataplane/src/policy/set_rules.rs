@@ -1,8 +1,8 @@
-//! Rules whose remote is an address set, by service: which sets must be asked for a subject's service.
+//! Rules whose remote is an address set, by service: finds the sets to look up for a service.
 //!
-//! Sets change all the time and rules seldom, so nothing of a set's content is in here. A segment tree over the ranges of services (Bentley, 1977)
-//! holds each rule at O(log n) nodes; the nodes above a service hold exactly the rules that are about it. n rules take O(n log n) memory
-//! whatever their ranges, and a look-up asks only sets that could decide.
+//! Sets change often and rules seldom, so the members of sets are not stored here. A segment tree over the ranges of services (Bentley,
+//! 1977) holds each rule at O(log n) nodes; the nodes above a service hold exactly the rules that are about it. n rules take O(n log n)
+//! memory whatever their ranges, and a look-up visits only sets that could decide.
 
 use super::steps::{Function, Functions, Maker, NONE, Step};
 use super::{AddressSet, Subject};

@@ -1,4 +1,4 @@
-//! The classifier against the plain walk over the rules.
+//! The classifier compared with a walk over all rules.
 
 use ipnetwork::IpNetwork;
 use proptest::collection::vec;

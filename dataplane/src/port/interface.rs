@@ -136,7 +136,7 @@ impl KeptTags {
         if strips_tags(&interface.name) != Some(false) {
             tracing::warn!(
                 interface = interface.name,
-                "the device strips VLAN tags and cannot be told otherwise (rx-vlan-offload), so that tunnel packets of any VLAN are taken: have none of them reach it"
+                "the device strips VLAN tags and this cannot be turned off (rx-vlan-offload): tunnel packets of every VLAN are accepted; keep tagged tunnel packets off this link"
             );
             return None;
         }

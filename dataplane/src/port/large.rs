@@ -51,7 +51,7 @@ impl Large {
 
     pub(super) fn put(&self, index: u32) {
         if self.free.push(index).is_err() {
-            tracing::error!("more free large frames than there are: one was freed twice");
+            tracing::error!("more free large frames than exist: one was freed twice");
         }
     }
 

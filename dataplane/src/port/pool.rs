@@ -40,14 +40,14 @@ impl Pool {
     fn put_batch(&self, batch: [u32; BATCH]) {
         // Both queues have room for every frame there is, so pushing fails only if a frame came twice.
         if self.batches.push(batch).is_err() {
-            tracing::error!("more free frames than there are: a frame was freed twice");
+            tracing::error!("more free frames than exist: one was freed twice");
         }
     }
 
     /// Gives one frame back.
     pub(super) fn put(&self, index: u32) {
         if self.loose.push(index).is_err() {
-            tracing::error!("more free frames than there are: a frame was freed twice");
+            tracing::error!("more free frames than exist: one was freed twice");
         }
     }
 

@@ -1,5 +1,5 @@
-//! How many frames a queue may keep with the kernel to receive into: as many as it wants while there are plenty, and ever fewer as they become
-//! scarce, so that the last port to open receives too, and some are left for packets on their way.
+//! How many frames a queue may keep with the kernel to receive into: as many as it wants while there are plenty, and fewer as they become
+//! scarce, so that ports that open later can receive too, and some are left for packets in flight.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;

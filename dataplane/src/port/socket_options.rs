@@ -1,4 +1,4 @@
-//! System calls on AF_XDP sockets that xsk-rs has no words for: options, limits, doorbells.
+//! System calls on AF_XDP sockets that xsk-rs does not offer: options, limits, wake-ups.
 
 #![allow(unsafe_code)]
 

@@ -1,6 +1,6 @@
 //! Tap interfaces: a virtual machine monitor holds the far end, weftd drives the near one by XDP as it does any interface.
 //!
-//! One that is not there is made. It stays when its port goes, since a virtual machine may hold it.
+//! A missing interface is created. It stays when its port is removed, since a virtual machine may use it.
 
 #![allow(unsafe_code)]
 

@@ -1,13 +1,13 @@
 //! Equal-cost next hops: weighted rendezvous hashing.
 //!
-//! Each member draws a number `u` in (0, 1) for the flow, by a hash of flow and member, and scores `-weight / ln(u)`; the highest score wins. A
-//! member that leaves moves only its own flows, one that comes takes only its share, and two hosts choose alike, since nothing counts but the flow
-//! and the members' names and weights (Thaler and Ravishankar, "Using name-based mappings to increase hit rates", 1998; weighted form by
-//! Schindelhauer and Schomaker, 2005). Among members of one weight the highest draw wins, so that a logarithm is taken once for each weight,
-//! not for each member: a group of 256 alike costs 256 multiplications (bench suite `ecmp`). Called once per session.
+//! Each member draws a number `u` in (0, 1) for the flow, by a hash of flow and member, and scores `-weight / ln(u)`; the highest score
+//! wins. A member that leaves moves only its own flows, a new one takes only its share, and all hosts choose alike, since only the flow and
+//! the members' names and weights count (Thaler and Ravishankar, "Using name-based mappings to increase hit rates", 1998; weighted form by
+//! Schindelhauer and Schomaker, 2005). Among members of one weight the highest draw wins, so that a logarithm is taken once for each
+//! weight, not for each member: a group of 256 alike costs 256 multiplications (bench suite `ecmp`). Called once per session.
 //!
-//! A table of slots would be cheaper still, but not exact: for a spread within 5 % over 256 members it needs a million slots for every group,
-//! whatever its size, since a change of the number of slots moves flows of everybody.
+//! A table of slots would be cheaper still, but not exact: for a spread within 5 % over 256 members it needs a million slots for every
+//! group, whatever its size, since a change of the number of slots moves flows of everybody.
 
 use crate::packet::Flow;
 

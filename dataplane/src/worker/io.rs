@@ -1,4 +1,4 @@
-//! A worker's queues: what it reads, what waits to be sent, and the way to other workers' queues.
+//! A worker's queues: receiving, pending transmissions, and the path to other workers' queues.
 
 use std::os::fd::RawFd;
 use std::sync::Arc;

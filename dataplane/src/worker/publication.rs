@@ -1,4 +1,5 @@
-//! Which generation a worker judges by. The newest snapshot is a pointer that is exchanged; each worker takes it up between two vectors, and says so.
+//! Publication of snapshots. The newest snapshot is a pointer that is swapped; each worker loads it between two vectors and reports its
+//! generation.
 
 use crate::sync::atomic::{AtomicU32, Ordering};
 

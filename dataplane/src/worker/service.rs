@@ -1,8 +1,7 @@
-//! Where workers and a service of this host meet: a [`Desk`], at which they leave it packets, and an [`Outlet`], by which it sends packets
-//! to ports.
+//! Queues between workers and a service of this host: a [`Desk`] for packets to the service, and an [`Outlet`] for its packets to ports.
 //!
-//! The service may be slow, and may hold locks; a worker never waits for it. What finds no room is dropped, and counted at the port that
-//! it concerns.
+//! The service may be slow, and may hold locks; a worker never waits for it. Packets that do not fit are dropped, and counted at their
+//! port.
 
 use std::future::poll_fn;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

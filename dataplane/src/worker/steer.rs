@@ -1,4 +1,4 @@
-//! Which of a guest's queues a flow goes to: a guest reads each of its queues on another processor.
+//! Selects the guest's queue for a flow: a guest reads each of its queues on another processor.
 
 use crate::packet::parse::{ETHERNET, ETHERTYPE_IPV4, ETHERTYPE_IPV6, protocol};
 

@@ -1,7 +1,7 @@
-//! The watchdog: a thread that notices workers which no longer go round.
+//! The watchdog: a thread that reports workers which no longer poll.
 //!
-//! It reads what workers write anyway: the time that they account for grows with every round, and a worker without work goes round
-//! fifty times a second. What it finds is in each worker's [`Gauge`]; nothing waits for a worker that it holds to be stuck.
+//! It reads the time that workers account for, which grows with every round; an idle worker does fifty rounds a second. Results are in each
+//! worker's [`Gauge`]; nothing waits for a worker that is marked as stuck.
 
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};

@@ -1,4 +1,4 @@
-//! A change costs what it changes: sessions of other VPCs, and of other tunnels, go on as they were.
+//! A change affects only what it changes: sessions of other VPCs and of other tunnels continue.
 
 use weft_fabric::Fabric;
 use weft_proto::v1;

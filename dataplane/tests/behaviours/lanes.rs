@@ -1,5 +1,5 @@
-//! Which way packets take: the fast lane for those whose session says all, the general way for those of which more has to be known, and the
-//! judgement for those that open or end something. All three do the same to a packet, so that only their counters tell.
+//! The path that packets take: the fast path when the session decides, the general path when more has to be known, and policy when a packet
+//! opens or ends a flow. All three treat a packet alike, so only their counters differ.
 
 use std::sync::Arc;
 

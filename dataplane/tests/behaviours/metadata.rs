@@ -1,4 +1,4 @@
-//! What the pipeline makes of packets to the metadata addresses, with a service on the host and without one.
+//! Packets to the metadata addresses in the pipeline, with a service on the host and without one.
 
 use weft_dataplane::packet::{DropReason, Offload, Segments};
 use weft_dataplane::pipeline::Settings;

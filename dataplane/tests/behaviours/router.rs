@@ -1,4 +1,4 @@
-//! The router's manners: behaviours 22, 26, 27, 29.
+//! The router: behaviours 22, 26, 27, 29.
 
 use std::collections::HashMap;
 

@@ -1,5 +1,5 @@
-//! Hostile questions to the gateway's services: whatever a guest makes of a message, nothing panics, nothing leaks, and an answer goes to nobody
-//! but the guest, whole and no longer than its subnet's packets may be.
+//! Hostile requests to the gateway's services: no panic, no leak, and answers go only to the guest that sent the request, complete and
+//! within its subnet's MTU.
 
 use dhcproto::v4::{DhcpOption, MessageType, OptionCode};
 use dhcproto::{Encodable, v6};

@@ -1,4 +1,4 @@
-//! What a trace says of a packet's way.
+//! The output of traces.
 
 use weft_dataplane::pipeline::trace;
 use weft_fabric::Fabric;

@@ -1,5 +1,4 @@
-//! A vector is no more than the sum of its packets: whatever is together in it, each packet fares as it would alone, and those of a flow
-//! stay in order. The fast lane and the general way take turns here.
+//! Packets in a vector are treated as they would be alone, and packets of a flow stay in order. Fast and general path alternate here.
 
 use proptest::prelude::*;
 use weft_dataplane::packet::{DropReason, FrameMemory};

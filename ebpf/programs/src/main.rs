@@ -1,9 +1,10 @@
 //! weft's two XDP programs, one for uplinks and one for ports, their maps, and the guard that keeps ports and the host's stack apart.
 //!
-//! The object is loaded once for every uplink, which so has maps of its own, and once for all ports of a host: to load it, and to attach it for
-//! the first time, takes tens of milliseconds, and there are many ports. The uplink program takes the tunnel packets to our addresses and nothing else: the host keeps its own traffic. The port program takes everything: a
-//! guest never reaches the host's stack. What is too long for a ring of a tap, the port program passes to a packet socket, and the guard
-//! drops it thereafter. The guard stays on the interface when the daemon is gone, and has no state. What counts as a tunnel packet is in [`parse`].
+//! The object is loaded once for every uplink, which therefore has maps of its own, and once for all ports of a host: loading it and
+//! attaching it for the first time takes tens of milliseconds, and there are many ports. The uplink program takes the tunnel packets to our
+//! addresses and nothing else: the host keeps its own traffic. The port program takes everything: a guest never reaches the host's stack.
+//! The port program passes packets that are too long for a tap's ring to a packet socket, after which the guard drops them. The guard stays
+//! on the interface when the daemon is gone, and has no state. What counts as a tunnel packet is in [`parse`].
 #![no_std]
 #![no_main]
 

@@ -1,8 +1,8 @@
-//! What a packet from the underlay is: a tunnel packet, a fragment, or none of our business.
+//! Classifies a packet from the underlay: a tunnel packet, a fragment, or one for the kernel.
 //!
 //! Reads headers only as far as the decision needs: Ethernet, untagged or with a priority tag (IEEE 802.1Q §9.6), IPv4 with options (RFC
-//! 791), IPv6 with up to four extension headers (RFC 8200 §4), UDP port 4789 (RFC 7348) and GRE that carries Ethernet (RFC
-//! 2784). What is beyond these bounds is the kernel's.
+//! 791), IPv6 with up to four extension headers (RFC 8200 §4), UDP port 4789 (RFC 7348) and GRE that carries Ethernet (RFC 2784). All other
+//! packets go to the kernel.
 
 use aya_ebpf::programs::XdpContext;
 use weft_ebpf_types::{AddressKey, GRE_ETHERNET, PROTOCOL_GRE, VXLAN_PORT, mapped_v4};

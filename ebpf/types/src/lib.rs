@@ -1,7 +1,7 @@
 //! Plain types that the XDP programs and the daemon share: names of programs and maps, keys, counters.
 //!
-//! No dependency and no standard library, since it is compiled for the kernel's virtual machine too. Whatever is here is a
-//! contract between the object file and the daemon that embeds it; both are built from the same tree.
+//! No dependency and no standard library, since it is compiled for the kernel's virtual machine too. The types are the interface between
+//! the object file and the daemon that embeds it; both are built from the same tree.
 #![no_std]
 #![forbid(unsafe_code)]
 

@@ -1,4 +1,4 @@
-//! What a subnet tells its guests by DHCP, DHCPv6 and router advertisements, and the names in it.
+//! Rules on a subnet's DHCP, DHCPv6 and router advertisement settings, and on the names in them.
 
 use std::collections::HashSet;
 use std::net::IpAddr;
@@ -49,7 +49,7 @@ fn check_servers(at: At<'_>, dhcp: &v1::Dhcp, report: &mut Report) {
             continue;
         };
         if !is_host(address) {
-            let rule = format!("{address} is not the address of a host");
+            let rule = format!("{address} is not a unicast address");
             report.add(at, field, rule);
         } else if !seen.insert(address) {
             report.add(at, field, format!("{address} is given twice"));
@@ -69,7 +69,7 @@ fn is_host(address: IpAddr) -> bool {
 }
 
 fn check_routes(at: At<'_>, dhcp: &v1::Dhcp, prefixes: &[IpNetwork], report: &mut Report) {
-    let bound = ("a subnet tells", limits::SUBNET_DHCP_ROUTES, "routes");
+    let bound = ("a subnet has", limits::SUBNET_DHCP_ROUTES, "routes");
     if !report.within(at, "dhcp.routes", dhcp.routes.len(), bound) {
         return;
     }
@@ -83,7 +83,7 @@ fn check_routes(at: At<'_>, dhcp: &v1::Dhcp, prefixes: &[IpNetwork], report: &mu
                 report.add(at, field, rule);
             }
             Some(prefix) if !seen.insert(prefix) => {
-                report.add(at, field, format!("{prefix} has a route already"));
+                report.add(at, field, format!("{prefix} already has a route"));
             }
             _ => {}
         }
@@ -103,16 +103,14 @@ fn check_mode(at: At<'_>, dhcp: &v1::Dhcp, prefixes: &[IpNetwork], report: &mut 
         return;
     }
     if !MODES.contains(&mode) {
-        let rule = format!("'{mode}' is none of {}", MODES.join(", "));
+        let rule = format!("'{mode}' is not one of {}", MODES.join(", "));
         report.add(at, field, rule);
         return;
     }
     match prefixes.iter().find(|prefix| prefix.is_ipv6()) {
         None => report.add(at, field, "the subnet has no IPv6 prefix"),
         Some(prefix) if mode != MODES[0] && prefix.prefix() != 64 => {
-            let rule = format!(
-                "guests make their address of a /64 (RFC 4862 5.5.3), and the prefix is {prefix}"
-            );
+            let rule = format!("SLAAC needs a /64 (RFC 4862 5.5.3); the prefix is {prefix}");
             report.add(at, field, rule);
         }
         Some(_) => {}

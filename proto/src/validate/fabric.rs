@@ -1,4 +1,4 @@
-//! Hosts and VPC-IDs: what the underlay is told, and whether every tunnel that a VPC needs can be made and carries its packets.
+//! Rules on hosts and VPC-IDs, and whether every tunnel that a VPC needs is possible and its MTU large enough.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -19,7 +19,7 @@ pub(super) fn check_vpc(at: At<'_>, vpc: &v1::Vpc, report: &mut Report) {
 
 pub(super) fn check_host(at: At<'_>, host: &v1::Host, report: &mut Report) {
     if host.vteps.is_empty() {
-        report.add(at, "vteps", "a host has at least one tunnel address");
+        report.add(at, "vteps", "a host needs at least one tunnel address");
     }
     report.within(
         at,
@@ -33,7 +33,7 @@ pub(super) fn check_host(at: At<'_>, host: &v1::Host, report: &mut Report) {
             continue;
         };
         if let Some(what) = special_use(address.into()) {
-            let rule = format!("{text} is not a unicast address that is routed: it is {what}");
+            let rule = format!("{text} is not a routable unicast address: it is {what}");
             report.add(at, field, rule);
         }
     }
@@ -67,7 +67,7 @@ pub(super) fn check_uniqueness(index: &Index<'_>, report: &mut Report) {
                         kind: Kind::Vpc,
                         id: &vpc.id,
                     };
-                    let rule = format!("{} is taken by vpc '{}'", vpc.vni, other.get());
+                    let rule = format!("{} is already used by vpc '{}'", vpc.vni, other.get());
                     report.add(at, "vni", rule);
                 }
                 Entry::Vacant(free) => drop(free.insert(&vpc.id)),
@@ -82,7 +82,7 @@ pub(super) fn check_uniqueness(index: &Index<'_>, report: &mut Report) {
                         continue;
                     };
                     if let Some(other) = vteps.insert(address, &host.id) {
-                        let rule = format!("{address} is taken by host '{other}'");
+                        let rule = format!("{address} is already used by host '{other}'");
                         report.add(at, format!("vteps[{i}]"), rule);
                     }
                 }

@@ -1,5 +1,5 @@
-//! How much one object may hold. A table is bounded by these and by the number of objects, so that no tenant's request can take a host's memory or
-//! make a packet's judgement long; `docs/operations.md` lists them.
+//! Limits on the size of one object. Together with the number of objects they bound every table, so that no tenant's request can exhaust a
+//! host's memory or make the decision about a packet slow; `docs/operations.md` lists them.
 
 use super::{At, Report};
 

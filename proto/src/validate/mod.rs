@@ -1,7 +1,7 @@
-//! The rules that a set of objects obeys, checked whole: every violation is named by object, field and rule.
+//! Validation of a set of objects as a whole: every violation is reported with object, field and rule.
 //!
-//! The controller checks the intent before it stores it, the daemon checks its node state before it applies it; both refuse a set
-//! that breaks any rule. Each file here holds the rules of some kinds; this one holds the indexes that they share and the rules of ids.
+//! The controller checks the intent before it stores it, the daemon checks its node state before it applies it; both refuse a set that
+//! breaks any rule. Each file here has the rules of some kinds; this one has the shared indexes and the rules of ids.
 
 mod dhcp;
 mod fabric;

@@ -1,4 +1,4 @@
-//! Subnets: their prefixes, gateways and references; `dhcp` holds what they tell guests.
+//! Subnets: their prefixes, gateways and references; `dhcp` has their DHCP settings.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -51,7 +51,7 @@ pub(super) fn check(at: At<'_>, subnet: &v1::Subnet, index: &Index<'_>, report: 
 
 fn check_prefixes(at: At<'_>, subnet: &v1::Subnet, report: &mut Report) -> Vec<IpNetwork> {
     if subnet.cidrs.is_empty() {
-        report.add(at, "cidrs", "a subnet has at least one prefix");
+        report.add(at, "cidrs", "a subnet needs at least one prefix");
     }
     let mut prefixes: Vec<IpNetwork> = Vec::new();
     for (i, text) in subnet.cidrs.iter().enumerate() {
@@ -70,11 +70,11 @@ fn check_prefixes(at: At<'_>, subnet: &v1::Subnet, report: &mut Report) -> Vec<I
         }
         let longest = if prefix.is_ipv4() { 30 } else { 126 };
         if let Some(what) = special_use(prefix) {
-            let rule = format!("{prefix} has {what} addresses, which guests may not be given");
+            let rule = format!("{prefix} contains {what} addresses, which guests cannot have");
             report.add(at, field, rule);
         } else if prefix.prefix() > longest {
             let rule =
-                format!("a prefix longer than /{longest} has no room for a gateway and a port");
+                format!("a prefix longer than /{longest} is too small for a gateway and a port");
             report.add(at, field, rule);
         }
         prefixes.push(prefix);
@@ -87,7 +87,7 @@ fn check_gateways(at: At<'_>, subnet: &v1::Subnet, prefixes: &[IpNetwork], repor
         return;
     }
     if subnet.gateways.len() != subnet.cidrs.len() {
-        let rule = "either none or one for each prefix";
+        let rule = "set none, or one for each prefix";
         report.add(at, "gateways", rule);
     }
     let mut served: Vec<IpNetwork> = Vec::new();

@@ -28,7 +28,7 @@ pub(super) fn check_acl(at: At<'_>, acl: &v1::NetworkAcl, index: &Index<'_>, rep
             report.add(at, format!("{field}.number"), text);
         }
         if let Some(first) = numbers.insert((&rule.direction, rule.number), i) {
-            let text = format!("{} is taken by rules[{first}]", rule.number);
+            let text = format!("{} is already used by rules[{first}]", rule.number);
             report.add(at, format!("{field}.number"), text);
         }
         if !matches!(rule.action.as_str(), "allow" | "deny") {
@@ -283,7 +283,7 @@ impl Match<'_> {
         for (name, bound) in bounds {
             match bound {
                 None => {
-                    let rule = "port_min and port_max go together";
+                    let rule = "set both port_min and port_max, or neither";
                     report.add(at, format!("{field}.{name}"), rule);
                 }
                 Some(port) if port > 65535 => {

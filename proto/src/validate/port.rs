@@ -1,4 +1,4 @@
-//! Ports: addresses, MACs, groups, where they live and by what device.
+//! Ports: addresses, MACs, groups, hosts and devices.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -34,7 +34,7 @@ pub(super) fn check(
     index.require_vpc(at, &port.vpc, report);
     let vpc = &port.vpc;
     if port.subnet.is_empty() {
-        report.add(at, "subnet", "a port has a subnet");
+        report.add(at, "subnet", "a port needs a subnet");
     }
     check_reference(
         index,
@@ -103,7 +103,7 @@ fn check_addresses(at: At<'_>, port: &v1::Port, subnet: Option<&v1::Subnet>, rep
             continue;
         };
         if let Some(what) = special_use(address.into()) {
-            let rule = format!("{address} is {what}: no port can have it");
+            let rule = format!("{address} is {what}, which a port cannot have");
             report.add(at, field, rule);
             continue;
         }
@@ -143,7 +143,7 @@ fn check_limits(at: At<'_>, port: &v1::Port, report: &mut Report) {
             }
             let bursts = rate.div_ceil(100)..=rate * 60;
             if burst != 0 && rate == 0 {
-                report.add(at, field(&burst_field), "a burst goes with a rate");
+                report.add(at, field(&burst_field), "a burst needs a rate");
             } else if burst != 0 && !bursts.contains(&burst) {
                 let rule = format!(
                     "{burst} is outside {} to {}, what the rate gives in 10 milliseconds to a minute",
@@ -196,7 +196,7 @@ fn check_place(
     if port.host.is_empty() {
         // Not bound yet: nothing reaches it, and no host is told of it.
         if let Scope::Node { .. } = scope {
-            report.add(at, "host", "a port lives on a host");
+            report.add(at, "host", "a port needs a host");
         }
         return;
     }
@@ -205,7 +205,7 @@ fn check_place(
         return;
     };
     if port.moved_from == port.host {
-        report.add(at, "moved_from", "this is the host that the port lives on");
+        report.add(at, "moved_from", "this is the port's present host");
     }
     let needs_device = match scope {
         Scope::Intent => !host.foreign,
@@ -213,7 +213,7 @@ fn check_place(
     };
     match &port.device {
         None if needs_device => {
-            let rule = "a port on a host that runs weftd has a device, such as {kind: netdev, name: veth0}";
+            let rule = "a port on a host that runs weftd needs a device, such as {kind: netdev, name: veth0}";
             report.add(at, "device", rule);
         }
         None => {}
@@ -228,7 +228,7 @@ fn check_device(device: &v1::Device, at: At<'_>, report: &mut Report) {
         kind, name, mode, ..
     } = device;
     if !matches!(kind.as_str(), "netdev" | "tap" | "vhost-user") {
-        let rule = format!("'{kind}' is not a kind of device; netdev, tap and vhost-user are");
+        let rule = format!("'{kind}' is not a kind of device: use netdev, tap or vhost-user");
         return report.add(at, "device.kind", rule);
     }
     let guest = kind == "vhost-user";
@@ -263,7 +263,7 @@ fn check_device(device: &v1::Device, at: At<'_>, report: &mut Report) {
     }
     match device.queues {
         1.. if kind == "netdev" => {
-            let rule = "a netdev has the queues that its interface has";
+            let rule = "a netdev takes its queues from its interface: leave queues out";
             report.add(at, "device.queues", rule);
         }
         0..=MAX_QUEUES => {}
@@ -338,14 +338,17 @@ pub(super) fn check_uniqueness(index: &Index<'_>, report: &mut Report) {
         if let Ok(mac) = parse_mac(&port.mac)
             && let Some(other) = macs.insert((&port.vpc, mac), &port.id)
         {
-            let rule = format!("{} is taken by port '{other}' of the same vpc", port.mac);
+            let rule = format!(
+                "{} is already used by port '{other}' of the same vpc",
+                port.mac
+            );
             report.add(at, "mac", rule);
         }
         for (i, text) in port.addresses.iter().enumerate() {
             if let Ok(address) = text.parse()
                 && let Some(other) = addresses.insert((&port.vpc, address), &port.id)
             {
-                let rule = format!("{address} is taken by port '{other}' of the same vpc");
+                let rule = format!("{address} is already used by port '{other}' of the same vpc");
                 report.add(at, format!("addresses[{i}]"), rule);
             }
         }
@@ -354,7 +357,7 @@ pub(super) fn check_uniqueness(index: &Index<'_>, report: &mut Report) {
             && let Some(other) = devices.insert((&port.host, &device.name), &port.id)
         {
             let rule = format!(
-                "'{}' of host '{}' is taken by port '{other}'",
+                "'{}' of host '{}' is already used by port '{other}'",
                 device.name, port.host
             );
             report.add(at, "device.name", rule);

@@ -1,4 +1,4 @@
-//! Route tables: every route leads to exactly one place, and that place exists.
+//! Route tables: every route has exactly one target, which exists.
 
 use std::collections::{HashMap, HashSet};
 
@@ -26,7 +26,7 @@ pub(super) fn check(at: At<'_>, table: &v1::RouteTable, index: &Index<'_>, repor
             report.take(at, format!("{field}.prefix"), parse_prefix(&route.prefix))
             && let Some(first) = prefixes.insert(prefix, i)
         {
-            let rule = format!("{prefix} has a route already, routes[{first}]");
+            let rule = format!("{prefix} already has a route, routes[{first}]");
             report.add(at, format!("{field}.prefix"), rule);
         }
         check_route(at, &field, table, route, index, report);
@@ -74,7 +74,7 @@ fn check_route(
         if hop.port.is_empty() == hop.host.is_empty() {
             report.add(at, &field, "exactly one of port and host is set");
         } else if !seen.insert((&hop.port, &hop.host, &hop.next_hop_mac)) {
-            let rule = "the same next hop is given twice; raise its weight instead";
+            let rule = "the same next hop is listed twice: raise its weight instead";
             report.add(at, &field, rule);
         }
         if hop.weight > MAX_WEIGHT {
@@ -98,7 +98,7 @@ fn check_hop(
         let field = format!("{field}.port");
         match index.port(&hop.port) {
             None => {
-                let rule = format!("a route to nowhere: there is no port '{}'", hop.port);
+                let rule = format!("there is no port '{}'", hop.port);
                 report.add(at, field, rule);
             }
             Some(port) if port.vpc != vpc => {
@@ -109,20 +109,20 @@ fn check_hop(
                 report.add(at, field, rule);
             }
             Some(port) if port.host.is_empty() => {
-                let rule = format!("a route to nowhere: port '{}' is on no host", hop.port);
+                let rule = format!("port '{}' is on no host", hop.port);
                 report.add(at, field, rule);
             }
             Some(_) => {}
         }
     }
     if !hop.host.is_empty() && index.host(&hop.host).is_none() {
-        let rule = format!("a route to nowhere: there is no host '{}'", hop.host);
+        let rule = format!("there is no host '{}'", hop.host);
         report.add(at, format!("{field}.host"), rule);
     }
     if !hop.next_hop_mac.is_empty() {
         let field = format!("{field}.next_hop_mac");
         if hop.host.is_empty() {
-            report.add(at, field, "only a route to a host has a next_hop_mac");
+            report.add(at, field, "next_hop_mac is only for a route to a host");
         } else {
             report.take(at, field, parse_mac(&hop.next_hop_mac));
         }

@@ -1,4 +1,4 @@
-//! One good topology, and each rule broken in it.
+//! One valid topology, and each rule broken in it.
 
 mod dhcp;
 
@@ -224,7 +224,7 @@ fn a_vpc_id_out_of_range_or_taken_is_refused() {
         o.vpcs[1].vni = 16_777_216;
     });
     refused("vpc red vni: 0 is outside", |o| o.vpcs[1].vni = 0);
-    refused("vpc red vni: 7 is taken by vpc 'blue'", |o| {
+    refused("vpc red vni: 7 is already used by vpc 'blue'", |o| {
         o.vpcs[1].vni = 7;
     });
 }
@@ -286,12 +286,12 @@ fn a_subnet_has_one_prefix_of_a_family_and_at_least_one() {
             o.subnets[0].cidrs.push("10.1.0.0/24".into());
         },
     );
-    refused("subnet red-front cidrs: a subnet has at least one", |o| {
+    refused("subnet red-front cidrs: a subnet needs at least one", |o| {
         o.ports.pop();
         o.subnets[1].cidrs.clear();
     });
     refused(
-        "subnet red-front cidrs[0]: 224.0.0.0/24 has multicast addresses",
+        "subnet red-front cidrs[0]: 224.0.0.0/24 contains multicast addresses",
         |o| {
             o.ports.pop();
             o.subnets[1].cidrs[0] = "224.0.0.0/24".into();
@@ -324,7 +324,7 @@ fn addresses_that_no_router_passes_on_belong_to_nobody() {
         ("::/64", "unspecified"),
         ("::ffff:10.0.0.0/120", "IPv4-mapped"),
     ] {
-        let expected = format!("subnet red-front cidrs[0]: {prefix} has {what} addresses");
+        let expected = format!("subnet red-front cidrs[0]: {prefix} contains {what} addresses");
         refused(&expected, |o| give(o, prefix));
     }
     for prefix in [
@@ -342,7 +342,8 @@ fn addresses_that_no_router_passes_on_belong_to_nobody() {
         ("255.255.255.255", "reserved"),
         ("::", "unspecified"),
     ] {
-        let expected = format!("port p1 addresses[0]: {address} is {what}: no port can have it");
+        let expected =
+            format!("port p1 addresses[0]: {address} is {what}, which a port cannot have");
         refused(&expected, |o| o.ports[0].addresses = vec![address.into()]);
     }
     for (vtep, what) in [
@@ -351,9 +352,8 @@ fn addresses_that_no_router_passes_on_belong_to_nobody() {
         ("255.255.255.255", "reserved"),
         ("::ffff:192.0.2.9", "IPv4-mapped"),
     ] {
-        let expected = format!(
-            "host h2 vteps[1]: {vtep} is not a unicast address that is routed: it is {what}"
-        );
+        let expected =
+            format!("host h2 vteps[1]: {vtep} is not a routable unicast address: it is {what}");
         refused(&expected, |o| o.hosts[1].vteps.push(vtep.into()));
     }
 }
@@ -429,7 +429,7 @@ fn gateways_are_one_per_prefix_and_inside_it() {
     };
     accepted(set(&["10.0.0.254", "fd00::ff"]));
     refused(
-        "subnet front gateways: either none or one",
+        "subnet front gateways: set none, or one",
         set(&["10.0.0.1"]),
     );
     refused(
@@ -479,7 +479,7 @@ fn rates_and_bursts_are_within_reason() {
     for (bad, rule) in [
         (bits(7999, 0), "bits_per_second: 7999 is outside 8000 to"),
         (bits(1_000_000_000_001, 0), "bits_per_second: 1000000000001"),
-        (bits(0, 8000), "burst_bits: a burst goes with a rate"),
+        (bits(0, 8000), "burst_bits: a burst needs a rate"),
         (bits(8000, 79), "burst_bits: 79 is outside 80 to 480000"),
         (
             packets(1_000_000_001, 0),
@@ -499,7 +499,7 @@ fn macs_are_unicast_and_unique_in_a_vpc() {
         o.ports[0].mac = "01:00:00:00:00:01".into();
     });
     refused(
-        "port p2 mac: 02:00:00:00:00:0B is taken by port 'p1'",
+        "port p2 mac: 02:00:00:00:00:0B is already used by port 'p1'",
         |o| {
             o.ports[1].mac = "02:00:00:00:00:0B".into();
         },
@@ -539,7 +539,7 @@ fn port_addresses_are_inside_the_subnet_free_and_unique() {
     refused("port p1 addresses[0]: fd00:: is the network", set("fd00::"));
     refused("port p1 addresses[0]: 'x' is not an IP", set("x"));
     refused(
-        "port p2 addresses[1]: fd00::c is taken by port 'p1'",
+        "port p2 addresses[1]: fd00::c is already used by port 'p1'",
         set("fd00:0::c"),
     );
     refused(
@@ -580,14 +580,14 @@ fn a_route_has_exactly_one_target_that_exists() {
         set(|r| r.local = true),
     );
     refused(
-        "route_table main routes[1].port: a route to nowhere: there is no port 'x'",
+        "route_table main routes[1].port: there is no port 'x'",
         set(|r| {
             r.blackhole = false;
             r.port = "x".into();
         }),
     );
     refused(
-        "route_table main routes[1].host: a route to nowhere: there is no host 'x'",
+        "route_table main routes[1].host: there is no host 'x'",
         set(|r| {
             r.blackhole = false;
             r.host = "x".into();
@@ -601,15 +601,15 @@ fn a_route_has_exactly_one_target_that_exists() {
         }),
     );
     refused(
-        "route_table main routes[1].next_hop_mac: only a route to a host",
+        "route_table main routes[1].next_hop_mac: next_hop_mac is only for a route to a host",
         set(|r| r.next_hop_mac = "02:00:00:00:00:01".into()),
     );
     refused(
-        "route_table main routes[1].prefix: 0.0.0.0/0 has a route already",
+        "route_table main routes[1].prefix: 0.0.0.0/0 already has a route",
         set(|r| r.prefix = "0.0.0.0/0".into()),
     );
     refused(
-        "route_table main routes[0].ecmp[0].port: a route to nowhere: port 'p1' is on no host",
+        "route_table main routes[0].ecmp[0].port: port 'p1' is on no host",
         |o| {
             o.ports[0].host.clear();
         },
@@ -650,7 +650,7 @@ fn acl_rules_have_a_free_number_and_known_words() {
         set(|r| r.number = 32768),
     );
     refused(
-        &format!("{at}.number: 100 is taken by rules[0]"),
+        &format!("{at}.number: 100 is already used by rules[0]"),
         set(|r| r.direction = "ingress".into()),
     );
     refused(
@@ -681,7 +681,7 @@ fn ports_and_icmp_types_fit_their_protocol() {
         set(|r| r.port_max = Some(79)),
     );
     refused(
-        &format!("{at}.port_max: port_min and port_max go together"),
+        &format!("{at}.port_max: set both port_min and port_max, or neither"),
         set(|r| r.port_max = None),
     );
     refused(
@@ -758,7 +758,7 @@ fn prefix_lists_hold_prefixes() {
 fn hosts_have_unique_tunnel_addresses_and_a_known_encapsulation() {
     let set = |change: fn(&mut Host)| move |o: &mut Objects| change(&mut o.hosts[1]);
     refused(
-        "host h2 vteps: a host has at least one",
+        "host h2 vteps: a host needs at least one",
         set(|h| h.vteps.clear()),
     );
     refused(
@@ -766,11 +766,11 @@ fn hosts_have_unique_tunnel_addresses_and_a_known_encapsulation() {
         set(|h| h.vteps = vec!["x".into()]),
     );
     refused(
-        "host h2 vteps[0]: 127.0.0.1 is not a unicast",
+        "host h2 vteps[0]: 127.0.0.1 is not a routable unicast",
         set(|h| h.vteps = vec!["127.0.0.1".into()]),
     );
     refused(
-        "host h2 vteps[0]: 192.0.2.1 is taken by host 'h1'",
+        "host h2 vteps[0]: 192.0.2.1 is already used by host 'h1'",
         set(|h| h.vteps = vec!["192.0.2.1".into()]),
     );
     refused(
@@ -826,7 +826,7 @@ fn hosts_that_share_no_family_cannot_carry_one_vpc() {
 fn devices_are_needed_where_weftd_runs_and_unique_there() {
     let none = |o: &mut Objects| o.ports[1].device = None;
     refused(
-        "port p2 device: a port on a host that runs weftd has a device",
+        "port p2 device: a port on a host that runs weftd needs a device",
         none,
     );
     assert!(violations(none, Scope::Node { host: "h1" }).is_empty());
@@ -847,7 +847,7 @@ fn devices_are_needed_where_weftd_runs_and_unique_there() {
         set("a-name-too-long0"),
     );
     refused(
-        "port r1 device.name: 'veth-r1' of host 'h1' is taken by port 'p1'",
+        "port r1 device.name: 'veth-r1' of host 'h1' is already used by port 'p1'",
         set("veth-r1"),
     );
     let device = |kind: &str, name: &str, mode: &str, queues| Device {
@@ -867,7 +867,7 @@ fn devices_are_needed_where_weftd_runs_and_unique_there() {
         ),
         (
             device("netdev", "v0", "", 2),
-            "device.queues: a netdev has the queues",
+            "device.queues: a netdev takes its queues",
         ),
         (
             device("tap", "/run/vm", "", 0),

@@ -1,4 +1,4 @@
-//! What is in effect, and the one way for a state to become so.
+//! The state in force, and the only function that puts a state in force.
 
 use std::sync::Arc;
 

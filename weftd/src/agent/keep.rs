@@ -1,8 +1,8 @@
 //! The last acknowledged state on disk: replaced whole, or not at all.
 //!
-//! The file: a mark of 8 bytes, the SHA-256 of what follows, the length of the host's id (4 bytes, big-endian), the id, and a
-//! `FullState` message. It is written beside, synchronised, renamed over the old one, and the directory synchronised. What could not
-//! be written (a full disk) stays owed, and is tried again until it is on disk, with a controller or without.
+//! The file: 8 bytes that identify the format, the SHA-256 of what follows, the length of the host's id (4 bytes, big-endian), the id, and
+//! a `FullState` message. It is written under another name, synchronised, renamed over the old one, and the directory synchronised. A write
+//! that failed (a full disk) is retried until it succeeds, with a controller or without.
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -41,13 +41,13 @@ pub(super) struct Keeper {
 pub(super) enum KeepError {
     #[error("{0}")]
     Io(#[from] io::Error),
-    #[error("the file is not one of this format")]
+    #[error("the file has another format")]
     Format,
     #[error("the file is damaged: its checksum does not match")]
     Damaged,
-    #[error("the state is that of host '{0}'")]
+    #[error("the state belongs to host '{0}'")]
     OtherHost(String),
-    #[error("the state has another digest than when it was kept")]
+    #[error("the state's digest does not match the one that was stored with it")]
     Meaning,
 }
 
@@ -78,10 +78,10 @@ impl Keeper {
         let owed = self.owing.send_replace(kept.is_err());
         match kept {
             Err(error) if !owed => {
-                tracing::error!(%error, path = %path.display(), revision, "the state could not be kept; it is tried again");
+                tracing::error!(%error, path = %path.display(), revision, "cannot write the state to disk; retrying");
             }
             Ok(()) if owed => {
-                tracing::info!(path = %path.display(), revision, "the state is kept again");
+                tracing::info!(path = %path.display(), revision, "the state is written to disk again");
             }
             _ => {}
         }

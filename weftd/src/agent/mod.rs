@@ -1,12 +1,11 @@
-//! The agent: gets this host's state from the controller, or from a file, and has it applied.
+//! The agent: receives this host's state from the controller, or reads it from a file, and applies it.
 //!
-//! It runs on tokio and touches no packet. What it receives is checked whole ([`weft_proto::validate`]), handed to whoever
-//! implements [`Apply`], acknowledged when that returns, and kept on disk, so that the host starts and forwards without the
-//! controller. The connection is tried again for ever.
+//! It runs on tokio and touches no packet. A received state is validated as a whole ([`weft_proto::validate`]), passed to [`Apply`], stored
+//! on disk so that the host can start without the controller, and acknowledged. The connection is retried indefinitely.
 //!
 //! ```text
 //! controller ──stream──┐
-//!                      ├──> validate ──> Apply ──> keep on disk ──> acknowledge
+//!                      ├──> validate ──> Apply ──> store on disk ──> acknowledge
 //! state file ──reload──┘
 //! ```
 
@@ -127,12 +126,12 @@ pub enum AgentError {
         path: PathBuf,
         reason: std::io::Error,
     },
-    #[error("the state file {path} is not understood: {reason}")]
+    #[error("cannot parse the state file {path}: {reason}")]
     Parse {
         path: PathBuf,
         reason: Box<serde_yaml_ng::Error>,
     },
-    #[error("the state file {path} has no meaning: {reason}")]
+    #[error("the state file {path} is invalid: {reason}")]
     Malformed { path: PathBuf, reason: StateError },
     #[error("the state file {path} is refused:\n{}", lines(.violations))]
     Refused {
@@ -259,7 +258,7 @@ impl AgentHandle {
         if let Some(task) = self.task.take()
             && let Err(error) = task.await
         {
-            tracing::error!(%error, "the agent ended badly");
+            tracing::error!(%error, "the agent failed");
         }
     }
 }

@@ -1,4 +1,4 @@
-//! The agent's life with a controller: starts from what was kept, attaches, and attaches again for ever.
+//! The agent's loop with a controller: starts from the stored state, attaches, and reattaches indefinitely.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -24,11 +24,11 @@ pub(super) async fn start_headless(force: &Arc<Force>, keeper: &Keeper) {
             let revision = known.revision;
             // A refusal is logged, and shown in the status.
             if force.bring(known).await.is_ok() {
-                tracing::info!(revision, path = %path.display(), "started from the kept state");
+                tracing::info!(revision, path = %path.display(), "started from the stored state");
             }
         }
         Err(error) => {
-            tracing::error!(path = %path.display(), %error, "the kept state is ignored");
+            tracing::error!(path = %path.display(), %error, "the stored state is ignored");
         }
     }
 }
@@ -77,7 +77,7 @@ impl Runner {
                 tracing::warn!(
                     controller = self.address,
                     reason,
-                    "no controller; forwarding on"
+                    "no connection to the controller; forwarding continues"
                 );
                 said = reason;
             }

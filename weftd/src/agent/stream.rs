@@ -42,15 +42,17 @@ pub(super) enum Reason {
     Connect(#[from] TransportError),
     #[error("{}", .0.message())]
     Stream(#[from] Status),
-    #[error("the controller said nothing for {WELCOME_DEADLINE:?}")]
+    #[error("the controller did not answer within {WELCOME_DEADLINE:?}")]
     Silence,
-    #[error("the controller speaks version {0} of the host protocol, this host {HOST_PROTOCOL}")]
+    #[error(
+        "the controller has version {0} of the host protocol, this host version {HOST_PROTOCOL}"
+    )]
     Protocol(u32),
     #[error("the controller ended the stream")]
     Ended,
-    #[error("the controller broke the host protocol: {0}")]
+    #[error("the controller violated the host protocol: {0}")]
     Broken(&'static str),
-    #[error("a delta does not lead to the state that it promises")]
+    #[error("the result of a delta does not match its digest")]
     Delta,
 }
 
@@ -223,7 +225,7 @@ impl Attachment<'_> {
                 }
             }
             Some(to_host::Message::Welcome(_)) => Err(Reason::Broken("a second Welcome")),
-            None => Err(Reason::Broken("a message of a kind not known")),
+            None => Err(Reason::Broken("unknown kind of message")),
         }
     }
 
@@ -242,7 +244,7 @@ impl Attachment<'_> {
             tracing::warn!(
                 revision,
                 present,
-                "the controller is behind what is in force here: it was restored from a copy, or lost changes"
+                "the controller's revision is older than the one in force here: its store was restored from a copy, or lost changes"
             );
         }
         Ok(())
@@ -252,7 +254,7 @@ impl Attachment<'_> {
     async fn keep(&self) {
         let (keeper, force) = (self.keeper.clone(), Arc::clone(self.force));
         if let Err(error) = tokio::task::spawn_blocking(move || keeper.keep_newest(&force)).await {
-            tracing::error!(%error, "keeping the state failed");
+            tracing::error!(%error, "storing the state failed");
         }
     }
 }

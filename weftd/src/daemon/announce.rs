@@ -1,8 +1,8 @@
-//! What guests are told without asking: that an address is at another MAC now.
+//! Unsolicited announcements to guests that an address has another MAC now.
 //!
-//! Neighbours keep what they learnt for up to twenty minutes. Where the answer of the gateway would be another than before, because an address
-//! has passed to another port or a subnet's router has another MAC, every port of the subnet on this host hears of it: by an ARP announcement
-//! (RFC 5227 §3) or an unsolicited neighbour advertisement (RFC 4861 §7.2.6). Sessions of the old end are over.
+//! Neighbours keep what they learnt for up to twenty minutes. When the gateway's answer for an address changes, because the address belongs
+//! to another port or a subnet's router has another MAC, every port of the subnet on this host gets an ARP announcement (RFC 5227 §3) or an
+//! unsolicited neighbour advertisement (RFC 4861 §7.2.6). Sessions with the old MAC end.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;

@@ -1,5 +1,5 @@
-//! weftd's configuration file (TOML). Every field has a default but `host`, the uplinks and where the state comes from; an unknown field
-//! is an error.
+//! weftd's configuration file (TOML). All fields but `host`, `uplinks`, and `controller` or `state_file` have defaults; an unknown field is
+//! an error.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;

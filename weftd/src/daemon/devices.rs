@@ -1,7 +1,7 @@
 //! Devices of the host: the queues of each uplink and port, opened and closed as the state asks.
 //!
-//! A device that is not there, or cannot be opened, does not stop the rest: the port stays down and is tried again. A virtual machine's
-//! device is open before its guest is there, and up when the guest is.
+//! A device that is missing or cannot be opened does not affect the others: its port stays down, and opening is retried. A virtual
+//! machine's device is open before its guest runs, and up when the guest is.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -251,10 +251,7 @@ impl Devices {
         for (number, uplink) in (0u16..).zip(&mut self.uplinks) {
             let is_stale = |open: &mut OpenUplink| open.device().is_stale();
             if uplink.open.take_if(is_stale).is_some() {
-                tracing::error!(
-                    uplink = uplink.name(),
-                    "the uplink has gone, or is not as it was opened"
-                );
+                tracing::error!(uplink = uplink.name(), "the uplink is gone or has changed");
                 self.unread
                     .retain(|(place, _)| *place != Source::Uplink(number));
                 workers.close_first(Source::Uplink(number));

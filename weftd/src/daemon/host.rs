@@ -1,4 +1,4 @@
-//! The host as a whole: state in, snapshot and devices out. This is where the agent, the underlay and the workers meet.
+//! The host as a whole: connects the agent, the underlay and the workers. A state comes in, a snapshot and devices come out.
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
@@ -214,7 +214,7 @@ impl Host {
         let state = Arc::clone(&inner.state);
         if let Err(violations) = self.put_in_force(&mut inner, &state, None) {
             // The state was in force before, so this cannot be its fault.
-            tracing::error!(?violations, "the state in force does not compile any more");
+            tracing::error!(?violations, "the state in force no longer compiles");
         }
     }
 
@@ -276,19 +276,19 @@ impl Host {
         inner.revision = revision.unwrap_or(inner.revision);
         if inner.vteps != vteps {
             if let Err(error) = inner.devices.set_vteps(&vteps) {
-                tracing::error!(%error, "the uplinks' programs do not take the tunnel addresses");
+                tracing::error!(%error, "cannot set the tunnel addresses of the uplinks' XDP programs");
             }
             inner.vteps = vteps;
         }
         if !inner.workers.publish(Arc::clone(&snapshot)) {
             tracing::warn!(
                 generation,
-                "a worker has not taken up the new generation within a second"
+                "a worker did not switch to the new generation within a second"
             );
         } else if !inner.workers.all_move() {
             tracing::warn!(
                 generation,
-                "a stuck worker takes up the new generation when it goes on; the others have"
+                "a stuck worker still uses the old generation; all others use the new one"
             );
         }
         if snapshot.ports.is_shared_with(&before.ports) {
@@ -381,7 +381,7 @@ impl Host {
             let Ok(way) = way else { continue };
             let Some(uplink) = by_name.get(way.uplink.as_str()).copied() else {
                 if self.fixed.is_empty() {
-                    tracing::warn!(%remote, interface = %way.uplink, "the way to a VTEP leads over an interface that is no uplink of ours");
+                    tracing::warn!(%remote, interface = %way.uplink, "the route to a VTEP leads over an interface that is not an uplink");
                 }
                 continue;
             };

@@ -1,4 +1,4 @@
-//! The daemon: configuration, the host that it makes of it, and the service by which it can be looked at.
+//! The daemon: configuration, the host, and the service for weftctl.
 
 mod announce;
 pub mod config;

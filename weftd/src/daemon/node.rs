@@ -1,4 +1,4 @@
-//! The node service: what weftd answers to weftctl over its local socket.
+//! The node service: weftctl's requests over the local socket.
 
 use std::net::IpAddr;
 use std::pin::Pin;

@@ -251,15 +251,19 @@ async fn reload(path: &Path, host: &Host, agent: &AgentHandle) {
                 .spin
                 .store(config.workers.spin, std::sync::atomic::Ordering::Relaxed);
             tracing::info!(
-                "session idle times and idle mode taken up; other settings need a restart"
+                "session idle times and idle mode reloaded; other settings need a restart"
             );
         }
-        Err(error) => tracing::error!(%error, "the configuration stays as it was"),
+        Err(error) => {
+            tracing::error!(%error, "cannot reload the configuration; the old one stays in force");
+        }
     }
     if agent.status().connection == agent::Connection::File {
         match agent.reload().await {
-            Ok(revision) => tracing::info!(revision, "state file taken up"),
-            Err(error) => tracing::error!(%error, "the state stays as it was"),
+            Ok(revision) => tracing::info!(revision, "state file reloaded"),
+            Err(error) => {
+                tracing::error!(%error, "cannot reload the state file; the old state stays in force");
+            }
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Who asks: what a snapshot says of the port that sent a request.
+//! The identity of a port for the backend: its port, VPC, subnet and address.
 
 use weft_dataplane::packet::parse::word_address;
 use weft_dataplane::packet::{Family, Mac};

@@ -1,9 +1,9 @@
-//! The metadata service: HTTP for guests at 169.254.169.254 and fd00:ec2::254, answered by a backend that is told which port asks.
+//! The metadata service: HTTP for guests at 169.254.169.254 and fd00:ec2::254, forwarded to a backend with the identity of the port.
 //!
-//! Workers leave packets for it at a desk (`pipeline::metadata` says which). Tenants' addresses overlap, so every port that speaks gets a
-//! TCP/IP stack of its own (`stack`), in a task of its own (`guest`) that ends when the port has been silent for a while. A stack's
-//! connections are served by an HTTP server, which hands each request to the backend (`proxy`). Nothing here runs on a worker, and nothing
-//! here is trusted to be quick: every queue is bounded, every wait has an end.
+//! Workers put its packets (`pipeline::metadata`) into a bounded queue. Tenants' addresses overlap, so every active port has a TCP/IP stack
+//! of its own (`stack`) in a task of its own (`guest`), which ends when the port has been idle for a while. A stack's connections are
+//! served by an HTTP server, which forwards each request to the backend (`proxy`). Nothing here runs on a worker. Every queue is bounded,
+//! and every wait has a timeout.
 
 mod guest;
 mod identity;

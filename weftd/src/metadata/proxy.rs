@@ -1,6 +1,6 @@
-//! Hands a guest's request to the backend, with headers that say which port asks, and the backend's answer back.
+//! Forwards a guest's request to the backend with headers that identify the port, and the backend's answer to the guest.
 //!
-//! Nothing that a guest says of itself reaches the backend: its headers that name a port, or could be taken to, are removed.
+//! Headers of the guest's request that name a port, or could be taken to, are removed.
 
 use std::error::Error;
 use std::path::Path;

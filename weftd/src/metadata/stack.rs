@@ -1,7 +1,7 @@
-//! The TCP/IP stack of one port: smoltcp, which speaks TCP alone, with a cap on connections and on half-open ones.
+//! The TCP/IP stack of one port: smoltcp with TCP only, with a cap on connections and on half-open ones.
 //!
 //! Driven by turns: frames of the port go in, and a turn gives the frames that go back to it, the connections that were established, and
-//! how long nothing will happen by itself. Half-open connections can't keep others out: the oldest gives way to a new one.
+//! how long nothing will happen by itself. The oldest half-open connection is evicted for a new one.
 
 use std::collections::VecDeque;
 use std::sync::Arc;

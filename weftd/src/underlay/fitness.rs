@@ -1,5 +1,5 @@
-//! Whether an interface can be an uplink at all. One that is part of another gives what it receives to that one: the addresses, the neighbours and the
-//! routes are there, so that tunnels through the part would go nowhere.
+//! Checks whether an interface can be an uplink. The slave of another interface passes its packets to that one, which has the addresses,
+//! neighbours and routes, so tunnels through the slave would not work.
 
 use std::thread;
 

@@ -1,8 +1,7 @@
-//! What carries the tunnels: by which uplink, from which address and to which MAC address a peer's VTEP is reached.
+//! The underlay: the uplink, source address and next-hop MAC for each peer's VTEP.
 //!
-//! The kernel knows: it has the routes, and it resolves neighbours. [`Underlay`] asks it by netlink, has it keep the neighbours
-//! resolved, and publishes every change of the answer. The agent compiles [`Adjacencies`] into the snapshot; nothing of this runs on a
-//! worker.
+//! The kernel has the routes and resolves neighbours. [`Underlay`] queries it by netlink, makes it keep the neighbours resolved, and
+//! publishes every change. The agent compiles [`Adjacencies`] into the snapshot; nothing of this runs on a worker.
 
 mod fitness;
 mod netlink;
@@ -46,7 +45,7 @@ pub enum Unreachable {
     #[error("the uplink is down")]
     UplinkDown,
     /// The interface has no Ethernet addresses.
-    #[error("the way there is no Ethernet")]
+    #[error("the link to the next hop is not Ethernet")]
     NotEthernet,
     /// The kernel waits for the next hop's answer.
     #[error("the next hop has not answered yet")]

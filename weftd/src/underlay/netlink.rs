@@ -1,5 +1,4 @@
-//! The questions to the kernel, one function each: links, neighbours, the route to an address; and the request to keep a neighbour
-//! resolved.
+//! Netlink requests, one function each: links, neighbours, the route to an address; and one that keeps a neighbour resolved.
 
 use std::{collections::HashMap, net::IpAddr};
 

@@ -1,12 +1,12 @@
-//! What the way to a VTEP takes, as routers on it say (RFC 1191, RFC 8201, RFC 4459 §3.2).
+//! Path MTU to VTEPs, as routers report it (RFC 1191, RFC 8201, RFC 4459 §3.2).
 //!
-//! Tunnel packets may not be fragmented on their way, so that a router whose next link is narrower drops them and says so, by an ICMP error to the
-//! tunnel's end. The kernel has no socket that these tunnels are of, and makes nothing of it. Here they are read from raw sockets. An error
-//! counts if it quotes a tunnel packet of ours to a peer, and never below what every link carries. It is forgotten after ten minutes, so that a way
-//! that has become wider is found to be.
+//! Tunnel packets may not be fragmented on their way, so that a router whose next link is narrower drops them and says so, by an ICMP error
+//! to the tunnel's end. The kernel has no socket for these tunnels and ignores the errors. They are read from raw sockets here. An error
+//! counts if it quotes a tunnel packet of ours to a peer, and never below what every link carries. It is forgotten after ten minutes, so
+//! that a larger path MTU is found.
 //!
-//! Whoever can send such an error has to know both tunnel addresses, and can make the guests' packets shorter, down to 576 or 1280 bytes less the
-//! tunnel's headers, but no shorter.
+//! Whoever can send such an error has to know both tunnel addresses, and can make the guests' packets shorter, down to 576 or 1280 bytes
+//! less the tunnel's headers, but no shorter.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -54,7 +54,7 @@ impl PathMtus {
         while let Some(said) = routers.recv().await {
             let (peer, mtu) = said;
             if self.hear(said, Instant::now()) {
-                tracing::info!(%peer, mtu, "a router says what the way to a VTEP takes");
+                tracing::info!(%peer, mtu, "path MTU to a VTEP learnt");
                 return;
             }
         }
@@ -81,7 +81,7 @@ pub(super) fn listen() -> mpsc::Receiver<TooBig> {
         match socket(ipv6) {
             Ok(socket) => drop(tokio::spawn(hear(socket, ipv6, heard.clone()))),
             Err(error) => {
-                tracing::warn!(%error, ipv6, "routers that say how long packets may be are not heard");
+                tracing::warn!(%error, ipv6, "cannot receive ICMP errors of the underlay: path MTUs are not learnt");
             }
         }
     }

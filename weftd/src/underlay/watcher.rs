@@ -1,8 +1,8 @@
 //! Keeps the adjacencies of a set of peers up to date.
 //!
-//! One task: it waits for news from the kernel, for another set of peers, or for a while, then asks for everything anew and publishes
-//! the result if it changed. Asking anew is cheap (two listings and one question for each peer), and never out of step with
-//! the kernel, as following single events would be.
+//! One task: it waits for a kernel notification, another set of peers, or a timeout, then queries everything again and publishes the result
+//! if it changed. A full query is cheap (two listings and one request for each peer) and cannot miss a change, as following single events
+//! could.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -126,7 +126,7 @@ impl Watcher {
                 changed = self.wanted.changed() => if changed.is_err() { return },
                 more = wait_for_news(&mut events, |key| kept.contains(key)) => {
                     if !more {
-                        tracing::error!("the kernel's news ended; adjacencies stay as they are");
+                        tracing::error!("kernel notifications ended; adjacencies are no longer updated");
                         return;
                     }
                     time::sleep(BURST).await;
@@ -202,7 +202,7 @@ impl Watcher {
             if neighbours.contains_key(gone)
                 && let Err(error) = self.netlink.let_go(*gone).await
             {
-                tracing::debug!(%error, "cannot let go of a next hop");
+                tracing::debug!(%error, "cannot release a next hop");
             }
         }
         self.kept = needed;

@@ -49,7 +49,8 @@ pub(super) struct Named {
 /// Asks cargo-mutants, and numbers what it says from one.
 pub(super) fn list(lister: &mut Command) -> Result<Vec<Named>> {
     let text = run::output(lister)?;
-    let listed: Vec<Listed> = serde_json::from_str(&text).context("what cargo-mutants lists")?;
+    let listed: Vec<Listed> =
+        serde_json::from_str(&text).context("cannot parse the list of cargo-mutants")?;
     let mut all = Vec::with_capacity(listed.len());
     for (number, one) in (1..).zip(listed) {
         let source = fs::read_to_string(run::root().join(&one.file))

@@ -1,7 +1,8 @@
-//! `cargo xtask test mutants`: what must not be wrong is broken, one expression at a time, and the tests are to notice.
+//! `cargo xtask test mutants`: mutation tests: breaks the code one expression at a time, and checks that a test fails.
 //!
-//! Which mutants there are is said by cargo-mutants (`.cargo/mutants.toml`). All of them are built at once, in a copy of the workspace, and a test
-//! program is told which of them to be ([`weave`]). What cannot be built so (constants, mostly) is left to cargo-mutants, which builds one at a time.
+//! cargo-mutants lists the mutants (`.cargo/mutants.toml`). All of them are built at once, in a copy of the workspace, and a test program
+//! selects one of them when it starts ([`weave`]). Mutants for which this is impossible (mostly constants) are left to cargo-mutants, which
+//! builds them one at a time.
 
 mod list;
 mod trial;
@@ -51,7 +52,7 @@ pub(crate) fn mutants(shard: Option<&str>, files: &[String]) -> Result<()> {
     let mut all = list::list(&mut lister)?;
     all.retain(|named| files.is_empty() || files.contains(&named.file));
     if all.is_empty() {
-        bail!("there are no mutants of that");
+        bail!("no mutants match");
     }
     let kept = run::target().join("mutants");
     let tree = kept.join("tree");

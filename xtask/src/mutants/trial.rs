@@ -1,4 +1,4 @@
-//! Running the tests as each mutant, as many at a time as there are processors.
+//! Runs the tests for each mutant, in as many processes as there are processors.
 
 use std::{
     path::PathBuf,

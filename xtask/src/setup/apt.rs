@@ -1,4 +1,4 @@
-//! Debian packages: installs those that are missing, with one look at dpkg's database when none is.
+//! Debian packages: installs those that are missing, with one query of dpkg's database when none is.
 
 use std::{collections::HashSet, path::Path, process::Command};
 

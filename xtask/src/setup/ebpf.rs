@@ -1,6 +1,6 @@
 //! The eBPF linker, and the object file that weft-dataplane embeds (`target/ebpf/weft.o`).
 //!
-//! Both are made again only when what they depend on changed, which a stamp file beside them records.
+//! Both are built again only when their inputs have changed, which a stamp file beside them records.
 
 use std::{
     fs,

@@ -1,6 +1,6 @@
 //! Set-up: system packages, the eBPF toolchain and linker, the eBPF object, the kernels of virtual machines.
 //!
-//! Each part checks what is there, says what it does when it does something, and is silent otherwise.
+//! Each part checks what is installed, prints what it installs or builds, and prints nothing otherwise.
 
 mod apt;
 mod ebpf;

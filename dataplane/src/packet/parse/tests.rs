@@ -1,4 +1,4 @@
-//! What the parser promises of lengths, options, fragments and quotes, each rule at its boundary.
+//! The parser on lengths, options, fragments and quoted packets, each rule at its boundary.
 
 use super::*;
 

@@ -125,7 +125,7 @@ impl Netdev {
                 interface = name,
                 frames,
                 wanted = wanted * shares.len() as u32,
-                "packet memory is scarce, so that bursts may be lost: raise memory.frames"
+                "too few frames for each queue, bursts may be lost: raise memory.frames"
             );
         }
         // Only behind a guard: the host's stack would see what the packet sockets do.
@@ -238,7 +238,7 @@ impl Device for Netdev {
         }
         match self.attachment.pass_longer(longest) {
             Ok(()) => self.longest = longest,
-            Err(error) => tracing::warn!(interface = self.name, %error, "segments do not pass"),
+            Err(error) => tracing::warn!(interface = self.name, %error, "cannot send segments"),
         }
     }
 
@@ -250,7 +250,7 @@ impl Device for Netdev {
         }
         let interface = self.name.as_str();
         if !self.detached {
-            tracing::error!(interface, "somebody took our XDP program off");
+            tracing::error!(interface, "our XDP program was detached");
             self.detached = true;
         }
         if self
@@ -265,7 +265,7 @@ impl Device for Netdev {
                 self.detached = false;
                 tracing::warn!(interface, "our XDP program is attached again");
             }
-            Err(error) => tracing::debug!(interface, %error, "our XDP program stays off"),
+            Err(error) => tracing::debug!(interface, %error, "cannot attach our XDP program again"),
         }
     }
 
@@ -339,7 +339,7 @@ fn with_segments(
     if interface.tap && !receives {
         tracing::warn!(
             interface = interface.name,
-            "a guest's segments (TSO) are lost; Linux 6.6 takes them"
+            "segments (TSO) that a guest sends are lost: Linux 6.6 or newer is needed"
         );
     }
     let sockets = if receives {

@@ -241,7 +241,7 @@ impl Drop for Place {
             Ok(())
         });
         if let Err(error) = left {
-            tracing::warn!(interface = self.interface, %error, "its place in the port program stays taken");
+            tracing::warn!(interface = self.interface, %error, "cannot free its entry in the port program");
         }
     }
 }

@@ -1,4 +1,4 @@
-//! What the monitor asks for, message by message (the vhost-user protocol): features, memory, rings.
+//! Handles the monitor's messages (the vhost-user protocol): features, memory, rings.
 //!
 //! Every change takes the rings concerned away from their worker first, and gives them back after, so that a worker sees one consistent
 //! state or none.

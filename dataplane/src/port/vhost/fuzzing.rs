@@ -1,5 +1,5 @@
-//! Entrances for fuzzers: a guest's memory full of anything, and a monitor that sends anything. Neither may cost more than the port that it is
-//! about. Not part of any build but the fuzz workspace's.
+//! Entrances for fuzzers: arbitrary guest memory, and arbitrary messages of a monitor. Neither may affect more than its own port. Only
+//! built for the fuzz workspace.
 
 use std::fs::File;
 use std::net::Shutdown;

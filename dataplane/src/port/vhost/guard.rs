@@ -1,5 +1,5 @@
-//! Guest memory that vanishes. Who shares memory with us may truncate the file behind it; touching it then raises SIGBUS, which would end
-//! the daemon for all guests. The handler puts zeroes in its place and marks the region as gone, and its guest loses the port.
+//! Handles guest memory that vanishes. The owner of shared memory may truncate the file behind it; an access then raises SIGBUS, which
+//! would end the daemon for all guests. The handler maps zeroes in its place and marks the region as gone, and the guest's port is closed.
 
 #![allow(unsafe_code)]
 

@@ -98,7 +98,7 @@ impl Link {
             && self.seen.load(Ordering::Acquire) != version
         {
             if Instant::now() > deadline {
-                tracing::warn!("a worker does not let go of a guest's rings");
+                tracing::warn!("a worker does not release a guest's rings");
                 return;
             }
             std::thread::sleep(Duration::from_micros(50));

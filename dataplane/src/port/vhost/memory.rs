@@ -1,7 +1,6 @@
 //! A guest's memory as its monitor shares it: regions of files, mapped here, and the translation of the guest's addresses.
 //!
-//! What lies in it may change under our eyes, so nothing here makes references to it: it is read and written through pointers, each
-//! value once.
+//! The guest may change it at any time, so there are no references to it: each value is read or written once, through pointers.
 
 #![allow(unsafe_code)]
 

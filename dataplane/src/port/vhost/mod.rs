@@ -130,7 +130,7 @@ impl Device for VhostUser {
     fn is_up(&self) -> bool {
         for (number, link) in self.links.iter().enumerate() {
             if let Some(fault) = link.take_fault() {
-                tracing::warn!(socket = %self.path.display(), queue = number, %fault, "the guest's driver broke the rules and lost the queue");
+                tracing::warn!(socket = %self.path.display(), queue = number, %fault, "the guest's driver violated the ring's rules; the queue is stopped until the driver restarts");
             }
         }
         self.links.first().is_some_and(|link| link.is_running())
@@ -167,7 +167,7 @@ impl Drop for VhostUser {
         if let Some(thread) = self.thread.take()
             && thread.join().is_err()
         {
-            tracing::error!("a guest's thread had panicked");
+            tracing::error!("a vhost-user thread panicked");
         }
     }
 }
@@ -274,5 +274,5 @@ fn converse(stream: UnixStream, shared: &Shared, links: &[Arc<Link>]) {
         .lock()
         .unwrap_or_else(PoisonError::into_inner)
         .close();
-    tracing::debug!(%end, "a monitor's connection ended");
+    tracing::debug!(%end, "the connection to a virtual machine ended");
 }

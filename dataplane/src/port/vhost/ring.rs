@@ -1,6 +1,6 @@
-//! What split and packed rings have in common: chains of descriptors, and everything that can be wrong with them.
+//! Shared by split and packed rings: descriptor chains and their errors.
 //!
-//! A guest's rings are hostile: every value is read once, checked, and used as it was read.
+//! A guest's rings are not trusted: every value is read once, checked, and used as it was read.
 
 #![allow(unsafe_code)]
 
@@ -21,25 +21,25 @@ pub(super) const INDIRECT: u16 = 4;
 #[repr(u8)]
 pub enum Fault {
     /// The ring's parts do not lie in the guest's memory, or not where they may.
-    #[error("the ring does not lie in the guest's memory")]
+    #[error("the ring is outside of the guest's memory")]
     Ring = 1,
     /// More entries than the ring has.
-    #[error("an index that is further ahead than the ring is long")]
+    #[error("a ring index is ahead by more than the ring's size")]
     Index,
     /// A descriptor that is none of the ring.
-    #[error("a descriptor past the end of the ring")]
+    #[error("a descriptor index is past the end of the ring")]
     Descriptor,
     /// A chain that does not end, or names too many buffers.
-    #[error("a chain of descriptors that loops, or is too long")]
+    #[error("a descriptor chain loops or is too long")]
     Chain,
     /// A buffer that is not in the guest's memory.
-    #[error("a buffer outside of the guest's memory")]
+    #[error("a buffer is outside of the guest's memory")]
     Buffer,
     /// A buffer to read where one to write belongs, or the other way round.
-    #[error("a buffer for the wrong direction")]
+    #[error("a buffer has the wrong direction")]
     Direction,
     /// An indirect table that was not agreed on, in another, or of a wrong length.
-    #[error("an indirect table that may not be there, or of a wrong length")]
+    #[error("an indirect table is not allowed here or has a wrong length")]
     Indirect,
     /// The memory itself has gone.
     #[error("the guest's memory has vanished")]

@@ -1,4 +1,4 @@
-//! Rings against a driver of our own, which shares no code with the device's side; and against drivers that break every rule.
+//! Rings with a driver that shares no code with the device's side, and with drivers that break each rule.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering, fence};

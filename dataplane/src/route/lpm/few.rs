@@ -1,4 +1,4 @@
-//! A table of few prefixes: a short array, looked through whole.
+//! A table of few prefixes: a short array, searched linearly.
 //!
 //! Most VPCs have a handful of routes; sixteen of them take two or three cache lines and some thirty cycles. Copies share the array.
 

@@ -1,8 +1,8 @@
 //! One node of the trie: what each of the 256 values of a byte leads to.
 //!
-//! Values side by side that lead to the same share one **entry**; a bitmap marks where each run begins, and the rank of a value in it is its
-//! entry's place (Degermark et al., "Small forwarding tables for fast routing lookups", 1997; Asai and Ohara, "Poptrie", 2015). A node is one
-//! block of words:
+//! Values side by side that lead to the same share one **entry**; a bitmap marks where each run begins, and the rank of a value in it is
+//! its entry's place (Degermark et al., "Small forwarding tables for fast routing lookups", 1997; Asai and Ohara, "Poptrie", 2015). A node
+//! is one block of words:
 //!
 //! | words | hold |
 //! |---|---|
@@ -14,7 +14,7 @@
 //! | 13, 14 | those bytes, right-aligned, high word first |
 //! | 16.. | entries: a child or a leaf; then the rules, two words each |
 //!
-//! So all that a look-up asks of a node but the entry lies in one cache line.
+//! So a look-up reads one cache line of a node, and the entry.
 //!
 //! The **rules** are the prefixes that end in this node's byte, for changes; look-ups don't touch them. A leaf is the length of the prefix
 //! above its value, so that of two leaves the greater is that of the longer prefix.

@@ -399,7 +399,7 @@ impl<'a> Draft<'a> {
             }
             let place = self.vpcs.len();
             if self.vpc_by_vni.insert(vpc.vni, place).is_some() {
-                let rule = format!("{} is taken by another VPC", vpc.vni);
+                let rule = format!("{} is already used by another VPC", vpc.vni);
                 self.report.add(Kind::Vpc, &vpc.id, "vni", rule);
             }
             let Some(index) = self.numbers.vpcs.number(&vpc.id) else {

@@ -1,4 +1,4 @@
-//! What a subnet tells its guests.
+//! DHCP settings of subnets.
 
 use super::{accepted, refused};
 use crate::v1::{Dhcp, DhcpRoute};
@@ -41,7 +41,7 @@ fn what_guests_are_told_may_fill_every_field() {
 fn dns_servers_are_hosts_each_once() {
     for (text, rule) in [
         ("dns", "'dns' is not an IP address"),
-        ("0.0.0.0", "0.0.0.0 is not the address of a host"),
+        ("0.0.0.0", "0.0.0.0 is not a unicast address"),
         ("255.255.255.255", "255.255.255.255 is not"),
         ("127.0.0.53", "127.0.0.53 is not"),
         ("ff02::1", "ff02::1 is not"),
@@ -98,7 +98,7 @@ fn dhcp_routes_lead_to_a_neighbour() {
         dhcp_refused(rule, |dhcp| dhcp.routes = vec![route]);
     }
     dhcp_refused(
-        "routes[1].prefix: 10.9.0.0/16 has a route already",
+        "routes[1].prefix: 10.9.0.0/16 already has a route",
         |dhcp| dhcp.routes = vec![dhcp_route("10.9.0.0/16", "10.0.0.11"); 2],
     );
 }
@@ -108,9 +108,12 @@ fn leases_and_ipv6_modes_make_sense() {
     dhcp_refused("lease_seconds: 59 is less than 60", |dhcp| {
         dhcp.lease_seconds = 59;
     });
-    dhcp_refused("ipv6_mode: 'stateful' is none of dhcpv6-stateful", |dhcp| {
-        dhcp.ipv6_mode = "stateful".into();
-    });
+    dhcp_refused(
+        "ipv6_mode: 'stateful' is not one of dhcpv6-stateful",
+        |dhcp| {
+            dhcp.ipv6_mode = "stateful".into();
+        },
+    );
     let slaac = || {
         Some(Dhcp {
             ipv6_mode: "slaac".into(),
@@ -120,13 +123,10 @@ fn leases_and_ipv6_modes_make_sense() {
     refused("subnet red-front dhcp.ipv6_mode: the subnet has no", |o| {
         o.subnets[1].dhcp = slaac();
     });
-    refused(
-        "subnet front dhcp.ipv6_mode: guests make their address of a /64",
-        |o| {
-            o.subnets[0].cidrs[1] = "fd00::/80".into();
-            o.subnets[0].dhcp = slaac();
-        },
-    );
+    refused("subnet front dhcp.ipv6_mode: SLAAC needs a /64", |o| {
+        o.subnets[0].cidrs[1] = "fd00::/80".into();
+        o.subnets[0].dhcp = slaac();
+    });
 }
 
 #[test]
@@ -135,7 +135,7 @@ fn servers_and_routes_are_bounded() {
         "dns_servers: a subnet has at most 16 DNS servers, and 17",
         |dhcp| dhcp.dns_servers = (1..=17).map(|n| format!("192.0.3.{n}")).collect(),
     );
-    dhcp_refused("routes: a subnet tells at most 24 routes, and 25", |dhcp| {
+    dhcp_refused("routes: a subnet has at most 24 routes, and 25", |dhcp| {
         dhcp.routes = vec![DhcpRoute::default(); 25];
     });
 }

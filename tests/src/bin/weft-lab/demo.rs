@@ -1,4 +1,4 @@
-//! The demonstration: makes the site, goes through the steps, prints a table.
+//! The demonstration: starts the site, runs the steps, prints a table.
 
 use std::time::{Duration, Instant};
 

@@ -1,4 +1,4 @@
-//! weft-lab: the demonstration, and a lab to play in. Run by `cargo xtask demo` and `cargo xtask lab`.
+//! weft-lab: the demonstration, and a lab to try things in. Run by `cargo xtask demo` and `cargo xtask lab`.
 
 #![forbid(unsafe_code)]
 

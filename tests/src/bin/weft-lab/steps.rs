@@ -1,4 +1,4 @@
-//! What the demonstration shows, step by step; each step puts the site back as it found it.
+//! The steps of the demonstration. Each restores the site when it is done.
 
 use std::collections::HashMap;
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
