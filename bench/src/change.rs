@@ -121,7 +121,7 @@ fn delta(state: &State, object: Object) -> (Vec<u8>, State) {
     (delta.encode_to_vec(), next)
 }
 
-/// Forwards on the last core until told to stop, by the newest snapshot that it is sent. Answers packets in and out.
+/// Forwards on the last core until it is stopped, by the newest snapshot that it is sent. Returns packets in and out.
 struct Forwarder {
     snapshots: mpsc::Sender<Arc<Snapshot>>,
     generation: Arc<AtomicU32>,
@@ -247,7 +247,7 @@ fn measure(
     ])
 }
 
-/// The topology of the other suites as host h1 is told it.
+/// The topology of the other suites as the state of host h1.
 fn base() -> anyhow::Result<Objects> {
     let mut objects = scenario::objects()?;
     for port in &mut objects.ports {

@@ -219,7 +219,7 @@ fn samples(mut sample: impl FnMut() -> f64) -> Vec<f64> {
     (0..SAMPLES).map(|_| sample()).collect()
 }
 
-/// What the peer says of the same rules and packets.
+/// The peer's results for the same rules and packets.
 struct Peer {
     /// Cycles by method.
     methods: Vec<(&'static str, Vec<f64>)>,

@@ -30,7 +30,7 @@ pub(crate) fn hertz() -> f64 {
     })
 }
 
-/// Cycles of the core in one of the counter, now: more than 1 while the core is clocked above the counter's rate, less when somebody else has
+/// Core cycles per counter cycle, now: more than 1 while the core is clocked above the counter's rate, less when another process has
 /// its time. By a chain of multiplications, three cycles each on the processors that this runs on.
 pub(crate) fn pace() -> f64 {
     const LINKS: u64 = 300_000;

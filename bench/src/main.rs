@@ -75,7 +75,7 @@ fn spread(samples: &[f64]) -> f64 {
             .unwrap_or(f64::NAN)
     };
     let (low, high) = (at(1), at(3));
-    // Where all are 0, there is no share of them to speak of.
+    // Where all are 0, a share has no meaning.
     if low == high {
         return 0.0;
     }
@@ -143,7 +143,7 @@ struct Suite {
     name: &'static str,
     /// For the help.
     what: &'static str,
-    /// Measures, with peers if so told.
+    /// Measures, with peers if requested.
     rows: fn(bool) -> anyhow::Result<Vec<Row>>,
 }
 
@@ -225,7 +225,7 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Runs the suites that are asked for. Progress goes to standard error, and so does the table where standard output is to have the document.
+/// Runs the selected suites. Progress goes to standard error, and so does the table where standard output is to have the document.
 fn measure(arguments: &Arguments) -> anyhow::Result<serde_json::Value> {
     let asked = |suite: &str| {
         arguments.suites.is_empty() || arguments.suites.iter().any(|name| name == suite)

@@ -138,7 +138,7 @@ pub(crate) fn tcp(number: u32, way: Way, flags: u8, numbers: (u32, u32)) -> Vec<
     frame
 }
 
-/// Opens connection `number` and answers the segment that may then be repeated.
+/// Opens connection `number` and returns the segment that may then be repeated.
 pub(crate) fn connect(fabric: &mut Fabric, number: u32) -> anyhow::Result<Vec<u8>> {
     const SYN: u8 = 2;
     const ACK: u8 = 16;

@@ -7,19 +7,19 @@ use weft_process::tls::{Names, Role};
 /// The log's target of what concerns who did what.
 pub(crate) const AUDIT: &str = "weft::audit";
 
-/// Somebody who calls.
+/// A caller of the API.
 #[derive(Debug, Clone)]
 pub struct Caller {
     /// For people: the certificate's subject, the user's number, or the address.
     pub name: String,
     /// What they may do to the intent.
     pub role: Role,
-    /// The hosts that they may speak for; none: all.
+    /// The hosts that the caller may attach as; none: all.
     hosts: Option<Vec<String>>,
 }
 
 impl Caller {
-    /// Who may do everything: whoever may open the controller's socket, or reaches a port without TLS.
+    /// A caller that may do everything: one that can open the controller's socket, or reaches a port without TLS.
     pub fn trusted(name: String) -> Self {
         Self {
             name,
@@ -79,7 +79,7 @@ impl Caller {
         )))
     }
 
-    /// Refuses those who may not speak for a host.
+    /// Refuses callers that may not attach as the host.
     pub(crate) fn speaks_for(&self, host: &str) -> Result<(), Status> {
         match &self.hosts {
             Some(hosts) if !hosts.iter().any(|own| own == host) => {

@@ -23,7 +23,7 @@ pub struct Config {
     pub store: StoreConfig,
     /// By what certificates callers over TCP are known; without, everybody who reaches the port may do everything.
     pub tls: Option<TlsFiles>,
-    /// For how many seconds after a port has moved its old host sends on what still comes for it: 0 to 3600, 30 unless said otherwise. The hosts
+    /// For how many seconds the old host of a moved port forwards packets to the new one: 0 to 3600, 30 by default. The hosts
     /// hear of a move within milliseconds; this is for those that the controller does not reach at the time.
     #[serde(default = "default_move_grace")]
     pub move_grace_seconds: u32,
@@ -69,7 +69,7 @@ impl Config {
     /// Reads a configuration file.
     ///
     /// # Errors
-    /// The file cannot be read, or says what is not understood.
+    /// The file cannot be read or parsed.
     pub fn read(path: &Path) -> Result<Self, ConfigError> {
         let text = std::fs::read_to_string(path).map_err(|reason| ConfigError::Read {
             path: path.to_owned(),

@@ -193,7 +193,7 @@ impl Intent {
         })
     }
 
-    /// Makes a change, and says in the log who did what, or tried to.
+    /// Makes a change, and logs the caller and the change, or its refusal.
     fn change(
         &self,
         caller: &Caller,

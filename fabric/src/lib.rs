@@ -26,7 +26,7 @@ const LARGE_FRAMES: u32 = 4;
 const FRAME_SIZE: usize = 4096;
 const HEADROOM: usize = 128;
 
-/// Plain memory with a way out: packets pile up until somebody takes them.
+/// Plain memory with a list of sent packets.
 #[derive(Debug)]
 pub struct MemoryIo {
     /// The buffers.
@@ -184,7 +184,7 @@ pub struct Delivered {
 pub struct Fabric {
     /// By id.
     pub hosts: BTreeMap<String, MemoryHost>,
-    /// The time in milliseconds, as the pipelines are told it.
+    /// The pipelines' time in milliseconds.
     pub now: u32,
     /// Every frame that crossed the underlay, in order.
     pub crossed: Vec<Vec<u8>>,
@@ -360,7 +360,7 @@ impl Fabric {
         }
     }
 
-    /// Lets a port send a frame; answers what comes out at ports anywhere.
+    /// Lets a port send a frame; returns what comes out at ports anywhere.
     pub fn send(&mut self, port: &str, frame: &[u8]) -> Vec<Delivered> {
         self.send_vector(port, [frame])
     }
@@ -400,7 +400,7 @@ impl Fabric {
         pipeline.process(io, source, &mut packets, self.now);
     }
 
-    /// Lets a port send a segment that is left to its device to split; answers what comes out at ports anywhere.
+    /// Lets a port send a segment that is left to its device to split; returns what comes out at ports anywhere.
     pub fn send_segment(&mut self, port: &str, frame: &[u8], offload: Offload) -> Vec<Delivered> {
         let Some((host, index)) = self.find_port(port) else {
             return Vec::new();

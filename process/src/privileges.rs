@@ -23,7 +23,7 @@ pub const DATAPLANE: CapabilitySet = CapabilitySet::NET_ADMIN
 /// program that it starts can have more either (bounding set, `no_new_privs`). For a process of one thread.
 ///
 /// # Errors
-/// The kernel refuses, which it does not do to whoever gives something up.
+/// The kernel refuses, which does not happen for dropping capabilities.
 pub fn keep_only(needed: CapabilitySet) -> std::io::Result<()> {
     let present = capabilities(None)?;
     // Only who may change the bounding set has anything to lose by it.

@@ -8,7 +8,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::time::{Duration, Instant};
 
-/// The way to the service manager; silent where there is none.
+/// Connection to the service manager; does nothing if there is none.
 #[derive(Debug)]
 pub struct Supervisor {
     socket: Option<(UnixDatagram, SocketAddr)>,
@@ -43,7 +43,7 @@ impl Supervisor {
         }
     }
 
-    /// Everything is there that callers and packets need.
+    /// Reports that the process is ready for callers and packets.
     pub fn ready(&self) {
         self.say("READY=1");
     }
@@ -53,7 +53,7 @@ impl Supervisor {
         self.say("STOPPING=1");
     }
 
-    /// The process is well; passed on as often as it is wanted. Whoever stops calling this is restarted.
+    /// Watchdog keep-alive, sent at the interval that the service manager wants. A process that stops calling this is restarted.
     pub fn well(&mut self) {
         if self.every.is_some_and(|every| self.told.elapsed() >= every) {
             self.say("WATCHDOG=1");

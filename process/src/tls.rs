@@ -192,7 +192,7 @@ pub enum Role {
 pub struct Names {
     /// The subject, for people.
     pub subject: String,
-    /// The hosts that it may speak for.
+    /// The hosts that it may attach as.
     pub hosts: Vec<String>,
     /// The highest role that it names.
     pub role: Role,

@@ -64,7 +64,7 @@ pub enum Listener {
 }
 
 impl Listener {
-    /// Listens at `HOST:PORT` or `unix:/path`. A socket file that nobody serves any more is replaced.
+    /// Listens at `HOST:PORT` or `unix:/path`. A stale socket file is replaced.
     ///
     /// # Errors
     /// The address is taken or not ours to use.
@@ -144,7 +144,7 @@ pub async fn serve(
     Ok(())
 }
 
-/// The connections of those who can show a certificate. A handshake that takes its time holds up nobody else's.
+/// Accepts connections with a valid certificate. A slow handshake does not delay others.
 fn secured(
     listener: TcpListener,
     tls: Arc<ServerTls>,
@@ -175,7 +175,7 @@ fn secured(
                 // Deltas are small: waiting to fill a segment would only delay them.
                 let _ = stream.set_nodelay(true);
                 match tokio::time::timeout(HANDSHAKE, acceptor.accept(stream)).await {
-                    // Nobody takes it when serving has ended.
+                    // There is no receiver when serving has ended.
                     Ok(Ok(stream)) => drop(sender.send(Ok(stream)).await),
                     Ok(Err(error)) => tracing::debug!(%peer, %error, "refused"),
                     Err(_) => tracing::debug!(%peer, "gave up on its handshake"),
@@ -220,7 +220,7 @@ pub fn endpoint(address: &str, tls: Option<&TlsFiles>) -> Result<Endpoint, Trans
 /// Connects to what listens at an address.
 ///
 /// # Errors
-/// The text is no address, or nobody answers there.
+/// The text is not an address, or there is no answer.
 pub async fn connect(address: &str, tls: Option<&TlsFiles>) -> Result<Channel, TransportError> {
     endpoint(address, tls)?
         .connect()
@@ -231,7 +231,7 @@ pub async fn connect(address: &str, tls: Option<&TlsFiles>) -> Result<Channel, T
         })
 }
 
-/// The error at the bottom: "transport error" alone tells nobody anything.
+/// The root cause: "transport error" alone does not help.
 pub fn innermost(mut error: &dyn std::error::Error) -> String {
     while let Some(source) = error.source() {
         error = source;

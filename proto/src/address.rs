@@ -9,7 +9,7 @@ use ipnetwork::IpNetwork;
 /// The virtual router's MAC wherever a subnet names none.
 pub const DEFAULT_GATEWAY_MAC: [u8; 6] = [0x02, 0x77, 0x65, 0x66, 0x74, 0x01];
 
-/// Why a text is no prefix, MAC or protocol; each says what would be right where that is known.
+/// Why a text is not a prefix, MAC or protocol, with the correct form where it is known.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 #[allow(missing_docs)]
 pub enum TextError {

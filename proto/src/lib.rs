@@ -16,5 +16,5 @@ pub mod state;
 pub mod strict;
 pub mod validate;
 
-/// Version of the host protocol that this crate speaks.
+/// Version of the host protocol.
 pub const HOST_PROTOCOL: u32 = 1;

@@ -220,7 +220,7 @@ pub enum StateError {
     Missing(Key),
 }
 
-/// An object with what is asked of it often.
+/// An object with cached properties.
 #[derive(Debug)]
 struct Entry {
     object: Object,
@@ -481,7 +481,7 @@ impl State {
     }
 }
 
-/// An object as it was and as it is; at least one of them is there, and they differ.
+/// An object before and after a change; at least one is present, and they differ.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Change<'a> {
     /// None: it was not there.

@@ -76,7 +76,7 @@ impl Daemon {
         }
     }
 
-    /// Stops it where it is (SIGSTOP), or lets it go on.
+    /// Stops it (SIGSTOP), or continues it.
     pub fn pause(&self, paused: bool) {
         self.signal(if paused { libc::SIGSTOP } else { libc::SIGCONT });
     }

@@ -11,7 +11,7 @@ use std::{
 
 use crate::{LabError, wait_until};
 
-/// A thread that stands still until this is dropped: it is traced (ptrace(2)), and only its tracer, a thread of ours, may let it go on.
+/// A thread that is stopped until this is dropped: it is traced (ptrace(2)), and only its tracer, a thread of ours, may let it go on.
 #[derive(Debug)]
 pub struct HaltedThread {
     release: Option<Sender<()>>,

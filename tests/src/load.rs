@@ -57,7 +57,7 @@ impl Arrivals {
     }
 }
 
-/// Sends frames, over and over, until told to stop, as fast as they arrive; answers how many were sent.
+/// Sends frames, over and over, until it is stopped, as fast as they arrive; returns how many were sent.
 pub fn send_until(
     socket: &RawSocket,
     frames: &[Vec<u8>],
@@ -207,7 +207,7 @@ pub fn tcp(
     gigabits(&text)
 }
 
-/// What iperf3's report says was received, in Gbit/s.
+/// The received rate in iperf3's report, in Gbit/s.
 pub(crate) fn gigabits(report: &str) -> Result<f64, LabError> {
     let report: serde_json::Value = serde_json::from_str(report).unwrap_or_default();
     let bits = report["end"]["sum_received"]["bits_per_second"].as_f64();

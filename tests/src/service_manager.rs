@@ -145,7 +145,7 @@ impl ServiceManager {
             })
     }
 
-    /// What a unit said since the boot, and what systemd said of it.
+    /// The journal of a unit since the boot, with systemd's messages about it.
     pub fn journal(&self, unit: &str) -> String {
         self.run(&["journalctl", "--no-pager", "--output=short", "--unit", unit])
             .unwrap_or_else(|error| error.to_string())

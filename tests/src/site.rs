@@ -259,7 +259,7 @@ impl Site {
         Ok(())
     }
 
-    /// A link from a host to the controller's namespace; answers where the controller is for it.
+    /// A link from a host to the controller's namespace; returns where the controller is for it.
     fn link_to_controller(
         &self,
         place: usize,
@@ -594,7 +594,7 @@ impl Site {
         })
     }
 
-    /// Applies the intent, and waits for nobody.
+    /// Applies the intent without waiting for hosts.
     pub fn apply_only(&self, objects: &Objects) -> Result<(), LabError> {
         let file = self.directory.join("topology.yaml");
         let text = serde_yaml_ng::to_string(objects).map_err(|source| LabError::Io {
@@ -606,7 +606,7 @@ impl Site {
             .map(drop)
     }
 
-    /// Changes the intent, waits until every host has it in force, and says how long that took from the call.
+    /// Changes the intent, waits until every host has it in force, and returns how long that took.
     pub fn change(&mut self, change: impl FnOnce(&mut Objects)) -> Result<Duration, LabError> {
         let mut objects = self.objects.clone();
         change(&mut objects);
@@ -634,7 +634,7 @@ impl Site {
             .map_err(|error| self.explain(error))
     }
 
-    /// Waits until every port that has a workload is up, and the way to every VTEP is known.
+    /// Waits until every port that has a workload is up, and the next hop to every VTEP is known.
     pub fn wait_for_ports(&self) -> Result<(), LabError> {
         let up = || {
             self.own_hosts().iter().all(|host| {

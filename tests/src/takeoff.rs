@@ -97,7 +97,7 @@ impl Attached<'_> {
 
 fn detach(id: u32) -> io::Result<()> {
     let link = bpf(BPF_LINK_GET_FD_BY_ID, id)?;
-    // SAFETY: the call just opened it, and nobody else knows of it.
+    // SAFETY: the call has just opened it, and nothing else owns it.
     let link = unsafe { OwnedFd::from_raw_fd(link) };
     bpf(BPF_LINK_DETACH, link.as_raw_fd().cast_unsigned()).map(drop)
 }
@@ -132,7 +132,7 @@ fn at_ingress(interface: u32) -> io::Result<Vec<u32>> {
 fn take_off_ingress(interface: u32) -> io::Result<()> {
     for id in at_ingress(interface)? {
         let program = bpf(BPF_PROG_GET_FD_BY_ID, id)?;
-        // SAFETY: the call just opened it, and nobody else knows of it.
+        // SAFETY: the call has just opened it, and nothing else owns it.
         let program = unsafe { OwnedFd::from_raw_fd(program) };
         // The interface, the program, the attach type, flags, and what is left out.
         let descriptor = program.as_raw_fd().cast_unsigned();

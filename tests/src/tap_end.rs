@@ -46,7 +46,7 @@ impl TapEnd {
         Self::open(namespace, name, IFF_MULTI_QUEUE, 0)
     }
 
-    /// Opens the only queue of a tap that somebody else made.
+    /// Opens the only queue of a tap that another program created.
     pub fn of(namespace: &Namespace, name: &str) -> Result<Self, LabError> {
         Self::open(namespace, name, 0, 0)
     }

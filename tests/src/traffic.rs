@@ -306,7 +306,7 @@ impl NumberedStream {
         })
     }
 
-    /// Ends the stream, and says what became of it.
+    /// Ends the stream, and returns its result.
     pub fn end(mut self) -> Tally {
         self.stop.store(true, Ordering::Relaxed);
         for thread in self.threads.drain(..).rev() {

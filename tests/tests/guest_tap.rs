@@ -45,7 +45,7 @@ fn works_and_decodes(features: NicFeatures) {
     decodes(&site(features));
 }
 
-/// Answers what was recorded.
+/// Returns what was recorded.
 fn decodes(site: &Site) -> Capture {
     let underlay = site.underlay.clone().unwrap();
     let mut capture = Capture::start(&underlay, "br0", "udp port 4789").unwrap();

@@ -429,7 +429,7 @@ fn sighup_takes_up_what_can_change_and_survives_a_bad_file() {
         for (more, said) in [
             (
                 "sessions.icmp = 90",
-                "session idle times and idle mode taken up",
+                "session idle times and idle mode reloaded",
             ),
             ("sessions.icmp = 1", "sessions.icmp"),
         ] {

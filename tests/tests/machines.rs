@@ -43,7 +43,7 @@ fn with_four_cards() -> Fabric {
 }
 
 /// Makes another interface the uplink of every host: runs the lines of shell that make it with `N` for the host's number, gives it the tunnel
-/// address, and has weftd use it; answers what `provision.sh driver` says of it on the first host.
+/// address, and has weftd use it; returns what `provision.sh driver` says of it on the first host.
 fn move_uplinks(fabric: &Fabric, uplink: &str, lines: &str) -> Result<String, LabError> {
     for (number, host) in (1..).zip(&fabric.hosts) {
         let number = number.to_string();

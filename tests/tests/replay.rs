@@ -156,7 +156,7 @@ fn collect(fabric: &Fabric, into: &mut BTreeMap<&'static str, u64>) {
     }
 }
 
-/// Plays a capture; answers what was wrong, and how many frames were compared.
+/// Plays a capture; returns what was wrong, and how many frames were compared.
 fn play(program: &Program, frames: &[Captured], way: Way) -> (Vec<String>, usize) {
     let objects = topology(program, way);
     let mut fabric = fabric(&objects, 1);

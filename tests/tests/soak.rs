@@ -128,7 +128,7 @@ fn turn(objects: &mut Objects, round: u64) {
     }
 }
 
-/// Pings, one about every 10 ms and a new identifier after 50, until told to stop: sent and answered. An answer may take its time: the
+/// Pings, one about every 10 ms and a new identifier after 50, until it is stopped: sent and answered. An answer may take its time: the
 /// machine may have other things to do, and only what never comes is lost.
 fn pings(from: &Namespace, to: Ipv4Addr, stop: &AtomicBool) -> Result<(u64, u64), LabError> {
     let (mut sent, mut answered) = (0, 0);

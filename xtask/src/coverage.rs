@@ -98,7 +98,7 @@ fn report(llvm: &Path, directory: &Path, objects: &[String]) -> Result<()> {
     Ok(())
 }
 
-/// Builds and runs the instrumented tests; answers the programs that hold the counters' places.
+/// Builds and runs the instrumented tests; returns the programs that hold the counters' places.
 fn measure(directory: &Path) -> Result<Vec<String>> {
     let stand_in = std::env::current_exe().context("cannot find this program")?;
     let cargo = || {

@@ -46,7 +46,7 @@ fn deny_command(deny: &Path) -> std::process::Command {
     command
 }
 
-/// Known faults (RustSec). Where its database cannot be fetched this says so, loudly, and nothing is checked: a machine without a way there is
+/// Known vulnerabilities (RustSec). If the database cannot be fetched, a warning is printed and nothing is checked: a machine without a way there is
 /// to be able to run the other tests.
 fn advisories(deny: &Path) -> Result<()> {
     let fetched = run::command(deny).args(["fetch", "db"]).output();
@@ -66,7 +66,7 @@ fn advisories(deny: &Path) -> Result<()> {
     )
 }
 
-/// `rust-version` is said once, and holds for every package. That the code keeps to it is checked by clippy (`incompatible_msrv`), and by the
+/// `rust-version` is set once, and every package inherits it. That the code keeps to it is checked by clippy (`incompatible_msrv`), and by the
 /// build where the compiler is of that version.
 fn minimum_version() -> Result<()> {
     let wanted = stated(Path::new("Cargo.toml"))?
@@ -96,7 +96,7 @@ fn minimum_version() -> Result<()> {
     Ok(())
 }
 
-/// What a manifest says by itself.
+/// The `rust-version` in a manifest.
 fn stated(manifest: &Path) -> Result<Option<String>> {
     let path = run::root().join(manifest);
     let text =

@@ -122,7 +122,7 @@ impl Repository {
         missing
     }
 
-    /// Whether a span of code is there, or is none of what is looked up.
+    /// Whether a span of code exists, or is not of a kind that is looked up.
     fn has(&self, span: &str, bases: &[&Path]) -> bool {
         if let Some(command) = span.strip_prefix("cargo ") {
             return self.has_command(command);

@@ -63,7 +63,7 @@ struct Series {
     points: Vec<(f64, Figure)>,
 }
 
-/// Draws every chart of a document into a directory, which is made if need be; gives back the files.
+/// Draws every chart of a document into a directory, which is made if need be; returns the files.
 ///
 /// # Errors
 /// The document is not one of ours, or a file cannot be written.

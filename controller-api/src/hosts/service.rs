@@ -15,7 +15,7 @@ use super::session::Session;
 use crate::caller::Caller;
 use crate::intent::Intent;
 
-/// How long a stream may stay silent before it says who it is.
+/// How long to wait for a stream's Hello.
 const HELLO_DEADLINE: Duration = Duration::from_secs(10);
 
 pub(crate) struct Control {
@@ -48,7 +48,7 @@ impl HostControl for Control {
                 }
             };
             if let Err(status) = result {
-                // The host may be gone, and then nobody needs to be told.
+                // The host may have disconnected; then there is no one to answer.
                 let _ = sender.send(Err(status)).await;
             }
         });

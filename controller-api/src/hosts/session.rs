@@ -22,7 +22,7 @@ pub(super) struct Session {
     sender: mpsc::Sender<Result<ToHost, Status>>,
     /// Fails when a newer session takes this one's place.
     taken: oneshot::Receiver<()>,
-    /// What the host said it has in force, until something is known to be.
+    /// The state that the host reported in its Hello, until one is acknowledged.
     claimed: (u64, Vec<u8>),
     /// What the host has in force, if we know what that is.
     acknowledged: Option<NodeState>,
@@ -249,7 +249,7 @@ impl Session {
         });
     }
 
-    /// What a revision says of the host is what it refused before.
+    /// The host's state of a revision is the one that it refused before.
     fn note_refused(&self, revision: u64) {
         self.hosts.update(&self.host, self.id, |entry| {
             entry.refused_revision = revision;
@@ -263,7 +263,7 @@ impl Session {
         });
     }
 
-    /// The host has in force what a revision says of it.
+    /// The host has its state of a revision in force.
     fn note_current(&self, revision: u64) {
         self.hosts.update(&self.host, self.id, |entry| {
             entry.acknowledged_revision = revision;

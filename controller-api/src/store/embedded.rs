@@ -80,7 +80,7 @@ fn open(path: &Path) -> Result<Database, StoreError> {
             reason: Box::new(reason),
         },
     })?;
-    // Every page has a checksum, which nobody else would compare.
+    // Pages have checksums, which are only compared here.
     match guarded(|| database.check_integrity()).ok_or_else(damaged)? {
         Ok(true) => {}
         Ok(false) | Err(DatabaseError::Storage(StorageError::Corrupted(_))) => {

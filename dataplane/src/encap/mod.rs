@@ -144,7 +144,7 @@ impl Template {
     }
 
     /// Writes the outer header in front of the packet. When the buffer has no room in front, the packet is moved back first.
-    /// Answers whether there was room.
+    /// Returns whether there was room.
     pub fn push(
         &self,
         memory: &mut impl FrameMemory,
@@ -184,7 +184,7 @@ impl Template {
         REACH[usize::from(self.ipv6)]
     }
 
-    /// Writes the outer header in front of the packet of `len` bytes at `start`. Answers whether there was room.
+    /// Writes the outer header in front of the packet of `len` bytes at `start`. Returns whether there was room.
     #[inline(always)]
     pub fn write(
         &self,
@@ -285,7 +285,7 @@ fn write_gre<const N: usize>(place: &mut [u8; N], vni: u32) {
     place[N - 4..].copy_from_slice(&vni.to_be_bytes());
 }
 
-/// Moves a packet back in its buffer until `needed` bytes are free in front of it. Answers whether that was possible.
+/// Moves a packet back in its buffer until `needed` bytes are free in front of it. Returns whether that was possible.
 fn make_headroom(
     memory: &mut impl FrameMemory,
     frame: &mut Frame,

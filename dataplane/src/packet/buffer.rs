@@ -10,7 +10,7 @@ pub struct Frame(u32);
 /// Marks large frames among the indices.
 const LARGE: u32 = 1 << 31;
 
-/// Bytes of a large frame: the longest packet that a guest may hand over at once, and room ahead of it.
+/// Bytes of a large frame: the longest segment of a guest, and room ahead of it.
 pub const LARGE_SIZE: usize = 66 * 1024;
 
 impl Frame {
@@ -45,7 +45,7 @@ impl Frame {
         self.0
     }
 
-    /// Gives the token up to somebody who keeps track of the index (a kernel ring).
+    /// Turns the token into its index, which the caller keeps track of (a kernel ring).
     #[inline]
     pub fn into_index(self) -> u32 {
         self.0

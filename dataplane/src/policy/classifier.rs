@@ -101,7 +101,7 @@ impl Classifier {
         (outcome != NONE).then_some(outcome)
     }
 
-    /// What [`Self::decide`] says of each subject, in their order, in about half the time where eight of one family or more follow each
+    /// The results of [`Self::decide`] for each subject, in their order, in about half the time where eight of one family or more follow each
     /// other.
     pub fn decide_batch(
         &self,

@@ -186,7 +186,7 @@ impl AclRules {
         ))
     }
 
-    /// The number of the entry that decides about the subject, and what it says; no number when none matches.
+    /// The number of the entry that decides about the subject, and its action; no number when none matches.
     pub fn verdict(&self, subject: &Subject, sets: &[AddressSet]) -> (Option<u16>, bool) {
         self.0
             .decide(subject, sets)

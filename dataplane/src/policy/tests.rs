@@ -241,7 +241,7 @@ fn every_prefix_of_a_long_chain_has_its_say() {
     assert_eq!(admitted(address ^ (1 << 31)), 0);
 }
 
-/// What `Classifier::bytes` says about its growth.
+/// The bound that `Classifier::bytes` documents.
 #[test]
 fn memory_is_linear_in_the_rules_whatever_they_are() {
     let any = |n: u16| (Service::Ports(protocol::TCP, n..=n + 20_000), Remote::Any);

@@ -17,17 +17,17 @@ pub trait Queue: Send + Debug {
     /// Which of the device's queues this is.
     fn number(&self) -> u32;
 
-    /// Takes up to `max` packets that have arrived, appends them to `out`, which has room for them, and says how many.
+    /// Takes up to `max` packets that have arrived, appends them to `out`, which has room for them, and returns how many.
     fn receive(&mut self, cache: &mut FrameCache, out: &mut Vec<Packet>, max: usize) -> usize;
 
-    /// Sends packets from the front, takes those out of `packets`, and says how many were sent. What does not fit stays; what never can
+    /// Sends packets from the front, takes those out of `packets`, and returns how many were sent. What does not fit stays; what never can
     /// be sent is freed and counted in [`Queue::lost`].
     fn send(&mut self, cache: &mut FrameCache, packets: &mut Vec<Packet>) -> usize;
 
-    /// Tells the other side of what was sent, if it wants to be told.
+    /// Notifies the other side of sent packets, if it needs a notification.
     fn kick(&mut self);
 
-    /// Whether the other side has yet to be told again.
+    /// Whether another notification is still needed.
     fn has_unsent(&self) -> bool {
         false
     }
@@ -70,7 +70,7 @@ pub trait Device: Send + Debug {
     /// Its queues, for workers to serve; none the second time.
     fn take_queues(&mut self) -> Vec<Box<dyn Queue>>;
 
-    /// Whether packets can pass: a guest's device is open before its guest is there.
+    /// Whether packets can pass: a guest's device is open before its guest runs.
     fn is_up(&self) -> bool;
 
     /// Whether what it was opened on has gone, is another by now, or has another number of queues: it has to be opened again.

@@ -22,7 +22,7 @@ pub enum PortError {
     /// The kernel has no AF_XDP.
     #[error("the kernel has no AF_XDP sockets; it needs CONFIG_XDP_SOCKETS=y")]
     NoAfXdp,
-    /// The packet memory could not be had.
+    /// The packet memory could not be allocated.
     #[error(
         "packet memory of {mebibytes} MiB: {source}; lower the number of frames, or raise the locked-memory limit"
     )]
@@ -109,10 +109,10 @@ pub enum PortError {
     Program {
         /// The interface.
         interface: String,
-        /// What the loader said.
+        /// The loader's error.
         problem: String,
     },
-    /// Netlink said no.
+    /// Netlink returned an error.
     #[error("netlink: {what}: {problem}")]
     Netlink {
         /// What was asked.

@@ -5,7 +5,7 @@
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 
-/// Our end of an event descriptor, or of one that somebody else gave us.
+/// An event descriptor, of our own or received from a monitor.
 #[derive(Debug)]
 pub struct Event(OwnedFd);
 
@@ -15,7 +15,7 @@ impl Event {
     /// # Errors
     /// The system has no descriptor left.
     pub fn new() -> io::Result<Self> {
-        // SAFETY: a plain system call; the descriptor that it returns is new and owned by nobody else.
+        // SAFETY: a plain system call; the descriptor that it returns is new and nothing else owns it.
         unsafe {
             let descriptor = libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK);
             if descriptor < 0 {
@@ -85,7 +85,7 @@ impl Event {
     }
 }
 
-/// Waits until one of the descriptors is readable or the time is up; none waits for ever. Answers which are, bit by bit.
+/// Waits until one of the descriptors is readable or the time is up; none waits for ever. Returns which are, bit by bit.
 ///
 /// # Errors
 /// A signal interrupted it, or a descriptor is none.

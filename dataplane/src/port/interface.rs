@@ -156,7 +156,7 @@ impl Drop for KeptTags {
     }
 }
 
-/// Whether the device strips VLAN tags, if it says.
+/// Whether the device strips VLAN tags, if that is known.
 fn strips_tags(name: &str) -> Option<bool> {
     let mut answer = Flags {
         cmd: ETHTOOL_GFLAGS,
@@ -280,7 +280,7 @@ fn socket() -> io::Result<OwnedFd> {
     if fd < 0 {
         return Err(io::Error::last_os_error());
     }
-    // SAFETY: the call just opened it, and nobody else knows of it.
+    // SAFETY: the call has just opened it, and nothing else owns it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 

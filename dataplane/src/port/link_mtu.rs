@@ -16,7 +16,7 @@ const PATIENCE: Duration = Duration::from_secs(1);
 /// The longest description of a link that is read; what follows is of no interest here.
 const ANSWER: usize = 16 * 1024;
 
-/// What the kernel says of a link.
+/// The kernel's description of a link.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 struct Link {
     mtu: Option<u32>,

@@ -16,7 +16,7 @@ use crate::sync::{Arc, ArrayQueue, Mutex, MutexGuard};
 /// Frames that move between the pool and a cache at once.
 pub(super) const BATCH: usize = 64;
 
-/// The frames that nobody has.
+/// The free frames.
 #[derive(Debug)]
 pub(super) struct Pool {
     batches: ArrayQueue<[u32; BATCH]>,
@@ -235,7 +235,7 @@ impl Stock {
     }
 }
 
-/// A worker's free frames, and its way to the bytes of the frames that it holds.
+/// A worker's free frames, and access to the bytes of the frames that it holds.
 #[derive(Debug)]
 pub struct FrameCache {
     umem: std::sync::Arc<Umem>,

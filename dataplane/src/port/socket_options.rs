@@ -84,7 +84,7 @@ pub(super) fn prefer_busy_poll(fd: RawFd, microseconds: u32, budget: u32) -> io:
     set(fd, libc::SOL_SOCKET, SO_BUSY_POLL_BUDGET, budget)
 }
 
-/// Asks for more packets for a doorbell. An older kernel doesn't know it and goes on with 32: not an error.
+/// Raises the packets per wake-up. An older kernel does not know the option and keeps 32, which is not an error.
 pub(super) fn raise_send_budget(fd: RawFd, packets: u32) -> bool {
     let packets = libc::c_int::try_from(packets).unwrap_or(libc::c_int::MAX);
     set(fd, libc::SOL_XDP, XDP_MAX_TX_SKB_BUDGET, packets).is_ok()

@@ -189,7 +189,7 @@ impl WorkerIo {
         heard.nth(chosen).map_or(first, |slot| usize::from(*slot))
     }
 
-    /// A segment that is still to be split goes whole to whoever takes it so, and in pieces to all others.
+    /// A segment that is still to be split goes whole to queues that support it, and is split for all others.
     #[cold]
     fn push_large(&mut self, slot: usize, packet: Packet) {
         let offload = Offload::read(self, &packet.frame);
@@ -263,7 +263,7 @@ impl WorkerIo {
         self.index_slots();
     }
 
-    /// Hands back the queues of places that the condition picks, for somebody else to close.
+    /// Returns the queues of places that the condition selects, for the caller to close.
     pub(super) fn give_back(
         &mut self,
         to: &Sender<Box<dyn Queue>>,
@@ -314,7 +314,7 @@ impl WorkerIo {
         }
     }
 
-    /// Takes over what the kernel says it dropped at the queues' rings.
+    /// Updates the counters of packets that the kernel dropped at the queues' rings.
     #[cold]
     pub(super) fn publish_kernel_drops(&self) {
         for (number, slot) in self.slots.iter().enumerate() {
@@ -334,7 +334,7 @@ impl WorkerIo {
         }
     }
 
-    /// Sleeps until a queue has packets, somebody rings, or the time is up.
+    /// Sleeps until a queue has packets, the worker is woken, or the time is up.
     pub(super) fn wait(&mut self, bell: &Bell, time: Duration) {
         for slot in &mut self.slots {
             slot.queue.reap(&mut self.cache);

@@ -39,7 +39,7 @@ const INBOX: usize = 1024;
 const PATIENCE: u32 = 20;
 /// How long it sleeps at most, so that sessions age.
 const SLEEP: Duration = Duration::from_millis(20);
-/// How long a worker may take to take queues, or to hand them back, before somebody who waits for that goes on without.
+/// How long a caller waits for a worker to take or return queues.
 const HAND_BACK: Duration = Duration::from_millis(50);
 /// How long a worker may take to end.
 const LAST_ROUND: Duration = Duration::from_secs(2);
@@ -48,13 +48,13 @@ const CLOSERS: usize = 16;
 /// Slots of the session table that a worker looks at each millisecond of work or wait.
 const SWEEP: usize = 64;
 
-/// What a worker is told.
+/// A command to a worker.
 enum Command {
-    /// Take this queue, send by it, but do not read it yet; and let go of the other end of a channel.
+    /// Take this queue and send through it, but do not read it yet; then drop the other end of a channel.
     Open(Source, Box<dyn Queue>, Sender<()>),
     /// Read all queues from now on.
     Read,
-    /// Hand back the queues of this place, and let go of the other end of a channel, if there is one.
+    /// Return the queues of this place, and drop the other end of a channel, if there is one.
     Close(Source, Option<Sender<()>>),
 }
 
@@ -96,7 +96,7 @@ pub struct Gauge {
     pub idle: AtomicU64,
     /// How often it stood still for longer than the watchdog bears.
     pub stalls: AtomicU64,
-    /// For how long it has stood still; 0 while it goes round.
+    /// For how long it has been stuck; 0 while it runs.
     pub stuck_milliseconds: AtomicU64,
 }
 
@@ -148,7 +148,7 @@ pub struct Plan<'a> {
     pub timeouts: Timeouts,
     /// Whether to spin.
     pub spin: bool,
-    /// For how long a worker may stand still before that is reported; nobody looks without.
+    /// How long a worker may be stuck before it is reported; none: no watchdog.
     pub watchdog: Option<Duration>,
     /// Packet memory.
     pub umem: &'a Arc<Umem>,
@@ -337,7 +337,7 @@ impl Workers {
         handle.bell.ring();
     }
 
-    /// Closes the queues that workers have handed back. Closing waits for the kernel, so it is not done by workers, and of many not one after
+    /// Closes the queues that workers have returned. Closing waits for the kernel, so it is not done by workers, and of many not one after
     /// the other.
     pub fn collect(&self) {
         let mut queues: Vec<Box<dyn Queue>> = self.returned.try_iter().collect();
@@ -351,13 +351,13 @@ impl Workers {
         });
     }
 
-    /// Whether every worker goes round, as far as the watchdog knows.
+    /// Whether every worker runs, as far as the watchdog knows.
     pub fn all_move(&self) -> bool {
         !self.handles.iter().any(|handle| handle.gauge.is_stuck())
     }
 
     /// Puts a snapshot in force and waits until every worker judges by it, but for those that are stuck: they judge nothing, and take up the
-    /// newest one when they go on. Answers whether all others did within a second.
+    /// newest one when they go on. Returns whether all others did within a second.
     pub fn publish(&self, snapshot: Arc<Snapshot>) -> bool {
         let generation = snapshot.generation;
         self.common.snapshot.store(snapshot);
@@ -447,7 +447,7 @@ impl Worker {
         self.io.give_back(&self.returned, |_| true);
     }
 
-    /// One round over everything that may have work; answers how many packets there were.
+    /// One round over everything that may have work; returns how many packets there were.
     fn round(&mut self, time: Instant) -> usize {
         if self.bell.heard() {
             self.obey();

@@ -62,7 +62,7 @@ impl Desk {
     }
 }
 
-/// A service's way to ports: through the inboxes of the workers that own their queues.
+/// Sends a service's packets to ports, through the inboxes of the workers that own their queues.
 #[derive(Debug)]
 pub struct Outlet {
     common: Arc<Common>,

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use super::Gauge;
 
-/// How often it looks, for each time that a worker may stand still.
+/// Checks per time that a worker may be stuck.
 const LOOKS: u32 = 4;
 
 /// The running watchdog. Dropping it stops it.
@@ -21,7 +21,7 @@ pub(super) struct Watchdog {
 }
 
 impl Watchdog {
-    /// Starts to watch workers, which may stand still for less than `patience`.
+    /// Starts to watch workers; one that does not poll for `patience` is reported.
     pub(super) fn start(gauges: Vec<Arc<Gauge>>, patience: Duration) -> std::io::Result<Self> {
         let stop = Arc::new((Mutex::new(false), Condvar::new()));
         let stopping = Arc::clone(&stop);
@@ -133,7 +133,7 @@ impl Watched {
     }
 }
 
-/// Joins threads that end within a time. Answers whether all did.
+/// Joins threads that end within a time. Returns whether all did.
 pub(super) fn join_in_time(threads: impl Iterator<Item = JoinHandle<()>>, time: Duration) -> bool {
     let deadline = Instant::now() + time;
     let mut all = true;

@@ -239,7 +239,7 @@ fn marks_that_stay_as_they_are_do_not_leave_the_fast_lane() {
     }
 }
 
-/// Hands a host packets that begin so many bytes into their buffers; answers what it sends.
+/// Hands a host packets that begin so many bytes into their buffers; returns what it sends.
 fn process(
     fabric: &mut Fabric,
     host: &str,

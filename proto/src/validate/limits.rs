@@ -29,11 +29,11 @@ pub const PORT_GROUPS: usize = 16;
 pub const SUBNET_DNS_SERVERS: usize = 16;
 /// Routes that a subnet tells its guests by DHCP: with the default route, as many as one option of 255 bytes holds.
 pub const SUBNET_DHCP_ROUTES: usize = 24;
-/// Violations that are told; a set that breaks more rules is refused with the first of them.
+/// Most violations that are reported; of more, the first ones are.
 pub const VIOLATIONS: usize = 1000;
 
 impl Report {
-    /// Refuses more than `most`; says whether the number is within.
+    /// Refuses more than `most`; returns whether the number is within.
     pub(super) fn within(
         &mut self,
         at: At<'_>,

@@ -23,7 +23,7 @@ use crate::v1;
 pub enum Scope<'a> {
     /// All that tenants and operators ask for.
     Intent,
-    /// What one host is told: only its own ports have devices and policy, and groups carry their members.
+    /// The state of one host: only its own ports have devices and policy, and groups contain their members.
     Node {
         /// The host's id.
         host: &'a str,

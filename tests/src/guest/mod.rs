@@ -22,7 +22,7 @@ use crate::{Daemon, LabError, Namespace, wait_until};
 use console::Console;
 use monitor::Monitor;
 
-/// How long a command in a guest may take unless the test says otherwise.
+/// How long a command in a guest may take by default.
 const PATIENCE: Duration = Duration::from_secs(30);
 /// How long a boot may take when all of the machine's guests boot at once.
 const BOOT: Duration = Duration::from_secs(60);
@@ -53,7 +53,7 @@ impl Default for GuestOptions {
 pub(crate) struct Boot {
     pub(crate) kernel: PathBuf,
     pub(crate) initramfs: PathBuf,
-    /// What its kernel is told besides the usual.
+    /// More arguments of its kernel's command line.
     pub(crate) append: String,
     /// More of qemu's arguments.
     pub(crate) more: Vec<String>,
@@ -66,7 +66,7 @@ pub struct Guest {
     console: Mutex<Console>,
     monitor: Mutex<Monitor>,
     machine: Daemon,
-    /// What the guest's kernel says.
+    /// The console output of the guest's kernel.
     kernel_log: PathBuf,
     sockets: [PathBuf; 2],
 }
@@ -354,7 +354,7 @@ impl Guest {
         }
     }
 
-    /// What the virtual machine and the guest's kernel said last.
+    /// The last output of the virtual machine and the guest's kernel.
     pub fn last_words(&self) -> String {
         let kernel = std::fs::read(&self.kernel_log).unwrap_or_default();
         let kernel = String::from_utf8_lossy(&kernel).into_owned();

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 /// What is behind a card.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Backend {
-    /// A tap, which is there already.
+    /// A tap that exists already.
     Tap {
         /// The interface, in the namespace that the guest runs in.
         interface: String,
@@ -68,9 +68,9 @@ pub struct NicFeatures {
     pub segmentation: bool,
     /// Frames of VLANs that the driver does not name are kept from it.
     pub vlan_filter: bool,
-    /// Whether the driver is told when the link is down, as it is while a vhost-user switch restarts.
+    /// Whether the driver is notified when the link is down, as it is while a vhost-user switch restarts.
     pub link_status: bool,
-    /// Bytes of IP packet that the driver is told of.
+    /// The MTU that the driver is given.
     pub mtu: Option<u16>,
 }
 

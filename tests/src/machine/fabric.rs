@@ -111,7 +111,7 @@ impl Fabric {
             .collect()
     }
 
-    /// Provisions the controller and then every host; answers what `provision.sh driver` says of each.
+    /// Provisions the controller and then every host; returns what `provision.sh driver` says of each.
     pub fn provision(&self) -> Result<BTreeMap<String, String>, LabError> {
         let names = self.names();
         let all = format!("controller {}", names.join(" "));

@@ -29,7 +29,7 @@ use force::Force;
 
 /// What brings a state into effect.
 pub trait Apply: Send + Sync + 'static {
-    /// Applies a state whole and returns when it is in effect, or changes nothing and says which rules it breaks.
+    /// Applies a state whole and returns when it is in effect, or changes nothing and returns the rules that it breaks.
     ///
     /// Called off the workers, on a thread that may block, one call at a time. The state has passed
     /// [`validate`](weft_proto::validate::validate) with this host's scope.
@@ -44,7 +44,7 @@ pub trait Apply: Send + Sync + 'static {
 pub struct AgentConfig {
     /// This host's id in the intent.
     pub host: String,
-    /// Words for what the host can do, told to the controller.
+    /// Capabilities of the host, for the controller.
     pub capabilities: Vec<String>,
     /// Where its state comes from.
     pub source: Source,
@@ -69,7 +69,7 @@ pub enum Source {
 /// Who tells the host what to do at the moment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Connection {
-    /// A controller, and it is there.
+    /// A controller, connected.
     Connected,
     /// A controller, and it is not there.
     Disconnected,
@@ -246,7 +246,7 @@ impl AgentHandle {
         Ok(self.status().revision())
     }
 
-    /// Tells the controller news, if it is there to hear it; the session is filled in. Dropped when too many wait.
+    /// Sends an event to the controller if it is connected, and fills in the session. Dropped when too many wait.
     pub fn report(&self, event: Event) {
         // Droppable by contract.
         let _ = self.events.try_send(event);

@@ -20,7 +20,7 @@ use super::{Connection, InForce};
 /// How long the controller may take to answer the call and to say Welcome.
 const WELCOME_DEADLINE: Duration = Duration::from_secs(10);
 
-/// What the host says it has.
+/// The state that the host reports.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Start {
     WithWhatIsInForce,

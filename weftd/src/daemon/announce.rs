@@ -80,7 +80,7 @@ impl Announcer {
         moved
     }
 
-    /// Remembers where addresses were that nobody has now.
+    /// Remembers the last MAC of addresses that no port has now.
     fn leave(&mut self, vpc: &Vpc, now: Option<&Vpc>) {
         for (address, endpoint) in vpc.by_address.iter() {
             if now.is_some_and(|now| now.by_address.contains_key(address)) {
@@ -126,7 +126,7 @@ pub fn ended(moved: &[Moved]) -> HashSet<(u32, u128)> {
 }
 
 impl Moved {
-    /// The frame that says so.
+    /// The announcement's frame.
     pub fn frame(&self) -> Vec<u8> {
         match word_family(self.address) {
             Family::Ipv4 => self.arp(),

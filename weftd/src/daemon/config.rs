@@ -105,7 +105,7 @@ impl Uplink {
     }
 }
 
-/// An uplink that is no interface of the kernel, so that nobody resolves its next hop: all tunnels take the same way.
+/// An uplink that is not a kernel interface, so its next hop is configured: all tunnels use it.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct VhostUplink {
@@ -155,7 +155,7 @@ pub struct WorkerSection {
     /// Let the kernel receive from virtual devices in a thread for each: faster by a third, but what comes while the thread waits for a core is
     /// lost beyond 256 packets. A device is as before in the end.
     pub threaded_napi: bool,
-    /// Report a worker that has not gone round for so long (milliseconds, at least 100); 0: nobody looks.
+    /// Report a worker that has not polled for this long (milliseconds, at least 100); 0 turns this off.
     pub watchdog_milliseconds: u32,
 }
 
@@ -178,7 +178,7 @@ impl Default for WorkerSection {
 pub struct MemorySection {
     /// Packet buffers.
     pub frames: u32,
-    /// Large frames (66 KiB each), for segments that guests hand over whole; 0 turns that off.
+    /// Large frames (66 KiB each), for whole segments of guests; 0 turns this off.
     pub large_frames: u32,
     /// Bytes of a buffer, 2048 or 4096; a packet may measure 256 less.
     pub frame_size: u32,
@@ -490,7 +490,7 @@ impl Config {
         }
     }
 
-    /// What the pipelines are told.
+    /// The settings of the pipelines.
     pub fn settings(&self) -> Settings {
         Settings {
             ports: self.limits.ports.into(),
@@ -506,7 +506,7 @@ impl Config {
         }
     }
 
-    /// For how long a worker may stand still, if anybody is to look.
+    /// How long a worker may be stuck before it is reported, if that is enabled.
     pub fn watchdog(&self) -> Option<Duration> {
         let milliseconds = self.workers.watchdog_milliseconds;
         (milliseconds > 0).then_some(Duration::from_millis(milliseconds.into()))

@@ -35,12 +35,12 @@ pub struct PortDevice {
     pub up: bool,
 }
 
-/// An uplink, whether its device is there or not.
+/// An uplink, with or without its device.
 #[derive(Debug)]
 pub struct UplinkDevice {
     spec: Uplink,
     open: Option<OpenUplink>,
-    /// Why it is not open, if its device is there.
+    /// Why it is not open although its device exists.
     refused: Option<String>,
 }
 
@@ -278,7 +278,7 @@ impl Devices {
 
     /// Opens ports that should be open and are not, closes those that should not be, or whose device has gone or is another by now.
     /// `wanted` names the device of each port, `mtu` says how long its packets may be; what its device takes is noted
-    /// in `device_mtus`. Answers the ports that came up and those that went down.
+    /// in `device_mtus`. Returns the ports that came up and those that went down.
     pub fn settle(
         &mut self,
         wanted: &BTreeMap<u16, v1::Device>,

@@ -43,9 +43,9 @@ pub struct Host {
     pub uplinks: Vec<String>,
     /// The metadata service, if there is one.
     pub metadata: Option<Arc<Service>>,
-    /// The way by which what this host says of itself gets to ports.
+    /// Sends this host's announcements to ports.
     pub outlet: Arc<Outlet>,
-    /// Who knows the ways to other hosts.
+    /// The next hops to other hosts.
     watcher: Arc<underlay::Underlay>,
     /// Uplinks whose next hop is configured, by number.
     fixed: Vec<(u16, VhostUplink)>,
@@ -162,13 +162,13 @@ impl Host {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Has the underlay know the ways to the remote VTEPs of the state in force.
+    /// Has the underlay resolve the remote VTEPs of the state in force.
     pub fn watch_peers(&self) {
         let state = Arc::clone(&self.inner().state);
         self.watcher.set_peers(self.remote_vteps(&state));
     }
 
-    /// Asks for the ways to the remote VTEPs of the first state before it opens ports, so that what these take in has a way to go.
+    /// Resolves the remote VTEPs of the first state before ports are opened, so that their packets can be forwarded.
     fn find_first_ways(&self, state: &State) {
         if self.inner().generation > 0 {
             return;
@@ -179,7 +179,7 @@ impl Host {
         self.inner().adjacencies = found;
     }
 
-    /// Addresses of remote VTEPs that the underlay has to know the way to.
+    /// Addresses of remote VTEPs that the underlay has to resolve.
     fn remote_vteps(&self, state: &State) -> Vec<IpAddr> {
         let hosts = state.of_kind(Kind::Host).filter_map(|object| match object {
             Object::Host(host) if host.id != self.id => Some(host),
@@ -218,7 +218,7 @@ impl Host {
         }
     }
 
-    /// Looks whether devices of uplinks and ports have come or gone. Answers the ids of ports that came up and that went down.
+    /// Looks whether devices of uplinks and ports have come or gone. Returns the ids of ports that came up and that went down.
     pub fn settle_devices(&self) -> (Vec<String>, Vec<String>) {
         let mut inner = self.inner();
         let Inner {

@@ -25,7 +25,7 @@ const CHUNK: usize = 500;
 /// The service.
 #[derive(Debug)]
 pub struct NodeService {
-    /// The host that it speaks for.
+    /// The id of its host.
     pub host: Arc<Host>,
     /// Where its state comes from.
     pub agent: Arc<AgentHandle>,

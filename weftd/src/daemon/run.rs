@@ -86,7 +86,7 @@ pub fn ground(config: &Config) -> Result<Ground, PortError> {
     })
 }
 
-/// Runs the daemon on its ground until it is told to stop.
+/// Runs the daemon until it is stopped.
 ///
 /// # Errors
 /// What keeps it from starting, with the remedy where there is one.
@@ -240,7 +240,7 @@ fn listen(socket: &Path) -> anyhow::Result<UnixListener> {
     Ok(listener)
 }
 
-/// SIGHUP: takes up what can change live, and says what cannot.
+/// SIGHUP: applies settings that can change live, and logs that others need a restart.
 async fn reload(path: &Path, host: &Host, agent: &AgentHandle) {
     match Config::read(path) {
         Ok(config) => {

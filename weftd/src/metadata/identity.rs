@@ -7,7 +7,7 @@ use weft_dataplane::snapshot::Snapshot;
 /// The longest IP packet that the service sends: what a packet buffer of any size holds.
 const LONGEST: u16 = 1500;
 
-/// A port as the backend is told of it, and what its stack has to know.
+/// A port's identity for the backend, and the parameters of its stack.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Identity {
     /// The port's index on this host.
@@ -24,7 +24,7 @@ pub struct Identity {
     pub ipv6: Option<String>,
     /// Its own MAC.
     pub mac: Mac,
-    /// The MAC of its gateway, from which the service speaks.
+    /// The MAC of its gateway, which is the service's source MAC.
     pub gateway_mac: Mac,
     /// Bytes of IP packet that it is sent at most.
     pub mtu: u16,

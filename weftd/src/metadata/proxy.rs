@@ -105,7 +105,7 @@ impl FromStr for Backend {
 }
 
 impl Backend {
-    /// Signs what the backend is told with the secret that a file holds, blanks around it left out.
+    /// Signs the headers for the backend with the secret in a file, without surrounding blanks.
     ///
     /// # Errors
     /// The file cannot be read, or holds nothing.
@@ -132,7 +132,7 @@ impl Backend {
     }
 }
 
-/// The way to the backend.
+/// The client of the backend.
 #[derive(Debug)]
 pub struct Proxy {
     backend: Backend,
@@ -202,14 +202,14 @@ impl Proxy {
         if answer.status().is_informational() {
             return Err(Refusal::new(
                 StatusCode::BAD_GATEWAY,
-                "the backend speaks another protocol",
+                "the backend uses another protocol",
             ));
         }
         clean(answer.headers_mut(), false);
         Ok(answer.map(Either::Left))
     }
 
-    /// A connection for each request: nothing is left of one when the next comes, and a backend that restarts is missed by nobody.
+    /// A connection for each request: requests share no state, so a restart of the backend has no further effect.
     async fn ask(
         &self,
         request: Request<Limited<Incoming>>,
@@ -236,7 +236,7 @@ impl Proxy {
         })
     }
 
-    /// Says who asks.
+    /// Adds the headers that identify the port.
     fn introduce(&self, identity: &Identity, family: Family, headers: &mut HeaderMap) {
         let address = match family {
             Family::Ipv4 => identity.ipv4.as_deref().or(identity.ipv6.as_deref()),

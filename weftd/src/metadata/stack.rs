@@ -29,13 +29,13 @@ const MOST: usize = 16;
 const OPENING: Duration = Duration::from_secs(5);
 /// How long a connection that was closed on this side may take to deliver what was sent.
 const CLOSING: Duration = Duration::from_secs(20);
-/// How long a guest that owes an answer may be silent.
+/// How long to wait for a guest's answer.
 const SILENCE: smoltcp::time::Duration = smoltcp::time::Duration::from_secs(20);
 /// Bytes of a connection's buffers, towards the service and from it.
 const BUFFERS: (usize, usize) = (16 * 1024, 32 * 1024);
 /// Packets that a stack sends in one turn, besides answers to what came in.
 const BURST: usize = 64;
-/// MACs of a port that answers are sent to; a port that speaks by more has the oldest forgotten.
+/// MACs of a port that answers are sent to; beyond that the oldest is forgotten.
 const MACS: usize = 16;
 
 /// What a turn led to.
@@ -45,7 +45,7 @@ pub(super) struct Turn {
     pub frames: Vec<Vec<u8>>,
     /// Connections that were established, with the family that they use.
     pub accepted: Vec<(SocketHandle, Family)>,
-    /// How long nothing will happen by itself; none stands for ever.
+    /// Time until the next timer; none if there is no timer.
     pub wait: Option<Duration>,
     /// Half-open connections that were given up.
     pub given_up: u64,
@@ -54,13 +54,13 @@ pub(super) struct Turn {
 /// Where a connection stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Stage {
-    /// Nobody has called yet.
+    /// No connection yet.
     Listening,
     /// The handshake is under way.
     Opening,
-    /// Somebody serves it.
+    /// It is being served.
     Serving,
-    /// Nobody serves it any more.
+    /// It is no longer served.
     Closing,
 }
 
@@ -157,7 +157,7 @@ impl Stack {
         true
     }
 
-    /// Sees to it that somebody listens.
+    /// Keeps a listening socket.
     fn listen(&mut self, now: Instant) -> bool {
         let mut all = self.connections.iter();
         if all.any(|connection| connection.stage == Stage::Listening) {
@@ -203,7 +203,7 @@ impl Stack {
         true
     }
 
-    /// Remembers by which MAC an address speaks: a port may have several, by its allowed pairs.
+    /// Remembers the MAC of an address: a port may have several, by its allowed pairs.
     fn learn(&mut self, address: IpAddress, mac: Mac) {
         if let Some(known) = self.macs.iter_mut().find(|(known, _)| *known == address) {
             known.1 = mac;
@@ -359,7 +359,7 @@ impl Stack {
         self.sockets.get_mut::<tcp::Socket<'_>>(handle).close();
     }
 
-    /// Nobody serves the connection any more. Its handle is not to be used again.
+    /// Ends the service of a connection. Its handle must not be used again.
     pub(super) fn release(&mut self, handle: SocketHandle) {
         self.shut_down(handle);
         let mut all = self.connections.iter_mut();
@@ -602,7 +602,7 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever a guest sends and whoever serves it does: caps hold, and in the end nothing is left.
+        /// For any input and any server: caps hold, and nothing is left at the end.
         #[test]
         fn no_guest_takes_more_than_its_share(
             acts in proptest::collection::vec((0u8..12, 0u16..24, any::<u32>(), 0usize..1500), 1..400),

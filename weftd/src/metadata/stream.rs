@@ -40,7 +40,7 @@ pub(super) struct Stream {
 }
 
 impl Stream {
-    /// The stream of a connection that nobody else has.
+    /// The stream of a connection, with exclusive ownership.
     pub(super) fn new(shared: Arc<Shared>, handle: SocketHandle) -> Self {
         Self { shared, handle }
     }

@@ -55,5 +55,5 @@ pub enum Unreachable {
     NoAnswer,
 }
 
-/// Every peer that was asked for, with the way there or the reason why there is none.
+/// Every requested peer, with its adjacency or the reason why there is none.
 pub type Adjacencies = Arc<BTreeMap<IpAddr, Result<Adjacency, Unreachable>>>;

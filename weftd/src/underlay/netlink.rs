@@ -67,7 +67,7 @@ pub(super) struct Neighbour {
 /// Which entry: by interface and address.
 pub(super) type NeighbourKey = (u32, IpAddr);
 
-/// The way to an address.
+/// The route to an address.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Route {
     pub(super) interface: u32,
@@ -219,7 +219,7 @@ pub(super) async fn wait_for_news(
     false
 }
 
-/// Takes the news that are there already; what they changed is asked for once.
+/// Drains pending notifications, so that one query covers them all.
 pub(super) fn skip_news(events: &mut Events) {
     while events.try_recv().is_ok() {}
 }

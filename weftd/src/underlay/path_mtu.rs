@@ -25,15 +25,15 @@ const AGE: Duration = Duration::from_secs(600);
 /// What every link carries, or every host can put together (RFC 791 §3.2, RFC 8200 §5).
 const LEAST_IPV4: u16 = 576;
 const LEAST_IPV6: u16 = 1280;
-/// Errors that may wait to be heard; of a flood of them one is as good as all.
+/// Most errors that may wait; in a flood, one is enough.
 const WAITING: usize = 64;
 /// What of an error is looked at.
 const ERROR: usize = 2048;
 
-/// What a router says: packets to this address may be so long.
+/// A router's report: the MTU to this address.
 pub(super) type TooBig = (IpAddr, u16);
 
-/// What routers have said.
+/// The reports of routers.
 #[derive(Debug, Default)]
 pub(super) struct PathMtus(BTreeMap<IpAddr, (u16, Instant)>);
 
@@ -49,7 +49,7 @@ impl PathMtus {
         known != Some(mtu)
     }
 
-    /// Waits for a router's word that is news; for ever when nobody listens.
+    /// Waits for a new report of a router; for ever when there are no sockets.
     pub(super) async fn heard(&mut self, routers: &mut mpsc::Receiver<TooBig>) {
         while let Some(said) = routers.recv().await {
             let (peer, mtu) = said;
@@ -68,7 +68,7 @@ impl PathMtus {
         });
     }
 
-    /// What the way to a peer takes.
+    /// The path MTU to a peer.
     pub(super) fn of(&self, peer: IpAddr) -> u16 {
         self.0.get(&peer).map_or(u16::MAX, |(mtu, _)| *mtu)
     }

@@ -26,9 +26,9 @@ use weft_dataplane::port::PortError;
 
 /// News come in bursts; one question answers a whole burst.
 const BURST: Duration = Duration::from_millis(10);
-/// How often the kernel is asked again to resolve those who don't answer.
+/// How often the kernel is asked again to resolve next hops that do not answer.
 const RETRY: Duration = Duration::from_secs(1);
-/// How often everything is asked anew though there was no news.
+/// How often everything is queried without a notification.
 const REFRESH: Duration = Duration::from_secs(30);
 
 /// The watcher. Dropping it stops it.
@@ -106,7 +106,7 @@ struct Watcher {
     publish: watch::Sender<Adjacencies>,
     /// Neighbours which the kernel keeps resolved for us.
     kept: BTreeSet<NeighbourKey>,
-    /// What routers on the ways have said.
+    /// Path MTUs that routers have reported.
     path_mtus: PathMtus,
 }
 
@@ -138,7 +138,7 @@ impl Watcher {
         }
     }
 
-    /// Asks for everything, publishes what changed, and says whether all peers are reached.
+    /// Queries everything, publishes changes, and returns whether all peers are resolved.
     async fn refresh(&mut self) -> Result<bool, PortError> {
         let peers = self.wanted.borrow_and_update().clone();
         let links = self.netlink.links().await?;

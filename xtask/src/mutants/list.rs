@@ -46,7 +46,7 @@ pub(super) struct Named {
     pub mutant: Mutant,
 }
 
-/// Asks cargo-mutants, and numbers what it says from one.
+/// Lists the mutants with cargo-mutants, and numbers them from one.
 pub(super) fn list(lister: &mut Command) -> Result<Vec<Named>> {
     let text = run::output(lister)?;
     let listed: Vec<Listed> =

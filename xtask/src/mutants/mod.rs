@@ -207,7 +207,7 @@ fn build(tree: &Path, settings: &Settings, all: &[Named]) -> Result<Sorted> {
     bail!("the copy with the mutants does not build after {BUILDS} attempts")
 }
 
-/// Writes a file, unless it says that already: what is not written is not built again.
+/// Writes a file unless it has this content already, so that it is not built again.
 fn replace(path: &Path, text: &str) -> Result<()> {
     if fs::read_to_string(path).is_ok_and(|found| found == text) {
         return Ok(());
@@ -216,7 +216,7 @@ fn replace(path: &Path, text: &str) -> Result<()> {
 }
 
 impl Settings {
-    /// Which tests are built, and what they are told.
+    /// Which tests are built, and their arguments.
     fn tests(&self) -> (&[String], &[String]) {
         let all = self.additional_cargo_test_args.as_slice();
         let cut = all.iter().position(|arg| arg == "--").unwrap_or(all.len());

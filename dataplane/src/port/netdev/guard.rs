@@ -99,7 +99,7 @@ impl Pair {
         link::attached(index, inward.side).is_ok_and(|ids| ids.contains(&inward.id))
     }
 
-    /// Closes an interface; that it is closed already is as good.
+    /// Closes an interface; does nothing if it is closed.
     pub(super) fn close(self: &Arc<Self>, index: u32) -> io::Result<Guard> {
         for half in &self.0 {
             link::attach(half.fd.as_fd(), index, half.side)?;
@@ -119,7 +119,7 @@ pub(super) struct Guard {
 }
 
 impl Guard {
-    /// Whether nobody took it off. Also if the kernel does not tell.
+    /// Whether it is still attached; true if the kernel does not tell.
     pub(super) fn holds(&self) -> bool {
         let there = |half: &Half| {
             link::attached(self.index, half.side).map_or(true, |ids| ids.contains(&half.id))
@@ -133,7 +133,7 @@ impl Guard {
     }
 }
 
-/// Takes guards off an interface: the host's stack and whoever is behind it reach each other again. Says whether there was one.
+/// Detaches guards from an interface: the host's stack and the guest reach each other again. Returns whether there was one.
 ///
 /// # Errors
 /// The kernel refuses, or does not tell whose programs there are (CAP_SYS_ADMIN).

@@ -142,7 +142,7 @@ impl Link {
         };
         // SAFETY: `Create` is laid out as the kernel reads it for this command, and holds no pointer.
         let fd = unsafe { bpf(BPF_LINK_CREATE, &mut attributes)? };
-        // SAFETY: the call just opened it, and nobody else knows of it.
+        // SAFETY: the call has just opened it, and nothing else owns it.
         let fd = unsafe { OwnedFd::from_raw_fd(fd) };
         let program = info(&fd)?.program;
         Ok(Self {
@@ -177,7 +177,7 @@ struct ProgramInfo {
     name: [u8; 16],
 }
 
-/// Attaches a program to one side of an interface, ahead of those that are there. That it is there already is as good.
+/// Attaches a program to one side of an interface, ahead of those that are attached. Does nothing if it is attached already.
 pub(super) fn attach(program: BorrowedFd<'_>, interface: u32, side: Side) -> io::Result<()> {
     let mut attributes = Attach {
         interface,
@@ -244,7 +244,7 @@ pub(super) fn program_by_id(id: u32) -> io::Result<OwnedFd> {
     };
     // SAFETY: `ById` is laid out as the kernel reads it for this command, and holds no pointer.
     let fd = unsafe { bpf(BPF_PROG_GET_FD_BY_ID, &mut attributes)? };
-    // SAFETY: the call just opened it, and nobody else knows of it.
+    // SAFETY: the call has just opened it, and nothing else owns it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 

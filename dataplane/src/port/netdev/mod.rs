@@ -40,7 +40,7 @@ const UDP_SEGMENTS: KernelVersion = KernelVersion::new(6, 2, 0);
 const LINK_HEADER: u32 = ETHERNET as u32 + 4;
 /// The frame sizes of packet memory.
 const FRAME_SIZES: [u32; 2] = [2048, 4096];
-/// The least time between two attempts to attach again what somebody else took off: whoever does that again and again is not fought.
+/// The least time between two attempts to attach a program again that another process detached.
 const RESTORE_PAUSE: Duration = Duration::from_secs(5);
 
 /// An open network device: its XDP program, and a queue for each of its receive queues.
@@ -59,7 +59,7 @@ pub struct Netdev {
     receives: bool,
     /// The longest frame that goes to a ring; 0 if no other way is open.
     longest: u32,
-    /// Whether somebody else took the program off, or has another in its place, as far as is known.
+    /// Whether the program was detached or replaced by another process, as far as is known.
     detached: bool,
     /// When it was last attached again, or that was tried.
     restored: Option<Instant>,
@@ -292,7 +292,7 @@ fn largest_mtu(frame_size: u32, headroom: u16) -> u32 {
 /// Whether the frames of an interface fit into packet buffers of so many bytes, with room ahead of each.
 ///
 /// # Errors
-/// They do not; says which MTU would.
+/// They do not; with the largest MTU that does.
 pub fn check_mtu(interface: &Interface, frame_size: u32, headroom: u16) -> Result<(), PortError> {
     let most = largest_mtu(frame_size, headroom);
     if interface.mtu <= most {

@@ -40,7 +40,7 @@ where
         .map_err(|error| program_error(whose, &error))
 }
 
-/// A descriptor of a loaded program for whoever attaches it.
+/// A descriptor of a loaded program, for attaching it.
 pub(super) fn descriptor(
     fd: Result<&ProgramFd, ProgramError>,
     whose: &str,

@@ -27,9 +27,9 @@ const SLOTS: usize = 32;
 const SLOT: usize = 68 * 1024;
 /// Bytes of the virtio header.
 const HEADER: usize = 10;
-/// The shortest Ethernet frame that says anything.
+/// The shortest Ethernet frame: its header.
 const MIN_FRAME: usize = 14;
-/// Bytes that may be on their way to the other side.
+/// Most bytes in flight to the other side.
 const SEND_BUFFER: libc::c_int = 8 << 20;
 /// What the kernel may leave to us, and we to it.
 const FEATURES: u64 = feature::HOST_TSO4 | feature::HOST_TSO6 | feature::HOST_USO;
@@ -77,7 +77,7 @@ impl PacketSocket {
         if fd < 0 {
             return Err(io::Error::last_os_error());
         }
-        // SAFETY: the call just opened it, and nobody else knows of it.
+        // SAFETY: the call has just opened it, and nothing else owns it.
         let fd = unsafe { OwnedFd::from_raw_fd(fd) };
         let packet = |option, value: libc::c_int| set(&fd, libc::SOL_PACKET, option, &value);
         packet(PACKET_VNET_HDR, 1)?;
@@ -104,7 +104,7 @@ impl PacketSocket {
         self.ring.is_some().then(|| self.fd.as_raw_fd())
     }
 
-    /// Takes up to `max` packets that have arrived, and says how many.
+    /// Takes up to `max` packets that have arrived, and returns how many.
     pub(super) fn receive(
         &mut self,
         cache: &mut FrameCache,
@@ -289,7 +289,7 @@ impl Ring {
         })
     }
 
-    /// Gives the next slot back, and goes on to the one after it.
+    /// Returns the next slot to the kernel, and advances.
     fn release(&mut self) {
         self.status()
             .store(libc::TP_STATUS_KERNEL, Ordering::Release);

@@ -44,7 +44,7 @@ impl PortProgram {
     /// Loads it, unless it is loaded.
     ///
     /// # Errors
-    /// As the loader says, or the kernel refuses.
+    /// The loader fails, or the kernel refuses.
     pub(super) fn load(
         &self,
         object: impl FnOnce() -> Result<Ebpf, PortError>,
@@ -70,7 +70,7 @@ impl PortProgram {
     /// Loads the guard, unless there is one.
     ///
     /// # Errors
-    /// As the loader says, or the kernel refuses.
+    /// The loader fails, or the kernel refuses.
     pub(super) fn load_guard(&self) -> Result<&Arc<Pair>, PortError> {
         if let Some(pair) = self.guard.get() {
             return Ok(pair);
@@ -246,7 +246,7 @@ impl Drop for Place {
     }
 }
 
-/// Whether that is what a kernel without `tcx` says.
+/// Whether this is the error of a kernel without `tcx`.
 fn is_old(error: &std::io::Error) -> bool {
     error.raw_os_error() == Some(libc::EINVAL)
         && KernelVersion::current().is_ok_and(|kernel| kernel < TCX)

@@ -38,7 +38,7 @@ impl PortQueue {
         }
     }
 
-    /// Sends what is at the front as one packet, and says how many packets were sent. All of those are taken out.
+    /// Sends what is at the front as one packet, and returns how many packets were sent. All of those are taken out.
     fn send_whole(
         &mut self,
         cache: &mut FrameCache,

@@ -89,7 +89,7 @@ impl Programs {
         programs
     }
 
-    /// Keeps an interface and the host's own stack apart, until it is deleted or released ([`release`](super::release)). That it is closed already is as good.
+    /// Keeps an interface and the host's own stack apart, until it is deleted or released ([`release`](super::release)). Does nothing if it is closed.
     ///
     /// # Errors
     /// It is not there, or the kernel refuses.
@@ -133,7 +133,7 @@ pub struct Attachment {
     interface: String,
     index: u32,
     mode: AttachMode,
-    /// None where the program was lost to somebody else.
+    /// None if another process has replaced the program.
     link: Option<Link>,
     /// None for uplinks, and on kernels without `tcx`.
     guard: Option<Guard>,
@@ -192,12 +192,12 @@ impl Attachment {
         }
     }
 
-    /// Whether all that was attached still is. Somebody else may take it off by force, or put another program in its place.
+    /// Whether everything is still attached. Another process may detach it by force, or replace the program.
     pub fn holds(&self) -> bool {
         self.link.as_ref().is_some_and(Link::holds) && self.guard.as_ref().is_none_or(Guard::holds)
     }
 
-    /// Attaches again what somebody else took off; queues and addresses are as they were.
+    /// Attaches again what another process detached, with the same queues and addresses.
     ///
     /// # Errors
     /// Another program is in its place ([`PortError::ProgramBusy`]), or the kernel refuses.

@@ -51,7 +51,7 @@ const WAITING_LEAST: usize = 64;
 /// How long closing waits for the kernel to send what it was given.
 const CLOSE_WAIT: Duration = Duration::from_millis(100);
 
-/// How long opening waits for the kernel to let go of a queue that was closed.
+/// How long opening waits for the kernel to release a closed queue.
 const REOPEN_WAIT: Duration = Duration::from_millis(500);
 
 /// Driving the device from our own calls instead of from interrupts.
@@ -247,7 +247,7 @@ impl XskQueue {
         self.zero_copy
     }
 
-    /// Takes up to `max` packets that have arrived, appends them to `out`, and says how many. Before, gives the kernel frames for
+    /// Takes up to `max` packets that have arrived, appends them to `out`, and returns how many. Before that, gives the kernel frames for
     /// those to come. `out` should have room for `max` more.
     #[inline]
     pub fn receive(&mut self, cache: &mut FrameCache, out: &mut Vec<Packet>, max: usize) -> usize {
@@ -350,7 +350,7 @@ impl XskQueue {
         }
     }
 
-    /// Puts packets into the transmit ring, and says how many. Those are taken out of `packets` from the front; what doesn't fit
+    /// Puts packets into the transmit ring, and returns how many. Those are taken out of `packets` from the front; what doesn't fit
     /// stays there, for the caller to keep or to free. A packet that doesn't begin at [`DATA_OFFSET`] of its frame is moved there
     /// first; one too long for that is freed and counted as `too_long`. They leave with the next [`XskQueue::kick`].
     #[inline]
@@ -428,7 +428,7 @@ impl XskQueue {
         all.min((cache.umem().pool.len() / WAITING_PART).max(WAITING_LEAST))
     }
 
-    /// Tells the kernel to send what is in the ring, if there is anything and the kernel wants to be told; ever more rarely while it
+    /// Tells the kernel to send what is in the ring, if there is anything and the kernel needs a wake-up; less and less often while it
     /// takes nothing.
     #[inline]
     pub fn kick(&mut self) {
@@ -631,7 +631,7 @@ impl Queue for XskQueue {
 
 type Bound = (TxQueue, RxQueue, Option<(FillQueue, CompQueue)>);
 
-/// Binds a socket. The kernel lets go of a closed socket's queue some time after it was closed, so "busy" is asked again.
+/// Binds a socket. The kernel releases a closed socket's queue with a delay, so "busy" is retried.
 fn bind(umem: &Umem, interface: &Interface, queue: u32, config: SocketConfig) -> io::Result<Bound> {
     let deadline = Instant::now() + REOPEN_WAIT;
     loop {

@@ -61,7 +61,7 @@ struct RingState {
 #[derive(Debug)]
 pub(super) struct Control {
     links: Vec<Arc<Link>>,
-    /// What each worker was given, kept until it has let go, so that unmapping is not its work.
+    /// What each worker was given, kept until it has released it, so that the worker does not unmap memory.
     active: Vec<Option<Arc<Active>>>,
     rings: Vec<RingState>,
     regions: Vec<Arc<Region>>,

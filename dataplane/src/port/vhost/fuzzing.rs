@@ -29,7 +29,7 @@ const FRAME: usize = 2048;
 const LARGE: u32 = 2;
 
 fn memory_file(len: usize) -> File {
-    // SAFETY: a plain system call with a constant name; a descriptor that it returns is new and owned by nobody else.
+    // SAFETY: a plain system call with a constant name; a descriptor that it returns is new and nothing else owns it.
     let file = unsafe {
         let descriptor = libc::memfd_create(c"weft-fuzz".as_ptr(), libc::MFD_CLOEXEC);
         assert!(descriptor >= 0, "no file in memory");

@@ -13,7 +13,7 @@ use super::memory::GuestMemory;
 use super::ring::Fault;
 use crate::port::event::Event;
 
-/// How long a worker may take to let go.
+/// How long a worker may take to release rings.
 const PATIENCE: Duration = Duration::from_secs(1);
 
 /// A ring as the monitor describes it.
@@ -55,7 +55,7 @@ pub(super) struct Link {
     wanted: ArcSwapOption<Active>,
     version: AtomicU64,
     seen: AtomicU64,
-    /// Whether there is somebody to let go.
+    /// Whether a worker has to release the rings.
     served: AtomicBool,
     /// Rings that are being served, bit by bit.
     running: AtomicU8,
@@ -79,7 +79,7 @@ impl Link {
         })
     }
 
-    /// The thread: has the worker serve this from now on, or nothing. Waits until the worker has let go of what it served before.
+    /// The thread: makes the worker serve these rings from now on, or none. Waits until the worker has released the previous ones.
     pub(super) fn set(&self, active: Option<Arc<Active>>) {
         let wait = active.is_none();
         // A worker that is told to let go before it has begun leaves the rings where they were.
@@ -126,7 +126,7 @@ impl Link {
         self.version.load(Ordering::Acquire) != version
     }
 
-    /// The worker: what to serve from now on, and the version of that. It has let go of what it served before.
+    /// The worker: the rings to serve from now on, and their version. It has released the previous ones.
     pub(super) fn take(&self) -> (u64, Option<Arc<Active>>) {
         let version = self.version.load(Ordering::Acquire);
         (version, self.wanted.load_full())

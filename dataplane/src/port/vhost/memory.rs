@@ -183,7 +183,7 @@ impl DirtyLog {
 #[derive(Debug, Default)]
 pub(super) struct GuestMemory {
     regions: Vec<Arc<Region>>,
-    /// Where to say what was written, if anybody asks.
+    /// Where written pages are recorded, if requested.
     pub(super) log: Option<Arc<DirtyLog>>,
 }
 
@@ -237,7 +237,7 @@ impl GuestMemory {
         self.regions.iter().any(|region| region.guard.is_gone())
     }
 
-    /// Says that the guest's memory was written.
+    /// Records a write to the guest's memory.
     #[inline(always)]
     pub(super) fn written(&self, guest: u64, len: usize) {
         if let Some(log) = &self.log {
@@ -254,7 +254,7 @@ pub(super) mod tests {
 
     /// A file in memory.
     pub(crate) fn memfd(len: u64) -> File {
-        // SAFETY: a plain system call; the descriptor that it returns is new and owned by nobody else.
+        // SAFETY: a plain system call; the descriptor that it returns is new and nothing else owns it.
         let file = unsafe {
             let descriptor = libc::memfd_create(c"weft-test".as_ptr(), libc::MFD_CLOEXEC);
             assert!(descriptor >= 0);

@@ -76,7 +76,7 @@ impl VhostUser {
     /// Listens at the port's socket, or begins to connect to it.
     ///
     /// # Errors
-    /// The socket cannot be made, or somebody else listens there.
+    /// The socket cannot be created, or another process listens there.
     pub(super) fn open(_opening: &Opening, spec: &v1::Device) -> Result<Self, PortError> {
         let path = PathBuf::from(&spec.name);
         let failed = |source| {
@@ -218,7 +218,7 @@ fn listen(path: &Path) -> io::Result<Listening> {
     })
 }
 
-/// The thread of a port: one connection after another, until it is told to stop.
+/// The thread of a port: one connection after another, until it is stopped.
 fn serve(way: &Way, shared: &Shared, links: &[Arc<Link>]) {
     while !shared.stops() {
         let stream = match way {

@@ -26,7 +26,7 @@ use crate::prefetch::{prefetch_address, prefetch_to_write};
 const AHEAD: u16 = 6;
 /// Buffers that one packet may take of a guest's receive ring.
 const MAX_BUFFERS: usize = 128;
-/// The shortest Ethernet frame that says anything.
+/// The shortest Ethernet frame: its header.
 const MIN_FRAME: usize = 14;
 
 /// Either kind of ring.
@@ -371,7 +371,7 @@ fn put_to_guest<R: Ring, M: FrameMemory>(
     put_into_several(ring, (active, header_len), chain, heads, parcel)
 }
 
-/// Writes the header ahead of a packet that has one buffer, and says how long it is.
+/// Writes the header ahead of a packet that has one buffer, and returns its length.
 #[inline(always)]
 fn write_header(
     memory: &GuestMemory,
@@ -457,7 +457,7 @@ fn put_into_several<R: Ring, M: FrameMemory>(
     Ok(Put::Done)
 }
 
-/// Copies bytes into a chain from `skip` on, as far as it reaches, and says how many there were.
+/// Copies bytes into a chain from `skip` on, as far as it reaches, and returns how many there were.
 #[inline(always)]
 fn copy_in(memory: &GuestMemory, chain: &Chain, mut skip: usize, mut from: &[u8]) -> usize {
     let all = from.len();

@@ -228,7 +228,7 @@ pub(super) trait Ring {
     /// Gives a chain back, with so many bytes written. The driver sees it after [`Ring::publish`].
     fn give(&mut self, memory: &GuestMemory, head: Head, written: u32);
 
-    /// Shows the driver what was given back. Answers whether it wants to be called for that.
+    /// Shows the driver what was given back. Returns whether it wants to be called for that.
     fn publish(&mut self, memory: &GuestMemory) -> bool;
 
     /// Asks the driver not to kick.

@@ -108,7 +108,7 @@ fn ipv4(address: u128) -> Option<u32> {
 }
 
 impl<T: Value> Lpm<T> {
-    /// Adds a prefix or replaces its value; gives back the value that it had.
+    /// Adds a prefix or replaces its value; returns the value that it had.
     pub fn insert(&mut self, prefix: Prefix, value: T) -> Option<T> {
         let (bits, length, number) = (prefix.bits(), prefix.length(), value.number());
         let before = match prefix.family() {
@@ -118,7 +118,7 @@ impl<T: Value> Lpm<T> {
         found(before.unwrap_or(node::NOTHING), 0).map(|(_, value)| value)
     }
 
-    /// Takes out a prefix; gives back its value, if it was there.
+    /// Takes out a prefix; returns its value, if it was there.
     pub fn remove(&mut self, prefix: Prefix) -> Option<T> {
         let (bits, length) = (prefix.bits(), prefix.length());
         let before = match prefix.family() {
@@ -137,7 +137,7 @@ impl<T: Value> Lpm<T> {
         }
     }
 
-    /// The values that [`lookup`](Self::lookup) finds for each address, told one by one in their order. Addresses of one family that follow
+    /// The values that [`lookup`](Self::lookup) finds for each address, passed to `tell` in their order. Addresses of one family that follow
     /// each other are looked up together, which takes a fraction of the time in a large table.
     #[inline]
     pub fn lookup_batch(&self, addresses: &[u128], mut tell: impl FnMut(Option<T>)) {

@@ -22,7 +22,7 @@ fn options() -> SiteOptions {
     }
 }
 
-/// Runs the demonstration. Answers whether every line passed.
+/// Runs the demonstration. Returns whether every line passed.
 pub(crate) fn demo(json: bool, keep: bool, guests: bool) -> anyhow::Result<bool> {
     let begun = Instant::now();
     let mut objects = topology()?;

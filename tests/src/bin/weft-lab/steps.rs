@@ -391,7 +391,7 @@ pub(crate) fn send_flows(site: &Site, address: [u8; 4], count: u16) -> anyhow::R
 /// What flows carry.
 const PAYLOAD: &str = "twenty-bytes-or-more";
 
-/// Sends UDP flows from blue-a1 to an address behind next hops; answers which next hop each flow came out at.
+/// Sends UDP flows from blue-a1 to an address behind next hops; returns which next hop each flow came out at.
 fn flows(site: &Site, address: [u8; 4], count: u16) -> anyhow::Result<HashMap<u16, &'static str>> {
     let hops = ["blue-n1", "blue-n2", "blue-n3"];
     let sockets = hops.map(|hop| RawSocket::open(&site.workloads[hop].namespace, "eth0"));

@@ -9,7 +9,7 @@ use weft_tests::{
     machine::{Fabric, HostPlan, Kernel},
 };
 
-/// Makes the machines, provisions them, and prints what the drivers do and what crosses. Answers whether every line passed.
+/// Makes the machines, provisions them, and prints what the drivers do and what crosses. Returns whether every line passed.
 pub(crate) fn vms(kernel: Option<&str>, vmxnet3: bool) -> anyhow::Result<bool> {
     let begun = Instant::now();
     let kernels = match kernel {
