@@ -1,12 +1,14 @@
 //! A set of frames, one bit each: which frames a ring holds.
 //!
-//! 2 KiB for 16384 frames, so it stays in the first-level cache. Inserting what is in, or removing what is out, says so:
-//! that is how a frame which the kernel returns twice, or never had, is found out.
+//! 2 KiB for 16384 frames, so it stays in the first-level cache. `insert` and `remove` return whether they changed the set, which detects a
+//! frame that the kernel returns twice, or never had.
+
+use bitvec::{boxed::BitBox, vec::BitVec};
 
 /// Frames by index.
 #[derive(Debug)]
 pub(super) struct FrameSet {
-    words: Box<[u64]>,
+    bits: BitBox,
     len: u32,
 }
 
@@ -14,51 +16,40 @@ impl FrameSet {
     /// An empty set for frames below `count`.
     pub(super) fn new(count: u32) -> Self {
         Self {
-            words: vec![0; (count as usize).div_ceil(64)].into_boxed_slice(),
+            bits: BitVec::repeat(false, count as usize).into_boxed_bitslice(),
             len: 0,
         }
     }
 
-    /// How many frames are in.
+    /// The number of frames in the set.
     pub(super) fn len(&self) -> u32 {
         self.len
     }
 
-    /// Puts a frame in; false if it was in.
+    /// Inserts a frame; false if it was in, or if there is no such frame.
     #[inline]
     pub(super) fn insert(&mut self, index: u32) -> bool {
-        let Some(word) = self.words.get_mut(index as usize / 64) else {
-            return false;
-        };
-        let bit = 1 << (index % 64);
-        let is_new = *word & bit == 0;
-        *word |= bit;
+        let bit = self.bits.get_mut(index as usize);
+        let is_new = bit.is_some_and(|mut bit| !bit.replace(true));
         self.len += u32::from(is_new);
         is_new
     }
 
-    /// Takes a frame out; false if it was not in.
+    /// Removes a frame; false if it was not in.
     #[inline]
     pub(super) fn remove(&mut self, index: u32) -> bool {
-        let Some(word) = self.words.get_mut(index as usize / 64) else {
-            return false;
-        };
-        let bit = 1 << (index % 64);
-        let was_in = *word & bit != 0;
-        *word &= !bit;
+        let bit = self.bits.get_mut(index as usize);
+        let was_in = bit.is_some_and(|mut bit| bit.replace(false));
         self.len -= u32::from(was_in);
         was_in
     }
 
-    /// Takes all frames out, one call of `each` for every one.
+    /// Removes all frames, and calls `each` for every one.
     pub(super) fn drain(&mut self, mut each: impl FnMut(u32)) {
-        for (at, word) in self.words.iter_mut().enumerate() {
-            while *word != 0 {
-                let bit = word.trailing_zeros();
-                *word &= *word - 1;
-                each(at as u32 * 64 + bit);
-            }
+        for index in self.bits.iter_ones() {
+            each(index as u32);
         }
+        self.bits.fill(false);
         self.len = 0;
     }
 }
@@ -76,6 +67,7 @@ mod tests {
         assert!(set.remove(0));
         assert!(!set.remove(0));
         assert!(!set.remove(7_000));
+        assert!(!set.insert(100), "there are 100 frames, from 0");
         let mut out = Vec::new();
         set.drain(|index| out.push(index));
         assert_eq!(out, [99]);
