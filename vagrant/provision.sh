@@ -268,7 +268,7 @@ table() {
         shown "h$n to $host, routed, IPv4" "of 10 pings" 9 pings "blue-a$n" "10.0.2.1$m"
         shown "h$n to $host, routed, IPv6" "of 10 pings" 9 pings "blue-a$n" "fd00:2::1$m"
         shown "h$n to $host, the other tenant" "of 10 pings, by the same address" 9 pings "red-a$n" "10.0.1.1$m"
-        shown "blue unheard in red" "connection refused to the other tenant" 0 unheard "red-a$n" "10.0.1.1$m"
+        shown "isolation of blue from red" "connection refused to the other tenant" 0 unheard "red-a$n" "10.0.1.1$m"
         shown "TCP, h$n to $host, IPv4" "Mbit/s, one stream (iperf3)" 1 throughput "blue-a$n" "10.0.1.1$m"
         shown "TCP, $host to h$n, IPv4" "Mbit/s, one stream (iperf3)" 1 throughput "blue-a$n" "10.0.1.1$m" -R
         shown "TCP, h$n to $host, IPv6" "Mbit/s, one stream (iperf3)" 1 throughput "blue-a$n" "fd00:1::1$m"

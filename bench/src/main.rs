@@ -26,13 +26,13 @@ use std::process::ExitCode;
 use clap::Parser;
 use clap::builder::{PossibleValue, PossibleValuesParser};
 
-/// Measures, prints a table, and writes JSON if asked.
+/// Run benchmarks and print a table; write JSON on request.
 #[derive(Debug, Parser)]
 struct Arguments {
-    /// What to measure; everything by default
+    /// Suites to run [default: all]
     #[arg(value_parser = PossibleValuesParser::new(SUITES.map(Suite::value)))]
     suites: Vec<String>,
-    /// Measure the peers too, interleaved with ours
+    /// Also measure the peers, interleaved with weft
     #[arg(long)]
     peers: bool,
     /// Print the rows as one JSON document, or write it to this file; name suites before this
@@ -41,7 +41,7 @@ struct Arguments {
     /// Draw charts of the rows into this directory, as SVG
     #[arg(long, value_name = "DIR")]
     plots: Option<PathBuf>,
-    /// Measure nothing: take the rows from a JSON document of an earlier run
+    /// Measure nothing, and read the rows from a JSON document of an earlier run
     #[arg(long, value_name = "FILE", conflicts_with_all = ["suites", "peers"])]
     from: Option<PathBuf>,
 }
@@ -52,7 +52,7 @@ pub(crate) struct Row {
     name: String,
     unit: &'static str,
     samples: Vec<f64>,
-    /// What is aimed at, and whether more is better.
+    /// The goal, and whether more is better.
     goal: Option<(f64, bool)>,
     peer: Option<(&'static str, Vec<f64>)>,
 }
@@ -63,7 +63,7 @@ fn median(samples: &[f64]) -> f64 {
     sorted.get(sorted.len() / 2).copied().unwrap_or(f64::NAN)
 }
 
-/// Between the quartiles, as a share of the median.
+/// The interquartile range as a share of the median.
 fn spread(samples: &[f64]) -> f64 {
     let mut sorted = samples.to_vec();
     sorted.sort_by(f64::total_cmp);
@@ -137,11 +137,11 @@ fn main() -> ExitCode {
     }
 }
 
-/// Something that can be measured by its name.
+/// A benchmark suite.
 #[derive(Clone, Copy)]
 struct Suite {
     name: &'static str,
-    /// For the help.
+    /// Its line in the help.
     what: &'static str,
     /// Measures, with peers if requested.
     rows: fn(bool) -> anyhow::Result<Vec<Row>>,
@@ -161,7 +161,7 @@ impl Suite {
     }
 }
 
-/// All of them, in the order in which they are measured.
+/// All suites, in the order in which they run.
 const SUITES: [Suite; 13] = [
     Suite::new("memory", "the pipeline without sockets", |_| {
         dpdk::pinned(memory::rows)

@@ -69,7 +69,7 @@
 //!     mtu: 1500,
 //! };
 //! let underlay = Underlay::from_iter([(word("192.0.2.2"), vec![way])]);
-//! let context = Context { host: "h1", generation: 1, revision: 1, underlay: &underlay, metadata: false };
+//! let context = Context { host: "h1", generation: 1, revision: 1, underlay: &underlay, metadata: false, translations: &[] };
 //! let snapshot = Compiler::new(16, 16, 16).compile(&state, &context).map_err(|broken| format!("{broken:?}"))?;
 //!
 //! // One worker.

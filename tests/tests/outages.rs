@@ -451,7 +451,12 @@ fn a_hosts_disk_is_full_and_its_file_torn() {
         wait_until("it says so again", SOON, || {
             log(site, "h1").contains("cannot write the state to disk")
         })?;
-        assert_eq!(log(site, "h1").matches("could not be kept").count(), 1);
+        assert_eq!(
+            log(site, "h1")
+                .matches("cannot write the state to disk")
+                .count(),
+            1
+        );
         // With room, what is in force is kept without another change, and without a controller.
         end_controller(site, libc::SIGKILL)?;
         disk.free()?;

@@ -160,7 +160,7 @@ impl Compiler {
     /// "#;
     /// let mut objects: Objects = serde_yaml_ng::from_str(text)?;
     /// let underlay = Underlay::default();
-    /// let context = |generation| Context { host: "h1", generation, revision: 1, underlay: &underlay, metadata: false };
+    /// let context = |generation| Context { host: "h1", generation, revision: 1, underlay: &underlay, metadata: false, translations: &[] };
     ///
     /// let mut compiler = Compiler::new(16, 16, 16);
     /// let state = State::from_objects(objects.clone())?;

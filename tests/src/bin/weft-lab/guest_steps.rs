@@ -79,10 +79,10 @@ fn isolation(site: &mut Site) -> anyhow::Result<Vec<Line>> {
             &format!("of {COUNT} marked datagrams, in its guests"),
         ));
         lines.push(Line::new(
-            &format!("{tenant} unheard in {other}"),
+            &format!("isolation of {tenant} from {other}"),
             foreign == 0,
             foreign as f64,
-            "of its datagrams heard by guests of the other tenant",
+            "of its datagrams received by guests of the other tenant",
         ));
     }
     for guest in site.guests.values() {

@@ -12,7 +12,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-/// Hosts, tenants and workloads as network namespaces of this machine, or as virtual machines.
+/// Run hosts, tenants and workloads as network namespaces of this machine, or as virtual machines.
 #[derive(Debug, Parser)]
 struct Arguments {
     #[command(subcommand)]
@@ -21,19 +21,19 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Two hosts, two tenants with the same addresses, real traffic: a table of what was proven, with figures
+    /// Show two hosts and two tenants with the same addresses and real traffic; print a table of results
     Demo {
-        /// End with one JSON document
+        /// Print one JSON document at the end
         #[arg(long)]
         json: bool,
         /// Leave everything running
         #[arg(long)]
         keep: bool,
-        /// Use virtual machines with a kernel of their own instead of namespaces
+        /// Use virtual machines with their own kernels instead of namespaces
         #[arg(long)]
         guests: bool,
     },
-    /// A lab to play in
+    /// Start or stop a lab to try things in
     Lab {
         #[command(subcommand)]
         action: LabAction,
@@ -42,16 +42,16 @@ enum Command {
 
 #[derive(Debug, Subcommand)]
 enum LabAction {
-    /// Makes the demonstration's site and leaves it running
+    /// Start the demonstration's site and leave it running
     Up,
-    /// Removes it
+    /// Remove the site
     Down,
-    /// Two hosts that are virtual machines, with real drivers of network cards and systemd: what crosses, and what the driver does
+    /// Run two hosts as virtual machines, with real NIC drivers and systemd; print what works and what the drivers do
     Vms {
-        /// The kernel of both: 6.1 or 6.12; one of each if none is named
+        /// Kernel of both hosts: 6.1 or 6.12 [default: one of each]
         #[arg(long)]
         kernel: Option<String>,
-        /// With VMware's card in the underlay instead of virtio's
+        /// Use VMware's NIC in the underlay instead of virtio's
         #[arg(long)]
         vmxnet3: bool,
     },

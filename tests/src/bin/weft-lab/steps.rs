@@ -168,7 +168,7 @@ fn isolation(site: &mut Site) -> anyhow::Result<Vec<Line>> {
             &format!("of {FRAMES} marked frames"),
         ));
         lines.push(Line::new(
-            &format!("{tenant} unheard in {other}"),
+            &format!("isolation of {tenant} from {other}"),
             leaked == 0,
             leaked as f64,
             "of its frames seen in the other tenant",
@@ -274,7 +274,7 @@ fn security_group(site: &mut Site) -> anyhow::Result<Vec<Line>> {
         lines.push(Line::pass(
             name,
             time.as_secs_f64() * 1e3,
-            "ms from the command to the first packet judged so",
+            "ms from the command to the first packet under the new rule",
         ));
     }
     lines.push(effect(site)?);
@@ -488,7 +488,7 @@ pub(crate) fn ecmp(site: &mut Site) -> anyhow::Result<Vec<Line>> {
             &format!("of {FLOWS} flows; most-used {most}"),
         ),
         Line::new(
-            "next hop gone: flows of others moved",
+            "next hop removed: other flows moved",
             complete && moved == 0,
             moved as f64,
             &format!("flows; its own {orphans} moved"),
