@@ -1,4 +1,4 @@
-//! Generates the Rust side of the wire contract. `protox` parses the files, so that no `protoc` is needed.
+//! Generates the messages of the wire contract. `protox` parses the files, so that no `protoc` is needed.
 
 use prost::Message;
 
@@ -14,7 +14,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut config = tonic_prost_build::Config::new();
     config.enable_type_names();
     // Objects and what they hold appear in files that people write, so they read and write as text too; a misspelt field is an error.
-    let mut builder = tonic_prost_build::configure().codec_path("crate::strict::StrictCodec");
+    let mut builder = tonic_prost_build::configure()
+        .build_client(false)
+        .build_server(false);
     for name in [
         "Objects",
         "ObjectKey",

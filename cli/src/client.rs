@@ -5,10 +5,10 @@ use std::path::PathBuf;
 use anyhow::Result;
 use clap::Args;
 use tonic::transport::Channel;
+use weft_process::services::intent_client::IntentClient;
+use weft_process::services::node_client::NodeClient;
 use weft_process::tls::TlsFiles;
 use weft_process::transport::{MAX_MESSAGE, connect};
-use weft_proto::v1::intent_client::IntentClient;
-use weft_proto::v1::node_client::NodeClient;
 
 /// Addresses of the controller and of the daemon.
 #[derive(Debug, Args)]

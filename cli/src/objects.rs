@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use clap::{Args, Subcommand};
 use tonic::transport::Channel;
+use weft_process::services::intent_client::IntentClient;
 use weft_proto::state::{Kind, Object, collect, explode};
-use weft_proto::v1::intent_client::IntentClient;
 use weft_proto::v1::{
     ApplyRequest, ChangeReply, CreateRequest, DeleteRequest, GetRequest, ListReply, ListRequest,
     ObjectKey, Objects,

@@ -276,7 +276,7 @@ async fn hosts_can_be_waited_for() {
     };
     sender.send(hello).await.unwrap();
     let outbound = tokio_stream::wrappers::ReceiverStream::new(receiver);
-    let mut client = weft_proto::v1::host_control_client::HostControlClient::new(channel);
+    let mut client = weft_process::services::host_control_client::HostControlClient::new(channel);
     let mut stream = client.attach(outbound).await.unwrap().into_inner();
     stream.message().await.unwrap().unwrap();
     // It is there and acknowledges nothing.

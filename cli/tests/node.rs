@@ -9,8 +9,8 @@ use std::sync::{Arc, Mutex};
 use support::{Scene, TOPOLOGY};
 use tokio_stream::Iter;
 use tonic::{Request, Response, Status};
+use weft_process::services::node_server::{Node, NodeServer};
 use weft_process::transport::{self, Listener};
-use weft_proto::v1::node_server::{Node, NodeServer};
 use weft_proto::v1::{
     self, DropCount, Drops, FrameCounters, GetDropsRequest, GetStateRequest, GetStatsRequest,
     GetStatusRequest, ListSessionsRequest, MetadataCounters, NodeStateReply, PortCounters,

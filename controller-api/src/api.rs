@@ -5,9 +5,9 @@ use std::sync::Arc;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
+use weft_process::services::intent_server;
 use weft_process::tls::Role;
 use weft_proto::state::{Key, Kind, Object, StateError, collect};
-use weft_proto::v1::intent_server;
 use weft_proto::v1::{
     ApplyRequest, ChangeReply, CreateRequest, DeleteRequest, GetRequest, HostStatusReply,
     ListHostStatusRequest, ListReply, ListRequest,

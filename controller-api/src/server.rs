@@ -5,10 +5,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::watch;
+use weft_process::services::host_control_server::HostControlServer;
+use weft_process::services::intent_server::IntentServer;
 use weft_process::tls::ServerTls;
 use weft_process::transport::{self, Listener, MAX_MESSAGE, TransportError};
-use weft_proto::v1::host_control_server::HostControlServer;
-use weft_proto::v1::intent_server::IntentServer;
 
 use crate::api::Api;
 use crate::hosts::{Control, Hosts};

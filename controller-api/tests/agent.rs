@@ -11,8 +11,8 @@ use std::sync::{Arc, Mutex};
 use support::{Controller, topology, until, within, yaml};
 use tokio::net::{TcpListener, TcpStream};
 use tonic::transport::Channel;
+use weft_process::services::intent_client::IntentClient;
 use weft_proto::state::State;
-use weft_proto::v1::intent_client::IntentClient;
 use weft_proto::v1::{ApplyRequest, HostStatus, ListHostStatusRequest, Objects, Violation};
 use weftd::agent::{self, AgentConfig, AgentHandle, Apply, Connection, Source};
 

@@ -8,8 +8,8 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
 use support::{DEADLINE, list, topology, until};
+use weft_process::services::intent_client::IntentClient;
 use weft_process::transport::connect;
-use weft_proto::v1::intent_client::IntentClient;
 use weft_proto::v1::{ApplyRequest, CreateRequest, Objects, Vpc};
 
 struct Program {

@@ -9,7 +9,7 @@ use std::time::Duration;
 use support::{Controller, FakeHost, topology, until, within};
 use tonic::Code;
 use tonic::transport::Channel;
-use weft_proto::v1::intent_client::IntentClient;
+use weft_process::services::intent_client::IntentClient;
 use weft_proto::v1::{
     ApplyRequest, DeleteRequest, HostStatus, ListHostStatusRequest, Objects, to_host,
 };

@@ -15,10 +15,10 @@ use rcgen::{
 use support::{Controller, DEADLINE, key, topology, until, within, yaml};
 use tonic::transport::Channel;
 use tonic::{Code, Status};
+use weft_process::services::intent_client::IntentClient;
 use weft_process::tls::TlsFiles;
 use weft_process::transport::connect;
 use weft_proto::state::State;
-use weft_proto::v1::intent_client::IntentClient;
 use weft_proto::v1::{
     ApplyRequest, CreateRequest, DeleteRequest, GetRequest, ListHostStatusRequest, ListRequest,
     Objects, Violation,

@@ -1,4 +1,5 @@
-//! The wire contract of weft: messages and services generated from `weft/v1/*.proto`, and the canonical form of a set of objects.
+//! The wire contract of weft: messages generated from `weft/v1/*.proto`, and the canonical form of a set of objects. The services of the
+//! same files are generated in `weft-process`, so that who only reads messages links no gRPC.
 //! The controller and the daemon meet here and nowhere else.
 
 #![forbid(unsafe_code)]
@@ -6,7 +7,7 @@
 /// Version 1 of the contract.
 #[allow(missing_docs, clippy::all, unreachable_pub)]
 pub mod v1 {
-    tonic::include_proto!("weft.v1");
+    include!(concat!(env!("OUT_DIR"), "/weft.v1.rs"));
 }
 
 pub mod address;

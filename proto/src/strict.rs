@@ -2,22 +2,17 @@
 //!
 //! Protobuf skips fields that it does not know. In a request this is wrong: a newer client would ask for something that this version does
 //! not know, and get a success. Therefore the bytes of every message whose name ends in `Request` are compared with the contract before
-//! they are decoded, and an unknown field is answered with INVALID_ARGUMENT, its message, path and number. Replies may have unknown fields,
-//! so that an older client can read a newer server's. The host protocol detects unknown fields by digests
+//! they are decoded (`process/src/codec.rs`), and an unknown field is answered with INVALID_ARGUMENT, its message, path and number. Replies
+//! may have unknown fields, so that an older client can read a newer server's. The host protocol detects unknown fields by digests
 //! (`docs/decisions/001-host-protocol.md`).
 
 use std::collections::HashMap;
-use std::marker::PhantomData;
 use std::sync::LazyLock;
 
-use prost::bytes::{Buf, Bytes};
+use prost::Message;
 use prost::encoding::{WireType, decode_key, decode_varint};
-use prost::{Message, Name};
 use prost_types::field_descriptor_proto::Type;
 use prost_types::{DescriptorProto, FileDescriptorSet};
-use tonic::Status;
-use tonic::codec::{BufferSettings, DecodeBuf, Decoder};
-use tonic_prost::{ProstCodec, ProstEncoder};
 
 /// The contract's descriptors, as `build.rs` wrote them.
 static DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
@@ -124,53 +119,6 @@ fn take<'a>(bytes: &mut &'a [u8], length: u64) -> Result<&'a [u8], String> {
 
 fn varint(bytes: &mut &[u8]) -> Result<u64, String> {
     decode_varint(bytes).map_err(|error| error.to_string())
-}
-
-/// prost's codec, but requests are checked.
-#[derive(Debug, Clone)]
-pub struct StrictCodec<T, U>(PhantomData<(T, U)>);
-
-impl<T, U> Default for StrictCodec<T, U> {
-    fn default() -> Self {
-        Self(PhantomData)
-    }
-}
-
-impl<T, U> tonic::codec::Codec for StrictCodec<T, U>
-where
-    T: Message + Send + 'static,
-    U: Message + Name + Default + Send + 'static,
-{
-    type Encode = T;
-    type Decode = U;
-    type Encoder = ProstEncoder<T>;
-    type Decoder = StrictDecoder<U>;
-
-    fn encoder(&mut self) -> Self::Encoder {
-        ProstCodec::<T, U>::raw_encoder(BufferSettings::default())
-    }
-
-    fn decoder(&mut self) -> Self::Decoder {
-        StrictDecoder(PhantomData)
-    }
-}
-
-/// Decodes a message, after a check if it is a request.
-#[derive(Debug)]
-pub struct StrictDecoder<U>(PhantomData<U>);
-
-impl<U: Message + Name + Default> Decoder for StrictDecoder<U> {
-    type Item = U;
-    type Error = Status;
-
-    fn decode(&mut self, buffer: &mut DecodeBuf<'_>) -> Result<Option<U>, Status> {
-        let bytes: Bytes = buffer.copy_to_bytes(buffer.remaining());
-        let malformed = |error: prost::DecodeError| Status::invalid_argument(error.to_string());
-        if U::NAME.ends_with("Request") {
-            check(&U::full_name(), &bytes).map_err(Status::invalid_argument)?;
-        }
-        U::decode(bytes).map(Some).map_err(malformed)
-    }
 }
 
 #[cfg(test)]

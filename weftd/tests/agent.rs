@@ -11,9 +11,9 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
+use weft_process::services::host_control_server::{HostControl, HostControlServer};
 use weft_process::transport::{self, Listener};
 use weft_proto::state::State;
-use weft_proto::v1::host_control_server::{HostControl, HostControlServer};
 use weft_proto::v1::{
     Delta, Event, FromHost, FullState, Hello, Objects, ToHost, Violation, Vpc, Welcome, from_host,
     to_host,

@@ -6,8 +6,8 @@ use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
+use weft_process::services::host_control_server::HostControl;
 use weft_proto::HOST_PROTOCOL;
-use weft_proto::v1::host_control_server::HostControl;
 use weft_proto::v1::{FromHost, Hello, ToHost, Welcome, from_host, to_host};
 
 use super::Hosts;

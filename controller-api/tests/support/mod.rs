@@ -14,11 +14,11 @@ use tonic::transport::Channel;
 use weft_controller::intent::Intent;
 use weft_controller::server;
 use weft_controller::store::Embedded;
+use weft_process::services::host_control_client::HostControlClient;
+use weft_process::services::intent_client::IntentClient;
 use weft_process::tls::{ServerTls, TlsFiles};
 use weft_process::transport::{Listener, connect};
 use weft_proto::state::State;
-use weft_proto::v1::host_control_client::HostControlClient;
-use weft_proto::v1::intent_client::IntentClient;
 use weft_proto::v1::{
     Ack, FromHost, Hello, ListReply, ListRequest, ObjectKey, Objects, Refusal, ToHost, Violation,
     from_host, to_host,

@@ -6,11 +6,11 @@ use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Status, Streaming};
+use weft_process::services::host_control_client::HostControlClient;
 use weft_process::tls::TlsFiles;
 use weft_process::transport::{MAX_MESSAGE, TransportError, connect};
 use weft_proto::HOST_PROTOCOL;
 use weft_proto::state::State;
-use weft_proto::v1::host_control_client::HostControlClient;
 use weft_proto::v1::{Ack, Event, FromHost, Hello, Refusal, ToHost, Violation, from_host, to_host};
 
 use super::force::{Force, whole};

@@ -7,8 +7,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use tokio_stream::Stream;
 use tonic::{Request, Response, Status as RpcStatus};
+use weft_process::services::node_server::Node;
 use weft_proto::v1;
-use weft_proto::v1::node_server::Node;
 
 use super::host::Host;
 use crate::agent::AgentHandle;

@@ -10,8 +10,8 @@ use anyhow::Context;
 use tokio::net::UnixListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_stream::wrappers::UnixListenerStream;
+use weft_process::services::node_server::NodeServer;
 use weft_process::supervisor::Supervisor;
-use weft_proto::v1::node_server::NodeServer;
 use weft_proto::v1::{Event, ObjectKey};
 
 use super::config::Config;
