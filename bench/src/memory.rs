@@ -1,10 +1,15 @@
 //! The pipeline without sockets: cycles per packet, from vectors of packets in plain memory to packets ready to be sent.
 
+use weft_dataplane::packet::parse::address_word;
 use weft_dataplane::pipeline::Source;
+use weft_dataplane::snapshot::StaticTranslation;
 use weft_fabric::Fabric;
 use weft_proto::v1::{Objects, RateLimit, RateLimits};
+use weft_tests::load;
 
-use crate::scenario::{self, PACKETS, Way, connect, fabric, measure, tcp, udp, udp6};
+use crate::scenario::{
+    self, A1, B2, PACKETS, ROUTER, Way, connect, fabric, measure, tcp, udp, udp6,
+};
 use crate::{Row, clock};
 
 /// Of hits; the first of them warm caches and clock up.
@@ -106,6 +111,92 @@ fn limited() -> anyhow::Result<Objects> {
     Ok(objects)
 }
 
+/// Hits of flows that are translated beside hits of flows that are not, sample by sample in turn: into the tunnel at h1, and out of it there.
+fn translated(rows: &mut Vec<Row>) -> anyhow::Result<()> {
+    const FLOWS: u32 = 1000;
+    const OUTSIDE: [u8; 4] = [198, 18, 0, 9];
+    let mut fabric = fabric(FLOWS * 8)?;
+    fabric.translations = vec![StaticTranslation {
+        vpc: "blue".into(),
+        inside: address_word(B2.1.into()),
+        outside: address_word(OUTSIDE.into()),
+        towards: Vec::new(),
+    }];
+    let state = fabric.state().clone();
+    fabric
+        .set(state)
+        .map_err(|violations| anyhow::anyhow!("{violations:?}"))?;
+    let source = scenario::source(&fabric)?;
+    let datagram = |from: ([u8; 6], [u8; 4]), to: [u8; 4], ports| {
+        let mut frame = load::udp((ROUTER, from.0), (from.1, to), ports, 18);
+        // Any but none: it is changed, and nobody looks whether it was right.
+        frame[40..42].copy_from_slice(&[0x12, 0x34]);
+        frame
+    };
+    // To the tunnel and out of it, plain and translated.
+    let mut frames: [[Vec<Vec<u8>>; 2]; 2] = Default::default();
+    for number in 0..FLOWS as u16 {
+        for (kind, to, port) in [(0, B2.1, 1000), (1, OUTSIDE, 1001)] {
+            for (way, from, frame) in [
+                (0, "a1", datagram(A1, to, (number, port))),
+                (1, "b2", datagram(B2, A1.1, (port, number))),
+            ] {
+                fabric.crossed.clear();
+                anyhow::ensure!(
+                    fabric.send(from, &frame).len() == 1,
+                    "{:?}",
+                    fabric.all_drops()
+                );
+                frames[way][kind].push(if way == 0 {
+                    frame
+                } else {
+                    fabric.crossed.remove(0)
+                });
+            }
+        }
+    }
+    let now = fabric.now;
+    let host = fabric.hosts.get_mut("h1");
+    let host = host.ok_or_else(|| anyhow::anyhow!("no host"))?;
+    for (way, source, what) in [
+        (0, source, "encapsulation"),
+        (1, Source::Uplink(0), "decapsulation"),
+    ] {
+        let mut samples: [Vec<f64>; 2] = Default::default();
+        for sample in 0..SAMPLES {
+            for kind in [0, 1] {
+                let frames = &frames[way][kind];
+                let first = sample * PACKETS;
+                samples[kind].push(measure(&mut host.pipeline, now, source, frames, first)?);
+            }
+        }
+        let [plain, translated] = samples;
+        let ratios = plain
+            .iter()
+            .zip(&translated)
+            .map(|(plain, other)| other / plain);
+        let ratios = ratios.collect();
+        rows.push(row(
+            &format!("hit, 1k flows, untranslated: {what}"),
+            plain,
+            None,
+        ));
+        rows.push(row(
+            &format!("hit, 1k flows, translated: {what}"),
+            translated,
+            None,
+        ));
+        rows.push(Row {
+            name: format!("memory: translated hit: {what}"),
+            unit: "of an untranslated one",
+            samples: ratios,
+            goal: Some((1.25, false)),
+            peer: None,
+        });
+    }
+    Ok(())
+}
+
 /// New flows, none of which comes twice.
 fn misses(make: impl Fn(u32) -> Vec<u8>) -> anyhow::Result<Vec<f64>> {
     let mut fabric = fabric(2 * (MISSES * PACKETS) as u32)?;
@@ -159,6 +250,8 @@ pub(crate) fn rows() -> anyhow::Result<Vec<Row>> {
     let what = "1k flows, rate limits of bits and packets";
     let make = |_: &mut Fabric, number| Ok(udp(number));
     hits_with(&mut rows, with_limits, make, what, None)?;
+    pace.push(clock::pace());
+    translated(&mut rows)?;
     let syn = misses(|number| tcp(number, Way::There, 2, (100, 0)))?;
     let per_second = syn
         .iter()

@@ -54,14 +54,15 @@ impl Lane {
         }
     }
 
-    /// First stage: looks at the packet.
+    /// First stage: looks at the packet, and fills in what the next stages need of it. None: it is not for this lane.
     #[inline(always)]
     pub(super) fn look(
         &mut self,
         tables: Tables<'_>,
         io: &mut impl Io,
         packet: &mut Packet,
-    ) -> Option<Entry> {
+        entry: &mut Entry,
+    ) -> Option<()> {
         if packet.frame.is_large() {
             return None;
         }
@@ -93,16 +94,13 @@ impl Lane {
                 (stamp, outer.vni, outer.inner, inner)
             }
         };
-        let glance = glance(inner, tables.sessions.seeds(), vni)?;
-        tables.sessions.prefetch(&glance.key);
-        Some(Entry {
-            glance,
-            stamp,
-            probe: Probe::default(),
-            vni,
-            outer,
-            len: inner.len() as u16,
-        })
+        glance(inner, tables.sessions.seeds(), vni, &mut entry.glance)?;
+        tables.sessions.prefetch(&entry.glance.key);
+        entry.stamp = stamp;
+        entry.vni = vni;
+        entry.outer = outer;
+        entry.len = inner.len() as u16;
+        Some(())
     }
 }
 

@@ -42,19 +42,19 @@ fn be64(bytes: &[u8], at: usize) -> u64 {
     u64::from(be32(bytes, at)) << 32 | u64::from(be32(bytes, at + 4))
 }
 
-/// Looks at a frame of the VPC `vni`, no longer than 65535 bytes. Completes a checksum that the sender's kernel left to its device.
+/// Looks at a frame of the VPC `vni`, no longer than 65535 bytes, and fills in what it shows; none if that is not enough. Completes a checksum that the sender's kernel left to its device.
 #[inline(always)]
-pub fn glance(frame: &mut [u8], seeds: &Seeds, vni: u32) -> Option<Glance> {
+pub fn glance(frame: &mut [u8], seeds: &Seeds, vni: u32, seen: &mut Glance) -> Option<()> {
     let head: &[u8; 42] = frame.first_chunk()?;
     match (be16(head, 12), head[14]) {
-        (ETHERTYPE_IPV4, 0x45) => ipv4(frame, seeds, vni),
-        (ETHERTYPE_IPV6, version) if version >> 4 == 6 => ipv6(frame, seeds, vni),
+        (ETHERTYPE_IPV4, 0x45) => ipv4(frame, seeds, vni, seen),
+        (ETHERTYPE_IPV6, version) if version >> 4 == 6 => ipv6(frame, seeds, vni, seen),
         _ => None,
     }
 }
 
 #[inline(always)]
-fn ipv4(frame: &mut [u8], seeds: &Seeds, vni: u32) -> Option<Glance> {
+fn ipv4(frame: &mut [u8], seeds: &Seeds, vni: u32, seen: &mut Glance) -> Option<()> {
     let head: &[u8; 42] = frame.first_chunk()?;
     let ip_len = be16(head, 16);
     // Sums are the same in either order of bytes (RFC 1071 §2).
@@ -81,25 +81,23 @@ fn ipv4(frame: &mut [u8], seeds: &Seeds, vni: u32) -> Option<Glance> {
     let tcp = transport(frame, L4_IPV4, ip_len.checked_sub(20)?, number, addresses)?;
     // The 128-bit form of an IPv4 address: `::ffff:a.b.c.d`.
     let word = |address: u32| [0, 0xffff << 32 | u64::from(address)];
-    let key = Key::of(
+    seen.key = Key::of(
         seeds,
         (word(source), ports[0]),
         (word(destination), ports[1]),
         number,
         vni,
     );
-    Some(Glance {
-        key,
-        ip_len,
-        l4: L4_IPV4,
-        ttl,
-        traffic_class: class,
-        tcp,
-    })
+    seen.ip_len = ip_len;
+    seen.l4 = L4_IPV4;
+    seen.ttl = ttl;
+    seen.traffic_class = class;
+    seen.tcp = tcp;
+    Some(())
 }
 
 #[inline(always)]
-fn ipv6(frame: &mut [u8], seeds: &Seeds, vni: u32) -> Option<Glance> {
+fn ipv6(frame: &mut [u8], seeds: &Seeds, vni: u32, seen: &mut Glance) -> Option<()> {
     let head: &[u8; 62] = frame.first_chunk()?;
     let payload = be16(head, 18);
     let address = |at: usize| [be64(head, at), be64(head, at + 8)];
@@ -125,21 +123,19 @@ fn ipv6(frame: &mut [u8], seeds: &Seeds, vni: u32) -> Option<Glance> {
     };
     let addresses = (22..54).step_by(4).map(word).sum();
     let tcp = transport(frame, L4_IPV6, payload, number, addresses)?;
-    let key = Key::of(
+    seen.key = Key::of(
         seeds,
         (source, ports[0]),
         (destination, ports[1]),
         number,
         vni,
     );
-    Some(Glance {
-        key,
-        ip_len: payload.checked_add(40)?,
-        l4: L4_IPV6,
-        ttl,
-        traffic_class: class,
-        tcp,
-    })
+    seen.ip_len = payload.checked_add(40)?;
+    seen.l4 = L4_IPV6;
+    seen.ttl = ttl;
+    seen.traffic_class = class;
+    seen.tcp = tcp;
+    Some(())
 }
 
 /// The transport header; `len` is what IP says of header and payload, which has to be there, `addresses` the sum of the addresses in the machine's order

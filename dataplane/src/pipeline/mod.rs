@@ -257,8 +257,8 @@ impl Pipeline {
                 if let Some(ahead) = packets.get(i + AHEAD) {
                     prefetch(&io.bytes(&ahead.frame)[usize::from(ahead.start)..]);
                 }
-                if let Some(entry) = lane.look(tables, io, &mut packets[i]) {
-                    self.scratch[i] = entry;
+                let entry = &mut self.scratch[i];
+                if lane.look(tables, io, &mut packets[i], entry).is_some() {
                     found |= 1 << i;
                 }
             }

@@ -3,6 +3,8 @@
 //! An entry is a tag of 16 bits from the hash, and a [`Place`] of a session. The eight tags are compared at once, in two words. What is found is a
 //! candidate: the session's own key decides, so that a reader who races with a writer is never led astray.
 
+use std::num::NonZeroU32;
+
 use super::arena::Arena;
 use crate::prefetch::prefetch;
 use crate::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -17,7 +19,7 @@ const TOPS: u64 = ONES << 15;
 #[derive(Debug, Default)]
 pub struct Bucket {
     tags: [AtomicU64; ENTRIES / 4],
-    /// A [`Place`] plus one; 0 is empty.
+    /// A [`Place`]; 0 is empty.
     slots: [AtomicU32; ENTRIES],
 }
 
@@ -34,10 +36,10 @@ pub struct Room {
     entry: usize,
 }
 
-/// Where a session lies, and by which of its keys an entry finds it: the number of the slot in its shard; in the top bits whether there is a second
+/// Where a session lies, and by which of its keys an entry finds it: the number of the slot in its shard, plus one; in the top bits whether there is a second
 /// key and which of the two the entry is for; for a second key the shard of the slot, which may be another than the index's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Place(u32);
+pub struct Place(NonZeroU32);
 
 /// Slots that a shard may have.
 pub const MOST_SLOTS: usize = NUMBER as usize;
@@ -51,37 +53,38 @@ const TRANSLATED: u32 = 1 << 31;
 impl Place {
     /// Of a session with one key.
     pub fn plain(number: u32) -> Self {
-        Self(number)
+        Self(NonZeroU32::MIN.saturating_add(number))
     }
 
     /// Of one with two keys, by the first.
     pub fn first(number: u32) -> Self {
-        Self(number | TRANSLATED)
+        Self(Self::plain(number).0 | TRANSLATED)
     }
 
     /// By the second, in the slots of the shard `home`.
     pub fn second(home: usize, number: u32, flipped: bool) -> Self {
         let flag = if flipped { TRANSLATED } else { 0 };
-        Self(number | (home as u32) << SHARD_BITS | SECOND | flag)
+        Self(Self::plain(number).0 | (home as u32) << SHARD_BITS | SECOND | flag)
     }
 
     /// The number of the slot in its shard.
     #[inline]
     pub fn number(self) -> u32 {
-        self.0 & NUMBER
+        (self.0.get() & NUMBER) - 1
     }
 
     /// Whether the session has two keys.
     #[inline]
     pub fn is_translated(self) -> bool {
-        self.0 >= SECOND
+        self.0.get() >= SECOND
     }
 
     /// For a second key: the shard of the slot, and whether the ends of the key have another order than those of the first.
     #[inline]
     pub fn of_second(self) -> Option<(usize, bool)> {
-        let home = (self.0 >> SHARD_BITS & 0xf) as usize;
-        (self.0 & SECOND != 0).then_some((home, self.0 & TRANSLATED != 0))
+        let bits = self.0.get();
+        let home = (bits >> SHARD_BITS & 0xf) as usize;
+        (bits & SECOND != 0).then_some((home, bits & TRANSLATED != 0))
     }
 }
 
@@ -104,9 +107,9 @@ impl Bucket {
                     while found != 0 {
                         let lane = found.trailing_zeros() / 16;
                         found &= found - 1;
-                        let slot = slots[lane as usize].load(Ordering::Acquire);
-                        if slot != 0 {
-                            return Some(Place(slot - 1));
+                        let place = slots[lane as usize].load(Ordering::Acquire);
+                        if let Some(place) = NonZeroU32::new(place) {
+                            return Some(Place(place));
                         }
                     }
                     None
@@ -177,7 +180,7 @@ impl Index {
             .places(hash)
             .into_iter()
             .flat_map(|bucket| &self.buckets[bucket].slots);
-        slots.filter_map(|slot| slot.load(Ordering::Relaxed).checked_sub(1).map(Place))
+        slots.filter_map(|slot| NonZeroU32::new(slot.load(Ordering::Relaxed)).map(Place))
     }
 
     /// Enters a session. Writers are serialised by their shard's lock.
@@ -187,14 +190,14 @@ impl Index {
         let (word, shift) = (&bucket.tags[entry / 4], entry % 4 * 16);
         let others = word.load(Ordering::Relaxed) & !(0xffff << shift);
         word.store(others | tag(hash) << shift, Ordering::Relaxed);
-        bucket.slots[entry].store(place.0 + 1, Ordering::Release);
+        bucket.slots[entry].store(place.0.get(), Ordering::Release);
     }
 
     /// Takes a session out.
     pub fn take(&self, hash: u64, place: Place) {
         for bucket in self.places(hash) {
             for entry in &self.buckets[bucket].slots {
-                if entry.load(Ordering::Relaxed) == place.0 + 1 {
+                if entry.load(Ordering::Relaxed) == place.0.get() {
                     entry.store(0, Ordering::Relaxed);
                 }
             }

@@ -125,7 +125,7 @@ struct Counts {
 /// All sessions of the host.
 #[derive(Debug)]
 pub struct SessionTable {
-    shards: Box<[Shard]>,
+    shards: Box<[Shard; SHARDS]>,
     seeds: Seeds,
     limits: Limits,
     per_port: Box<[AtomicU32]>,
@@ -208,7 +208,7 @@ impl SessionTable {
             }),
         };
         Self {
-            shards: (0..SHARDS).map(shard).collect(),
+            shards: Box::new(std::array::from_fn(shard)),
             seeds: Seeds::random(),
             limits,
             per_port: (0..limits.ports).map(|_| AtomicU32::new(0)).collect(),
@@ -221,7 +221,7 @@ impl SessionTable {
     /// that come faster than a million a second may wait for memory themselves.
     pub fn prepare(&self) {
         let translates = self.translates.load(Ordering::Relaxed);
-        for shard in &self.shards {
+        for shard in &*self.shards {
             if translates {
                 shard.prepare_lines();
             }
@@ -251,7 +251,7 @@ impl SessionTable {
     /// Counts so far.
     pub fn statistics(&self) -> TableStatistics {
         let mut all = TableStatistics::default();
-        for shard in &self.shards {
+        for shard in &*self.shards {
             let counts = &shard.lock().counts;
             all.live += counts.live;
             all.capacity += shard.slots.len() as u64;
@@ -265,7 +265,7 @@ impl SessionTable {
 
     #[inline]
     fn shard(&self, hash: u64) -> &Shard {
-        &self.shards[Self::place(hash)]
+        &self.shards[Self::place(hash) % SHARDS]
     }
 
     /// The place of a hash's shard.
@@ -389,7 +389,7 @@ impl SessionTable {
         });
         let home = Self::place(key.hash);
         let other = second.map_or(home, |(second, _)| Self::place(second.hash));
-        let mut held = Held::of(&self.shards, home, other);
+        let mut held = Held::of(&*self.shards, home, other);
         if let Some(found) = self.find(key) {
             if found.side != Side::First || found.second_words() != second.map(|it| it.0.words) {
                 return Err(InsertError::Clash);
@@ -628,7 +628,7 @@ impl SessionTable {
     pub fn remove(&self, session: &SessionRef<'_>) {
         let home = session.shard.place;
         let other = self.other_shard(home, session.number);
-        let mut held = Held::of(&self.shards, home, other);
+        let mut held = Held::of(&*self.shards, home, other);
         // The same version: the same session, and so the same other shard.
         if session.is_live() {
             self.release(&mut held, home, session.number);
@@ -701,7 +701,7 @@ impl SessionTable {
             let version = slot.version.load(Ordering::Acquire);
             if version & 1 == 1 && condition(shard, slot, number) {
                 let other = self.other_shard(shard.place, number);
-                let mut held = Held::of(&self.shards, shard.place, other);
+                let mut held = Held::of(&*self.shards, shard.place, other);
                 if slot.version.load(Ordering::Acquire) == version
                     && condition(shard, slot, number)
                     && self.release(&mut held, shard.place, number)
@@ -716,7 +716,7 @@ impl SessionTable {
     /// Up to `limit` sessions that the filter lets through, for people.
     pub fn list(&self, limit: usize, now: u32, keep: impl Fn(u32) -> bool) -> Vec<SessionView> {
         let mut views = Vec::new();
-        for shard in &self.shards {
+        for shard in &*self.shards {
             for number in 0..shard.used.load(Ordering::Relaxed) {
                 if views.len() == limit {
                     return views;
