@@ -147,31 +147,32 @@ impl Core {
     ) -> Option<(Destination, u16, u16)> {
         let session = tables.sessions.confirm(entry.probe, &entry.glance.key)?;
         match session.action(entry.stamp) {
-            Some(action) if action.is_translated() => {
-                self.apply_translated(tables, io, packet, entry, (session, action))
+            Some(action) if !action.is_translated() => {
+                let plain = (entry.vni, |_: &mut [u8]| {});
+                self.carry_out(tables, io, packet, entry, (session, action), plain)
             }
-            Some(action) => self.carry_out(
-                tables,
-                io,
-                packet,
-                entry,
-                (session, action),
-                (entry.vni, |_: &mut [u8]| {}),
-            ),
-            None => self.apply_second(tables, io, packet, entry, session),
+            _ => self.apply_rare(tables, io, packet, entry),
         }
     }
 
-    /// The same where the packet gets other addresses and ports.
+    /// The same for packets that get other addresses and ports, and by the action for a flow's second ingress, which few flows have.
     #[inline(never)]
-    fn apply_translated(
+    fn apply_rare(
         &self,
         tables: Tables<'_>,
         io: &mut impl Io,
         packet: &mut Packet,
         entry: &Entry,
-        (session, action): (SessionRef<'_>, Action),
     ) -> Option<(Destination, u16, u16)> {
+        // Found once more, so that nothing of it has to be handed here.
+        let session = tables.sessions.confirm(entry.probe, &entry.glance.key)?;
+        let action = session
+            .action(entry.stamp)
+            .or_else(|| session.second_action(entry.stamp))?;
+        if !action.is_translated() {
+            let plain = (entry.vni, |_: &mut [u8]| {});
+            return self.carry_out(tables, io, packet, entry, (session, action), plain);
+        }
         let translation = session.translation()?;
         let at = translate::At {
             family: if entry.glance.l4 == L4_IPV6 {
@@ -188,41 +189,9 @@ impl Core {
             },
             is_partial: false,
         };
-        self.carry_out(
-            tables,
-            io,
-            packet,
-            entry,
-            (session, action),
-            (translation.vni, |frame: &mut [u8]| {
-                translate::flow(frame, &at, &translation);
-            }),
-        )
-    }
-
-    /// The same by the action for a flow's second ingress, which few flows have.
-    #[cold]
-    #[inline(never)]
-    fn apply_second(
-        &self,
-        tables: Tables<'_>,
-        io: &mut impl Io,
-        packet: &mut Packet,
-        entry: &Entry,
-        session: SessionRef<'_>,
-    ) -> Option<(Destination, u16, u16)> {
-        let action = session.second_action(entry.stamp)?;
-        if action.is_translated() {
-            return self.apply_translated(tables, io, packet, entry, (session, action));
-        }
-        self.carry_out(
-            tables,
-            io,
-            packet,
-            entry,
-            (session, action),
-            (entry.vni, |_: &mut [u8]| {}),
-        )
+        let change = |frame: &mut [u8]| translate::flow(frame, &at, &translation);
+        let change = (translation.vni, change);
+        self.carry_out(tables, io, packet, entry, (session, action), change)
     }
 
     #[inline(always)]
