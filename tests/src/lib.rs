@@ -6,10 +6,10 @@
 
 mod capture;
 mod daemon;
-mod disk;
 mod error;
+mod frozen_thread;
+mod full_disk;
 pub mod guest;
-mod halted;
 mod lab;
 mod leftovers;
 pub mod load;
@@ -21,19 +21,19 @@ mod raw_socket;
 mod relay;
 mod service_manager;
 pub mod site;
-pub mod still;
-pub mod takeoff;
+pub mod stalled_queue;
 pub mod tap_end;
 mod topology;
 pub mod traffic;
 mod wait;
+pub mod xdp_detach;
 
 pub use capture::Capture;
 pub use daemon::Daemon;
-pub use disk::SmallDisk;
 pub use error::LabError;
+pub use frozen_thread::HaltedThread;
+pub use full_disk::SmallDisk;
 pub use guest::Guest;
-pub use halted::HaltedThread;
 pub use lab::{Lab, LinkOptions, Workload, WorkloadOptions};
 pub use namespace::Namespace;
 pub use raw_socket::{RawSocket, is_readable};

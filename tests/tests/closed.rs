@@ -14,7 +14,7 @@ use std::time::Duration;
 use weft_dataplane::port::Programs;
 use weft_proto::v1::Device;
 use weft_tests::site::program;
-use weft_tests::takeoff::{Attached, Hook};
+use weft_tests::xdp_detach::{Attached, Hook};
 use weft_tests::{
     Lab, LabError, LinkOptions, Namespace, RawSocket, Site, SiteOptions, TapEnd, tenants,
     wait_until,

@@ -12,10 +12,10 @@ use weft_proto::v1::SecurityRule;
 use weft_tests::{
     Lab, LabError, Namespace, RawSocket, Site, SiteOptions, load,
     site::program,
-    takeoff::{Attached, Hook},
     tenants,
     traffic::Tally,
     wait_until,
+    xdp_detach::{Attached, Hook},
 };
 
 const SOON: Duration = Duration::from_secs(10);

@@ -13,11 +13,10 @@ use std::{
 use weft_dataplane::port::{Attachment, PortError, Programs, Role};
 use weft_proto::v1::Device;
 use weft_tests::{
-    Lab, LabError, RawSocket, Relay, Site, SiteOptions, TapEnd, still,
-    takeoff::{Attached, Hook},
-    tenants,
+    Lab, LabError, RawSocket, Relay, Site, SiteOptions, TapEnd, stalled_queue, tenants,
     traffic::NumberedStream,
     wait_until,
+    xdp_detach::{Attached, Hook},
 };
 
 const SOON: Duration = Duration::from_secs(10);
@@ -133,15 +132,15 @@ fn an_uplinks_queue_stops_and_goes_on() {
             site.underlay.clone().unwrap(),
         );
         let far = (&bridge, "b2");
-        still::prepare((&host, "u0"), far)?;
+        stalled_queue::prepare((&host, "u0"), far)?;
         let at_home = site.stream("red-3", "red-b", 9, 1000)?;
         let others = site.stream("blue-1", "blue-2", 9, 1000)?;
         let before = books(site, "h3", "uplink:u0")?;
         let stream = site.stream("blue-3", "blue-2", 10, 2000)?;
 
-        still::set(far, STILL)?;
+        stalled_queue::set(far, STILL)?;
         let since = wait_for_silence(&stream)?;
-        still::set(far, Duration::ZERO)?;
+        stalled_queue::set(far, Duration::ZERO)?;
         wait_until("what does not fit is dropped by name", STILL, || {
             books(site, "h3", "uplink:u0").is_ok_and(|now| now.dropped > before.dropped)
         })?;
@@ -181,7 +180,7 @@ fn a_ports_queue_stops_and_goes_on() {
             site.workloads["blue-2"].namespace.clone(),
         );
         let far = (&guest, "eth0");
-        still::prepare((&host, "p-blue-2"), far)?;
+        stalled_queue::prepare((&host, "p-blue-2"), far)?;
         let others = [
             site.stream("red-b", "red-2", 9, 1000)?,
             site.stream("blue-1", "blue-b", 9, 1000)?,
@@ -189,9 +188,9 @@ fn a_ports_queue_stops_and_goes_on() {
         let before = books(site, "h2", "blue-2")?;
         let stream = site.stream("blue-1", "blue-2", 10, 2000)?;
 
-        still::set(far, STILL)?;
+        stalled_queue::set(far, STILL)?;
         let since = wait_for_silence(&stream)?;
-        still::set(far, Duration::ZERO)?;
+        stalled_queue::set(far, Duration::ZERO)?;
         wait_until("what does not fit is dropped by name", STILL, || {
             books(site, "h2", "blue-2").is_ok_and(|now| now.dropped > before.dropped)
         })?;

@@ -17,8 +17,8 @@ use weft_tests::{
     Guest, HaltedThread, Lab, LabError, Namespace, ServiceManager, Site, SiteOptions,
     guest::{Backend, GuestOptions, Nic, NicFeatures},
     site::program,
-    takeoff::{Attached, Hook},
     tenants, wait_until,
+    xdp_detach::{Attached, Hook},
 };
 
 const SOON: Duration = Duration::from_secs(20);

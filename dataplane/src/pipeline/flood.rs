@@ -1,6 +1,6 @@
 //! Broadcast and multicast within a subnet: one copy to each port of it that may have it, one to each peer that has such ports, none back.
 
-use super::local;
+use super::gateway;
 use crate::packet::Parsed;
 use crate::policy::Subject;
 use crate::session::table::Ingress;
@@ -35,7 +35,7 @@ fn passes(snapshot: &Snapshot, port: &Port, parsed: &Parsed, towards: bool) -> b
 /// discovery is no matter of policy.
 pub fn receivers(snapshot: &Snapshot, ingress: Ingress, vpc: usize, parsed: &Parsed) -> Receivers {
     let passes = |port: &Port, towards: bool| {
-        local::is_discovery(parsed) || passes(snapshot, port, parsed, towards)
+        gateway::is_discovery(parsed) || passes(snapshot, port, parsed, towards)
     };
     let (subnet, sender) = match ingress {
         Ingress::Port(index) => match snapshot.port(index) {

@@ -1,10 +1,10 @@
 //! The general way's hit: a session that knows what to do, and doing it.
 
 use super::egress::{self, Obstacle};
-use super::follow::{Follow, follow, kept};
 use super::icmp_error::Problem;
+use super::tracking::{Follow, follow, kept};
 use super::translate::Decision;
-use super::{Core, Destination, Entry, Io, Tables, rewrite, segment};
+use super::{Core, Destination, Entry, Io, Tables, gso, rewrite};
 use crate::packet::parse::tcp_flags;
 use crate::packet::{DropReason, Packet};
 use crate::session::table::{Egress, Ingress, SessionRef};
@@ -73,7 +73,7 @@ impl Core {
         let (parsed, action) = (&entry.parsed, &decision.action);
         // What a guest left to be split is as long as its longest piece.
         let plan = if packet.frame.is_large() {
-            segment::Plan::of(io, &packet).ok().flatten()
+            gso::Plan::of(io, &packet).ok().flatten()
         } else {
             None
         };
@@ -141,7 +141,7 @@ impl Core {
         if !packet.frame.is_large() {
             return self.push(tables, io, packet, entry, header, tunnel);
         }
-        let apart = segment::take_apart(io, packet, |io, piece| {
+        let apart = gso::take_apart(io, packet, |io, piece| {
             self.push(tables, io, piece, entry, header, tunnel);
         });
         self.account(tables, io, entry.ingress, apart);

@@ -8,7 +8,7 @@ use crate::packet::{DropReason, Offload, Packet};
 use crate::session::table::{Ingress, NewSession, SessionRef, Stamp};
 use crate::session::{InsertError, State};
 
-use super::limit::Limiter;
+use super::rate_limit::Limiter;
 
 /// Real packets: nobody listens, and limits count.
 struct Live<'a> {

@@ -1,46 +1,46 @@
 //! The pipeline: vectors of packets in, packets out or dropped, each with a named reason.
 //!
 //! One [`Pipeline`] per worker. It knows tables and buffers, not sockets: whoever drives it hands in packets and gets them back through
-//! [`Io`]. Most packets take the fast lane (`glance`, `fast`): their session says all that there is to say. The general way is `enter`
+//! [`Io`]. Most packets take the fast lane (`quick`, `fast`): their session says all that there is to say. The general way is `enter`
 //! (parse), `hit` (a session that knows more than the fast lane does), or `miss`: `resolve`, which names the stages in their order, and keeps what
 //! came of them in a session.
 
-mod copies;
 pub mod counters;
 mod device_mtus;
 mod egress;
-mod enter;
-mod fast;
+mod fast_path;
 pub mod flood;
-mod follow;
 mod forwarding;
-pub mod fragments;
-mod glance;
+mod fragment_path;
+pub mod fragment_track;
+pub mod gateway;
+pub mod gso;
 pub mod guard;
 mod hit;
 pub mod icmp_error;
-pub mod limit;
-pub mod local;
+pub mod ip_fragment;
 pub mod metadata;
 mod miss;
-mod pieces;
 mod policy_eval;
+mod quick_parse;
+pub mod rate_limit;
+mod replicate;
 mod resolve;
 pub mod rewrite;
-pub mod segment;
 pub mod services;
-pub mod split;
+mod slow_path;
 pub mod trace;
 mod tracer;
+mod tracking;
 mod translate;
 
 use std::sync::{Arc, Mutex, PoisonError};
 
 use counters::{Counters, Traffic};
 pub use device_mtus::DeviceMtus;
-use fast::Lane;
-use fragments::{Fragments, Released};
-use limit::Limiter;
+use fast_path::Lane;
+use fragment_track::{Fragments, Released};
+use rate_limit::Limiter;
 
 use crate::packet::{DropReason, FrameMemory, Packet, Parsed};
 use crate::prefetch::prefetch;
@@ -140,7 +140,7 @@ pub struct Pipeline {
     snapshot: Arc<Snapshot>,
     sessions: Arc<SessionTable>,
     core: Core,
-    scratch: Box<[fast::Entry; STAGE]>,
+    scratch: Box<[fast_path::Entry; STAGE]>,
 }
 
 /// What a vector is judged by.
@@ -206,7 +206,7 @@ impl Pipeline {
             snapshot: Arc::default(),
             sessions: shared.sessions,
             core,
-            scratch: Box::new([fast::Entry::default(); STAGE]),
+            scratch: Box::new([fast_path::Entry::default(); STAGE]),
         }
     }
 

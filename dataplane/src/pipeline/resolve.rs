@@ -6,12 +6,12 @@
 //! source translation, ACL in, group in. Policy sees a packet with the addresses that its port knows. Reads tables and changes none; only an
 //! answer of the gateway is written over the packet.
 
-use super::follow::{Follow, Standings, follow, opening};
-use super::local::{Asker, Neighbor};
+use super::gateway::{Asker, Neighbor};
 use super::policy_eval::{self, Standing};
 use super::tracer::{Silent, Tracer};
+use super::tracking::{Follow, NextState, follow, opening};
 use super::translate::{self, Change, Choice, Decision};
-use super::{Entry, Tables, forwarding, guard, local, metadata, services};
+use super::{Entry, Tables, forwarding, gateway, guard, metadata, services};
 use crate::packet::parse::{self, Fragment, is_icmp_error};
 use crate::packet::{DropReason, Parsed};
 use crate::session::table::{Action, Egress, Ingress, SessionRef};
@@ -55,7 +55,7 @@ pub(super) enum Record<'t> {
     /// Nothing.
     Nothing,
     /// It is of a session.
-    Known(SessionRef<'t>, Standings),
+    Known(SessionRef<'t>, NextState),
     /// It opens one.
     Open(Opened<'t>),
 }
@@ -147,14 +147,14 @@ fn at_port<'t>(
     }
     guard::check(snapshot, port, parsed)?;
     tracer.step("guard", || "source belongs to the port".to_owned());
-    if local::is_router_solicitation(parsed) {
+    if gateway::is_router_solicitation(parsed) {
         return Err(DropReason::GatewayUnserved);
     }
     if metadata::is_question(snapshot, port, parsed) {
         return Ok(Some(Verdict::Punt));
     }
-    if local::is_for_gateway(snapshot, port, parsed) {
-        local::ping(area, parsed)?;
+    if gateway::is_for_gateway(snapshot, port, parsed) {
+        gateway::ping(area, parsed)?;
         return reply(None, "echo reply");
     }
     Ok(None)
@@ -195,7 +195,7 @@ fn discovery<'t>(
     area: &mut [u8],
 ) -> Result<Option<Verdict<'t>>, DropReason> {
     let parsed = &entry.parsed;
-    match local::neighbor(snapshot, asker, area, parsed)? {
+    match gateway::neighbor(snapshot, asker, area, parsed)? {
         Neighbor::Reply(len) => reply(Some(len), "neighbour advertisement"),
         Neighbor::Relay if parsed.eth_dst.is_group() => Ok(Some(Verdict::Flood)),
         Neighbor::Relay => {

@@ -6,7 +6,7 @@ use std::fmt::Write;
 use super::egress::{self, Obstacle};
 use super::resolve::{Verdict, flow, resolve};
 use super::tracer::{Steps, Tracer};
-use super::{Entry, Shared, Tables, enter, flood, local, rewrite};
+use super::{Entry, Shared, Tables, flood, gateway, rewrite, slow_path};
 use crate::packet::parse::{self, Inner, word_address};
 use crate::packet::{DropReason, Parsed};
 use crate::session::table::{Action, Egress, Ingress};
@@ -117,7 +117,7 @@ fn from_port(
     steps.step("port", || {
         format!("{} in generation {}", port.id, snapshot.generation)
     });
-    let asker = local::Asker::Port(index, port);
+    let asker = gateway::Asker::Port(index, port);
     inner(
         view,
         frame,
@@ -129,7 +129,7 @@ fn from_port(
 
 fn from_uplink(view: View<'_>, frame: &[u8], steps: &mut Steps) -> Result<Outcome, DropReason> {
     let snapshot = view.snapshot;
-    let (outer, peer, vpc) = enter::check_outer(snapshot, frame)?;
+    let (outer, peer, vpc) = slow_path::check_outer(snapshot, frame)?;
     steps.step("tunnel", || {
         format!(
             "from {}, VPC {}, in generation {}",
@@ -139,7 +139,7 @@ fn from_uplink(view: View<'_>, frame: &[u8], steps: &mut Steps) -> Result<Outcom
         )
     });
     let frame = &frame[usize::from(outer.inner)..usize::from(outer.end)];
-    let asker = local::Asker::Peer(peer, vpc);
+    let asker = gateway::Asker::Peer(peer, vpc);
     inner(
         view,
         frame,
@@ -152,7 +152,7 @@ fn from_uplink(view: View<'_>, frame: &[u8], steps: &mut Steps) -> Result<Outcom
 fn inner(
     view: View<'_>,
     frame: &[u8],
-    (ingress, vpc, asker): (Ingress, usize, local::Asker<'_>),
+    (ingress, vpc, asker): (Ingress, usize, gateway::Asker<'_>),
     outer_class: Option<u8>,
     steps: &mut Steps,
 ) -> Result<Outcome, DropReason> {
@@ -168,12 +168,12 @@ fn inner(
     let parsed = match parse::inner(&area)? {
         Inner::Ip(parsed) => parsed,
         Inner::Arp => {
-            local::arp(snapshot, asker, &mut area)?;
+            gateway::arp(snapshot, asker, &mut area)?;
             return Ok(Outcome::Reply("ARP reply"));
         }
     };
     steps.step("parse", || describe(&parsed));
-    let entry = enter::entry(tables, parsed, ingress, vpc, outer_class);
+    let entry = slow_path::entry(tables, parsed, ingress, vpc, outer_class);
     let session = tables.sessions.find(&entry.key);
     area.resize(ANSWER.max(area.len()), 0);
     let verdict = resolve(tables, &entry, &mut area, session, steps);

@@ -8,7 +8,7 @@ use std::ops::{Deref, Range};
 use std::ptr::{NonNull, null_mut};
 
 use super::index::Bucket;
-use super::slot::{Half, Slot};
+use super::slot::{FlowEntry, Slot};
 use super::translation::Line;
 
 /// Bytes of a huge page on the architectures that have AF_XDP.
@@ -26,7 +26,7 @@ pub unsafe trait Zeroed: Sync {}
 // SAFETY: made of atomic integers alone.
 unsafe impl Zeroed for Slot {}
 // SAFETY: made of atomic integers alone.
-unsafe impl Zeroed for Half {}
+unsafe impl Zeroed for FlowEntry {}
 // SAFETY: made of atomic integers alone.
 unsafe impl Zeroed for Line {}
 // SAFETY: made of atomic integers alone.

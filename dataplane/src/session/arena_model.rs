@@ -3,7 +3,7 @@
 use std::ops::{Deref, Range};
 
 use super::index::Bucket;
-use super::slot::{Half, Slot};
+use super::slot::{FlowEntry, Slot};
 use super::translation::Line;
 
 /// Types that begin as zero.
@@ -17,7 +17,7 @@ impl Zeroed for Slot {
     }
 }
 
-impl Zeroed for Half {
+impl Zeroed for FlowEntry {
     fn zero() -> Self {
         Self::default()
     }

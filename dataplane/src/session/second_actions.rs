@@ -6,7 +6,7 @@
 
 use super::arena::Arena;
 use super::key::Direction;
-use super::slot::{Action, Half, Stamp};
+use super::slot::{Action, FlowEntry, Stamp};
 
 /// One action for so many sessions: 8 bytes of memory for each where all are in use.
 const SESSIONS: usize = 8;
@@ -36,7 +36,7 @@ impl Owner {
 
 /// The second actions of a shard. Readers never wait; writers hold the shard's lock.
 #[derive(Debug)]
-pub(super) struct SecondActions(Arena<Half>);
+pub(super) struct SecondActions(Arena<FlowEntry>);
 
 impl SecondActions {
     /// For a shard of so many sessions.
@@ -45,7 +45,7 @@ impl SecondActions {
         Self(Arena::new(count.next_power_of_two()))
     }
 
-    fn place(&self, owner: Owner, stamp: Stamp) -> Option<&Half> {
+    fn place(&self, owner: Owner, stamp: Stamp) -> Option<&FlowEntry> {
         let named = owner.number << 1 | owner.direction as u32;
         // Fibonacci hashing: neighbours in the table are spread.
         let hash = (named ^ stamp.ingress_bits() << 15).wrapping_mul(0x9e37_79b9);

@@ -28,7 +28,7 @@ pub enum Egress {
 }
 
 /// By what a decision is known to hold: the epoch of its VPC, and the ingress that it was taken for. Never 0, for no
-/// epoch is. The low bits, 0 here, are where a [`Half`] counts what was written to it.
+/// epoch is. The low bits, 0 here, are where a [`FlowEntry`] counts what was written to it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Stamp(u64);
 
@@ -152,7 +152,7 @@ impl Action {
 /// One direction.
 #[repr(C, align(64))]
 #[derive(Debug, Default)]
-pub struct Half {
+pub struct FlowEntry {
     /// 0 while nothing is decided or the action is being written; else the stamp, and in its low bits how many actions were written. Without
     /// the count, a reader could take half of an action and half of the next one of the same stamp for one: a guest may send one flow to two MACs.
     stamp: AtomicU64,
@@ -167,7 +167,7 @@ pub struct Half {
     packets: AtomicU64,
 }
 
-impl Half {
+impl FlowEntry {
     /// Nothing decided, nothing counted.
     pub fn clear(&self, side: Side) {
         self.stamp.store(0, Ordering::Relaxed);
@@ -329,11 +329,11 @@ pub struct Slot {
     /// When it was made, in milliseconds.
     pub created: AtomicU32,
     /// The two directions.
-    pub halves: [Half; 2],
+    pub entries: [FlowEntry; 2],
 }
 
 #[cfg(not(feature = "loom"))]
-const _: () = assert!(size_of::<Slot>() == 192 && size_of::<Half>() == 64);
+const _: () = assert!(size_of::<Slot>() == 192 && size_of::<FlowEntry>() == 64);
 
 impl Slot {
     /// The key's words.
@@ -444,18 +444,18 @@ mod tests {
     /// A guest may send one flow to two MACs by turns, and each takes the other's action away.
     #[test]
     fn an_action_written_over_is_read_and_told_from_the_one_before() {
-        let half = Half::default();
+        let entry = FlowEntry::default();
         for (epoch, ingress) in [(1, Ingress::Port(5)), (2, Ingress::Peer(u16::MAX))] {
             let stamp = Stamp::new(epoch, ingress);
             for write in 0..2 * WRITES {
-                let before = half.stamp.load(Ordering::Relaxed);
+                let before = entry.stamp.load(Ordering::Relaxed);
                 let action = action(write as u16);
-                half.set(stamp, &action);
-                assert_ne!(half.stamp.load(Ordering::Relaxed), before);
-                assert_eq!(half.action(stamp), Some(action));
+                entry.set(stamp, &action);
+                assert_ne!(entry.stamp.load(Ordering::Relaxed), before);
+                assert_eq!(entry.action(stamp), Some(action));
             }
-            assert_eq!(half.action(Stamp::new(3, ingress)), None);
-            assert_eq!(half.action(Stamp::new(epoch, Ingress::Port(0))), None);
+            assert_eq!(entry.action(Stamp::new(3, ingress)), None);
+            assert_eq!(entry.action(Stamp::new(epoch, Ingress::Port(0))), None);
         }
     }
 
@@ -488,13 +488,13 @@ mod tests {
 
     #[test]
     fn a_revoked_action_is_read_no_more() {
-        let half = Half::default();
+        let entry = FlowEntry::default();
         let stamp = Stamp::new(1, Ingress::Port(1));
-        assert_eq!(half.view(), None);
-        half.set(stamp, &action(7));
-        assert_eq!(half.view(), Some((1, action(7))));
-        half.revoke();
-        assert_eq!((half.action(stamp), half.view()), (None, None));
+        assert_eq!(entry.view(), None);
+        entry.set(stamp, &action(7));
+        assert_eq!(entry.view(), Some((1, action(7))));
+        entry.revoke();
+        assert_eq!((entry.action(stamp), entry.view()), (None, None));
     }
 
     #[test]

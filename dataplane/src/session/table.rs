@@ -14,7 +14,7 @@ use super::index::{Index, MOST_SLOTS, Place, Room};
 use super::key::{Direction, Key, Seeds};
 use super::second_actions::{Owner, SecondActions};
 pub use super::slot::{Action, Egress, Ingress, MacPair, Stamp};
-use super::slot::{Half, Slot};
+use super::slot::{FlowEntry, Slot};
 use super::tcp;
 use super::translation::{Line, Side, Translation};
 use super::{State, Timeouts};
@@ -295,7 +295,7 @@ impl SessionTable {
             self.prefetch_translated(shard, place, key);
         } else {
             prefetch(slot);
-            prefetch(&slot.halves[key.direction as usize]);
+            prefetch(&slot.entries[key.direction as usize]);
         }
         Probe(Some(place))
     }
@@ -316,7 +316,7 @@ impl SessionTable {
         let number = place.number() as usize;
         if let (Some(slot), Some(line)) = (shard.slots.get(number), shard.lines.get(number)) {
             prefetch(slot);
-            prefetch(&slot.halves[direction as usize]);
+            prefetch(&slot.entries[direction as usize]);
             prefetch(line);
         }
     }
@@ -436,10 +436,10 @@ impl SessionTable {
             self.translates.store(true, Ordering::Relaxed);
         }
         let opener = key.direction as usize;
-        slot.halves[opener].clear(new.tcp.0);
-        slot.halves[1 - opener].clear(new.tcp.1);
+        slot.entries[opener].clear(new.tcp.0);
+        slot.entries[1 - opener].clear(new.tcp.1);
         if let Some((stamp, action)) = &new.action {
-            slot.halves[opener].set(*stamp, action);
+            slot.entries[opener].set(*stamp, action);
         }
         let version = slot.turn();
         self.charge(new.port, new.vpc, 1);
@@ -619,7 +619,7 @@ impl SessionTable {
             }
         }
         slot.turn();
-        slot.halves.iter().for_each(Half::revoke);
+        slot.entries.iter().for_each(FlowEntry::revoke);
         self.charge(slot.port(), slot.vpc.load(Ordering::Relaxed), -1);
         true
     }
@@ -765,8 +765,8 @@ impl Shard {
             (vni, flow)
         });
         let (out, back) = (
-            &slot.halves[opener as usize],
-            &slot.halves[opener.opposite() as usize],
+            &slot.entries[opener as usize],
+            &slot.entries[opener.opposite() as usize],
         );
         let (decided_out, decided_back) = (out.view(), back.view());
         let view = SessionView {
@@ -788,8 +788,8 @@ impl Shard {
 
 impl SessionRef<'_> {
     #[inline]
-    fn half(&self) -> &Half {
-        &self.slot.halves[self.direction as usize]
+    fn entry(&self) -> &FlowEntry {
+        &self.slot.entries[self.direction as usize]
     }
 
     /// Whether the session is still the one that was found.
@@ -806,7 +806,7 @@ impl SessionRef<'_> {
     /// What was decided for packets of this direction under this stamp; one compare when it still holds.
     #[inline]
     pub fn action(&self, stamp: Stamp) -> Option<Action> {
-        self.half().action(stamp).filter(|_| self.is_live())
+        self.entry().action(stamp).filter(|_| self.is_live())
     }
 
     /// The same for packets that come in elsewhere than those that the session's own action is for.
@@ -823,11 +823,11 @@ impl SessionRef<'_> {
 
     /// Keeps an action, beside one of the same epoch for another ingress. The shard's lock is held.
     fn keep(&self, stamp: Stamp, action: &Action) {
-        let half = self.half();
-        if half.is_for_another_ingress(stamp) {
+        let entry = self.entry();
+        if entry.is_for_another_ingress(stamp) {
             self.shard.second_actions.set(self.owner(), stamp, action);
         } else {
-            half.set(stamp, action);
+            entry.set(stamp, action);
         }
     }
 
@@ -911,7 +911,7 @@ impl SessionRef<'_> {
         if self.slot.last_seen.load(Ordering::Relaxed) != now {
             self.slot.last_seen.store(now, Ordering::Relaxed);
         }
-        self.half().count();
+        self.entry().count();
     }
 
     /// Moves the session to another state, in which the receiver of this packet is the opener. What was decided for it is withdrawn, since the
@@ -921,7 +921,7 @@ impl SessionRef<'_> {
         if !self.is_live() {
             return;
         }
-        self.slot.halves.iter().for_each(Half::revoke);
+        self.slot.entries.iter().for_each(FlowEntry::revoke);
         self.slot.set_state(state, self.direction.opposite());
         // Second actions go by the version.
         let version = self.slot.renew();
@@ -934,32 +934,32 @@ impl SessionRef<'_> {
     #[inline]
     pub fn tcp(&self) -> (tcp::Side, tcp::Side) {
         (
-            self.half().side(),
-            self.slot.halves[self.direction.opposite() as usize].side(),
+            self.entry().side(),
+            self.slot.entries[self.direction.opposite() as usize].side(),
         )
     }
 
     /// Keeps what a segment has shown.
     #[inline]
     pub fn set_tcp(&self, sender: tcp::Side, receiver: tcp::Side) {
-        self.half().store_side(sender);
-        self.slot.halves[self.direction.opposite() as usize].store_side(receiver);
+        self.entry().store_side(sender);
+        self.slot.entries[self.direction.opposite() as usize].store_side(receiver);
     }
 
     /// The same with the numbers that they offer.
     #[inline]
     pub fn whole_tcp(&self) -> (tcp::Side, tcp::Side) {
         (
-            self.half().whole_side(),
-            self.slot.halves[self.direction.opposite() as usize].whole_side(),
+            self.entry().whole_side(),
+            self.slot.entries[self.direction.opposite() as usize].whole_side(),
         )
     }
 
     /// Keeps what a segment has shown, with the numbers that are offered.
     #[inline]
     pub fn set_whole_tcp(&self, sender: tcp::Side, receiver: tcp::Side) {
-        self.half().store_whole_side(sender);
-        self.slot.halves[self.direction.opposite() as usize].store_whole_side(receiver);
+        self.entry().store_whole_side(sender);
+        self.slot.entries[self.direction.opposite() as usize].store_whole_side(receiver);
     }
 }
 

@@ -4,10 +4,10 @@
 //! exactly one generation. Objects refer to each other by index.
 
 pub mod compile;
+mod cow_vec;
 mod guests;
+pub mod index_allocator;
 mod limits;
-mod list;
-pub mod registry;
 mod translations;
 
 use std::collections::HashMap;
@@ -16,9 +16,9 @@ use std::sync::Arc;
 use foldhash::fast::FixedState;
 use weft_proto::v1;
 
+pub use self::cow_vec::CowVec;
 pub use self::guests::Guests;
 pub use self::limits::{Limits, Rate, RateLimit};
-pub use self::list::List;
 pub use self::translations::{StaticTranslation, Translations};
 use crate::encap::{Encapsulation, Template};
 use crate::packet::parse::word_family;
@@ -40,13 +40,13 @@ pub struct Snapshot {
     /// This host's VTEP addresses.
     pub vteps: Vec<u128>,
     /// VPCs present on this host.
-    pub vpcs: List<Vpc>,
+    pub vpcs: CowVec<Vpc>,
     /// Place in `vpcs` by VNI.
     pub vpc_by_vni: Arc<Map<u32, usize>>,
     /// Subnets of those VPCs.
-    pub subnets: List<Subnet>,
+    pub subnets: CowVec<Subnet>,
     /// Ports of this host, by port index; the index of a port stays while the port lives.
-    pub ports: List<Option<Port>>,
+    pub ports: CowVec<Option<Port>>,
     /// Rate limits by port index, as far as the last port that has one: nothing at all where none has.
     pub limits: Arc<[Limits]>,
     /// Remote VTEP owners, by peer index; the index of a peer stays while it is known.
@@ -54,7 +54,7 @@ pub struct Snapshot {
     /// Peer index by VTEP address.
     pub peer_by_vtep: Arc<Map<u128, u16>>,
     /// Network ACLs in use.
-    pub acls: List<Acl>,
+    pub acls: CowVec<Acl>,
     /// Whether this host answers guests at the metadata addresses (`pipeline::metadata`).
     pub metadata: bool,
 }

@@ -7,12 +7,12 @@ use std::time::Duration;
 use crossbeam::channel::Sender;
 use crossbeam::queue::ArrayQueue;
 
-use super::bell::Bell;
-use super::service::Desk;
+use super::service::PuntQueue;
+use super::waker::Waker;
 use super::{destination, steer};
 use crate::packet::{DropReason, Frame, FrameMemory, Offload, Packet};
 use crate::pipeline::counters::{Counters, Traffic};
-use crate::pipeline::{Destination, Io, Settings, Source, VECTOR, segment};
+use crate::pipeline::{Destination, Io, Settings, Source, VECTOR, gso};
 use crate::port::{FrameCache, Queue};
 
 /// Packets that may wait for one queue within a round; a whole round of vectors fits, what is more is dropped.
@@ -22,7 +22,7 @@ const PENDING: usize = 1024;
 #[derive(Debug, Clone)]
 pub(super) struct Inbound {
     pub(super) queue: Arc<ArrayQueue<(Destination, Packet)>>,
-    pub(super) bell: Arc<Bell>,
+    pub(super) waker: Arc<Waker>,
 }
 
 /// Which worker reads a queue. A port's queues and an uplink's queues are dealt out round.
@@ -55,7 +55,7 @@ pub(super) struct WorkerIo {
     uplinks: Box<[Option<u16>]>,
     index: usize,
     inboxes: Vec<Inbound>,
-    metadata: Arc<Desk>,
+    metadata: Arc<PuntQueue>,
     counters: Arc<Counters>,
     descriptors: Vec<RawFd>,
     polled: Vec<libc::pollfd>,
@@ -66,7 +66,7 @@ impl WorkerIo {
         cache: FrameCache,
         settings: &Settings,
         index: usize,
-        (inboxes, metadata): (Vec<Inbound>, Arc<Desk>),
+        (inboxes, metadata): (Vec<Inbound>, Arc<PuntQueue>),
         counters: Arc<Counters>,
     ) -> Self {
         Self {
@@ -145,13 +145,13 @@ impl WorkerIo {
             }
             return;
         }
-        let apart = segment::take_apart(self, packet, |io, piece| io.ask(port, piece));
+        let apart = gso::take_apart(self, packet, |io, piece| io.ask(port, piece));
         self.account(to, apart);
     }
 
     /// Enters a packet that was taken apart in the books.
     #[cold]
-    fn account(&mut self, to: Destination, apart: segment::Apart) {
+    fn account(&mut self, to: Destination, apart: gso::Apart) {
         self.traffic(to).generated.add(apart.generated);
         if let Some((packet, reason)) = apart.left {
             self.lose(to, packet, reason);
@@ -197,7 +197,7 @@ impl WorkerIo {
             return self.push_as_is(slot, packet);
         }
         let to = destination(self.slots[slot].place);
-        let apart = segment::take_apart(self, packet, |io, piece| io.push_as_is(slot, piece));
+        let apart = gso::take_apart(self, packet, |io, piece| io.push_as_is(slot, piece));
         self.account(to, apart);
     }
 
@@ -335,7 +335,7 @@ impl WorkerIo {
     }
 
     /// Sleeps until a queue has packets, the worker is woken, or the time is up.
-    pub(super) fn wait(&mut self, bell: &Bell, time: Duration) {
+    pub(super) fn wait(&mut self, waker: &Waker, time: Duration) {
         for slot in &mut self.slots {
             slot.queue.reap(&mut self.cache);
         }
@@ -345,7 +345,7 @@ impl WorkerIo {
             busy |= slot.queue.before_sleep(&mut self.descriptors);
         }
         if !busy {
-            bell.sleep(&self.descriptors, &mut self.polled, time, || {
+            waker.sleep(&self.descriptors, &mut self.polled, time, || {
                 !self.inboxes[self.index].queue.is_empty()
             });
         }
@@ -399,9 +399,9 @@ impl Io for WorkerIo {
         if owner == self.index {
             return self.lose(to, packet, DropReason::PortDown);
         }
-        let Inbound { queue, bell } = &self.inboxes[owner];
+        let Inbound { queue, waker } = &self.inboxes[owner];
         match queue.push((to, packet)) {
-            Ok(()) => bell.ring_if_asleep(),
+            Ok(()) => waker.ring_if_asleep(),
             Err((to, packet)) => self.lose(to, packet, DropReason::RingFull),
         }
     }

@@ -4,11 +4,11 @@
 //! number, for all workers share one packet memory. Control reaches a worker by a channel, policy by a snapshot that it loads before
 //! each vector. A worker without work sleeps in `poll` unless told to spin.
 
-mod bell;
 mod io;
 mod publication;
 pub mod service;
 mod steer;
+mod waker;
 mod watchdog;
 
 use std::sync::Arc;
@@ -19,10 +19,10 @@ use std::time::{Duration, Instant};
 use crossbeam::channel::{Receiver, Sender, bounded, unbounded};
 use crossbeam::queue::ArrayQueue;
 
-pub use bell::Bell;
 use io::{Inbound, WorkerIo};
 pub use publication::Taken;
-use service::{Desk, Outlet};
+use service::{Injector, PuntQueue};
+pub use waker::Waker;
 use watchdog::Watchdog;
 
 use crate::packet::Packet;
@@ -119,7 +119,7 @@ impl Gauge {
 struct Handle {
     core: Option<usize>,
     commands: Sender<Command>,
-    bell: Arc<Bell>,
+    waker: Arc<Waker>,
     gauge: Arc<Gauge>,
     counters: Arc<Counters>,
     thread: Option<JoinHandle<()>>,
@@ -153,7 +153,7 @@ pub struct Plan<'a> {
     /// Packet memory.
     pub umem: &'a Arc<Umem>,
     /// Where packets to the metadata service are left.
-    pub metadata: &'a Arc<Desk>,
+    pub metadata: &'a Arc<PuntQueue>,
 }
 
 impl Workers {
@@ -176,7 +176,7 @@ impl Workers {
             .map(|_| {
                 Ok(Inbound {
                     queue: Arc::new(ArrayQueue::new(INBOX)),
-                    bell: Arc::new(Bell::new()?),
+                    waker: Arc::new(Waker::new()?),
                 })
             })
             .collect::<std::io::Result<_>>()?;
@@ -207,7 +207,7 @@ impl Workers {
                 commands: inbox,
                 returned: give_back.clone(),
                 gauge: Arc::clone(&gauge),
-                bell: Arc::clone(&inboxes[index].bell),
+                waker: Arc::clone(&inboxes[index].waker),
                 pipeline,
                 io,
                 shared: plan.shared.clone(),
@@ -220,16 +220,16 @@ impl Workers {
             let core = *core;
             let thread = std::thread::Builder::new().name(format!("worker-{index}")).spawn(move || {
                 if let Some(core) = core
-                    && let Err(error) = bell::pin(core) {
+                    && let Err(error) = waker::pin(core) {
                         tracing::warn!(worker = index, core, %error, "cannot pin the worker to its core");
                     }
                 worker.run();
             })?;
-            let bell = Arc::clone(&inboxes[index].bell);
+            let waker = Arc::clone(&inboxes[index].waker);
             handles.push(Handle {
                 core,
                 commands,
-                bell,
+                waker,
                 gauge,
                 counters,
                 thread: Some(thread),
@@ -255,9 +255,9 @@ impl Workers {
     }
 
     /// A way for a service of this host to send packets to ports.
-    pub fn outlet(&self, umem: &Arc<Umem>, settings: &Settings) -> Outlet {
+    pub fn injector(&self, umem: &Arc<Umem>, settings: &Settings) -> Injector {
         let common = Arc::clone(&self.common);
-        Outlet::new(common, self.inboxes.clone(), umem, settings)
+        Injector::new(common, self.inboxes.clone(), umem, settings)
     }
 
     /// What workers share.
@@ -334,7 +334,7 @@ impl Workers {
         if handle.commands.send(command).is_err() {
             tracing::error!(worker, "the worker is gone");
         }
-        handle.bell.ring();
+        handle.waker.ring();
     }
 
     /// Closes the queues that workers have returned. Closing waits for the kernel, so it is not done by workers, and of many not one after
@@ -362,7 +362,7 @@ impl Workers {
         let generation = snapshot.generation;
         self.common.snapshot.store(snapshot);
         for handle in &self.handles {
-            handle.bell.ring();
+            handle.waker.ring();
         }
         let deadline = Instant::now() + Duration::from_secs(1);
         let behind = |handle: &Handle| {
@@ -382,7 +382,7 @@ impl Workers {
         self.watchdog = None;
         self.common.stop.store(true, Ordering::Release);
         for handle in &self.handles {
-            handle.bell.ring();
+            handle.waker.ring();
         }
         let threads = self.handles.iter_mut();
         let threads = threads.filter_map(|handle| handle.thread.take());
@@ -407,7 +407,7 @@ struct Worker {
     commands: Receiver<Command>,
     returned: Sender<Box<dyn Queue>>,
     gauge: Arc<Gauge>,
-    bell: Arc<Bell>,
+    waker: Arc<Waker>,
     pipeline: Pipeline,
     io: WorkerIo,
     shared: Shared,
@@ -438,7 +438,7 @@ impl Worker {
             if self.common.spin.load(Ordering::Relaxed) {
                 std::hint::spin_loop();
             } else if bored > PATIENCE {
-                self.io.wait(&self.bell, SLEEP);
+                self.io.wait(&self.waker, SLEEP);
             } else {
                 // Whoever shares the core may be the one that we wait for.
                 std::thread::yield_now();
@@ -449,7 +449,7 @@ impl Worker {
 
     /// One round over everything that may have work; returns how many packets there were.
     fn round(&mut self, time: Instant) -> usize {
-        if self.bell.heard() {
+        if self.waker.heard() {
             self.obey();
         }
         let snapshot = self.common.snapshot.load();

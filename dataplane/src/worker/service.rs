@@ -1,4 +1,4 @@
-//! Queues between workers and a service of this host: a [`Desk`] for packets to the service, and an [`Outlet`] for its packets to ports.
+//! Queues between workers and a service of this host: a [`PuntQueue`] for packets to the service, and an [`Injector`] for its packets to ports.
 //!
 //! The service may be slow, and may hold locks; a worker never waits for it. Packets that do not fit are dropped, and counted at their
 //! port.
@@ -14,18 +14,18 @@ use super::io::{Inbound, owner};
 use super::{Common, INBOX};
 use crate::packet::{DropReason, FrameMemory, Packet};
 use crate::pipeline::counters::Counters;
-use crate::pipeline::{Destination, Settings, Source, split};
+use crate::pipeline::{Destination, Settings, Source, ip_fragment};
 use crate::port::{FrameCache, Umem};
 use crate::snapshot::Snapshot;
 
 /// Packets that wait for a service, each with the port that sent it.
 #[derive(Debug)]
-pub struct Desk {
+pub struct PuntQueue {
     queue: ArrayQueue<(u16, Packet)>,
     waker: AtomicWaker,
 }
 
-impl Desk {
+impl PuntQueue {
     /// Room for so many packets, which is how many packet buffers a service that lags keeps from others.
     pub fn new(room: usize) -> Self {
         Self {
@@ -43,7 +43,7 @@ impl Desk {
         Ok(())
     }
 
-    /// The packet that has waited longest. It goes to [`Outlet::read`] next, which gives its buffer back.
+    /// The packet that has waited longest. It goes to [`Injector::read`] next, which gives its buffer back.
     pub fn take(&self) -> Option<(u16, Packet)> {
         self.queue.pop()
     }
@@ -64,7 +64,7 @@ impl Desk {
 
 /// Sends a service's packets to ports, through the inboxes of the workers that own their queues.
 #[derive(Debug)]
-pub struct Outlet {
+pub struct Injector {
     common: Arc<Common>,
     inboxes: Vec<Inbound>,
     counters: Arc<Counters>,
@@ -72,7 +72,7 @@ pub struct Outlet {
     cache: Mutex<FrameCache>,
 }
 
-impl Outlet {
+impl Injector {
     pub(super) fn new(
         common: Arc<Common>,
         inboxes: Vec<Inbound>,
@@ -101,7 +101,7 @@ impl Outlet {
         self.cache.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The bytes of a packet that was taken from a [`Desk`].
+    /// The bytes of a packet that was taken from a [`PuntQueue`].
     pub fn read(&self, packet: Packet) -> Vec<u8> {
         let mut cache = self.cache();
         let bytes = packet.bytes(&*cache).to_vec();
@@ -140,7 +140,7 @@ impl Outlet {
                 traffic.drop(DropReason::RingFull);
                 continue;
             }
-            let Some(mut packet) = split::room_for(&mut *cache, frame.len()) else {
+            let Some(mut packet) = ip_fragment::room_for(&mut *cache, frame.len()) else {
                 traffic.drop(DropReason::NoBuffer);
                 continue;
             };
@@ -150,7 +150,7 @@ impl Outlet {
                 cache.free(packet.frame);
             }
         }
-        inbound.bell.ring_if_asleep();
+        inbound.waker.ring_if_asleep();
     }
 }
 
@@ -183,23 +183,23 @@ mod tests {
 
     #[test]
     fn a_desk_keeps_order_and_gives_back_what_it_has_no_room_for() {
-        let desk = Desk::new(2);
+        let queue = PuntQueue::new(2);
         let woken = Arc::new(Woken::default());
         let waker = Waker::from(Arc::clone(&woken));
         let mut context = Context::from_waker(&waker);
-        let mut waiting = pin!(desk.arrival());
+        let mut waiting = pin!(queue.arrival());
         assert!(waiting.as_mut().poll(&mut context).is_pending());
-        assert!(desk.put(7, packet(1)).is_ok());
+        assert!(queue.put(7, packet(1)).is_ok());
         assert_eq!(woken.0.load(Ordering::Relaxed), 1);
         assert!(waiting.as_mut().poll(&mut context).is_ready());
-        assert!(desk.put(8, packet(2)).is_ok());
-        let refused = desk.put(7, packet(3)).unwrap_err();
+        assert!(queue.put(8, packet(2)).is_ok());
+        let refused = queue.put(7, packet(3)).unwrap_err();
         assert_eq!(refused.frame.index(), 3);
-        let taken = [desk.take(), desk.take()].map(|taken| {
+        let taken = [queue.take(), queue.take()].map(|taken| {
             let (port, packet) = taken.unwrap();
             (port, packet.frame.index())
         });
         assert_eq!(taken, [(7, 1), (8, 2)]);
-        assert!(desk.take().is_none());
+        assert!(queue.take().is_none());
     }
 }

@@ -6,10 +6,10 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Instant;
 
 use crate::case::Case;
-use crate::dice::Dice;
+use crate::differential::{Differential, Disagreement};
 use crate::reduce::reduce;
+use crate::rng::Rng;
 use crate::run::{self, Totals};
-use crate::twin::{Disagreement, Twin};
 
 /// What a campaign came to.
 #[derive(Debug, Default)]
@@ -55,8 +55,8 @@ pub fn run(packets: u64, seed: u64, cut: bool) -> Report {
         while compared.load(Ordering::Relaxed) < packets && !failed.load(Ordering::Relaxed) {
             let number = next.fetch_add(1, Ordering::Relaxed);
             let mut case = Case::default();
-            let dice = Dice::new(seed, number);
-            let result = calmly(|| run::play(dice, &mut case));
+            let rng = Rng::new(seed, number);
+            let result = calmly(|| run::play(rng, &mut case));
             let mut report = report.lock().unwrap();
             report.cases += 1;
             match result {
@@ -89,7 +89,7 @@ pub fn run(packets: u64, seed: u64, cut: bool) -> Report {
 
 /// Plays a case; a panic of the pipelines is a failure like another.
 pub fn replay(case: &Case) -> Result<(), Disagreement> {
-    calmly(|| Twin::play(case))
+    calmly(|| Differential::play(case))
 }
 
 fn calmly<T>(play: impl FnOnce() -> Result<T, Disagreement>) -> Result<T, Disagreement> {

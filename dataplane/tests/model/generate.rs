@@ -3,7 +3,7 @@
 use weft_proto::v1::{self, Objects};
 
 use crate::case::Translation;
-use crate::dice::Dice;
+use crate::rng::Rng;
 use crate::traffic;
 
 /// Hosts that run weft; one more is foreign.
@@ -270,124 +270,124 @@ pub enum Change {
     Translations(Vec<TranslationPlan>),
 }
 
-fn rule(dice: &mut Dice) -> RulePlan {
+fn rule(rng: &mut Rng) -> RulePlan {
     RulePlan {
-        egress: dice.coin(),
-        protocol: dice.below(10),
-        range: dice.below(6),
-        remote: dice.below(28),
-        number: 1 + u16::from(dice.below(99)),
+        egress: rng.coin(),
+        protocol: rng.below(10),
+        range: rng.below(6),
+        remote: rng.below(28),
+        number: 1 + u16::from(rng.below(99)),
     }
 }
 
-fn acl(dice: &mut Dice) -> Option<AclPlan> {
-    dice.percent(25).then(|| AclPlan {
-        rules: dice.list(0..4, |dice| (dice.coin(), rule(dice))),
-        rest: (dice.percent(80), dice.percent(80)),
+fn acl(rng: &mut Rng) -> Option<AclPlan> {
+    rng.percent(25).then(|| AclPlan {
+        rules: rng.list(0..4, |rng| (rng.coin(), rule(rng))),
+        rest: (rng.percent(80), rng.percent(80)),
     })
 }
 
-fn group(dice: &mut Dice) -> GroupPlan {
+fn group(rng: &mut Rng) -> GroupPlan {
     GroupPlan {
-        open: dice.coin(),
-        rules: dice.list(0..4, rule),
+        open: rng.coin(),
+        rules: rng.list(0..4, rule),
     }
 }
 
-fn routes(dice: &mut Dice) -> Vec<RoutePlan> {
-    dice.list(0..4, |dice| RoutePlan {
-        prefix: dice.byte(),
-        target: dice.byte(),
-        which: dice.byte(),
+fn routes(rng: &mut Rng) -> Vec<RoutePlan> {
+    rng.list(0..4, |rng| RoutePlan {
+        prefix: rng.byte(),
+        target: rng.byte(),
+        which: rng.byte(),
     })
 }
 
-fn port(dice: &mut Dice) -> PortPlan {
+fn port(rng: &mut Rng) -> PortPlan {
     PortPlan {
-        absent: dice.percent(10),
-        subnet: dice.byte(),
-        host: dice.byte(),
-        groups: dice.byte(),
-        pairs: dice.below(12),
-        unguarded: dice.percent(10),
-        clamp_mss: dice.coin(),
-        odd_address: dice.percent(10),
-        left: dice.below(20),
+        absent: rng.percent(10),
+        subnet: rng.byte(),
+        host: rng.byte(),
+        groups: rng.byte(),
+        pairs: rng.below(12),
+        unguarded: rng.percent(10),
+        clamp_mss: rng.coin(),
+        odd_address: rng.percent(10),
+        left: rng.below(20),
     }
 }
 
-fn subnet(dice: &mut Dice) -> SubnetPlan {
+fn subnet(rng: &mut Rng) -> SubnetPlan {
     SubnetPlan {
-        family: dice.below(6),
-        own_gateway: dice.percent(20),
-        acl: acl(dice),
-        routes: routes(dice),
-        told: dice.byte(),
+        family: rng.below(6),
+        own_gateway: rng.percent(20),
+        acl: acl(rng),
+        routes: routes(rng),
+        told: rng.byte(),
     }
 }
 
-fn vpc(dice: &mut Dice) -> VpcPlan {
+fn vpc(rng: &mut Rng) -> VpcPlan {
     VpcPlan {
-        subnets: dice.list(1..4, subnet),
-        groups: dice.list(1..4, group),
-        list: dice.list(0..3, Dice::byte),
-        ports: dice.list(2..6, port),
+        subnets: rng.list(1..4, subnet),
+        groups: rng.list(1..4, group),
+        list: rng.list(0..3, Rng::byte),
+        ports: rng.list(2..6, port),
     }
 }
 
-pub fn fabric(dice: &mut Dice) -> FabricPlan {
+pub fn fabric(rng: &mut Rng) -> FabricPlan {
     FabricPlan {
-        open: dice.coin(),
-        metadata: dice.coin(),
-        underlay: dice.below(8),
-        hosts: std::array::from_fn(|_| (dice.coin(), dice.percent(20), dice.coin())),
-        vpcs: dice.list(1..4, vpc),
-        translations: dice.list(0..4, translation),
+        open: rng.coin(),
+        metadata: rng.coin(),
+        underlay: rng.below(8),
+        hosts: std::array::from_fn(|_| (rng.coin(), rng.percent(20), rng.coin())),
+        vpcs: rng.list(1..4, vpc),
+        translations: rng.list(0..4, translation),
     }
 }
 
-fn translation(dice: &mut Dice) -> TranslationPlan {
+fn translation(rng: &mut Rng) -> TranslationPlan {
     TranslationPlan {
-        port: dice.byte(),
-        v4: dice.percent(70),
-        towards: dice.below(3),
+        port: rng.byte(),
+        v4: rng.percent(70),
+        towards: rng.below(3),
     }
 }
 
-fn packet(dice: &mut Dice) -> PacketPlan {
+fn packet(rng: &mut Rng) -> PacketPlan {
     PacketPlan {
-        from: dice.byte(),
-        to: dice.byte(),
-        v6: dice.coin(),
-        way: dice.below(20),
-        body: dice.below(20),
-        ports: dice.below(12),
-        size: dice.below(64).into(),
-        ttl: dice.below(20),
-        class: dice.below(20),
-        twist: dice.below(60),
-        cut: dice.word(),
+        from: rng.byte(),
+        to: rng.byte(),
+        v6: rng.coin(),
+        way: rng.below(20),
+        body: rng.below(20),
+        ports: rng.below(12),
+        size: rng.below(64).into(),
+        ttl: rng.below(20),
+        class: rng.below(20),
+        twist: rng.below(60),
+        cut: rng.word(),
     }
 }
 
-fn pieces(dice: &mut Dice) -> PiecesPlan {
+fn pieces(rng: &mut Rng) -> PiecesPlan {
     PiecesPlan {
-        size: dice.below(6),
-        trouble: dice.below(20),
-        which: dice.byte(),
-        together: dice.coin(),
+        size: rng.below(6),
+        trouble: rng.below(20),
+        which: rng.byte(),
+        together: rng.coin(),
     }
 }
 
-fn act(dice: &mut Dice) -> Act {
-    match dice.below(29) {
+fn act(rng: &mut Rng) -> Act {
+    match rng.below(29) {
         0..4 => Act::Handshake,
         4 => Act::Syn,
         5 => Act::SynAck,
         6..9 => Act::Ack,
-        9..14 => Act::Data(1 + dice.word() % 499),
+        9..14 => Act::Data(1 + rng.word() % 499),
         14 => Act::BigData,
-        15 => Act::Segment(1 + dice.word() % 9000, 1 + dice.word() % 1500),
+        15 => Act::Segment(1 + rng.word() % 9000, 1 + rng.word() % 1500),
         16 => Act::Old,
         17..19 => Act::Fin,
         19 => Act::Rst,
@@ -403,89 +403,89 @@ fn act(dice: &mut Dice) -> Act {
     }
 }
 
-fn change(dice: &mut Dice) -> Change {
-    match dice.below(8) {
+fn change(rng: &mut Rng) -> Change {
+    match rng.below(8) {
         0 => Change::Nothing,
-        7 => Change::Translations(dice.list(0..4, translation)),
+        7 => Change::Translations(rng.list(0..4, translation)),
         1 => Change::Group {
-            vpc: dice.byte(),
-            group: dice.byte(),
-            plan: group(dice),
+            vpc: rng.byte(),
+            group: rng.byte(),
+            plan: group(rng),
         },
         2 => Change::Acl {
-            vpc: dice.byte(),
-            subnet: dice.byte(),
-            plan: acl(dice),
+            vpc: rng.byte(),
+            subnet: rng.byte(),
+            plan: acl(rng),
         },
         3 => Change::Routes {
-            vpc: dice.byte(),
-            subnet: dice.byte(),
-            plan: routes(dice),
+            vpc: rng.byte(),
+            subnet: rng.byte(),
+            plan: routes(rng),
         },
         4 => Change::List {
-            vpc: dice.byte(),
-            plan: dice.list(0..3, Dice::byte),
+            vpc: rng.byte(),
+            plan: rng.list(0..3, Rng::byte),
         },
         5 => Change::Port {
-            vpc: dice.byte(),
-            port: dice.byte(),
-            plan: port(dice),
+            vpc: rng.byte(),
+            port: rng.byte(),
+            plan: port(rng),
         },
         _ => Change::Host {
-            host: dice.byte(),
-            gre: dice.coin(),
+            host: rng.byte(),
+            gre: rng.coin(),
         },
     }
 }
 
-fn neighbor(dice: &mut Dice) -> NeighborPlan {
+fn neighbor(rng: &mut Rng) -> NeighborPlan {
     NeighborPlan {
-        from: dice.byte(),
-        target: dice.byte(),
-        lie: dice.below(12),
+        from: rng.byte(),
+        target: rng.byte(),
+        lie: rng.below(12),
     }
 }
 
-fn ask(dice: &mut Dice) -> AskPlan {
+fn ask(rng: &mut Rng) -> AskPlan {
     AskPlan {
-        from: dice.byte(),
-        service: dice.below(3),
-        kind: dice.byte(),
-        way: dice.byte(),
-        lie: dice.below(16),
+        from: rng.byte(),
+        service: rng.below(3),
+        kind: rng.byte(),
+        way: rng.byte(),
+        lie: rng.below(16),
     }
 }
 
 /// The next step of a run; most are packets.
-pub fn step(dice: &mut Dice) -> Step {
-    match dice.below(100) {
-        0..3 => Step::Segment(packet(dice), dice.below(4), 1 + dice.word() % 1500),
-        3..15 => Step::Packet(packet(dice)),
-        15..18 => Step::Vector(dice.list(2..7, packet)),
-        18..24 => Step::Pieces(packet(dice), pieces(dice)),
+pub fn step(rng: &mut Rng) -> Step {
+    match rng.below(100) {
+        0..3 => Step::Segment(packet(rng), rng.below(4), 1 + rng.word() % 1500),
+        3..15 => Step::Packet(packet(rng)),
+        15..18 => Step::Vector(rng.list(2..7, packet)),
+        18..24 => Step::Pieces(packet(rng), pieces(rng)),
         24..32 => Step::Wire(WirePlan {
-            back: dice.below(8),
-            change: dice.below(32),
-            value: dice.word(),
+            back: rng.below(8),
+            change: rng.below(32),
+            value: rng.word(),
         }),
-        32..45 => Step::Answer(dice.below(4)),
-        45..52 => Step::Repeat(dice.below(8)),
+        32..45 => Step::Answer(rng.below(4)),
+        45..52 => Step::Repeat(rng.below(8)),
         52..55 => Step::Report {
-            back: dice.below(4),
-            stranger: dice.percent(30),
-            cut: dice.coin(),
+            back: rng.below(4),
+            stranger: rng.percent(30),
+            cut: rng.coin(),
         },
         55..88 => Step::Tcp {
-            connection: dice.below(3),
-            from_server: dice.coin(),
-            act: act(dice),
-            more: if dice.percent(20) { dice.below(6) } else { 0 },
+            connection: rng.below(3),
+            from_server: rng.coin(),
+            act: act(rng),
+            more: if rng.percent(20) { rng.below(6) } else { 0 },
         },
-        88..90 => Step::Arp(neighbor(dice)),
-        90..92 => Step::Solicit(neighbor(dice)),
-        92..96 => Step::Ask(ask(dice)),
-        96..98 => Step::Change(change(dice)),
-        _ => Step::Wait(dice.byte()),
+        88..90 => Step::Arp(neighbor(rng)),
+        90..92 => Step::Solicit(neighbor(rng)),
+        92..96 => Step::Ask(ask(rng)),
+        96..98 => Step::Change(change(rng)),
+        _ => Step::Wait(rng.byte()),
     }
 }
 

@@ -1,7 +1,7 @@
 //! The pipelines against a model of what they should do: random fabrics, random traffic, changes in between.
 //!
 //! `semantics` is the model, a slow and plain reading of the design's packet path that shares no code with the pipeline. `generate` makes
-//! plans, `traffic`, `questions`, `connection` and `craft` make frames of them, `run` sends these through a `twin` of model and pipelines.
+//! plans, `traffic`, `questions`, `connection` and `craft` make frames of them, `run` sends these through `differential` comparison of model and pipelines.
 //! Every frame that a port gets, every frame between hosts and every reason for a drop is compared. A case that disagrees is noted in bytes
 //! (`case`), cut to its least (`reduce`), and kept in `kept/` once what it shows is repaired. `campaign` plays case after case.
 //!
@@ -14,15 +14,15 @@ mod campaign;
 mod case;
 mod connection;
 mod craft;
-mod dice;
+mod differential;
 mod generate;
 mod questions;
 mod reduce;
+mod rng;
 mod run;
 mod semantics;
 mod traced;
 mod traffic;
-mod twin;
 mod wire;
 
 use std::path::Path;

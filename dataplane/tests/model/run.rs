@@ -8,10 +8,10 @@ use weft_proto::v1::Objects;
 use crate::case::{Case, Event, Translation};
 use crate::connection::Connection;
 use crate::craft;
-use crate::dice::Dice;
+use crate::differential::{Differential, Disagreement, Outcomes};
 use crate::generate::{self, Act, Change, FabricPlan, PacketPlan, PiecesPlan, Step, WirePlan};
+use crate::rng::Rng;
 use crate::semantics::frame::{Decoded, IP, RST, decode};
-use crate::twin::{Disagreement, Outcomes, Twin};
 use crate::{questions, traffic, wire};
 
 /// Frames that steps may look back to.
@@ -22,7 +22,7 @@ const STEPS: u16 = 800;
 pub struct Run {
     plan: FabricPlan,
     objects: Objects,
-    twin: Twin,
+    differential: Differential,
     connections: Vec<Connection>,
     sent: Vec<(String, Vec<u8>)>,
     got: Vec<(String, Vec<u8>)>,
@@ -62,17 +62,17 @@ impl Totals {
     }
 }
 
-/// Plays a case that the dice make up, and notes it in `case` as it goes.
-pub fn play(mut dice: Dice, case: &mut Case) -> Result<Totals, Disagreement> {
-    let plan = generate::fabric(&mut dice);
+/// Plays a case that the rng make up, and notes it in `case` as it goes.
+pub fn play(mut rng: Rng, case: &mut Case) -> Result<Totals, Disagreement> {
+    let plan = generate::fabric(&mut rng);
     (case.metadata, case.objects) = (plan.metadata, plan.objects());
     case.translations = plan.translations(&case.objects);
     let mut run = Run::new(plan, case)?;
-    for _ in 0..1 + dice.word() % STEPS {
-        run.worker = dice.below(2);
-        run.step(&generate::step(&mut dice), case)?;
+    for _ in 0..1 + rng.word() % STEPS {
+        run.worker = rng.below(2);
+        run.step(&generate::step(&mut rng), case)?;
     }
-    run.twin.finish()?;
+    run.differential.finish()?;
     Ok(run.totals)
 }
 
@@ -81,7 +81,7 @@ impl Run {
         let mut run = Self {
             plan,
             objects: case.objects.clone(),
-            twin: Twin::new(case)?,
+            differential: Differential::new(case)?,
             connections: Vec::new(),
             sent: Vec::new(),
             got: Vec::new(),
@@ -237,7 +237,8 @@ impl Run {
         let Some(talk) = self.connections.get_mut(connection) else {
             return Ok(());
         };
-        let settled = !talk.is_translated() && self.twin.model.is_settled(&talk.vpc, &talk.flow());
+        let settled =
+            !talk.is_translated() && self.differential.model.is_settled(&talk.vpc, &talk.flow());
         let again = match act {
             Act::Data(_) | Act::BigData => more,
             _ => 0,
@@ -379,9 +380,9 @@ impl Run {
     fn take(&mut self, case: &mut Case, event: Event) -> Result<Outcomes, Disagreement> {
         case.events.push(event);
         let event = &case.events[case.events.len() - 1];
-        let found = self.twin.take(event)?;
-        self.totals.frames = self.twin.frames;
-        self.totals.translated = self.twin.model.translated;
+        let found = self.differential.take(event)?;
+        self.totals.frames = self.differential.frames;
+        self.totals.translated = self.differential.model.translated;
         self.totals.changes +=
             u64::from(matches!(event, Event::Configure(_) | Event::Translate(_)));
         self.totals.delivered += found.delivered.len() as u64;

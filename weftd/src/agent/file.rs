@@ -5,11 +5,11 @@ use std::sync::Arc;
 
 use weft_proto::state::State;
 
-use super::force::Force;
+use super::active::ActiveState;
 use super::{AgentError, InForce};
 
 /// Reads the file and brings it into effect, as the next revision if it differs from what is.
-pub(super) async fn read(force: &Arc<Force>, path: &Path) -> Result<(), AgentError> {
+pub(super) async fn read(force: &Arc<ActiveState>, path: &Path) -> Result<(), AgentError> {
     let text = tokio::fs::read_to_string(path)
         .await
         .map_err(|reason| AgentError::Read {

@@ -9,9 +9,9 @@
 //! state file ──reload──┘
 //! ```
 
+mod active;
 mod file;
-mod force;
-mod keep;
+mod persist;
 mod run;
 mod stream;
 
@@ -25,7 +25,7 @@ use weft_proto::state::{State, StateError};
 use weft_proto::v1::{Event, Violation};
 use weft_proto::validate::describe;
 
-use force::Force;
+use active::ActiveState;
 
 /// What brings a state into effect.
 pub trait Apply: Send + Sync + 'static {
@@ -155,7 +155,7 @@ fn lines(violations: &[Violation]) -> String {
 /// A running agent. Dropping it stops the agent as [`stop`](Self::stop) does, without waiting.
 #[derive(Debug)]
 pub struct AgentHandle {
-    force: Arc<Force>,
+    force: Arc<ActiveState>,
     events: mpsc::Sender<Event>,
     stopping: watch::Sender<bool>,
     file: Option<Mutex<PathBuf>>,
@@ -178,7 +178,7 @@ pub async fn start<A: Apply>(
     let (stopping, watched) = watch::channel(false);
     match config.source {
         Source::File(path) => {
-            let force = Arc::new(Force::new(config.host, apply, Connection::File));
+            let force = Arc::new(ActiveState::new(config.host, apply, Connection::File));
             file::read(&force, &path).await?;
             Ok(AgentHandle {
                 force,
@@ -193,14 +193,19 @@ pub async fn start<A: Apply>(
             tls,
             state_directory,
         } => {
-            let force = Arc::new(Force::new(config.host, apply, Connection::Disconnected));
+            let force = Arc::new(ActiveState::new(
+                config.host,
+                apply,
+                Connection::Disconnected,
+            ));
             // Made again for each connection, with the certificates of that time.
             weft_process::transport::endpoint(&address, tls.as_ref())?;
-            let keeper =
-                keep::Keeper::open(&state_directory).map_err(|reason| AgentError::Directory {
+            let keeper = persist::Keeper::open(&state_directory).map_err(|reason| {
+                AgentError::Directory {
                     path: state_directory,
                     reason,
-                })?;
+                }
+            })?;
             run::start_headless(&force, &keeper).await;
             let runner = run::Runner {
                 force: force.clone(),

@@ -8,15 +8,15 @@ use weft_process::tls::TlsFiles;
 use weft_proto::v1::Event;
 
 use super::Connection;
-use super::force::Force;
-use super::keep::Keeper;
+use super::active::ActiveState;
+use super::persist::Keeper;
 use super::stream::{Attachment, Start};
 
 const FIRST_DELAY: Duration = Duration::from_millis(100);
 const LAST_DELAY: Duration = Duration::from_secs(5);
 
 /// Brings the kept state into effect; one that cannot be used is reported, and the host starts with nothing.
-pub(super) async fn start_headless(force: &Arc<Force>, keeper: &Keeper) {
+pub(super) async fn start_headless(force: &Arc<ActiveState>, keeper: &Keeper) {
     let path = keeper.path();
     match keeper.load(&force.host) {
         Ok(None) => {}
@@ -34,7 +34,7 @@ pub(super) async fn start_headless(force: &Arc<Force>, keeper: &Keeper) {
 }
 
 pub(super) struct Runner {
-    pub(super) force: Arc<Force>,
+    pub(super) force: Arc<ActiveState>,
     pub(super) keeper: Keeper,
     pub(super) address: String,
     pub(super) tls: Option<TlsFiles>,

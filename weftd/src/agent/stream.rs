@@ -13,8 +13,8 @@ use weft_proto::HOST_PROTOCOL;
 use weft_proto::state::State;
 use weft_proto::v1::{Ack, Event, FromHost, Hello, Refusal, ToHost, Violation, from_host, to_host};
 
-use super::force::{Force, whole};
-use super::keep::Keeper;
+use super::active::{ActiveState, whole};
+use super::persist::Keeper;
 use super::{Connection, InForce};
 
 /// How long the controller may take to answer the call and to say Welcome.
@@ -63,7 +63,7 @@ enum Received {
 }
 
 pub(super) struct Attachment<'a> {
-    pub(super) force: &'a Arc<Force>,
+    pub(super) force: &'a Arc<ActiveState>,
     pub(super) keeper: &'a Keeper,
     pub(super) address: &'a str,
     pub(super) tls: Option<&'a TlsFiles>,

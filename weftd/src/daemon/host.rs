@@ -11,7 +11,7 @@ use weft_proto::v1::{self, Violation};
 use super::announce::{self, Announcer, Moved};
 use super::config::{Config, VhostUplink};
 use super::devices::Devices;
-use super::run::Ground;
+use super::run::Resources;
 use crate::agent::Apply;
 use crate::metadata::{DESK, Service};
 use crate::underlay::{self, Adjacencies};
@@ -21,7 +21,7 @@ use weft_dataplane::pipeline::Shared;
 use weft_dataplane::port::{PortError, Umem};
 use weft_dataplane::snapshot::Snapshot;
 use weft_dataplane::snapshot::compile::{Adjacency, Compiler, Context, Underlay};
-use weft_dataplane::worker::service::{Desk, Outlet};
+use weft_dataplane::worker::service::{Injector, PuntQueue};
 use weft_dataplane::worker::{Plan, Workers};
 
 /// How long the first state waits for next hops that the kernel has to ask for. On a quiet link they answer within one; one that is gone answers
@@ -44,7 +44,7 @@ pub struct Host {
     /// The metadata service, if there is one.
     pub metadata: Option<Arc<Service>>,
     /// Sends this host's announcements to ports.
-    pub outlet: Arc<Outlet>,
+    pub injector: Arc<Injector>,
     /// The next hops to other hosts.
     watcher: Arc<underlay::Underlay>,
     /// Uplinks whose next hop is configured, by number.
@@ -80,10 +80,10 @@ impl Host {
     /// What the system refuses, with the remedy.
     pub fn new(
         config: &Config,
-        ground: Ground,
+        ground: Resources,
         watcher: Arc<underlay::Underlay>,
     ) -> Result<Self, PortError> {
-        let Ground {
+        let Resources {
             umem,
             programs,
             shared,
@@ -94,7 +94,7 @@ impl Host {
             config.workers.cores.iter().copied().map(Some).collect()
         };
         let settings = config.settings();
-        let desk = Arc::new(Desk::new(DESK));
+        let queue = Arc::new(PuntQueue::new(DESK));
         let plan = Plan {
             cores: &cores,
             settings: &settings,
@@ -103,18 +103,18 @@ impl Host {
             spin: config.workers.spin,
             watchdog: config.watchdog(),
             umem: &umem,
-            metadata: &desk,
+            metadata: &queue,
         };
         let workers = Workers::start(&plan).map_err(|source| PortError::Io {
             what: "starting workers".to_owned(),
             source,
         })?;
-        let outlet = Arc::new(workers.outlet(&umem, &settings));
+        let injector = Arc::new(workers.injector(&umem, &settings));
         let metadata = match &config.metadata {
             Some(section) => {
-                let outlet = Arc::clone(&outlet);
+                let injector = Arc::clone(&injector);
                 let backend = section.signed_backend()?;
-                Some(Arc::new(Service::new(desk, outlet, backend)))
+                Some(Arc::new(Service::new(queue, injector, backend)))
             }
             None => None,
         };
@@ -150,7 +150,7 @@ impl Host {
             umem,
             uplinks,
             metadata,
-            outlet,
+            injector,
             watcher,
             fixed,
             inner: Mutex::new(inner),
@@ -335,7 +335,7 @@ impl Host {
                     .port(*port)
                     .is_some_and(|port| port.mac == moved.mac);
                 if !own {
-                    self.outlet.send(*port, &frame);
+                    self.injector.send(*port, &frame);
                 }
             }
         }

@@ -9,4 +9,4 @@ mod run;
 
 pub use config::Config;
 pub use devices::check_uplinks;
-pub use run::{Ground, ground, run};
+pub use run::{Resources, ground, run};

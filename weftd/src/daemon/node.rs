@@ -46,7 +46,7 @@ impl NodeService {
             .workers
             .gauges()
             .map(|(_, _, counters)| counters)
-            .chain([self.host.outlet.counters()])
+            .chain([self.host.injector.counters()])
             .collect();
         for (index, port) in (0u16..).zip(snapshot.ports.iter()) {
             if let Some(port) = port {

@@ -28,7 +28,7 @@ const SETTLE: Duration = Duration::from_millis(250);
 
 /// What the daemon is made on.
 #[derive(Debug)]
-pub struct Ground {
+pub struct Resources {
     /// Packet memory.
     pub umem: Arc<Umem>,
     /// Programs of kernel devices.
@@ -42,7 +42,7 @@ pub struct Ground {
 ///
 /// # Errors
 /// What the system refuses, with the remedy.
-pub fn ground(config: &Config) -> Result<Ground, PortError> {
+pub fn ground(config: &Config) -> Result<Resources, PortError> {
     let options = UmemOptions {
         frame_size: config.memory.frame_size,
         frames: config.memory.frames,
@@ -75,7 +75,7 @@ pub fn ground(config: &Config) -> Result<Ground, PortError> {
         huge_pages = umem.has_huge_pages(),
         "packet memory"
     );
-    Ok(Ground {
+    Ok(Resources {
         umem,
         programs: Arc::new(programs?),
         shared: Shared {
@@ -90,7 +90,7 @@ pub fn ground(config: &Config) -> Result<Ground, PortError> {
 ///
 /// # Errors
 /// What keeps it from starting, with the remedy where there is one.
-pub async fn run(path: &Path, config: Config, ground: Ground) -> anyhow::Result<()> {
+pub async fn run(path: &Path, config: Config, ground: Resources) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut hangup = signal(SignalKind::hangup())?;

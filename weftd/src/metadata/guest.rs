@@ -48,7 +48,7 @@ pub(super) async fn run(
     let mut arrived: Vec<Vec<u8>> = Vec::new();
     loop {
         // A packet is looked at by a snapshot that is not older than the worker's.
-        let snapshot = service.outlet.snapshot();
+        let snapshot = service.injector.snapshot();
         if snapshot.generation != generation {
             generation = snapshot.generation;
             match Identity::of(&snapshot, index).filter(|now| now.is_same_port(&identity)) {
@@ -74,11 +74,11 @@ pub(super) async fn run(
             (stack.turn(now), refused, stack.is_idle())
         };
         for _ in 0..refused {
-            service.outlet.count_drop(index, DropReason::MetadataFull);
+            service.injector.count_drop(index, DropReason::MetadataFull);
         }
         Tally::add(&service.tally.refused, refused + turn.given_up);
         Tally::add(&service.tally.connections, turn.accepted.len() as u64);
-        service.outlet.send(index, &turn.frames);
+        service.injector.send(index, &turn.frames);
         for (handle, family) in turn.accepted {
             let way = (Arc::clone(&shared), handle, family);
             connections.spawn(serve(Arc::clone(&service), identity.clone(), way));

@@ -20,9 +20,9 @@ use tokio::sync::{Semaphore, mpsc};
 pub use self::identity::Identity;
 pub use self::proxy::{Backend, Proxy};
 use weft_dataplane::packet::DropReason;
-use weft_dataplane::worker::service::{Desk, Outlet};
+use weft_dataplane::worker::service::{Injector, PuntQueue};
 
-/// Packets that may wait at the desk, for all ports together.
+/// Packets that may wait in the queue, for all ports together.
 pub const DESK: usize = 1024;
 /// Packets of one port that may wait for its stack.
 const WAITING: usize = 64;
@@ -53,20 +53,20 @@ impl Tally {
 /// The service.
 #[derive(Debug)]
 pub struct Service {
-    desk: Arc<Desk>,
-    outlet: Arc<Outlet>,
+    queue: Arc<PuntQueue>,
+    injector: Arc<Injector>,
     proxy: Proxy,
     shared: Arc<Semaphore>,
     tally: Arc<Tally>,
 }
 
 impl Service {
-    /// A service that answers what is left at the desk.
-    pub fn new(desk: Arc<Desk>, outlet: Arc<Outlet>, backend: Backend) -> Self {
+    /// A service that answers what is left in the queue.
+    pub fn new(queue: Arc<PuntQueue>, injector: Arc<Injector>, backend: Backend) -> Self {
         let tally = Arc::<Tally>::default();
         Self {
-            desk,
-            outlet,
+            queue,
+            injector,
             proxy: Proxy::new(backend, Arc::clone(&tally)),
             shared: Arc::new(Semaphore::new(SHARED)),
             tally,
@@ -83,12 +83,12 @@ impl Service {
         // As many entries as there are port indexes, at most.
         let mut guests = HashMap::new();
         loop {
-            self.desk.arrival().await;
+            self.queue.arrival().await;
             for _ in 0..BATCH {
-                let Some((port, packet)) = self.desk.take() else {
+                let Some((port, packet)) = self.queue.take() else {
                     break;
                 };
-                let frame = self.outlet.read(packet);
+                let frame = self.injector.read(packet);
                 self.hand_over(&mut guests, port, frame);
             }
             tokio::task::yield_now().await;
@@ -106,13 +106,13 @@ impl Service {
         let frame = match guests.get(&port) {
             Some(guest) => match guest.try_send(frame) {
                 Ok(()) => return,
-                Err(Full(_)) => return self.outlet.count_drop(port, DropReason::MetadataFull),
+                Err(Full(_)) => return self.injector.count_drop(port, DropReason::MetadataFull),
                 Err(Closed(frame)) => frame,
             },
             None => frame,
         };
-        let Some(identity) = Identity::of(&self.outlet.snapshot(), port) else {
-            return self.outlet.count_drop(port, DropReason::PortDown);
+        let Some(identity) = Identity::of(&self.injector.snapshot(), port) else {
+            return self.injector.count_drop(port, DropReason::PortDown);
         };
         let (guest, packets) = mpsc::channel(WAITING);
         if guest.try_send(frame).is_ok() {

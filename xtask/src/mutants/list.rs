@@ -5,7 +5,7 @@ use std::{fs, process::Command};
 use anyhow::{Context, Result, bail};
 use serde::Deserialize;
 
-use super::weave::{Genre, Mutant};
+use super::instrument::{Genre, Mutant};
 use crate::run;
 
 /// Where a mutant is: lines and columns from one, columns in characters.

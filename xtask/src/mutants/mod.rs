@@ -1,12 +1,12 @@
 //! `cargo xtask test mutants`: mutation tests: breaks the code one expression at a time, and checks that a test fails.
 //!
 //! cargo-mutants lists the mutants (`.cargo/mutants.toml`). All of them are built at once, in a copy of the workspace, and a test program
-//! selects one of them when it starts ([`weave`]). Mutants for which this is impossible (mostly constants) are left to cargo-mutants, which
+//! selects one of them when it starts ([`instrument`]). Mutants for which this is impossible (mostly constants) are left to cargo-mutants, which
 //! builds them one at a time.
 
+mod instrument;
 mod list;
 mod trial;
-mod weave;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -19,9 +19,9 @@ use anyhow::{Context, Result, bail};
 use serde::Deserialize;
 
 use crate::{run, setup, setup::tools};
+use instrument::Blame;
 use list::Named;
 use trial::{End, Programs};
-use weave::Blame;
 
 /// Packets that the model compares for each mutant.
 const MODEL_PACKETS: &str = "60000";
@@ -151,7 +151,7 @@ fn build(tree: &Path, settings: &Settings, all: &[Named]) -> Result<Sorted> {
     let alone = all.iter().filter(|named| named.alone);
     let mut alone: BTreeSet<u32> = alone.map(|named| named.mutant.number).collect();
     for round in 1..=BUILDS {
-        let mut files: BTreeMap<&str, Vec<weave::Mutant>> = BTreeMap::new();
+        let mut files: BTreeMap<&str, Vec<instrument::Mutant>> = BTreeMap::new();
         for Named { file, mutant, .. } in all {
             let mutants = files.entry(file).or_default();
             if !refused.contains(&mutant.number) && !alone.contains(&mutant.number) {
@@ -161,21 +161,22 @@ fn build(tree: &Path, settings: &Settings, all: &[Named]) -> Result<Sorted> {
         for (file, mutants) in &files {
             let source = fs::read_to_string(run::root().join(file))
                 .with_context(|| format!("cannot read {file}"))?;
-            let woven = weave::weave(&source, mutants).with_context(|| (*file).to_owned())?;
-            refused.extend(woven.refused);
-            alone.extend(woven.left);
-            replace(&tree.join(file), &woven.text)?;
+            let instrumented =
+                instrument::instrument(&source, mutants).with_context(|| (*file).to_owned())?;
+            refused.extend(instrumented.refused);
+            alone.extend(instrumented.left);
+            replace(&tree.join(file), &instrumented.text)?;
         }
         let root = format!("{CRATE}/src/lib.rs");
         let text = fs::read_to_string(run::root().join(&root))
             .with_context(|| format!("cannot read {root}"))?;
-        replace(&tree.join(&root), &(text + weave::RUNTIME))?;
+        replace(&tree.join(&root), &(text + instrument::RUNTIME))?;
         let built = Build::new(tree, settings)?;
         let count = refused.len() + alone.len();
         for (file, byte) in &built.errors {
             let text = fs::read_to_string(tree.join(file))
                 .with_context(|| format!("cannot read {file}"))?;
-            match weave::blamed(&text, *byte) {
+            match instrument::blamed(&text, *byte) {
                 Blame::Nobody => {}
                 Blame::Mutant(number) => {
                     refused.insert(number);

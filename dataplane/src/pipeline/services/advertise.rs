@@ -5,7 +5,7 @@ use super::{Answer, Question, is_link_local};
 use crate::packet::checksum;
 use crate::packet::parse::{ETHERNET, ETHERTYPE_IPV6, protocol};
 use crate::packet::{DropReason, Family, Mac};
-use crate::pipeline::local;
+use crate::pipeline::gateway;
 
 /// ICMPv6 type of the question.
 pub(super) const SOLICITATION: u16 = 133;
@@ -14,9 +14,9 @@ const ALL_NODES: (u128, u64) = (0xff02 << 112 | 1, 0x3333_0000_0001);
 /// Turns a solicitation into the advertisement: to who asks, or to all nodes if it has no address yet. Either goes to this port alone.
 pub(super) fn answer(question: &Question<'_>, area: &mut [u8]) -> Result<Answer, DropReason> {
     let parsed = question.parsed;
-    let solicitation = local::checked(area, parsed)?;
+    let solicitation = gateway::checked(area, parsed)?;
     let options = solicitation.get(8..).ok_or(DropReason::NeighborMalformed)?;
-    let option = local::source_option(options);
+    let option = gateway::source_option(options);
     let source = parsed.flow.source;
     if source == 0 && option.is_some() {
         return Err(DropReason::NeighborMalformed);

@@ -335,7 +335,7 @@ mod tests {
             let mut packet = Packet { frame: large, start: 256, len: whole.len() as u16 };
             packet.bytes_mut(&mut memory).copy_from_slice(&whole);
             let mut pieces = Vec::new();
-            crate::pipeline::segment::split(&mut memory, &packet, |memory, piece| {
+            crate::pipeline::gso::split(&mut memory, &packet, |memory, piece| {
                 pieces.push(piece.bytes(memory).to_vec());
                 memory.free(piece.frame);
             })

@@ -6,10 +6,10 @@
 //! some twenty microseconds: the agent changes a copy, and publishes it while workers still read the original.
 
 mod blocks;
+mod dir16;
 mod entries;
-mod express;
-mod few;
 mod node;
+mod small;
 mod table;
 mod trie;
 

@@ -1,8 +1,8 @@
 //! The prefixes of one family: an array while they are few, a trie when they are many, and a short way through it for very many of IPv4.
 
-use super::express::Express;
-use super::few::{Few, Key};
+use super::dir16::Dir16;
 use super::node;
+use super::small::{Key, Small};
 use super::trie::{BATCH, Trie};
 
 /// More prefixes than this become a trie, half of it an array again.
@@ -50,14 +50,14 @@ impl Wide for u128 {
 /// Prefixes with their leaves.
 #[derive(Debug, Clone)]
 pub(super) enum Table<K> {
-    Few(Few<K>),
+    Small(Small<K>),
     Many(Box<Many>),
 }
 
 #[derive(Debug, Clone)]
 pub(super) struct Many {
     trie: Trie,
-    express: Option<Express>,
+    express: Option<Dir16>,
 }
 
 impl Many {
@@ -68,7 +68,7 @@ impl Many {
             Some(_) if count <= VERY_MANY / 2 => self.express = None,
             Some(express) => express.follow(&self.trie, key.wide(), length),
             None if K::EXPRESS && count > VERY_MANY => {
-                self.express = Some(Express::new(&self.trie));
+                self.express = Some(Dir16::new(&self.trie));
             }
             None => {}
         }
@@ -77,12 +77,12 @@ impl Many {
 
 impl<K: Wide> Table<K> {
     pub(super) fn new() -> Self {
-        Self::Few(Few::new())
+        Self::Small(Small::new())
     }
 
     pub(super) fn len(&self) -> usize {
         match self {
-            Self::Few(few) => few.len(),
+            Self::Small(few) => few.len(),
             Self::Many(many) => many.trie.len(),
         }
     }
@@ -94,8 +94,8 @@ impl<K: Wide> Table<K> {
                 many.follow(key, length);
                 return before;
             }
-            Self::Few(few) if few.len() < MANY => return few.insert(key, length, value),
-            Self::Few(few) => few,
+            Self::Small(few) if few.len() < MANY => return few.insert(key, length, value),
+            Self::Small(few) => few,
         };
         let mut trie = Trie::new(K::SPARSE);
         for (key, leaf) in few.iter() {
@@ -113,19 +113,19 @@ impl<K: Wide> Table<K> {
 
     pub(super) fn remove(&mut self, key: K, length: u8) -> Option<u32> {
         let many = match self {
-            Self::Few(few) => return few.remove(key, length),
+            Self::Small(few) => return few.remove(key, length),
             Self::Many(many) => many,
         };
         let before = many.trie.remove(key.wide(), length)?;
         many.follow(key, length);
         if many.trie.len() <= MANY / 2 {
-            let mut few = Few::new();
+            let mut few = Small::new();
             many.trie.for_each(&mut |key, leaf| {
                 if let Some((length, value)) = node::parts(leaf) {
                     few.insert(K::narrow(key), length, value);
                 }
             });
-            *self = Self::Few(few);
+            *self = Self::Small(few);
         }
         Some(before)
     }
@@ -133,14 +133,14 @@ impl<K: Wide> Table<K> {
     #[inline]
     pub(super) fn lookup(&self, key: K) -> u32 {
         match self {
-            Self::Few(few) => few.lookup(key),
+            Self::Small(few) => few.lookup(key),
             Self::Many(many) => many.trie.lookup(key.wide()),
         }
     }
 
     pub(super) fn for_each(&self, visit: &mut impl FnMut(u128, u32)) {
         match self {
-            Self::Few(few) => few.iter().for_each(|(key, leaf)| visit(key.wide(), leaf)),
+            Self::Small(few) => few.iter().for_each(|(key, leaf)| visit(key.wide(), leaf)),
             Self::Many(many) => many.trie.for_each(visit),
         }
     }
@@ -149,16 +149,16 @@ impl<K: Wide> Table<K> {
         if let Self::Many(many) = self {
             many.trie.compact();
             if many.express.is_some() {
-                many.express = Some(Express::new(&many.trie));
+                many.express = Some(Dir16::new(&many.trie));
             }
         }
     }
 
     pub(super) fn bytes(&self) -> usize {
         match self {
-            Self::Few(few) => few.bytes(),
+            Self::Small(few) => few.bytes(),
             Self::Many(many) => {
-                let express = many.express.as_ref().map_or(0, Express::bytes);
+                let express = many.express.as_ref().map_or(0, Dir16::bytes);
                 size_of::<Many>() + many.trie.bytes() + express
             }
         }
@@ -174,7 +174,7 @@ impl Table<u32> {
                 Some(express) => express.lookup(&many.trie, addresses, results),
                 None => many.trie.lookup_batch(addresses, 96, results),
             },
-            Self::Few(few) => {
+            Self::Small(few) => {
                 for (address, result) in addresses.iter().zip(results) {
                     *result = node::told(few.lookup(*address as u32));
                 }
@@ -189,7 +189,7 @@ impl Table<u128> {
     pub(super) fn lookup_batch(&self, addresses: &[u128], results: &mut [u32; BATCH]) {
         match self {
             Self::Many(many) => many.trie.lookup_batch(addresses, 0, results),
-            Self::Few(few) => {
+            Self::Small(few) => {
                 for (address, result) in addresses.iter().zip(results) {
                     *result = node::told(few.lookup(*address));
                 }

@@ -1,16 +1,16 @@
 //! From a node state to a snapshot. Whole or not at all: every violation is collected, and none leaves a trace.
 //!
 //! Runs in the agent. The compiler keeps what it compiled last. When nothing has changed since but routes, rules and members of groups, only these are
-//! compiled again (`follow`), and the new snapshot shares the rest with the one before; when nothing has but the underlay, only the tunnels are. Else everything
+//! compiled again (`incremental`), and the new snapshot shares the rest with the one before; when nothing has but the underlay, only the tunnels are. Else everything
 //! is; but VPCs that have not changed keep their epochs (`epochs`).
 //!
 //! What `weft_proto::validate` has checked is not checked again here, but nothing here relies on it for memory or panic safety: what does not
 //! resolve becomes a violation.
 
 mod epochs;
-mod follow;
 mod guests;
 mod hosts;
+mod incremental;
 mod limits;
 mod policy;
 mod ports;
@@ -26,7 +26,7 @@ use weft_proto::v1;
 
 use self::epochs::Changed;
 use self::policy::GroupClassifiers;
-use super::registry::Registry;
+use super::index_allocator::IndexAllocator;
 use super::{
     Appliance, Endpoint, Limits, Map, Peer, Port, Snapshot, StaticTranslation, Subnet, Vpc,
 };
@@ -35,21 +35,21 @@ use crate::policy::{Acl, AddressSet};
 
 /// The numbers that stay from one snapshot to the next.
 #[derive(Debug, Clone)]
-struct Registries {
+struct Indices {
     /// Ports of this host.
-    ports: Registry,
+    ports: IndexAllocator,
     /// Remote hosts.
-    peers: Registry,
+    peers: IndexAllocator,
     /// VPCs.
-    vpcs: Registry,
+    vpcs: IndexAllocator,
 }
 
-impl Registries {
+impl Indices {
     fn new(ports: u16, peers: u16, vpcs: u32) -> Self {
         Self {
-            ports: Registry::new(ports.into()),
-            peers: Registry::new(peers.into()),
-            vpcs: Registry::new(vpcs),
+            ports: IndexAllocator::new(ports.into()),
+            peers: IndexAllocator::new(peers.into()),
+            vpcs: IndexAllocator::new(vpcs),
         }
     }
 }
@@ -92,7 +92,7 @@ pub struct Context<'a> {
 /// Compiles the states of one host, one after the other.
 #[derive(Debug, Clone)]
 pub struct Compiler {
-    registries: Registries,
+    indices: Indices,
     done: Option<Arc<Done>>,
 }
 
@@ -136,7 +136,7 @@ impl Compiler {
     /// Caps: ports of this host, remote hosts, VPCs.
     pub fn new(ports: u16, peers: u16, vpcs: u32) -> Self {
         Self {
-            registries: Registries::new(ports, peers, vpcs),
+            indices: Indices::new(ports, peers, vpcs),
             done: None,
         }
     }
@@ -182,11 +182,11 @@ impl Compiler {
         let mut done = done.filter(|done| done.is_for(context));
         if let Some(done) = &mut done
             && done.translations == context.translations
-            && let Some(snapshot) = follow::follow(done, state, context)
+            && let Some(snapshot) = incremental::compile(done, state, context)
         {
             return snapshot;
         }
-        let mut draft = Draft::new(context, self.registries.clone());
+        let mut draft = Draft::new(context, self.indices.clone());
         if let Some(done) = &self.done {
             draft.limits_before = Arc::clone(&done.snapshot.limits);
         }
@@ -194,13 +194,13 @@ impl Compiler {
         if !draft.report.violations.is_empty() {
             return Err(draft.report.violations);
         }
-        let is_renumbered = draft.numbers.peers.reused() != self.registries.peers.reused();
+        let is_renumbered = draft.numbers.peers.reused() != self.indices.peers.reused();
         if let Some(done) = self.done.as_ref().filter(|done| done.is_for(context))
             && !is_renumbered
         {
             draft.keep_epochs(done, &Changed::between(&done.state, state));
         }
-        self.registries = std::mem::replace(&mut draft.numbers, Registries::new(0, 0, 0));
+        self.indices = std::mem::replace(&mut draft.numbers, Indices::new(0, 0, 0));
         let (places, snapshot) = draft.finish();
         self.done = Some(Arc::new(Done {
             host: context.host.to_owned(),
@@ -281,7 +281,7 @@ struct VpcDraft {
 /// A snapshot that is being filled.
 struct Draft<'a> {
     context: &'a Context<'a>,
-    numbers: Registries,
+    numbers: Indices,
     report: Report,
     places: Places,
     vteps: Vec<u128>,
@@ -298,7 +298,7 @@ struct Draft<'a> {
 }
 
 impl<'a> Draft<'a> {
-    fn new(context: &'a Context<'a>, numbers: Registries) -> Self {
+    fn new(context: &'a Context<'a>, numbers: Indices) -> Self {
         Self {
             context,
             numbers,

@@ -52,13 +52,13 @@ pub(super) struct Mutant {
     pub bytes: Range<usize>,
 }
 
-/// A file with its mutants woven in.
+/// A file with its mutants instrumented in.
 #[derive(Debug, Default)]
-pub(super) struct Woven {
+pub(super) struct Instrumented {
     pub text: String,
     /// Mutants that no compiler takes: a condition with a pattern in it (`let`) that would be one side of "or".
     pub refused: Vec<u32>,
-    /// Mutants that are not woven in: those not found in the file's syntax (in macros, for example), and operators between conditions that are no conditions.
+    /// Mutants that are not instrumented in: those not found in the file's syntax (in macros, for example), and operators between conditions that are no conditions.
     pub left: Vec<u32>,
 }
 
@@ -101,7 +101,7 @@ enum Form {
 }
 
 /// Weaves mutants into a file's text.
-pub(super) fn weave(source: &str, mutants: &[Mutant]) -> Result<Woven> {
+pub(super) fn instrument(source: &str, mutants: &[Mutant]) -> Result<Instrumented> {
     let file = syn::parse_file(source).context("not Rust")?;
     let mut finder = Finder {
         wanted: HashMap::new(),
@@ -140,7 +140,7 @@ pub(super) fn weave(source: &str, mutants: &[Mutant]) -> Result<Woven> {
     };
     let text = writer.render(0..source.len(), 0);
     left.extend(wanted.values().flatten().map(|mutant| mutant.number));
-    Ok(Woven {
+    Ok(Instrumented {
         text,
         refused,
         left,
@@ -201,11 +201,11 @@ impl<'ast> Visit<'ast> for Finder<'_> {
         if let Some(other) = lazy {
             // What else could stand there would look at both operands.
             mutants.retain(|mutant| {
-                let woven = mutant.replacement == other;
-                if !woven {
+                let instrumented = mutant.replacement == other;
+                if !instrumented {
                     self.left.push(mutant.number);
                 }
-                woven
+                instrumented
             });
         }
         if mutants.is_empty() {
@@ -372,7 +372,7 @@ impl Writer<'_> {
     }
 }
 
-/// The mutants that an error at a byte of a woven text is about: the one whose line it is, or those of the innermost place around it.
+/// The mutants that an error at a byte of a instrumented text is about: the one whose line it is, or those of the innermost place around it.
 pub(super) fn blamed(text: &str, byte: usize) -> Blame {
     let start = text[..byte].rfind('\n').map_or(0, |at| at + 1);
     let line = text[start..].lines().next().unwrap_or_default();
@@ -424,11 +424,14 @@ mod tests {
         }
     }
 
-    fn woven(source: &str, mutants: &[Mutant]) -> String {
-        let woven = weave(source, mutants).expect("Rust");
-        assert_eq!((woven.refused.len(), woven.left.len()), (0, 0));
-        syn::parse_file(&woven.text).expect("still Rust");
-        woven.text
+    fn instrumented(source: &str, mutants: &[Mutant]) -> String {
+        let instrumented = instrument(source, mutants).expect("Rust");
+        assert_eq!(
+            (instrumented.refused.len(), instrumented.left.len()),
+            (0, 0)
+        );
+        syn::parse_file(&instrumented.text).expect("still Rust");
+        instrumented.text
     }
 
     #[test]
@@ -436,13 +439,13 @@ mod tests {
         let source = "fn f() -> u8 { a(1) + b(2) }";
         let minus = mutant(source, Genre::Binary, "+", "-");
         assert_eq!(
-            woven(source, &[minus]),
+            instrumented(source, &[minus]),
             "fn f() -> u8 { /*<7*/(match ((a(1)), (b(2))) { (l_, r_) => match crate::weft_mutants::current() {\n\
              7 => l_ - r_, //M7\n\
              _ => l_ + r_ } })/*7>*/ }"
         );
         let source = "fn f() -> bool { a == b }";
-        let text = woven(source, &[mutant(source, Genre::Binary, "==", "!=")]);
+        let text = instrumented(source, &[mutant(source, Genre::Binary, "==", "!=")]);
         assert!(text.contains("(match (&(a), &(b)) {"), "{text}");
         assert!(text.contains("7 => *l_ != *r_, //M7"), "{text}");
     }
@@ -450,7 +453,7 @@ mod tests {
     #[test]
     fn the_second_operand_of_and_is_not_looked_at_in_vain() {
         let source = "fn f() -> bool { a && b }";
-        let text = woven(source, &[mutant(source, Genre::Binary, "&&", "||")]);
+        let text = instrumented(source, &[mutant(source, Genre::Binary, "&&", "||")]);
         let expected =
             "let m_ = crate::weft_mutants::current() == 7; if l_ == m_ { m_ } else { b }";
         assert!(text.contains(expected), "{text}");
@@ -469,7 +472,7 @@ mod tests {
         for (number, mutant) in (1..).zip(&mut all) {
             mutant.number = number;
         }
-        let text = woven(source, &all);
+        let text = instrumented(source, &all);
         for number in 1..=5 {
             assert!(text.contains(&format!("//M{number}\n")), "{text}");
         }
@@ -491,7 +494,7 @@ mod tests {
         for (number, mutant) in (1..).zip(&mut all) {
             mutant.number = number;
         }
-        let text = woven(source, &all);
+        let text = instrumented(source, &all);
         let current = CURRENT;
         assert!(
             text.contains(&format!("if ({current} != 1 && true)")),
@@ -505,15 +508,15 @@ mod tests {
     fn a_pattern_in_a_condition_cannot_be_one_side_of_or() {
         let source = "fn f() { if let Some(x) = y && z {} }";
         let or = mutant(source, Genre::Binary, "&&", "||");
-        let woven = weave(source, &[or]).expect("Rust");
-        assert_eq!(woven.refused, [7]);
-        assert_eq!(woven.text, source);
+        let instrumented = instrument(source, &[or]).expect("Rust");
+        assert_eq!(instrumented.refused, [7]);
+        assert_eq!(instrumented.text, source);
     }
 
     #[test]
     fn errors_find_whom_they_are_about() {
         let source = "fn f() { g(a + b) }";
-        let text = woven(source, &[mutant(source, Genre::Binary, "+", "-")]);
+        let text = instrumented(source, &[mutant(source, Genre::Binary, "+", "-")]);
         let at = |what: &str| text.find(what).expect("is there");
         assert_eq!(blamed(&text, at("l_ - r_")), Blame::Mutant(7));
         assert_eq!(blamed(&text, at("l_ + r_")), Blame::Place(vec![7]));

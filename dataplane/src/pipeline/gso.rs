@@ -91,7 +91,7 @@ pub fn split<M: FrameMemory>(
     mut emit: impl FnMut(&mut M, Packet),
 ) -> Result<usize, DropReason> {
     let Some(plan) = Plan::of(memory, packet)? else {
-        let copy = super::split::copy(memory, packet).ok_or(DropReason::TooBig)?;
+        let copy = super::ip_fragment::copy(memory, packet).ok_or(DropReason::TooBig)?;
         emit(memory, copy);
         return Ok(1);
     };
@@ -102,7 +102,7 @@ pub fn split<M: FrameMemory>(
     loop {
         let len = plan.size.min(total - at);
         let mut piece =
-            super::split::room_for(memory, plan.payload + len).ok_or(DropReason::NoBuffer)?;
+            super::ip_fragment::room_for(memory, plan.payload + len).ok_or(DropReason::NoBuffer)?;
         let (from, to) = (
             usize::from(packet.start) + plan.payload + at,
             usize::from(piece.start) + plan.payload,

@@ -4,13 +4,13 @@ use std::ops::Range;
 
 /// SplitMix64 (Steele, Lea, Flood: "Fast splittable pseudorandom number generators", 2014).
 #[derive(Debug, Clone)]
-pub struct Dice(u64);
+pub struct Rng(u64);
 
-impl Dice {
-    /// The dice of one case of a run.
+impl Rng {
+    /// The rng of one case of a run.
     pub fn new(seed: u64, case: u64) -> Self {
-        let mut dice = Self(seed);
-        let start = dice.next() ^ case.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        let mut rng = Self(seed);
+        let start = rng.next() ^ case.wrapping_mul(0x9e37_79b9_7f4a_7c15);
         Self(start)
     }
 

@@ -48,11 +48,11 @@ struct Entry<K> {
 
 /// Prefixes of one family, in no order.
 #[derive(Debug, Clone)]
-pub(super) struct Few<K> {
+pub(super) struct Small<K> {
     entries: Arc<[Entry<K>]>,
 }
 
-impl<K: Key> Few<K> {
+impl<K: Key> Small<K> {
     pub(super) fn new() -> Self {
         Self {
             entries: Arc::from([]),

@@ -11,7 +11,7 @@ use crate::session::{Key, Seeds};
 
 /// What a quick look shows. Offsets count from the Ethernet header.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct Glance {
+pub struct QuickParse {
     /// The session's key.
     pub key: Key,
     /// Bytes of the IP packet.
@@ -44,7 +44,7 @@ fn be64(bytes: &[u8], at: usize) -> u64 {
 
 /// Looks at a frame of the VPC `vni`, no longer than 65535 bytes, and fills in what it shows; none if that is not enough. Completes a checksum that the sender's kernel left to its device.
 #[inline(always)]
-pub fn glance(frame: &mut [u8], seeds: &Seeds, vni: u32, seen: &mut Glance) -> Option<()> {
+pub fn quick_parse(frame: &mut [u8], seeds: &Seeds, vni: u32, seen: &mut QuickParse) -> Option<()> {
     let head: &[u8; 42] = frame.first_chunk()?;
     match (be16(head, 12), head[14]) {
         (ETHERTYPE_IPV4, 0x45) => ipv4(frame, seeds, vni, seen),
@@ -54,7 +54,7 @@ pub fn glance(frame: &mut [u8], seeds: &Seeds, vni: u32, seen: &mut Glance) -> O
 }
 
 #[inline(always)]
-fn ipv4(frame: &mut [u8], seeds: &Seeds, vni: u32, seen: &mut Glance) -> Option<()> {
+fn ipv4(frame: &mut [u8], seeds: &Seeds, vni: u32, seen: &mut QuickParse) -> Option<()> {
     let head: &[u8; 42] = frame.first_chunk()?;
     let ip_len = be16(head, 16);
     // Sums are the same in either order of bytes (RFC 1071 §2).
@@ -97,7 +97,7 @@ fn ipv4(frame: &mut [u8], seeds: &Seeds, vni: u32, seen: &mut Glance) -> Option<
 }
 
 #[inline(always)]
-fn ipv6(frame: &mut [u8], seeds: &Seeds, vni: u32, seen: &mut Glance) -> Option<()> {
+fn ipv6(frame: &mut [u8], seeds: &Seeds, vni: u32, seen: &mut QuickParse) -> Option<()> {
     let head: &[u8; 62] = frame.first_chunk()?;
     let payload = be16(head, 18);
     let address = |at: usize| [be64(head, at), be64(head, at + 8)];

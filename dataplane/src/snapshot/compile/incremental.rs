@@ -29,7 +29,7 @@ enum Edit<'s> {
 ///
 /// # Errors
 /// The rules that the changes break; `done` is then as it was.
-pub(super) fn follow(
+pub(super) fn compile(
     done: &mut Arc<Done>,
     state: &State,
     context: &Context<'_>,

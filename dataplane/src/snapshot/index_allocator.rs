@@ -5,7 +5,7 @@ use std::collections::{HashMap, VecDeque};
 
 /// Numbers for names.
 #[derive(Debug, Clone)]
-pub struct Registry {
+pub struct IndexAllocator {
     numbers: HashMap<String, u32>,
     free: VecDeque<u32>,
     next: u32,
@@ -13,7 +13,7 @@ pub struct Registry {
     reused: u64,
 }
 
-impl Registry {
+impl IndexAllocator {
     /// At most `cap` names at a time.
     pub fn new(cap: u32) -> Self {
         Self {
@@ -73,7 +73,7 @@ mod tests {
 
     #[test]
     fn numbers_stay_and_the_cap_holds() {
-        let mut registry = Registry::new(2);
+        let mut registry = IndexAllocator::new(2);
         let (a, b) = (registry.number("a").unwrap(), registry.number("b").unwrap());
         assert_ne!(a, b);
         assert_eq!(registry.number("a"), Some(a));

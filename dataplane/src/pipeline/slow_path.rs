@@ -1,7 +1,7 @@
 //! The general way in: parsing, and what is aside of plain IP packets.
 
 use super::counters::Traffic;
-use super::{Core, Destination, Entry, Io, Source, Tables, local, rewrite, segment};
+use super::{Core, Destination, Entry, Io, Source, Tables, gateway, gso, rewrite};
 use crate::encap::decap;
 use crate::packet::parse::{self, Inner};
 use crate::packet::{DropReason, Offload, Packet, Parsed, Segments};
@@ -39,7 +39,7 @@ impl Core {
             rewrite::untag(io, &mut packet);
         }
         if packet.frame.is_large()
-            && let Err(reason) = segment::Plan::of(io, &packet)
+            && let Err(reason) = gso::Plan::of(io, &packet)
         {
             self.place(source).drop(reason);
             return io.free(packet.frame);
@@ -75,7 +75,7 @@ impl Core {
         let parsed = match parse::inner(frame)? {
             Inner::Ip(parsed) => parsed,
             Inner::Arp => {
-                local::arp(tables.snapshot, local::Asker::Port(index, port), frame)?;
+                gateway::arp(tables.snapshot, gateway::Asker::Port(index, port), frame)?;
                 self.may_reply(index)?;
                 return Ok(Entered::Answer(Destination::Port(index)));
             }
@@ -108,7 +108,7 @@ impl Core {
                 Ok(Entered::Ip(entry(tables, parsed, ingress, vpc, class)))
             }
             Inner::Arp => {
-                local::arp(tables.snapshot, local::Asker::Peer(peer, vpc), frame)?;
+                gateway::arp(tables.snapshot, gateway::Asker::Peer(peer, vpc), frame)?;
                 let tunnel = tables
                     .snapshot
                     .peer(peer)

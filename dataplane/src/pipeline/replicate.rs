@@ -2,7 +2,7 @@
 
 use super::icmp_error::{self, Problem};
 use super::translate::Decision;
-use super::{Core, Entry, Io, Tables, egress, flood, rewrite, segment, split};
+use super::{Core, Entry, Io, Tables, egress, flood, gso, ip_fragment, rewrite};
 use crate::packet::{DropReason, Offload, Packet};
 use crate::session::table::{Egress, Ingress};
 use crate::snapshot::{Endpoint, Place, Port, Tunnel};
@@ -133,7 +133,7 @@ impl Core {
             Err(reason) => return self.drop(tables, io, packet, entry.ingress, reason),
         };
         let vni = decision.vni(tables.snapshot.vpcs[entry.vpc].vni);
-        match split::split(io, &packet, &entry.parsed, mtu) {
+        match ip_fragment::split(io, &packet, &entry.parsed, mtu) {
             Ok(pieces) => {
                 let traffic = self.traffic(tables, entry.ingress);
                 traffic.generated.add(pieces.len() as u64 - 1);
@@ -189,7 +189,7 @@ impl Core {
         if !packet.frame.is_large() {
             return self.spread_whole(tables, io, packet, entry, entry.parsed.ip_len());
         }
-        let apart = segment::take_apart(io, packet, |io, piece| {
+        let apart = gso::take_apart(io, packet, |io, piece| {
             // A packet that is no segment comes out whole, with what padding it has.
             let ip_len = (piece.len - entry.parsed.l3).min(entry.parsed.ip_len());
             self.spread_whole(tables, io, piece, entry, ip_len);
@@ -203,7 +203,7 @@ impl Core {
         tables: Tables<'_>,
         io: &mut impl Io,
         ingress: Ingress,
-        apart: segment::Apart,
+        apart: gso::Apart,
     ) {
         let traffic = self.traffic(tables, ingress);
         traffic.generated.add(apart.generated);
@@ -239,7 +239,7 @@ impl Core {
         let traffic = self.traffic(tables, entry.ingress);
         traffic.generated.add(copies as u64 - 1);
         let copy = |io: &mut _| {
-            let copy = split::copy(io, &packet);
+            let copy = ip_fragment::copy(io, &packet);
             if copy.is_none() {
                 traffic.drop(DropReason::NoBuffer);
             }

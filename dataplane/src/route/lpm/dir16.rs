@@ -30,7 +30,7 @@ type Heads = [Head; 256];
 
 /// The heads of all addresses.
 #[derive(Debug, Clone)]
-pub(super) struct Express {
+pub(super) struct Dir16 {
     heads: Box<[Arc<Heads>; 256]>,
     entries: Entries,
 }
@@ -49,7 +49,7 @@ impl Head {
     }
 }
 
-impl Express {
+impl Dir16 {
     /// For what the trie holds.
     pub(super) fn new(trie: &Trie) -> Self {
         let empty = Head {

@@ -9,21 +9,21 @@ use weft_proto::validate::{Scope, validate, validate_next};
 
 use super::{AgentStatus, Apply, Connection, InForce};
 
-pub(super) struct Force {
+pub(super) struct ActiveState {
     pub(super) host: String,
     apply: Arc<dyn Apply>,
     status: watch::Sender<AgentStatus>,
 }
 
-impl std::fmt::Debug for Force {
+impl std::fmt::Debug for ActiveState {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Force")
+        f.debug_struct("ActiveState")
             .field("host", &self.host)
             .finish_non_exhaustive()
     }
 }
 
-impl Force {
+impl ActiveState {
     pub(super) fn new(host: String, apply: Arc<dyn Apply>, connection: Connection) -> Self {
         let status = watch::Sender::new(AgentStatus {
             connection,

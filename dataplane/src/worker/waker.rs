@@ -14,13 +14,13 @@ use crate::sync::model::Event;
 
 /// Something that can be rung from any thread.
 #[derive(Debug)]
-pub struct Bell {
+pub struct Waker {
     event: Event,
     rung: AtomicBool,
     asleep: AtomicBool,
 }
 
-impl Bell {
+impl Waker {
     /// A new one.
     ///
     /// # Errors
@@ -60,7 +60,7 @@ impl Bell {
         self.rung.load(Ordering::Relaxed) && self.rung.swap(false, Ordering::Acquire)
     }
 
-    /// Sleeps until a descriptor is ready, the bell rings or the time is up. Does not sleep when it has been rung, or when `work` says
+    /// Sleeps until a descriptor is ready, the waker rings or the time is up. Does not sleep when it has been rung, or when `work` says
     /// that there is some.
     pub fn sleep(
         &self,
@@ -105,12 +105,12 @@ mod threads {
 
     const LONG: Duration = Duration::from_secs(1);
 
-    /// What is brought is a flag here: a queue with a lock or a total order of its own would hide what the bell does not order.
+    /// What is brought is a flag here: a queue with a lock or a total order of its own would hide what the waker does not order.
     #[test]
     fn threads_that_bring_something_wake_a_worker_that_sleeps() {
         check("inbox", 3, || {
             let flags = || [AtomicBool::new(false), AtomicBool::new(false)];
-            let inbox = Arc::new((flags(), Bell::new().unwrap()));
+            let inbox = Arc::new((flags(), Waker::new().unwrap()));
             let bringers: Vec<_> = (0..2)
                 .map(|number: usize| {
                     let inbox = Arc::clone(&inbox);
@@ -137,8 +137,8 @@ mod threads {
 
     #[test]
     fn threads_that_ring_are_heard_with_what_they_did_before() {
-        check("bell", 4, || {
-            let shared = Arc::new((AtomicU32::new(0), Bell::new().unwrap()));
+        check("waker", 4, || {
+            let shared = Arc::new((AtomicU32::new(0), Waker::new().unwrap()));
             let ringer = Arc::clone(&shared);
             let ringer = loom::thread::spawn(move || {
                 ringer.0.store(1, Ordering::Relaxed);

@@ -1,9 +1,9 @@
-//! Fragments on their way through the pipeline: the first is judged, the others follow it (see [`super::fragments`]).
+//! Fragments on their way through the pipeline: the first is judged, the others follow it (see [`super::fragment_track`]).
 
-use super::follow::kept;
-use super::fragments::{First, Fragments, Later, Piece, Released};
+use super::fragment_track::{First, Fragments, Later, Piece, Released};
 use super::resolve::flow;
 use super::tracer::Silent;
+use super::tracking::kept;
 use super::{Core, Entry, Io, Tables};
 use crate::packet::parse::{self, Fragment, Inner, protocol, tcp_flags};
 use crate::packet::{DropReason, Packet, Parsed};

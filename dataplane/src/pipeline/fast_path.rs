@@ -4,8 +4,8 @@
 //! A vector passes in three stages, each over all its packets: look and call for the index's line; read that line and call for the
 //! session's; do what the session says. By the time a stage needs a line, it has come.
 
-use super::glance::{Glance, L4_IPV6, glance};
-use super::{Core, Destination, Io, Source, Tables, enter, rewrite, translate};
+use super::quick_parse::{L4_IPV6, QuickParse, quick_parse};
+use super::{Core, Destination, Io, Source, Tables, rewrite, slow_path, translate};
 use crate::packet::parse::{ETHERNET, protocol};
 use crate::packet::{Family, Packet};
 use crate::session::State;
@@ -16,7 +16,7 @@ use crate::session::tcp::{self, Segment};
 /// A packet of the fast lane between two stages.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Entry {
-    glance: Glance,
+    quick: QuickParse,
     stamp: Stamp,
     probe: Probe,
     vni: u32,
@@ -34,7 +34,7 @@ pub(super) enum Lane {
     /// From a port.
     Port { stamp: Stamp, vni: u32 },
     /// From an uplink, with the tunnel and the VNI of the packet before.
-    Uplink(Option<(enter::Ends, u32, Stamp)>),
+    Uplink(Option<(slow_path::Ends, u32, Stamp)>),
 }
 
 impl Lane {
@@ -72,7 +72,7 @@ impl Lane {
             Self::Port { stamp, vni } => (*stamp, *vni, 0, frame),
             Self::Uplink(before) => {
                 let outer = crate::encap::decap::outer(frame).ok()?;
-                let ends = enter::Ends::of(&outer);
+                let ends = slow_path::Ends::of(&outer);
                 let stamp = match before {
                     Some((same, vni, stamp)) if *same == ends && *vni == outer.vni => *stamp,
                     _ => {
@@ -94,8 +94,8 @@ impl Lane {
                 (stamp, outer.vni, outer.inner, inner)
             }
         };
-        glance(inner, tables.sessions.seeds(), vni, &mut entry.glance)?;
-        tables.sessions.prefetch(&entry.glance.key);
+        quick_parse(inner, tables.sessions.seeds(), vni, &mut entry.quick)?;
+        tables.sessions.prefetch(&entry.quick.key);
         entry.stamp = stamp;
         entry.vni = vni;
         entry.outer = outer;
@@ -108,7 +108,7 @@ impl Entry {
     /// Second stage: finds where the session probably lies.
     #[inline(always)]
     pub(super) fn probe(&mut self, tables: Tables<'_>) {
-        self.probe = tables.sessions.probe(&self.glance.key);
+        self.probe = tables.sessions.probe(&self.quick.key);
     }
 }
 
@@ -123,7 +123,7 @@ impl Core {
         entry: &Entry,
     ) -> Result<(Destination, Packet), Packet> {
         match self.apply(tables, io, &mut packet, entry) {
-            // Made anew, not changed in place: the two halves of a word that was just written would have to settle before it is read.
+            // Made anew, not changed in place: the two entries of a word that was just written would have to settle before it is read.
             Some((to, start, len)) => Ok((
                 to,
                 Packet {
@@ -145,7 +145,7 @@ impl Core {
         packet: &mut Packet,
         entry: &Entry,
     ) -> Option<(Destination, u16, u16)> {
-        let session = tables.sessions.confirm(entry.probe, &entry.glance.key)?;
+        let session = tables.sessions.confirm(entry.probe, &entry.quick.key)?;
         match session.action(entry.stamp) {
             Some(action) if !action.is_translated() => {
                 let plain = (entry.vni, |_: &mut [u8]| {});
@@ -165,7 +165,7 @@ impl Core {
         entry: &Entry,
     ) -> Option<(Destination, u16, u16)> {
         // Found once more, so that nothing of it has to be handed here.
-        let session = tables.sessions.confirm(entry.probe, &entry.glance.key)?;
+        let session = tables.sessions.confirm(entry.probe, &entry.quick.key)?;
         let action = session
             .action(entry.stamp)
             .or_else(|| session.second_action(entry.stamp))?;
@@ -175,14 +175,14 @@ impl Core {
         }
         let translation = session.translation()?;
         let at = translate::At {
-            family: if entry.glance.l4 == L4_IPV6 {
+            family: if entry.quick.l4 == L4_IPV6 {
                 Family::Ipv6
             } else {
                 Family::Ipv4
             },
             l3: ETHERNET,
-            l4: entry.glance.l4.into(),
-            protocol: if entry.glance.tcp {
+            l4: entry.quick.l4.into(),
+            protocol: if entry.quick.tcp {
                 protocol::TCP
             } else {
                 protocol::UDP
@@ -204,12 +204,12 @@ impl Core {
         (session, action): (SessionRef<'_>, Action),
         (vni, translate): (u32, impl FnOnce(&mut [u8])),
     ) -> Option<(Destination, u16, u16)> {
-        let Glance { key, ip_len, .. } = &entry.glance;
+        let QuickParse { key, ip_len, .. } = &entry.quick;
         let start = usize::from(packet.start) + usize::from(entry.outer);
         let area = io.bytes_mut(&mut packet.frame);
         let frame = area.get_mut(start..start + usize::from(entry.len))?;
         if MacPair::read(frame.first_chunk()?) != action.expected
-            || (action.is_routed() && entry.glance.ttl <= 1)
+            || (action.is_routed() && entry.quick.ttl <= 1)
         {
             return None;
         }
@@ -228,17 +228,17 @@ impl Core {
                 (Destination::Uplink(tunnel.uplink), Some(tunnel))
             }
         };
-        follow(&session, frame, &entry.glance)?;
+        follow(&session, frame, &entry.quick)?;
         session.touch(self.now);
         // Nothing below fails.
         if action.is_routed() {
-            routed(frame, &action, &entry.glance);
+            routed(frame, &action, &entry.quick);
         }
         translate(frame);
         let mut outer = 0;
         if let Some(tunnel) = tunnel {
             // Entropy from bits of the hash that the choice of the tunnel does not use.
-            let (class, entropy) = (entry.glance.traffic_class, (key.hash >> 32) as u16);
+            let (class, entropy) = (entry.quick.traffic_class, (key.hash >> 32) as u16);
             let written = tunnel
                 .template
                 .write(area, start, entry.len, vni, class, entropy);
@@ -251,8 +251,8 @@ impl Core {
 
 /// Follows the session with the packet. None: the general way has to.
 #[inline(always)]
-fn follow(session: &SessionRef<'_>, frame: &[u8], glance: &Glance) -> Option<()> {
-    if !glance.tcp {
+fn follow(session: &SessionRef<'_>, frame: &[u8], quick: &QuickParse) -> Option<()> {
+    if !quick.tcp {
         if session.is_answered() {
             session.set_state(State::BothWays);
         }
@@ -265,8 +265,8 @@ fn follow(session: &SessionRef<'_>, frame: &[u8], glance: &Glance) -> Option<()>
     ) {
         return None;
     }
-    let l4 = usize::from(glance.l4);
-    let len = glance.ip_len - (u16::from(glance.l4) - ETHERNET as u16);
+    let l4 = usize::from(quick.l4);
+    let len = quick.ip_len - (u16::from(quick.l4) - ETHERNET as u16);
     let segment = Segment::read(frame.get(l4..)?, len)?;
     let (mut sender, mut receiver) = session.tcp();
     if !tcp::window(&segment, &mut sender, &mut receiver) {
@@ -278,16 +278,16 @@ fn follow(session: &SessionRef<'_>, frame: &[u8], glance: &Glance) -> Option<()>
 
 /// What a router does to a packet.
 #[inline(always)]
-fn routed(frame: &mut [u8], action: &Action, glance: &Glance) {
+fn routed(frame: &mut [u8], action: &Action, quick: &QuickParse) {
     let Some(head) = frame.first_chunk_mut::<34>() else {
         return;
     };
     if let Some(macs) = head.first_chunk_mut() {
         action.new.write(macs);
     }
-    if glance.l4 == L4_IPV6 {
-        head[ETHERNET + 7] = glance.ttl - 1;
+    if quick.l4 == L4_IPV6 {
+        head[ETHERNET + 7] = quick.ttl - 1;
     } else {
-        rewrite::set_ipv4_ttl(&mut head[ETHERNET..], glance.ttl - 1);
+        rewrite::set_ipv4_ttl(&mut head[ETHERNET..], quick.ttl - 1);
     }
 }

@@ -17,7 +17,9 @@ use weft_proto::state::State;
 use weft_proto::v1::{Objects, Port};
 
 use crate::case::{Case, Event, Translation, hex};
-use crate::semantics::frame::{Decoded, Flow, IP, decode, ones_sum, v4_at, v6_at, word};
+use crate::semantics::frame::{
+    Decoded, Flow, IP, decode, is_group_mac, ones_sum, v4_at, v6_at, word,
+};
 use crate::semantics::{Crossing, Model, Outcome};
 use crate::traced::Traced;
 
@@ -63,7 +65,7 @@ impl Outcomes {
     }
 }
 
-pub struct Twin {
+pub struct Differential {
     objects: Objects,
     fabric: Fabric,
     pub model: Model,
@@ -102,14 +104,14 @@ fn refused(error: impl std::fmt::Debug) -> Disagreement {
     }
 }
 
-impl Twin {
+impl Differential {
     /// Plays a case from beginning to end.
     pub fn play(case: &Case) -> Result<(), Disagreement> {
-        let mut twin = Self::new(case)?;
+        let mut differential = Self::new(case)?;
         for event in &case.events {
-            twin.take(event)?;
+            differential.take(event)?;
         }
-        twin.finish()
+        differential.finish()
     }
 
     pub fn new(case: &Case) -> Result<Self, Disagreement> {
@@ -129,7 +131,7 @@ impl Twin {
         fabric.translations = case.translations.iter().map(translation).collect();
         fabric.set(state(objects)?).map_err(refused)?;
         fabric.add_worker();
-        let mut twin = Self {
+        let mut differential = Self {
             objects: objects.clone(),
             model: Model::new(case, fabric.now),
             fabric,
@@ -138,8 +140,8 @@ impl Twin {
             wire: Vec::new(),
             frames: 0,
         };
-        twin.drops = twin.count_drops();
-        Ok(twin)
+        differential.drops = differential.count_drops();
+        Ok(differential)
     }
 
     pub fn take(&mut self, event: &Event) -> Result<Outcomes, Disagreement> {
@@ -447,8 +449,11 @@ impl Twin {
             let answers = packet
                 .icmp
                 .is_some_and(|(kind, _)| !packet.is_v4() && kind == 136);
-            // Errors of one flow may be translated or not, by what they quote.
-            let is_whole = packet.fragment.is_none() && !answers && !packet.is_icmp_error();
+            // Errors of one flow may be translated or not, by what they quote; what is sent to all is not, though it may look like a flow that is.
+            let is_whole = packet.fragment.is_none()
+                && !answers
+                && !packet.is_icmp_error()
+                && !is_group_mac(packet.dst);
             let flow = (from.clone(), vni, packet.flow);
             if is_whole && *self.entropy.entry(flow).or_insert(entropy) != entropy {
                 return Err(fail("another source port within the flow"));

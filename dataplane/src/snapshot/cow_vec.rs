@@ -11,12 +11,12 @@ const CHUNK: usize = 64;
 
 /// Items by place.
 #[derive(Debug)]
-pub struct List<T> {
+pub struct CowVec<T> {
     chunks: Vec<Arc<[T]>>,
     len: usize,
 }
 
-impl<T> Clone for List<T> {
+impl<T> Clone for CowVec<T> {
     fn clone(&self) -> Self {
         Self {
             chunks: self.chunks.clone(),
@@ -25,7 +25,7 @@ impl<T> Clone for List<T> {
     }
 }
 
-impl<T> Default for List<T> {
+impl<T> Default for CowVec<T> {
     fn default() -> Self {
         Self {
             chunks: Vec::new(),
@@ -34,7 +34,7 @@ impl<T> Default for List<T> {
     }
 }
 
-impl<T> List<T> {
+impl<T> CowVec<T> {
     /// How many items.
     pub fn len(&self) -> usize {
         self.len
@@ -63,14 +63,14 @@ impl<T> List<T> {
     }
 }
 
-impl<T: Clone> List<T> {
+impl<T: Clone> CowVec<T> {
     /// The item of a place, for changes that copies of the list do not see.
     pub fn get_mut(&mut self, place: usize) -> Option<&mut T> {
         Arc::make_mut(self.chunks.get_mut(place / CHUNK)?).get_mut(place % CHUNK)
     }
 }
 
-impl<T> Index<usize> for List<T> {
+impl<T> Index<usize> for CowVec<T> {
     type Output = T;
 
     #[inline]
@@ -79,7 +79,7 @@ impl<T> Index<usize> for List<T> {
     }
 }
 
-impl<T> FromIterator<T> for List<T> {
+impl<T> FromIterator<T> for CowVec<T> {
     fn from_iter<I: IntoIterator<Item = T>>(items: I) -> Self {
         let mut items = items.into_iter();
         let mut list = Self::default();
@@ -103,7 +103,7 @@ mod tests {
 
     #[test]
     fn a_changed_copy_leaves_the_list_as_it_was() {
-        let list: List<usize> = (0..1000).collect();
+        let list: CowVec<usize> = (0..1000).collect();
         let mut copy = list.clone();
         *copy.get_mut(777).unwrap() = 0;
         assert!(copy.get_mut(1000).is_none() && copy.get(1000).is_none());
@@ -113,7 +113,7 @@ mod tests {
             (1000, 777, 0, 776)
         );
         assert!(list.iter().copied().eq(0..1000));
-        assert!(List::<u8>::from_iter([]).is_empty());
-        assert_eq!(List::from_iter(0..CHUNK).len(), CHUNK);
+        assert!(CowVec::<u8>::from_iter([]).is_empty());
+        assert_eq!(CowVec::from_iter(0..CHUNK).len(), CHUNK);
     }
 }

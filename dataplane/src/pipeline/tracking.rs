@@ -35,7 +35,7 @@ pub(super) fn kept(
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Follow {
     /// It belongs there; once it has passed, this is how the session stands.
-    Pass(Standings),
+    Pass(NextState),
     /// The connection is over and the packet opens another.
     Reopen,
     /// It cannot be.
@@ -44,14 +44,14 @@ pub(super) enum Follow {
 
 /// How a session stands after a packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Standings {
+pub(super) struct NextState {
     state: State,
     tcp: Option<(Side, Side)>,
     /// How the groups are to see the packet, where the session does not say it.
     standing: Option<Standing>,
 }
 
-impl Standings {
+impl NextState {
     /// Keeps it: the packet has passed.
     #[inline]
     pub(super) fn keep(&self, session: &SessionRef<'_>, now: u32) {
@@ -79,7 +79,7 @@ pub(super) fn follow(session: &SessionRef<'_>, parsed: &Parsed, frame: &[u8]) ->
     if parsed.flow.protocol != protocol::TCP || parsed.is_later_fragment() {
         let answered = state == State::OneWay && !session.from_origin();
         let state = if answered { State::BothWays } else { state };
-        return Follow::Pass(Standings {
+        return Follow::Pass(NextState {
             state,
             tcp: None,
             standing: None,
@@ -99,7 +99,7 @@ pub(super) fn follow(session: &SessionRef<'_>, parsed: &Parsed, frame: &[u8]) ->
         &mut receiver,
     );
     let pass = |state, standing| {
-        Follow::Pass(Standings {
+        Follow::Pass(NextState {
             state,
             tcp: Some((sender, receiver)),
             standing,

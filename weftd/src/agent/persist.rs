@@ -17,7 +17,7 @@ use weft_proto::state::State;
 use weft_proto::v1::FullState;
 
 use super::InForce;
-use super::force::Force;
+use super::active::ActiveState;
 
 /// How long to wait before what could not be kept is tried again.
 const RETRY: Duration = Duration::from_secs(2);
@@ -67,7 +67,7 @@ impl Keeper {
 
     /// Keeps what is in force, if anything is; it survives a crash once this returns. A failure is reported, and made up for by
     /// [`Self::pay_debts`]: what is in force is so all the same.
-    pub(super) fn keep_newest(&self, force: &Force) {
+    pub(super) fn keep_newest(&self, force: &ActiveState) {
         // Held while what is in force is asked, so that nothing older is written over what is newer.
         let _writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(known) = force.status().in_force else {
@@ -88,7 +88,7 @@ impl Keeper {
     }
 
     /// Tries what could not be kept again and again. Never ends.
-    pub(super) async fn pay_debts(self, force: Arc<Force>) {
+    pub(super) async fn pay_debts(self, force: Arc<ActiveState>) {
         let mut owing = self.owing.subscribe();
         while owing.wait_for(|owing| *owing).await.is_ok() {
             tokio::time::sleep(RETRY).await;
