@@ -119,7 +119,7 @@ fn scattered(index: u64) -> u32 {
     ((z ^ (z >> 32)).wrapping_mul(0xd6e8_feb8_6659_fd93) >> 32) as u32
 }
 
-/// Looks flows up as the fast lane does, in stages; each is hashed on the way.
+/// Looks flows up as the fast path does, in stages; each is hashed on the way.
 fn look_up(table: &SessionTable, flows: &[Flow], wanted: usize) -> anyhow::Result<f64> {
     let (mut keys, mut probes, mut found) = ([Key::default(); BATCH], [Probe::default(); BATCH], 0);
     let begun = cycles();
@@ -132,7 +132,7 @@ fn look_up(table: &SessionTable, flows: &[Flow], wanted: usize) -> anyhow::Resul
             *probe = table.probe(key);
         }
         for (key, probe) in keys.iter().zip(&probes) {
-            // Once in many thousands the probe leads to another session of the same tag: the general way then looks further.
+            // Once in many thousands the probe leads to another session of the same tag: the slow path then looks further.
             let session = table.confirm(*probe, key).or_else(|| table.find(key));
             found += usize::from(session.is_some());
         }

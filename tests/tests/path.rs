@@ -234,7 +234,7 @@ fn b030_broadcast_stays_within_the_subnet() {
     });
 }
 
-/// Packets of a host's workers by what they cost: those of the fast lane, of the general way, and those that were judged.
+/// Packets of a host's workers by what they cost: those of the fast path, of the slow path, and those that were judged.
 fn lanes(site: &Site, host: &str) -> Result<[u64; 3], LabError> {
     let status = site.node_json(host, &["node", "status"])?;
     let workers = status["workers"].as_array().cloned().unwrap_or_default();
@@ -262,7 +262,7 @@ fn lanes_tell_what_packets_cost(site: &Site) -> Result<(), LabError> {
         let after = lanes(site, host)?;
         let [fast, general, judged] = std::array::from_fn(|lane| after[lane] - before[lane]);
         let what = format!("{host}: {tally:?}: fast {fast}, general {general}, judged {judged}");
-        // All datagrams but those that were judged, and echoes both ways, which only the general way knows.
+        // All datagrams but those that were judged, and echoes both ways, which only the slow path knows.
         assert!((tally.sent - NOISE..=tally.sent).contains(&fast), "{what}");
         assert!(
             (2 * PINGS - 2..2 * PINGS + NOISE).contains(&general),

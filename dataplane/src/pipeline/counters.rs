@@ -81,7 +81,7 @@ impl Traffic {
 pub struct Counters {
     ports: Box<[Traffic]>,
     uplinks: Box<[Traffic]>,
-    /// Packets that found a decision of this epoch in their session, and that it says all of: the fast lane took them.
+    /// Packets that found a decision of this epoch in their session, and that it says all of: the fast path took them.
     pub fast: Counter,
     /// Packets that found one, of which more has to be known: options, large segments, fragmentation, and so on.
     pub general: Counter,

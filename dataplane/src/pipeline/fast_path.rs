@@ -1,5 +1,5 @@
-//! The fast lane: packets whose session says all that there is to say. It does everything or nothing: a packet that needs more than its
-//! session knows is left as it came, for the general way.
+//! The fast path: packets whose session says all that there is to say. It does everything or nothing: a packet that needs more than its
+//! session knows is left as it came, for the slow path.
 //!
 //! A vector passes in three stages, each over all its packets: look and call for the index's line; read that line and call for the
 //! session's; do what the session says. By the time a stage needs a line, it has come.
@@ -13,7 +13,7 @@ use crate::session::slot::{Action, Egress, Ingress, MacPair, Stamp};
 use crate::session::table::{Probe, SessionRef};
 use crate::session::tcp::{self, Segment};
 
-/// A packet of the fast lane between two stages.
+/// A packet of the fast path between two stages.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Entry {
     quick: QuickParse,
@@ -85,7 +85,7 @@ impl Lane {
                     }
                 };
                 let inner = frame.get_mut(usize::from(outer.inner)..usize::from(outer.end))?;
-                // A congestion mark that has to be carried inwards is the general way's business.
+                // A congestion mark that has to be carried inwards is the slow path's business.
                 if outer.traffic_class & 3 != 0
                     && !rewrite::same_congestion(inner, outer.traffic_class)
                 {
@@ -249,7 +249,7 @@ impl Core {
     }
 }
 
-/// Follows the session with the packet. None: the general way has to.
+/// Follows the session with the packet. None: the slow path has to.
 #[inline(always)]
 fn follow(session: &SessionRef<'_>, frame: &[u8], quick: &QuickParse) -> Option<()> {
     if !quick.tcp {

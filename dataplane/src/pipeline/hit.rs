@@ -1,4 +1,4 @@
-//! The general way's hit: a session that knows what to do, and doing it.
+//! The slow path's hit: a session that knows what to do, and doing it.
 
 use super::egress::{self, Obstacle};
 use super::icmp_error::Problem;

@@ -1,9 +1,9 @@
 //! The pipeline: vectors of packets in, packets out or dropped, each with a named reason.
 //!
 //! One [`Pipeline`] per worker. It knows tables and buffers, not sockets: whoever drives it hands in packets and gets them back through
-//! [`Io`]. Most packets take the fast lane (`quick`, `fast`): their session says all that there is to say. The general way is `enter`
-//! (parse), `hit` (a session that knows more than the fast lane does), or `miss`: `resolve`, which names the stages in their order, and keeps what
-//! came of them in a session.
+//! [`Io`]. Most packets take the fast path (`quick_parse`, `fast_path`): their session alone decides. The others take the slow path: `slow_path`
+//! parses, `hit` does what a session has kept, and `miss` asks `resolve`, which holds the order of the stages, and keeps the result in a
+//! session.
 
 pub mod counters;
 mod device_mtus;
@@ -170,7 +170,7 @@ struct Core {
     now: u32,
 }
 
-/// A packet on the general way.
+/// A packet on the slow path.
 #[derive(Debug, Clone, Copy)]
 struct Entry {
     parsed: Parsed,
@@ -251,7 +251,7 @@ impl Pipeline {
         let limited = !tables.snapshot.limits.is_empty();
         while !packets.is_empty() {
             let count = packets.len().min(STAGE);
-            // Bit by bit, which of these packets are in the fast lane.
+            // Bit by bit, which of these packets are in the fast path.
             let mut found = 0u32;
             for i in 0..count {
                 if let Some(ahead) = packets.get(i + AHEAD) {

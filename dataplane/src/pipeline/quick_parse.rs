@@ -1,4 +1,4 @@
-//! A quick look at an inner frame: enough to find the session of the packets that make up nearly all traffic.
+//! A quick parse of an inner frame: enough to find the session of the packets that make up nearly all traffic.
 //!
 //! It knows IPv4 without options and IPv6 without extension headers, whole TCP segments in mid-connection, and whole UDP datagrams. Of these it
 //! checks every length and checksum that the parser checks; but not the addresses, which the judgement that a session keeps has seen.
@@ -9,7 +9,7 @@ use crate::packet::nested;
 use crate::packet::parse::{ETHERNET, ETHERTYPE_IPV4, ETHERTYPE_IPV6, protocol, tcp_flags};
 use crate::session::{Key, Seeds};
 
-/// What a quick look shows. Offsets count from the Ethernet header.
+/// What a quick parse shows. Offsets count from the Ethernet header.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct QuickParse {
     /// The session's key.

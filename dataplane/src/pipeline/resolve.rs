@@ -1,5 +1,5 @@
 //! What becomes of a packet that no session answers for. The order of the stages stands here and nowhere else (design, "Packet path"): the
-//! general way, fragments and the packet trace all come here.
+//! slow path, fragments and the packet trace all come here.
 //!
 //! From a port: services of the gateway, anti-spoofing, the gateway itself, session, ACL out, group out, destination translation, route, source
 //! translation, and for a port of this host ACL in and group in. From a tunnel: neighbour discovery, session, destination translation, the target port,

@@ -1,4 +1,4 @@
-//! The general way in: parsing, and what is aside of plain IP packets.
+//! The slow path in: parsing, and what is aside of plain IP packets.
 
 use super::counters::Traffic;
 use super::{Core, Destination, Entry, Io, Source, Tables, gateway, gso, rewrite};
@@ -27,7 +27,7 @@ impl Core {
         traffic.rx_bytes.add(bytes);
     }
 
-    /// Whatever the fast lane leaves.
+    /// Whatever the fast path leaves.
     pub(super) fn general(
         &mut self,
         tables: Tables<'_>,

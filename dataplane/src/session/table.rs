@@ -877,7 +877,10 @@ impl SessionRef<'_> {
         let (line, words) = (line.read(), self.slot.words());
         // Packets of the first side go one way, those of the second the other.
         let arrives = (self.side == Side::First) == (self.direction == line.first);
-        (arrives != has_crossed && self.is_live())
+        // What was read is of this session if that is still there.
+        fence(Ordering::Acquire);
+        let is_live = self.slot.version.load(Ordering::Relaxed) == self.version;
+        (arrives != has_crossed && is_live)
             .then(|| line.translation(&words, self.side, self.direction))
     }
 

@@ -37,7 +37,7 @@ pub struct Side {
     pub ack: u32,
     /// Largest window advertised, in bytes, a multiple of `UNIT`; the marks in the bits below it.
     bits: u32,
-    /// The number after the SYN that awaits its answer, if there is one. The fast lane does not read it.
+    /// The number after the SYN that awaits its answer, if there is one. The fast path does not read it.
     pub offer: u32,
 }
 

@@ -45,7 +45,7 @@ fn packets_inside_of_a_guests_own_tunnels_get_their_checksums() {
         let vxlan = |inner: &[u8]| [&[8, 0, 0, 0, 0, 0, 7, 0][..], inner].concat();
         let geneve =
             |inner: &[u8]| [&[1, 0, 0x65, 0x58, 0, 0, 7, 0, 1, 2, 3, 4][..], inner].concat();
-        // Over UDP, of which the outer checksum is right already; more than once, since a session takes the fast lane.
+        // Over UDP, of which the outer checksum is right already; more than once, since a session takes the fast path.
         for port in [4789, 8472, 6081] {
             let body = |inner: &[u8]| {
                 if port == 6081 {

@@ -1,4 +1,4 @@
-//! The path that packets take: the fast path when the session decides, the general path when more has to be known, and policy when a packet
+//! The path that packets take: the fast path when the session decides, the slow path when more has to be known, and policy when a packet
 //! opens or ends a flow. All three treat a packet alike, so only their counters differ.
 
 use std::sync::Arc;
@@ -31,7 +31,7 @@ fn three_hosts() -> Fabric {
     })
 }
 
-/// Packets that took the fast lane, the general way, and that were judged.
+/// Packets that took the fast path, the slow path, and that were judged.
 type Ways = (u64, u64, u64);
 
 const FAST: Ways = (1, 0, 0);
@@ -104,7 +104,7 @@ fn a_connection_is_judged_at_its_ends_and_fast_between() {
     for ((port, frame), way) in [
         (there("S", 100, 0, 0), JUDGED),
         (back("SA", 500, 101, 0), JUDGED),
-        // It establishes the connection, which the general way knows how to do.
+        // It establishes the connection, which the slow path knows how to do.
         (there("A", 101, 501, 0), GENERAL),
         // The first of its direction that needs no more than a decision.
         (back("A", 501, 101, 100), FAST),

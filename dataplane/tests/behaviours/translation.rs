@@ -78,7 +78,7 @@ fn dropped(fabric: &mut Fabric, from: &str, frame: &[u8], reason: DropReason) {
     assert_eq!(count(fabric) - before, 1, "{:?}", fabric.all_drops());
 }
 
-/// Each way once and again, so that the session is asked too, by the general way and by the fast lane.
+/// Each way once and again, so that the session is asked too, by the slow path and by the fast path.
 #[test]
 fn datagrams_reach_the_inside_and_are_answered_from_the_outside() {
     for make in [udp, udp6] {
@@ -109,7 +109,7 @@ fn datagrams_reach_the_inside_and_are_answered_from_the_outside() {
                 assert_eq!(seen.payload, [round]);
             }
             let fast = fabric.hosts["h1"].pipeline.counters().fast.get();
-            assert!(fast >= 4, "translated packets take the fast lane: {fast}");
+            assert!(fast >= 4, "translated packets take the fast path: {fast}");
         }
     }
 }

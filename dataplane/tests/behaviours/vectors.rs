@@ -1,4 +1,4 @@
-//! Packets in a vector are treated as they would be alone, and packets of a flow stay in order. Fast and general path alternate here.
+//! Packets in a vector are treated as they would be alone, and packets of a flow stay in order. Fast and slow path alternate here.
 
 use proptest::prelude::*;
 use weft_dataplane::packet::{DropReason, FrameMemory};
@@ -95,7 +95,7 @@ fn an_ipv6_packet_with_mapped_addresses_does_not_pass_for_one_of_an_ipv4_flow() 
         v6[12..].copy_from_slice(&end.v4);
         End { v6, ..end }
     };
-    // One mapped address is one too many: the quick look must leave both to the parser.
+    // One mapped address is one too many: the quick parse must leave both to the parser.
     for (number, (from, to)) in
         (1..).zip([(mapped(A1), mapped(A2)), (mapped(A1), A2), (A1, mapped(A2))])
     {

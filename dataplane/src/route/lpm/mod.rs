@@ -1,7 +1,7 @@
 //! Longest prefix match, for one address or many at a time; a copy shares what it does not change.
 //!
-//! A table of a few prefixes is an array (`few`), one of many a trie with a stride of one byte whose nodes are compressed by bitmap
-//! (`trie`, `node`), with a short way through it for many addresses at a time (`express`); what was measured to choose so is in
+//! A table of a few prefixes is an array (`small`), one of many a trie with a stride of one byte whose nodes are compressed by bitmap
+//! (`trie`, `node`), with a short way through it for many addresses at a time (`dir16`); what was measured to choose so is in
 //! `docs/decisions/003-longest-prefix-match.md`. Both families have a table each. Copying a table of a million prefixes and changing the copy takes
 //! some twenty microseconds: the agent changes a copy, and publishes it while workers still read the original.
 

@@ -620,7 +620,7 @@ fn a_translated_session_is_found_by_either_key_and_is_one() {
         assert_eq!((to.flow, to.vni), (inside, 6));
         let to = answer.translation().unwrap();
         assert_eq!((to.flow, to.vni), (outside.reversed(), 5));
-        // The fast lane finds it too.
+        // The fast path finds it too.
         let probed = table.confirm(table.probe(&back), &back).unwrap();
         assert_eq!(
             probed.translation().map(|it| it.flow),

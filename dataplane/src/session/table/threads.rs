@@ -60,7 +60,7 @@ fn balances(table: &SessionTable) {
     assert_eq!(table.statistics().live, live as u64);
     assert_eq!(table.per_port[0].load(Ordering::Relaxed), live as u32);
     assert_eq!(table.per_vpc[0].load(Ordering::Relaxed), live as u32);
-    for shard in &table.shards {
+    for shard in table.shards.iter() {
         let free = shard.lock().free.len() as u32;
         let here = shard.slots.iter().filter(|slot| slot.is_live()).count() as u32;
         assert_eq!(
