@@ -1,5 +1,6 @@
 //! A case: a configuration and what happens under it, in bytes, so that it can be kept, read by people, and played again.
 
+use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::net::IpAddr;
 use std::path::Path;
@@ -14,6 +15,9 @@ pub struct Case {
     pub metadata: bool,
     #[serde(default)]
     pub translations: Vec<Translation>,
+    /// Bytes of IP packet that the devices of some ports take.
+    #[serde(default)]
+    pub device_mtus: BTreeMap<String, u16>,
     pub objects: Objects,
     pub events: Vec<Event>,
 }

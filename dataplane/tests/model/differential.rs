@@ -24,6 +24,8 @@ use crate::semantics::{Crossing, Model, Outcome};
 use crate::traced::Traced;
 
 /// Wide enough that nothing gives way: limits are tested elsewhere.
+/// Ports of a host.
+const PORTS: u16 = 64;
 const LIMITS: Limits = Limits {
     capacity: 4096,
     per_port: 4096,
@@ -69,6 +71,7 @@ pub struct Differential {
     objects: Objects,
     fabric: Fabric,
     pub model: Model,
+    device_mtus: BTreeMap<String, u16>,
     /// Drops so far by host and reason, in the order of both.
     drops: Vec<u64>,
     /// Outer source ports by host and flow (b008: constant within a flow).
@@ -117,7 +120,7 @@ impl Differential {
     pub fn new(case: &Case) -> Result<Self, Disagreement> {
         let (objects, metadata) = (&case.objects, case.metadata);
         let settings = Settings {
-            ports: 64,
+            ports: PORTS.into(),
             errors_per_second: UNLIMITED,
             replies_per_second: UNLIMITED,
             broadcasts_per_second: UNLIMITED,
@@ -134,14 +137,28 @@ impl Differential {
         let mut differential = Self {
             objects: objects.clone(),
             model: Model::new(case, fabric.now),
+            device_mtus: case.device_mtus.clone(),
             fabric,
             drops: Vec::new(),
             entropy: HashMap::new(),
             wire: Vec::new(),
             frames: 0,
         };
+        differential.know_devices();
         differential.drops = differential.count_drops();
         Ok(differential)
+    }
+
+    /// Ports get the devices that they have, wherever they are now.
+    fn know_devices(&mut self) {
+        for host in self.fabric.hosts.values() {
+            for port in 0..PORTS {
+                host.shared.device_mtus.set(port, None);
+            }
+        }
+        for (port, mtu) in &self.device_mtus {
+            self.fabric.set_device_mtu(port, Some(*mtu));
+        }
     }
 
     pub fn take(&mut self, event: &Event) -> Result<Outcomes, Disagreement> {
@@ -191,6 +208,7 @@ impl Differential {
                 self.objects = objects.clone();
                 self.fabric.set(state(objects)?).map_err(refused)?;
                 self.model.set(objects.clone());
+                self.know_devices();
                 // Counters belong to a port's index: they stay when the port goes, but then nobody reads them.
                 self.drops = self.count_drops();
             }

@@ -1,5 +1,7 @@
 //! Random fabrics and random traffic, as plans of small numbers: any plan makes sense.
 
+use std::collections::BTreeMap;
+
 use weft_proto::v1::{self, Objects};
 
 use crate::case::Translation;
@@ -41,6 +43,8 @@ pub struct FabricPlan {
     pub hosts: [(bool, bool, bool); HOSTS],
     pub vpcs: Vec<VpcPlan>,
     pub translations: Vec<TranslationPlan>,
+    /// Ports with narrow devices, and how narrow.
+    pub devices: Vec<(u8, u8)>,
 }
 
 /// An address that stands for one of a port.
@@ -124,6 +128,8 @@ pub enum Step {
     Packet(PacketPlan),
     /// A port answers a frame that it got, so many back.
     Answer(u8),
+    /// A guest that got a frame passes it on, as a router does.
+    PassOn(u8),
     /// A port sends a frame again, so many back.
     Repeat(u8),
     /// A port that got a frame reports an error about it; or another port does.
@@ -343,6 +349,7 @@ pub fn fabric(rng: &mut Rng) -> FabricPlan {
         hosts: std::array::from_fn(|_| (rng.coin(), rng.percent(20), rng.coin())),
         vpcs: rng.list(1..4, vpc),
         translations: rng.list(0..4, translation),
+        devices: rng.list(0..4, |rng| (rng.byte(), rng.byte())),
     }
 }
 
@@ -468,7 +475,8 @@ pub fn step(rng: &mut Rng) -> Step {
             change: rng.below(32),
             value: rng.word(),
         }),
-        32..45 => Step::Answer(rng.below(4)),
+        32..43 => Step::Answer(rng.below(4)),
+        43..45 => Step::PassOn(rng.below(4)),
         45..52 => Step::Repeat(rng.below(8)),
         52..55 => Step::Report {
             back: rng.below(4),
@@ -543,6 +551,19 @@ impl FabricPlan {
             vpc.add_to(&format!("v{v}"), 100 + v as u32, self.open, &mut objects);
         }
         objects
+    }
+
+    /// What the devices of some ports of these objects take.
+    pub fn device_mtus(&self, objects: &Objects) -> BTreeMap<String, u16> {
+        let port = |number: u8| {
+            let place = usize::from(number) % objects.ports.len().max(1);
+            objects.ports.get(place)
+        };
+        let all = self.devices.iter().filter_map(|(number, mtu)| {
+            let mtu = [1280, 1300, 1400, 1492][usize::from(*mtu) % 4];
+            Some((port(*number)?.id.clone(), mtu))
+        });
+        all.collect()
     }
 
     /// The translations that the plan stands for, of ports of these objects.

@@ -40,20 +40,29 @@ pub fn reduce(case: Case, fails: impl Fn(&Case) -> bool) -> Case {
     let mut case = case;
     loop {
         let before = case.to_text().len();
-        let (metadata, objects) = (case.metadata, case.objects.clone());
-        case.translations = least(case.translations.clone(), |translations| {
+        let translations = case.translations.clone();
+        case.translations = least(translations, |translations| {
             fails(&Case {
                 translations: translations.to_vec(),
                 ..case.clone()
             })
         });
-        let translations = case.translations.clone();
+        let device_mtus = case.device_mtus.clone().into_iter().collect();
+        let device_mtus = least(device_mtus, |device_mtus| {
+            fails(&Case {
+                device_mtus: device_mtus.iter().cloned().collect(),
+                ..case.clone()
+            })
+        });
+        case.device_mtus = device_mtus.into_iter().collect();
+        let rest = Case {
+            events: Vec::new(),
+            ..case.clone()
+        };
         case.events = least(case.events, |events| {
             fails(&Case {
-                metadata,
-                translations: translations.clone(),
-                objects: objects.clone(),
                 events: events.to_vec(),
+                ..rest.clone()
             })
         });
         for place in 0..=case.events.len() {

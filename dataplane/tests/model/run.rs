@@ -67,6 +67,7 @@ pub fn play(mut rng: Rng, case: &mut Case) -> Result<Totals, Disagreement> {
     let plan = generate::fabric(&mut rng);
     (case.metadata, case.objects) = (plan.metadata, plan.objects());
     case.translations = plan.translations(&case.objects);
+    case.device_mtus = plan.device_mtus(&case.objects);
     let mut run = Run::new(plan, case)?;
     for _ in 0..1 + rng.word() % STEPS {
         run.worker = rng.below(2);
@@ -148,6 +149,13 @@ impl Run {
             Step::Answer(n) => {
                 back(&self.got, *n).and_then(|(port, frame)| Some((port, traffic::answer(&frame)?)))
             }
+            Step::PassOn(n) => back(&self.got, *n).and_then(|(port, frame)| {
+                let port = self.objects.ports.iter().find(|other| other.id == port)?;
+                Some((
+                    port.id.clone(),
+                    traffic::pass_on(&self.objects, port, &frame)?,
+                ))
+            }),
             // Not resets: an old one lies before the window, and how far it may is not modelled.
             Step::Repeat(n) => back(&self.sent, *n)
                 .filter(|(_, frame)| !is_reset(frame))

@@ -376,6 +376,18 @@ fn body(plan: &PacketPlan, ends: Ends) -> (u8, Vec<u8>) {
     }
 }
 
+/// A frame that a port got, sent on to the gateway.
+pub fn pass_on(objects: &Objects, port: &v1::Port, frame: &[u8]) -> Option<Vec<u8>> {
+    let mut packet = ip(frame)?;
+    // What it got whole to split itself, it would have to leave to its device again.
+    if packet.ttl <= 1 || packet.fragment.is_some() || packet.bytes.len() > 2000 {
+        return None;
+    }
+    packet.set_macs(gateway_mac(objects, port), mac(&port.mac));
+    packet.set_ttl(packet.ttl - 1);
+    Some(packet.bytes)
+}
+
 /// A port's answer to a frame that it got; none to what is no question.
 pub fn answer(frame: &[u8]) -> Option<Vec<u8>> {
     let packet = ip(frame)?;

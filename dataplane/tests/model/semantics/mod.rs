@@ -159,6 +159,7 @@ impl Model {
             case.objects.clone(),
             case.metadata,
             case.translations.clone(),
+            case.device_mtus.clone(),
         );
         Self {
             world: Rc::new(world),
@@ -175,12 +176,26 @@ impl Model {
 
     /// Puts another configuration in force. Nothing else changes: sessions are judged again as their packets come.
     pub fn set(&mut self, objects: Objects) {
-        self.world = Rc::new(World(objects, self.world.1, self.world.2.clone()));
+        let World(_, metadata, translations, device_mtus) = &*self.world;
+        let world = World(
+            objects,
+            *metadata,
+            translations.clone(),
+            device_mtus.clone(),
+        );
+        self.world = Rc::new(world);
     }
 
     /// Other addresses stand for others from now on.
     pub fn translate(&mut self, translations: Vec<Translation>) {
-        self.world = Rc::new(World(self.world.0.clone(), self.world.1, translations));
+        let World(objects, metadata, _, device_mtus) = &*self.world;
+        let world = World(
+            objects.clone(),
+            *metadata,
+            translations,
+            device_mtus.clone(),
+        );
+        self.world = Rc::new(world);
     }
 
     /// Lets time pass: sessions expire, and what has waited in vain for its first fragment is dropped.
@@ -926,12 +941,26 @@ impl Model {
             Some(offload) => segment::longest(&packet, offload),
             None => packet.ip_len(),
         };
-        let too_big = tunnel.filter(|(_, tunnel)| longest > tunnel.mtu);
+        let mtu = match (&tunnel, way.to) {
+            (Some((_, tunnel)), _) => Some(tunnel.mtu),
+            (None, To::Port(port)) => world.device_mtu(&port.id),
+            (None, To::Host(_)) => None,
+        };
+        let too_big = mtu.filter(|mtu| longest > *mtu);
         // Pieces of a segment are not cut once more.
         let stays_whole = packet.dont_fragment || packet.segment.is_some();
-        if let Some((_, tunnel)) = too_big.filter(|_| stays_whole) {
-            let problem = Problem::TooBig(tunnel.mtu);
-            return report(&packet, problem, DropReason::TooBig);
+        if let Some(mtu) = too_big {
+            if !has_router(world, vpc, ingress, &packet, way) {
+                return Err(DropReason::TooBig);
+            }
+            if stays_whole {
+                let problem = Problem::TooBig(mtu);
+                if let (To::Port(target), Ingress::Tunnel(from, _)) = (way.to, ingress) {
+                    let ends = (from, target);
+                    return self.report_to_host(world, place, ends, &packet, problem, outcome);
+                }
+                return report(&packet, problem, DropReason::TooBig);
+            }
         }
         if let Some((dst, src)) = way.rewrite {
             packet.set_macs(dst, src);
@@ -944,11 +973,19 @@ impl Model {
             packet.translate(&flow, quoted.as_ref());
             self.translated += 1;
         }
-        if packet.tcp.is_some_and(|segment| segment.has(SYN)) {
-            self.clamp(world, host, ingress, way, &mut packet);
+        if too_big.is_none() && packet.tcp.is_some_and(|segment| segment.has(SYN)) {
+            clamp(world, host, ingress, way, &mut packet);
+        }
+        // What has options is not fragmented.
+        if too_big.is_some() && packet.l4 != frame::IP + 20 {
+            return Err(DropReason::TooBig);
         }
         let Some((to, tunnel)) = tunnel else {
-            if let To::Port(port) = way.to {
+            if let (To::Port(port), Some(mtu)) = (way.to, too_big) {
+                let pieces = packet.pieces(mtu).into_iter();
+                let delivered = pieces.map(|piece| (port.id.clone(), piece));
+                outcome.delivered.extend(delivered);
+            } else if let To::Port(port) = way.to {
                 if let Some(Offload { segments, size }) = packet.segment {
                     outcome.whole.push((port.id.clone(), segments as u8, size));
                 }
@@ -962,9 +999,7 @@ impl Model {
                 .into_iter()
                 .map(|piece| piece.bytes)
                 .collect(),
-            // What has options is not fragmented.
-            Some(_) if packet.l4 != frame::IP + 20 => return Err(DropReason::TooBig),
-            Some(_) => packet.pieces(tunnel.mtu),
+            Some(mtu) => packet.pieces(mtu),
         };
         self.cross(
             world,
@@ -977,23 +1012,36 @@ impl Model {
         Ok(())
     }
 
-    /// MSS clamping, by either end that asks for it, to what the tunnel between them carries.
-    fn clamp(
-        &self,
+    /// An error about a packet that the device of its receiver does not take goes back through the tunnel, if its sender lives there.
+    fn report_to_host(
+        &mut self,
         world: &World,
-        host: &str,
-        ingress: Ingress<'_>,
-        way: &Way<'_>,
-        packet: &mut Packet,
-    ) {
-        let (port, tunnel) = match (ingress, way.to) {
-            (Ingress::Port(port), To::Host(to)) => (port, world.tunnel(host, to)),
-            (Ingress::Tunnel(from, _), To::Port(port)) => (port, world.tunnel(host, from)),
-            _ => return,
+        (host, vpc): (&str, &str),
+        (from, target): (&str, &v1::Port),
+        packet: &Packet,
+        problem: Problem,
+        outcome: &mut Outcome,
+    ) -> Result<(), DropReason> {
+        let sender = world.port_by_address(vpc, packet.flow.source);
+        let sender = sender.filter(|sender| sender.host == from);
+        let error = gateway::error(world, target, packet, problem);
+        let (Some(sender), Some(mut error)) = (sender, error) else {
+            return Err(DropReason::TooBig);
         };
-        if let (true, Some(tunnel)) = (port.clamp_mss, tunnel) {
-            packet.clamp_mss(tunnel.mtu);
-        }
+        error[..6].copy_from_slice(&mac(&sender.mac));
+        outcome.dropped.push((host.to_owned(), DropReason::TooBig));
+        let tunnel = world
+            .tunnel(host, from)
+            .ok_or(DropReason::UnderlayUnresolved)?;
+        self.cross(
+            world,
+            (host, from, vpc),
+            tunnel,
+            packet.class,
+            &[error],
+            outcome,
+        );
+        Ok(())
     }
 
     /// Frames cross from host to host.
@@ -1069,7 +1117,12 @@ impl Model {
                 if let Ingress::Tunnel(_, class) = ingress {
                     packet.carry_congestion(class)?;
                 }
-                outcome.delivered.push((port.id.clone(), packet.bytes));
+                let mtu = world.device_mtu(&port.id);
+                if mtu.is_some_and(|mtu| packet.ip_len() > mtu) {
+                    outcome.dropped.push((host.to_owned(), DropReason::TooBig));
+                } else {
+                    outcome.delivered.push((port.id.clone(), packet.bytes));
+                }
             }
         }
         let mut remote: Vec<&str> = others.map(|port| port.host.as_str()).collect();
@@ -1098,6 +1151,42 @@ impl Model {
             return Err(DropReason::NoReceiver);
         }
         Ok(())
+    }
+}
+
+/// Whether a router stands between the packet's sender and where it goes, which alone cuts it or says that it is too big. A tunnel has one at each end; the
+/// device of a port is as a link is.
+fn has_router(
+    world: &World,
+    vpc: &str,
+    ingress: Ingress<'_>,
+    packet: &Packet,
+    way: &Way<'_>,
+) -> bool {
+    match (way.to, ingress) {
+        (To::Host(_), _) => true,
+        (To::Port(_), Ingress::Port(_)) => way.rewrite.is_some(),
+        (To::Port(target), Ingress::Tunnel(..)) => {
+            let sender = world.port_by_address(vpc, packet.flow.source);
+            sender.map(|sender| &sender.subnet) != Some(&target.subnet)
+        }
+    }
+}
+
+/// MSS clamping, by either end that asks for it, to what the narrowest part of the way takes that this host knows of.
+fn clamp(world: &World, host: &str, ingress: Ingress<'_>, way: &Way<'_>, packet: &mut Packet) {
+    let through = |to: &str| world.tunnel(host, to).map(|tunnel| tunnel.mtu);
+    let (sender, from) = match ingress {
+        Ingress::Port(port) => (port.clamp_mss, world.device_mtu(&port.id)),
+        Ingress::Tunnel(from, _) => (false, through(from)),
+    };
+    let (receiver, to) = match way.to {
+        To::Port(port) => (port.clamp_mss, world.device_mtu(&port.id)),
+        To::Host(to) => (false, through(to)),
+    };
+    let narrowest = from.into_iter().chain(to).min();
+    if let Some(mtu) = narrowest.filter(|_| sender || receiver) {
+        packet.clamp_mss(mtu);
     }
 }
 

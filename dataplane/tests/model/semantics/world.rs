@@ -1,5 +1,6 @@
 //! The configuration as the model reads it: the objects themselves, searched from end to end for every question.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
@@ -14,9 +15,14 @@ pub const ROUTER: Mac = [0x02, 0x77, 0x65, 0x66, 0x74, 0x01];
 /// Bytes of IP packet that the underlay of a fabric in memory carries.
 const UNDERLAY_MTU: usize = 1500;
 
-/// The objects, whether hosts have a metadata service, and the addresses that stand for others.
+/// The objects, whether hosts have a metadata service, the addresses that stand for others, and what devices of ports take.
 #[derive(Debug)]
-pub struct World(pub Objects, pub bool, pub Vec<Translation>);
+pub struct World(
+    pub Objects,
+    pub bool,
+    pub Vec<Translation>,
+    pub BTreeMap<String, u16>,
+);
 
 /// How a host reaches another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -76,6 +82,11 @@ impl World {
     /// Whether an address is where guests find their host's metadata service.
     pub fn is_metadata(&self, address: IpAddr) -> bool {
         self.1 && ["169.254.169.254", "fd00:ec2::254"].contains(&address.to_string().as_str())
+    }
+
+    /// Bytes of IP packet that the device of a port takes, if that is known.
+    pub fn device_mtu(&self, port: &str) -> Option<usize> {
+        self.3.get(port).map(|mtu| usize::from(*mtu))
     }
 
     fn translation(&self, vpc: &str, is: impl Fn(&Translation) -> bool) -> Option<&Translation> {
