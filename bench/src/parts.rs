@@ -83,7 +83,7 @@ fn headers(rows: &mut Vec<Row>) -> anyhow::Result<()> {
         let mut packets = packets.ok_or_else(|| anyhow::anyhow!("no frame"))?;
         let push = each(100_000, |i| {
             let packet = &mut packets[i % 64];
-            black_box(template.push(&mut memory, packet, 100, 0, i as u16));
+            black_box(template.push(&mut memory, packet, 100.into(), 0, i as u16));
             packet.start += template.overhead() as u16;
             packet.len -= template.overhead() as u16;
         });
@@ -91,7 +91,7 @@ fn headers(rows: &mut Vec<Row>) -> anyhow::Result<()> {
         let frames: Vec<Vec<u8>> = packets
             .iter_mut()
             .map(|packet| {
-                template.push(&mut memory, packet, 100, 0, 7);
+                template.push(&mut memory, packet, 100.into(), 0, 7);
                 let start = usize::from(packet.start);
                 memory.bytes(&packet.frame)[start..start + usize::from(packet.len)].to_vec()
             })
@@ -155,7 +155,7 @@ pub(crate) fn fill(count: u32) -> anyhow::Result<(SessionTable, Vec<f64>)> {
     let new = NewSession {
         state: State::OneWay,
         port: 0,
-        vpc: 0,
+        vpc: 0.into(),
         now: 0,
         tcp: Default::default(),
         action: None,

@@ -112,6 +112,7 @@
 //! ```
 
 pub mod encap;
+pub mod numbers;
 pub mod packet;
 pub mod pipeline;
 pub mod policy;

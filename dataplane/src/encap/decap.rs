@@ -4,6 +4,7 @@
 //! 7348 §5).
 
 use super::{GRE_ETHERNET, VXLAN_PORT};
+use crate::numbers::Vni;
 use crate::packet::DropReason;
 use crate::packet::checksum;
 use crate::packet::parse::{ETHERNET, ETHERTYPE_IPV4, ETHERTYPE_IPV6, Family, mapped, protocol};
@@ -16,7 +17,7 @@ pub struct Outer {
     /// The VTEP that it was sent to.
     pub destination: u128,
     /// VNI or key.
-    pub vni: u32,
+    pub vni: Vni,
     /// Offset of the inner Ethernet header.
     pub inner: u16,
     /// End of the inner frame.
@@ -66,7 +67,7 @@ fn plain_vxlan(frame: &[u8]) -> Option<Outer> {
     plain.then(|| Outer {
         source: mapped(be32(26)),
         destination: mapped(be32(30)),
-        vni: be32(46) >> 8,
+        vni: Vni::from(be32(46) >> 8),
         inner: (ETHERNET + 36) as u16,
         end: ETHERNET as u16 + 20 + length,
         traffic_class: head[15],
@@ -162,7 +163,7 @@ impl Payload {
         }
     }
 
-    fn outer(&self, vni: u32, inner: usize, end: usize) -> Outer {
+    fn outer(&self, vni: Vni, inner: usize, end: usize) -> Outer {
         let Self {
             source,
             destination,
@@ -207,7 +208,7 @@ impl Payload {
         if header[8] & 0x08 == 0 {
             return Err(DropReason::VxlanFlags);
         }
-        let vni = u32::from_be_bytes([0, header[12], header[13], header[14]]);
+        let vni = Vni::from(u32::from_be_bytes([0, header[12], header[13], header[14]]));
         Ok(self.outer(vni, self.l4 + 16, self.l4 + length))
     }
 
@@ -239,7 +240,7 @@ impl Payload {
         if at > header.len() {
             return Err(DropReason::OuterHeader);
         }
-        Ok(self.outer(key, self.l4 + at, self.end))
+        Ok(self.outer(Vni::from(key), self.l4 + at, self.end))
     }
 }
 
@@ -281,7 +282,10 @@ mod tests {
         let frame = tunnelled();
         let outer = plain_vxlan(&frame).unwrap();
         assert_eq!(general(&frame), Ok(outer));
-        assert_eq!((outer.vni, outer.inner, outer.end), (0x01_0203, 50, 110));
+        assert_eq!(
+            (outer.vni, outer.inner, outer.end),
+            (Vni::from(0x01_0203), 50, 110)
+        );
     }
 
     #[test]

@@ -5,6 +5,7 @@
 
 pub mod decap;
 
+use crate::numbers::Vni;
 use crate::packet::checksum;
 use crate::packet::parse::{ETHERNET, ETHERTYPE_IPV4, ETHERTYPE_IPV6, protocol, word_address};
 use crate::packet::{Frame, FrameMemory, Mac, Packet};
@@ -149,7 +150,7 @@ impl Template {
         &self,
         memory: &mut impl FrameMemory,
         packet: &mut Packet,
-        vni: u32,
+        vni: Vni,
         traffic_class: u8,
         entropy: u16,
     ) -> bool {
@@ -191,7 +192,7 @@ impl Template {
         area: &mut [u8],
         start: usize,
         len: u16,
-        vni: u32,
+        vni: Vni,
         traffic_class: u8,
         entropy: u16,
     ) -> bool {
@@ -220,7 +221,7 @@ impl Template {
         &self,
         place: &mut [u8; REACH[0]],
         len: u16,
-        vni: u32,
+        vni: Vni,
         traffic_class: u8,
         entropy: u16,
     ) {
@@ -246,7 +247,7 @@ impl Template {
         &self,
         place: &mut [u8; REACH[1]],
         len: u16,
-        vni: u32,
+        vni: Vni,
         traffic_class: u8,
         entropy: u16,
     ) {
@@ -273,16 +274,16 @@ fn put16(place: &mut [u8], at: usize, value: u16) {
 
 /// The last 16 bytes: UDP and VXLAN. `len` is that of the datagram.
 #[inline]
-fn write_vxlan<const N: usize>(place: &mut [u8; N], len: u16, vni: u32, entropy: u16) {
+fn write_vxlan<const N: usize>(place: &mut [u8; N], len: u16, vni: Vni, entropy: u16) {
     put16(place, N - 16, 0xc000 + (entropy >> 2));
     put16(place, N - 12, len);
-    place[N - 4..].copy_from_slice(&(vni << 8).to_be_bytes());
+    place[N - 4..].copy_from_slice(&(vni.get() << 8).to_be_bytes());
 }
 
 /// The last 8 bytes: GRE with a key.
 #[inline]
-fn write_gre<const N: usize>(place: &mut [u8; N], vni: u32) {
-    place[N - 4..].copy_from_slice(&vni.to_be_bytes());
+fn write_gre<const N: usize>(place: &mut [u8; N], vni: Vni) {
+    place[N - 4..].copy_from_slice(&vni.get().to_be_bytes());
 }
 
 /// Moves a packet back in its buffer until `needed` bytes are free in front of it. Returns whether that was possible.
@@ -335,7 +336,7 @@ mod tests {
             let template = Template::new(Encapsulation::Vxlan, (mac, mac), source, destination);
             for (entropy, port) in [(0, 0xc000u16), (3, 0xc000), (4, 0xc001), (0xffff, 0xffff)] {
                 let mut area = [0; 80];
-                assert!(template.write(&mut area, 80, 60, 1, 0, entropy));
+                assert!(template.write(&mut area, 80, 60, 1.into(), 0, entropy));
                 assert_eq!(area[64..66], port.to_be_bytes(), "{entropy:04x}");
             }
         }

@@ -6,6 +6,7 @@
 
 use super::quick_parse::{L4_IPV6, QuickParse, quick_parse};
 use super::{Core, Destination, Io, Source, Tables, rewrite, slow_path, translate};
+use crate::numbers::Vni;
 use crate::packet::parse::{ETHERNET, protocol};
 use crate::packet::{Family, Packet};
 use crate::session::State;
@@ -19,7 +20,7 @@ pub(super) struct Entry {
     quick: QuickParse,
     stamp: Stamp,
     probe: Probe,
-    vni: u32,
+    vni: Vni,
     /// Bytes ahead of the inner frame that a tunnel's packet leaves behind.
     outer: u16,
     /// Bytes of the inner frame.
@@ -32,9 +33,9 @@ pub(super) enum Lane {
     /// Nothing that this lane could use.
     Closed,
     /// From a port.
-    Port { stamp: Stamp, vni: u32 },
+    Port { stamp: Stamp, vni: Vni },
     /// From an uplink, with the tunnel and the VNI of the packet before.
-    Uplink(Option<(slow_path::Ends, u32, Stamp)>),
+    Uplink(Option<(slow_path::Ends, Vni, Stamp)>),
 }
 
 impl Lane {
@@ -202,7 +203,7 @@ impl Core {
         packet: &mut Packet,
         entry: &Entry,
         (session, action): (SessionRef<'_>, Action),
-        (vni, translate): (u32, impl FnOnce(&mut [u8])),
+        (vni, translate): (Vni, impl FnOnce(&mut [u8])),
     ) -> Option<(Destination, u16, u16)> {
         let QuickParse { key, ip_len, .. } = &entry.quick;
         let start = usize::from(packet.start) + usize::from(entry.outer);

@@ -5,6 +5,7 @@ use super::icmp_error::Problem;
 use super::tracking::{Follow, follow, kept};
 use super::translate::Decision;
 use super::{Core, Destination, Entry, Io, Tables, gso, rewrite};
+use crate::numbers::Vni;
 use crate::packet::parse::tcp_flags;
 use crate::packet::{DropReason, Packet};
 use crate::session::table::{Egress, Ingress, SessionRef};
@@ -135,7 +136,7 @@ impl Core {
         io: &mut impl Io,
         packet: Packet,
         entry: &Entry,
-        header: (u32, u8),
+        header: (Vni, u8),
         tunnel: &Tunnel,
     ) {
         if !packet.frame.is_large() {
@@ -154,7 +155,7 @@ impl Core {
         io: &mut impl Io,
         mut packet: Packet,
         entry: &Entry,
-        (vni, class): (u32, u8),
+        (vni, class): (Vni, u8),
         tunnel: &Tunnel,
     ) {
         // Entropy from bits of the hash that the choice of the tunnel does not use.

@@ -4,6 +4,7 @@ use super::resolve::{Record, Refusal, Reply, Verdict, flow, resolve};
 use super::tracer::Tracer;
 use super::translate::{Change, Decision};
 use super::{Core, Destination, Entry, Io, Tables};
+use crate::numbers::VpcIndex;
 use crate::packet::{DropReason, Offload, Packet};
 use crate::session::table::{Ingress, NewSession, SessionRef, Stamp};
 use crate::session::{InsertError, State};
@@ -21,13 +22,13 @@ impl Tracer for Live<'_> {
     #[inline]
     fn step(&mut self, _stage: &'static str, _text: impl FnOnce() -> String) {}
 
-    fn open_flow(&mut self, ingress: Ingress, vpc: u32) -> Result<(), DropReason> {
+    fn open_flow(&mut self, ingress: Ingress, vpc: VpcIndex) -> Result<(), DropReason> {
         if let Ingress::Port(index) = ingress
             && !self.flows.take(index.into(), self.now)
         {
             return Err(DropReason::FlowLimit);
         }
-        if !self.vpc_flows.take(vpc as usize, self.now) {
+        if !self.vpc_flows.take(vpc.get() as usize, self.now) {
             return Err(DropReason::VpcFlowLimit);
         }
         Ok(())

@@ -4,6 +4,7 @@
 //! checks every length and checksum that the parser checks; but not the addresses, which the judgement that a session keeps has seen.
 //! Everything else is none of its business: the answer is none, and the parser looks again.
 
+use crate::numbers::Vni;
 use crate::packet::checksum;
 use crate::packet::nested;
 use crate::packet::parse::{ETHERNET, ETHERTYPE_IPV4, ETHERTYPE_IPV6, protocol, tcp_flags};
@@ -44,7 +45,7 @@ fn be64(bytes: &[u8], at: usize) -> u64 {
 
 /// Looks at a frame of the VPC `vni`, no longer than 65535 bytes, and fills in what it shows; none if that is not enough. Completes a checksum that the sender's kernel left to its device.
 #[inline(always)]
-pub fn quick_parse(frame: &mut [u8], seeds: &Seeds, vni: u32, seen: &mut QuickParse) -> Option<()> {
+pub fn quick_parse(frame: &mut [u8], seeds: &Seeds, vni: Vni, seen: &mut QuickParse) -> Option<()> {
     let head: &[u8; 42] = frame.first_chunk()?;
     match (be16(head, 12), head[14]) {
         (ETHERTYPE_IPV4, 0x45) => ipv4(frame, seeds, vni, seen),
@@ -54,7 +55,7 @@ pub fn quick_parse(frame: &mut [u8], seeds: &Seeds, vni: u32, seen: &mut QuickPa
 }
 
 #[inline(always)]
-fn ipv4(frame: &mut [u8], seeds: &Seeds, vni: u32, seen: &mut QuickParse) -> Option<()> {
+fn ipv4(frame: &mut [u8], seeds: &Seeds, vni: Vni, seen: &mut QuickParse) -> Option<()> {
     let head: &[u8; 42] = frame.first_chunk()?;
     let ip_len = be16(head, 16);
     // Sums are the same in either order of bytes (RFC 1071 §2).
@@ -97,7 +98,7 @@ fn ipv4(frame: &mut [u8], seeds: &Seeds, vni: u32, seen: &mut QuickParse) -> Opt
 }
 
 #[inline(always)]
-fn ipv6(frame: &mut [u8], seeds: &Seeds, vni: u32, seen: &mut QuickParse) -> Option<()> {
+fn ipv6(frame: &mut [u8], seeds: &Seeds, vni: Vni, seen: &mut QuickParse) -> Option<()> {
     let head: &[u8; 62] = frame.first_chunk()?;
     let payload = be16(head, 18);
     let address = |at: usize| [be64(head, at), be64(head, at + 8)];

@@ -1,5 +1,6 @@
 //! What listens to a resolution: nothing, or whoever wants to see its steps.
 
+use crate::numbers::VpcIndex;
 use crate::packet::DropReason;
 use crate::session::table::Ingress;
 
@@ -12,7 +13,7 @@ pub trait Tracer {
     ///
     /// # Errors
     /// Which limit is spent.
-    fn open_flow(&mut self, _ingress: Ingress, _vpc: u32) -> Result<(), DropReason> {
+    fn open_flow(&mut self, _ingress: Ingress, _vpc: VpcIndex) -> Result<(), DropReason> {
         Ok(())
     }
 }

@@ -5,6 +5,7 @@
 //! packet that they quote (RFC 5508 §4, RFC 5508 REQ-3 to 5).
 
 use super::tracer::Tracer;
+use crate::numbers::Vni;
 use crate::packet::checksum::{self, finish_few};
 use crate::packet::parse::{self, Family, protocol, word_address};
 use crate::packet::{DropReason, Flow, Parsed};
@@ -43,7 +44,7 @@ impl From<Action> for Decision {
 impl Decision {
     /// The VNI that the packet leaves with, if it comes with this one.
     #[inline]
-    pub(super) fn vni(&self, ingress: u32) -> u32 {
+    pub(super) fn vni(&self, ingress: Vni) -> Vni {
         match &self.change {
             Change::None => ingress,
             Change::Flow(translation) | Change::Error(translation, _) => translation.vni,
@@ -145,7 +146,7 @@ impl Choice {
     }
 
     /// What the packet becomes, if it is to leave with this flow.
-    pub(super) fn change(&self, flow: &Flow, after: &Flow, vni: u32) -> Change {
+    pub(super) fn change(&self, flow: &Flow, after: &Flow, vni: Vni) -> Change {
         match self {
             Self::Kept(translation) => Change::Flow(*translation),
             Self::Error(outer, quoted) => Change::Error(*outer, *quoted),

@@ -1,5 +1,6 @@
 //! The key of a session: both ends in a fixed order, so that a flow and its reverse have one key and one hash.
 
+use crate::numbers::Vni;
 use crate::packet::Flow;
 
 /// Which of a session's two directions a packet goes: from the lower end to the higher, or back.
@@ -60,11 +61,11 @@ fn mix(a: u64, b: u64) -> u64 {
 impl Key {
     /// The key of a flow in a VPC.
     #[inline]
-    pub fn new(seeds: &Seeds, flow: &Flow, vni: u32) -> Self {
+    pub fn new(seeds: &Seeds, flow: &Flow, vni: impl Into<Vni>) -> Self {
         let word = |address: u128| [(address >> 64) as u64, address as u64];
         let source = (word(flow.source), flow.source_port);
         let destination = (word(flow.destination), flow.destination_port);
-        Self::of(seeds, source, destination, flow.protocol, vni)
+        Self::of(seeds, source, destination, flow.protocol, vni.into())
     }
 
     /// The key of what two ends send each other, each with its address (high word first) and its port.
@@ -74,7 +75,7 @@ impl Key {
         source: ([u64; 2], u16),
         destination: ([u64; 2], u16),
         protocol: u8,
-        vni: u32,
+        vni: Vni,
     ) -> Self {
         let up = source < destination;
         let (([w0, w1], low_port), ([w2, w3], high_port)) = if up {
@@ -84,7 +85,7 @@ impl Key {
         };
         let ends = u64::from(low_port) << 48
             | u64::from(high_port) << 32
-            | u64::from(vni) << 8
+            | u64::from(vni.get()) << 8
             | u64::from(protocol);
         let words = [w0, w1, w2, w3, ends];
         Self {
@@ -108,7 +109,7 @@ impl Key {
     }
 
     /// The flow and VNI that the key stands for, seen from `direction`.
-    pub fn flow(words: &[u64; 5], direction: Direction) -> (Flow, u32) {
+    pub fn flow(words: &[u64; 5], direction: Direction) -> (Flow, Vni) {
         let ends = words[4];
         let up = Flow {
             source: u128::from(words[0]) << 64 | u128::from(words[1]),
@@ -117,7 +118,7 @@ impl Key {
             destination_port: (ends >> 32) as u16,
             protocol: ends as u8,
         };
-        let vni = (ends >> 8) as u32 & 0xff_ffff;
+        let vni = Vni::from((ends >> 8) as u32 & 0xff_ffff);
         (
             if direction == Direction::Up {
                 up
@@ -229,7 +230,7 @@ mod tests {
             prop_assert_eq!(there.direction, back.direction.opposite());
             prop_assert_eq!(there.direction == Direction::Up, (s, sp) < (d, dp));
             prop_assert!(there.words[..2] <= there.words[2..4], "the lower end comes first");
-            prop_assert_eq!(Key::flow(&there.words, there.direction), (flow, vni));
+            prop_assert_eq!(Key::flow(&there.words, there.direction), (flow, Vni::from(vni)));
         }
     }
 }

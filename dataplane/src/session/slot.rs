@@ -6,6 +6,7 @@
 use super::State;
 use super::key::Direction;
 use super::tcp::Side;
+use crate::numbers::Epoch;
 use crate::packet::Mac;
 use crate::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 
@@ -44,12 +45,12 @@ impl Stamp {
 
     /// Of an epoch of a VPC ([`Vpc::epoch`](crate::snapshot::Vpc::epoch)) and an ingress.
     #[inline]
-    pub fn new(epoch: u32, ingress: Ingress) -> Self {
+    pub fn new(epoch: impl Into<Epoch>, ingress: Ingress) -> Self {
         let ingress = match ingress {
             Ingress::Port(index) => u32::from(index),
             Ingress::Peer(index) => 1 << 16 | u32::from(index),
         };
-        Self(u64::from(epoch) << 32 | u64::from(ingress) << WRITE_BITS)
+        Self(u64::from(epoch.into().get()) << 32 | u64::from(ingress) << WRITE_BITS)
     }
 }
 
@@ -256,10 +257,10 @@ impl FlowEntry {
     }
 
     /// Epoch and action, for people; none while nothing is decided.
-    pub fn view(&self) -> Option<(u32, Action)> {
+    pub fn view(&self) -> Option<(Epoch, Action)> {
         let stamp = self.stamp.load(Ordering::Acquire);
         let action = self.action(Stamp(stamp)).filter(|_| stamp != 0)?;
-        Some(((stamp >> 32) as u32, action))
+        Some((Epoch::from((stamp >> 32) as u32), action))
     }
 
     /// Counts a packet. One worker at a time sends a direction: a load and a store will do, and cost no bus lock.
@@ -492,7 +493,7 @@ mod tests {
         let stamp = Stamp::new(1, Ingress::Port(1));
         assert_eq!(entry.view(), None);
         entry.set(stamp, &action(7));
-        assert_eq!(entry.view(), Some((1, action(7))));
+        assert_eq!(entry.view(), Some((1.into(), action(7))));
         entry.revoke();
         assert_eq!((entry.action(stamp), entry.view()), (None, None));
     }

@@ -18,6 +18,7 @@ use super::slot::{FlowEntry, Slot};
 use super::tcp;
 use super::translation::{Line, Side, Translation};
 use super::{State, Timeouts};
+use crate::numbers::{Epoch, Vni, VpcIndex};
 use crate::packet::Flow;
 use crate::prefetch::prefetch;
 use crate::sync::atomic::{AtomicBool, AtomicU32, Ordering, fence};
@@ -159,7 +160,7 @@ pub struct NewSession {
     /// Port that it is charged to.
     pub port: u16,
     /// Index of its VPC.
-    pub vpc: u32,
+    pub vpc: VpcIndex,
     /// The time, in milliseconds.
     pub now: u32,
     /// TCP windows: of the opener, and of the other side.
@@ -174,12 +175,12 @@ pub struct NewSession {
 #[derive(Debug, Clone)]
 #[allow(missing_docs)]
 pub struct SessionView {
-    pub vni: u32,
+    pub vni: Vni,
     pub flow: Flow,
     /// VNI and flow on the other side, if it is translated.
-    pub translated: Option<(u32, Flow)>,
+    pub translated: Option<(Vni, Flow)>,
     pub state: State,
-    pub epoch: u32,
+    pub epoch: Epoch,
     pub idle_ms: u32,
     pub packets_out: u64,
     pub packets_back: u64,
@@ -430,7 +431,7 @@ impl SessionTable {
         slot.last_seen.store(new.now, Ordering::Relaxed);
         slot.created.store(new.now, Ordering::Relaxed);
         slot.set_port(new.port, second.is_some());
-        slot.vpc.store(new.vpc, Ordering::Relaxed);
+        slot.vpc.store(new.vpc.get(), Ordering::Relaxed);
         if let Some((second, translation)) = &second {
             shard.lines[number as usize].set(key, second, translation);
             self.translates.store(true, Ordering::Relaxed);
@@ -442,7 +443,7 @@ impl SessionTable {
             slot.entries[opener].set(*stamp, action);
         }
         let version = slot.turn();
-        self.charge(new.port, new.vpc, 1);
+        self.charge(new.port, new.vpc.get(), 1);
         if let Some(writer) = held.writer(home) {
             if new.state.gives_way() {
                 writer.remember(number, version);
@@ -468,7 +469,7 @@ impl SessionTable {
         if is_spent(&self.per_port, new.port.into(), self.limits.per_port) {
             return Err(InsertError::PortBudget);
         }
-        if is_spent(&self.per_vpc, new.vpc as usize, self.limits.per_vpc) {
+        if is_spent(&self.per_vpc, new.vpc.get() as usize, self.limits.per_vpc) {
             return Err(InsertError::VpcBudget);
         }
         Ok(())
@@ -641,7 +642,7 @@ impl SessionTable {
     }
 
     /// Removes every session with one of these addresses, each with its VNI, at either end.
-    pub fn remove_addresses(&self, addresses: &HashSet<(u32, u128)>) {
+    pub fn remove_addresses(&self, addresses: &HashSet<(Vni, u128)>) {
         if addresses.is_empty() {
             return;
         }
@@ -714,7 +715,7 @@ impl SessionTable {
     }
 
     /// Up to `limit` sessions that the filter lets through, for people.
-    pub fn list(&self, limit: usize, now: u32, keep: impl Fn(u32) -> bool) -> Vec<SessionView> {
+    pub fn list(&self, limit: usize, now: u32, keep: impl Fn(Vni) -> bool) -> Vec<SessionView> {
         let mut views = Vec::new();
         for shard in &*self.shards {
             for number in 0..shard.used.load(Ordering::Relaxed) {
@@ -774,7 +775,7 @@ impl Shard {
             flow,
             translated,
             state,
-            epoch: decided_out.map_or(0, |(epoch, _)| epoch),
+            epoch: decided_out.map_or(Epoch::default(), |(epoch, _)| epoch),
             idle_ms: now.wrapping_sub(slot.last_seen.load(Ordering::Relaxed)),
             packets_out: out.packets(),
             packets_back: back.packets(),

@@ -2,6 +2,7 @@
 //! cache besides its slot, which no other session touches: its second key, and what the checksums change by.
 
 use super::key::{Direction, Key};
+use crate::numbers::Vni;
 use crate::packet::{Family, Flow, checksum};
 use crate::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
@@ -11,7 +12,7 @@ pub struct Translation {
     /// The addresses and ports that the packet gets.
     pub flow: Flow,
     /// VNI of the VPC that it is in then.
-    pub vni: u32,
+    pub vni: Vni,
     /// What the checksum of an IPv4 header changes by (RFC 1624): the ones' complement sum of what is new less what was.
     pub header_delta: u16,
     /// What the checksum of a transport protocol changes by, if addresses and ports count in it.
@@ -20,7 +21,7 @@ pub struct Translation {
 
 impl Translation {
     /// From one identity to another, of the same family.
-    pub fn new(from: &Flow, to: &Flow, vni: u32) -> Self {
+    pub fn new(from: &Flow, to: &Flow, vni: impl Into<Vni>) -> Self {
         let addresses = |flow: &Flow| match flow.family() {
             Family::Ipv4 => {
                 checksum::sum(&(flow.source as u32).to_be_bytes())
@@ -36,7 +37,7 @@ impl Translation {
         let less = |sum: u64| u64::from(!checksum::fold(sum));
         Self {
             flow: *to,
-            vni,
+            vni: vni.into(),
             header_delta: checksum::fold(after + less(before)),
             transport_delta: checksum::fold(after + ports(to) + less(before + ports(from))),
         }

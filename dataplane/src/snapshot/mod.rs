@@ -21,6 +21,7 @@ pub use self::guests::Guests;
 pub use self::limits::{Limits, Rate, RateLimit};
 pub use self::translations::{StaticTranslation, Translations};
 use crate::encap::{Encapsulation, Template};
+use crate::numbers::{Epoch, Vni, VpcIndex};
 use crate::packet::parse::word_family;
 use crate::packet::{Family, Mac};
 use crate::policy::{Acl, AddressSet, GroupRules};
@@ -42,7 +43,7 @@ pub struct Snapshot {
     /// VPCs present on this host.
     pub vpcs: CowVec<Vpc>,
     /// Place in `vpcs` by VNI.
-    pub vpc_by_vni: Arc<Map<u32, usize>>,
+    pub vpc_by_vni: Arc<Map<Vni, usize>>,
     /// Subnets of those VPCs.
     pub subnets: CowVec<Subnet>,
     /// Ports of this host, by port index; the index of a port stays while the port lives.
@@ -65,11 +66,11 @@ pub struct Vpc {
     /// Its id.
     pub id: String,
     /// VNI and GRE key.
-    pub vni: u32,
+    pub vni: Vni,
     /// Index for budgets; stays while the VPC is known.
-    pub index: u32,
+    pub index: VpcIndex,
     /// The generation in which it changed last, by which sessions know what was decided for them.
-    pub epoch: u32,
+    pub epoch: Epoch,
     /// Who has an address.
     pub by_address: Arc<Map<u128, Endpoint>>,
     /// Who has a MAC.

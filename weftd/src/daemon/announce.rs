@@ -7,6 +7,7 @@
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 
+use weft_dataplane::numbers::Vni;
 use weft_dataplane::packet::parse::{ETHERNET, IPV4_MAPPED, protocol, word_family};
 use weft_dataplane::packet::{Family, Mac, checksum};
 use weft_dataplane::pipeline::guard::link_local;
@@ -21,7 +22,7 @@ const ALL_NODES: u128 = 0xff02 << 112 | 1;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Moved {
     /// Its VPC.
-    pub vni: u32,
+    pub vni: Vni,
     /// The address.
     pub address: u128,
     /// The MAC.
@@ -36,8 +37,8 @@ pub struct Moved {
 #[derive(Debug, Default)]
 pub struct Announcer {
     /// Where addresses were that no port has now; the oldest give way.
-    left: HashMap<(u32, u128), Mac>,
-    order: VecDeque<(u32, u128)>,
+    left: HashMap<(Vni, u128), Mac>,
+    order: VecDeque<(Vni, u128)>,
 }
 
 impl Announcer {
@@ -120,7 +121,7 @@ fn routers<'a>(
 }
 
 /// What sessions are over: those of these addresses, by VNI. A router has none.
-pub fn ended(moved: &[Moved]) -> HashSet<(u32, u128)> {
+pub fn ended(moved: &[Moved]) -> HashSet<(Vni, u128)> {
     let ports = moved.iter().filter(|moved| !moved.is_router);
     ports.map(|moved| (moved.vni, moved.address)).collect()
 }

@@ -12,6 +12,7 @@ use weft_proto::v1;
 
 use super::host::Host;
 use crate::agent::AgentHandle;
+use weft_dataplane::numbers::Vni;
 use weft_dataplane::packet::parse::{protocol, word_address};
 use weft_dataplane::packet::{DropReason, Flow};
 use weft_dataplane::pipeline::counters::{Counters, Traffic};
@@ -311,7 +312,7 @@ impl Node for NodeService {
 }
 
 fn session(snapshot: &Snapshot, view: &SessionView) -> v1::Session {
-    let vpc = |vni: u32| {
+    let vpc = |vni: Vni| {
         let place = snapshot.vpc_by_vni.get(&vni);
         let vpc = place.and_then(|place| snapshot.vpcs.get(*place));
         vpc.map_or_else(|| format!("vni {vni}"), |vpc| vpc.id.clone())
@@ -346,7 +347,7 @@ fn session(snapshot: &Snapshot, view: &SessionView) -> v1::Session {
         destination: text(view.flow.destination),
         destination_port: destination_port(&view.flow).into(),
         state: view.state.name().to_owned(),
-        generation: view.epoch.into(),
+        generation: view.epoch.get().into(),
         idle_seconds: (view.idle_ms / 1000).into(),
         packets_out: view.packets_out,
         packets_back: view.packets_back,

@@ -7,6 +7,7 @@ use std::collections::HashMap;
 
 use super::track::Track;
 use super::{Datagram, Origin};
+use crate::numbers::Vni;
 use crate::packet::Packet;
 
 const NONE: u32 = u32::MAX;
@@ -65,7 +66,7 @@ struct Owner {
 
 #[derive(Debug, Clone, Copy)]
 struct Vpc {
-    vni: u32,
+    vni: Vni,
     used: Use,
 }
 
@@ -80,7 +81,7 @@ pub(super) struct Ledger {
     owner_of: HashMap<Origin, u32>,
     vpcs: Vec<Vpc>,
     free_vpcs: Vec<u32>,
-    vpc_of: HashMap<u32, u32>,
+    vpc_of: HashMap<Vni, u32>,
     waiting: usize,
 }
 

@@ -13,6 +13,7 @@ mod track;
 
 use std::collections::HashMap;
 
+use crate::numbers::Vni;
 use crate::packet::{DropReason, Family, Flow, Fragment, Packet};
 use crate::session::table::Ingress;
 
@@ -36,7 +37,7 @@ const LIFETIME: u32 = 10_000;
 const REUSE: u32 = 250;
 
 /// Where a fragment came in: ingress and VNI. Each has a budget of its own, so that a port, and a VPC behind a peer, costs no other anything.
-pub type Origin = (Ingress, u32);
+pub type Origin = (Ingress, Vni);
 
 /// Names a datagram (RFC 791 §3.2; RFC 8200 §4.5, by which the next header is no part of the name: it differs between fragments).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

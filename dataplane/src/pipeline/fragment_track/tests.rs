@@ -2,7 +2,7 @@ use super::*;
 use crate::packet::Frame;
 
 fn origin(port: u16, vni: u32) -> Origin {
-    (Ingress::Port(port), vni)
+    (Ingress::Port(port), vni.into())
 }
 
 fn packet(index: u32) -> Packet {

@@ -27,7 +27,7 @@ fn new(state: State, now: u32) -> NewSession {
     NewSession {
         state,
         port: 1,
-        vpc: 1,
+        vpc: 1.into(),
         now,
         tcp: Default::default(),
         action: None,
@@ -133,7 +133,7 @@ fn budgets_hold_and_are_given_back() {
         }
         let other = NewSession {
             port: 2,
-            vpc: 2,
+            vpc: 2.into(),
             ..new(State::OneWay, 0)
         };
         assert!(table.insert(&key(11), &other).is_ok(), "not its budget");
@@ -396,8 +396,8 @@ fn a_listed_session_shows_its_flow_its_decisions_and_its_packets_each_way() {
             views.remove(0)
         };
         let view = listed();
-        assert_eq!((view.vni, view.flow), (5, opener));
-        assert_eq!((view.state, view.epoch), (State::OneWay, 3));
+        assert_eq!((view.vni, view.flow), (5.into(), opener));
+        assert_eq!((view.state, view.epoch), (State::OneWay, 3.into()));
         assert_eq!(view.idle_ms, 1000);
         assert_eq!((view.packets_out, view.packets_back), (3, 0));
         assert_eq!((view.action_out, view.action_back), (Some(out), None));
@@ -406,7 +406,7 @@ fn a_listed_session_shows_its_flow_its_decisions_and_its_packets_each_way() {
         reply.touch(300);
         reply.set_action(Stamp::new(4, Ingress::Peer(9)), &answer);
         let view = listed();
-        assert_eq!((view.epoch, view.idle_ms), (3, 950));
+        assert_eq!((view.epoch, view.idle_ms), (3.into(), 950));
         assert_eq!((view.packets_out, view.packets_back), (3, 1));
         assert_eq!(
             (view.action_out, view.action_back),
@@ -617,9 +617,9 @@ fn a_translated_session_is_found_by_either_key_and_is_one() {
         assert!(from_opener.is_on_first_side() && !answer.is_on_first_side());
         assert_eq!(from_opener.number, answer.number);
         let to = from_opener.translation().unwrap();
-        assert_eq!((to.flow, to.vni), (inside, 6));
+        assert_eq!((to.flow, to.vni), (inside, 6.into()));
         let to = answer.translation().unwrap();
-        assert_eq!((to.flow, to.vni), (outside.reversed(), 5));
+        assert_eq!((to.flow, to.vni), (outside.reversed(), 5.into()));
         // The fast path finds it too.
         let probed = table.confirm(table.probe(&back), &back).unwrap();
         assert_eq!(
@@ -633,8 +633,8 @@ fn a_translated_session_is_found_by_either_key_and_is_one() {
         let [view] = &table.list(10, 7, |_| true)[..] else {
             panic!("one session");
         };
-        assert_eq!((view.vni, view.flow), (5, outside));
-        assert_eq!(view.translated, Some((6, inside)));
+        assert_eq!((view.vni, view.flow), (5.into(), outside));
+        assert_eq!(view.translated, Some((6.into(), inside)));
         assert_eq!((view.packets_out, view.packets_back), (0, 1));
         assert_eq!(table.per_port[1].load(Ordering::Relaxed), 1);
         table.remove(&answer);
@@ -789,7 +789,7 @@ fn sessions_go_with_an_address_of_either_side() {
             let table = table(1000);
             let (new, [there, _]) = translated(&table, two(1), 0);
             table.insert(&there, &new).unwrap();
-            table.remove_addresses(&HashSet::from([(vni, address)]));
+            table.remove_addresses(&HashSet::from([(vni.into(), address)]));
             let goes = (vni == 5) == (address == 0xffff_0a00_0002);
             assert_eq!(table.find(&there).is_none(), goes);
         }

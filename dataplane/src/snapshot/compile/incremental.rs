@@ -57,7 +57,7 @@ pub(super) fn compile(
     for vpc in changes.iter().filter_map(|change| change.new?.vpc()) {
         let place = done.places.vpcs.get(vpc).copied();
         if let Some(vpc) = place.and_then(|place| done.snapshot.vpcs.get_mut(place)) {
-            vpc.epoch = context.generation;
+            vpc.epoch = context.generation.into();
         }
     }
     done.state = state.clone();

@@ -30,6 +30,7 @@ use super::index_allocator::IndexAllocator;
 use super::{
     Appliance, Endpoint, Limits, Map, Peer, Port, Snapshot, StaticTranslation, Subnet, Vpc,
 };
+use crate::numbers::Vni;
 use crate::packet::Mac;
 use crate::policy::{Acl, AddressSet};
 
@@ -286,7 +287,7 @@ struct Draft<'a> {
     places: Places,
     vteps: Vec<u128>,
     vpcs: Vec<VpcDraft>,
-    vpc_by_vni: Map<u32, usize>,
+    vpc_by_vni: Map<Vni, usize>,
     subnets: Vec<Subnet>,
     ports: Vec<Option<Port>>,
     limits: Vec<Limits>,
@@ -398,7 +399,7 @@ impl<'a> Draft<'a> {
                 continue;
             }
             let place = self.vpcs.len();
-            if self.vpc_by_vni.insert(vpc.vni, place).is_some() {
+            if self.vpc_by_vni.insert(vpc.vni.into(), place).is_some() {
                 let rule = format!("{} is already used by another VPC", vpc.vni);
                 self.report.add(Kind::Vpc, &vpc.id, "vni", rule);
             }
@@ -410,9 +411,9 @@ impl<'a> Draft<'a> {
             self.places.vpcs.insert(vpc.id.clone(), place);
             let vpc = Vpc {
                 id: vpc.id.clone(),
-                vni: vpc.vni,
-                index,
-                epoch: self.context.generation,
+                vni: vpc.vni.into(),
+                index: index.into(),
+                epoch: self.context.generation.into(),
                 ..Vpc::default()
             };
             self.vpcs.push(VpcDraft {

@@ -88,7 +88,7 @@ fn dump_vpc(snapshot: &Snapshot, place: usize) -> String {
 
 /// Of each VPC, its epoch and all else.
 fn by_vpc(snapshot: &Snapshot) -> BTreeMap<String, (u32, String)> {
-    let epoch = |place: usize| (snapshot.vpcs[place].epoch, dump_vpc(snapshot, place));
+    let epoch = |place: usize| (snapshot.vpcs[place].epoch.get(), dump_vpc(snapshot, place));
     (0..snapshot.vpcs.len())
         .map(|place| (snapshot.vpcs[place].id.clone(), epoch(place)))
         .collect()

@@ -69,10 +69,13 @@ fn an_address_that_passes_to_another_port_is_announced_once() {
     assert_eq!(addresses(&all[0]), BOTH.map(word));
     assert!(all[0].iter().all(|moved| {
         moved.mac == "02:00:00:00:01:01".parse().unwrap()
-            && (moved.vni, moved.is_router) == (100, false)
+            && (moved.vni, moved.is_router) == (100.into(), false)
     }));
     assert!(all[1].is_empty());
-    assert_eq!(ended(&all[0]), BOTH.map(|text| (100, word(text))).into());
+    assert_eq!(
+        ended(&all[0]),
+        BOTH.map(|text| (100.into(), word(text))).into()
+    );
 }
 
 #[test]
@@ -118,7 +121,7 @@ fn another_mac_of_a_port_or_a_router_is_announced() {
 #[test]
 fn frames_are_what_the_standards_say() {
     let moved = |text: &str, is_router| Moved {
-        vni: 100,
+        vni: 100.into(),
         address: word(text),
         mac: "02:00:00:00:01:01".parse().unwrap(),
         subnet: 0,
