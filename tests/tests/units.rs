@@ -491,7 +491,7 @@ fn systemd_reloads_restarts_and_cures_what_it_runs() {
         let first = host.main_pid("weftd")?;
         host.systemctl("reload weftd")?;
         wait_until("the configuration is read again", SOON, || {
-            host.journal("weftd").contains("taken up")
+            host.journal("weftd").contains("idle mode reloaded")
         })?;
         assert_eq!(host.main_pid("weftd")?, first);
 

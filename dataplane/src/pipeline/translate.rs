@@ -2,7 +2,7 @@
 //! here when a session begins, before and after the route, and kept from then on.
 //!
 //! Checksums are changed by what the words under them change by (RFC 1624), so that what was wrong stays wrong. ICMP errors are translated with the
-//! packet that they quote (RFC 5508 §4, RFC 5508 REQ-3 to 5).
+//! packet that they quote (RFC 5508 REQ-4, REQ-5).
 
 use super::tracer::Tracer;
 use crate::numbers::Vni;
