@@ -113,7 +113,8 @@ impl Core {
             Err(reason) => return self.drop(tables, io, packet, entry.ingress, reason),
         };
         if parsed.tcp_flags & tcp_flags::SYN != 0 {
-            self.clamp(tables, frame, entry, action.egress(), tunnel);
+            let way = (action.egress(), tunnel);
+            self.clamp(tables, frame, entry, way, is_partial);
         }
         match (action.egress(), tunnel) {
             (_, Some(tunnel)) => {
@@ -174,8 +175,8 @@ impl Core {
         tables: Tables<'_>,
         frame: &mut [u8],
         entry: &Entry,
-        egress: Egress,
-        tunnel: Option<&Tunnel>,
+        (egress, tunnel): (Egress, Option<&Tunnel>),
+        is_partial: bool,
     ) {
         let asks = |index: u16| {
             tables
@@ -202,7 +203,7 @@ impl Core {
             Egress::Peer(_) => through(tunnel),
         };
         if from.min(to) < u16::MAX {
-            rewrite::clamp_mss(frame, &entry.parsed, from.min(to));
+            rewrite::clamp_mss(frame, &entry.parsed, from.min(to), is_partial);
         }
     }
 }

@@ -106,8 +106,9 @@ fn mark(frame: &mut [u8], parsed: &Parsed, mark: u8) {
     }
 }
 
-/// Lowers the MSS option of a SYN to what the path carries (RFC 879, RFC 6691); adds none.
-pub fn clamp_mss(frame: &mut [u8], parsed: &Parsed, path_mtu: u16) {
+/// Lowers the MSS option of a SYN to what the path carries (RFC 879, RFC 6691); adds none. `is_partial`: its checksum is the sum of the pseudo-header,
+/// in which options do not count.
+pub fn clamp_mss(frame: &mut [u8], parsed: &Parsed, path_mtu: u16, is_partial: bool) {
     let l4 = usize::from(parsed.l4);
     let headers = match parsed.family {
         Family::Ipv4 => 40,
@@ -127,6 +128,9 @@ pub fn clamp_mss(frame: &mut [u8], parsed: &Parsed, path_mtu: u16) {
         return;
     }
     frame[place..place + 2].copy_from_slice(&limit.to_be_bytes());
+    if is_partial {
+        return;
+    }
     let field = u16::from_be_bytes([frame[l4 + 16], frame[l4 + 17]]);
     // An option may begin at an odd offset: its bytes then count in the other entries of two words.
     let (old, new) = if (20 + at) % 2 == 0 {

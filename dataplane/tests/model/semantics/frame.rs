@@ -758,7 +758,10 @@ impl Packet {
             if (kind, length) == (2, 4) {
                 if usize::from(word(&self.bytes, at + 2)) > limit {
                     self.bytes[at + 2..at + 4].copy_from_slice(&(limit as u16).to_be_bytes());
-                    self.write_checksum(self.l4 + 16);
+                    // What is to be split has the sum of the pseudo-header there.
+                    if self.segment.is_none() {
+                        self.write_checksum(self.l4 + 16);
+                    }
                 }
                 return;
             }
