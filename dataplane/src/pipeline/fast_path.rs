@@ -30,7 +30,7 @@ pub(super) struct Entry {
 /// What the packets of a vector have in common.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Lane {
-    /// Nothing that this lane could use.
+    /// Nothing that the fast path could use.
     Closed,
     /// From a port.
     Port { stamp: Stamp, vni: Vni },
@@ -55,7 +55,7 @@ impl Lane {
         }
     }
 
-    /// First stage: looks at the packet, and fills in what the next stages need of it. None: it is not for this lane.
+    /// First stage: looks at the packet, and fills in what the next stages need of it. None: it is not for the fast path.
     #[inline(always)]
     pub(super) fn look(
         &mut self,
@@ -124,7 +124,7 @@ impl Core {
         entry: &Entry,
     ) -> Result<(Destination, Packet), Packet> {
         match self.apply(tables, io, &mut packet, entry) {
-            // Made anew, not changed in place: the two entries of a word that was just written would have to settle before it is read.
+            // Made anew, not changed in place: the two halves of a word that was just written would have to settle before it is read.
             Some((to, start, len)) => Ok((
                 to,
                 Packet {

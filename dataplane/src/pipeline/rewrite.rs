@@ -132,7 +132,7 @@ pub fn clamp_mss(frame: &mut [u8], parsed: &Parsed, path_mtu: u16, is_partial: b
         return;
     }
     let field = u16::from_be_bytes([frame[l4 + 16], frame[l4 + 17]]);
-    // An option may begin at an odd offset: its bytes then count in the other entries of two words.
+    // An option may begin at an odd offset: its bytes then count in the other halves of two words.
     let (old, new) = if (20 + at) % 2 == 0 {
         (old, limit)
     } else {

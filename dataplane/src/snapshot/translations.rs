@@ -41,11 +41,6 @@ impl Translations {
         !taken
     }
 
-    /// Whether there are none.
-    pub fn is_empty(&self) -> bool {
-        self.by_outside.is_empty()
-    }
-
     /// The inside address that a destination stands for.
     pub fn destination(&self, outside: u128) -> Option<u128> {
         self.by_outside.get(&outside).copied()

@@ -60,7 +60,7 @@ impl Waker {
         self.rung.load(Ordering::Relaxed) && self.rung.swap(false, Ordering::Acquire)
     }
 
-    /// Sleeps until a descriptor is ready, the waker rings or the time is up. Does not sleep when it has been rung, or when `work` says
+    /// Sleeps until a descriptor is ready, it is woken or the time is up. Does not sleep when it has been woken meanwhile, or when `work` says
     /// that there is some.
     pub fn sleep(
         &self,

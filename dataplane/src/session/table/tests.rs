@@ -669,9 +669,7 @@ fn a_packet_on_the_wrong_side_is_not_translated_but_may_be_quoted() {
         assert!(found.translation().is_some() && found.origin().is_none());
     }
     let plain = Key::new(table.seeds(), &flow(9), 5);
-    let plain = table
-        .insert(&plain, &super::tests::new(State::OneWay, 0))
-        .unwrap();
+    let plain = table.insert(&plain, &self::new(State::OneWay, 0)).unwrap();
     assert_eq!((plain.translation(), plain.origin()), (None, None));
 }
 
