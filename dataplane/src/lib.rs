@@ -100,7 +100,7 @@
 //! assert_eq!(to, Destination::Uplink(0));
 //! let bytes = packet.bytes(&driver.memory);
 //! let outer = decap::outer(bytes).map_err(|reason| reason.name())?;
-//! assert_eq!((outer.destination, outer.vni), (word("192.0.2.2"), 100));
+//! assert_eq!((outer.destination, outer.vni), (word("192.0.2.2"), 100.into()));
 //! assert_eq!(bytes[outer.inner.into()..outer.end.into()], sent);
 //!
 //! // A source address that is not the port's is dropped, and counted.

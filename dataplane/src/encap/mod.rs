@@ -54,12 +54,12 @@ const REACH: [usize; 2] = [64, 80];
 ///
 ///     let mut memory = PlainMemory::new(1, 2048);
 ///     let mut packet = memory.packet(128, &inner).ok_or("no buffer")?;
-///     assert!(template.push(&mut memory, &mut packet, 100, 0xb8, 0x1234), "there is room ahead");
+///     assert!(template.push(&mut memory, &mut packet, 100.into(), 0xb8, 0x1234), "there is room ahead");
 ///
 ///     let bytes = packet.bytes(&memory);
 ///     let outer = decap::outer(bytes).map_err(|reason| reason.name())?;
 ///     assert_eq!((outer.source, outer.destination), (word(source)?, word(destination)?));
-///     assert_eq!((outer.vni, outer.traffic_class), (100, 0xb8));
+///     assert_eq!((outer.vni, outer.traffic_class), (100.into(), 0xb8));
 ///     assert_eq!(bytes[outer.inner.into()..outer.end.into()], inner);
 /// }
 /// # Ok::<(), Box<dyn std::error::Error>>(())
