@@ -23,6 +23,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         "Violation",
         "Host",
         "Vpc",
+        "Peering",
         "Subnet",
         "Dhcp",
         "DhcpRoute",

@@ -286,6 +286,7 @@ fn with_tables(tables: usize) -> anyhow::Result<Objects> {
         objects.vpcs.push(Vpc {
             id: id.clone(),
             vni: 1000 + number as u32,
+            ..Vpc::default()
         });
         objects.subnets.push(Subnet {
             id: id.clone(),

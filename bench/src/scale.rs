@@ -96,6 +96,7 @@ fn vpcs(count: usize) -> anyhow::Result<Objects> {
         objects.vpcs.push(Vpc {
             id: id.clone(),
             vni: 1000 + number as u32,
+            ..Vpc::default()
         });
         objects.subnets.push(Subnet {
             id: format!("s-{id}"),
@@ -121,6 +122,7 @@ fn ports(count: usize) -> anyhow::Result<Objects> {
     objects.vpcs.push(Vpc {
         id: "many".into(),
         vni: 999,
+        ..Vpc::default()
     });
     objects.subnets.push(Subnet {
         id: "many".into(),

@@ -19,6 +19,9 @@ pub(crate) struct Vpc {
     /// VPC-ID, 1 to 16777215: the VXLAN VNI and GRE key.
     #[arg(long, required_unless_present = "file")]
     vni: Option<u32>,
+    /// Account that the VPC belongs to [default: the operator's].
+    #[arg(long, default_value = "", hide_default_value = true)]
+    tenant: String,
 }
 
 impl Flags for Vpc {
@@ -28,6 +31,41 @@ impl Flags for Vpc {
         Object::Vpc(v1::Vpc {
             id,
             vni: self.vni.unwrap_or_default(),
+            tenant: self.tenant,
+        })
+    }
+}
+
+/// Flags of `peering create`.
+#[derive(Debug, Args)]
+pub(crate) struct Peering {
+    /// VPC that asks for the peering.
+    #[arg(
+        long,
+        default_value = "",
+        required_unless_present = "file",
+        hide_default_value = true
+    )]
+    requester: String,
+    /// VPC that is asked.
+    #[arg(
+        long,
+        default_value = "",
+        required_unless_present = "file",
+        hide_default_value = true
+    )]
+    accepter: String,
+}
+
+impl Flags for Peering {
+    const KIND: Kind = Kind::Peering;
+
+    fn object(self, id: String) -> Object {
+        Object::Peering(v1::Peering {
+            id,
+            requester: self.requester,
+            accepter: self.accepter,
+            ..v1::Peering::default()
         })
     }
 }
@@ -424,7 +462,14 @@ pub(crate) fn table(kind: Kind, objects: &v1::Objects) -> String {
 fn headings(kind: Kind) -> &'static [&'static str] {
     match kind {
         Kind::Host => &["ID", "VTEPS", "ENCAPSULATION", "UNDERLAY-MTU", "FOREIGN"],
-        Kind::Vpc => &["ID", "VNI"],
+        Kind::Vpc => &["ID", "VNI", "TENANT"],
+        Kind::Peering => &[
+            "ID",
+            "REQUESTER",
+            "REQUESTER-STATE",
+            "ACCEPTER",
+            "ACCEPTER-STATE",
+        ],
         Kind::Subnet => &[
             "ID",
             "VPC",
@@ -477,7 +522,14 @@ fn row(object: Object) -> Vec<String> {
             number(o.underlay_mtu),
             if o.foreign { "yes" } else { "no" }.to_owned(),
         ],
-        Object::Vpc(o) => vec![o.id, o.vni.to_string()],
+        Object::Vpc(o) => vec![o.id, o.vni.to_string(), or_dash(o.tenant)],
+        Object::Peering(o) => vec![
+            o.id,
+            o.requester,
+            o.requester_state,
+            o.accepter,
+            o.accepter_state,
+        ],
         Object::Subnet(o) => vec![
             o.id,
             o.vpc,

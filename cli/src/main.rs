@@ -10,6 +10,7 @@ mod kinds;
 mod node;
 mod objects;
 mod output;
+mod peering;
 mod rules;
 mod trace;
 
@@ -41,6 +42,9 @@ enum Command {
     /// Manage VPCs: tenants' address spaces.
     #[command(subcommand)]
     Vpc(objects::Action<kinds::Vpc>),
+    /// Manage peerings: two VPCs whose routes may lead into each other.
+    #[command(subcommand)]
+    Peering(peering::PeeringAction),
     /// Manage subnets: prefixes of a VPC.
     #[command(subcommand)]
     Subnet(objects::Action<kinds::Subnet>),
@@ -121,6 +125,7 @@ async fn run(arguments: Arguments) -> Result<()> {
     match command {
         Command::Apply(apply) => apply.run(&targets, output).await,
         Command::Vpc(action) => action.run(&targets, output).await,
+        Command::Peering(action) => action.run(&targets, output).await,
         Command::Subnet(action) => action.run(&targets, output).await,
         Command::Port(action) => action.run(&targets, output).await,
         Command::RouteTable(action) => action.run(&targets, output).await,

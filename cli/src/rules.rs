@@ -139,6 +139,9 @@ pub(crate) struct Target {
     /// Inner destination MAC, with --host.
     #[arg(long, default_value = "", hide_default_value = true)]
     next_hop_mac: String,
+    /// Into the other VPC of this peering.
+    #[arg(long, default_value = "", hide_default_value = true)]
+    peering: String,
     /// Member of an ECMP group: port:ID or host:ID, with @WEIGHT if not 1; repeat for each member.
     #[arg(long, value_name = "port:ID|host:ID[@WEIGHT]")]
     ecmp: Vec<Hop>,
@@ -183,6 +186,7 @@ impl Target {
             host: self.host.clone(),
             next_hop_mac: self.next_hop_mac.clone(),
             ecmp: self.ecmp.iter().map(|hop| hop.0.clone()).collect(),
+            peering: self.peering.clone(),
         }
     }
 }
@@ -205,6 +209,8 @@ pub(crate) fn target(route: &Route) -> String {
         "blackhole".to_owned()
     } else if route.local {
         "local".to_owned()
+    } else if !route.peering.is_empty() {
+        format!("peering:{}", route.peering)
     } else if route.ecmp.is_empty() {
         hop(&route.port, &route.host, &route.next_hop_mac)
     } else {

@@ -9,13 +9,14 @@ use weft_process::services::intent_server;
 use weft_process::tls::Role;
 use weft_proto::state::{Key, Kind, Object, StateError, collect};
 use weft_proto::v1::{
-    ApplyRequest, ChangeReply, CreateRequest, DeleteRequest, GetRequest, HostStatusReply,
-    ListHostStatusRequest, ListReply, ListRequest,
+    ApplyRequest, ChangePeeringRequest, ChangeReply, CreateRequest, DeleteRequest, GetRequest,
+    HostStatusReply, ListHostStatusRequest, ListReply, ListRequest,
 };
 
 use crate::caller::{AUDIT, Caller};
 use crate::hosts::Hosts;
 use crate::intent::{ChangeError, Intent, Outcome};
+use crate::peering::PeeringError;
 
 /// Objects per message of a list.
 const CHUNK: usize = 500;
@@ -78,6 +79,16 @@ impl intent_server::Intent for Api {
             .await
     }
 
+    async fn change_peering(
+        &self,
+        request: Request<ChangePeeringRequest>,
+    ) -> Result<Response<ChangeReply>, Status> {
+        let caller = allowed(&request, Role::Operate)?;
+        let request = request.into_inner();
+        self.change(move |intent| intent.change_peering(&caller, &request))
+            .await
+    }
+
     async fn get(&self, request: Request<GetRequest>) -> Result<Response<ListReply>, Status> {
         allowed(&request, Role::Read)?;
         let wire = request.into_inner().object.unwrap_or_default();
@@ -114,7 +125,7 @@ impl intent_server::Intent for Api {
         tokio::spawn(async move {
             let wanted = |object: &&Object| {
                 kind.is_none_or(|kind| kind == object.kind())
-                    && (vpc.is_empty() || object.vpc() == Some(&vpc))
+                    && (vpc.is_empty() || object.vpcs().any(|own| own == vpc))
             };
             let mut objects = version.state.iter().filter(wanted).cloned().peekable();
             // One message at least, so that the revision is told also when there is nothing.
@@ -158,10 +169,16 @@ fn to_status(error: &ChangeError) -> Status {
     let text = shortened(error.to_string());
     match error {
         ChangeError::Exists(_) => Status::already_exists(text),
-        ChangeError::Missing(_) => Status::not_found(text),
-        ChangeError::Malformed(_) | ChangeError::Refused(_) => Status::invalid_argument(text),
+        ChangeError::Missing(_) | ChangeError::Peering(PeeringError::Missing(_)) => {
+            Status::not_found(text)
+        }
+        ChangeError::Malformed(_) | ChangeError::Refused(_) | ChangeError::Tenant(_) => {
+            Status::invalid_argument(text)
+        }
         ChangeError::Hosts(_) => Status::permission_denied(text),
-        ChangeError::InUse(_) => Status::failed_precondition(text),
+        ChangeError::InUse(_) | ChangeError::Peering(PeeringError::Refused { .. }) => {
+            Status::failed_precondition(text)
+        }
         ChangeError::Overtaken(_) => Status::aborted(text),
         ChangeError::Store(error) => {
             tracing::error!(%error, "a change could not be stored");

@@ -3,12 +3,13 @@
 //! Of each VPC that has ports on the host: the VPC, its subnets, every port with its host, the policy and routes of the local ports, the
 //! members of the groups that this policy names, and the hosts that may have to be reached. A host that a port has just left also gets the
 //! VPC, so that it can forward to the port's new host. Ports of other hosts come without device, groups and pairs; subnets without a port
-//! here come without DHCP settings. The result passes [`Scope::Node`](weft_proto::validate::Scope), and changes only when something that
+//! here come without DHCP settings. Of a VPC that a peering joins to one of these: where its addresses are. The result passes [`Scope::Node`](weft_proto::validate::Scope), and changes only when something that
 //! the host acts on changes.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use weft_proto::state::{Object, State};
+use weft_proto::peering::SideState;
+use weft_proto::state::{Kind, Object, State};
 use weft_proto::v1::{Host, Port, PrefixList, RouteTable, SecurityGroup, Subnet};
 use weft_proto::{mtu, v1};
 
@@ -27,10 +28,30 @@ pub fn compile(version: &Version, host: &str) -> Option<State> {
         .collect();
     let mut state = State::default();
     let mut needed = BTreeSet::from([own.id.as_str()]);
-    for vpc in version.vpcs_of(host) {
-        let objects = Objects::of(version, &vpc);
+    let vpcs = version.vpcs_of(host);
+    for vpc in &vpcs {
+        let objects = Objects::of(version, vpc);
         objects.compile(host, &hosts, &mut needed, &mut state);
     }
+    for object in version.state.of_kind(Kind::Peering) {
+        let Object::Peering(peering) = object else {
+            continue;
+        };
+        let own = |vpc: &&str| vpcs.contains(*vpc);
+        if !peering.vpcs().iter().any(own) {
+            continue;
+        }
+        state.insert(object.clone());
+        for vpc in peering.vpcs().iter().filter(|vpc| !own(vpc)) {
+            let objects = Objects::of(version, vpc);
+            if peering.is_agreed() || peering.states() == [SideState::Deleted; 2] {
+                objects.compile_from_afar(&hosts, &mut needed, &mut state);
+            } else if let Some(vpc) = objects.vpc {
+                state.insert(Object::Vpc(vpc.clone()));
+            }
+        }
+    }
+    add_remote_groups(version, &mut state);
     for id in needed {
         if let Some(host) = hosts.get(id) {
             state.insert(Object::Host((*host).clone()));
@@ -57,7 +78,7 @@ impl<'a> Objects<'a> {
         let mut all = Self::default();
         for object in version.objects_of(vpc) {
             match object {
-                Object::Host(_) => {}
+                Object::Host(_) | Object::Peering(_) => {}
                 Object::Vpc(o) => all.vpc = Some(o),
                 Object::Subnet(o) => all.subnets.push(o),
                 Object::RouteTable(o) => drop(all.route_tables.insert(&o.id, o)),
@@ -95,6 +116,23 @@ impl<'a> Objects<'a> {
                 seen.moved_from = host.to_owned();
             }
             state.insert(Object::Port(seen));
+        }
+    }
+
+    /// What a host without ports of the VPC needs, where a peering joins it to one that has: where each address is.
+    fn compile_from_afar(
+        &self,
+        hosts: &BTreeMap<&str, &'a Host>,
+        needed: &mut BTreeSet<&'a str>,
+        state: &mut State,
+    ) {
+        if let Some(vpc) = self.vpc {
+            state.insert(Object::Vpc(vpc.clone()));
+        }
+        self.compile_subnets("", hosts, needed, state);
+        for port in &self.ports {
+            needed.insert(&port.host);
+            state.insert(Object::Port(seen_from_afar(port)));
         }
     }
 
@@ -198,6 +236,48 @@ impl<'a> Objects<'a> {
             .chain(tables.flat_map(|table| table.hosts()))
             .collect();
         ids.iter().filter_map(|id| hosts.get(id).copied()).collect()
+    }
+}
+
+/// The groups of other VPCs that groups of this host's ports name, with their members.
+fn add_remote_groups(version: &Version, state: &mut State) {
+    let named: BTreeSet<String> = state
+        .of_kind(Kind::SecurityGroup)
+        .filter_map(|object| match object {
+            Object::SecurityGroup(group) => Some(group),
+            _ => None,
+        })
+        .flat_map(|group| {
+            group
+                .rules
+                .iter()
+                .map(|rule| (&group.vpc, &rule.remote_group))
+        })
+        .filter(
+            |(vpc, id)| match version.state.find(Kind::SecurityGroup, id) {
+                Some(remote) => remote.vpc() != Some(vpc),
+                None => false,
+            },
+        )
+        .map(|(_, id)| id.clone())
+        .collect();
+    for id in named {
+        let Some(Object::SecurityGroup(remote)) = version.state.find(Kind::SecurityGroup, &id)
+        else {
+            continue;
+        };
+        let vpc = Objects::of(version, &remote.vpc);
+        let members = vpc.members(&BTreeSet::from([id.as_str()]));
+        let rules = match state.find(Kind::SecurityGroup, &id) {
+            Some(Object::SecurityGroup(known)) => known.rules.clone(),
+            _ => Vec::new(),
+        };
+        state.insert(Object::SecurityGroup(SecurityGroup {
+            id: id.clone(),
+            vpc: remote.vpc.clone(),
+            rules,
+            members: members.into_values().next().unwrap_or_default(),
+        }));
     }
 }
 

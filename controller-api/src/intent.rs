@@ -12,6 +12,7 @@ use weft_proto::v1::{self, Objects};
 use weft_proto::validate::{Scope, describe, validate};
 
 use crate::caller::{AUDIT, Caller};
+use crate::peering::{self, PeeringError};
 use crate::store::{Change, Store, StoreError};
 use crate::version::Version;
 
@@ -38,6 +39,10 @@ pub enum ChangeError {
     Hosts(String),
     #[error("conflict: the intent is at revision {0}; read it again and retry")]
     Overtaken(u64),
+    #[error("vpc {0}: tenant: cannot be changed; delete the VPC and create it again")]
+    Tenant(String),
+    #[error(transparent)]
+    Peering(#[from] PeeringError),
     #[error(transparent)]
     Store(#[from] StoreError),
 }
@@ -111,7 +116,9 @@ impl Intent {
                 return Err(ChangeError::Exists(taken));
             }
             Ok((
-                new.iter().map(|object| placed(version, object)).collect(),
+                new.iter()
+                    .map(|object| placed(version, &new, object))
+                    .collect(),
                 Vec::new(),
             ))
         })
@@ -132,7 +139,7 @@ impl Intent {
                 return Err(ChangeError::Overtaken(version.revision));
             }
             let differs = |object: &Object| version.state.get(&object.key()) != Some(object);
-            let placed = new.iter().map(|object| placed(version, object));
+            let placed = new.iter().map(|object| placed(version, &new, object));
             let upserts = placed.filter(differs).collect();
             let deletes = if request.prune {
                 let keys = version.state.iter().map(Object::key);
@@ -193,6 +200,37 @@ impl Intent {
         })
     }
 
+    /// Does to a peering what the request says.
+    ///
+    /// # Errors
+    /// Its states or its sides do not allow that, or the change cannot be stored.
+    pub fn change_peering(
+        &self,
+        caller: &Caller,
+        request: &v1::ChangePeeringRequest,
+    ) -> Result<Outcome, ChangeError> {
+        self.change(caller, false, |version| {
+            let (id, vpc) = (&request.id, &request.vpc);
+            let next = peering::act(&version.state, id, request.action(), vpc)?;
+            let next = Object::Peering(next);
+            let is_new = version.state.get(&next.key()) != Some(&next);
+            Ok((is_new.then_some(next).into_iter().collect(), Vec::new()))
+        })
+    }
+
+    /// Ends "freezing" and "activating" of peerings that have not changed since.
+    ///
+    /// # Errors
+    /// The change cannot be stored.
+    pub fn settle_peerings(&self, peerings: &[v1::Peering]) -> Result<Outcome, ChangeError> {
+        let caller = Caller::trusted("the controller".to_owned());
+        self.change(&caller, false, |version| {
+            let arrived = peerings.iter();
+            let arrived = arrived.filter_map(|before| peering::arrived(&version.state, before));
+            Ok((arrived.collect(), Vec::new()))
+        })
+    }
+
     /// Makes a change, and logs the caller and the change, or its refusal.
     fn change(
         &self,
@@ -218,13 +256,7 @@ impl Intent {
         // A panic while it was held published nothing, so what it guards is whole.
         let _writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
         let version = self.current();
-        let (upserts, deletes) = decide(&version)?;
-        if upserts.is_empty() && deletes.is_empty() {
-            return Ok(Outcome {
-                revision: version.revision,
-                ..Outcome::default()
-            });
-        }
+        let (mut upserts, mut deletes) = decide(&version)?;
         let is_host = |key: &Key| key.kind == Kind::Host;
         let changes_hosts =
             deletes.iter().any(is_host) || upserts.iter().any(|object| object.kind() == Kind::Host);
@@ -238,6 +270,28 @@ impl Intent {
         let mut updated = 0;
         for object in &upserts {
             updated += usize::from(state.insert(object.clone()).is_some());
+        }
+        if let Some(vpc) = tenant_changed(&version.state, &upserts) {
+            return Err(ChangeError::Tenant(vpc));
+        }
+        let (stay, go) = peering::settle(&version.state, &state, &deletes);
+        for object in stay {
+            deletes.retain(|key| *key != object.key());
+            state.insert(object.clone());
+            if version.state.get(&object.key()) != Some(&object) {
+                upserts.push(object);
+                updated += 1;
+            }
+        }
+        for key in go {
+            state.remove(&key);
+            deletes.push(key);
+        }
+        if upserts.is_empty() && deletes.is_empty() {
+            return Ok(Outcome {
+                revision: version.revision,
+                ..Outcome::default()
+            });
         }
         let violations = validate(&state, Scope::Intent);
         if !violations.is_empty() {
@@ -287,10 +341,26 @@ fn audit(caller: &Caller, change: &Change) {
     );
 }
 
-/// The object as it is to be kept: where a port comes from is not for the writer of the intent to say.
-fn placed(version: &Version, object: &Object) -> Object {
-    let Object::Port(port) = object else {
-        return object.clone();
+/// A VPC that would go from one tenant to another.
+fn tenant_changed(before: &State, upserts: &[Object]) -> Option<String> {
+    upserts.iter().find_map(|object| match object {
+        Object::Vpc(vpc) => match before.find(Kind::Vpc, &vpc.id) {
+            Some(Object::Vpc(old)) if old.tenant != vpc.tenant => Some(vpc.id.clone()),
+            _ => None,
+        },
+        _ => None,
+    })
+}
+
+/// The object as it is to be kept: where a port comes from, and how a peering stands, is not for the writer of the intent to say. `new` are the
+/// objects that are written with it.
+fn placed(version: &Version, new: &State, object: &Object) -> Object {
+    let port = match object {
+        Object::Port(port) => port,
+        Object::Peering(peering) => {
+            return Object::Peering(peering::placed(&version.state, new, peering));
+        }
+        _ => return object.clone(),
     };
     let moved_from = match version.state.find(Kind::Port, &port.id) {
         Some(Object::Port(before)) if before.host == port.host => before.moved_from.clone(),

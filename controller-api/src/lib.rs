@@ -3,7 +3,8 @@
 //! ```text
 //! api ──> intent ──> store          (a change: validated whole, stored, then published as a version)
 //!            ├─────> hosts ──> compile   (each attached host gets the newest version)
-//!            └─────> moves               (the old host of a moved port stops forwarding after a while)
+//!            ├─────> moves               (the old host of a moved port stops forwarding after a while)
+//!            └─────> peering             (a peering is frozen or active once all hosts know)
 //! ```
 
 #![forbid(unsafe_code)]
@@ -15,6 +16,7 @@ pub mod config;
 pub mod hosts;
 pub mod intent;
 pub mod moves;
+pub mod peering;
 pub mod server;
 pub mod store;
 pub mod version;

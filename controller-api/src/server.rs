@@ -31,6 +31,7 @@ pub async fn serve(
     let hosts = Arc::new(Hosts::default());
     let (stopping, watched) = watch::channel(false);
     let moves = crate::moves::end_in_time(Arc::clone(&intent), move_grace);
+    let peerings = crate::peering::finish(Arc::clone(&intent), Arc::clone(&hosts));
     let control = Control {
         intent: intent.clone(),
         hosts: hosts.clone(),
@@ -49,6 +50,7 @@ pub async fn serve(
     tokio::select! {
         result = served => result,
         () = moves => Ok(()),
+        () = peerings => Ok(()),
         () = async {
             // The sender lives in the other branch and outlasts this one.
             let _ = drained.wait_for(|stopping| *stopping).await;

@@ -55,9 +55,11 @@ impl Version {
             .iter()
             .filter_map(|object| self.state.get(&object.key()));
         for object in old.chain(replaced).chain(&change.upserts) {
-            match object.vpc() {
-                Some(vpc) => drop(vpc_changed.insert(vpc.to_owned(), change.revision)),
-                None => hosts_changed = change.revision,
+            for vpc in object.vpcs() {
+                vpc_changed.insert(vpc.to_owned(), change.revision);
+            }
+            if object.kind() == Kind::Host {
+                hosts_changed = change.revision;
             }
         }
         let mut moving_now = self.moving.clone();
@@ -109,6 +111,20 @@ impl Version {
     pub fn vpcs_of(&self, host: &str) -> BTreeSet<String> {
         let vpcs = self.index().vpcs_of_host.get(host);
         vpcs.cloned().unwrap_or_default()
+    }
+
+    /// Those, and the VPCs that peerings join to them.
+    pub fn vpcs_concerning(&self, host: &str) -> BTreeSet<String> {
+        let own = self.vpcs_of(host);
+        let mut all = own.clone();
+        for object in self.state.of_kind(Kind::Peering) {
+            if let Object::Peering(peering) = object
+                && peering.vpcs().into_iter().any(|vpc| own.contains(vpc))
+            {
+                all.extend(peering.vpcs().map(str::to_owned));
+            }
+        }
+        all
     }
 
     /// Every object in a VPC, the VPC itself among them, in key order.

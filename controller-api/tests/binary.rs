@@ -64,6 +64,7 @@ async fn nothing_acknowledged_is_lost_when_the_program_is_killed() {
             let vpc = Vpc {
                 id: format!("v-{round}-{n}"),
                 vni: 100 + round * 20 + n,
+                ..Vpc::default()
             };
             let objects = Objects {
                 vpcs: vec![vpc.clone()],

@@ -69,6 +69,7 @@ fn vpc(v: usize, dice: &mut Dice<'_>, all: &mut Objects) {
     all.vpcs.push(Vpc {
         id: id.clone(),
         vni: u32::try_from(v).unwrap() + 1,
+        ..Vpc::default()
     });
     all.prefix_lists.push(PrefixList {
         id: format!("{id}/list"),

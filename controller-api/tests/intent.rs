@@ -165,6 +165,7 @@ async fn b033_a_long_list_arrives_whole_and_at_one_revision() {
     let vpcs = (1..=1234).map(|vni| Vpc {
         id: format!("v{vni:05}"),
         vni,
+        ..Vpc::default()
     });
     let many = Objects {
         vpcs: vpcs.collect(),

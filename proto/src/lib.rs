@@ -12,6 +12,7 @@ pub mod v1 {
 
 pub mod address;
 pub mod mtu;
+pub mod peering;
 mod shelf;
 pub mod state;
 pub mod strict;

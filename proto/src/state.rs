@@ -14,102 +14,107 @@ use sha2::{Digest, Sha256};
 use crate::shelf::Shelf;
 use crate::v1::{self, ObjectKey, Objects};
 
-/// The kinds of objects, in the order in which they depend on each other.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-#[allow(missing_docs)]
-pub enum Kind {
-    Host,
-    Vpc,
-    Subnet,
-    RouteTable,
-    NetworkAcl,
-    PrefixList,
-    SecurityGroup,
-    Port,
+/// One table of all kinds: each with the name that `ObjectKey::kind`, topology files and the command line use, and the field of [`Objects`] that lists its objects.
+macro_rules! kinds {
+    ($($kind:ident: $name:literal in $list:ident;)*) => {
+        /// The kinds of objects, in the order in which they depend on each other.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        #[allow(missing_docs)]
+        pub enum Kind {
+            $($kind,)*
+        }
+
+        impl Kind {
+            /// Every kind, in order.
+            pub const ALL: [Self; [$($name),*].len()] = [$(Self::$kind),*];
+
+            /// The kind's name in `ObjectKey::kind`, topology files and the command line.
+            pub fn name(self) -> &'static str {
+                match self {
+                    $(Self::$kind => $name,)*
+                }
+            }
+        }
+
+        /// One object of any kind.
+        #[derive(Debug, Clone, PartialEq)]
+        #[allow(missing_docs)]
+        pub enum Object {
+            $($kind(v1::$kind),)*
+        }
+
+        impl Object {
+            /// What kind of object this is.
+            pub fn kind(&self) -> Kind {
+                match self {
+                    $(Self::$kind(_) => Kind::$kind,)*
+                }
+            }
+
+            /// The object's id within its kind.
+            pub fn id(&self) -> &str {
+                match self {
+                    $(Self::$kind(object) => &object.id,)*
+                }
+            }
+
+            /// The object of that kind and wire form.
+            ///
+            /// # Errors
+            /// The bytes are no such object.
+            pub fn decode(kind: Kind, bytes: &[u8]) -> Result<Self, prost::DecodeError> {
+                Ok(match kind {
+                    $(Kind::$kind => Self::$kind(v1::$kind::decode(bytes)?),)*
+                })
+            }
+
+            /// The object's wire form.
+            pub fn encode(&self) -> Vec<u8> {
+                match self {
+                    $(Self::$kind(object) => object.encode_to_vec(),)*
+                }
+            }
+        }
+
+        /// A list of objects, one by one.
+        pub fn explode(objects: Objects) -> impl Iterator<Item = Object> {
+            let Objects { $($list,)* } = objects;
+            std::iter::empty()$(.chain($list.into_iter().map(Object::$kind)))*
+        }
+
+        /// Objects one by one, as a list.
+        pub fn collect(objects: impl Iterator<Item = Object>) -> Objects {
+            let mut list = Objects::default();
+            for object in objects {
+                match object {
+                    $(Object::$kind(object) => list.$list.push(object),)*
+                }
+            }
+            list
+        }
+    };
+}
+
+kinds! {
+    Host: "host" in hosts;
+    Vpc: "vpc" in vpcs;
+    Peering: "peering" in peerings;
+    Subnet: "subnet" in subnets;
+    RouteTable: "route_table" in route_tables;
+    NetworkAcl: "network_acl" in network_acls;
+    PrefixList: "prefix_list" in prefix_lists;
+    SecurityGroup: "security_group" in security_groups;
+    Port: "port" in ports;
 }
 
 impl Kind {
-    /// Every kind, in order.
-    pub const ALL: [Self; 8] = [
-        Self::Host,
-        Self::Vpc,
-        Self::Subnet,
-        Self::RouteTable,
-        Self::NetworkAcl,
-        Self::PrefixList,
-        Self::SecurityGroup,
-        Self::Port,
-    ];
-
-    /// The kind's name in `ObjectKey::kind`, topology files and the command line.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Host => "host",
-            Self::Vpc => "vpc",
-            Self::Subnet => "subnet",
-            Self::RouteTable => "route_table",
-            Self::NetworkAcl => "network_acl",
-            Self::PrefixList => "prefix_list",
-            Self::SecurityGroup => "security_group",
-            Self::Port => "port",
-        }
-    }
-
     /// The kind of that name.
     pub fn from_name(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|kind| kind.name() == name)
     }
 }
 
-/// One object of any kind.
-#[derive(Debug, Clone, PartialEq)]
-#[allow(missing_docs)]
-pub enum Object {
-    Host(v1::Host),
-    Vpc(v1::Vpc),
-    Subnet(v1::Subnet),
-    RouteTable(v1::RouteTable),
-    NetworkAcl(v1::NetworkAcl),
-    PrefixList(v1::PrefixList),
-    SecurityGroup(v1::SecurityGroup),
-    Port(v1::Port),
-}
-
-macro_rules! each {
-    ($object:expr, $o:ident => $body:expr) => {
-        match $object {
-            Object::Host($o) => $body,
-            Object::Vpc($o) => $body,
-            Object::Subnet($o) => $body,
-            Object::RouteTable($o) => $body,
-            Object::NetworkAcl($o) => $body,
-            Object::PrefixList($o) => $body,
-            Object::SecurityGroup($o) => $body,
-            Object::Port($o) => $body,
-        }
-    };
-}
-
 impl Object {
-    /// What kind of object this is.
-    pub fn kind(&self) -> Kind {
-        match self {
-            Self::Host(_) => Kind::Host,
-            Self::Vpc(_) => Kind::Vpc,
-            Self::Subnet(_) => Kind::Subnet,
-            Self::RouteTable(_) => Kind::RouteTable,
-            Self::NetworkAcl(_) => Kind::NetworkAcl,
-            Self::PrefixList(_) => Kind::PrefixList,
-            Self::SecurityGroup(_) => Kind::SecurityGroup,
-            Self::Port(_) => Kind::Port,
-        }
-    }
-
-    /// The object's id within its kind.
-    pub fn id(&self) -> &str {
-        each!(self, o => &o.id)
-    }
-
     /// The key that names the object.
     pub fn key(&self) -> Key {
         Key {
@@ -118,10 +123,10 @@ impl Object {
         }
     }
 
-    /// The object's VPC, where its kind has one.
+    /// The VPC that the object is in, where its kind is in one.
     pub fn vpc(&self) -> Option<&str> {
         match self {
-            Self::Host(_) => None,
+            Self::Host(_) | Self::Peering(_) => None,
             Self::Vpc(o) => Some(&o.id),
             Self::Subnet(o) => Some(&o.vpc),
             Self::RouteTable(o) => Some(&o.vpc),
@@ -132,26 +137,13 @@ impl Object {
         }
     }
 
-    /// The object of that kind and wire form.
-    ///
-    /// # Errors
-    /// The bytes are no such object.
-    pub fn decode(kind: Kind, bytes: &[u8]) -> Result<Self, prost::DecodeError> {
-        Ok(match kind {
-            Kind::Host => Self::Host(v1::Host::decode(bytes)?),
-            Kind::Vpc => Self::Vpc(v1::Vpc::decode(bytes)?),
-            Kind::Subnet => Self::Subnet(v1::Subnet::decode(bytes)?),
-            Kind::RouteTable => Self::RouteTable(v1::RouteTable::decode(bytes)?),
-            Kind::NetworkAcl => Self::NetworkAcl(v1::NetworkAcl::decode(bytes)?),
-            Kind::PrefixList => Self::PrefixList(v1::PrefixList::decode(bytes)?),
-            Kind::SecurityGroup => Self::SecurityGroup(v1::SecurityGroup::decode(bytes)?),
-            Kind::Port => Self::Port(v1::Port::decode(bytes)?),
-        })
-    }
-
-    /// The object's wire form.
-    pub fn encode(&self) -> Vec<u8> {
-        each!(self, o => o.encode_to_vec())
+    /// The VPCs that a change of the object concerns: the one that it is in, or the two that it joins.
+    pub fn vpcs(&self) -> impl Iterator<Item = &str> {
+        let joined = match self {
+            Self::Peering(peering) => Some(peering.vpcs()),
+            _ => None,
+        };
+        joined.into_iter().flatten().chain(self.vpc())
     }
 }
 
@@ -490,48 +482,6 @@ pub struct Change<'a> {
     pub new: Option<&'a Object>,
 }
 
-/// A list of objects, one by one.
-pub fn explode(objects: Objects) -> impl Iterator<Item = Object> {
-    let Objects {
-        hosts,
-        vpcs,
-        subnets,
-        route_tables,
-        network_acls,
-        prefix_lists,
-        security_groups,
-        ports,
-    } = objects;
-    hosts
-        .into_iter()
-        .map(Object::Host)
-        .chain(vpcs.into_iter().map(Object::Vpc))
-        .chain(subnets.into_iter().map(Object::Subnet))
-        .chain(route_tables.into_iter().map(Object::RouteTable))
-        .chain(network_acls.into_iter().map(Object::NetworkAcl))
-        .chain(prefix_lists.into_iter().map(Object::PrefixList))
-        .chain(security_groups.into_iter().map(Object::SecurityGroup))
-        .chain(ports.into_iter().map(Object::Port))
-}
-
-/// Objects one by one, as a list.
-pub fn collect(objects: impl Iterator<Item = Object>) -> Objects {
-    let mut list = Objects::default();
-    for object in objects {
-        match object {
-            Object::Host(o) => list.hosts.push(o),
-            Object::Vpc(o) => list.vpcs.push(o),
-            Object::Subnet(o) => list.subnets.push(o),
-            Object::RouteTable(o) => list.route_tables.push(o),
-            Object::NetworkAcl(o) => list.network_acls.push(o),
-            Object::PrefixList(o) => list.prefix_lists.push(o),
-            Object::SecurityGroup(o) => list.security_groups.push(o),
-            Object::Port(o) => list.ports.push(o),
-        }
-    }
-    list
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -540,6 +490,7 @@ mod tests {
         v1::Vpc {
             id: id.to_owned(),
             vni,
+            ..v1::Vpc::default()
         }
     }
 

@@ -130,6 +130,7 @@ mod tests {
         let vpc = Vpc {
             id: "blue".into(),
             vni: 7,
+            ..Vpc::default()
         };
         let port = Port {
             id: "p1".into(),
@@ -170,6 +171,7 @@ mod tests {
         let mut vpc = Vpc {
             id: "blue".into(),
             vni: 7,
+            ..Vpc::default()
         }
         .encode_to_vec();
         // Field 99, of 4 bytes.

@@ -123,6 +123,7 @@ fn kill_9_of_any_process_is_survived_without_a_hand() {
         site.objects.vpcs.push(Vpc {
             id: "last".into(),
             vni: 4999,
+            ..Vpc::default()
         });
         let objects = site.objects.clone();
         site.apply_only(&objects)?;

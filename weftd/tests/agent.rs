@@ -250,6 +250,7 @@ fn state(vpcs: &[(&str, u32)]) -> State {
     let vpcs = vpcs.iter().map(|(id, vni)| Vpc {
         id: (*id).into(),
         vni: *vni,
+        ..Vpc::default()
     });
     State::from_objects(Objects {
         vpcs: vpcs.collect(),

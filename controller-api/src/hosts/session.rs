@@ -93,7 +93,10 @@ impl Session {
     async fn bring_to(&mut self, version: Arc<Version>) -> Result<(), Status> {
         if let Some(considered) = &self.considered
             && version.unchanged_since(considered.revision, considered.vpcs.iter())
-            && version.unchanged_since(considered.revision, version.vpcs_of(&self.host).iter())
+            && version.unchanged_since(
+                considered.revision,
+                version.vpcs_concerning(&self.host).iter(),
+            )
         {
             match self.refused {
                 None => self.note_current(version.revision),
@@ -133,7 +136,7 @@ impl Session {
         let was_named = self.considered.is_some();
         let compiled = tokio::task::spawn_blocking(move || {
             let state = compile(&version, &host).or_else(|| was_named.then(State::default))?;
-            let vpcs = version.vpcs_of(&host);
+            let vpcs = version.vpcs_concerning(&host);
             let next = NodeState {
                 revision: version.revision,
                 digest: state.digest(),

@@ -186,7 +186,11 @@ mod tests {
     use weft_proto::v1::Vpc;
 
     fn vpc(id: &str, vni: u32) -> Object {
-        Object::Vpc(Vpc { id: id.into(), vni })
+        Object::Vpc(Vpc {
+            id: id.into(),
+            vni,
+            ..Vpc::default()
+        })
     }
 
     #[test]

@@ -63,6 +63,8 @@ drop_reasons! {
     NoRoute = "no_route": "no route for the destination",
     Blackhole = "blackhole": "the route says blackhole",
     NoPort = "no_port": "the route is local but no port of the VPC has the address",
+    PeeringInactive = "peering_inactive": "the route leads by a peering, or the packet came by one, that is not active on both sides, or is deleted",
+    PeeringTransit = "peering_transit": "the route leads by a peering, but the source is no address of a port of the VPC, or is translated",
     NextHopGone = "next_hop_gone": "the route's port or host is not there",
     HairpinTunnel = "hairpin_tunnel": "from a tunnel and would have to leave by a tunnel again",
     AclDenied = "acl_denied": "denied by the subnet's network ACL",

@@ -2,14 +2,32 @@
 
 use super::guard::may_be_routed;
 use super::tracer::Tracer;
+use crate::numbers::Vni;
 use crate::packet::parse::word_address;
 use crate::packet::{DropReason, Flow, Mac, Parsed};
 use crate::route::ecmp;
 use crate::session::table::{Action, Egress, Ingress, MacPair};
-use crate::snapshot::{Endpoint, NextHop, Place, Port, Snapshot, Subnet, Target, Vpc};
+use crate::snapshot::{Endpoint, NextHop, Peering, Place, Port, Snapshot, Subnet, Target, Vpc};
 
-/// Where it goes, and its new MACs where it is routed.
-pub(super) type Way = (Egress, Option<MacPair>);
+/// Where a packet goes.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Way {
+    pub egress: Egress,
+    /// Its new MACs, where it is routed.
+    pub macs: Option<MacPair>,
+    /// The VPC of the port at the other end, where a peering joins it to this one.
+    pub joined: Option<usize>,
+}
+
+impl Way {
+    fn new(egress: Egress, macs: Option<MacPair>) -> Self {
+        Self {
+            egress,
+            macs,
+            joined: None,
+        }
+    }
+}
 
 fn egress_of(endpoint: &Endpoint) -> Egress {
     match endpoint.place {
@@ -28,7 +46,7 @@ pub(super) fn from_port(
 ) -> Result<Way, DropReason> {
     let (index, port) = sender;
     let subnet = &snapshot.subnets[port.subnet];
-    let (egress, rewrite) = if parsed.eth_dst == subnet.gateway_mac {
+    let way = if parsed.eth_dst == subnet.gateway_mac {
         route(snapshot, port, subnet, flow, trace)?
     } else {
         let endpoint = snapshot.vpcs[port.vpc]
@@ -44,13 +62,13 @@ pub(super) fn from_port(
         trace.step("bridge", || {
             format!("{} is within subnet {}", parsed.eth_dst, subnet.id)
         });
-        (egress_of(endpoint), None)
+        Way::new(egress_of(endpoint), None)
     };
     // A port reaches itself by way of an address that stands for its own.
-    if egress == Egress::Port(index) && (rewrite.is_none() || flow == &parsed.flow) {
+    if way.egress == Egress::Port(index) && (way.macs.is_none() || flow == &parsed.flow) {
         return Err(DropReason::UnknownMac);
     }
-    Ok((egress, rewrite))
+    Ok(way)
 }
 
 fn route(
@@ -91,6 +109,7 @@ fn route(
         };
         format!("{} matches a /{len}: {what}", word_address(destination))
     };
+    let mut joined = None;
     let hop = match target {
         Target::Blackhole => {
             trace.step("route", || say("blackhole".to_owned()));
@@ -105,6 +124,35 @@ fn route(
             };
             NextHop::Port(*endpoint)
         }
+        Target::Peering(at) => {
+            let peering = at.and_then(|at| vpc.peerings.get(at));
+            trace.step("route", || {
+                say(
+                    peering.map_or("peering, which is gone".to_owned(), |peering| {
+                        let name = format!("peering {}", peering.id);
+                        if peering.passes {
+                            name
+                        } else {
+                            format!("{name}, which is not active")
+                        }
+                    }),
+                )
+            });
+            let peering = peering.filter(|peering| peering.passes);
+            let peering = peering.ok_or(DropReason::PeeringInactive)?;
+            // No transit: what a port only passes on is of no port of its VPC.
+            if !vpc.by_address.contains_key(&flow.source) {
+                return Err(DropReason::PeeringTransit);
+            }
+            joined = Some(peering.vpc);
+            let other = &snapshot.vpcs[peering.vpc];
+            let endpoint = other.by_address.get(&destination);
+            trace.step("peering", || match endpoint {
+                Some(_) => format!("into VPC {}", other.id),
+                None => format!("no port of VPC {} has the address", other.id),
+            });
+            NextHop::Port(*endpoint.ok_or(DropReason::NoPort)?)
+        }
         Target::Hop(hop) => *hop,
         Target::Ecmp(group) => {
             let chosen = group.choose(ecmp::flow_hash(flow));
@@ -115,20 +163,19 @@ fn route(
         }
     };
     trace.step("route", || say(describe(snapshot, &hop)));
-    match hop {
-        NextHop::Port(endpoint) => Ok((
-            egress_of(&endpoint),
-            Some(MacPair::new(
-                endpoint.mac,
-                snapshot.subnets[endpoint.subnet].gateway_mac,
-            )),
-        )),
-        NextHop::Peer(peer, mac) => Ok((
-            Egress::Peer(peer),
-            Some(MacPair::new(mac, subnet.gateway_mac)),
-        )),
-        NextHop::Gone => Err(DropReason::NextHopGone),
-    }
+    let (egress, macs) = match hop {
+        NextHop::Port(endpoint) => {
+            let gateway = snapshot.subnets[endpoint.subnet].gateway_mac;
+            (egress_of(&endpoint), MacPair::new(endpoint.mac, gateway))
+        }
+        NextHop::Peer(peer, mac) => (Egress::Peer(peer), MacPair::new(mac, subnet.gateway_mac)),
+        NextHop::Gone => return Err(DropReason::NextHopGone),
+    };
+    Ok(Way {
+        egress,
+        macs: Some(macs),
+        joined,
+    })
 }
 
 /// Where an answer goes that is for an address that stands for one behind a peer: its host translated the question, and translates the answer. As from a
@@ -154,7 +201,10 @@ pub(super) fn to_translator(
         )
     });
     let gateway = snapshot.subnets[port.subnet].gateway_mac;
-    Some((Egress::Peer(peer), Some(MacPair::new(Mac::ROUTER, gateway))))
+    Some(Way::new(
+        Egress::Peer(peer),
+        Some(MacPair::new(Mac::ROUTER, gateway)),
+    ))
 }
 
 /// Addresses of this link or this host alone do not cross a router.
@@ -235,6 +285,41 @@ fn is_here(vpc: &Vpc, address: u128) -> bool {
     endpoint.is_some_and(|endpoint| matches!(endpoint.place, Place::Here(_)))
 }
 
+/// Whether a peer may have sent on what is for a port that was there until lately.
+fn was_sent_on(vpc: &Vpc, peer: u16, parsed: &Parsed) -> bool {
+    vpc.moves.get(&parsed.eth_dst) == Some(&peer)
+}
+
+/// The peering by which an address that no port of a VPC has is one of another VPC's, and the port that has it there.
+fn joined<'s>(
+    snapshot: &'s Snapshot,
+    vpc: &'s Vpc,
+    address: u128,
+) -> Option<(&'s Peering, &'s Endpoint)> {
+    if vpc.peerings.is_empty() || vpc.by_address.contains_key(&address) {
+        return None;
+    }
+    let found = vpc.peerings.iter().filter_map(|peering| {
+        let endpoint = snapshot.vpcs[peering.vpc].by_address.get(&address)?;
+        Some((peering, endpoint))
+    });
+    // The same two may have had a peering before.
+    found.max_by_key(|(peering, _)| peering.passes)
+}
+
+/// The sender of a packet that has come from a tunnel, in its VPC or in one that a peering joins to it.
+pub(super) fn sender(snapshot: &Snapshot, vpc: usize, source: u128) -> Option<&Endpoint> {
+    let vpc = &snapshot.vpcs[vpc];
+    let joined = || joined(snapshot, vpc, source).map(|(_, endpoint)| endpoint);
+    vpc.by_address.get(&source).or_else(joined)
+}
+
+/// The VNI by which a packet reaches the sender of one that has come from a tunnel: that of the sender's own VPC.
+pub(super) fn vni_towards(snapshot: &Snapshot, vpc: usize, source: u128) -> Vni {
+    let vpc = &snapshot.vpcs[vpc];
+    joined(snapshot, vpc, source).map_or(vpc.vni, |(peering, _)| snapshot.vpcs[peering.vpc].vni)
+}
+
 /// Where a packet from a tunnel goes: to a port of this host, by the destination of `flow` where it is routed. Back into a tunnel only after a port that has
 /// moved, see [`moved`].
 pub(super) fn from_peer(
@@ -245,14 +330,15 @@ pub(super) fn from_peer(
 ) -> Result<Way, DropReason> {
     if let Some(onward) = moved(snapshot, vpc, peer, parsed) {
         trace.step("tunnel", || "the port has moved to another host".to_owned());
-        return Ok((onward.egress(), onward.is_routed().then_some(onward.new)));
+        let macs = onward.is_routed().then_some(onward.new);
+        return Ok(Way::new(onward.egress(), macs));
     }
     let vpc = &snapshot.vpcs[vpc];
     // What claims to come from a port of this host, or carries the MAC of a port behind somebody else, is spoofed. But the host that a port came
     // from sends on what others sent it there, and an appliance may pass on what is not its own.
     let mac_is_elsewhere = match vpc.by_mac.get(&parsed.eth_src).map(|source| source.place) {
         Some(Place::Here(_)) => true,
-        Some(Place::There(owner)) => owner != peer && vpc.moves.get(&parsed.eth_dst) != Some(&peer),
+        Some(Place::There(owner)) => owner != peer && !was_sent_on(vpc, peer, parsed),
         None => false,
     };
     if (mac_is_elsewhere || is_here(vpc, parsed.flow.source))
@@ -267,9 +353,35 @@ pub(super) fn from_peer(
         });
         return Err(DropReason::SpoofedInner);
     }
+    let joined = match joined(snapshot, vpc, parsed.flow.source) {
+        Some((_, sender))
+            if sender.place != Place::There(peer) && !was_sent_on(vpc, peer, parsed) =>
+        {
+            trace.step("tunnel", || {
+                let source = word_address(parsed.flow.source);
+                format!("{source}, of a peered VPC, does not live behind its sender")
+            });
+            return Err(DropReason::SpoofedInner);
+        }
+        Some((peering, _)) if !peering.passes => {
+            trace.step("peering", || format!("{} is not active", peering.id));
+            return Err(DropReason::PeeringInactive);
+        }
+        Some((peering, _)) => {
+            trace.step("peering", || {
+                let other = &snapshot.vpcs[peering.vpc].id;
+                format!("{}: from VPC {other}", peering.id)
+            });
+            Some(peering.vpc)
+        }
+        None => None,
+    };
     if let Some(endpoint) = vpc.by_mac.get(&parsed.eth_dst) {
         return match endpoint.place {
-            Place::Here(port) => Ok((Egress::Port(port), None)),
+            Place::Here(port) => Ok(Way {
+                joined,
+                ..Way::new(Egress::Port(port), None)
+            }),
             Place::There(_) => Err(DropReason::NotHere),
         };
     }
@@ -282,13 +394,14 @@ pub(super) fn from_peer(
         .get(&flow.destination)
         .ok_or(DropReason::NoPort)?;
     match endpoint.place {
-        Place::Here(port) => Ok((
-            Egress::Port(port),
-            Some(MacPair::new(
-                endpoint.mac,
-                snapshot.subnets[endpoint.subnet].gateway_mac,
-            )),
-        )),
+        Place::Here(port) => {
+            let gateway = snapshot.subnets[endpoint.subnet].gateway_mac;
+            Ok(Way {
+                egress: Egress::Port(port),
+                macs: Some(MacPair::new(endpoint.mac, gateway)),
+                joined,
+            })
+        }
         Place::There(_) => Err(DropReason::HairpinTunnel),
     }
 }

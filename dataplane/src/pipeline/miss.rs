@@ -2,8 +2,8 @@
 
 use super::resolve::{Record, Refusal, Reply, Verdict, flow, resolve};
 use super::tracer::Tracer;
-use super::translate::{Change, Decision};
-use super::{Core, Destination, Entry, Io, Tables};
+use super::translate::Decision;
+use super::{Core, Destination, Entry, Io, Tables, forwarding};
 use crate::numbers::VpcIndex;
 use crate::packet::{DropReason, Offload, Packet};
 use crate::session::table::{Ingress, NewSession, SessionRef, Stamp};
@@ -152,7 +152,8 @@ impl Core {
             .and_then(|peer| peer.tunnel(entry.key.hash));
         match tunnel {
             Some(tunnel) => {
-                let vni = tables.snapshot.vpcs[entry.vpc].vni;
+                let sender = entry.parsed.flow.source;
+                let vni = forwarding::vni_towards(tables.snapshot, entry.vpc, sender);
                 let header = (vni, entry.parsed.traffic_class);
                 self.encapsulate(tables, io, packet, entry, header, tunnel);
             }
@@ -224,10 +225,7 @@ impl Core {
                     now: self.now,
                     tcp: opened.tcp,
                     action: Some((stamp, decision.action)),
-                    translation: match decision.change {
-                        Change::Flow(translation) => Some(translation),
-                        Change::None | Change::Error(..) => None,
-                    },
+                    translation: opened.second,
                 };
                 let session = tables.sessions.insert(&entry.key, &new);
                 let session = session.map_err(|error| match error {

@@ -2,7 +2,7 @@
 
 use super::icmp_error::{self, Problem};
 use super::translate::Decision;
-use super::{Core, Entry, Io, Tables, egress, flood, gso, ip_fragment, rewrite};
+use super::{Core, Entry, Io, Tables, egress, flood, forwarding, gso, ip_fragment, rewrite};
 use crate::packet::{DropReason, Offload, Packet};
 use crate::session::table::{Egress, Ingress};
 use crate::snapshot::{Endpoint, Place, Port, Tunnel};
@@ -75,8 +75,8 @@ impl Core {
         else {
             return self.report(tables, io, packet, entry, problem);
         };
-        let senders = &tables.snapshot.vpcs[entry.vpc].by_address;
-        let sender = senders.get(&entry.parsed.flow.source);
+        let source = entry.parsed.flow.source;
+        let sender = forwarding::sender(tables.snapshot, entry.vpc, source);
         match (tables.snapshot.port(index), sender) {
             (Some(target), Some(sender)) if sender.place == Place::There(peer) => {
                 let ends = (index, target, sender);

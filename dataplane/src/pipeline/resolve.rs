@@ -16,7 +16,7 @@ use crate::packet::parse::{self, Fragment, is_icmp_error};
 use crate::packet::{DropReason, Parsed};
 use crate::session::table::{Action, Egress, Ingress, SessionRef};
 use crate::session::tcp::Side;
-use crate::session::{Key, State};
+use crate::session::{Key, State, Translation};
 use crate::snapshot::{Port, Snapshot};
 
 /// What becomes of a packet.
@@ -70,6 +70,8 @@ pub(super) struct Opened<'t> {
     pub port: u16,
     /// The session of a connection that is over, whose place it takes.
     pub over: Option<SessionRef<'t>>,
+    /// Its second key, if its packets are translated, or go from one VPC into another.
+    pub second: Option<Translation>,
 }
 
 /// Why a packet is dropped.
@@ -218,8 +220,8 @@ pub(super) fn flow<'t>(
     if is_icmp_error(parsed) {
         let choice = check_quote(tables, entry, frame)?;
         tracer.step("session", || "of the packet that is quoted".to_owned());
-        let decision = judge(snapshot, entry, (Standing::Related, choice), tracer)?;
-        return Ok((decision, Record::Nothing));
+        let judged = judge(snapshot, entry, (Standing::Related, choice), tracer)?;
+        return Ok((judged.decision, Record::Nothing));
     }
     tracer.step("session", || {
         session.map_or("none".to_owned(), |session| {
@@ -247,8 +249,16 @@ pub(super) fn flow<'t>(
         None => Standing::Backward,
     };
     let choice = translate::kept(&snapshot.vpcs[entry.vpc], &session, &parsed.flow);
-    match choice.and_then(|choice| judge(snapshot, entry, (standing, choice), tracer)) {
-        Ok(decision) => Ok((decision, Record::Known(session, standings))),
+    let judged = choice.and_then(|choice| judge(snapshot, entry, (standing, choice), tracer));
+    // A session that goes from one VPC into another does so as long as it lives, and no other begins to.
+    let judged = judged.and_then(|judged| {
+        let joined = judged.joined.map(|vpc| snapshot.vpcs[vpc].vni);
+        (joined == session.joined())
+            .then_some(judged)
+            .ok_or(DropReason::TranslationGone)
+    });
+    match judged {
+        Ok(judged) => Ok((judged.decision, Record::Known(session, standings))),
         Err(reason) => {
             let is_denied = match reason {
                 DropReason::TranslationGone => true,
@@ -280,13 +290,23 @@ fn open<'t>(
         // Only a flow that is seen one way begins like this.
         judge(snapshot, entry, OPENING, &mut Silent)
             .ok()
-            .filter(|way| may_be_one_sided(snapshot, ingress, way.action.egress()))
+            .filter(|way| may_be_one_sided(snapshot, ingress, way.decision.action.egress()))
             .and_then(|_| opening.begin(true))
             .ok_or(DropReason::TcpInvalid)?;
     }
     tracer.open_flow(ingress, snapshot.vpcs[entry.vpc].index)?;
-    let decision = judge(snapshot, entry, OPENING, tracer)?;
-    check_second_key(tables, entry, &decision, over.as_ref())?;
+    let Judged { decision, joined } = judge(snapshot, entry, OPENING, tracer)?;
+    let flow = &entry.parsed.flow;
+    let second = match decision.change {
+        Change::Flow(translation) => Some(translation),
+        // It has come out of another VPC, where its answers go.
+        Change::None | Change::Error(..) => {
+            joined.map(|vpc| Translation::new(flow, flow, snapshot.vpcs[vpc].vni))
+        }
+    };
+    if let Some(second) = &second {
+        check_second_key(tables, entry, second, over.as_ref())?;
+    }
     let egress = decision.action.egress();
     let one_sided = may_be_one_sided(snapshot, ingress, egress);
     let (state, tcp) = opening.begin(one_sided).ok_or(DropReason::TcpInvalid)?;
@@ -299,6 +319,7 @@ fn open<'t>(
         tcp,
         port,
         over,
+        second,
     };
     Ok((decision, opened))
 }
@@ -307,12 +328,9 @@ fn open<'t>(
 fn check_second_key(
     tables: Tables<'_>,
     entry: &Entry,
-    decision: &Decision,
+    translation: &Translation,
     over: Option<&SessionRef<'_>>,
 ) -> Result<(), DropReason> {
-    let Change::Flow(translation) = &decision.change else {
-        return Ok(());
-    };
     let key = Key::new(tables.sessions.seeds(), &translation.flow, translation.vni);
     // A port that reaches itself with equal ports, or none: its answers would look like its questions.
     if key.words == entry.key.words {
@@ -343,16 +361,22 @@ fn check_quote(tables: Tables<'_>, entry: &Entry, frame: &[u8]) -> Result<Choice
         .ok_or(DropReason::IcmpUnrelated)
 }
 
+/// What was decided, and the VPC of the port at the other end, where a peering joins it to this one.
+struct Judged {
+    decision: Decision,
+    joined: Option<usize>,
+}
+
 /// Policy, translation and route. ACLs and groups of the sender's port come before the route, those of the receiver's after it.
 fn judge(
     snapshot: &Snapshot,
     entry: &Entry,
     (standing, choice): (Standing, Choice),
     tracer: &mut impl Tracer,
-) -> Result<Decision, DropReason> {
+) -> Result<Judged, DropReason> {
     let (parsed, vpc) = (&entry.parsed, &snapshot.vpcs[entry.vpc]);
     let flow = &parsed.flow;
-    let (routed, (egress, macs), is_routed) = match entry.ingress {
+    let (routed, way, is_routed) = match entry.ingress {
         Ingress::Port(index) => {
             let port = snapshot.port(index).ok_or(DropReason::PortDown)?;
             policy(snapshot, port, (parsed, standing), false, tracer)?;
@@ -376,7 +400,15 @@ fn judge(
         }
     };
     let after = choice.source(vpc, flow, routed, is_routed, tracer);
-    if let Egress::Port(index) = egress {
+    // A packet leaves this VPC for another if it comes from a port; one that comes from a tunnel has done so on its sender's host.
+    let into = match entry.ingress {
+        Ingress::Port(_) => way.joined,
+        Ingress::Peer(_) => None,
+    };
+    if way.joined.is_some() && after != *flow {
+        return Err(DropReason::PeeringTransit);
+    }
+    if let Egress::Port(index) = way.egress {
         let port = snapshot.port(index).ok_or(DropReason::PortDown)?;
         let seen = Parsed {
             flow: after,
@@ -384,14 +416,18 @@ fn judge(
         };
         policy(snapshot, port, (&seen, standing), true, tracer)?;
     }
-    let action = Action::new(forwarding::macs(parsed), egress, macs);
-    let change = choice.change(flow, &after, vpc.vni);
-    Ok(Decision {
-        action: match change {
-            Change::None => action,
-            Change::Flow(_) | Change::Error(..) => action.translated(),
+    let action = Action::new(forwarding::macs(parsed), way.egress, way.macs);
+    let vni = into.map_or(vpc.vni, |other| snapshot.vpcs[other].vni);
+    let change = choice.change(flow, &after, (vni, into.is_none()));
+    Ok(Judged {
+        decision: Decision {
+            action: match change {
+                Change::None => action,
+                Change::Flow(_) | Change::Error(..) => action.translated(),
+            },
+            change,
         },
-        change,
+        joined: way.joined,
     })
 }
 

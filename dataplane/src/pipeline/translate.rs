@@ -145,12 +145,12 @@ impl Choice {
         });
     }
 
-    /// What the packet becomes, if it is to leave with this flow.
-    pub(super) fn change(&self, flow: &Flow, after: &Flow, vni: Vni) -> Change {
+    /// What the packet becomes, if it is to leave with this flow, in the VPC of this VNI. `stays`: that is the one that it comes from.
+    pub(super) fn change(&self, flow: &Flow, after: &Flow, (vni, stays): (Vni, bool)) -> Change {
         match self {
             Self::Kept(translation) => Change::Flow(*translation),
             Self::Error(outer, quoted) => Change::Error(*outer, *quoted),
-            Self::Anew | Self::Untranslated if flow == after => Change::None,
+            Self::Anew | Self::Untranslated if stays && flow == after => Change::None,
             Self::Anew | Self::Untranslated => Change::Flow(Translation::new(flow, after, vni)),
         }
     }
@@ -161,7 +161,7 @@ impl Choice {
 /// # Errors
 /// The packet only seems to be of the session, or the translation is no longer allowed.
 pub(super) fn kept(vpc: &Vpc, session: &SessionRef<'_>, flow: &Flow) -> Result<Choice, DropReason> {
-    if !session.is_translated() {
+    if !session.is_translated() || session.joined().is_some() {
         return Ok(Choice::Untranslated);
     }
     let translation = session.translation().ok_or(DropReason::TranslationClash)?;

@@ -869,6 +869,16 @@ impl SessionRef<'_> {
         self.across(true)
     }
 
+    /// The VNI of the session's other key, if the keys differ in nothing else: the session is of two VPCs that a peering joins.
+    pub fn joined(&self) -> Option<Vni> {
+        let line = self.shard.lines.get(self.number as usize)?;
+        let joined = self.is_translated() && line.read().joined;
+        joined
+            .then(|| self.translation())
+            .flatten()
+            .map(|other| other.vni)
+    }
+
     #[inline]
     fn across(&self, has_crossed: bool) -> Option<Translation> {
         let line = self.shard.lines.get(self.number as usize)?;
@@ -877,7 +887,7 @@ impl SessionRef<'_> {
         }
         let (line, words) = (line.read(), self.slot.words());
         // Packets of the first side go one way, those of the second the other.
-        let arrives = (self.side == Side::First) == (self.direction == line.first);
+        let arrives = line.joined || (self.side == Side::First) == (self.direction == line.first);
         // What was read is of this session if that is still there.
         fence(Ordering::Acquire);
         let is_live = self.slot.version.load(Ordering::Relaxed) == self.version;

@@ -33,11 +33,20 @@ impl Translation {
             }
         };
         let ports = |flow: &Flow| u64::from(flow.source_port) + u64::from(flow.destination_port);
+        let vni = vni.into();
+        if from == to {
+            return Self {
+                flow: *to,
+                vni,
+                header_delta: 0,
+                transport_delta: 0,
+            };
+        }
         let (before, after) = (addresses(from), addresses(to));
         let less = |sum: u64| u64::from(!checksum::fold(sum));
         Self {
             flow: *to,
-            vni: vni.into(),
+            vni,
             header_delta: checksum::fold(after + less(before)),
             transport_delta: checksum::fold(after + ports(to) + less(before + ports(from))),
         }
@@ -56,6 +65,10 @@ pub enum Side {
 
 const FLIPPED: u32 = 1;
 const OPENER_DOWN: u32 = 2;
+const JOINED: u32 = 4;
+
+/// Where the VNI is in the last word of a key.
+const VNI: u64 = 0xff_ffff << 8;
 
 /// What a translated session owns besides its slot. All zeroes where none was.
 #[repr(C, align(64))]
@@ -78,6 +91,9 @@ pub(super) struct Content {
     pub flipped: bool,
     /// Which way packets go that come with the first key.
     pub first: Direction,
+    /// The keys differ in the VNI alone: the session is of two VPCs that a peering joins. Packets of either direction may come with either key,
+    /// for which one a packet has is a matter of the host that it comes from.
+    pub joined: bool,
     deltas: u32,
 }
 
@@ -99,7 +115,13 @@ impl Line {
             Direction::Up => 0,
             Direction::Down => OPENER_DOWN,
         };
-        self.flags.store(flipped | down, Ordering::Relaxed);
+        let [w0, w1, w2, w3, ends] = std::array::from_fn(|i| first.words[i] ^ second.words[i]);
+        let joined = if w0 | w1 | w2 | w3 | ends & !VNI == 0 {
+            JOINED
+        } else {
+            0
+        };
+        self.flags.store(flipped | down | joined, Ordering::Relaxed);
     }
 
     /// What it says. The caller knows by the slot's version whether that is of its session.
@@ -114,6 +136,7 @@ impl Line {
             } else {
                 Direction::Down
             },
+            joined: flags & JOINED != 0,
             deltas: self.deltas.load(Ordering::Relaxed),
         }
     }
@@ -144,6 +167,7 @@ impl Content {
         };
         // Packets against the first direction change by the same words, the other way round; and so do those that go back to the first side.
         let deltas = match side {
+            _ if self.joined => 0,
             Side::First => self.deltas,
             Side::Second => !self.deltas,
         };

@@ -90,6 +90,19 @@ pub struct Vpc {
     pub sets: Arc<[AddressSet]>,
     /// Addresses that stand for others.
     pub translations: Arc<Translations>,
+    /// Peerings that join it to other VPCs.
+    pub peerings: Arc<[Peering]>,
+}
+
+/// What a VPC knows of a peering.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Peering {
+    /// Its id.
+    pub id: String,
+    /// The other VPC, by place in [`Snapshot::vpcs`].
+    pub vpc: usize,
+    /// Whether packets pass.
+    pub passes: bool,
 }
 
 /// What a port behind a peer may send with besides its own addresses.
@@ -189,6 +202,8 @@ pub enum Target {
     Hop(NextHop),
     /// To one of several, by the flow's hash.
     Ecmp(Group<NextHop>),
+    /// To whoever has the destination address in another VPC: by place in [`Vpc::peerings`]. None: the other VPC is gone.
+    Peering(Option<usize>),
 }
 
 /// One next hop.

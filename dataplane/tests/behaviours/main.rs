@@ -17,6 +17,7 @@ mod moves;
 mod mtu;
 mod neighbours;
 mod overlay;
+mod peering;
 mod policy;
 mod rate_limits;
 mod router;

@@ -63,7 +63,7 @@ fn translating() -> Fabric {
 
 /// The one frame that comes out, and at which port.
 #[track_caller]
-fn only(fabric: &mut Fabric, from: &str, frame: &[u8]) -> (String, Seen, Vec<u8>) {
+pub fn only(fabric: &mut Fabric, from: &str, frame: &[u8]) -> (String, Seen, Vec<u8>) {
     let mut out = fabric.send(from, frame);
     assert_eq!(out.len(), 1, "{:?}", fabric.all_drops());
     let out = out.remove(0);
@@ -71,7 +71,7 @@ fn only(fabric: &mut Fabric, from: &str, frame: &[u8]) -> (String, Seen, Vec<u8>
 }
 
 #[track_caller]
-fn dropped(fabric: &mut Fabric, from: &str, frame: &[u8], reason: DropReason) {
+pub fn dropped(fabric: &mut Fabric, from: &str, frame: &[u8], reason: DropReason) {
     let count = |fabric: &Fabric| fabric.all_drops().get(&reason).copied().unwrap_or(0);
     let before = count(fabric);
     assert!(fabric.send(from, frame).is_empty());
@@ -247,7 +247,7 @@ fn route_once(frame: &mut [u8]) {
 }
 
 /// An ICMP error from `from` to `to` about a packet, as much of it as is there.
-fn unreachable(from: End, to: End, dst: [u8; 6], quote: &[u8]) -> Vec<u8> {
+pub fn unreachable(from: End, to: End, dst: [u8; 6], quote: &[u8]) -> Vec<u8> {
     let mut body = vec![3, 3, 0, 0, 0, 0, 0, 0];
     body.extend_from_slice(quote);
     let mut sum: u32 = body

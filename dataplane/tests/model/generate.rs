@@ -636,6 +636,7 @@ impl VpcPlan {
         objects.vpcs.push(v1::Vpc {
             id: vpc.into(),
             vni,
+            ..v1::Vpc::default()
         });
         for (s, subnet) in self.subnets.iter().enumerate() {
             let mut cidrs = Vec::new();

@@ -7,6 +7,7 @@ mod dhcp;
 mod fabric;
 pub mod limits;
 mod network;
+mod peering;
 mod policy;
 mod port;
 mod route;
@@ -111,7 +112,8 @@ impl Reach {
             {
                 Self::Object
             }
-            (Some(Object::Host(_)), _) | (_, Some(Object::Host(_))) => Self::All,
+            (Some(Object::Host(_) | Object::Peering(_)), _)
+            | (_, Some(Object::Host(_) | Object::Peering(_))) => Self::All,
             (old, Some(Object::Vpc(new))) => match old {
                 Some(Object::Vpc(old)) if old.vni == new.vni => Self::Vpc,
                 _ => Self::All,
@@ -141,6 +143,7 @@ fn check(
     match object {
         Object::Host(host) => fabric::check_host(at, host, report),
         Object::Vpc(vpc) => fabric::check_vpc(at, vpc, report),
+        Object::Peering(peering) => peering::check(at, peering, index, report),
         Object::Subnet(subnet) => network::check(at, subnet, index, report),
         Object::RouteTable(table) => route::check(at, table, index, report),
         Object::NetworkAcl(acl) => policy::check_acl(at, acl, index, report),
@@ -167,6 +170,7 @@ fn check_together(index: &Index<'_>, report: &mut Report) {
     fabric::check_uniqueness(index, report);
     fabric::check_carriers(index, report);
     network::check_overlap(index, report);
+    peering::check_together(index, report);
     policy::check_memberships(index, report);
     port::check_uniqueness(index, report);
     port::check_gateways(index, report);

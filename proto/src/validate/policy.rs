@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 
-use super::{At, Index, Report, Scope, check_reference, limits};
+use super::{At, Index, Report, Scope, check_reference, limits, peering};
 use crate::address::{parse_address, parse_prefix, parse_protocol};
 use crate::state::{Kind, Object};
 use crate::v1;
@@ -102,10 +102,19 @@ pub(super) fn check_group(
             let text = "at most one of remote_cidr, remote_group and remote_prefix_list is set";
             report.add(at, &field, text);
         }
+        let remote = index.find(Kind::SecurityGroup, &rule.remote_group);
+        let remote_vpc = remote.and_then(Object::vpc).unwrap_or(&group.vpc);
+        // A group of a VPC that a peering joins is as one of this VPC.
+        let is_elsewhere = *remote_vpc != group.vpc;
+        let vpc = if is_elsewhere && peering::joins(index, &group.vpc, remote_vpc) {
+            remote_vpc
+        } else {
+            &group.vpc
+        };
         check_reference(
             index,
             (Kind::SecurityGroup, &rule.remote_group),
-            &group.vpc,
+            vpc,
             (at, format_args!("{field}.remote_group")),
             report,
         );

@@ -4,6 +4,7 @@ use std::collections::{HashMap, HashSet};
 
 use super::{At, Index, Report, limits};
 use crate::address::{parse_mac, parse_prefix};
+use crate::state::{Kind, Object};
 use crate::v1;
 
 const MAX_WEIGHT: u32 = 65535;
@@ -47,9 +48,10 @@ fn check_route(
         !route.port.is_empty(),
         !route.host.is_empty(),
         !route.ecmp.is_empty(),
+        !route.peering.is_empty(),
     ];
     if targets.iter().filter(|given| **given).count() != 1 {
-        let rule = "exactly one of blackhole, local, port, host and ecmp is set";
+        let rule = "exactly one of blackhole, local, port, host, ecmp and peering is set";
         report.add(at, field, rule);
     }
     let hop = v1::NextHop {
@@ -59,6 +61,7 @@ fn check_route(
         next_hop_mac: route.next_hop_mac.clone(),
     };
     check_hop(at, field, &table.vpc, &hop, index, report);
+    check_peering(at, field, &table.vpc, &route.peering, index, report);
     let members = format!("{field}.ecmp");
     if !report.within(
         at,
@@ -83,6 +86,28 @@ fn check_route(
         }
         check_hop(at, &field, &table.vpc, hop, index, report);
     }
+}
+
+/// A peering that a route leads to exists, and joins the table's VPC to another.
+fn check_peering(
+    at: At<'_>,
+    field: &str,
+    vpc: &str,
+    id: &str,
+    index: &Index<'_>,
+    report: &mut Report,
+) {
+    if id.is_empty() {
+        return;
+    }
+    let rule = match index.find(Kind::Peering, id) {
+        None => format!("there is no peering '{id}'"),
+        Some(Object::Peering(peering)) if peering.other(vpc).is_none() => {
+            format!("peering '{id}' does not join vpc '{vpc}' to another")
+        }
+        Some(_) => return,
+    };
+    report.add(at, format!("{field}.peering"), rule);
 }
 
 /// What a next hop names exists, and can be sent to.

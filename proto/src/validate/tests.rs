@@ -39,14 +39,17 @@ fn host(id: &str, vteps: &[&str]) -> Host {
 fn good() -> Objects {
     Objects {
         hosts: vec![host("h1", &["192.0.2.1"]), host("h2", &["192.0.2.2"])],
+        peerings: Vec::new(),
         vpcs: vec![
             Vpc {
                 id: "blue".into(),
                 vni: 7,
+                ..Vpc::default()
             },
             Vpc {
                 id: "red".into(),
                 vni: 8,
+                ..Vpc::default()
             },
         ],
         subnets: vec![
@@ -214,6 +217,7 @@ fn an_id_of_other_characters_is_refused() {
         o.vpcs.push(Vpc {
             id: "a b".into(),
             vni: 9,
+            ..Vpc::default()
         });
     });
 }

@@ -171,6 +171,7 @@ mod tests {
         state.insert(Object::Vpc(Vpc {
             id: "blue".into(),
             vni: 7,
+            ..Vpc::default()
         }));
         InForce::new(revision, state)
     }

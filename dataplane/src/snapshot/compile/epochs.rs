@@ -9,6 +9,8 @@ use std::collections::HashSet;
 use weft_proto::state::{Kind, Object, State};
 use weft_proto::v1;
 
+use super::peerings::add_joined;
+
 /// The ids of VPCs that have changed between two states.
 #[derive(Debug)]
 pub(super) struct Changed<'s>(HashSet<&'s str>);
@@ -24,13 +26,15 @@ impl<'s> Changed<'s> {
                 (Some(Object::Host(host)), None) | (None, Some(Object::Host(host))) => {
                     hosts.insert(host.id.as_str());
                 }
-                (old, new) => vpcs.extend(old.into_iter().chain(new).filter_map(Object::vpc)),
+                (old, new) => vpcs.extend(old.into_iter().chain(new).flat_map(Object::vpcs)),
             }
         }
         if !hosts.is_empty() {
             vpcs.extend(naming(before, &hosts));
             vpcs.extend(naming(after, &hosts));
         }
+        add_joined(&mut vpcs, before);
+        add_joined(&mut vpcs, after);
         Self(vpcs)
     }
 

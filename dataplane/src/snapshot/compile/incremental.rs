@@ -4,11 +4,13 @@
 //! Such a change moves no object to another place in the snapshot, so that each can be compiled by itself and put where it was. Takes as long as the changed
 //! objects are large, whatever else there is.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use weft_proto::state::{Change, Kind, Object, State};
 use weft_proto::v1;
 
+use super::peerings::add_joined;
 use super::policy::{GroupClassifiers, classify, compile_acl, renew_prefixes, rules_of_port};
 use super::routes::compile_table;
 use super::{Context, Done, Map, Report, hosts};
@@ -20,7 +22,7 @@ use crate::snapshot::Target;
 enum Edit<'s> {
     Routes(&'s str, Table<Target>),
     Acl(usize, Box<Acl>),
-    Set((usize, usize), AddressSet),
+    Set(Vec<(usize, usize)>, AddressSet),
     Classifiers(&'s str, GroupClassifiers),
     Rules(u16, GroupRules, GroupRules),
 }
@@ -54,7 +56,10 @@ pub(super) fn compile(
     for edit in edits {
         put(done, edit);
     }
-    for vpc in changes.iter().filter_map(|change| change.new?.vpc()) {
+    let changed = changes.iter().filter_map(|change| change.new?.vpc());
+    let mut changed: HashSet<&str> = changed.collect();
+    add_joined(&mut changed, state);
+    for vpc in changed {
         let place = done.places.vpcs.get(vpc).copied();
         if let Some(vpc) = place.and_then(|place| done.snapshot.vpcs.get_mut(place)) {
             vpc.epoch = context.generation.into();
@@ -145,18 +150,19 @@ fn edits<'s>(
 
 fn set<'s>(
     done: &Done,
-    place: Option<&(usize, usize)>,
+    places: Option<&Vec<(usize, usize)>>,
     key: (Kind, &'s str),
     texts: (&[String], &[String]),
     report: &mut Report,
 ) -> Option<Edit<'s>> {
-    let (vpc, at) = *place?;
+    let places = places?;
+    let (vpc, at) = *places.first()?;
     let before = done.snapshot.vpcs.get(vpc)?.sets.get(at)?;
     let set = AddressSet {
         name: before.name.clone(),
         prefixes: renew_prefixes(key, &before.prefixes, texts, report),
     };
-    Some(Edit::Set((vpc, at), set))
+    Some(Edit::Set(places.clone(), set))
 }
 
 fn put(done: &mut Done, edit: Edit<'_>) {
@@ -174,11 +180,13 @@ fn put(done: &mut Done, edit: Edit<'_>) {
                 *slot = *acl;
             }
         }
-        Edit::Set((vpc, at), set) => {
-            if let Some(vpc) = snapshot.vpcs.get_mut(vpc)
-                && let Some(slot) = Arc::make_mut(&mut vpc.sets).get_mut(at)
-            {
-                *slot = set;
+        Edit::Set(places, set) => {
+            for (vpc, at) in places {
+                if let Some(vpc) = snapshot.vpcs.get_mut(vpc)
+                    && let Some(slot) = Arc::make_mut(&mut vpc.sets).get_mut(at)
+                {
+                    *slot = set.clone();
+                }
             }
         }
         Edit::Classifiers(id, compiled) => {

@@ -12,6 +12,7 @@ mod guests;
 mod hosts;
 mod incremental;
 mod limits;
+mod peerings;
 mod policy;
 mod ports;
 mod routes;
@@ -114,9 +115,11 @@ struct Places {
     vpcs: Map<String, usize>,
     subnets: Map<String, usize>,
     acls: Map<String, usize>,
-    /// VPC, and place among its sets.
-    groups: Map<String, (usize, usize)>,
-    prefix_lists: Map<String, (usize, usize)>,
+    /// VPC, and place among its sets. Peered VPCs have the set too.
+    groups: Map<String, Vec<(usize, usize)>>,
+    prefix_lists: Map<String, Vec<(usize, usize)>>,
+    /// VPC, and place among its peerings.
+    peerings: Map<String, Vec<(usize, usize)>>,
     peers: Map<String, u16>,
     endpoints: Map<String, Endpoint>,
     /// The subnets that a route table is for.
@@ -240,6 +243,7 @@ impl Report {
 struct Objects<'s> {
     hosts: Vec<&'s v1::Host>,
     vpcs: Vec<&'s v1::Vpc>,
+    peerings: Vec<&'s v1::Peering>,
     subnets: Vec<&'s v1::Subnet>,
     route_tables: Vec<&'s v1::RouteTable>,
     network_acls: Vec<&'s v1::NetworkAcl>,
@@ -255,6 +259,7 @@ impl<'s> Objects<'s> {
             match object {
                 Object::Host(o) => objects.hosts.push(o),
                 Object::Vpc(o) => objects.vpcs.push(o),
+                Object::Peering(o) => objects.peerings.push(o),
                 Object::Subnet(o) => objects.subnets.push(o),
                 Object::RouteTable(o) => objects.route_tables.push(o),
                 Object::NetworkAcl(o) => objects.network_acls.push(o),
@@ -321,6 +326,7 @@ impl<'a> Draft<'a> {
     fn fill(&mut self, objects: &Objects<'_>) {
         self.fill_hosts(objects);
         self.fill_vpcs(objects);
+        self.fill_peerings(objects);
         self.fill_sets(objects);
         self.fill_acls(objects);
         self.fill_classifiers(objects);

@@ -28,26 +28,41 @@ impl Draft<'_> {
         for list in &objects.prefix_lists {
             let prefixes = prefixes(Kind::PrefixList, &list.id, &list.prefixes, &mut self.report);
             let name = format!("prefix list {}", list.id);
-            if let Some(place) = self.add_set(&list.vpc, AddressSet { name, prefixes }) {
-                self.places.prefix_lists.insert(list.id.clone(), place);
-            }
+            let places = self.add_set(&list.vpc, &AddressSet { name, prefixes }, false);
+            self.places.prefix_lists.insert(list.id.clone(), places);
         }
         for group in &objects.security_groups {
             let kind = Kind::SecurityGroup;
             let prefixes = prefixes(kind, &group.id, &group.members, &mut self.report);
             let name = format!("security group {}", group.id);
-            if let Some(place) = self.add_set(&group.vpc, AddressSet { name, prefixes }) {
-                self.places.groups.insert(group.id.clone(), place);
-            }
+            let places = self.add_set(&group.vpc, &AddressSet { name, prefixes }, true);
+            self.places.groups.insert(group.id.clone(), places);
         }
     }
 
-    /// The place of a set; none when its VPC is not there.
-    fn add_set(&mut self, vpc: &str, set: AddressSet) -> Option<(usize, usize)> {
-        let vpc = *self.places.vpcs.get(vpc)?;
-        let sets = &mut self.vpcs[vpc].sets;
-        sets.push(set);
-        Some((vpc, sets.len() - 1))
+    /// The places of a set: in its own VPC first, then in those that may name it by a peering. None when its VPC is not there.
+    fn add_set(&mut self, vpc: &str, set: &AddressSet, is_shared: bool) -> Vec<(usize, usize)> {
+        let Some(own) = self.places.vpcs.get(vpc).copied() else {
+            return Vec::new();
+        };
+        let peerings = Arc::clone(&self.vpcs[own].vpc.peerings);
+        let others = peerings
+            .iter()
+            .filter(|_| is_shared)
+            .map(|peering| peering.vpc);
+        let mut vpcs = vec![own];
+        for other in others {
+            // Several peerings may have joined the same two, one after the other.
+            if !vpcs.contains(&other) {
+                vpcs.push(other);
+            }
+        }
+        let add = |vpc: usize| {
+            let sets = &mut self.vpcs[vpc].sets;
+            sets.push(set.clone());
+            (vpc, sets.len() - 1)
+        };
+        vpcs.into_iter().map(add).collect()
     }
 
     pub(super) fn fill_acls(&mut self, objects: &Objects<'_>) {
@@ -181,7 +196,11 @@ pub(super) fn classify(
     report: &mut Report,
 ) -> GroupClassifiers {
     let kind = Kind::SecurityGroup;
-    let Some((vpc, _)) = places.groups.get(&group.id).copied() else {
+    let own = places
+        .groups
+        .get(&group.id)
+        .and_then(|places| places.first());
+    let Some((vpc, _)) = own.copied() else {
         let rule = format!("'{}' does not exist", group.vpc);
         report.add(kind, &group.id, "vpc", rule);
         return GroupClassifiers::default();
@@ -292,9 +311,12 @@ fn security_rule(wire: &v1::SecurityRule, places: &Places, vpc: usize) -> Result
         (wire.port_min, wire.port_max),
         (wire.icmp_type, wire.icmp_code),
     )?;
-    let set = |found: Option<&(usize, usize)>, kind: &str, id: &str| match found {
-        Some((other, set)) if *other == vpc => Ok((Remote::Set(*set), None)),
-        _ => Err(format!("{kind} '{id}' does not exist")),
+    let set = |found: Option<&Vec<(usize, usize)>>, kind: &str, id: &str| {
+        let here = found.into_iter().flatten().find(|(other, _)| *other == vpc);
+        match here {
+            Some((_, set)) => Ok((Remote::Set(*set), None)),
+            None => Err(format!("{kind} '{id}' does not exist")),
+        }
     };
     let (remote, remote_family) = if !wire.remote_group.is_empty() {
         let id = &wire.remote_group;

@@ -49,7 +49,8 @@ pub(super) fn compile_table(
 ) -> Table<Target> {
     let mut builder = TableBuilder::default();
     for (i, route) in table.routes.iter().enumerate() {
-        match (route.prefix.parse::<IpNetwork>(), target(route, places)) {
+        let target = target(&table.vpc, route, places);
+        match (route.prefix.parse::<IpNetwork>(), target) {
             (Ok(network), Ok(target)) => {
                 if let Err(error) = builder.insert(network.into(), target) {
                     let rule = error.to_string();
@@ -89,22 +90,30 @@ fn next_hop(port: &str, host: &str, mac: &str, places: &Places) -> Result<NextHo
         .map_or(NextHop::Gone, |peer| NextHop::Peer(*peer, mac)))
 }
 
-fn target(route: &v1::Route, places: &Places) -> Result<Target, String> {
+fn target(vpc: &str, route: &v1::Route, places: &Places) -> Result<Target, String> {
     let given = [
         route.blackhole,
         route.local,
         !route.port.is_empty(),
         !route.host.is_empty(),
         !route.ecmp.is_empty(),
+        !route.peering.is_empty(),
     ];
     if given.iter().filter(|given| **given).count() != 1 {
-        return Err("has exactly one of blackhole, local, port, host and ecmp".to_owned());
+        let rule = "has exactly one of blackhole, local, port, host, ecmp and peering";
+        return Err(rule.to_owned());
     }
     if route.blackhole {
         return Ok(Target::Blackhole);
     }
     if route.local {
         return Ok(Target::Local);
+    }
+    if !route.peering.is_empty() {
+        let own = places.vpcs.get(vpc).copied();
+        let ends = places.peerings.get(&route.peering).into_iter().flatten();
+        let mut ends = ends.filter(|(vpc, _)| Some(*vpc) == own);
+        return Ok(Target::Peering(ends.next().map(|(_, at)| *at)));
     }
     if route.ecmp.is_empty() {
         return next_hop(&route.port, &route.host, &route.next_hop_mac, places).map(Target::Hop);

@@ -222,6 +222,7 @@ fn apply(objects: &mut Wire, edit: &Edit) {
                 objects.vpcs.push(v1::Vpc {
                     id: "violet".into(),
                     vni: 7,
+                    ..v1::Vpc::default()
                 });
                 objects.subnets.push(v1::Subnet {
                     id: "x".into(),
