@@ -290,34 +290,44 @@ fn was_sent_on(vpc: &Vpc, peer: u16, parsed: &Parsed) -> bool {
     vpc.moves.get(&parsed.eth_dst) == Some(&peer)
 }
 
-/// The peering by which an address that no port of a VPC has is one of another VPC's, and the port that has it there.
+/// The peering by which the source of a packet out of a tunnel, which no port of a VPC has, is one of another VPC's, and the port that has it there.
+/// Where several peered VPCs have it, it is that of the one to which the receiver's route leads back.
 fn joined<'s>(
     snapshot: &'s Snapshot,
     vpc: &'s Vpc,
-    address: u128,
+    parsed: &Parsed,
 ) -> Option<(&'s Peering, &'s Endpoint)> {
-    if vpc.peerings.is_empty() || vpc.by_address.contains_key(&address) {
+    let source = parsed.flow.source;
+    if vpc.peerings.is_empty() || vpc.by_address.contains_key(&source) {
         return None;
     }
-    let found = vpc.peerings.iter().filter_map(|peering| {
-        let endpoint = snapshot.vpcs[peering.vpc].by_address.get(&address)?;
+    let having = |peering: &'s Peering| {
+        let endpoint = snapshot.vpcs[peering.vpc].by_address.get(&source)?;
         Some((peering, endpoint))
-    });
-    // The same two may have had a peering before.
-    found.max_by_key(|(peering, _)| peering.passes)
+    };
+    let target = vpc.by_mac.get(&parsed.eth_dst);
+    let back = target.and_then(|target| snapshot.subnets[target.subnet].routes.lookup(source));
+    let routed = match back {
+        Some((_, Target::Peering(Some(at)))) => vpc.peerings.get(*at).and_then(having),
+        _ => None,
+    };
+    let any = || vpc.peerings.iter().filter_map(having);
+    routed
+        .or_else(|| any().find(|(peering, _)| peering.passes))
+        .or_else(|| any().next())
 }
 
-/// The sender of a packet that has come from a tunnel, in its VPC or in one that a peering joins to it.
-pub(super) fn sender(snapshot: &Snapshot, vpc: usize, source: u128) -> Option<&Endpoint> {
+/// The sender of a packet that has come from a tunnel, and the VNI of its VPC: the packet's own, or one that a peering joins to it.
+pub(super) fn sender<'s>(
+    snapshot: &'s Snapshot,
+    vpc: usize,
+    parsed: &Parsed,
+) -> Option<(&'s Endpoint, Vni)> {
     let vpc = &snapshot.vpcs[vpc];
-    let joined = || joined(snapshot, vpc, source).map(|(_, endpoint)| endpoint);
-    vpc.by_address.get(&source).or_else(joined)
-}
-
-/// The VNI by which a packet reaches the sender of one that has come from a tunnel: that of the sender's own VPC.
-pub(super) fn vni_towards(snapshot: &Snapshot, vpc: usize, source: u128) -> Vni {
-    let vpc = &snapshot.vpcs[vpc];
-    joined(snapshot, vpc, source).map_or(vpc.vni, |(peering, _)| snapshot.vpcs[peering.vpc].vni)
+    if let Some((peering, endpoint)) = joined(snapshot, vpc, parsed) {
+        return Some((endpoint, snapshot.vpcs[peering.vpc].vni));
+    }
+    Some((vpc.by_address.get(&parsed.flow.source)?, vpc.vni))
 }
 
 /// Where a packet from a tunnel goes: to a port of this host, by the destination of `flow` where it is routed. Back into a tunnel only after a port that has
@@ -353,7 +363,7 @@ pub(super) fn from_peer(
         });
         return Err(DropReason::SpoofedInner);
     }
-    let joined = match joined(snapshot, vpc, parsed.flow.source) {
+    let joined = match joined(snapshot, vpc, parsed) {
         Some((_, sender))
             if sender.place != Place::There(peer) && !was_sent_on(vpc, peer, parsed) =>
         {

@@ -3,8 +3,8 @@
 use super::resolve::{Record, Refusal, Reply, Verdict, flow, resolve};
 use super::tracer::Tracer;
 use super::translate::Decision;
-use super::{Core, Destination, Entry, Io, Tables, forwarding};
-use crate::numbers::VpcIndex;
+use super::{Core, Destination, Entry, Io, Tables};
+use crate::numbers::{Vni, VpcIndex};
 use crate::packet::{DropReason, Offload, Packet};
 use crate::session::table::{Ingress, NewSession, SessionRef, Stamp};
 use crate::session::{InsertError, State};
@@ -131,17 +131,21 @@ impl Core {
                 }
                 self.deliver(tables, io, index, packet);
             }
-            Ingress::Peer(_) => self.answer_peer(tables, io, packet, entry),
+            Ingress::Peer(_) => {
+                let vni = tables.snapshot.vpcs[entry.vpc].vni;
+                self.answer_peer(tables, io, packet, entry, vni);
+            }
         }
     }
 
-    /// Sends an answer of the gateway back to the peer that asked.
+    /// Sends an answer back to the peer that asked, in the VPC of this VNI.
     pub(super) fn answer_peer(
         &mut self,
         tables: Tables<'_>,
         io: &mut impl Io,
         packet: Packet,
         entry: &Entry,
+        vni: Vni,
     ) {
         let Ingress::Peer(peer) = entry.ingress else {
             return io.free(packet.frame);
@@ -152,8 +156,6 @@ impl Core {
             .and_then(|peer| peer.tunnel(entry.key.hash));
         match tunnel {
             Some(tunnel) => {
-                let sender = entry.parsed.flow.source;
-                let vni = forwarding::vni_towards(tables.snapshot, entry.vpc, sender);
                 let header = (vni, entry.parsed.traffic_class);
                 self.encapsulate(tables, io, packet, entry, header, tunnel);
             }

@@ -3,6 +3,7 @@
 use super::icmp_error::{self, Problem};
 use super::translate::Decision;
 use super::{Core, Entry, Io, Tables, egress, flood, forwarding, gso, ip_fragment, rewrite};
+use crate::numbers::Vni;
 use crate::packet::{DropReason, Offload, Packet};
 use crate::session::table::{Egress, Ingress};
 use crate::snapshot::{Endpoint, Place, Port, Tunnel};
@@ -75,10 +76,9 @@ impl Core {
         else {
             return self.report(tables, io, packet, entry, problem);
         };
-        let source = entry.parsed.flow.source;
-        let sender = forwarding::sender(tables.snapshot, entry.vpc, source);
+        let sender = forwarding::sender(tables.snapshot, entry.vpc, &entry.parsed);
         match (tables.snapshot.port(index), sender) {
-            (Some(target), Some(sender)) if sender.place == Place::There(peer) => {
+            (Some(target), Some(sender)) if sender.0.place == Place::There(peer) => {
                 let ends = (index, target, sender);
                 self.report_to_peer(tables, io, packet, entry, ends, problem);
             }
@@ -93,7 +93,7 @@ impl Core {
         io: &mut impl Io,
         mut packet: Packet,
         entry: &Entry,
-        (index, target, sender): (u16, &Port, &Endpoint),
+        (index, target, (sender, vni)): (u16, &Port, (&Endpoint, Vni)),
         problem: Problem,
     ) {
         let (parsed, reason) = (&entry.parsed, DropReason::TooBig);
@@ -114,7 +114,7 @@ impl Core {
         let traffic = self.traffic(tables, entry.ingress);
         traffic.drop(reason);
         traffic.generated.add(1);
-        self.answer_peer(tables, io, packet, entry);
+        self.answer_peer(tables, io, packet, entry, vni);
     }
 
     /// Fragments an IPv4 packet that its way does not take whole, and sends the pieces: into a tunnel, or to a port.

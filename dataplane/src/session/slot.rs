@@ -28,19 +28,22 @@ pub enum Egress {
     Peer(u16),
 }
 
-/// By what a decision is known to hold: the epoch of its VPC, and the ingress that it was taken for. Never 0, for no
-/// epoch is. The low bits, 0 here, are where a [`FlowEntry`] counts what was written to it.
+/// By what a decision is known to hold: the epoch of its VPC, the ingress that it was taken for, and the key of the session that the packet has,
+/// for the other may be of another VPC. Never 0, for no epoch is. The low bits, 0 here, are where a [`FlowEntry`] counts what was written to it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Stamp(u64);
 
 /// What the count of actions written takes of a stamp's word.
-const WRITE_BITS: u32 = 15;
+const WRITE_BITS: u32 = 14;
 const WRITES: u64 = 1 << WRITE_BITS;
+
+/// Where the ingress is in a stamp: above the bit for the key.
+const INGRESS_AT: u32 = WRITE_BITS + 1;
 
 impl Stamp {
     /// Bits that tell ingresses apart.
     pub(super) fn ingress_bits(self) -> u32 {
-        (self.0 >> WRITE_BITS) as u32 & 0x1_ffff
+        (self.0 >> INGRESS_AT) as u32 & 0x1_ffff
     }
 
     /// Of an epoch of a VPC ([`Vpc::epoch`](crate::snapshot::Vpc::epoch)) and an ingress.
@@ -50,7 +53,13 @@ impl Stamp {
             Ingress::Port(index) => u32::from(index),
             Ingress::Peer(index) => 1 << 16 | u32::from(index),
         };
-        Self(u64::from(epoch.into().get()) << 32 | u64::from(ingress) << WRITE_BITS)
+        Self(u64::from(epoch.into().get()) << 32 | u64::from(ingress) << INGRESS_AT)
+    }
+
+    /// The same for packets that have this key of their session.
+    #[inline(always)]
+    pub(super) fn on(self, side: super::translation::Side) -> Self {
+        Self(self.0 | (side as u64) << WRITE_BITS)
     }
 }
 

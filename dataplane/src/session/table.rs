@@ -807,12 +807,14 @@ impl SessionRef<'_> {
     /// What was decided for packets of this direction under this stamp; one compare when it still holds.
     #[inline]
     pub fn action(&self, stamp: Stamp) -> Option<Action> {
-        self.entry().action(stamp).filter(|_| self.is_live())
+        let action = self.entry().action(stamp.on(self.side));
+        action.filter(|_| self.is_live())
     }
 
     /// The same for packets that come in elsewhere than those that the session's own action is for.
     #[inline(never)]
     pub fn second_action(&self, stamp: Stamp) -> Option<Action> {
+        let stamp = stamp.on(self.side);
         let action = self.shard.second_actions.find(self.owner(), stamp);
         action.filter(|_| self.is_live())
     }
@@ -824,6 +826,7 @@ impl SessionRef<'_> {
 
     /// Keeps an action, beside one of the same epoch for another ingress. The shard's lock is held.
     fn keep(&self, stamp: Stamp, action: &Action) {
+        let stamp = stamp.on(self.side);
         let entry = self.entry();
         if entry.is_for_another_ingress(stamp) {
             self.shard.second_actions.set(self.owner(), stamp, action);

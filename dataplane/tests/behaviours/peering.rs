@@ -352,3 +352,18 @@ fn a_trace_names_the_peering_and_the_vpc() {
         ]
     );
 }
+
+/// Both VPCs may have changed last in one generation: what was decided for the one key must not be taken for the other.
+#[test]
+fn a_packet_with_the_vni_of_the_sender_is_not_taken_for_one_of_the_receiver() {
+    let mut fabric = peered(|_| {});
+    for round in 0..3 {
+        only(&mut fabric, "a1", &udp(A1, G2, ROUTER, (7, 53), &[round]));
+    }
+    let mut frame = fabric.crossed.remove(0);
+    assert_eq!(frame[46..49], [0, 1, 44]);
+    assert_eq!(fabric.send_from_underlay("h2", &frame).len(), 1);
+    frame[46..49].copy_from_slice(&[0, 0, 100]);
+    assert!(fabric.send_from_underlay("h2", &frame).is_empty());
+    assert_eq!(fabric.drops("h2", DropReason::NotHere), 1);
+}

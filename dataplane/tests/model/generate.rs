@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use weft_proto::peering::SideState;
 use weft_proto::v1::{self, Objects};
 
 use crate::case::Translation;
@@ -42,6 +43,9 @@ pub struct FabricPlan {
     /// For each host: GRE, a small underlay MTU, two addresses.
     pub hosts: [(bool, bool, bool); HOSTS],
     pub vpcs: Vec<VpcPlan>,
+    /// The VPCs have different prefixes.
+    pub apart: bool,
+    pub peerings: Vec<PeeringPlan>,
     pub translations: Vec<TranslationPlan>,
     /// Ports with narrow devices, and how narrow.
     pub devices: Vec<(u8, u8)>,
@@ -53,6 +57,16 @@ pub struct TranslationPlan {
     port: u8,
     v4: bool,
     towards: u8,
+}
+
+/// Two VPCs that a peering joins.
+#[derive(Debug, Clone)]
+pub struct PeeringPlan {
+    pub vpcs: (u8, u8),
+    /// State of each side: mostly active.
+    pub states: (u8, u8),
+    /// Which of them has routes that lead there, by bit.
+    pub routed: u8,
 }
 
 #[derive(Debug, Clone)]
@@ -274,6 +288,7 @@ pub enum Change {
         gre: bool,
     },
     Translations(Vec<TranslationPlan>),
+    Peerings(Vec<PeeringPlan>),
 }
 
 fn rule(rng: &mut Rng) -> RulePlan {
@@ -348,8 +363,19 @@ pub fn fabric(rng: &mut Rng) -> FabricPlan {
         underlay: rng.below(8),
         hosts: std::array::from_fn(|_| (rng.coin(), rng.percent(20), rng.coin())),
         vpcs: rng.list(1..4, vpc),
+        apart: rng.percent(70),
+        peerings: rng.list(0..3, peering),
         translations: rng.list(0..4, translation),
         devices: rng.list(0..4, |rng| (rng.byte(), rng.byte())),
+    }
+}
+
+fn peering(rng: &mut Rng) -> PeeringPlan {
+    let state = |rng: &mut Rng| if rng.percent(85) { 0 } else { rng.below(8) };
+    PeeringPlan {
+        vpcs: (rng.byte(), rng.byte()),
+        states: (state(rng), state(rng)),
+        routed: if rng.percent(80) { 3 } else { rng.byte() },
     }
 }
 
@@ -411,8 +437,9 @@ fn act(rng: &mut Rng) -> Act {
 }
 
 fn change(rng: &mut Rng) -> Change {
-    match rng.below(8) {
+    match rng.below(9) {
         0 => Change::Nothing,
+        8 => Change::Peerings(rng.list(0..3, peering)),
         7 => Change::Translations(rng.list(0..4, translation)),
         1 => Change::Group {
             vpc: rng.byte(),
@@ -526,6 +553,7 @@ impl FabricPlan {
             }
             Change::Host { host, gre } => pick(&mut self.hosts, *host).0 = *gre,
             Change::Translations(plans) => self.translations.clone_from(plans),
+            Change::Peerings(plans) => self.peerings.clone_from(plans),
         }
     }
 
@@ -548,7 +576,17 @@ impl FabricPlan {
             ..v1::Host::default()
         });
         for (v, vpc) in self.vpcs.iter().enumerate() {
-            vpc.add_to(&format!("v{v}"), 100 + v as u32, self.open, &mut objects);
+            // At most three subnets each.
+            let first = if self.apart { 1 + 3 * v } else { 1 };
+            let place = Place {
+                vpc: format!("v{v}"),
+                vni: 100 + v as u32,
+                first,
+            };
+            vpc.add_to(&place, self.open, &mut objects);
+        }
+        for (i, plan) in self.peerings.iter().enumerate() {
+            plan.add_to(&format!("p{i}"), self.vpcs.len(), &mut objects);
         }
         objects
     }
@@ -626,13 +664,64 @@ impl FabricPlan {
     }
 }
 
-/// The subnet's number, which is in its addresses.
-fn number(subnet: usize) -> usize {
-    subnet + 1
+/// What a VPC is, and the number of its first subnet, which is in its addresses.
+struct Place {
+    vpc: String,
+    vni: u32,
+    first: usize,
+}
+
+impl PeeringPlan {
+    fn add_to(&self, id: &str, vpcs: usize, objects: &mut Objects) {
+        let ends = [self.vpcs.0, self.vpcs.1].map(|end| format!("v{}", usize::from(end) % vpcs));
+        if ends[0] == ends[1] {
+            return;
+        }
+        let state = |number: u8| {
+            let state = SideState::ALL[usize::from(number) % SideState::ALL.len()];
+            if number == 0 { "" } else { state.name() }.to_owned()
+        };
+        let [requester, accepter] = ends.clone();
+        objects.peerings.push(v1::Peering {
+            id: id.into(),
+            requester,
+            accepter,
+            requester_state: state(self.states.0),
+            accepter_state: state(self.states.1),
+        });
+        for (side, [vpc, other]) in [[&ends[0], &ends[1]], [&ends[1], &ends[0]]]
+            .iter()
+            .enumerate()
+        {
+            if self.routed >> side & 1 == 0 {
+                continue;
+            }
+            let others = objects
+                .subnets
+                .iter()
+                .filter(|subnet| subnet.vpc == **other);
+            let prefixes: Vec<String> = others.flat_map(|subnet| subnet.cidrs.clone()).collect();
+            let tables = objects.route_tables.iter_mut();
+            for table in tables.filter(|table| table.vpc == **vpc) {
+                for prefix in &prefixes {
+                    if table.routes.iter().all(|route| route.prefix != *prefix) {
+                        table.routes.push(v1::Route {
+                            prefix: prefix.clone(),
+                            peering: id.into(),
+                            ..v1::Route::default()
+                        });
+                    }
+                }
+            }
+        }
+    }
 }
 
 impl VpcPlan {
-    fn add_to(&self, vpc: &str, vni: u32, open: bool, objects: &mut Objects) {
+    fn add_to(&self, place: &Place, open: bool, objects: &mut Objects) {
+        let Place { vpc, vni, first } = place;
+        let (vpc, vni, first) = (vpc.as_str(), *vni, *first);
+        let number = |subnet: usize| first + subnet;
         objects.vpcs.push(v1::Vpc {
             id: vpc.into(),
             vni,
@@ -675,7 +764,7 @@ impl VpcPlan {
         });
         for (p, port) in self.ports.iter().enumerate() {
             if !port.absent {
-                let mut port = self.port(p, port, vpc);
+                let mut port = self.port(p, port, (vpc, first));
                 let first = format!("{vpc}-g0");
                 if open && !port.security_groups.contains(&first) {
                     port.security_groups.push(first);
@@ -716,10 +805,10 @@ impl VpcPlan {
         }
     }
 
-    fn port(&self, p: usize, plan: &PortPlan, vpc: &str) -> v1::Port {
-        let s = usize::from(plan.subnet) % self.subnets.len();
-        let subnet = &self.subnets[s];
-        let (s, n) = (number(s), p + 1);
+    fn port(&self, p: usize, plan: &PortPlan, (vpc, first): (&str, usize)) -> v1::Port {
+        let place = usize::from(plan.subnet) % self.subnets.len();
+        let subnet = &self.subnets[place];
+        let (s, n) = (first + place, p + 1);
         let mut addresses = Vec::new();
         if subnet.family != 1 {
             addresses.push(format!("10.0.{s}.{}", 10 + n));
@@ -740,7 +829,7 @@ impl VpcPlan {
         v1::Port {
             id: format!("{vpc}-p{p}"),
             vpc: vpc.into(),
-            subnet: format!("{vpc}-s{}", s - 1),
+            subnet: format!("{vpc}-s{place}"),
             mac: format!("02:00:00:00:{s:02x}:{n:02x}"),
             addresses,
             allowed_pairs: match plan.pairs {

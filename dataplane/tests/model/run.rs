@@ -104,7 +104,7 @@ impl Run {
                 for b in &self.objects.ports {
                     let ends = (traffic::address(a, v4), traffic::address(b, v4));
                     if let (Some(client), Some(server)) = ends
-                        && a.vpc == b.vpc
+                        && traffic::may_reach(&self.objects, &a.vpc, &b.vpc)
                         && a.id != b.id
                     {
                         pairs.push((a, client, b, server));

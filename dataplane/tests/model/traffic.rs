@@ -120,6 +120,12 @@ pub fn pick<T>(list: &[T], index: impl Into<usize>) -> &T {
     &list[index.into() % list.len()]
 }
 
+/// Whether ports of one VPC have a reason to send to those of another.
+pub fn may_reach(objects: &Objects, from: &str, to: &str) -> bool {
+    let mut peerings = objects.peerings.iter();
+    from == to || peerings.any(|peering| peering.other(from) == Some(to))
+}
+
 /// A packet from a port, and what is odd about it. None where the plan asks for what the fabric does not have.
 pub fn packet(objects: &Objects, plan: &PacketPlan, id: u16) -> Option<(String, Vec<u8>)> {
     if objects.ports.is_empty() {
@@ -135,7 +141,8 @@ pub fn packet(objects: &Objects, plan: &PacketPlan, id: u16) -> Option<(String, 
     let peers: Vec<&v1::Port> = objects
         .ports
         .iter()
-        .filter(|port| port.vpc == from.vpc && port.id != from.id && address(port, v4).is_some())
+        .filter(|port| port.id != from.id && address(port, v4).is_some())
+        .filter(|port| may_reach(objects, &from.vpc, &port.vpc))
         .collect();
     let target = (plan.to < 200 && !peers.is_empty()).then(|| *pick(&peers, plan.to));
     let others: Vec<IpAddr> = ELSEWHERE

@@ -102,6 +102,8 @@ struct Way<'a> {
     rewrite: Option<(Mac, Mac)>,
     /// The flow that the packet gets, where it is translated, and the one that a packet gets that it quotes.
     becomes: Option<(Flow, Option<Flow>)>,
+    /// The VPC of the port at the other end, where a peering joins it to the packet's own.
+    joined: Option<&'a str>,
 }
 
 /// How it is known what a packet becomes.
@@ -476,6 +478,7 @@ impl Model {
             to,
             rewrite: None,
             becomes: None,
+            joined: None,
         };
         self.forward(world, place, ingress, packet, &way, outcome)
     }
@@ -545,6 +548,7 @@ impl Model {
             false => Standing::Backward,
         };
         let way = self.judge(world, place, ingress, &packet, (standing, choice))?;
+        self.check_joined(world, place, session, &way)?;
         if let Some(sequence) = first.sequence {
             let ends = &mut self.sessions.entry(host.to_owned()).or_default()[session].ends;
             let sender = &mut ends[usize::from(!from_opener)];
@@ -579,6 +583,22 @@ impl Model {
             return Err(DropReason::TranslationGone);
         }
         Ok(Becoming::Kept(stands.becomes))
+    }
+
+    /// A session that goes from one VPC into another does so as long as it lives, and no other begins to.
+    fn check_joined(
+        &self,
+        world: &World,
+        (host, vpc): (&str, &str),
+        session: usize,
+        way: &Way<'_>,
+    ) -> Result<(), DropReason> {
+        let joined = way.joined.map(|other| world.vni(other));
+        if joined == self.sessions[host][session].other(world.vni(vpc)) {
+            Ok(())
+        } else {
+            Err(DropReason::TranslationGone)
+        }
     }
 
     /// Finds the packet's session or opens one, and judges the packet.
@@ -645,7 +665,11 @@ impl Model {
             None => self.judge(world, place, ingress, packet, (standing, Becoming::Anew)),
             Some((i, stands)) => self
                 .kept(world, place, i, stands)
-                .and_then(|choice| self.judge(world, place, ingress, packet, (standing, choice))),
+                .and_then(|choice| self.judge(world, place, ingress, packet, (standing, choice)))
+                .and_then(|way| {
+                    self.check_joined(world, place, i, &way)?;
+                    Ok(way)
+                }),
         };
         let (stage, ends) = match followed {
             Some(followed) => followed,
@@ -682,10 +706,16 @@ impl Model {
                 if after.is_some_and(clashes) {
                     return Err(DropReason::TranslationClash);
                 }
+                let joined = way.joined.map(|other| world.vni(other));
+                let is_taken = |other| find(sessions, other, &packet.flow).is_some();
+                if joined.is_some_and(is_taken) {
+                    return Err(DropReason::TranslationClash);
+                }
                 sessions.push(Session {
                     vni,
                     flow: packet.flow,
                     translated: after.map(|after| [packet.flow, after]),
+                    joined,
                     stage,
                     ends,
                     last_seen: now,
@@ -746,6 +776,7 @@ impl Model {
                         to: To::Host(&target.host),
                         rewrite: Some((ROUTER, gateway_mac(world.subnet(&port.subnet)))),
                         becomes: None,
+                        joined: None,
                     },
                     None => self.way_from_port(world, port, packet, &flow)?,
                 }
@@ -759,6 +790,10 @@ impl Model {
             }
             Becoming::Kept(Some(to)) | Becoming::Error(to, _) => flow.source = to.source,
             _ => {}
+        }
+        // What is translated goes by no peering.
+        if way.joined.is_some() && flow != packet.flow {
+            return Err(DropReason::PeeringTransit);
         }
         way.becomes = match choice {
             Becoming::Error(to, quoted) => Some((to, Some(quoted))),
@@ -790,6 +825,7 @@ impl Model {
                 to: to_port(port, target.ok_or(DropReason::UnknownMac)?),
                 rewrite: None,
                 becomes: None,
+                joined: None,
             }
         };
         // It reaches itself by an address that stands for its own.
@@ -839,9 +875,25 @@ impl Model {
             to: to_port(port, target),
             rewrite: Some((mac(&target.mac), gateway_mac(world.subnet(&target.subnet)))),
             becomes: None,
+            joined: None,
         };
         if route.blackhole {
             return Err(DropReason::Blackhole);
+        }
+        if !route.peering.is_empty() {
+            let mut peerings = world.0.peerings.iter();
+            let peering = peerings.find(|peering| peering.id == route.peering && peering.passes());
+            let other = peering.and_then(|peering| peering.other(&port.vpc));
+            let other = other.ok_or(DropReason::PeeringInactive)?;
+            // No transit.
+            if world.port_by_address(&port.vpc, flow.source).is_none() {
+                return Err(DropReason::PeeringTransit);
+            }
+            let target = world.port_by_address(other, flow.destination);
+            return Ok(Way {
+                joined: Some(other),
+                ..through(target.ok_or(DropReason::NoPort)?)
+            });
         }
         if route.local {
             let target = world.port_by_address(&port.vpc, flow.destination);
@@ -879,6 +931,7 @@ impl Model {
             to: To::Host(&host.ok_or(DropReason::NextHopGone)?.id),
             rewrite: Some((next_mac, gateway_mac(subnet))),
             becomes: None,
+            joined: None,
         })
     }
 
@@ -1001,9 +1054,14 @@ impl Model {
                 .collect(),
             Some(mtu) => packet.pieces(mtu),
         };
+        // What goes from a port into another VPC is in that one from here on.
+        let into = match ingress {
+            Ingress::Port(_) => way.joined.unwrap_or(vpc),
+            Ingress::Tunnel(..) => vpc,
+        };
         self.cross(
             world,
-            (host, to, vpc),
+            (host, to, into),
             tunnel,
             packet.class,
             &frames,
@@ -1022,7 +1080,9 @@ impl Model {
         problem: Problem,
         outcome: &mut Outcome,
     ) -> Result<(), DropReason> {
-        let sender = world.port_by_address(vpc, packet.flow.source);
+        let joined = world.joined(vpc, packet.flow.source, Some(target));
+        let sender = joined.map(|(_, port)| port);
+        let sender = sender.or_else(|| world.port_by_address(vpc, packet.flow.source));
         let sender = sender.filter(|sender| sender.host == from);
         let error = gateway::error(world, target, packet, problem);
         let (Some(sender), Some(mut error)) = (sender, error) else {
@@ -1035,7 +1095,7 @@ impl Model {
             .ok_or(DropReason::UnderlayUnresolved)?;
         self.cross(
             world,
-            (host, from, vpc),
+            (host, from, &sender.vpc),
             tunnel,
             packet.class,
             &[error],
@@ -1232,6 +1292,7 @@ fn way_after_move<'a>(
         to: To::Host(&port.host),
         rewrite: through_router.then(|| (mac(&port.mac), gateway_mac(world.subnet(&port.subnet)))),
         becomes: None,
+        joined: None,
     })
 }
 
@@ -1276,6 +1337,16 @@ fn way_from_tunnel<'a>(
     {
         return Err(DropReason::SpoofedInner);
     }
+    let joined = world.joined(vpc, packet.flow.source, target);
+    if let Some((peering, sender)) = joined {
+        if sender.host != from && !between {
+            return Err(DropReason::SpoofedInner);
+        }
+        if !peering.passes() {
+            return Err(DropReason::PeeringInactive);
+        }
+    }
+    let joined = joined.map(|(_, sender)| sender.vpc.as_str());
     if let Some(port) = world.port_by_mac(vpc, packet.dst) {
         if port.host != host {
             return Err(DropReason::NotHere);
@@ -1284,6 +1355,7 @@ fn way_from_tunnel<'a>(
             to: To::Port(port),
             rewrite: None,
             becomes: None,
+            joined,
         });
     }
     // Routers elsewhere send to the virtual router's MAC.
@@ -1300,6 +1372,7 @@ fn way_from_tunnel<'a>(
             to: To::Port(port),
             rewrite: Some((mac(&port.mac), gateway_mac(world.subnet(&port.subnet)))),
             becomes: None,
+            joined,
         }),
     }
 }

@@ -78,6 +78,8 @@ pub struct Session {
     pub flow: Flow,
     /// Of a translated flow: what its packets were and what they became, as the first one that opened it went.
     pub translated: Option<[Flow; 2]>,
+    /// The other VPC's, of a flow that goes from one VPC into another.
+    pub joined: Option<u32>,
     pub stage: Stage,
     /// The opener, and the other side.
     pub ends: [End; 2],
@@ -93,7 +95,7 @@ impl Session {
     pub fn place(&self, vni: u32, flow: &Flow) -> Option<Place> {
         // An ICMP message that is no query has no answer: one of the same type that comes back is a flow of its own.
         let answerable = !matches!(flow.detail, Detail::Message(..));
-        if self.vni != vni {
+        if self.vni != vni && self.joined != Some(vni) {
             return None;
         }
         let is = |one: &Flow| one == flow;
@@ -123,6 +125,12 @@ impl Session {
             becomes,
             was,
         })
+    }
+
+    /// The VNI of the other VPC, as seen from one of its two.
+    pub fn other(&self, vni: u32) -> Option<u32> {
+        let joined = self.joined?;
+        Some(if vni == self.vni { joined } else { self.vni })
     }
 
     /// Whether both sides have spoken, so that "far away" has a meaning.

@@ -186,6 +186,46 @@ impl World {
             .find(|port| port.vpc == vpc && has_address(port, address))
     }
 
+    /// Where an address of a packet to a port is of another VPC: the peering, that VPC, and its port. If several have it, that to which the
+    /// receiver's route leads back.
+    pub fn joined(
+        &self,
+        vpc: &str,
+        address: IpAddr,
+        target: Option<&v1::Port>,
+    ) -> Option<(&v1::Peering, &v1::Port)> {
+        if self.port_by_address(vpc, address).is_some() {
+            return None;
+        }
+        let mut all: Vec<(&v1::Peering, &v1::Port)> = Vec::new();
+        for peering in &self.0.peerings {
+            if let Some(other) = peering.other(vpc)
+                && let Some(port) = self.port_by_address(other, address)
+            {
+                all.push((peering, port));
+            }
+        }
+        let back = target
+            .and_then(|target| self.custom_route(target, address))
+            .map(|route| route.peering);
+        let routed = all
+            .iter()
+            .find(|(peering, _)| Some(&peering.id) == back.as_ref());
+        let active = all.iter().find(|(peering, _)| peering.passes());
+        routed.or(active).or(all.first()).copied()
+    }
+
+    /// The route of a port's table for a destination: of the longest prefix that holds it.
+    pub fn custom_route(&self, port: &v1::Port, destination: IpAddr) -> Option<v1::Route> {
+        let subnet = self.subnet(&port.subnet);
+        let mut tables = self.0.route_tables.iter();
+        let table = tables.find(|table| table.id == subnet.route_table)?;
+        let holding = table.routes.iter();
+        let holding = holding.filter(|route| prefix_holds(&route.prefix, destination));
+        let length = |route: &&v1::Route| route.prefix.parse::<IpNetwork>().unwrap().prefix();
+        holding.max_by_key(length).cloned()
+    }
+
     pub fn port_by_mac(&self, vpc: &str, address: Mac) -> Option<&v1::Port> {
         self.0
             .ports
