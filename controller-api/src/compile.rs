@@ -44,7 +44,9 @@ pub fn compile(version: &Version, host: &str) -> Option<State> {
         state.insert(object.clone());
         for vpc in peering.vpcs().iter().filter(|vpc| !own(vpc)) {
             let objects = Objects::of(version, vpc);
-            if peering.is_agreed() || peering.states() == [SideState::Deleted; 2] {
+            // One that is deleted still has to be told from what never was.
+            let is_known = |state: SideState| state.is_agreed() || state == SideState::Deleted;
+            if peering.states().into_iter().all(is_known) {
                 objects.compile_from_afar(&hosts, &mut needed, &mut state);
             } else if let Some(vpc) = objects.vpc {
                 state.insert(Object::Vpc(vpc.clone()));
@@ -438,5 +440,108 @@ ports:
         assert!(after.unchanged_since(1, after.vpcs_of("h1").iter()));
         assert!(!after.unchanged_since(1, after.vpcs_of("h3").iter()));
         assert_eq!(compile(&before, "h1"), compile(&after, "h1"));
+    }
+
+    /// Blue and red, joined: red's ports are on h3 alone, blue's on h1 and h2, and a group of blue's names one of red's.
+    fn joined(states: &str) -> Version {
+        let mut objects: v1::Objects = serde_yaml_ng::from_str(TOPOLOGY).unwrap();
+        objects.subnets[2].cidrs = vec!["10.7.0.0/24".into()];
+        objects.ports[4].addresses = vec!["10.7.0.11".into()];
+        objects.ports[4].security_groups = vec!["red-web".into()];
+        objects.security_groups.push(SecurityGroup {
+            id: "red-web".into(),
+            vpc: "red".into(),
+            rules: vec![v1::SecurityRule {
+                direction: "ingress".into(),
+                ..v1::SecurityRule::default()
+            }],
+            ..SecurityGroup::default()
+        });
+        objects.security_groups[0].rules.push(v1::SecurityRule {
+            direction: "ingress".into(),
+            remote_group: "red-web".into(),
+            ..v1::SecurityRule::default()
+        });
+        objects.peerings.push(v1::Peering {
+            id: "p".into(),
+            requester: "blue".into(),
+            accepter: "red".into(),
+            requester_state: states.into(),
+            ..v1::Peering::default()
+        });
+        let state = State::from_objects(objects).unwrap();
+        assert_eq!(validate(&state, Scope::Intent), vec![]);
+        Version::loaded(1, state)
+    }
+
+    #[test]
+    fn a_host_gets_where_a_joined_vpcs_ports_are_and_nothing_of_their_policy() {
+        for state in ["active", "frozen", "deleted"] {
+            let h1 = compiled(&joined(state), "h1");
+            assert_eq!(ids(&h1.vpcs, |o| &o.id), ["blue", "red"]);
+            assert_eq!(ids(&h1.peerings, |o| &o.id), ["p"]);
+            assert_eq!(ids(&h1.subnets, |o| &o.id), ["a", "b", "r"]);
+            let r1 = h1.ports.iter().find(|port| port.id == "r1").unwrap();
+            assert_eq!(
+                (r1.host.as_str(), &r1.addresses[..]),
+                ("h3", &["10.7.0.11".to_owned()][..])
+            );
+            assert!(r1.device.is_none() && r1.security_groups.is_empty());
+            let group = h1
+                .security_groups
+                .iter()
+                .find(|group| group.id == "red-web");
+            let group = group.unwrap();
+            assert_eq!(
+                (group.rules.len(), &group.members[..]),
+                (0, &["10.7.0.11".to_owned()][..])
+            );
+        }
+        // Red's own host has the group's rules, and its members for whoever names it there.
+        let h3 = compiled(&joined("active"), "h3");
+        assert_eq!(ids(&h3.ports, |o| &o.id), ["a1", "b1", "b2", "r1"]);
+        let group = h3
+            .security_groups
+            .iter()
+            .find(|group| group.id == "red-web");
+        assert_eq!(group.unwrap().rules.len(), 1);
+        assert!(
+            h3.ports
+                .iter()
+                .all(|port| port.device.is_some() == (port.host == "h3"))
+        );
+    }
+
+    #[test]
+    fn before_a_peering_is_accepted_nothing_of_the_other_vpc_is_told() {
+        for state in ["connecting", "rejected"] {
+            let h1 = compiled(&joined(state), "h1");
+            assert_eq!(ids(&h1.vpcs, |o| &o.id), ["blue", "red"]);
+            assert_eq!(ids(&h1.subnets, |o| &o.id), ["a", "b"]);
+            assert_eq!(ids(&h1.ports, |o| &o.id), ["a1", "b1", "b2"]);
+        }
+    }
+
+    #[test]
+    fn a_change_in_a_joined_vpc_concerns_the_hosts_of_both() {
+        let before = joined("active");
+        let mut state = before.state.clone();
+        let Some(Object::Port(port)) = before.state.find(Kind::Port, "r1") else {
+            panic!("it is there");
+        };
+        let mut moved = port.clone();
+        moved.host = "h4".into();
+        state.insert(Object::Port(moved.clone()));
+        let change = Change {
+            revision: 2,
+            upserts: vec![Object::Port(moved)],
+            deletes: vec![],
+        };
+        let after = before.next(&change, state);
+        for host in ["h1", "h2", "h3"] {
+            let vpcs = after.vpcs_concerning(host);
+            let own = before.vpcs_concerning(host);
+            assert!(!after.unchanged_since(1, vpcs.iter().chain(&own)), "{host}");
+        }
     }
 }

@@ -12,6 +12,7 @@ use super::tracer::{Silent, Tracer};
 use super::tracking::{Follow, NextState, follow, opening};
 use super::translate::{self, Change, Choice, Decision};
 use super::{Entry, Tables, forwarding, gateway, guard, metadata, services};
+use crate::numbers::Vni;
 use crate::packet::parse::{self, Fragment, is_icmp_error};
 use crate::packet::{DropReason, Parsed};
 use crate::session::table::{Action, Egress, Ingress, SessionRef};
@@ -218,9 +219,14 @@ pub(super) fn flow<'t>(
 ) -> Result<(Decision, Record<'t>), Refusal<'t>> {
     let (snapshot, parsed) = (tables.snapshot, &entry.parsed);
     if is_icmp_error(parsed) {
-        let choice = check_quote(tables, entry, frame)?;
+        let (choice, quoted_joined) = check_quote(tables, entry, frame)?;
         tracer.step("session", || "of the packet that is quoted".to_owned());
         let judged = judge(snapshot, entry, (Standing::Related, choice), tracer)?;
+        // Into another VPC goes only what is about a packet that came from there.
+        let joined = judged.joined.map(|vpc| snapshot.vpcs[vpc].vni);
+        if joined.is_some() && joined != quoted_joined {
+            return Err(DropReason::IcmpUnrelated.into());
+        }
         return Ok((judged.decision, Record::Nothing));
     }
     tracer.step("session", || {
@@ -344,8 +350,13 @@ fn check_second_key(
     }
 }
 
-/// An ICMP error passes if it quotes a packet of a session and goes to that packet's sender. Answers how it is translated.
-fn check_quote(tables: Tables<'_>, entry: &Entry, frame: &[u8]) -> Result<Choice, DropReason> {
+/// An ICMP error passes if it quotes a packet of a session and goes to that packet's sender. Answers how it is translated, and the other VPC of a
+/// session that goes from one into another.
+fn check_quote(
+    tables: Tables<'_>,
+    entry: &Entry,
+    frame: &[u8],
+) -> Result<(Choice, Option<Vni>), DropReason> {
     let parsed = &entry.parsed;
     let quote = frame
         .get(usize::from(parsed.l4) + 8..usize::from(parsed.end))
@@ -356,7 +367,8 @@ fn check_quote(tables: Tables<'_>, entry: &Entry, frame: &[u8]) -> Result<Choice
             let vni = tables.snapshot.vpcs[entry.vpc].vni;
             let key = Key::new(tables.sessions.seeds(), &quoted, vni);
             let session = tables.sessions.find(&key)?;
-            Some(translate::of_error(&session, &quoted, parsed))
+            let choice = translate::of_error(&session, &quoted, parsed);
+            Some((choice, session.joined()))
         })
         .ok_or(DropReason::IcmpUnrelated)
 }
@@ -405,7 +417,7 @@ fn judge(
         Ingress::Port(_) => way.joined,
         Ingress::Peer(_) => None,
     };
-    if way.joined.is_some() && after != *flow {
+    if way.joined.is_some() && (after != *flow || choice.is_kept()) {
         return Err(DropReason::PeeringTransit);
     }
     if let Egress::Port(index) = way.egress {

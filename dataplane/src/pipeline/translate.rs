@@ -66,6 +66,11 @@ pub(super) enum Choice {
 }
 
 impl Choice {
+    /// Whether it was made for a packet before.
+    pub(super) fn is_kept(&self) -> bool {
+        self.kept().is_some()
+    }
+
     /// What was chosen before.
     fn kept(&self) -> Option<Flow> {
         match self {

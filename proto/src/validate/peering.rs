@@ -41,7 +41,7 @@ pub(super) fn check_together(index: &Index<'_>, report: &mut Report) {
         let Object::Peering(peering) = object else {
             continue;
         };
-        if peering.is_over() {
+        if peering.is_over() || peering.requester == peering.accepter {
             continue;
         }
         let at = At {

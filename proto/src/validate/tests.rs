@@ -1,6 +1,7 @@
 //! One valid topology, and each rule broken in it.
 
 mod dhcp;
+mod peering;
 
 use std::time::{Duration, Instant};
 

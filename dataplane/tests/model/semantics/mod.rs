@@ -617,7 +617,7 @@ impl Model {
             let quoted = packet
                 .quoted()
                 .filter(|quoted| quoted.source == packet.flow.destination);
-            let (quoted, (_, stands)) = quoted
+            let (quoted, (session, stands)) = quoted
                 .and_then(|quoted| Some((quoted, find(sessions, vni, &quoted)?)))
                 .ok_or(DropReason::IcmpUnrelated)?;
             // It was translated before it got there.
@@ -629,7 +629,15 @@ impl Model {
                 }
                 Becoming::Error(flow, was)
             });
-            return self.judge(world, place, ingress, packet, (Standing::Related, choice));
+            let quoted_joined = sessions[session].other(vni);
+            let way = self.judge(world, place, ingress, packet, (Standing::Related, choice))?;
+            // Into another VPC goes only what is about a packet from there.
+            let joined = way.joined.map(|other| world.vni(other));
+            return if joined.is_some() && joined != quoted_joined {
+                Err(DropReason::IcmpUnrelated)
+            } else {
+                Ok(way)
+            };
         }
         let mut known = find(sessions, vni, &packet.flow);
         let becomes = known.and_then(|(_, stands)| stands.becomes);
@@ -792,7 +800,8 @@ impl Model {
             _ => {}
         }
         // What is translated goes by no peering.
-        if way.joined.is_some() && flow != packet.flow {
+        let is_kept = matches!(choice, Becoming::Kept(Some(_)) | Becoming::Error(..));
+        if way.joined.is_some() && (flow != packet.flow || is_kept) {
             return Err(DropReason::PeeringTransit);
         }
         way.becomes = match choice {
