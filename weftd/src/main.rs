@@ -9,7 +9,7 @@ use anyhow::Context;
 use clap::{Parser, Subcommand};
 use weft_dataplane::port::{self, Programs};
 use weft_process::privileges::{DATAPLANE, keep_only};
-use weftd::daemon::{self, Config};
+use weftd::daemon::{self, Config, Resources};
 
 /// Switches and routes the packets of this host's virtual machines into the overlay.
 #[derive(Debug, Parser)]
@@ -101,14 +101,14 @@ fn serve(path: &std::path::Path) -> anyhow::Result<()> {
         .with_ansi(false)
         .init();
     let config = Config::read(path)?;
-    let ground = daemon::ground(&config)?;
+    let resources = Resources::allocate(&config)?;
     // Before there is a second thread.
     keep_only(DATAPLANE).context("cannot drop capabilities")?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
         .build()?;
-    runtime.block_on(daemon::run(path, config, ground))
+    runtime.block_on(daemon::run(path, config, resources))
 }
 
 #[cfg(test)]

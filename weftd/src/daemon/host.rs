@@ -11,7 +11,7 @@ use weft_proto::v1::{self, Violation};
 use super::announce::{self, Announcer, Moved};
 use super::config::{Config, VhostUplink};
 use super::devices::Devices;
-use super::run::Resources;
+use super::resources::Resources;
 use crate::agent::Apply;
 use crate::metadata::{DESK, Service};
 use crate::underlay::{self, Adjacencies};
@@ -80,14 +80,14 @@ impl Host {
     /// What the system refuses, with the remedy.
     pub fn new(
         config: &Config,
-        ground: Resources,
+        resources: Resources,
         watcher: Arc<underlay::Underlay>,
     ) -> Result<Self, PortError> {
         let Resources {
             umem,
             programs,
             shared,
-        } = ground;
+        } = resources;
         let cores: Vec<Option<usize>> = if config.workers.cores.is_empty() {
             vec![None]
         } else {

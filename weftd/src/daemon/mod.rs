@@ -5,8 +5,10 @@ pub mod config;
 pub mod devices;
 pub mod host;
 pub mod node;
+mod resources;
 mod run;
 
 pub use config::Config;
 pub use devices::check_uplinks;
-pub use run::{Resources, ground, run};
+pub use resources::Resources;
+pub use run::run;

@@ -3,7 +3,6 @@
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::Arc;
-use std::thread;
 use std::time::Duration;
 
 use anyhow::Context;
@@ -17,85 +16,24 @@ use weft_proto::v1::{Event, ObjectKey};
 use super::config::Config;
 use super::host::Host;
 use super::node::NodeService;
+use super::resources::Resources;
 use crate::agent::{self, AgentConfig, AgentHandle, Source};
 use crate::underlay::Underlay;
-use weft_dataplane::pipeline::{DeviceMtus, Shared};
-use weft_dataplane::port::{PortError, Programs, Umem, UmemOptions};
-use weft_dataplane::session::table::{PREPARE_EVERY, SessionTable};
+use weft_dataplane::session::table::PREPARE_EVERY;
 
 /// How often devices of ports are looked for.
 const SETTLE: Duration = Duration::from_millis(250);
-
-/// What the daemon is made on.
-#[derive(Debug)]
-pub struct Resources {
-    /// Packet memory.
-    pub umem: Arc<Umem>,
-    /// Programs of kernel devices.
-    pub programs: Arc<Programs>,
-    /// Sessions and fragments.
-    pub shared: Shared,
-}
-
-/// Makes what takes longest at a start, side by side, and is through with what takes more privileges than all that comes later: the kernel
-/// registers packet memory with a first socket, which may need a network namespace of its own. No other thread is left.
-///
-/// # Errors
-/// What the system refuses, with the remedy.
-pub fn ground(config: &Config) -> Result<Resources, PortError> {
-    let options = UmemOptions {
-        frame_size: config.memory.frame_size,
-        frames: config.memory.frames,
-        large_frames: config.memory.large_frames,
-        ring_size: config.memory.ring_size,
-        huge_pages: config.memory.huge_pages,
-    };
-    let uplinks = config.uplinks.iter();
-    let uplinks = uplinks.filter(|uplink| uplink.vhost_user.is_none()).count();
-    let (umem, programs, sessions) = thread::scope(|scope| {
-        let umem = scope.spawn(move || Umem::new(options));
-        // A host without kernel interfaces needs none.
-        let programs = if uplinks == 0 {
-            Ok(Programs::find())
-        } else {
-            Programs::load(uplinks)
-        };
-        let sessions = SessionTable::new(config.session_limits());
-        sessions.prepare();
-        (umem.join(), programs, sessions)
-    });
-    let umem = umem.unwrap_or_else(|_| {
-        Err(PortError::Io {
-            what: "making the packet memory".to_owned(),
-            source: std::io::Error::other("the thread panicked"),
-        })
-    })?;
-    tracing::info!(
-        frames = config.memory.frames,
-        huge_pages = umem.has_huge_pages(),
-        "packet memory"
-    );
-    Ok(Resources {
-        umem,
-        programs: Arc::new(programs?),
-        shared: Shared {
-            sessions: Arc::new(sessions),
-            fragments: Arc::default(),
-            device_mtus: Arc::new(DeviceMtus::new(config.settings().ports)),
-        },
-    })
-}
 
 /// Runs the daemon until it is stopped.
 ///
 /// # Errors
 /// What keeps it from starting, with the remedy where there is one.
-pub async fn run(path: &Path, config: Config, ground: Resources) -> anyhow::Result<()> {
+pub async fn run(path: &Path, config: Config, resources: Resources) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut hangup = signal(SignalKind::hangup())?;
     let underlay = Arc::new(Underlay::start()?);
-    let host = Arc::new(Host::new(&config, ground, Arc::clone(&underlay))?);
+    let host = Arc::new(Host::new(&config, resources, Arc::clone(&underlay))?);
     let source = match (&config.controller, &config.state_file) {
         (Some(address), _) => Source::Controller {
             address: address.clone(),
