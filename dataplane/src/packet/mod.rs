@@ -4,6 +4,7 @@ pub mod buffer;
 pub mod checksum;
 pub mod drop_reason;
 pub mod mac;
+pub mod metadata;
 pub mod nested;
 pub mod offload;
 pub mod parse;

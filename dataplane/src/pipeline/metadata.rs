@@ -1,20 +1,13 @@
-//! Which packets are for the metadata service of this host (`crate::metadata`): TCP to port 80 of 169.254.169.254 or fd00:ec2::254,
+//! Which packets are for the metadata service of this host (`weftd::metadata`): TCP to port 80 of 169.254.169.254 or fd00:ec2::254,
 //! addresses that are the same in every VPC and every subnet, and belong to the gateway.
 //!
 //! Asked on the miss path, after anti-spoofing and before policy: a connection to the service has no session, so that each of its packets
 //! comes here. The service itself is the driver's ([`Destination::Metadata`](super::Destination::Metadata)).
 
-use std::net::{Ipv4Addr, Ipv6Addr};
-
+pub(super) use crate::packet::metadata::IPV4;
+use crate::packet::metadata::{IPV6, PORT};
 use crate::packet::parse::{IPV4_MAPPED, Parsed, protocol};
 use crate::snapshot::{Port, Snapshot};
-
-/// Where guests find it over IPv4.
-pub const IPV4: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 254);
-/// Where guests find it over IPv6.
-pub const IPV6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254);
-/// The TCP port.
-pub const PORT: u16 = 80;
 
 const WORDS: [u128; 2] = [IPV4_MAPPED | IPV4.to_bits() as u128, IPV6.to_bits()];
 

@@ -15,11 +15,11 @@ use smoltcp::wire::{HardwareAddress, IpAddress, IpCidr};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::Identity;
+use weft_dataplane::packet::metadata;
 use weft_dataplane::packet::parse::{
     self, ETHERTYPE_IPV4, ETHERTYPE_IPV6, Inner, protocol, tcp_flags, word_address,
 };
 use weft_dataplane::packet::{Family, Mac};
-use weft_dataplane::pipeline::metadata;
 
 /// Connections that a port is sure of; those beyond are taken from what all ports share.
 pub(super) const OWN: usize = 2;

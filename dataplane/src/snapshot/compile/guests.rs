@@ -8,8 +8,7 @@ use weft_proto::v1;
 
 use super::super::{Guests, Subnet};
 use super::Report;
-use crate::packet::Mac;
-use crate::pipeline::metadata;
+use crate::packet::{Mac, metadata};
 
 /// What `lease_seconds` of 0 stands for.
 const DEFAULT_LEASE: u32 = 86400;
