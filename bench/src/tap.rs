@@ -6,10 +6,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use weft_dataplane::packet::{FrameMemory, Packet};
-use weft_dataplane::port::device::{self, Device, Opening};
 use weft_dataplane::port::{
-    Attachment, DATA_OFFSET, FrameCache, Programs, Queue, QueueOptions, Role, Umem, UmemOptions,
-    XskQueue,
+    self, Attachment, DATA_OFFSET, Device, FrameCache, Opening, Programs, Queue, QueueOptions,
+    Role, Umem, UmemOptions, XskQueue,
 };
 use weft_proto::v1;
 use weft_tests::tap_end::{ALL_OFFLOADS, HEADER};
@@ -63,7 +62,7 @@ impl Tap {
             name: "t0".into(),
             ..v1::Device::default()
         };
-        let mut device = self.host.enter(|| device::open(&opening, &spec))??;
+        let mut device = self.host.enter(|| port::open(&opening, &spec))??;
         device.set_mtu(mtu);
         let queue = device.take_queues().pop().context("a tap has a queue")?;
         Ok((device, queue))

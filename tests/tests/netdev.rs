@@ -11,8 +11,9 @@ use std::time::Instant;
 
 use common::{SOON, frame, pair, small_umem};
 use weft_dataplane::packet::{FrameMemory, Offload, Packet, Segments};
-use weft_dataplane::port::device::{self, Device, Opening};
-use weft_dataplane::port::{FrameCache, PortError, Programs, Queue, Umem, UmemOptions};
+use weft_dataplane::port::{
+    self, Device, FrameCache, Opening, PortError, Programs, Queue, Umem, UmemOptions,
+};
 use weft_proto::v1;
 use weft_tests::tap_end::{ALL_OFFLOADS, HEADER};
 use weft_tests::{Lab, LinkOptions, Namespace, RawSocket, TapEnd, load, wait_until};
@@ -74,7 +75,7 @@ fn open_beside(
         name: name.into(),
         ..v1::Device::default()
     };
-    let mut device = namespace.enter(|| device::open(&opening, &spec)).unwrap()?;
+    let mut device = namespace.enter(|| port::open(&opening, &spec)).unwrap()?;
     device.set_mtu(1450);
     let mut port = Port {
         queues: device.take_queues(),

@@ -1,14 +1,11 @@
 //! What every kind of device looks like: to a worker a [`Queue`], to the daemon a [`Device`].
 //!
-//! A new kind is a folder beside this file with its two implementations, and a line in [`open`].
+//! A new kind is a folder beside this file with its two implementations, and a line in [`open`](super::open).
 
 use std::fmt::Debug;
 use std::os::fd::RawFd;
-use std::sync::Arc;
 
-use weft_proto::v1;
-
-use super::{BusyPoll, FrameCache, PortError, Programs, Role, Umem, netdev, tap, vhost};
+use super::FrameCache;
 use crate::packet::{Offload, Packet};
 
 /// One queue of a device, as the worker that reads it sees it. No call but [`Queue::before_sleep`] and its counterpart allocates, locks or
@@ -89,39 +86,4 @@ pub trait Device: Send + Debug {
 
     /// What it tells of itself.
     fn describe(&self) -> Description;
-}
-
-/// What all devices are opened with.
-#[derive(Debug, Clone)]
-pub struct Opening {
-    /// Packet memory.
-    pub umem: Arc<Umem>,
-    /// Programs of kernel devices.
-    pub programs: Arc<Programs>,
-    /// Entries of kernel rings.
-    pub ring_size: u32,
-    /// Busy polling of kernel devices.
-    pub busy_poll: Option<BusyPoll>,
-    /// Whether kernel devices get threads of their own.
-    pub threaded_napi: bool,
-    /// Bytes to leave ahead of a received packet for outer headers.
-    pub headroom: u16,
-}
-
-/// Opens the device of a port.
-///
-/// # Errors
-/// It is not there, or the system refuses.
-pub fn open(opening: &Opening, spec: &v1::Device) -> Result<Box<dyn Device>, PortError> {
-    match spec.kind.as_str() {
-        "vhost-user" => Ok(Box::new(vhost::VhostUser::open(opening, spec)?)),
-        "tap" => Ok(Box::new(tap::Tap::open(opening, spec)?)),
-        _ => {
-            let role = Role::Port {
-                headroom: opening.headroom,
-            };
-            let device = netdev::Netdev::open(opening, &spec.name, &role, None)?;
-            Ok(Box::new(device))
-        }
-    }
 }

@@ -1,17 +1,19 @@
 //! Ports and uplinks: how packets get into the process and out of it.
 //!
-//! `umem` owns the memory that the kernel shares with us, `pool` hands its frames to workers, `device` says what every kind of
-//! device looks like; the kinds have a folder each: `netdev` (XDP and AF_XDP), `tap`, `vhost` (virtual machines). A worker holds a
-//! [`FrameCache`] and the [`Queue`]s that it serves. With the session table's core, this
-//! folder is the only place with `unsafe` code.
+//! `umem` owns the memory that the kernel shares with us, `pool` holds its free frames, `frame_cache` gives them to a worker. `device`
+//! says what every kind of device looks like, and `kinds` opens one: `netdev` (XDP and AF_XDP), `tap`, `vhost` (virtual machines). A
+//! worker has a [`FrameCache`] and the [`Queue`]s that it serves.
 
 pub mod device;
 mod error;
 pub(crate) mod event;
+mod frame_cache;
 mod interface;
+mod kinds;
 mod large;
 mod link_mtu;
 mod netdev;
+mod opening;
 mod pool;
 mod share;
 mod socket_options;
@@ -23,13 +25,16 @@ mod virtio;
 #[cfg(feature = "fuzzing")]
 pub use vhost::fuzzing as vhost_fuzzing;
 
-pub use device::{Description, Device, Opening, Queue};
+pub use device::{Description, Device, Queue};
 pub use error::PortError;
+pub use frame_cache::FrameCache;
 pub use interface::Interface;
+pub use kinds::open;
 pub use netdev::{
     AttachMode, Attachment, Bond, BusyPoll, Netdev, Programs, QueueCounters, QueueOptions, Role,
     ThreadedNapi, XskQueue, check_mtu, release,
 };
-pub use pool::{Accounting, FrameCache};
+pub use opening::Opening;
+pub use pool::Accounting;
 pub use socket_options::icmp_errors_only;
 pub use umem::{DATA_OFFSET, Umem, UmemOptions};

@@ -1,15 +1,11 @@
-//! Free frames: one pool for the process, one cache for each worker, and the books that say where every frame is.
+//! Free frames: one pool for the process, one stock for each worker, and the account of where every frame is.
 //!
-//! A cache gives and takes frames without a lock; it exchanges them with the pool 64 at a time, which is one atomic operation for 64
-//! frames. Every holder publishes how many frames it has in counters of its own, so [`Umem::accounting`] can add them up:
-//! when traffic rests, the sum is the number of frames, or one is lost or doubled.
-
-#![allow(unsafe_code)]
+//! A stock gives and takes frames without a lock. It exchanges them with the pool 64 at a time, which is one atomic operation for 64
+//! frames. Every holder publishes how many frames it has in counters of its own. [`Ledger::sum`] adds them up: when no packet moves, the
+//! sum is the number of frames, or a frame was lost or freed twice.
 
 use std::sync::PoisonError;
 
-use super::umem::Umem;
-use crate::packet::buffer::{Frame, FrameMemory};
 use crate::sync::atomic::{AtomicI64, Ordering, fence};
 use crate::sync::{Arc, ArrayQueue, Mutex, MutexGuard};
 
@@ -89,7 +85,8 @@ impl Ledger {
         self.holdings.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn sum(&self) -> Accounting {
+    /// What all holders have; the pool's own part is left out.
+    pub(super) fn sum(&self) -> Accounting {
         let mut sum = Accounting::default();
         let mut gone = 0;
         self.lock().retain(|holding| {
@@ -143,29 +140,16 @@ impl Accounting {
     }
 }
 
-impl Umem {
-    /// Where all frames are.
-    pub fn accounting(&self) -> Accounting {
-        let (large, free) = self.large.count();
-        Accounting {
-            total: i64::from(self.frame_count()),
-            free: self.pool.len() as i64,
-            large: i64::from(large) - i64::from(free),
-            ..self.ledger.sum()
-        }
-    }
-}
-
 /// A holder's free frames, which it exchanges with a pool, and its books.
 #[derive(Debug)]
-struct Stock {
+pub(super) struct Stock {
     free: Vec<u32>,
     held: i64,
     holding: Arc<Holding>,
 }
 
 impl Stock {
-    fn new(ledger: &Ledger) -> Self {
+    pub(super) fn new(ledger: &Ledger) -> Self {
         Self {
             free: Vec::with_capacity(3 * BATCH),
             held: 0,
@@ -174,7 +158,7 @@ impl Stock {
     }
 
     #[inline]
-    fn take(&mut self, pool: &Pool) -> Option<u32> {
+    pub(super) fn take(&mut self, pool: &Pool) -> Option<u32> {
         if self.free.is_empty() {
             self.refill(pool);
         }
@@ -182,7 +166,7 @@ impl Stock {
     }
 
     #[inline]
-    fn put(&mut self, pool: &Pool, index: u32) {
+    pub(super) fn put(&mut self, pool: &Pool, index: u32) {
         if self.free.len() >= 2 * BATCH {
             self.spill(pool);
         }
@@ -190,13 +174,13 @@ impl Stock {
     }
 
     #[inline]
-    fn note_held(&mut self, change: i64) {
+    pub(super) fn note_held(&mut self, change: i64) {
         self.held += change;
         self.publish();
     }
 
     #[inline]
-    fn publish(&self) {
+    pub(super) fn publish(&self) {
         self.holding
             .cached
             .store(self.free.len() as i64, Ordering::Relaxed);
@@ -227,118 +211,11 @@ impl Stock {
     }
 
     /// Gives everything back to the pool.
-    fn empty(&mut self, pool: &Pool) {
+    pub(super) fn empty(&mut self, pool: &Pool) {
         for index in self.free.drain(..) {
             pool.put(index);
         }
         self.publish();
-    }
-}
-
-/// A worker's free frames, and access to the bytes of the frames that it holds.
-#[derive(Debug)]
-pub struct FrameCache {
-    umem: std::sync::Arc<Umem>,
-    stock: Stock,
-}
-
-impl FrameCache {
-    /// An empty cache; it fills itself from the pool when a frame is wanted.
-    pub fn new(umem: &std::sync::Arc<Umem>) -> Self {
-        Self {
-            umem: std::sync::Arc::clone(umem),
-            stock: Stock::new(&umem.ledger),
-        }
-    }
-
-    /// The memory that the frames belong to.
-    pub fn umem(&self) -> &std::sync::Arc<Umem> {
-        &self.umem
-    }
-
-    /// One free frame to give to a ring.
-    #[inline]
-    pub(super) fn take(&mut self) -> Option<u32> {
-        self.stock.take(&self.umem.pool)
-    }
-
-    /// One free frame from a ring.
-    #[inline]
-    pub(super) fn put(&mut self, index: u32) {
-        self.stock.put(&self.umem.pool, index);
-    }
-
-    /// Frames became packets in the worker's hands (or, negative, went out of them).
-    #[inline]
-    pub(super) fn note_held(&mut self, change: i64) {
-        self.stock.note_held(change);
-    }
-
-    /// Shows what the cache has to the books.
-    #[inline]
-    pub(super) fn publish(&self) {
-        self.stock.publish();
-    }
-}
-
-impl Drop for FrameCache {
-    fn drop(&mut self) {
-        self.stock.empty(&self.umem.pool);
-    }
-}
-
-impl FrameMemory for FrameCache {
-    #[inline]
-    fn bytes<'a>(&'a self, frame: &'a Frame) -> &'a [u8] {
-        // SAFETY: the token of a frame exists once, and whoever has it is the only one to touch the bytes: rings turn a frame
-        // into a token when the kernel has given it back, and take the token when they give it to the kernel. The
-        // cache holds the memory alive.
-        unsafe {
-            let (pointer, len) = self.umem.area(frame.index());
-            std::slice::from_raw_parts(pointer, len)
-        }
-    }
-
-    #[inline]
-    fn bytes_mut<'a>(&'a mut self, frame: &'a mut Frame) -> &'a mut [u8] {
-        // SAFETY: as in `bytes`, and the token is borrowed mutably.
-        unsafe {
-            let (pointer, len) = self.umem.area(frame.index());
-            std::slice::from_raw_parts_mut(pointer, len)
-        }
-    }
-
-    fn copy(&mut self, from: (&Frame, usize), to: (&mut Frame, usize), len: usize) {
-        let (source, room) = self.umem.area(from.0.index());
-        assert!(
-            from.1 <= room && len <= room - from.1,
-            "reading past a frame"
-        );
-        let (target, room) = self.umem.area(to.0.index());
-        assert!(to.1 <= room && len <= room - to.1, "writing past a frame");
-        // SAFETY: both ranges lie within their frames; two tokens are two frames, so the ranges do not overlap.
-        unsafe { std::ptr::copy_nonoverlapping(source.add(from.1), target.add(to.1), len) };
-    }
-
-    #[inline]
-    fn alloc(&mut self) -> Option<Frame> {
-        let frame = self.take().map(Frame::from_index);
-        self.note_held(i64::from(frame.is_some()));
-        frame
-    }
-
-    fn alloc_large(&mut self) -> Option<Frame> {
-        self.umem.large.take().map(Frame::from_large_index)
-    }
-
-    #[inline]
-    fn free(&mut self, frame: Frame) {
-        let index = frame.into_index();
-        if let Some(large) = Frame::large_index(index) {
-            return self.umem.large.put(large);
-        }
-        self.put(index);
-        self.note_held(-1);
     }
 }
 

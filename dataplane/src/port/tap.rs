@@ -10,8 +10,8 @@ use std::os::fd::AsRawFd;
 
 use weft_proto::v1;
 
-use super::device::{Description, Device, Opening, Queue};
-use super::{Interface, Netdev, PortError, Role};
+use super::device::{Description, Device, Queue};
+use super::{Interface, Netdev, Opening, PortError, Role};
 
 const TUNSETIFF: libc::c_ulong = 0x4004_54ca;
 const TUNSETPERSIST: libc::c_ulong = 0x4004_54cb;

@@ -30,7 +30,7 @@ use xsk_rs::{
 use super::{
     error::{PortError, io_error_of},
     large::Large,
-    pool::{Ledger, Pool},
+    pool::{Accounting, Ledger, Pool},
     socket_options,
 };
 use crate::packet::{Frame, buffer::LARGE_SIZE};
@@ -159,6 +159,17 @@ impl Umem {
     /// Whether the memory is of huge pages.
     pub fn has_huge_pages(&self) -> bool {
         self.huge_pages
+    }
+
+    /// Where all frames are.
+    pub fn accounting(&self) -> Accounting {
+        let (large, free) = self.large.count();
+        Accounting {
+            total: i64::from(self.frame_count()),
+            free: self.pool.len() as i64,
+            large: i64::from(large) - i64::from(free),
+            ..self.ledger.sum()
+        }
     }
 
     pub(super) fn kernel(&self) -> &xsk_rs::Umem {

@@ -13,8 +13,10 @@ use super::config::{Config, Uplink};
 use crate::underlay::check_uplink;
 use weft_dataplane::encap;
 use weft_dataplane::pipeline::{DeviceMtus, Source};
-use weft_dataplane::port::device::{self, Device, Opening, Queue};
-use weft_dataplane::port::{Bond, Interface, Netdev, PortError, Programs, Role, Umem, check_mtu};
+use weft_dataplane::port::{
+    self, Bond, Device, Interface, Netdev, Opening, PortError, Programs, Queue, Role, Umem,
+    check_mtu,
+};
 use weft_dataplane::worker::Workers;
 
 /// How many queues of ports, which are opened one after the other, wait to be read together: a packet that one has taken in finds the others open.
@@ -64,7 +66,7 @@ impl OpenUplink {
                 mode: way.mode.clone(),
                 queues: way.queues,
             };
-            return Ok(Self::Other(device::open(opening, &spec)?));
+            return Ok(Self::Other(port::open(opening, &spec)?));
         }
         check_uplink(&uplink.interface)?;
         if opening.programs.is_closed(&uplink.interface) {
@@ -315,7 +317,7 @@ impl Devices {
         missing.sort_by_key(|(_, spec)| spec.kind != "vhost-user");
         let mut opened = Unread::new();
         for (index, spec) in missing {
-            match device::open(&self.opening, spec) {
+            match port::open(&self.opening, spec) {
                 Ok(mut device) => {
                     let queues = device.take_queues().into_iter();
                     opened.extend(queues.map(|queue| (Source::Port(*index), queue)));

@@ -13,8 +13,8 @@ use std::os::fd::RawFd;
 
 use super::{Netdev, QueueOptions, Role, XskQueue};
 use crate::packet::buffer::Packet;
-use crate::port::device::{Description, Device, Opening, Queue};
-use crate::port::{FrameCache, Interface, PortError};
+use crate::port::device::{Description, Device, Queue};
+use crate::port::{FrameCache, Interface, Opening, PortError};
 
 /// An open bond.
 #[derive(Debug)]

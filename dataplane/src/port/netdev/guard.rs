@@ -26,8 +26,7 @@ use aya::programs::{SchedClassifier, TcAttachType};
 use weft_ebpf_types::{GUARD_OUT_PROGRAM, GUARD_PROGRAM};
 
 use super::link::{self, Side};
-use super::object::{missing, program, program_error};
-use super::port_program::ALL;
+use super::object::{ALL, missing, program, program_error};
 use crate::port::{Interface, PortError};
 
 const SIDES: [(Side, &str); 2] = [(Side::In, GUARD_PROGRAM), (Side::Out, GUARD_OUT_PROGRAM)];

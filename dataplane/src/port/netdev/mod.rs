@@ -27,11 +27,11 @@ pub use program::{AttachMode, Attachment, Programs, Role};
 use weft_ebpf_types::Counter;
 pub use xsk::{BusyPoll, QueueCounters, QueueOptions, XskQueue};
 
-use super::device::{Description, Device, Opening, Queue};
+use super::device::{Description, Device, Queue};
 use super::interface::KeptTags;
 use super::link_mtu::link_mtu;
 use super::share::Share;
-use super::{DATA_OFFSET, FrameCache, Interface, PortError};
+use super::{DATA_OFFSET, FrameCache, Interface, Opening, PortError};
 use crate::packet::parse::ETHERNET;
 
 /// Linux before this knows no UDP segments in packet sockets.

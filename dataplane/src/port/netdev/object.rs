@@ -7,6 +7,9 @@ use weft_ebpf_types::{COUNTERS_MAP, Counter};
 
 use crate::port::{PortError, error::io_error_of};
 
+/// What errors name instead of a port when they concern none in particular.
+pub(super) const ALL: &str = "all ports";
+
 static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("WEFT_EBPF_OBJECT"));
 
 /// What loads the object, as often as one likes. To make it takes longer than to use it: it reads all types of the kernel.

@@ -17,11 +17,9 @@ use weft_ebpf_types::{
 };
 
 use super::guard::{self, Guard, Pair};
-use super::object::{Loader, counters, descriptor, missing, program, program_error};
+use super::object::{ALL, Loader, counters, descriptor, missing, program, program_error};
 use crate::port::{Interface, PortError};
 
-/// What errors call it that belong to no port.
-pub(super) const ALL: &str = "all ports";
 /// Linux before this has no `tcx`.
 const TCX: KernelVersion = KernelVersion::new(6, 6, 0);
 /// `BPF_NOEXIST` of `linux/bpf.h`.

@@ -17,8 +17,8 @@ use weft_ebpf_types::Counter;
 use super::XskQueue;
 use super::guard::{self, Guard};
 use super::link::{Hook, Link};
-use super::object::{Loader, missing, program_error};
-use super::port_program::{self, Place, PortProgram};
+use super::object::{ALL, Loader, missing, program_error};
+use super::port_program::{Place, PortProgram};
 use super::uplink_program::UplinkProgram;
 use crate::port::{Interface, PortError, socket_options};
 
@@ -72,7 +72,7 @@ impl Programs {
         socket_options::raise_limits()?;
         let programs = Self::find();
         let mut loader = Loader::new();
-        programs.ports.load(|| loader.load(port_program::ALL))?;
+        programs.ports.load(|| loader.load(ALL))?;
         programs.ports.load_guard()?;
         let each = (0..uplinks).map(|_| UplinkProgram::load(&mut loader, "an uplink"));
         let uplinks = each.collect::<Result<Vec<_>, _>>()?;

@@ -26,7 +26,8 @@ use crate::packet::buffer::{Frame, FrameMemory, Packet};
 use crate::port::{
     device::Queue,
     error::{PortError, io_error_of},
-    pool::{FrameCache, Holding},
+    frame_cache::FrameCache,
+    pool::Holding,
     socket_options,
     umem::{DATA_OFFSET, Umem, socket_config},
 };

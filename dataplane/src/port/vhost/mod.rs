@@ -34,9 +34,9 @@ use weft_proto::v1;
 use self::control::Control;
 use self::link::Link;
 use self::queue::VhostQueue;
-use super::PortError;
-use super::device::{Description, Device, Opening, Queue};
+use super::device::{Description, Device, Queue};
 use super::event::{self, Event};
+use super::{Opening, PortError};
 
 /// How long to wait before connecting again.
 const RETRY: Duration = Duration::from_millis(20);
