@@ -1,10 +1,10 @@
 //! Waking a worker that sleeps: an event descriptor that it polls beside its queues.
 
-#![allow(unsafe_code)]
-
 use std::io;
 use std::os::fd::RawFd;
 use std::time::Duration;
+
+use rustix::thread::{CpuSet, sched_setaffinity};
 
 #[cfg(not(feature = "loom"))]
 use crate::port::event::Event;
@@ -80,19 +80,34 @@ impl Waker {
 
 /// Binds the calling thread to a core.
 pub(super) fn pin(core: usize) -> io::Result<()> {
-    if core >= libc::CPU_SETSIZE as usize {
-        return Err(io::Error::from(io::ErrorKind::InvalidInput));
+    if core >= CpuSet::MAX_CPU {
+        return Err(io::ErrorKind::InvalidInput.into());
     }
-    // SAFETY: the set is plain memory of the size given, made of zeroes, which is the empty set; the core is within it.
-    let result = unsafe {
-        let mut set: libc::cpu_set_t = std::mem::zeroed();
-        libc::CPU_SET(core, &mut set);
-        libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &raw const set)
-    };
-    if result == 0 {
-        Ok(())
-    } else {
-        Err(io::Error::last_os_error())
+    let mut cores = CpuSet::new();
+    cores.set(core);
+    Ok(sched_setaffinity(None, &cores)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_thread_is_bound_to_one_core_and_a_core_that_is_none_is_an_error() {
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let allowed = rustix::thread::sched_getaffinity(None).unwrap();
+                let is_allowed = |core: &usize| allowed.is_set(*core);
+                let core = (0..CpuSet::MAX_CPU).rfind(is_allowed).unwrap();
+                pin(core).unwrap();
+                let bound = rustix::thread::sched_getaffinity(None).unwrap();
+                assert_eq!((bound.count(), bound.is_set(core)), (1, true));
+                assert_eq!(
+                    pin(CpuSet::MAX_CPU).unwrap_err().kind(),
+                    io::ErrorKind::InvalidInput
+                );
+            });
+        });
     }
 }
 
