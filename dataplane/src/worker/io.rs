@@ -5,11 +5,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crossbeam::channel::Sender;
-use crossbeam::queue::ArrayQueue;
 
+use super::inbox::{INBOX, Inbound, owner};
 use super::service::PuntQueue;
+use super::steer;
 use super::waker::Waker;
-use super::{destination, steer};
 use crate::packet::{DropReason, Frame, FrameMemory, Offload, Packet};
 use crate::pipeline::counters::{Counters, Traffic};
 use crate::pipeline::{Destination, Io, Settings, Source, VECTOR, gso};
@@ -17,21 +17,6 @@ use crate::port::{FrameCache, Queue};
 
 /// Packets that may wait for one queue within a round; a whole round of vectors fits, what is more is dropped.
 const PENDING: usize = 1024;
-
-/// The way into a worker from others.
-#[derive(Debug, Clone)]
-pub(super) struct Inbound {
-    pub(super) queue: Arc<ArrayQueue<(Destination, Packet)>>,
-    pub(super) waker: Arc<Waker>,
-}
-
-/// Which worker reads a queue. A port's queues and an uplink's queues are dealt out round.
-pub(super) fn owner(place: Source, queue: u32, workers: usize) -> usize {
-    match place {
-        Source::Port(index) => (usize::from(index) + queue as usize) % workers,
-        Source::Uplink(_) => queue as usize % workers,
-    }
-}
 
 /// One queue of this worker.
 #[derive(Debug)]
@@ -104,7 +89,7 @@ impl WorkerIo {
     #[inline]
     pub(super) fn take_inbox(&mut self) -> usize {
         let mut count = 0;
-        while count < super::INBOX {
+        while count < INBOX {
             let Some((to, packet)) = self.inboxes[self.index].queue.pop() else {
                 break;
             };
@@ -404,5 +389,13 @@ impl Io for WorkerIo {
             Ok(()) => waker.ring_if_asleep(),
             Err((to, packet)) => self.lose(to, packet, DropReason::RingFull),
         }
+    }
+}
+
+/// Where a packet would be sent to reach a place.
+fn destination(place: Source) -> Destination {
+    match place {
+        Source::Port(index) => Destination::Port(index),
+        Source::Uplink(index) => Destination::Uplink(index),
     }
 }

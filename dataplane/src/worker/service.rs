@@ -10,8 +10,8 @@ use std::task::Poll;
 use crossbeam::queue::ArrayQueue;
 use futures::task::AtomicWaker;
 
-use super::io::{Inbound, owner};
-use super::{Common, INBOX};
+use super::inbox::{INBOX, Inbound, owner};
+use super::shared::Common;
 use crate::packet::{DropReason, FrameMemory, Packet};
 use crate::pipeline::counters::Counters;
 use crate::pipeline::{Destination, Settings, Source, ip_fragment};

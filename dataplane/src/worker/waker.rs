@@ -4,8 +4,6 @@ use std::io;
 use std::os::fd::RawFd;
 use std::time::Duration;
 
-use rustix::thread::{CpuSet, sched_setaffinity};
-
 #[cfg(not(feature = "loom"))]
 use crate::port::event::Event;
 use crate::sync::atomic::{AtomicBool, Ordering, fence};
@@ -75,39 +73,6 @@ impl Waker {
             self.event.sleep(descriptors, polled, time);
         }
         self.asleep.store(false, Ordering::Relaxed);
-    }
-}
-
-/// Binds the calling thread to a core.
-pub(super) fn pin(core: usize) -> io::Result<()> {
-    if core >= CpuSet::MAX_CPU {
-        return Err(io::ErrorKind::InvalidInput.into());
-    }
-    let mut cores = CpuSet::new();
-    cores.set(core);
-    Ok(sched_setaffinity(None, &cores)?)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_thread_is_bound_to_one_core_and_a_core_that_is_none_is_an_error() {
-        std::thread::scope(|scope| {
-            scope.spawn(|| {
-                let allowed = rustix::thread::sched_getaffinity(None).unwrap();
-                let is_allowed = |core: &usize| allowed.is_set(*core);
-                let core = (0..CpuSet::MAX_CPU).rfind(is_allowed).unwrap();
-                pin(core).unwrap();
-                let bound = rustix::thread::sched_getaffinity(None).unwrap();
-                assert_eq!((bound.count(), bound.is_set(core)), (1, true));
-                assert_eq!(
-                    pin(CpuSet::MAX_CPU).unwrap_err().kind(),
-                    io::ErrorKind::InvalidInput
-                );
-            });
-        });
     }
 }
 

@@ -8,7 +8,7 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use super::Gauge;
+use super::shared::Gauge;
 
 /// Checks per time that a worker may be stuck.
 const LOOKS: u32 = 4;
