@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use anyhow::Context;
 use tokio::net::UnixListener;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::task::AbortHandle;
 use tokio_stream::wrappers::UnixListenerStream;
 use weft_process::services::node_server::NodeServer;
 use weft_process::supervisor::Supervisor;
@@ -19,21 +20,64 @@ use super::node::NodeService;
 use super::resources::Resources;
 use crate::agent::{self, AgentConfig, AgentHandle, Source};
 use crate::underlay::Underlay;
-use weft_dataplane::session::table::PREPARE_EVERY;
+use weft_dataplane::session::table::{PREPARE_EVERY, SessionTable};
 
 /// How often devices of ports are looked for.
 const SETTLE: Duration = Duration::from_millis(250);
+/// What this host offers to the controller.
+const CAPABILITIES: [&str; 7] = [
+    "vxlan",
+    "gre",
+    "netdev",
+    "tap",
+    "vhost-user",
+    "dhcp",
+    "rate_limits",
+];
 
 /// Runs the daemon until it is stopped.
 ///
 /// # Errors
 /// What keeps it from starting, with the remedy where there is one.
 pub async fn run(path: &Path, config: Config, resources: Resources) -> anyhow::Result<()> {
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    let mut hangup = signal(SignalKind::hangup())?;
+    let mut signals = Signals::register()?;
     let underlay = Arc::new(Underlay::start()?);
     let host = Arc::new(Host::new(&config, resources, Arc::clone(&underlay))?);
+    let agent_config = agent_config(&config)?;
+    let agent = Arc::new(agent::start(agent_config, Arc::clone(&host)).await?);
+    let tasks = spawn_tasks(&config, &host, &agent)?;
+    tracing::info!(host = %config.host, socket = %config.socket.display(), "weftd is ready");
+    let mut supervisor = Supervisor::from_environment();
+    supervisor.ready();
+    let parts = (&host, &*agent, &*underlay);
+    watch(path, parts, &mut signals, &mut supervisor).await?;
+    tracing::info!("stopping");
+    supervisor.stopping();
+    tasks.iter().for_each(AbortHandle::abort);
+    underlay.stop();
+    tokio::task::spawn_blocking(move || host.stop()).await?;
+    let _ = std::fs::remove_file(&config.socket);
+    Ok(())
+}
+
+/// The signals that the daemon reacts to.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    hangup: Signal,
+}
+
+impl Signals {
+    fn register() -> std::io::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            hangup: signal(SignalKind::hangup())?,
+        })
+    }
+}
+
+fn agent_config(config: &Config) -> anyhow::Result<AgentConfig> {
     let source = match (&config.controller, &config.state_file) {
         (Some(address), _) => Source::Controller {
             address: address.clone(),
@@ -43,69 +87,70 @@ pub async fn run(path: &Path, config: Config, resources: Resources) -> anyhow::R
         (None, Some(file)) => Source::File(file.clone()),
         (None, None) => anyhow::bail!("neither controller nor state_file is set"),
     };
-    let capabilities = [
-        "vxlan",
-        "gre",
-        "netdev",
-        "tap",
-        "vhost-user",
-        "dhcp",
-        "rate_limits",
-    ]
-    .map(str::to_owned)
-    .to_vec();
-    let agent_config = AgentConfig {
+    Ok(AgentConfig {
         host: config.host.clone(),
-        capabilities,
+        capabilities: CAPABILITIES.map(str::to_owned).to_vec(),
         source,
-    };
-    let agent = Arc::new(agent::start(agent_config, Arc::clone(&host)).await?);
+    })
+}
+
+/// Starts what runs beside the daemon's loop: the node service, the growth of the session table, and the metadata service.
+fn spawn_tasks(
+    config: &Config,
+    host: &Arc<Host>,
+    agent: &Arc<AgentHandle>,
+) -> anyhow::Result<Vec<AbortHandle>> {
     let listener = listen(&config.socket)?;
     let service = NodeService {
-        host: Arc::clone(&host),
-        agent: Arc::clone(&agent),
+        host: Arc::clone(host),
+        agent: Arc::clone(agent),
     };
     let server = tonic::transport::Server::builder()
         .add_service(NodeServer::new(service))
         .serve_with_incoming(UnixListenerStream::new(listener));
-    let server = tokio::spawn(server);
-    let sessions = Arc::clone(&host.shared.sessions);
-    let preparing = tokio::spawn(async move {
-        let mut interval = tokio::time::interval(PREPARE_EVERY);
-        loop {
-            interval.tick().await;
-            let sessions = Arc::clone(&sessions);
-            if tokio::task::spawn_blocking(move || sessions.prepare())
-                .await
-                .is_err()
-            {
-                return;
-            }
-        }
-    });
-    let metadata = host
-        .metadata
-        .as_ref()
-        .map(|service| tokio::spawn(Arc::clone(service).run()));
-    tracing::info!(host = %config.host, socket = %config.socket.display(), "weftd is ready");
-    let mut supervisor = Supervisor::from_environment();
-    supervisor.ready();
+    let server = tokio::spawn(server).abort_handle();
+    let preparing = prepare_sessions(Arc::clone(&host.shared.sessions));
+    let preparing = tokio::spawn(preparing).abort_handle();
+    let metadata = host.metadata.as_ref().map(Arc::clone);
+    let metadata = metadata.map(|service| tokio::spawn(service.run()).abort_handle());
+    Ok([server, preparing].into_iter().chain(metadata).collect())
+}
 
+/// Reserves memory for sessions ahead of use, again and again.
+async fn prepare_sessions(sessions: Arc<SessionTable>) {
+    let mut interval = tokio::time::interval(PREPARE_EVERY);
+    loop {
+        interval.tick().await;
+        let sessions = Arc::clone(&sessions);
+        let prepared = tokio::task::spawn_blocking(move || sessions.prepare());
+        if prepared.await.is_err() {
+            return;
+        }
+    }
+}
+
+/// The daemon's loop: follows the underlay, the state, the devices and the signals, until a signal says to stop.
+async fn watch(
+    path: &Path,
+    (host, agent, underlay): (&Arc<Host>, &AgentHandle, &Underlay),
+    signals: &mut Signals,
+    supervisor: &mut Supervisor,
+) -> anyhow::Result<()> {
     let mut adjacencies = underlay.adjacencies();
     let mut states = agent.watch();
     host.watch_peers();
     let mut settle = tokio::time::interval(SETTLE);
     loop {
         tokio::select! {
-            _ = terminate.recv() => break,
-            _ = interrupt.recv() => break,
-            _ = hangup.recv() => reload(path, &host, &agent).await,
+            _ = signals.terminate.recv() => return Ok(()),
+            _ = signals.interrupt.recv() => return Ok(()),
+            _ = signals.hangup.recv() => reload(path, host, agent).await,
             changed = adjacencies.changed() => {
                 if changed.is_err() {
                     anyhow::bail!("the watcher of the underlay ended");
                 }
                 let now = adjacencies.borrow_and_update().clone();
-                let host = Arc::clone(&host);
+                let host = Arc::clone(host);
                 tokio::task::spawn_blocking(move || host.set_adjacencies(&now)).await?;
             }
             changed = states.changed() => {
@@ -115,30 +160,26 @@ pub async fn run(path: &Path, config: Config, resources: Resources) -> anyhow::R
                 states.mark_unchanged();
                 host.watch_peers();
             }
-            _ = settle.tick() => {
-                let looking = Arc::clone(&host);
-                let look = move || (looking.settle_devices(), looking.inner().workers.all_move());
-                let ((up, down), all_move) = tokio::task::spawn_blocking(look).await?;
-                report(&agent, "port_up", up);
-                report(&agent, "port_down", down);
-                // A worker that stays stuck is for the service manager to cure, by a restart.
-                if all_move {
-                    supervisor.well();
-                }
-            }
+            _ = settle.tick() => settle_devices(host, agent, supervisor).await?,
         }
     }
-    tracing::info!("stopping");
-    supervisor.stopping();
-    server.abort();
-    preparing.abort();
-    if let Some(metadata) = metadata {
-        metadata.abort();
+}
+
+/// Opens and closes devices that have come or gone, reports their ports, and tells the service manager that all workers run.
+async fn settle_devices(
+    host: &Arc<Host>,
+    agent: &AgentHandle,
+    supervisor: &mut Supervisor,
+) -> anyhow::Result<()> {
+    let host = Arc::clone(host);
+    let look = move || (host.settle_devices(), host.inner().workers.all_move());
+    let ((up, down), all_move) = tokio::task::spawn_blocking(look).await?;
+    report(agent, "port_up", up);
+    report(agent, "port_down", down);
+    // A worker that stays stuck is for the service manager to cure, by a restart.
+    if all_move {
+        supervisor.well();
     }
-    underlay.stop();
-    let stopping = Arc::clone(&host);
-    tokio::task::spawn_blocking(move || stopping.stop()).await?;
-    let _ = std::fs::remove_file(&config.socket);
     Ok(())
 }
 
