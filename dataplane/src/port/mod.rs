@@ -9,6 +9,7 @@ mod error;
 pub(crate) mod event;
 mod frame_cache;
 mod interface;
+mod ioctl;
 mod kinds;
 mod large;
 mod link_mtu;
