@@ -1,5 +1,7 @@
 //! Notifications to the service manager (sd_notify(3)): ready, stopping, and the watchdog's keep-alive. Does nothing when there is no
 //! service manager.
+//!
+//! Not by the crate `sd-notify` (0.5): it cannot reach an abstract socket, and a manager that does not read blocks its caller.
 
 use std::ffi::OsString;
 use std::io;
@@ -83,6 +85,9 @@ fn open(name: &[u8]) -> io::Result<(UnixDatagram, SocketAddr)> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::mpsc;
+    use std::thread;
+
     use super::*;
 
     fn heard(manager: &UnixDatagram) -> String {
@@ -124,5 +129,30 @@ mod tests {
         Supervisor::new(None, hour, None).ready();
         let error = manager.recv(&mut [0; 8]).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
+    }
+
+    #[test]
+    fn a_manager_at_an_abstract_address_hears() {
+        let name = format!("weft-heard-{}", std::process::id());
+        let address = SocketAddr::from_abstract_name(&name).unwrap();
+        let manager = UnixDatagram::bind_addr(&address).unwrap();
+        manager.set_nonblocking(true).unwrap();
+        Supervisor::new(Some(format!("@{name}").into()), None, None).ready();
+        assert_eq!(heard(&manager), "READY=1");
+    }
+
+    #[test]
+    fn a_manager_that_does_not_read_holds_nothing_up() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("notify");
+        let _manager = UnixDatagram::bind(&path).unwrap();
+        let supervisor = Supervisor::new(Some(path.into_os_string()), None, None);
+        let (done, is_done) = mpsc::channel();
+        // More than the socket takes, whatever its limits.
+        thread::spawn(move || {
+            (0..4096).for_each(|_| supervisor.ready());
+            done.send(())
+        });
+        is_done.recv_timeout(Duration::from_secs(10)).unwrap();
     }
 }
