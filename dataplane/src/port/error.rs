@@ -1,4 +1,4 @@
-//! What can go wrong between us and the kernel, each as one line that says what to do about it.
+//! Errors between us and the kernel. Each prints as one line that says what to do about it.
 
 use std::io;
 

@@ -1,4 +1,4 @@
-//! A worker's access to frames: its free ones, and the bytes of those that it holds.
+//! A worker's free frames, and access to the bytes of the frames that it holds.
 
 #![allow(unsafe_code)]
 

@@ -1,4 +1,4 @@
-//! A network device as the kernel has it: index, MAC, MTU, whether it is up, how many receive queues.
+//! A network device as the kernel has it: index, MAC, MTU, whether it is up, number of receive queues.
 //!
 //! It is read when a port or an uplink is opened, in the calling thread's network namespace, and does not follow later changes.
 

@@ -1,7 +1,7 @@
 //! Requests to the kernel about one network device: netdevice(7), ethtool (`linux/ethtool.h`) and taps (`linux/if_tun.h`).
 //!
-//! Each request is one ioctl. All of them go through [`Requests::call`], which holds the only unsafe code: it takes an [`Operation`],
-//! and so cannot be called with a number whose argument is something else.
+//! Each request is one ioctl. All of them go through [`Requests::call`], which contains the only unsafe code. It takes an [`Operation`], so a
+//! request number always comes with the argument that belongs to it.
 
 #![allow(unsafe_code)]
 

@@ -1,7 +1,8 @@
-//! How long a packet may be that a network interface of the kernel passes on: its own MTU, and of a veth that of its peer too.
+//! How long a packet may be to pass a network interface: at most the interface's own MTU, and for a veth also at most its peer's.
 //!
-//! The kernel drops what is longer than the receiving end of a veth takes, wherever that end is, and says so nowhere but in a counter. The peer may
-//! be in another network namespace, which the kernel knows by a number (`IFLA_LINK_NETNSID`), and tells of to whoever may administer it.
+//! When a packet is longer than the receiving end of a veth accepts, the kernel drops it and only counts it. The peer may be in another
+//! network namespace. The kernel knows that namespace by a number (`IFLA_LINK_NETNSID`) and describes the peer to a process that may
+//! administer it.
 
 use std::io::{self, Read, Write};
 use std::time::Duration;

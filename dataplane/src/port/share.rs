@@ -1,5 +1,5 @@
-//! How many frames a queue may keep with the kernel to receive into: as many as it wants while there are plenty, and fewer as they become
-//! scarce, so that ports that open later can receive too, and some are left for packets in flight.
+//! How many frames a queue may give to the kernel to receive into: as many as it wants while there are plenty, fewer as they become scarce. Ports
+//! that open later can then receive too, and some frames are left for packets in flight.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;

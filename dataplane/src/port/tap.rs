@@ -1,6 +1,6 @@
-//! Tap interfaces: a virtual machine monitor holds the far end, weftd drives the near one by XDP as it does any interface.
+//! Tap interfaces. A virtual machine monitor holds the far end; weftd uses the near one by XDP, as it does any interface.
 //!
-//! A missing interface is created. It stays when its port is removed, since a virtual machine may use it.
+//! A missing interface is created. It stays when its port is removed, because a virtual machine may use it.
 
 use weft_proto::v1;
 

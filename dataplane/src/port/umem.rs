@@ -1,13 +1,14 @@
-//! The packet memory that the process shares with the kernel (the UMEM): one for all ports and uplinks, so that a frame moves from
-//! ring to ring by its address.
+//! The packet memory that the process shares with the kernel (the UMEM). All ports and uplinks share one, so a frame moves from ring to ring by
+//! its address.
 //!
-//! A frame is one chunk of the UMEM, and its data area is the whole chunk. The kernel puts what it receives at [`DATA_OFFSET`],
-//! and what is sent begins there too; the bytes ahead are room for headers.
+//! A frame is one chunk of the UMEM, and its data area is the whole chunk. The kernel puts a received packet at [`DATA_OFFSET`], and a packet
+//! to be sent begins there too. The bytes ahead are room for headers.
 //!
-//! The first socket on a UMEM never closes before the UMEM does (libxdp keeps its descriptor), and it fixes copy or zero-copy
-//! for all others. So that no port has that special part, the first socket is an *anchor*: bound to the loopback device, where it neither
-//! gets nor sends anything. Where that has one already, the anchor is in a network namespace which has no name and no other user, and which goes
-//! when the process does; to make one may take hundreds of milliseconds while the kernel still clears away that of a process before.
+//! The first socket on a UMEM does not close before the UMEM does, because libxdp keeps its descriptor. It also fixes copy or zero-copy mode
+//! for all others. No port should have that role, so the first socket is an *anchor*: it is bound to the loopback device and carries no
+//! packets. If another process already has an AF_XDP socket there, the anchor is made in a network namespace without a name or other users,
+//! which ends with the process. Making that namespace may take hundreds of milliseconds while the kernel still removes the one of an earlier
+//! process.
 
 #![allow(unsafe_code)]
 

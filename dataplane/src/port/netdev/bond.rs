@@ -1,11 +1,11 @@
-//! A bond as an uplink: received from each slave, sent by the bond.
+//! A bond as an uplink: packets are received from each slave and sent by the bond.
 //!
-//! The kernel lets a program be attached to a bond, and runs it in the slaves' drivers; but what a slave receives does not go to an AF_XDP socket of the
-//! bond, which is another device (`xsk_rcv_check`), and is lost. In the stack, on the bond itself, it would go there; but there the kernel has taken
-//! VLAN tags out of the frames before, so that what is of a VLAN looks as if it were not. So each slave has the program and sockets of its own, as an
-//! uplink has. Sending is left to the bond, which knows which slave is active.
+//! The kernel lets a program be attached to a bond and runs it in the slaves' drivers. But a packet that a slave receives cannot go to an
+//! AF_XDP socket of the bond, which is another device (`xsk_rcv_check`), and is lost. A generic program on the bond itself could use such a
+//! socket, but it runs after the kernel has taken VLAN tags out of the frames, so tagged frames look untagged. So each slave has a program
+//! and sockets of its own, as an uplink has. The bond does the sending, since it knows which slave is active.
 //!
-//! What slaves receive that are not active is taken, too: switches send them what they flood.
+//! Packets that inactive slaves receive are accepted too: switches flood frames to them.
 
 use std::fs;
 use std::net::IpAddr;

@@ -1,7 +1,7 @@
-//! A set of frames, one bit each: which frames a ring holds.
+//! A set of frames, one bit each: the frames that a ring holds.
 //!
-//! 2 KiB for 16384 frames, so it stays in the first-level cache. `insert` and `remove` return whether they changed the set, which detects a
-//! frame that the kernel returns twice, or never had.
+//! It takes 2 KiB for 16384 frames, so it stays in the first-level cache. `insert` and `remove` return whether they changed the set. This
+//! detects a frame that the kernel returns twice or never had.
 
 use bitvec::{boxed::BitBox, vec::BitVec};
 

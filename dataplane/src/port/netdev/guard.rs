@@ -1,18 +1,20 @@
 //! The guard of ports: two programs that keep a port's interface and the host's own stack apart, whether weftd runs or not.
 //!
-//! The XDP program of a port is held by a BPF link and goes with the process; without it, what a guest sends would reach the host's stack.
-//! The guard stays: it is attached to the interface itself (`tcx`, Linux 6.6), so that it lasts until the interface is deleted or [`release`]
-//! takes it off, and it has no state, so that a starting weftd finds it in force and changes nothing. It is attached before the XDP program is.
+//! A BPF link holds the XDP program of a port, and ends with the process. Without the program, a guest's packets would reach the host's
+//! stack. The guard stays. It is attached to the interface itself (`tcx`, Linux 6.6) until the interface is deleted or [`release`] removes
+//! it. It has no state, so a starting weftd finds it in force and changes nothing. It is attached before the XDP program.
 //!
-//! - *In*: everything that arrives is dropped where the stack would classify it: after XDP and packet sockets, before bridges, VLANs and IP.
-//! - *Out*: everything is dropped but what our packet sockets send, which carries [`GUARD_MARK`]. AF_XDP sockets do not pass here.
+//! - *In*: drops every packet that arrives, at the point where the stack classifies it: after XDP and packet sockets, before bridges, VLANs
+//!   and IP.
+//! - *Out*: drops everything except what our packet sockets send, which carries [`GUARD_MARK`](weft_ebpf_types::GUARD_MARK). AF_XDP
+//!   sockets do not pass this point.
 //!
-//! One pair of programs does for all interfaces of a machine. The kernel tells an identifier of what is attached, and only a process with
-//! CAP_SYS_ADMIN what is behind it: so [`Pair::find`] looks for the pair of an earlier weftd while the process starts, and attaching that
-//! again says that it is there.
+//! One pair of programs serves all interfaces of a machine. The kernel shows everyone the identifiers of attached programs, but only a
+//! process with CAP_SYS_ADMIN can open them. So [`Pair::find`] looks for the pair of an earlier weftd while the process starts. Attaching
+//! that pair again fails with an error that shows that it is already attached.
 //!
-//! Linux before 6.6 has no such hook. There a filter of the `clsact` queueing discipline drops what arrives: it lasts as well, except that it does not
-//! follow the interface into another network namespace.
+//! Linux before 6.6 has no such hook. There a filter of the `clsact` queueing discipline drops arriving packets. It stays as well, except that
+//! it does not follow the interface into another network namespace.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};

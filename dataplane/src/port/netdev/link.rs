@@ -1,6 +1,6 @@
-//! BPF links: a link holds a program on an interface for as long as its descriptor is open, and no other can be attached there meanwhile. But
-//! whoever may can detach it by force (`BPF_LINK_DETACH`) or put another program into it (`BPF_LINK_UPDATE`), which its owner is not told: hence
-//! [`Link::holds`].
+//! BPF links. A link holds a program on an interface for as long as its descriptor is open, and no other program can be attached there
+//! meanwhile. A privileged process can still detach it by force (`BPF_LINK_DETACH`) or replace its program (`BPF_LINK_UPDATE`). The kernel
+//! does not notify the owner, so [`Link::holds`] asks.
 
 #![allow(unsafe_code)]
 

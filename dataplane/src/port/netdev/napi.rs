@@ -1,8 +1,9 @@
 //! Threaded NAPI for virtual devices.
 //!
-//! A veth pair has no interrupt: what one end sends, the other end's NAPI receives in the sender's own context, packet by packet, within the system
-//! call of an AF_XDP socket in copy mode. In a thread of its own (Linux 5.12, `/sys/class/net/*/threaded`) it receives what has gathered meanwhile,
-//! and shares no core with a worker unless it has to. Devices with hardware behind them batch by themselves and are left alone.
+//! A veth pair has no interrupt. What one end sends is received by the other end's NAPI in the sender's context, packet by packet, within the
+//! system call of an AF_XDP socket in copy mode. With a thread of its own (Linux 5.12, `/sys/class/net/*/threaded`), NAPI receives what has
+//! gathered meanwhile, and the scheduler can run it on another core than the worker's. Devices with hardware batch by themselves and are left
+//! alone.
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -1,4 +1,4 @@
-//! The object file with all programs, and what loading and asking them have in common.
+//! The object file with all programs, and what is common to loading them and reading their maps.
 
 use aya::maps::{MapData, MapError, PerCpuArray};
 use aya::programs::{ProgramError, ProgramFd};

@@ -1,7 +1,8 @@
-//! A packet socket on an interface, for segments that go whole (TSO, GSO): an AF_XDP ring has no place for what is still to be made of them.
+//! A packet socket on an interface, for segments that pass whole (TSO, GSO). An AF_XDP descriptor cannot say how a packet is to be split.
 //!
-//! The kernel keeps that in a virtio header ahead of each packet (`PACKET_VNET_HDR`). What the interface's XDP program passes on is read from
-//! a ring that the kernel shares with us (`TPACKET_V2`, `packet(7)`); what is sent takes a system call, for each as many as forty packets.
+//! The kernel says it in a virtio header ahead of each packet (`PACKET_VNET_HDR`). Packets that the interface's XDP program passes on are read
+//! from a ring that the kernel shares with us (`TPACKET_V2`, `packet(7)`). Sending takes a system call for each segment, which may stand for
+//! forty packets.
 
 #![allow(unsafe_code)]
 

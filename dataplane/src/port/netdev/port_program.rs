@@ -1,7 +1,7 @@
 //! The port program, loaded once for all ports of a network namespace.
 //!
-//! To load a program takes the verifier some milliseconds, and the kernel waits for a grace period whenever an interface gets or loses a program
-//! that no other has. With one for all, a host with many ports is soon back. Which port a packet belongs to, the program tells by its
+//! Verifying a program takes the kernel some milliseconds, and it waits for a grace period whenever it attaches or detaches a program that no
+//! other interface has. With one program for all ports, a host with many ports restarts fast. The program finds the port of a packet by its
 //! interface: each has a [`Place`] in the maps.
 
 use std::collections::BTreeMap;

@@ -1,8 +1,8 @@
 //! A queue of a port on a kernel interface: single packets by AF_XDP, whole segments by a packet socket beside it.
 //!
-//! To the other side go whole: segments that a guest of this host left to be split, and what can be merged of many small ones for one flow. The
-//! other side's kernel takes them as it would from a card with the same offloads, or splits them itself. From the other side come whole: what
-//! the XDP program found too long for its ring, which only a tap's guest can send.
+//! Two kinds of packets go to the other side whole: segments that a guest of this host left to be split, and small segments of one flow that
+//! could be merged. The other side's kernel accepts them as it would from a card with the same offloads, or splits them itself. From the
+//! other side, packets that are too long for the XDP program's ring come whole. Only the guest behind a tap can send such packets.
 
 use std::os::fd::RawFd;
 

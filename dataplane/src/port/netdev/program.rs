@@ -1,8 +1,8 @@
-//! The XDP program of one interface: attached, told which sockets there are, and read.
+//! The XDP program of one interface: attaching it, registering sockets with it, reading its counters.
 //!
-//! It holds by a BPF link, which the kernel takes away with the last descriptor: when the process dies, however it dies, an uplink is as it
-//! was before, and a port has nothing but its guard ([`super::guard`]), which was there before the program and stays. What somebody else takes off is
-//! attached again with the maps as they are ([`Attachment::restore`]).
+//! A BPF link holds it, which the kernel removes with its last descriptor. When the process ends, however that happens, an uplink is as it was
+//! before. A port keeps only its guard ([`super::guard`]), which is attached before the program and stays. When another process detaches the
+//! program, it is attached again with the same maps ([`Attachment::restore`]).
 
 use std::{
     io,

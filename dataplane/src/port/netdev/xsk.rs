@@ -1,10 +1,10 @@
 //! One AF_XDP socket: a device's queue with its four rings on the shared memory.
 //!
-//! A worker owns the queue and calls, for every turn: [`XskQueue::receive`], its own work, [`XskQueue::send`] for what goes out here,
-//! [`XskQueue::kick`] once, [`XskQueue::reap`]. No call allocates, locks or fails; `kick` is a system call when the kernel wants one.
+//! The worker that owns the queue calls in every round: [`XskQueue::receive`], then after its own work [`XskQueue::send`] for packets that leave
+//! here, [`XskQueue::kick`] once, and [`XskQueue::reap`]. No call allocates, locks or fails. `kick` is a system call if the kernel wants one.
 //!
-//! The queue knows which frames the kernel has of it. That is why a frame that the kernel returns twice can't become two
-//! packets, and why closing gives all of them back.
+//! The queue knows which of its frames the kernel has. So a frame that the kernel returns twice cannot become two packets, and closing the
+//! queue returns all of them.
 
 #![allow(unsafe_code)]
 

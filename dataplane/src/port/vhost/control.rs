@@ -1,7 +1,7 @@
 //! Handles the monitor's messages (the vhost-user protocol): features, memory, rings.
 //!
-//! Every change takes the rings concerned away from their worker first, and gives them back after, so that a worker sees one consistent
-//! state or none.
+//! Every change first takes the rings concerned away from their worker and returns them afterwards. The worker sees a consistent state or no
+//! ring.
 
 use std::fs::File;
 use std::sync::Arc;

@@ -1,5 +1,6 @@
-//! The one message that the library refuses and monitors send: qemu enables rings (`VHOST_USER_SET_VRING_ENABLE`) before it acknowledges the
-//! feature that allows it, each time that a guest's driver starts. Here that message is taken off the connection before the library sees it.
+//! The one message that monitors send and the library refuses. Each time a guest's driver starts, qemu enables rings
+//! (`VHOST_USER_SET_VRING_ENABLE`) before it acknowledges the feature that allows it. This module takes the message off the connection before
+//! the library sees it.
 
 #![allow(unsafe_code)]
 

@@ -1,5 +1,5 @@
-//! Entrances for fuzzers: arbitrary guest memory, and arbitrary messages of a monitor. Neither may affect more than its own port. Only
-//! built for the fuzz workspace.
+//! Entry points for fuzzers: arbitrary guest memory, and arbitrary messages of a monitor. Neither may affect more than its own port. Built for
+//! the fuzz workspace only.
 
 use std::fs::File;
 use std::net::Shutdown;

@@ -1,5 +1,5 @@
-//! Handles guest memory that vanishes. The owner of shared memory may truncate the file behind it; an access then raises SIGBUS, which
-//! would end the daemon for all guests. The handler maps zeroes in its place and marks the region as gone, and the guest's port is closed.
+//! Handles guest memory that vanishes. The owner of shared memory may truncate the file behind it. An access then raises SIGBUS, which would
+//! end the daemon for all guests. The handler maps zeroes in its place and marks the region as gone, and the guest's port is closed.
 
 #![allow(unsafe_code)]
 

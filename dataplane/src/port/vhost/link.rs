@@ -1,7 +1,7 @@
 //! The link between the thread that talks to a monitor and the worker that serves its rings.
 //!
-//! The thread never touches a ring that a worker serves: it takes the rings away, waits until the worker has let go of them, changes
-//! what the monitor asked for, and gives them back. The worker asks once a turn whether anything changed, by one load.
+//! The thread never touches a ring that a worker serves. It takes the rings away, waits until the worker has released them, makes the change
+//! that the monitor requested, and returns them. The worker checks once a round, by one load, whether anything changed.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};

@@ -1,6 +1,6 @@
-//! A guest's memory as its monitor shares it: regions of files, mapped here, and the translation of the guest's addresses.
+//! A guest's memory as its monitor shares it: regions of files that are mapped here, and the translation of the guest's addresses.
 //!
-//! The guest may change it at any time, so there are no references to it: each value is read or written once, through pointers.
+//! The guest may change it at any time, so there are no references to it. Each value is read or written once, through pointers.
 
 #![allow(unsafe_code)]
 

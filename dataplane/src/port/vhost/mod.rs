@@ -1,9 +1,12 @@
-//! Ports of virtual machines by vhost-user: the monitor (qemu) shares its guest's memory over a socket, and a worker serves the
-//! guest's virtio rings in it directly.
+//! Ports of virtual machines by vhost-user: the monitor (qemu) shares its guest's memory over a socket, and a worker serves the guest's virtio
+//! rings in it directly.
 //!
-//! `control` speaks the protocol, on a thread for each port, and `enable` one message of it that the library refuses; `link` hands rings to the worker and takes them back; `queue` is what the
-//! worker serves, over `split` or `packed` rings (virtio 1.2, §2.7, §2.8); `memory` maps and translates; `guard` survives memory that
-//! vanishes. What stands ahead of each packet is in [`virtio`](super::virtio).
+//! - `control` speaks the protocol, on a thread for each port; `enable` handles one message of it that the library refuses.
+//! - `link` hands rings to the worker and takes them back.
+//! - `queue` is what the worker serves, over `split` or `packed` rings (virtio 1.2, §2.7, §2.8).
+//! - `memory` maps and translates; `guard` handles memory that vanishes.
+//!
+//! The header ahead of each packet is in [`virtio`](super::virtio).
 
 mod control;
 mod enable;

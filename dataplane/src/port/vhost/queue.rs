@@ -1,6 +1,6 @@
 //! A queue pair of a guest, served by a worker: packets out of the guest's transmit ring, and into its receive ring.
 //!
-//! Each packet is copied once each way: a guest may change its memory at any moment, so packets are never evaluated there.
+//! Each packet is copied once in each direction. A guest may change its memory at any moment, so packets are never evaluated in it.
 
 #![allow(unsafe_code)]
 

@@ -1,4 +1,4 @@
-//! Shared by split and packed rings: descriptor chains and their errors.
+//! Descriptor chains and their errors, shared by split and packed rings.
 //!
 //! A guest's rings are not trusted: every value is read once, checked, and used as it was read.
 

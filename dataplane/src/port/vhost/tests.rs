@@ -1,4 +1,4 @@
-//! Rings with a driver that shares no code with the device's side, and with drivers that break each rule.
+//! Tests of rings: with a driver that shares no code with the device's side, and with drivers that break each rule.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering, fence};

@@ -1,9 +1,9 @@
-//! Consecutive TCP segments on their way to a guest that takes large ones become one (GRO, as a network card's LRO would, but so that it
-//! can be undone): the guest's kernel handles one packet where it would have handled forty.
+//! Merges consecutive TCP segments for a guest that accepts large ones (GRO: like a network card's LRO, but reversible). The guest's kernel
+//! handles one packet where it would have handled forty.
 //!
-//! Only what differs in nothing but place is merged: addresses, ports, acknowledgement, window and options are the same, sequence numbers
-//! follow on each other, all are of one size but the last, and each one's checksum is right. Nothing is copied for it: the pieces go from
-//! their frames to the guest's buffers.
+//! Segments are merged only if they differ in nothing but their place in the stream: addresses, ports, acknowledgement, window and options are
+//! the same, sequence numbers are consecutive, all have one size except the last, and each checksum is right. Merging copies nothing: the
+//! pieces go from their frames to the guest's buffers.
 
 use crate::packet::parse::{ETHERNET, Family, protocol, tcp_flags};
 use crate::packet::{FrameMemory, Offload, Packet, Segments, checksum};

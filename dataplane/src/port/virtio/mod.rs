@@ -1,5 +1,5 @@
-//! What virtio network devices and the kernel's packet sockets have in common: the header that stands ahead of each packet (`header`), and
-//! large segments made of many small ones for whoever takes them whole (`merge`).
+//! What virtio network devices and the kernel's packet sockets have in common: the header ahead of each packet (`header`), and the merging of
+//! small segments for a receiver that accepts large ones (`merge`).
 
 pub(super) mod header;
 pub(super) mod merge;
