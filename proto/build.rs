@@ -24,6 +24,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         "Host",
         "Vpc",
         "Peering",
+        "Quota",
         "Subnet",
         "Dhcp",
         "DhcpRoute",

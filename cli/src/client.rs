@@ -26,7 +26,7 @@ pub(crate) struct Targets {
     /// Certificate authorities that the controller's certificate is checked against (PEM); for https.
     #[arg(long, global = true, help_heading = "Connection", env = "WEFT_TLS_CA", value_name = "FILE", requires_all = ["tls_certificate", "tls_key"])]
     tls_ca: Option<PathBuf>,
-    /// Your certificate (PEM); names weft://role/read, weft://role/operate or weft://role/admin.
+    /// Your certificate (PEM); names weft://role/read, weft://role/operate or weft://role/admin, or weft://tenant/ID/read or weft://tenant/ID/operate.
     #[arg(
         long,
         global = true,

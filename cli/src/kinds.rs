@@ -16,8 +16,8 @@ pub(crate) trait Flags: Args {
 /// Flags of `vpc create`.
 #[derive(Debug, Args)]
 pub(crate) struct Vpc {
-    /// VPC-ID, 1 to 16777215: the VXLAN VNI and GRE key.
-    #[arg(long, required_unless_present = "file")]
+    /// VPC-ID, 1 to 16777215: the VXLAN VNI and GRE key [default: the controller chooses one].
+    #[arg(long)]
     vni: Option<u32>,
     /// Account that the VPC belongs to [default: the operator's].
     #[arg(long, default_value = "", hide_default_value = true)]
@@ -32,6 +32,33 @@ impl Flags for Vpc {
             id,
             vni: self.vni.unwrap_or_default(),
             tenant: self.tenant,
+        })
+    }
+}
+
+/// Flags of `quota create`.
+#[derive(Debug, Args)]
+pub(crate) struct Quota {
+    /// How many objects the tenant may have.
+    #[arg(
+        long,
+        default_value_t = 0,
+        hide_default_value = true,
+        required_unless_present = "file"
+    )]
+    limit: u32,
+}
+
+impl Flags for Quota {
+    const KIND: Kind = Kind::Quota;
+
+    fn object(self, id: String) -> Object {
+        let (tenant, kind) = id.rsplit_once('/').unwrap_or_default();
+        Object::Quota(v1::Quota {
+            tenant: tenant.to_owned(),
+            kind: kind.to_owned(),
+            limit: self.limit,
+            id,
         })
     }
 }
@@ -463,6 +490,7 @@ fn headings(kind: Kind) -> &'static [&'static str] {
     match kind {
         Kind::Host => &["ID", "VTEPS", "ENCAPSULATION", "UNDERLAY-MTU", "FOREIGN"],
         Kind::Vpc => &["ID", "VNI", "TENANT"],
+        Kind::Quota => &["ID", "TENANT", "KIND", "LIMIT"],
         Kind::Peering => &[
             "ID",
             "REQUESTER",
@@ -523,6 +551,7 @@ fn row(object: Object) -> Vec<String> {
             if o.foreign { "yes" } else { "no" }.to_owned(),
         ],
         Object::Vpc(o) => vec![o.id, o.vni.to_string(), or_dash(o.tenant)],
+        Object::Quota(o) => vec![o.id, o.tenant, o.kind, o.limit.to_string()],
         Object::Peering(o) => vec![
             o.id,
             o.requester,

@@ -42,6 +42,9 @@ enum Command {
     /// Manage VPCs: tenants' address spaces.
     #[command(subcommand)]
     Vpc(objects::Action<kinds::Vpc>),
+    /// Manage quotas: how many objects of a kind a tenant may have. The id is TENANT/KIND.
+    #[command(subcommand)]
+    Quota(objects::Action<kinds::Quota>),
     /// Manage peerings: two VPCs whose routes may lead into each other.
     #[command(subcommand)]
     Peering(peering::PeeringAction),
@@ -125,6 +128,7 @@ async fn run(arguments: Arguments) -> Result<()> {
     match command {
         Command::Apply(apply) => apply.run(&targets, output).await,
         Command::Vpc(action) => action.run(&targets, output).await,
+        Command::Quota(action) => action.run(&targets, output).await,
         Command::Peering(action) => action.run(&targets, output).await,
         Command::Subnet(action) => action.run(&targets, output).await,
         Command::Port(action) => action.run(&targets, output).await,

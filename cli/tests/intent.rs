@@ -52,7 +52,7 @@ async fn wrong_usage_is_2_and_an_unreachable_controller_is_1() {
         "",
         "vpc",
         "vpc create",
-        "vpc create x",
+        "subnet create x",
         "vpc create x --vni one",
         "vpc delete",
         "route add main 10.9.0.0/16",

@@ -1,5 +1,7 @@
 //! Authentication and authorization of callers.
 
+use std::collections::BTreeMap;
+
 use tonic::transport::server::{TcpConnectInfo, TlsConnectInfo, UdsConnectInfo};
 use tonic::{Request, Status};
 use weft_process::tls::{Names, Role};
@@ -14,6 +16,8 @@ pub struct Caller {
     pub name: String,
     /// What they may do to the intent.
     pub role: Role,
+    /// What they may do to the objects of these tenants besides.
+    tenants: BTreeMap<String, Role>,
     /// The hosts that the caller may attach as; none: all.
     hosts: Option<Vec<String>>,
 }
@@ -24,6 +28,7 @@ impl Caller {
         Self {
             name,
             role: Role::Admin,
+            tenants: BTreeMap::new(),
             hosts: None,
         }
     }
@@ -45,6 +50,7 @@ impl Caller {
             return Ok(Self {
                 name: names.subject,
                 role: names.role,
+                tenants: names.tenants,
                 hosts: Some(names.hosts),
             });
         }
@@ -60,6 +66,35 @@ impl Caller {
         let address = plain.remote_addr();
         let name = address.map_or("somebody".to_owned(), |address| address.to_string());
         Ok(Self::trusted(name))
+    }
+
+    /// Whether the caller may do so much to a tenant's objects.
+    pub(crate) fn is_of(&self, tenant: &str, role: Role) -> bool {
+        self.role >= role || self.tenants.get(tenant).is_some_and(|own| *own >= role)
+    }
+
+    /// Whether the caller may give a new object this id: a tenant's begin with its name.
+    pub(crate) fn may_name(&self, id: &str) -> bool {
+        let owner = id.split_once('/').map(|(owner, _)| owner);
+        self.role >= Role::Operate || owner.is_some_and(|owner| self.is_of(owner, Role::Operate))
+    }
+
+    /// What the ids of the caller's objects begin with, for people.
+    pub(crate) fn prefixes(&self) -> String {
+        let own = self
+            .tenants
+            .iter()
+            .filter(|(_, role)| **role >= Role::Operate);
+        let own: Vec<String> = own.map(|(tenant, _)| format!("'{tenant}/'")).collect();
+        own.join(" or ")
+    }
+
+    /// Refuses those who may not do so much, at least to the objects of a tenant.
+    pub(crate) fn needs_some(&self, role: Role) -> Result<(), Status> {
+        if self.tenants.values().any(|own| *own >= role) {
+            return Ok(());
+        }
+        self.needs(role)
     }
 
     /// Refuses those who may not do so much.

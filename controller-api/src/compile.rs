@@ -80,7 +80,7 @@ impl<'a> Objects<'a> {
         let mut all = Self::default();
         for object in version.objects_of(vpc) {
             match object {
-                Object::Host(_) | Object::Peering(_) => {}
+                Object::Host(_) | Object::Quota(_) | Object::Peering(_) => {}
                 Object::Vpc(o) => all.vpc = Some(o),
                 Object::Subnet(o) => all.subnets.push(o),
                 Object::RouteTable(o) => drop(all.route_tables.insert(&o.id, o)),

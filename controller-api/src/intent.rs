@@ -14,6 +14,7 @@ use weft_proto::validate::{Scope, describe, validate};
 use crate::caller::{AUDIT, Caller};
 use crate::peering::{self, PeeringError};
 use crate::store::{Change, Store, StoreError};
+use crate::tenancy;
 use crate::version::Version;
 
 /// Objects that are named in a line of the audit.
@@ -107,6 +108,7 @@ impl Intent {
     pub fn create(&self, caller: &Caller, objects: Objects) -> Result<Outcome, ChangeError> {
         let new = State::from_objects(objects)?;
         self.change(caller, false, |version| {
+            let objects = placed(version, &new, caller)?;
             let taken: Vec<_> = new
                 .iter()
                 .map(Object::key)
@@ -115,12 +117,7 @@ impl Intent {
             if !taken.is_empty() {
                 return Err(ChangeError::Exists(taken));
             }
-            Ok((
-                new.iter()
-                    .map(|object| placed(version, &new, object))
-                    .collect(),
-                Vec::new(),
-            ))
+            Ok((objects, Vec::new()))
         })
     }
 
@@ -139,10 +136,12 @@ impl Intent {
                 return Err(ChangeError::Overtaken(version.revision));
             }
             let differs = |object: &Object| version.state.get(&object.key()) != Some(object);
-            let placed = new.iter().map(|object| placed(version, &new, object));
+            let placed = placed(version, &new, caller)?.into_iter();
             let upserts = placed.filter(differs).collect();
             let deletes = if request.prune {
-                let keys = version.state.iter().map(Object::key);
+                let own = version.state.iter();
+                let own = own.filter(|object| caller.may(Role::Operate, &version.state, object));
+                let keys = own.map(Object::key);
                 keys.filter(|key| new.get(key).is_none()).collect()
             } else {
                 Vec::new()
@@ -163,7 +162,7 @@ impl Intent {
         let changed = self.change(caller, false, |version| {
             let missing: Vec<_> = keys
                 .iter()
-                .filter(|key| version.state.get(key).is_none())
+                .filter(|key| caller.find(Role::Operate, &version.state, key).is_none())
                 .cloned()
                 .collect();
             if !missing.is_empty() {
@@ -210,8 +209,9 @@ impl Intent {
         request: &v1::ChangePeeringRequest,
     ) -> Result<Outcome, ChangeError> {
         self.change(caller, false, |version| {
-            let (id, vpc) = (&request.id, &request.vpc);
-            let next = peering::act(&version.state, id, request.action(), vpc)?;
+            let (id, state) = (&request.id, &version.state);
+            let vpc = side(caller, state, request)?;
+            let next = peering::act(state, id, request.action(), &vpc)?;
             let next = Object::Peering(next);
             let is_new = version.state.get(&next.key()) != Some(&next);
             Ok((is_new.then_some(next).into_iter().collect(), Vec::new()))
@@ -293,7 +293,11 @@ impl Intent {
                 ..Outcome::default()
             });
         }
-        let violations = validate(&state, Scope::Intent);
+        let violations = if caller.role >= Role::Operate {
+            validate(&state, Scope::Intent)
+        } else {
+            tenancy::check_result(caller, &state, &upserts)
+        };
         if !violations.is_empty() {
             return Err(ChangeError::Refused(violations));
         }
@@ -341,6 +345,47 @@ fn audit(caller: &Caller, change: &Change) {
     );
 }
 
+/// The side of a peering that a caller acts for: a tenant only for its own.
+fn side(
+    caller: &Caller,
+    state: &State,
+    request: &v1::ChangePeeringRequest,
+) -> Result<String, ChangeError> {
+    let missing = || PeeringError::Missing(request.id.clone());
+    let key = Key {
+        kind: Kind::Peering,
+        id: request.id.clone(),
+    };
+    let found = caller
+        .find(Role::Operate, state, &key)
+        .ok_or_else(missing)?;
+    let Object::Peering(peering) = found else {
+        return Err(missing().into());
+    };
+    let is_own = |vpc: &str| {
+        let tenant = tenancy::tenant(state, vpc);
+        tenant.is_some_and(|tenant| caller.is_of(tenant, Role::Operate))
+    };
+    let own: Vec<&str> = peering
+        .vpcs()
+        .into_iter()
+        .filter(|vpc| is_own(vpc))
+        .collect();
+    match own[..] {
+        // Who has one side alone need not say which.
+        [only] if caller.role < Role::Operate && request.vpc.is_empty() => Ok(only.to_owned()),
+        _ if request.vpc.is_empty() || is_own(&request.vpc) || caller.role >= Role::Operate => {
+            Ok(request.vpc.clone())
+        }
+        _ => Err(PeeringError::Refused {
+            id: request.id.clone(),
+            field: "vpc",
+            rule: format!("'{}' is not yours", request.vpc),
+        }
+        .into()),
+    }
+}
+
 /// A VPC that would go from one tenant to another.
 fn tenant_changed(before: &State, upserts: &[Object]) -> Option<String> {
     upserts.iter().find_map(|object| match object {
@@ -352,16 +397,55 @@ fn tenant_changed(before: &State, upserts: &[Object]) -> Option<String> {
     })
 }
 
-/// The object as it is to be kept: where a port comes from, and how a peering stands, is not for the writer of the intent to say. `new` are the
-/// objects that are written with it.
-fn placed(version: &Version, new: &State, object: &Object) -> Object {
-    let port = match object {
-        Object::Port(port) => port,
-        Object::Peering(peering) => {
-            return Object::Peering(peering::placed(&version.state, new, peering));
+/// The objects as they are to be kept: where a port comes from, and how a peering stands, is not for the writer of the intent to say. A VPC
+/// without a VNI gets one.
+///
+/// # Errors
+/// The caller may not write that.
+fn placed(version: &Version, new: &State, caller: &Caller) -> Result<Vec<Object>, ChangeError> {
+    let state = &version.state;
+    if caller.role < Role::Operate {
+        let written: Vec<Object> = new.iter().cloned().collect();
+        let found = tenancy::check_written(caller, state, &written);
+        if !found.is_empty() {
+            return Err(ChangeError::Refused(found));
         }
-        _ => return object.clone(),
+    }
+    let mut vnis = None;
+    let mut all = Vec::with_capacity(new.len());
+    for object in new.iter() {
+        all.push(match object {
+            Object::Port(port) => placed_port(version, port),
+            Object::Peering(peering) => Object::Peering(peering::placed(state, new, peering)),
+            Object::Vpc(vpc) if vpc.vni == 0 => {
+                let kept = match state.find(Kind::Vpc, &vpc.id) {
+                    Some(Object::Vpc(old)) => Some(old.vni),
+                    _ => None,
+                };
+                let vnis = vnis.get_or_insert_with(|| vnis_of([state, new]));
+                // None is free: refused as any VNI of 0 is.
+                let vni = kept.or_else(|| tenancy::free_vni(vnis)).unwrap_or_default();
+                vnis.insert(vni);
+                Object::Vpc(v1::Vpc { vni, ..vpc.clone() })
+            }
+            other => other.clone(),
+        });
+    }
+    Ok(all)
+}
+
+fn vnis_of(states: [&State; 2]) -> BTreeSet<u32> {
+    let vpcs = states
+        .into_iter()
+        .flat_map(|state| state.of_kind(Kind::Vpc));
+    let vni = |object: &Object| match object {
+        Object::Vpc(vpc) => Some(vpc.vni),
+        _ => None,
     };
+    vpcs.filter_map(vni).collect()
+}
+
+fn placed_port(version: &Version, port: &v1::Port) -> Object {
     let moved_from = match version.state.find(Kind::Port, &port.id) {
         Some(Object::Port(before)) if before.host == port.host => before.moved_from.clone(),
         Some(Object::Port(before)) if !port.host.is_empty() => before.host.clone(),

@@ -19,4 +19,5 @@ pub mod moves;
 pub mod peering;
 pub mod server;
 pub mod store;
+mod tenancy;
 pub mod version;

@@ -14,10 +14,11 @@ use std::time::Duration;
 
 use weft_proto::peering::SideState;
 use weft_proto::state::{Key, Kind, Object, State};
-use weft_proto::v1::{Peering, PeeringAction, Vpc};
+use weft_proto::v1::{Peering, PeeringAction};
 
 use crate::hosts::Hosts;
 use crate::intent::Intent;
+use crate::tenancy::tenant;
 use crate::version::Version;
 
 /// How often the hosts of a peering that is on its way to another state are asked how far they are.
@@ -116,13 +117,6 @@ pub fn act(
     };
     next.set_states(states);
     Ok(next)
-}
-
-fn tenant<'s>(state: &'s State, vpc: &str) -> Option<&'s str> {
-    match state.find(Kind::Vpc, vpc)? {
-        Object::Vpc(Vpc { tenant, .. }) => Some(tenant),
-        _ => None,
-    }
 }
 
 fn is_of_one_tenant(state: &State, peering: &Peering) -> bool {
@@ -272,6 +266,7 @@ pub(crate) fn arrived(state: &State, before: &Peering) -> Option<Object> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use weft_proto::v1::Vpc;
 
     fn state(tenants: [&str; 2], states: [SideState; 2]) -> State {
         let vpc = |id: &str, vni, tenant: &str| {

@@ -4,6 +4,7 @@
 //! Files are named by path and read again when they have changed, by a client for each connection and by a server for each that it accepts,
 //! so that certificates are replaced without a restart. If the files cannot be read or used, a server continues with the previous ones.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
@@ -186,8 +187,8 @@ pub enum Role {
     Admin,
 }
 
-/// Whom a certificate names, by its alternative names of the form `weft://host/ID` and `weft://role/read`, `operate` or `admin`
-/// (RFC 5280, 4.2.1.6).
+/// Whom a certificate names, by its alternative names of the form `weft://host/ID`, `weft://role/read`, `operate` or `admin`, and
+/// `weft://tenant/ID/read` or `operate` (RFC 5280, 4.2.1.6).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Names {
     /// The subject, for people.
@@ -196,6 +197,8 @@ pub struct Names {
     pub hosts: Vec<String>,
     /// The highest role that it names.
     pub role: Role,
+    /// The tenants that it names, with the highest role for the objects of each.
+    pub tenants: BTreeMap<String, Role>,
 }
 
 impl Names {
@@ -210,6 +213,7 @@ impl Names {
             subject: certificate.subject().to_string(),
             hosts: Vec::new(),
             role: Role::None,
+            tenants: BTreeMap::new(),
         };
         let alternatives = certificate
             .subject_alternative_name()
@@ -231,6 +235,17 @@ impl Names {
                 _ => Role::None,
             };
             names.role = names.role.max(role);
+            let tenant = uri.strip_prefix("weft://tenant/");
+            let (tenant, role) = match tenant.and_then(|tenant| tenant.rsplit_once('/')) {
+                Some((tenant, "read")) => (tenant, Role::Read),
+                Some((tenant, "operate")) => (tenant, Role::Operate),
+                _ => continue,
+            };
+            // An empty one would be the operator.
+            if !tenant.is_empty() && !tenant.contains('/') {
+                let known = names.tenants.entry(tenant.to_owned()).or_insert(role);
+                *known = role.max(*known);
+            }
         }
         Ok(names)
     }

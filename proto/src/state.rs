@@ -98,6 +98,7 @@ macro_rules! kinds {
 kinds! {
     Host: "host" in hosts;
     Vpc: "vpc" in vpcs;
+    Quota: "quota" in quotas;
     Peering: "peering" in peerings;
     Subnet: "subnet" in subnets;
     RouteTable: "route_table" in route_tables;
@@ -126,7 +127,7 @@ impl Object {
     /// The VPC that the object is in, where its kind is in one.
     pub fn vpc(&self) -> Option<&str> {
         match self {
-            Self::Host(_) | Self::Peering(_) => None,
+            Self::Host(_) | Self::Quota(_) | Self::Peering(_) => None,
             Self::Vpc(o) => Some(&o.id),
             Self::Subnet(o) => Some(&o.vpc),
             Self::RouteTable(o) => Some(&o.vpc),

@@ -3,6 +3,8 @@
 // Each test file is a crate of its own, and uses what it needs.
 #![allow(dead_code, unreachable_pub, clippy::unwrap_used)]
 
+pub mod authority;
+
 use std::future::Future;
 use std::path::Path;
 use std::sync::Arc;

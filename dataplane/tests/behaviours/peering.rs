@@ -265,7 +265,7 @@ fn a_source_of_the_other_vpc_is_taken_from_its_own_host_alone() {
     mend_ipv4(&mut right, 64);
     assert_eq!(fabric.send_from_underlay("h2", &right).len(), 1);
     change(&mut fabric, |objects| {
-        port(objects, "y1").host = "h2".into()
+        port(objects, "y1").host = "h2".into();
     });
     assert!(fabric.send_from_underlay("h2", &right).is_empty());
     assert_eq!(fabric.drops("h2", DropReason::SpoofedInner), 2);

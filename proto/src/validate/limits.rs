@@ -29,6 +29,22 @@ pub const PORT_GROUPS: usize = 16;
 pub const SUBNET_DNS_SERVERS: usize = 16;
 /// Routes that a subnet tells its guests by DHCP: with the default route, as many as one option of 255 bytes holds.
 pub const SUBNET_DHCP_ROUTES: usize = 24;
+/// VPCs of a tenant, where no quota says otherwise.
+pub const TENANT_VPCS: u32 = 16;
+/// Subnets of a tenant.
+pub const TENANT_SUBNETS: u32 = 256;
+/// Route tables of a tenant.
+pub const TENANT_ROUTE_TABLES: u32 = 128;
+/// Network ACLs of a tenant.
+pub const TENANT_NETWORK_ACLS: u32 = 128;
+/// Prefix lists of a tenant.
+pub const TENANT_PREFIX_LISTS: u32 = 128;
+/// Security groups of a tenant.
+pub const TENANT_SECURITY_GROUPS: u32 = 512;
+/// Ports of a tenant.
+pub const TENANT_PORTS: u32 = 5000;
+/// Peerings that a tenant's VPCs request.
+pub const TENANT_PEERINGS: u32 = 64;
 /// Most violations that are reported; of more, the first ones are.
 pub const VIOLATIONS: usize = 1000;
 

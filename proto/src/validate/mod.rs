@@ -10,6 +10,7 @@ mod network;
 mod peering;
 mod policy;
 mod port;
+mod quota;
 mod route;
 #[cfg(test)]
 mod tests;
@@ -42,6 +43,9 @@ pub fn validate(state: &State, scope: Scope<'_>) -> Vec<v1::Violation> {
         check(None, object, &index, scope, &mut report);
     }
     check_together(&index, &mut report);
+    if scope == Scope::Intent {
+        quota::check_all(&index, &mut report);
+    }
     report.violations
 }
 
@@ -78,6 +82,9 @@ pub fn validate_next(before: &State, next: &State, scope: Scope<'_>) -> Vec<v1::
     }
     if together {
         check_together(&index, &mut report);
+        if scope == Scope::Intent {
+            quota::check_all(&Index::new(next, next.iter().collect()), &mut report);
+        }
     }
     report.violations
 }
@@ -112,8 +119,8 @@ impl Reach {
             {
                 Self::Object
             }
-            (Some(Object::Host(_) | Object::Peering(_)), _)
-            | (_, Some(Object::Host(_) | Object::Peering(_))) => Self::All,
+            (Some(Object::Host(_) | Object::Quota(_) | Object::Peering(_)), _)
+            | (_, Some(Object::Host(_) | Object::Quota(_) | Object::Peering(_))) => Self::All,
             (old, Some(Object::Vpc(new))) => match old {
                 Some(Object::Vpc(old)) if old.vni == new.vni => Self::Vpc,
                 _ => Self::All,
@@ -143,6 +150,7 @@ fn check(
     match object {
         Object::Host(host) => fabric::check_host(at, host, report),
         Object::Vpc(vpc) => fabric::check_vpc(at, vpc, report),
+        Object::Quota(quota) => quota::check(at, quota, report),
         Object::Peering(peering) => peering::check(at, peering, index, report),
         Object::Subnet(subnet) => network::check(at, subnet, index, report),
         Object::RouteTable(table) => route::check(at, table, index, report),

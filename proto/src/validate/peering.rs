@@ -16,8 +16,9 @@ pub(super) fn check(at: At<'_>, peering: &Peering, index: &Index<'_>, report: &m
         ("accepter", &peering.accepter, &peering.accepter_state),
     ];
     for (field, vpc, state) in sides {
-        // One that is deleted may outlive its VPCs.
-        if !peering.is_over() && index.find(Kind::Vpc, vpc).is_none() {
+        // One that is deleted may outlive its VPCs. And whether another tenant has a VPC of that name is not for the requester to know.
+        let is_asked = field == "accepter" && state == SideState::Accepting.name();
+        if !peering.is_over() && !is_asked && index.find(Kind::Vpc, vpc).is_none() {
             report.add(at, field, format!("there is no vpc '{vpc}'"));
         }
         let opposite = match field {

@@ -41,6 +41,7 @@ fn good() -> Objects {
     Objects {
         hosts: vec![host("h1", &["192.0.2.1"]), host("h2", &["192.0.2.2"])],
         peerings: Vec::new(),
+        quotas: Vec::new(),
         vpcs: vec![
             Vpc {
                 id: "blue".into(),

@@ -46,7 +46,7 @@ fn new(state: State, action: Option<(Stamp, Action)>) -> NewSession {
     NewSession {
         state,
         port: 0,
-        vpc: 0,
+        vpc: 0.into(),
         now: 0,
         tcp: Default::default(),
         action,

@@ -260,6 +260,8 @@ impl<'s> Objects<'s> {
                 Object::Host(o) => objects.hosts.push(o),
                 Object::Vpc(o) => objects.vpcs.push(o),
                 Object::Peering(o) => objects.peerings.push(o),
+                // The controller's alone.
+                Object::Quota(_) => {}
                 Object::Subnet(o) => objects.subnets.push(o),
                 Object::RouteTable(o) => objects.route_tables.push(o),
                 Object::NetworkAcl(o) => objects.network_acls.push(o),

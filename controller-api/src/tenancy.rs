@@ -1,0 +1,246 @@
+//! What a tenant's certificate may see and change: the objects of that tenant's VPCs, and nothing that tells of another's.
+//!
+//! A change by a tenant is validated twice: first within what the tenant sees, so that an error can name only that; then as a whole, where what
+//! is left is a conflict with somebody else's objects, of which nothing is told. Ids that a tenant makes begin with its own name, so that they
+//! never meet another's.
+
+use std::collections::BTreeSet;
+
+use weft_process::tls::Role;
+use weft_proto::state::{Key, Kind, Object, State};
+use weft_proto::v1::{self, Violation};
+use weft_proto::validate::{Scope, validate};
+
+use crate::caller::Caller;
+
+const NOT_YOURS: &str = "only the operator sets it";
+const CONFLICT: &str = "conflicts with what another tenant or the operator has";
+
+/// The tenant that an object belongs to: its own, or that of its VPC. None: the operator's, as hosts are, or of a VPC that does not exist.
+fn owner<'s>(state: &'s State, object: &'s Object) -> Option<&'s str> {
+    let vpc = match object {
+        Object::Host(_) | Object::Peering(_) => return None,
+        Object::Quota(quota) => return Some(&quota.tenant),
+        Object::Vpc(vpc) => return Some(&vpc.tenant),
+        other => other.vpc()?,
+    };
+    tenant(state, vpc)
+}
+
+/// The tenant of a VPC.
+pub(crate) fn tenant<'s>(state: &'s State, vpc: &str) -> Option<&'s str> {
+    match state.find(Kind::Vpc, vpc)? {
+        Object::Vpc(vpc) => Some(&vpc.tenant),
+        _ => None,
+    }
+}
+
+impl Caller {
+    /// Whether the caller may do so much with an object. With a peering: on either side.
+    pub(crate) fn may(&self, role: Role, state: &State, object: &Object) -> bool {
+        let may = |tenant: Option<&str>| tenant.is_some_and(|tenant| self.is_of(tenant, role));
+        self.role >= role
+            || match object {
+                Object::Peering(peering) => {
+                    let mut vpcs = peering.vpcs().into_iter();
+                    vpcs.any(|vpc| may(tenant(state, vpc)))
+                }
+                Object::Quota(_) if role > Role::Read => false,
+                other => may(owner(state, other)),
+            }
+    }
+
+    /// The object of that key, if the caller may do so much with it: else it is as if there were none.
+    pub(crate) fn find<'s>(&self, role: Role, state: &'s State, key: &Key) -> Option<&'s Object> {
+        let found = state.get(key)?;
+        self.may(role, state, found).then_some(found)
+    }
+}
+
+/// What a tenant sees of a state, and what its objects may refer to: hosts, the VPCs at the other ends of its peerings, and the groups there.
+fn view(caller: &Caller, state: &State) -> State {
+    let mut view = State::default();
+    for object in state.iter() {
+        if object.kind() == Kind::Host || caller.may(Role::Read, state, object) {
+            view.insert(object.clone());
+        }
+    }
+    for object in state.of_kind(Kind::Peering) {
+        let Object::Peering(peering) = object else {
+            continue;
+        };
+        if !caller.may(Role::Read, state, object) {
+            continue;
+        }
+        for vpc in peering.vpcs() {
+            let is_own = tenant(state, vpc).is_some_and(|tenant| caller.is_of(tenant, Role::Read));
+            if is_own {
+                continue;
+            }
+            if let Some(stub) = state.find(Kind::Vpc, vpc) {
+                view.insert(stub.clone());
+            }
+            let groups = state.of_vpc(vpc).filter(|_| peering.is_agreed());
+            for object in groups {
+                if let Object::SecurityGroup(group) = object {
+                    view.insert(Object::SecurityGroup(v1::SecurityGroup {
+                        id: group.id.clone(),
+                        vpc: group.vpc.clone(),
+                        ..v1::SecurityGroup::default()
+                    }));
+                }
+            }
+        }
+    }
+    view
+}
+
+fn violation(object: &Object, field: impl Into<String>, rule: impl Into<String>) -> Violation {
+    Violation {
+        object: Some(object.key().to_wire()),
+        field: field.into(),
+        rule: rule.into(),
+    }
+}
+
+/// What a tenant may not write in an object, whoever's it is: another's id, and what is the operator's to say.
+pub(crate) fn check_written(caller: &Caller, before: &State, objects: &[Object]) -> Vec<Violation> {
+    let mut found = Vec::new();
+    for object in objects {
+        let old = caller.find(Role::Operate, before, &object.key());
+        if old.is_none() && !caller.may_name(object.id()) {
+            let rule = format!("begins with {}", caller.prefixes());
+            found.push(violation(object, "id", rule));
+            continue;
+        }
+        match object {
+            Object::Host(_) | Object::Quota(_) => {
+                found.push(violation(object, "", "is the operator's"));
+            }
+            Object::Vpc(vpc) => {
+                if !caller.is_of(&vpc.tenant, Role::Operate) {
+                    found.push(violation(object, "tenant", "is your own"));
+                }
+                let is_kept = matches!(old, Some(Object::Vpc(old)) if old.vni == vpc.vni);
+                if vpc.vni != 0 && !is_kept {
+                    found.push(violation(
+                        object,
+                        "vni",
+                        "is chosen by the controller: leave it out",
+                    ));
+                }
+            }
+            Object::Port(port) => {
+                let was = match old {
+                    Some(Object::Port(old)) => old.clone(),
+                    _ => v1::Port::default(),
+                };
+                for (field, is_same) in [
+                    ("host", port.host == was.host),
+                    ("device", port.device == was.device),
+                    ("limits", port.limits == was.limits),
+                ] {
+                    if !is_same {
+                        found.push(violation(object, field, NOT_YOURS));
+                    }
+                }
+            }
+            Object::RouteTable(table) => {
+                let was: BTreeSet<&str> = match old {
+                    Some(Object::RouteTable(old)) => old.hosts().collect(),
+                    _ => BTreeSet::new(),
+                };
+                if table.hosts().any(|host| !was.contains(host)) {
+                    found.push(violation(
+                        object,
+                        "routes",
+                        "only the operator routes to hosts",
+                    ));
+                }
+            }
+            Object::Peering(peering) => {
+                let is_own = |vpc: &str| {
+                    let new = objects.iter().find_map(|object| match object {
+                        Object::Vpc(new) if new.id == vpc => Some(&*new.tenant),
+                        _ => None,
+                    });
+                    new.or_else(|| tenant(before, vpc))
+                        .is_some_and(|tenant| caller.is_of(tenant, Role::Operate))
+                };
+                // The accepter has it accepted or rejected, and changes nothing else.
+                let is_same =
+                    matches!(old, Some(Object::Peering(old)) if old.vpcs() == peering.vpcs());
+                if !is_same && !is_own(&peering.requester) {
+                    let rule = format!("there is no vpc '{}'", peering.requester);
+                    found.push(violation(object, "requester", rule));
+                }
+            }
+            _ => {}
+        }
+    }
+    found
+}
+
+/// The rules that a tenant's change breaks, told without a word of what is not the tenant's. `written` are the objects of the change.
+pub(crate) fn check_result(caller: &Caller, state: &State, written: &[Object]) -> Vec<Violation> {
+    // What is put into another's VPC is another's, and would be checked by nobody else.
+    let foreign = written
+        .iter()
+        .filter(|object| !caller.may(Role::Operate, state, object));
+    let foreign: Vec<Violation> = foreign
+        .map(|object| {
+            let rule = format!("there is no vpc '{}'", object.vpc().unwrap_or_default());
+            violation(object, "vpc", rule)
+        })
+        .collect();
+    if !foreign.is_empty() {
+        return foreign;
+    }
+    let within = validate(&view(caller, state), Scope::Intent);
+    if !within.is_empty() {
+        return within;
+    }
+    let mut all: Vec<Violation> = Vec::new();
+    for found in validate(state, Scope::Intent) {
+        let key = found
+            .object
+            .as_ref()
+            .and_then(|key| Key::from_wire(key).ok());
+        let is_seen = key.is_some_and(|key| {
+            let own_quota = key.kind == Kind::Quota
+                && key
+                    .id
+                    .split('/')
+                    .next()
+                    .is_some_and(|tenant| caller.is_of(tenant, Role::Read));
+            own_quota || caller.find(Role::Read, state, &key).is_some()
+        });
+        let told = match found.object {
+            Some(object) if is_seen && object.kind == Kind::Quota.name() => Violation {
+                object: Some(object),
+                ..found
+            },
+            Some(object) if is_seen => Violation {
+                object: Some(object),
+                field: found.field,
+                rule: CONFLICT.to_owned(),
+            },
+            _ => Violation {
+                rule: CONFLICT.to_owned(),
+                ..Violation::default()
+            },
+        };
+        if !all.contains(&told) {
+            all.push(told);
+        }
+    }
+    all
+}
+
+/// A VNI that no VPC has. At random, so that it tells nothing of the others.
+pub(crate) fn free_vni(taken: &BTreeSet<u32>) -> Option<u32> {
+    const MOST: usize = 1 << 20;
+    (0..MOST)
+        .map(|_| rand::random_range(1..1 << 24))
+        .find(|vni| !taken.contains(vni))
+}

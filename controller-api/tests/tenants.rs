@@ -1,0 +1,398 @@
+//! A tenant's certificate sees and changes that tenant's objects, and learns nothing of another's.
+
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use support::authority::Authority;
+use support::{Controller, key, list, yaml};
+use tonic::transport::Channel;
+use tonic::{Code, Status};
+use weft_process::services::intent_client::IntentClient;
+use weft_process::transport::connect;
+use weft_proto::state::explode;
+use weft_proto::v1::{
+    ApplyRequest, ChangePeeringRequest, DeleteRequest, GetRequest, ListHostStatusRequest, Objects,
+    PeeringAction,
+};
+
+type Client = IntentClient<Channel>;
+
+/// Made by the operator: blue is ann's, green is ben's.
+const BASE: &str = r#"
+hosts: [{id: h1, vteps: [192.0.2.1]}]
+vpcs: [{id: blue, vni: 7, tenant: ann}, {id: green, vni: 8, tenant: ben}, {id: own, vni: 9}]
+subnets:
+  - {id: blue-a, vpc: blue, cidrs: [10.0.1.0/24]}
+  - {id: green-a, vpc: green, cidrs: [10.0.2.0/24]}
+security_groups: [{id: blue-web, vpc: blue}, {id: green-web, vpc: green}]
+ports:
+  - {id: blue-1, vpc: blue, subnet: blue-a, mac: "02:00:00:00:00:01", addresses: [10.0.1.11], host: h1, device: {kind: netdev, name: b1}}
+  - {id: green-1, vpc: green, subnet: green-a, mac: "02:00:00:00:00:02", addresses: [10.0.2.11], host: h1, device: {kind: netdev, name: g1}}
+"#;
+
+struct Site {
+    controller: Controller,
+    operator: Client,
+    ann: Client,
+    ben: Client,
+    reader: Client,
+    // Last, so that it outlives the controller.
+    _directory: tempfile::TempDir,
+}
+
+impl Site {
+    async fn start() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let authority = Authority::new(directory.path(), "ours");
+        let server = authority.certify("server", &[]);
+        let controller =
+            Controller::start_with(directory.path(), "127.0.0.1:0", Some(server)).await;
+        let address = controller
+            .address
+            .replace("http://127.0.0.1", "https://localhost");
+        let client = async |name: &str, uri: &str| {
+            let files = authority.certify(name, &[uri]);
+            let channel = connect(&address, Some(&files)).await.unwrap();
+            IntentClient::new(channel)
+        };
+        let mut operator = client("operator", "weft://role/admin").await;
+        operator.apply(apply(BASE)).await.unwrap();
+        Self {
+            operator,
+            ann: client("ann", "weft://tenant/ann/operate").await,
+            ben: client("ben", "weft://tenant/ben/operate").await,
+            reader: client("reader", "weft://tenant/ann/read").await,
+            controller,
+            _directory: directory,
+        }
+    }
+}
+
+fn apply(text: &str) -> ApplyRequest {
+    ApplyRequest {
+        objects: Some(yaml(text)),
+        ..ApplyRequest::default()
+    }
+}
+
+/// The one line that a call is refused with.
+fn refusal<T: std::fmt::Debug>(result: Result<T, Status>) -> (Code, String) {
+    let status = result.unwrap_err();
+    (status.code(), status.message().to_owned())
+}
+
+async fn applied(client: &mut Client, text: &str) -> Result<(), Status> {
+    client.apply(apply(text)).await.map(drop)
+}
+
+async fn refused(client: &mut Client, text: &str, expected: &str) {
+    let said = match applied(client, text).await {
+        Ok(()) => "nothing".to_owned(),
+        Err(status) => status.message().to_owned(),
+    };
+    assert_eq!(said, expected, "{text}");
+}
+
+async fn get(client: &mut Client, kind: &str, id: &str) -> Result<Objects, Status> {
+    let request = GetRequest {
+        object: Some(key(kind, id)),
+    };
+    let reply = client.get(request).await?.into_inner();
+    Ok(reply.objects.unwrap_or_default())
+}
+
+async fn ids(client: &mut Client) -> Vec<String> {
+    let replies = list(client, "", "").await;
+    let objects = replies
+        .into_iter()
+        .flat_map(|reply| explode(reply.objects.unwrap_or_default()));
+    objects.map(|object| object.key().to_string()).collect()
+}
+
+async fn delete(client: &mut Client, kind: &str, id: &str) -> Result<(), Status> {
+    let request = DeleteRequest {
+        objects: vec![key(kind, id)],
+    };
+    client.delete(request).await.map(drop)
+}
+
+async fn act(client: &mut Client, action: PeeringAction, vpc: &str) -> Result<(), Status> {
+    let request = ChangePeeringRequest {
+        id: "ann/p".into(),
+        action: action.into(),
+        vpc: vpc.into(),
+    };
+    client.change_peering(request).await.map(drop)
+}
+
+/// The states of ann's peering.
+async fn states(client: &mut Client) -> [String; 2] {
+    let peering = get(client, "peering", "ann/p")
+        .await
+        .unwrap()
+        .peerings
+        .remove(0);
+    [peering.requester_state, peering.accepter_state]
+}
+
+/// What is another's is as if it were not there, to the letter.
+#[tokio::test]
+async fn a_tenant_sees_its_own_objects_alone() {
+    let mut site = Site::start().await;
+    let own = [
+        "vpc blue",
+        "subnet blue-a",
+        "security_group blue-web",
+        "port blue-1",
+    ];
+    assert_eq!(ids(&mut site.ann).await, own);
+    assert_eq!(ids(&mut site.reader).await, own);
+    for (kind, id) in [
+        ("vpc", "green"),
+        ("vpc", "own"),
+        ("port", "green-1"),
+        ("host", "h1"),
+    ] {
+        let there = refusal(get(&mut site.ann, kind, id).await);
+        let nowhere = refusal(get(&mut site.ann, kind, "nowhere").await);
+        assert_eq!(there.0, Code::NotFound);
+        assert_eq!(there.1.replace(id, "nowhere"), nowhere.1);
+        let there = refusal(delete(&mut site.ann, kind, id).await);
+        let nowhere = refusal(delete(&mut site.ann, kind, "nowhere").await);
+        assert_eq!((there.0, there.1.replace(id, "nowhere")), nowhere);
+    }
+    let status = site.ann.list_host_status(ListHostStatusRequest {}).await;
+    assert_eq!(refusal(status).0, Code::PermissionDenied);
+    let written = applied(&mut site.reader, "vpcs: [{id: ann/x, tenant: ann}]").await;
+    assert_eq!(refusal(written).0, Code::PermissionDenied);
+    site.controller.stop().await;
+}
+
+#[tokio::test]
+async fn a_tenant_changes_its_own_objects_under_its_own_name() {
+    let mut site = Site::start().await;
+    let lab = r#"
+vpcs: [{id: ann/lab, tenant: ann}]
+subnets: [{id: ann/lab-a, vpc: ann/lab, cidrs: [10.9.0.0/24]}]
+ports: [{id: ann/lab-1, vpc: ann/lab, subnet: ann/lab-a, mac: "02:00:00:00:09:01", addresses: [10.9.0.11]}]
+"#;
+    applied(&mut site.ann, lab).await.unwrap();
+    let vni = get(&mut site.ann, "vpc", "ann/lab").await.unwrap().vpcs[0].vni;
+    assert!((1..1 << 24).contains(&vni) && ![7, 8, 9].contains(&vni));
+    // Applied again it is the same; what the operator made of it stays.
+    applied(&mut site.ann, lab).await.unwrap();
+    assert_eq!(
+        get(&mut site.ann, "vpc", "ann/lab").await.unwrap().vpcs[0].vni,
+        vni
+    );
+    applied(
+        &mut site.ann,
+        "subnets: [{id: blue-a, vpc: blue, cidrs: [10.0.1.0/24], mtu: 1400}]",
+    )
+    .await
+    .unwrap();
+    delete(&mut site.ann, "port", "ann/lab-1").await.unwrap();
+
+    // A name of one's own for whatever is new, and of nobody else's.
+    for id in ["lab2", "green", "ben/lab", "annex/lab"] {
+        let text = format!("vpcs: [{{id: {id}, tenant: ann}}]");
+        refused(
+            &mut site.ann,
+            &text,
+            &format!("vpc {id}: id: begins with 'ann/'"),
+        )
+        .await;
+    }
+    for (text, expected) in [
+        (
+            "vpcs: [{id: ann/x, tenant: ben}]",
+            "vpc ann/x: tenant: is your own",
+        ),
+        ("vpcs: [{id: ann/x}]", "vpc ann/x: tenant: is your own"),
+        (
+            "vpcs: [{id: ann/x, tenant: ann, vni: 8}]",
+            "vpc ann/x: vni: is chosen by the controller: leave it out",
+        ),
+        (
+            "hosts: [{id: ann/h, vteps: [192.0.2.9]}]",
+            "host ann/h: is the operator's",
+        ),
+        (
+            "quotas: [{id: ann/vpc, tenant: ann, kind: vpc, limit: 99}]",
+            "quota ann/vpc: is the operator's",
+        ),
+        (
+            r#"ports: [{id: blue-1, vpc: blue, subnet: blue-a, mac: "02:00:00:00:00:01", addresses: [10.0.1.11], host: h1, device: {kind: netdev, name: eth0}}]"#,
+            "port blue-1: device: only the operator sets it",
+        ),
+        (
+            r#"ports: [{id: ann/y, vpc: blue, subnet: blue-a, mac: "02:00:00:00:00:09", host: h1}]"#,
+            "port ann/y: host: only the operator sets it",
+        ),
+        (
+            "route_tables: [{id: ann/t, vpc: blue, routes: [{prefix: 0.0.0.0/0, host: h1}]}]",
+            "route_table ann/t: routes: only the operator routes to hosts",
+        ),
+    ] {
+        refused(&mut site.ann, text, expected).await;
+    }
+    // References to what is another's, as to what is not there.
+    for (vpc, group) in [("green", "green-web"), ("nowhere", "nowhere")] {
+        refused(
+            &mut site.ann,
+            &format!("subnets: [{{id: ann/s, vpc: {vpc}, cidrs: [10.8.0.0/24]}}]"),
+            &format!("subnet ann/s: vpc: there is no vpc '{vpc}'"),
+        )
+        .await;
+        refused(
+            &mut site.ann,
+            &format!("security_groups: [{{id: ann/g, vpc: blue, rules: [{{direction: ingress, remote_group: {group}}}]}}]"),
+            &format!("security_group ann/g: rules[0].remote_group: there is no security_group '{group}'"),
+        )
+        .await;
+    }
+    // A prune takes along one's own, and nothing else.
+    let prune = ApplyRequest {
+        prune: true,
+        ..apply("")
+    };
+    site.ann.apply(prune).await.unwrap();
+    assert_eq!(ids(&mut site.ann).await, [] as [&str; 0]);
+    assert_eq!(
+        get(&mut site.operator, "port", "green-1")
+            .await
+            .unwrap()
+            .ports
+            .len(),
+        1
+    );
+    site.controller.stop().await;
+}
+
+#[tokio::test]
+async fn two_tenants_agree_on_a_peering_and_neither_speaks_for_the_other() {
+    let mut site = Site::start().await;
+    // Whether the other VPC exists is not told.
+    applied(
+        &mut site.ann,
+        "peerings: [{id: ann/q, requester: blue, accepter: nowhere}]",
+    )
+    .await
+    .unwrap();
+    applied(
+        &mut site.ann,
+        "peerings: [{id: ann/p, requester: blue, accepter: green}]",
+    )
+    .await
+    .unwrap();
+    assert_eq!(states(&mut site.ben).await, ["connecting", "accepting"]);
+    refused(
+        &mut site.ben,
+        "peerings: [{id: ben/r, requester: blue, accepter: green}]",
+        "peering ben/r: requester: there is no vpc 'blue'",
+    )
+    .await;
+    let said = refusal(act(&mut site.ann, PeeringAction::Accept, "").await).1;
+    assert_eq!(
+        said,
+        "peering ann/p: vpc: only the accepter accepts or rejects a peering"
+    );
+    let said = refusal(act(&mut site.ann, PeeringAction::Accept, "green").await).1;
+    assert_eq!(said, "peering ann/p: vpc: 'green' is not yours");
+    act(&mut site.ben, PeeringAction::Accept, "").await.unwrap();
+    assert_eq!(states(&mut site.ann).await, ["active", "active"]);
+    act(&mut site.ann, PeeringAction::Freeze, "").await.unwrap();
+    // The one host of both is not attached: nothing is promised for it.
+    assert_eq!(states(&mut site.ben).await, ["freezing", "active"]);
+    act(&mut site.ann, PeeringAction::Activate, "")
+        .await
+        .unwrap();
+
+    // Agreed, their groups may be named; what clashes with the other's subnets is refused without a word of them.
+    applied(
+        &mut site.ann,
+        "security_groups: [{id: ann/g, vpc: blue, rules: [{direction: ingress, remote_group: green-web}]}]",
+    )
+    .await
+    .unwrap();
+    refused(
+        &mut site.ann,
+        "subnets: [{id: ann/wide, vpc: blue, cidrs: [10.0.2.128/25]}]",
+        "peering ann/p: accepter: conflicts with what another tenant or the operator has",
+    )
+    .await;
+    // Either may end it.
+    delete(&mut site.ben, "peering", "ann/p").await.unwrap();
+    let gone = async |client: &mut Client| states(client).await == ["deleted", "deleted"];
+    assert!(gone(&mut site.ann).await, "ann's group still names green's");
+    delete(&mut site.ann, "security_group", "ann/g")
+        .await
+        .unwrap();
+    let left = get(&mut site.ann, "peering", "ann/p").await;
+    assert_eq!(refusal(left).0, Code::NotFound);
+    site.controller.stop().await;
+}
+
+#[tokio::test]
+async fn a_quota_bounds_what_a_tenant_has() {
+    let mut site = Site::start().await;
+    let quota = "quotas: [{id: ann/vpc, tenant: ann, kind: vpc, limit: 2}]";
+    applied(&mut site.operator, quota).await.unwrap();
+    assert_eq!(
+        get(&mut site.ann, "quota", "ann/vpc").await.unwrap().quotas[0].limit,
+        2
+    );
+    assert_eq!(
+        refusal(get(&mut site.ben, "quota", "ann/vpc").await).0,
+        Code::NotFound
+    );
+    applied(&mut site.ann, "vpcs: [{id: ann/1, tenant: ann}]")
+        .await
+        .unwrap();
+    let said =
+        "quota ann/vpc: limit: tenant 'ann' would have 3 objects of kind vpc, and may have 2";
+    refused(&mut site.ann, "vpcs: [{id: ann/2, tenant: ann}]", said).await;
+    refused(
+        &mut site.operator,
+        "vpcs: [{id: two, vni: 77, tenant: ann}]",
+        said,
+    )
+    .await;
+    // Ben's default is another matter, and so is what has no tenant.
+    let many = |prefix: &str, tenant: &str, count: u32| {
+        let vpcs = (0..count).map(|n| format!("{{id: {prefix}{n}, tenant: \"{tenant}\"}}"));
+        format!("vpcs: [{}]", vpcs.collect::<Vec<_>>().join(", "))
+    };
+    applied(&mut site.ben, &many("ben/", "ben", 15))
+        .await
+        .unwrap();
+    let said =
+        "quota ben/vpc: limit: tenant 'ben' would have 17 objects of kind vpc, and may have 16";
+    refused(
+        &mut site.ben,
+        "vpcs: [{id: ben/one-more, tenant: ben}]",
+        said,
+    )
+    .await;
+    applied(&mut site.operator, &many("op", "", 40))
+        .await
+        .unwrap();
+    for (text, expected) in [
+        (
+            "quotas: [{id: ann/cow, tenant: ann, kind: cow, limit: 2}]",
+            "quota ann/cow: kind: 'cow' is none of vpc, subnet, route_table, network_acl, prefix_list, security_group, port, peering",
+        ),
+        (
+            "quotas: [{id: x, tenant: ann, kind: port, limit: 2}]",
+            "quota x: id: is the tenant and the kind, as in ann/vpc",
+        ),
+        (
+            "quotas: [{id: ann/vpc, tenant: ann, kind: vpc, limit: 1}]",
+            "quota ann/vpc: limit: tenant 'ann' would have 2 objects of kind vpc, and may have 1",
+        ),
+    ] {
+        refused(&mut site.operator, text, expected).await;
+    }
+    site.controller.stop().await;
+}
