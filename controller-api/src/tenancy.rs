@@ -113,6 +113,11 @@ pub(crate) fn check_written(caller: &Caller, before: &State, objects: &[Object])
             found.push(violation(object, "id", rule));
             continue;
         }
+        // Something that the operator made for another under this tenant's name: it must not be replaced.
+        if old.is_none() && before.get(&object.key()).is_some() {
+            found.push(violation(object, "id", CONFLICT));
+            continue;
+        }
         match object {
             Object::Host(_) | Object::Quota(_) => {
                 found.push(violation(object, "", "is the operator's"));

@@ -252,6 +252,19 @@ ports: [{id: ann/lab-1, vpc: ann/lab, subnet: ann/lab-a, mac: "02:00:00:00:09:01
         )
         .await;
     }
+    // What the operator made for another, even under ann's name, is not replaced.
+    applied(
+        &mut site.operator,
+        "subnets: [{id: ann/theirs, vpc: green, cidrs: [10.4.0.0/24]}]",
+    )
+    .await
+    .unwrap();
+    refused(
+        &mut site.ann,
+        "subnets: [{id: ann/theirs, vpc: blue, cidrs: [10.4.0.0/24]}]",
+        "subnet ann/theirs: id: conflicts with what another tenant or the operator has",
+    )
+    .await;
     // A prune takes along one's own, and nothing else.
     let prune = ApplyRequest {
         prune: true,
