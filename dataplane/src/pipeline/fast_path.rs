@@ -146,6 +146,9 @@ impl Core {
         packet: &mut Packet,
         entry: &Entry,
     ) -> Option<(Destination, u16, u16)> {
+        if entry.probe.is_translated() {
+            return self.apply_translated(tables, io, packet, entry);
+        }
         let session = tables.sessions.confirm(entry.probe, &entry.quick.key)?;
         match session.action(entry.stamp) {
             Some(action) if !action.is_translated() => {
@@ -156,7 +159,7 @@ impl Core {
         }
     }
 
-    /// The same for packets that get other addresses and ports, and by the action for a flow's second ingress, which few flows have.
+    /// The same for packets that keep their addresses and ports, by the action for a flow's second ingress, which few flows have.
     #[inline(never)]
     fn apply_rare(
         &self,
@@ -169,10 +172,27 @@ impl Core {
         let session = tables.sessions.confirm(entry.probe, &entry.quick.key)?;
         let action = session
             .action(entry.stamp)
+            .or_else(|| session.second_action(entry.stamp))
+            .filter(|action| !action.is_translated())?;
+        let plain = (entry.vni, |_: &mut [u8]| {});
+        self.carry_out(tables, io, packet, entry, (session, action), plain)
+    }
+
+    /// The same for packets of a session with two keys: most get other addresses and ports, or go into another VPC.
+    #[inline(never)]
+    fn apply_translated(
+        &self,
+        tables: Tables<'_>,
+        io: &mut impl Io,
+        packet: &mut Packet,
+        entry: &Entry,
+    ) -> Option<(Destination, u16, u16)> {
+        let session = tables.sessions.confirm(entry.probe, &entry.quick.key)?;
+        let action = session
+            .action(entry.stamp)
             .or_else(|| session.second_action(entry.stamp))?;
         if !action.is_translated() {
-            let plain = (entry.vni, |_: &mut [u8]| {});
-            return self.carry_out(tables, io, packet, entry, (session, action), plain);
+            return self.apply_rare(tables, io, packet, entry);
         }
         let translation = session.translation()?;
         let at = translate::At {

@@ -139,6 +139,14 @@ pub struct SessionTable {
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Probe(Option<Place>);
 
+impl Probe {
+    /// Whether the session has two keys, if it is there.
+    #[inline(always)]
+    pub fn is_translated(self) -> bool {
+        self.0.is_some_and(Place::is_translated)
+    }
+}
+
 /// A session that was found, and the direction of the packet that found it. Stays safe to use when the session goes: reads then fail.
 #[derive(Debug, Clone, Copy)]
 pub struct SessionRef<'t> {
@@ -888,14 +896,17 @@ impl SessionRef<'_> {
         if !self.is_translated() {
             return None;
         }
-        let (line, words) = (line.read(), self.slot.words());
+        let line = line.read();
         // Packets of the first side go one way, those of the second the other.
         let arrives = line.joined || (self.side == Side::First) == (self.direction == line.first);
+        if arrives == has_crossed {
+            return None;
+        }
+        let translation = line.translation(|| self.slot.words(), self.side, self.direction);
         // What was read is of this session if that is still there.
         fence(Ordering::Acquire);
         let is_live = self.slot.version.load(Ordering::Relaxed) == self.version;
-        (arrives != has_crossed && is_live)
-            .then(|| line.translation(&words, self.side, self.direction))
+        is_live.then_some(translation)
     }
 
     /// The session's state.

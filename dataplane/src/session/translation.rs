@@ -153,17 +153,18 @@ impl Content {
         }
     }
 
-    /// What a packet of one side and direction, in terms of the first key, becomes on the other. `first` are the words of the first key.
+    /// What a packet of one side and direction, in terms of the first key, becomes on the other. `first` reads the words of the first key, which only
+    /// packets of the second side need.
     #[inline]
     pub(super) fn translation(
         &self,
-        first: &[u64; 5],
+        first: impl FnOnce() -> [u64; 5],
         side: Side,
         direction: Direction,
     ) -> Translation {
         let (flow, vni) = match side {
             Side::First => Key::flow(&self.words, self.across(direction)),
-            Side::Second => Key::flow(first, direction),
+            Side::Second => Key::flow(&first(), direction),
         };
         // Packets against the first direction change by the same words, the other way round; and so do those that go back to the first side.
         let deltas = match side {
@@ -218,7 +219,7 @@ mod tests {
                 (Side::Second, keys[0].direction, second, first, 1),
             ];
             for (side, direction, from, to, vni) in cases {
-                let translation = content.translation(&keys[0].words, side, direction);
+                let translation = content.translation(|| keys[0].words, side, direction);
                 prop_assert_eq!(translation.flow, to);
                 prop_assert_eq!(translation.vni, vni);
                 let sum = |flow: &Flow| {
