@@ -3,8 +3,8 @@
 //! Of each VPC that has ports on the host: the VPC, its subnets, every port with its host, the policy and routes of the local ports, the
 //! members of the groups that this policy names, and the hosts that may have to be reached. A host that a port has just left also gets the
 //! VPC, so that it can forward to the port's new host. Ports of other hosts come without device, groups and pairs; subnets without a port
-//! here come without DHCP settings. Of a VPC that a peering joins to one of these: where its addresses are. The result passes [`Scope::Node`](weft_proto::validate::Scope), and changes only when something that
-//! the host acts on changes.
+//! here come without DHCP settings. Of a VPC that a peering joins to one of these: where its addresses are. The result passes
+//! [`Scope::Node`](weft_proto::validate::Scope), and changes only when something that the host acts on changes.
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -126,32 +126,10 @@ fn route(
         }
         Target::Peering(at) => {
             let peering = at.and_then(|at| vpc.peerings.get(at));
-            trace.step("route", || {
-                say(
-                    peering.map_or("peering, which is gone".to_owned(), |peering| {
-                        let name = format!("peering {}", peering.id);
-                        if peering.passes {
-                            name
-                        } else {
-                            format!("{name}, which is not active")
-                        }
-                    }),
-                )
-            });
-            let peering = peering.filter(|peering| peering.passes);
-            let peering = peering.ok_or(DropReason::PeeringInactive)?;
-            // No transit: what a port only passes on is of no port of its VPC.
-            if !vpc.by_address.contains_key(&flow.source) {
-                return Err(DropReason::PeeringTransit);
-            }
-            joined = Some(peering.vpc);
-            let other = &snapshot.vpcs[peering.vpc];
-            let endpoint = other.by_address.get(&destination);
-            trace.step("peering", || match endpoint {
-                Some(_) => format!("into VPC {}", other.id),
-                None => format!("no port of VPC {} has the address", other.id),
-            });
-            NextHop::Port(*endpoint.ok_or(DropReason::NoPort)?)
+            trace.step("route", || say(describe_peering(peering)));
+            let (other, endpoint) = by_peering(snapshot, vpc, peering, flow, trace)?;
+            joined = Some(other);
+            NextHop::Port(endpoint)
         }
         Target::Hop(hop) => *hop,
         Target::Ecmp(group) => {
@@ -176,6 +154,42 @@ fn route(
         macs: Some(macs),
         joined,
     })
+}
+
+/// The other VPC of a peering that a route leads to, and the port there that has the destination.
+///
+/// # Errors
+/// The peering does not let packets pass, the source is no port's of the VPC, or no port has the destination.
+fn by_peering(
+    snapshot: &Snapshot,
+    vpc: &Vpc,
+    peering: Option<&Peering>,
+    flow: &Flow,
+    trace: &mut impl Tracer,
+) -> Result<(usize, Endpoint), DropReason> {
+    let peering = peering.filter(|peering| peering.passes);
+    let peering = peering.ok_or(DropReason::PeeringInactive)?;
+    // No transit: what a port only passes on is of no port of its VPC.
+    if !vpc.by_address.contains_key(&flow.source) {
+        return Err(DropReason::PeeringTransit);
+    }
+    let other = &snapshot.vpcs[peering.vpc];
+    let endpoint = other.by_address.get(&flow.destination);
+    trace.step("peering", || match endpoint {
+        Some(_) => format!("into VPC {}", other.id),
+        None => format!("no port of VPC {} has the address", other.id),
+    });
+    Ok((peering.vpc, *endpoint.ok_or(DropReason::NoPort)?))
+}
+
+fn describe_peering(peering: Option<&Peering>) -> String {
+    match peering {
+        None => "a peering that is gone".to_owned(),
+        Some(Peering {
+            id, passes: true, ..
+        }) => format!("peering {id}"),
+        Some(Peering { id, .. }) => format!("peering {id}, which is not active"),
+    }
 }
 
 /// Where an answer goes that is for an address that stands for one behind a peer: its host translated the question, and translates the answer. As from a
