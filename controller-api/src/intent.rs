@@ -362,10 +362,7 @@ fn side(
     let Object::Peering(peering) = found else {
         return Err(missing().into());
     };
-    let is_own = |vpc: &str| {
-        let tenant = tenancy::tenant(state, vpc);
-        tenant.is_some_and(|tenant| caller.is_of(tenant, Role::Operate))
-    };
+    let is_own = |vpc: &str| caller.may_in(Role::Operate, state, vpc);
     let own: Vec<&str> = peering
         .vpcs()
         .into_iter()

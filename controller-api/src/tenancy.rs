@@ -36,6 +36,11 @@ pub(crate) fn tenant<'s>(state: &'s State, vpc: &str) -> Option<&'s str> {
 }
 
 impl Caller {
+    /// Whether the caller may do so much with what is in a VPC.
+    pub(crate) fn may_in(&self, role: Role, state: &State, vpc: &str) -> bool {
+        tenant(state, vpc).is_some_and(|tenant| self.is_of(tenant, role))
+    }
+
     /// Whether the caller may do so much with an object. With a peering: on either side.
     pub(crate) fn may(&self, role: Role, state: &State, object: &Object) -> bool {
         let may = |tenant: Option<&str>| tenant.is_some_and(|tenant| self.is_of(tenant, role));
@@ -43,7 +48,7 @@ impl Caller {
             || match object {
                 Object::Peering(peering) => {
                     let mut vpcs = peering.vpcs().into_iter();
-                    vpcs.any(|vpc| may(tenant(state, vpc)))
+                    vpcs.any(|vpc| self.may_in(role, state, vpc))
                 }
                 Object::Quota(_) if role > Role::Read => false,
                 other => may(owner(state, other)),
@@ -73,8 +78,7 @@ fn view(caller: &Caller, state: &State) -> State {
             continue;
         }
         for vpc in peering.vpcs() {
-            let is_own = tenant(state, vpc).is_some_and(|tenant| caller.is_of(tenant, Role::Read));
-            if is_own {
+            if caller.may_in(Role::Read, state, vpc) {
                 continue;
             }
             if let Some(stub) = state.find(Kind::Vpc, vpc) {

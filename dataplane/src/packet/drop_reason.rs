@@ -76,7 +76,7 @@ drop_reasons! {
     SessionPortBudget = "session_port_budget": "the port holds as many sessions as it may",
     SessionVpcBudget = "session_vpc_budget": "the VPC holds as many sessions on this host as it may",
     TranslationClash = "translation_clash": "another flow has the same addresses and ports, before or after translation",
-    TranslationGone = "translation_gone": "the session's addresses are no longer translated as they were when it began",
+    TranslationGone = "translation_gone": "the session's addresses are no longer translated as they were when it began, or its route leads into another VPC than then",
     TtlExceeded = "ttl_exceeded": "the TTL or hop limit ran out",
     TooBig = "too_big": "larger than the path carries, and may not be fragmented",
     BroadcastLimit = "broadcast_limit": "more broadcast or multicast than one port may send",

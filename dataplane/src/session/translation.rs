@@ -91,8 +91,8 @@ pub(super) struct Content {
     pub flipped: bool,
     /// Which way packets go that come with the first key.
     pub first: Direction,
-    /// The keys differ in the VNI alone: the session is of two VPCs that a peering joins. Packets of either direction may come with either key,
-    /// for which one a packet has is a matter of the host that it comes from.
+    /// The keys differ in the VNI alone: the session is of two VPCs that a peering joins. Packets of either direction may have either key: on the
+    /// host of one port alone, both directions have the key of that port's VPC.
     pub joined: bool,
     deltas: u32,
 }
