@@ -75,6 +75,8 @@ impl Agent {
             underlay: &self.underlay,
             metadata: false,
             translations: &[],
+            externals: &[],
+            silent: Box::leak(Box::default()),
         };
         let snapshot = self.compiler.compile(&next, &context);
         self.state = next;

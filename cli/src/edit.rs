@@ -249,7 +249,7 @@ impl AclAction {
 }
 
 /// Reads an object, changes it and writes it back; retries when the intent changed in between.
-async fn edit(
+pub(crate) async fn edit(
     targets: &Targets,
     kind: Kind,
     id: &str,

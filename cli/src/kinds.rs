@@ -107,7 +107,7 @@ pub(crate) struct InVpc {
         required_unless_present = "file",
         hide_default_value = true
     )]
-    vpc: String,
+    pub(crate) vpc: String,
 }
 
 /// Flags of `subnet create`.
@@ -459,6 +459,9 @@ pub(crate) struct Host {
     /// The host is foreign equipment without weftd.
     #[arg(long)]
     foreign: bool,
+    /// Physical network that the host has an interface on; repeat for several.
+    #[arg(long = "physical-network", value_name = "NAME")]
+    physical_networks: Vec<String>,
 }
 
 impl Flags for Host {
@@ -471,6 +474,7 @@ impl Flags for Host {
             encapsulation: self.encapsulation,
             underlay_mtu: self.underlay_mtu,
             foreign: self.foreign,
+            physical_networks: self.physical_networks,
         })
     }
 }
@@ -488,7 +492,14 @@ pub(crate) fn table(kind: Kind, objects: &v1::Objects) -> String {
 
 fn headings(kind: Kind) -> &'static [&'static str] {
     match kind {
-        Kind::Host => &["ID", "VTEPS", "ENCAPSULATION", "UNDERLAY-MTU", "FOREIGN"],
+        Kind::Host => &[
+            "ID",
+            "VTEPS",
+            "ENCAPSULATION",
+            "UNDERLAY-MTU",
+            "FOREIGN",
+            "PHYSICAL-NETWORKS",
+        ],
         Kind::Vpc => &["ID", "VNI", "TENANT"],
         Kind::Quota => &["ID", "TENANT", "KIND", "LIMIT"],
         Kind::Peering => &[
@@ -497,6 +508,31 @@ fn headings(kind: Kind) -> &'static [&'static str] {
             "REQUESTER-STATE",
             "ACCEPTER",
             "ACCEPTER-STATE",
+        ],
+        Kind::ExternalNetwork => &[
+            "ID",
+            "TENANT",
+            "PHYSICAL-NETWORK",
+            "VLAN",
+            "PREFIXES",
+            "GATEWAYS",
+            "GATEWAY-HOSTS",
+        ],
+        Kind::ElasticIp => &[
+            "ID",
+            "TENANT",
+            "EXTERNAL-NETWORK",
+            "ADDRESS",
+            "PORT",
+            "PRIVATE-ADDRESS",
+        ],
+        Kind::NatGateway => &[
+            "ID",
+            "VPC",
+            "EXTERNAL-NETWORK",
+            "ADDRESSES",
+            "SOURCES",
+            "FORWARDS",
         ],
         Kind::Subnet => &[
             "ID",
@@ -549,6 +585,7 @@ fn row(object: Object) -> Vec<String> {
             },
             number(o.underlay_mtu),
             if o.foreign { "yes" } else { "no" }.to_owned(),
+            or_dash(o.physical_networks.join(",")),
         ],
         Object::Vpc(o) => vec![o.id, o.vni.to_string(), or_dash(o.tenant)],
         Object::Quota(o) => vec![o.id, o.tenant, o.kind, o.limit.to_string()],
@@ -558,6 +595,31 @@ fn row(object: Object) -> Vec<String> {
             o.requester_state,
             o.accepter,
             o.accepter_state,
+        ],
+        Object::ExternalNetwork(o) => vec![
+            o.id,
+            or_dash(o.tenant),
+            or_dash(o.physical_network),
+            number(o.vlan),
+            o.prefixes.join(","),
+            or_dash(o.gateways.join(",")),
+            or_dash(o.gateway_hosts.join(",")),
+        ],
+        Object::ElasticIp(o) => vec![
+            o.id,
+            or_dash(o.tenant),
+            o.external_network,
+            o.address,
+            or_dash(o.port),
+            or_dash(o.private_address),
+        ],
+        Object::NatGateway(o) => vec![
+            o.id,
+            o.vpc,
+            o.external_network,
+            o.addresses.join(","),
+            or_dash(o.sources.join(",")),
+            o.port_forwards.len().to_string(),
         ],
         Object::Subnet(o) => vec![
             o.id,

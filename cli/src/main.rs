@@ -4,6 +4,7 @@
 
 mod client;
 mod edit;
+mod external;
 mod frame;
 mod hosts;
 mod kinds;
@@ -69,6 +70,15 @@ enum Command {
     /// Manage prefix lists: named lists of prefixes.
     #[command(subcommand)]
     PrefixList(objects::Action<kinds::PrefixList>),
+    /// Manage external networks: networks outside of every VPC, such as the Internet.
+    #[command(subcommand)]
+    ExternalNetwork(objects::Action<external::ExternalNetwork>),
+    /// Manage elastic IPs: addresses of external networks that stand for addresses of ports.
+    #[command(subcommand)]
+    ElasticIp(external::ElasticIpAction),
+    /// Manage NAT gateways: addresses of external networks that the ports of a VPC share.
+    #[command(subcommand)]
+    NatGateway(objects::Action<external::NatGateway>),
     /// Manage hosts: hypervisors that run weftd, and foreign equipment.
     #[command(subcommand)]
     Host(objects::Action<kinds::Host>),
@@ -80,6 +90,9 @@ enum Command {
     /// Show the flows that a host tracks.
     #[command(subcommand)]
     Session(node::SessionAction),
+    /// Show the mappings of the NAT gateways that a host runs.
+    #[command(subcommand)]
+    Nat(node::NatAction),
     /// Show what would happen to a packet, step by step; sends nothing.
     Trace(trace::Trace),
     /// Show dropped packets, by port and reason.
@@ -137,10 +150,14 @@ async fn run(arguments: Arguments) -> Result<()> {
         Command::Sg(action) => action.run(&targets, output).await,
         Command::Acl(action) => action.run(&targets, output).await,
         Command::PrefixList(action) => action.run(&targets, output).await,
+        Command::ExternalNetwork(action) => action.run(&targets, output).await,
+        Command::ElasticIp(action) => action.run(&targets, output).await,
+        Command::NatGateway(action) => action.run(&targets, output).await,
         Command::Host(action) => action.run(&targets, output).await,
         Command::Hosts(hosts) => hosts.run(&targets, output).await,
         Command::Node(action) => action.run(&targets, output).await,
         Command::Session(action) => action.run(&targets, output).await,
+        Command::Nat(action) => action.run(&targets, output).await,
         Command::Trace(trace) => trace.run(&targets, output).await,
         Command::Drops => node::drops(&targets, output).await,
         Command::Stats(stats) => stats.run(&targets, output).await,

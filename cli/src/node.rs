@@ -7,8 +7,8 @@ use anyhow::Result;
 use clap::{Args, Subcommand};
 use weft_proto::state::Kind;
 use weft_proto::v1::{
-    self, GetDropsRequest, GetStateRequest, GetStatsRequest, GetStatusRequest, ListSessionsRequest,
-    PortCounters, SessionList, TranslatedFlow,
+    self, GetDropsRequest, GetStateRequest, GetStatsRequest, GetStatusRequest, ListMappingsRequest,
+    ListSessionsRequest, MappingList, PortCounters, SessionList, TranslatedFlow,
 };
 
 use crate::client::Targets;
@@ -155,6 +155,47 @@ impl SessionAction {
                     s.packets_out.to_string(),
                     s.packets_back.to_string(),
                     s.action_out.clone(),
+                ]);
+            }
+            table.text()
+        })
+    }
+}
+
+/// Commands on the NAT gateways that a host runs.
+#[derive(Debug, Subcommand)]
+pub(crate) enum NatAction {
+    /// List mappings: which port of an outside address stands for a port inside.
+    Mappings {
+        /// Only mappings of this NAT gateway.
+        #[arg(long, value_name = "ID", default_value = "", hide_default_value = true)]
+        nat_gateway: String,
+        /// Most mappings to list; 0 lists all.
+        #[arg(long, default_value_t = 1000)]
+        limit: u32,
+    },
+}
+
+impl NatAction {
+    pub(crate) async fn run(self, targets: &Targets, format: Format) -> Result<()> {
+        let Self::Mappings { nat_gateway, limit } = self;
+        let mut client = targets.node().await?;
+        let request = ListMappingsRequest { limit, nat_gateway };
+        let mut stream = client.list_mappings(request).await?.into_inner();
+        let mut all = MappingList::default();
+        while let Some(list) = stream.message().await? {
+            all.mappings.extend(list.mappings);
+        }
+        show(format, &all, || {
+            let headings = ["NAT-GATEWAY", "PROTO", "INSIDE", "OUTSIDE", "SESSIONS"];
+            let mut table = Table::new(&headings);
+            for mapping in &all.mappings {
+                table.row([
+                    mapping.nat_gateway.clone(),
+                    mapping.protocol.to_string(),
+                    end(&mapping.inside, mapping.inside_port),
+                    end(&mapping.outside, mapping.outside_port),
+                    mapping.sessions.to_string(),
                 ]);
             }
             table.text()

@@ -27,6 +27,13 @@ pub(crate) struct Match {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Range(u32, u32);
 
+impl Range {
+    /// The first and the last port.
+    pub(crate) fn bounds(self) -> (u32, u32) {
+        (self.0, self.1)
+    }
+}
+
 impl std::str::FromStr for Range {
     type Err = Usage;
 
@@ -142,6 +149,12 @@ pub(crate) struct Target {
     /// Into the other VPC of this peering.
     #[arg(long, default_value = "", hide_default_value = true)]
     peering: String,
+    /// Through this NAT gateway of the VPC.
+    #[arg(long, default_value = "", hide_default_value = true)]
+    nat: String,
+    /// Into this external network, by the elastic IP of the sender.
+    #[arg(long, default_value = "", hide_default_value = true)]
+    external: String,
     /// Member of an ECMP group: port:ID or host:ID, with @WEIGHT if not 1; repeat for each member.
     #[arg(long, value_name = "port:ID|host:ID[@WEIGHT]")]
     ecmp: Vec<Hop>,
@@ -187,6 +200,8 @@ impl Target {
             next_hop_mac: self.next_hop_mac.clone(),
             ecmp: self.ecmp.iter().map(|hop| hop.0.clone()).collect(),
             peering: self.peering.clone(),
+            nat: self.nat.clone(),
+            external: self.external.clone(),
         }
     }
 }
@@ -211,6 +226,10 @@ pub(crate) fn target(route: &Route) -> String {
         "local".to_owned()
     } else if !route.peering.is_empty() {
         format!("peering:{}", route.peering)
+    } else if !route.nat.is_empty() {
+        format!("nat:{}", route.nat)
+    } else if !route.external.is_empty() {
+        format!("external:{}", route.external)
     } else if route.ecmp.is_empty() {
         hop(&route.port, &route.host, &route.next_hop_mac)
     } else {

@@ -58,6 +58,12 @@ async fn wrong_usage_is_2_and_an_unreachable_controller_is_1() {
         "route add main 10.9.0.0/16",
         "sg rule add web --port x",
         "sg rule add web --cidr 10.0.0.0/8 --remote-group web",
+        "external-network create inet --prefix 203.0.113.0/24",
+        "elastic-ip create e --external-network inet",
+        "elastic-ip create e --external-network inet --address 203.0.113.11 --private-address 10.0.0.11",
+        "elastic-ip bind e",
+        "nat-gateway create n --vpc blue --external-network inet",
+        "nat-gateway create n --vpc blue --external-network inet --address 203.0.113.20 --forward tcp:80",
         "trace",
         "fly",
     ] {
@@ -148,6 +154,150 @@ async fn each_kind_is_created_by_flags_listed_shown_and_deleted() {
     ] {
         scene.run(words).await.ok();
     }
+}
+
+#[tokio::test]
+async fn the_way_out_is_made_listed_bound_and_deleted() {
+    let scene = Scene::with_topology().await;
+    for words in [
+        "host create g1 --vtep 192.0.2.11 --physical-network physnet1 --physical-network physnet2",
+        "external-network create inet --physical-network physnet1 --vlan 100 --prefix 203.0.113.0/24 --gateway 203.0.113.1 --gateway-host g1 --mtu 1400",
+        "elastic-ip create e --external-network inet --address 203.0.113.11",
+        "nat-gateway create nat --vpc blue --external-network inet --address 203.0.113.20 --source 10.0.0.0/24 \
+         --filtering endpoint_independent --forward tcp:8080-8090:b1:80 --forward udp:53:10.0.0.12",
+        "route add main 0.0.0.0/0 --nat nat",
+        "route add main 198.51.100.0/24 --external inet",
+    ] {
+        scene.run(words).await.ok();
+    }
+    assert_eq!(
+        scene.run("external-network list").await.ok(),
+        "ID    TENANT  PHYSICAL-NETWORK  VLAN  PREFIXES        GATEWAYS     GATEWAY-HOSTS\n\
+         inet  -       physnet1          100   203.0.113.0/24  203.0.113.1  g1\n"
+    );
+    assert_eq!(
+        scene.run("nat-gateway list").await.ok(),
+        "ID   VPC   EXTERNAL-NETWORK  ADDRESSES     SOURCES      FORWARDS\n\
+         nat  blue  inet              203.0.113.20  10.0.0.0/24  2\n"
+    );
+    assert!(
+        scene
+            .run("host list")
+            .await
+            .ok()
+            .contains("physnet1,physnet2")
+    );
+    let routes = scene.run("route list main").await.ok();
+    for target in ["nat:nat", "external:inet"] {
+        assert!(routes.contains(target), "{routes}");
+    }
+    let shown = scene.run("nat-gateway show nat").await.ok();
+    for line in [
+        "filtering: endpoint_independent",
+        "port_min: 8080",
+        "port_max: 8090",
+        "port: b1",
+        "to_port_min: 80",
+        "private_address: 10.0.0.12",
+    ] {
+        assert!(shown.contains(line), "{line}: {shown}");
+    }
+
+    let bound = async || scene.run("elastic-ip list").await.ok();
+    scene
+        .run("elastic-ip bind e --port b1 --private-address fd00::1")
+        .await
+        .failed(1);
+    scene.run("elastic-ip bind e --port b1").await.ok();
+    assert_eq!(
+        bound().await,
+        "ID  TENANT  EXTERNAL-NETWORK  ADDRESS       PORT  PRIVATE-ADDRESS\n\
+         e   -       inet              203.0.113.11  b1    -\n"
+    );
+    assert!(
+        scene
+            .run("elastic-ip list --vpc blue")
+            .await
+            .ok()
+            .contains("203.0.113.11")
+    );
+    let used = scene.run("port delete b1").await.failed(1);
+    assert!(
+        used.contains("elastic_ip e: port: there is no port 'b1'"),
+        "{used}"
+    );
+    scene
+        .run("elastic-ip bind e --port b2 --private-address 10.0.0.12")
+        .await
+        .ok();
+    assert!(bound().await.contains("b2    10.0.0.12"));
+    scene.run("elastic-ip unbind e").await.ok();
+    assert!(!bound().await.contains("b2"));
+    scene.run("elastic-ip unbind x").await.failed(1);
+
+    let used = scene.run("external-network delete inet").await.failed(1);
+    for object in ["elastic_ip e", "nat_gateway nat", "route_table main"] {
+        assert!(used.contains(object), "{used}");
+    }
+    for words in [
+        "route delete main 0.0.0.0/0",
+        "route delete main 198.51.100.0/24",
+        "nat-gateway delete nat",
+        "elastic-ip delete e",
+        "external-network delete inet",
+    ] {
+        scene.run(words).await.ok();
+    }
+}
+
+/// The examples of a section of docs/operations.md: each block, with its language.
+fn examples(section: &str) -> Vec<(String, String)> {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/operations.md");
+    let text = std::fs::read_to_string(path).unwrap();
+    let from = text.split(&format!("\n## {section}\n")).nth(1).unwrap();
+    let section = from.split("\n## ").next().unwrap();
+    let blocks = section.split("```").skip(1).step_by(2);
+    blocks
+        .map(|block| {
+            let (language, lines) = block.split_once('\n').unwrap();
+            (language.to_owned(), lines.replace("\\\n", " "))
+        })
+        .collect()
+}
+
+#[tokio::test]
+async fn the_examples_of_the_way_out_work_as_they_are_documented() {
+    let scene = Scene::empty().await;
+    let blue = r#"
+hosts: [{id: h1, vteps: [192.0.2.1]}]
+vpcs: [{id: blue, vni: 1}]
+subnets: [{id: blue-a, vpc: blue, cidrs: [10.0.1.0/24], route_table: blue-main}]
+route_tables: [{id: blue-main, vpc: blue}]
+security_groups: [{id: web, vpc: blue}]
+ports:
+  - {id: web-1, vpc: blue, subnet: blue-a, mac: "02:00:00:00:00:01", addresses: [10.0.1.11], security_groups: [web],
+     host: h1, device: {kind: netdev, name: w1}}
+  - {id: web-2, vpc: blue, subnet: blue-a, mac: "02:00:00:00:00:02", addresses: [10.0.1.12], security_groups: [web],
+     host: h1, device: {kind: netdev, name: w2}}
+"#;
+    scene.run_with("apply -f -", blue).await.ok();
+    let mut tried = 0;
+    for section in ["External networks", "Elastic IPs", "NAT gateways"] {
+        for (language, text) in examples(section) {
+            match language.as_str() {
+                "yaml" => drop(scene.run_with("apply -f -", &text).await.ok()),
+                "" => {
+                    for line in text.lines() {
+                        let words = line.strip_prefix("weftctl ").unwrap();
+                        scene.run(words).await.ok();
+                        tried += 1;
+                    }
+                }
+                _ => {}
+            }
+        }
+    }
+    assert_eq!(tried, 11);
 }
 
 #[tokio::test]

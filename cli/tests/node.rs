@@ -13,9 +13,9 @@ use weft_process::services::node_server::{Node, NodeServer};
 use weft_process::transport::{self, Listener};
 use weft_proto::v1::{
     self, DropCount, Drops, FrameCounters, GetDropsRequest, GetStateRequest, GetStatsRequest,
-    GetStatusRequest, ListSessionsRequest, MetadataCounters, NodeStateReply, PortCounters,
-    PortStatus, Session, SessionList, Stats, TableCounters, TraceReply, TraceRequest, TraceStep,
-    WorkerStatus,
+    GetStatusRequest, ListMappingsRequest, ListSessionsRequest, Mapping, MappingList,
+    MetadataCounters, NodeStateReply, PortCounters, PortStatus, Session, SessionList, Stats,
+    TableCounters, TraceReply, TraceRequest, TraceStep, WorkerStatus,
 };
 
 #[derive(Default)]
@@ -135,6 +135,35 @@ impl Node for Daemon {
         Ok(Response::new(tokio_stream::iter(lists)))
     }
 
+    type ListMappingsStream = Iter<std::vec::IntoIter<Result<MappingList, Status>>>;
+
+    async fn list_mappings(
+        &self,
+        request: Request<ListMappingsRequest>,
+    ) -> Result<Response<Self::ListMappingsStream>, Status> {
+        let request = request.into_inner();
+        assert_eq!((request.nat_gateway.as_str(), request.limit), ("nat", 1000));
+        let list = |inside: &str, outside: &str| {
+            let mapping = Mapping {
+                nat_gateway: "nat".into(),
+                protocol: 17,
+                inside: inside.into(),
+                inside_port: 40000,
+                outside: outside.into(),
+                outside_port: 40001,
+                sessions: 3,
+            };
+            Ok(MappingList {
+                mappings: vec![mapping],
+            })
+        };
+        let lists = vec![
+            list("10.0.0.11", "203.0.113.100"),
+            list("fd00::b", "2001:db8:cafe::100"),
+        ];
+        Ok(Response::new(tokio_stream::iter(lists)))
+    }
+
     async fn trace(&self, request: Request<TraceRequest>) -> Result<Response<TraceReply>, Status> {
         self.traced.lock().unwrap().push(request.into_inner());
         Ok(Response::new(TraceReply {
@@ -188,6 +217,24 @@ async fn what_the_daemon_says_is_printed() {
     assert!(
         sessions.contains("10.0.0.11:1000") && sessions.contains("[fd00::b]:1000"),
         "{sessions}"
+    );
+    let mappings = scene.run("nat mappings --nat-gateway nat").await.ok();
+    let lines: Vec<Vec<&str>> = mappings
+        .lines()
+        .map(|line| line.split_whitespace().collect())
+        .collect();
+    assert_eq!(
+        lines[1..],
+        [
+            ["nat", "17", "10.0.0.11:40000", "203.0.113.100:40001", "3"],
+            [
+                "nat",
+                "17",
+                "[fd00::b]:40000",
+                "[2001:db8:cafe::100]:40001",
+                "3"
+            ]
+        ]
     );
     let stats = scene.run("stats -o json").await.ok();
     let stats: serde_json::Value = serde_json::from_str(&stats).unwrap();

@@ -7,7 +7,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 use weft_process::services::intent_server;
 use weft_process::tls::Role;
-use weft_proto::state::{Key, Kind, Object, StateError, collect};
+use weft_proto::state::{Key, Kind, Object, State, StateError, collect};
 use weft_proto::v1::{
     ApplyRequest, ChangePeeringRequest, ChangeReply, CreateRequest, DeleteRequest, GetRequest,
     HostStatusReply, ListHostStatusRequest, ListReply, ListRequest,
@@ -100,7 +100,7 @@ impl intent_server::Intent for Api {
             .ok_or_else(|| Status::not_found(format!("{key} does not exist")))?;
         Ok(Response::new(ListReply {
             revision: version.revision,
-            objects: Some(collect(std::iter::once(object.clone()))),
+            objects: Some(collect(std::iter::once(caller.shown(object)))),
         }))
     }
 
@@ -124,10 +124,11 @@ impl intent_server::Intent for Api {
         tokio::spawn(async move {
             let wanted = |object: &&Object| {
                 kind.is_none_or(|kind| kind == object.kind())
-                    && (vpc.is_empty() || object.vpcs().any(|own| own == vpc))
+                    && (vpc.is_empty() || is_in(&version.state, object, &vpc))
                     && caller.may(Role::Read, &version.state, object)
             };
-            let mut objects = version.state.iter().filter(wanted).cloned().peekable();
+            let shown = |object: &Object| caller.shown(object);
+            let mut objects = version.state.iter().filter(wanted).map(shown).peekable();
             // One message at least, so that the revision is told also when there is nothing.
             loop {
                 let reply = ListReply {
@@ -153,6 +154,14 @@ impl intent_server::Intent for Api {
             revision: version.revision,
             hosts: self.hosts.status(&version),
         }))
+    }
+}
+
+/// Whether an object is in a VPC, or joins it to another; an elastic IP is where its port is.
+fn is_in(state: &State, object: &Object, vpc: &str) -> bool {
+    match object {
+        Object::ElasticIp(elastic) => state.port_of(elastic).is_some_and(|port| port.vpc == vpc),
+        other => other.vpcs().any(|own| own == vpc),
     }
 }
 

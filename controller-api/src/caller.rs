@@ -73,6 +73,11 @@ impl Caller {
         self.role >= role || self.tenants.get(tenant).is_some_and(|own| *own >= role)
     }
 
+    /// Whether the caller may do so much to any tenant's objects.
+    pub(crate) fn is_tenant(&self, role: Role) -> bool {
+        self.tenants.values().any(|own| *own >= role)
+    }
+
     /// Whether the caller may give a new object this id: a tenant's begin with its name.
     pub(crate) fn may_name(&self, id: &str) -> bool {
         let owner = id.split_once('/').map(|(owner, _)| owner);
@@ -91,7 +96,7 @@ impl Caller {
 
     /// Refuses those who may not do so much, at least to the objects of a tenant.
     pub(crate) fn needs_some(&self, role: Role) -> Result<(), Status> {
-        if self.tenants.values().any(|own| *own >= role) {
+        if self.is_tenant(role) {
             return Ok(());
         }
         self.needs(role)

@@ -3,14 +3,21 @@
 //! Of each VPC that has ports on the host: the VPC, its subnets, every port with its host, the policy and routes of the local ports, the
 //! members of the groups that this policy names, and the hosts that may have to be reached. A host that a port has just left also gets the
 //! VPC, so that it can forward to the port's new host. Ports of other hosts come without device, groups and pairs; subnets without a port
-//! here come without DHCP settings. Of a VPC that a peering joins to one of these: where its addresses are. The result passes
-//! [`Scope::Node`](weft_proto::validate::Scope), and changes only when something that the host acts on changes.
+//! here come without DHCP settings. Of a VPC that a peering joins to one of these: where its addresses are.
+//!
+//! Of each of these VPCs also the elastic IPs and the NAT gateways, and the external networks that they and the routes name. A gateway host of an
+//! external network has the VPCs that send to it, as if it had ports there, with the route tables of all subnets: it finds the way out by them.
+//!
+//! The result passes [`Scope::Node`](weft_proto::validate::Scope), and changes only when something that the host acts on changes.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::net::IpAddr;
 
 use weft_proto::peering::SideState;
 use weft_proto::state::{Kind, Object, State};
-use weft_proto::v1::{Host, Port, PrefixList, RouteTable, SecurityGroup, Subnet};
+use weft_proto::v1::{
+    ElasticIp, Host, NatGateway, Port, PortForward, PrefixList, RouteTable, SecurityGroup, Subnet,
+};
 use weft_proto::{mtu, v1};
 
 use crate::version::Version;
@@ -31,7 +38,7 @@ pub fn compile(version: &Version, host: &str) -> Option<State> {
     let vpcs = version.vpcs_of(host);
     for vpc in &vpcs {
         let objects = Objects::of(version, vpc);
-        objects.compile(host, &hosts, &mut needed, &mut state);
+        objects.compile(version, host, &hosts, &mut needed, &mut state);
     }
     for object in version.state.of_kind(Kind::Peering) {
         let Object::Peering(peering) = object else {
@@ -54,6 +61,7 @@ pub fn compile(version: &Version, host: &str) -> Option<State> {
         }
     }
     add_remote_groups(version, &mut state);
+    add_external_networks(version, &mut state);
     for id in needed {
         if let Some(host) = hosts.get(id) {
             state.insert(Object::Host((*host).clone()));
@@ -73,14 +81,24 @@ struct Objects<'a> {
     groups: BTreeMap<&'a str, &'a SecurityGroup>,
     /// Only those that live somewhere.
     ports: Vec<&'a Port>,
+    /// Bound to these ports.
+    elastic_ips: Vec<&'a ElasticIp>,
+    nat_gateways: Vec<&'a NatGateway>,
+    /// Hosts that are gateways to external networks for the VPC.
+    gateways: BTreeSet<&'a str>,
 }
 
 impl<'a> Objects<'a> {
     fn of(version: &'a Version, vpc: &str) -> Self {
-        let mut all = Self::default();
+        let mut all = Self {
+            gateways: version.gateways_of(vpc).collect(),
+            ..Self::default()
+        };
         for object in version.objects_of(vpc) {
             match object {
                 Object::Host(_) | Object::Quota(_) | Object::Peering(_) => {}
+                Object::ExternalNetwork(_) | Object::ElasticIp(_) => {}
+                Object::NatGateway(o) => all.nat_gateways.push(o),
                 Object::Vpc(o) => all.vpc = Some(o),
                 Object::Subnet(o) => all.subnets.push(o),
                 Object::RouteTable(o) => drop(all.route_tables.insert(&o.id, o)),
@@ -91,11 +109,17 @@ impl<'a> Objects<'a> {
                 Object::Port(o) => all.ports.push(o),
             }
         }
+        let ports: HashSet<&str> = all.ports.iter().map(|port| port.id.as_str()).collect();
+        let elastic_ips = version.elastic_ips_of(vpc);
+        all.elastic_ips = elastic_ips
+            .filter(|elastic| ports.contains(elastic.port.as_str()))
+            .collect();
         all
     }
 
     fn compile(
         &self,
+        version: &Version,
         host: &str,
         hosts: &BTreeMap<&str, &'a Host>,
         needed: &mut BTreeSet<&'a str>,
@@ -106,6 +130,8 @@ impl<'a> Objects<'a> {
         }
         self.compile_subnets(host, hosts, needed, state);
         self.compile_policy(host, state);
+        self.compile_way_out(version, host, state);
+        needed.extend(&self.gateways);
         for port in &self.ports {
             needed.insert(&port.host);
             let mut seen = if port.host == host {
@@ -119,6 +145,47 @@ impl<'a> Objects<'a> {
             }
             state.insert(Object::Port(seen));
         }
+    }
+
+    /// Elastic IPs and NAT gateways.
+    fn compile_way_out(&self, version: &Version, host: &str, state: &mut State) {
+        for elastic in &self.elastic_ips {
+            state.insert(Object::ElasticIp((*elastic).clone()));
+        }
+        for nat in &self.nat_gateways {
+            let network = version.state.external_network(&nat.external_network);
+            let runs_here = network.is_some_and(|network| {
+                let mut hosts = network.gateway_hosts.iter();
+                hosts.any(|gateway| gateway == host)
+            });
+            // Hosts that send to it need not know who may send back, nor to whom.
+            let mut seen = NatGateway {
+                port_forwards: Vec::new(),
+                filtering: String::new(),
+                ..(*nat).clone()
+            };
+            if runs_here {
+                seen.port_forwards = self.live_forwards(nat);
+                seen.filtering.clone_from(&nat.filtering);
+            }
+            state.insert(Object::NatGateway(seen));
+        }
+    }
+
+    /// The port forwards of a gateway to ports that live somewhere.
+    fn live_forwards(&self, nat: &NatGateway) -> Vec<PortForward> {
+        if nat.port_forwards.is_empty() {
+            return Vec::new();
+        }
+        let ids: HashSet<&str> = self.ports.iter().map(|port| port.id.as_str()).collect();
+        let addresses = self.ports.iter().flat_map(|port| &port.addresses);
+        let addresses: HashSet<IpAddr> = addresses.filter_map(|text| text.parse().ok()).collect();
+        let is_live = |forward: &&PortForward| {
+            let private: Option<IpAddr> = forward.private_address.parse().ok();
+            ids.contains(forward.port.as_str())
+                || private.is_some_and(|private| addresses.contains(&private))
+        };
+        nat.port_forwards.iter().filter(is_live).cloned().collect()
     }
 
     /// What a host without ports of the VPC needs, where a peering joins it to one that has: where each address is.
@@ -138,7 +205,7 @@ impl<'a> Objects<'a> {
         }
     }
 
-    /// Subnets, with the routes and ACLs of those that have ports here.
+    /// Subnets, with the routes and ACLs of those that have ports here. A gateway of the VPC has the routes of all.
     fn compile_subnets(
         &self,
         host: &str,
@@ -157,16 +224,20 @@ impl<'a> Objects<'a> {
             let mut seen = (*subnet).clone();
             // Told rather than derived: a host does not see every host that carries the VPC.
             seen.mtu = mtu::effective(subnet, carriers.iter().copied());
-            if local.contains(subnet.id.as_str()) {
+            let is_local = local.contains(subnet.id.as_str());
+            if is_local || self.gateways.contains(host) {
                 if let Some(table) = self.route_tables.get(subnet.route_table.as_str()) {
                     needed.extend(table.hosts());
                     state.insert(Object::RouteTable((*table).clone()));
                 }
+            } else {
+                seen.route_table.clear();
+            }
+            if is_local {
                 if let Some(acl) = self.network_acls.get(subnet.network_acl.as_str()) {
                     state.insert(Object::NetworkAcl((*acl).clone()));
                 }
             } else {
-                seen.route_table.clear();
                 seen.network_acl.clear();
                 seen.dhcp = None;
             }
@@ -230,12 +301,13 @@ impl<'a> Objects<'a> {
         members
     }
 
-    /// Hosts on which the VPC has ports or to which its routes point.
+    /// Hosts on which the VPC has ports, to which its routes point, or which are its gateways.
     fn carriers(&self, hosts: &BTreeMap<&str, &'a Host>) -> Vec<&'a Host> {
         let ports = self.ports.iter().map(|port| port.host.as_str());
         let tables = self.route_tables.values();
         let ids: BTreeSet<&str> = ports
             .chain(tables.flat_map(|table| table.hosts()))
+            .chain(self.gateways.iter().copied())
             .collect();
         ids.iter().filter_map(|id| hosts.get(id).copied()).collect()
     }
@@ -280,6 +352,28 @@ fn add_remote_groups(version: &Version, state: &mut State) {
             rules,
             members: members.into_values().next().unwrap_or_default(),
         }));
+    }
+}
+
+/// The external networks that elastic IPs, NAT gateways and routes name.
+fn add_external_networks(version: &Version, state: &mut State) {
+    let mut named = BTreeSet::new();
+    for kind in [Kind::ElasticIp, Kind::NatGateway, Kind::RouteTable] {
+        for object in state.of_kind(kind) {
+            match object {
+                Object::ElasticIp(elastic) => drop(named.insert(elastic.external_network.clone())),
+                Object::NatGateway(nat) => drop(named.insert(nat.external_network.clone())),
+                Object::RouteTable(table) => {
+                    named.extend(table.external_networks().map(str::to_owned));
+                }
+                _ => {}
+            }
+        }
+    }
+    for id in named {
+        if let Some(network) = version.state.external_network(&id) {
+            state.insert(Object::ExternalNetwork(network.clone()));
+        }
     }
 }
 
@@ -543,5 +637,276 @@ ports:
             let own = before.vpcs_concerning(host);
             assert!(!after.unchanged_since(1, vpcs.iter().chain(&own)), "{host}");
         }
+    }
+
+    /// "inet" is on physnet1, which h2 and its gateway hosts g1 and g2 have; blue's port on h1 has an elastic IP there, and blue a NAT gateway.
+    const WAY_OUT: &str = r#"
+hosts:
+  - {id: h2, vteps: [192.0.2.2, "2001:db8::2"], physical_networks: [physnet1]}
+  - {id: g1, vteps: [192.0.2.11], physical_networks: [physnet1]}
+  - {id: g2, vteps: [192.0.2.12], physical_networks: [physnet1]}
+external_networks:
+  - {id: inet, physical_network: physnet1, prefixes: [203.0.113.0/24], gateway_hosts: [g1, g2]}
+  - {id: idle, physical_network: physnet2, prefixes: [198.51.100.0/24]}
+route_tables:
+  - {id: t-b, vpc: blue, routes: [{prefix: 0.0.0.0/0, nat: nat}, {prefix: 172.16.0.0/12, host: h4}]}
+elastic_ips:
+  - {id: e-a1, external_network: inet, address: 203.0.113.11, port: a1}
+  - {id: e-b1, external_network: inet, address: 203.0.113.12, port: b1}
+  - {id: e-b3, external_network: inet, address: 203.0.113.13, port: b3}
+  - {id: spare, external_network: inet, address: 203.0.113.14}
+nat_gateways:
+  - id: nat
+    vpc: blue
+    external_network: inet
+    addresses: [203.0.113.20]
+    filtering: endpoint_independent
+    port_forwards:
+      - {protocol: tcp, port_min: 80, port: b3}
+      - {protocol: tcp, port_min: 443, port: b1}
+      - {protocol: tcp, port_min: 444, private_address: 10.0.1.13}
+      - {protocol: tcp, port_min: 445, private_address: 10.0.1.12}
+"#;
+
+    fn with_way_out(change: impl FnOnce(&mut State)) -> State {
+        let objects = serde_yaml_ng::from_str(TOPOLOGY).unwrap();
+        let mut state = State::from_objects(objects).unwrap();
+        let more: v1::Objects = serde_yaml_ng::from_str(WAY_OUT).unwrap();
+        for object in weft_proto::state::explode(more) {
+            state.insert(object);
+        }
+        change(&mut state);
+        assert_eq!(validate(&state, Scope::Intent), vec![]);
+        state
+    }
+
+    fn take(state: &mut State, kind: Kind, id: &str) {
+        let id = id.to_owned();
+        state.remove(&weft_proto::state::Key { kind, id }).unwrap();
+    }
+
+    #[test]
+    fn hosts_of_a_vpc_know_its_elastic_ips_its_nat_gateways_and_who_translates() {
+        let version = Version::loaded(1, with_way_out(|_| {}));
+        for host in ["h1", "h2"] {
+            let told = compiled(&version, host);
+            assert_eq!(
+                ids(&told.elastic_ips, |o| &o.id),
+                ["e-a1", "e-b1"],
+                "those of all ports of blue that live somewhere, on {host}"
+            );
+            assert_eq!(ids(&told.external_networks, |o| &o.id), ["inet"]);
+            let [nat] = &told.nat_gateways[..] else {
+                panic!("{:?}", told.nat_gateways)
+            };
+            assert!(nat.port_forwards.is_empty() && nat.filtering.is_empty());
+            let hosts = ids(&told.hosts, |o| &o.id);
+            assert!(hosts.contains(&"g1") && hosts.contains(&"g2"), "{hosts:?}");
+            let g1 = told.hosts.iter().find(|o| o.id == "g1").unwrap();
+            assert_eq!(g1.physical_networks, ["physnet1"]);
+        }
+        let h3 = compiled(&version, "h3");
+        assert!(h3.elastic_ips.is_empty() && h3.external_networks.is_empty());
+        assert_eq!(ids(&h3.hosts, |o| &o.id), ["h3"]);
+    }
+
+    #[test]
+    fn a_gateway_host_has_the_vpcs_that_send_to_it_with_all_their_routes_and_no_policy() {
+        let version = Version::loaded(1, with_way_out(|_| {}));
+        for host in ["g1", "g2"] {
+            let told = compiled(&version, host);
+            assert_eq!(ids(&told.vpcs, |o| &o.id), ["blue"]);
+            assert_eq!(ids(&told.subnets, |o| &o.id), ["a", "b"]);
+            assert_eq!(told.subnets[0].route_table, "t-a");
+            assert_eq!(told.subnets[1].route_table, "t-b");
+            assert!(
+                told.subnets
+                    .iter()
+                    .all(|s| s.network_acl.is_empty() && s.dhcp.is_none())
+            );
+            assert_eq!(ids(&told.route_tables, |o| &o.id), ["t-a", "t-b"]);
+            assert_eq!(ids(&told.ports, |o| &o.id), ["a1", "b1", "b2"]);
+            assert!(
+                told.ports
+                    .iter()
+                    .all(|p| p.device.is_none() && p.security_groups.is_empty())
+            );
+            assert!(told.security_groups.is_empty() && told.network_acls.is_empty());
+            // Those of the ports, and those that the routes name.
+            assert_eq!(
+                ids(&told.hosts, |o| &o.id),
+                ["g1", "g2", "h1", "h2", "h3", "h4"]
+            );
+            let [nat] = &told.nat_gateways[..] else {
+                panic!("{:?}", told.nat_gateways)
+            };
+            let ports: Vec<u32> = nat.port_forwards.iter().map(|f| f.port_min).collect();
+            assert_eq!(ports, [443, 445], "not to b3, which is nowhere");
+            assert_eq!(nat.filtering, "endpoint_independent");
+        }
+    }
+
+    #[test]
+    fn a_gateway_host_is_one_only_for_vpcs_that_need_it() {
+        // The elastic IP of h1's port is enough, that of h2's is not.
+        let elastic = with_way_out(|state| {
+            take(state, Kind::NatGateway, "nat");
+            take(state, Kind::RouteTable, "t-b");
+            let Some(Object::Subnet(b)) = state.find(Kind::Subnet, "b").cloned() else {
+                panic!("it is there")
+            };
+            state.insert(Object::Subnet(Subnet {
+                route_table: String::new(),
+                ..b
+            }));
+        });
+        let mut local = elastic.clone();
+        take(&mut local, Kind::ElasticIp, "e-a1");
+        let elastic = Version::loaded(1, elastic);
+        assert_eq!(ids(&compiled(&elastic, "g1").vpcs, |o| &o.id), ["blue"]);
+        let local = Version::loaded(1, local);
+        let told = compiled(&local, "g1");
+        assert!(told.vpcs.is_empty() && told.external_networks.is_empty());
+        assert_eq!(ids(&told.hosts, |o| &o.id), ["g1"]);
+        let h2 = compiled(&local, "h2");
+        assert_eq!(ids(&h2.external_networks, |o| &o.id), ["inet"]);
+        assert!(
+            !ids(&h2.hosts, |o| &o.id).contains(&"g1"),
+            "nothing is sent to it"
+        );
+    }
+
+    #[test]
+    fn a_route_to_an_external_network_has_hosts_told_of_it() {
+        let version = Version::loaded(
+            1,
+            with_way_out(|state| {
+                state.insert(Object::RouteTable(RouteTable {
+                    id: "t-a".into(),
+                    vpc: "blue".into(),
+                    routes: vec![v1::Route {
+                        prefix: "0.0.0.0/0".into(),
+                        external: "idle".into(),
+                        ..v1::Route::default()
+                    }],
+                }));
+            }),
+        );
+        assert_eq!(
+            ids(&compiled(&version, "h1").external_networks, |o| &o.id),
+            ["idle", "inet"]
+        );
+        assert_eq!(
+            ids(&compiled(&version, "h2").external_networks, |o| &o.id),
+            ["inet"],
+            "no port of a is there"
+        );
+    }
+
+    #[test]
+    fn gateway_hosts_count_for_the_mtu_that_a_vpc_is_told() {
+        let state = with_way_out(|state| {
+            let Some(Object::Host(g2)) = state.find(Kind::Host, "g2").cloned() else {
+                panic!("it is there")
+            };
+            // No other host of red's has an IPv6 tunnel address.
+            state.insert(Object::Host(Host {
+                vteps: vec!["192.0.2.12".into(), "2001:db8::12".into()],
+                ..g2
+            }));
+            state.insert(Object::ElasticIp(ElasticIp {
+                id: "e-r1".into(),
+                external_network: "inet".into(),
+                address: "203.0.113.30".into(),
+                port: "r1".into(),
+                ..ElasticIp::default()
+            }));
+        });
+        let version = Version::loaded(1, state);
+        let mtu = |host: &str| {
+            let subnets = compiled(&version, host).subnets;
+            subnets.iter().find(|s| s.id == "r").unwrap().mtu
+        };
+        assert_eq!((mtu("h3"), mtu("g1")), (1430, 1430));
+    }
+
+    /// The version after a change, and which of these hosts it is said to concern.
+    fn concerned(before: &Version, upserts: Vec<Object>, deletes: &[(Kind, &str)]) -> Vec<String> {
+        let keys = deletes.iter().map(|(kind, id)| weft_proto::state::Key {
+            kind: *kind,
+            id: (*id).to_owned(),
+        });
+        let change = Change {
+            revision: 2,
+            upserts,
+            deletes: keys.collect(),
+        };
+        let mut state = before.state.clone();
+        for key in &change.deletes {
+            state.remove(key);
+        }
+        for object in &change.upserts {
+            state.insert(object.clone());
+        }
+        assert_eq!(validate(&state, Scope::Intent), vec![]);
+        let after = before.next(&change, state);
+        let mut found = Vec::new();
+        for host in ["g1", "g2", "h1", "h2", "h3", "h4"] {
+            let (old, new) = (before.vpcs_concerning(host), after.vpcs_concerning(host));
+            if after.unchanged_since(1, old.union(&new)) {
+                assert_eq!(compile(before, host), compile(&after, host), "{host}");
+            } else {
+                found.push(host.to_owned());
+            }
+        }
+        found
+    }
+
+    #[test]
+    fn a_change_outside_concerns_the_hosts_and_gateways_of_the_vpcs_that_use_it() {
+        let before = Version::loaded(1, with_way_out(|_| {}));
+        let elastic = |id: &str, address: &str, port: &str| {
+            Object::ElasticIp(ElasticIp {
+                id: id.into(),
+                external_network: "inet".into(),
+                address: address.into(),
+                port: port.into(),
+                ..ElasticIp::default()
+            })
+        };
+        let none: [&str; 0] = [];
+        let blue = ["g1", "g2", "h1", "h2"];
+        let bound = vec![elastic("spare", "203.0.113.14", "b2")];
+        assert_eq!(concerned(&before, bound, &[]), blue);
+        assert_eq!(
+            concerned(&before, vec![], &[(Kind::ElasticIp, "e-a1")]),
+            blue
+        );
+        assert_eq!(
+            concerned(&before, vec![], &[(Kind::ElasticIp, "spare")]),
+            none
+        );
+        let unbound = vec![elastic("spare2", "203.0.113.15", "")];
+        assert_eq!(concerned(&before, unbound, &[]), none);
+        // Red's first, by which the gateways get red.
+        let red = vec![elastic("spare", "203.0.113.14", "r1")];
+        assert_eq!(concerned(&before, red, &[]), ["g1", "g2", "h3"]);
+        // From blue to red.
+        let moved = vec![elastic("e-a1", "203.0.113.11", "r1")];
+        assert_eq!(
+            concerned(&before, moved, &[]),
+            ["g1", "g2", "h1", "h2", "h3"]
+        );
+        let network = |id: &str, change: fn(&mut v1::ExternalNetwork)| {
+            let mut network = before.state.external_network(id).unwrap().clone();
+            change(&mut network);
+            vec![Object::ExternalNetwork(network)]
+        };
+        let wider = network("inet", |n| n.prefixes.push("192.0.2.128/25".into()));
+        assert_eq!(concerned(&before, wider, &[]), blue);
+        let fewer = network("inet", |n| n.gateway_hosts.truncate(1));
+        assert_eq!(concerned(&before, fewer, &[]), blue);
+        let idle = network("idle", |n| n.mtu = 1400);
+        assert_eq!(concerned(&before, idle, &[]), none);
     }
 }

@@ -40,8 +40,8 @@ pub enum ChangeError {
     Hosts(String),
     #[error("conflict: the intent is at revision {0}; read it again and retry")]
     Overtaken(u64),
-    #[error("vpc {0}: tenant: cannot be changed; delete the VPC and create it again")]
-    Tenant(String),
+    #[error("{0}: tenant: cannot be changed; delete it and create it again")]
+    Tenant(Key),
     #[error(transparent)]
     Peering(#[from] PeeringError),
     #[error(transparent)]
@@ -271,8 +271,8 @@ impl Intent {
         for object in &upserts {
             updated += usize::from(state.insert(object.clone()).is_some());
         }
-        if let Some(vpc) = tenant_changed(&version.state, &upserts) {
-            return Err(ChangeError::Tenant(vpc));
+        if let Some(key) = tenant_changed(&version.state, &upserts) {
+            return Err(ChangeError::Tenant(key));
         }
         let (stay, go) = peering::settle(&version.state, &state, &deletes);
         for object in stay {
@@ -383,14 +383,18 @@ fn side(
     }
 }
 
-/// A VPC that would go from one tenant to another.
-fn tenant_changed(before: &State, upserts: &[Object]) -> Option<String> {
-    upserts.iter().find_map(|object| match object {
-        Object::Vpc(vpc) => match before.find(Kind::Vpc, &vpc.id) {
-            Some(Object::Vpc(old)) if old.tenant != vpc.tenant => Some(vpc.id.clone()),
-            _ => None,
-        },
+/// A VPC or an external network that would go from one tenant to another.
+fn tenant_changed(before: &State, upserts: &[Object]) -> Option<Key> {
+    let tenant = |object: &Object| match object {
+        Object::Vpc(vpc) => Some(vpc.tenant.clone()),
+        Object::ExternalNetwork(network) => Some(network.tenant.clone()),
         _ => None,
+    };
+    upserts.iter().find_map(|object| {
+        let new = tenant(object)?;
+        let key = object.key();
+        let old = tenant(before.get(&key)?)?;
+        (old != new).then_some(key)
     })
 }
 

@@ -8,7 +8,7 @@
 //!
 //! "freezing" and "activating" end when every host of the two VPCs has acknowledged the change: then no packet passes any more, or all do.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -231,18 +231,11 @@ fn reached(version: &Version, hosts: &Hosts, since: &HashMap<Peering, u64>) -> V
     }
     let status = hosts.status(version);
     let is_there = |peering: &Peering, revision: u64| {
-        let concerned: HashSet<&str> = peering
-            .vpcs()
-            .into_iter()
-            .flat_map(|vpc| version.state.of_vpc(vpc))
-            .filter_map(|object| match object {
-                Object::Port(port) => Some(port.host.as_str()),
-                _ => None,
-            })
-            .collect();
-        let mut concerned = status
-            .iter()
-            .filter(|host| concerned.contains(host.host.as_str()));
+        let is_concerned = |host: &str| {
+            let vpcs = version.vpcs_of(host);
+            peering.vpcs().into_iter().any(|vpc| vpcs.contains(vpc))
+        };
+        let mut concerned = status.iter().filter(|host| is_concerned(&host.host));
         concerned.all(|host| host.acknowledged_revision >= revision)
     };
     let done = since

@@ -1,10 +1,13 @@
-//! What a tenant's certificate may see and change: the objects of that tenant's VPCs, and nothing that tells of another's.
+//! What a tenant's certificate may see and change: the objects of that tenant's VPCs and its elastic IPs, and nothing that tells of another's. Of the
+//! operator's external networks it sees the addresses, and not where they are.
 //!
 //! A change by a tenant is validated twice: first within what the tenant sees, so that an error can name only that; then as a whole, where what
 //! is left is a conflict with somebody else's objects, of which nothing is told. Ids that a tenant makes begin with its own name, so that they
 //! never meet another's.
 
-use std::collections::BTreeSet;
+use std::borrow::Cow;
+use std::collections::{BTreeSet, HashMap};
+use std::net::IpAddr;
 
 use weft_process::tls::Role;
 use weft_proto::state::{Key, Kind, Object, State};
@@ -22,6 +25,8 @@ fn owner<'s>(state: &'s State, object: &'s Object) -> Option<&'s str> {
         Object::Host(_) | Object::Peering(_) => return None,
         Object::Quota(quota) => return Some(&quota.tenant),
         Object::Vpc(vpc) => return Some(&vpc.tenant),
+        Object::ExternalNetwork(network) => return Some(&network.tenant),
+        Object::ElasticIp(elastic) => return Some(&elastic.tenant),
         other => other.vpc()?,
     };
     tenant(state, vpc)
@@ -50,7 +55,11 @@ impl Caller {
                     let mut vpcs = peering.vpcs().into_iter();
                     vpcs.any(|vpc| self.may_in(role, state, vpc))
                 }
-                Object::Quota(_) if role > Role::Read => false,
+                Object::Quota(_) | Object::ExternalNetwork(_) if role > Role::Read => false,
+                // The operator's are there for every tenant.
+                Object::ExternalNetwork(network) if network.tenant.is_empty() => {
+                    self.is_tenant(role)
+                }
                 other => may(owner(state, other)),
             }
     }
@@ -59,6 +68,21 @@ impl Caller {
     pub(crate) fn find<'s>(&self, role: Role, state: &'s State, key: &Key) -> Option<&'s Object> {
         let found = state.get(key)?;
         self.may(role, state, found).then_some(found)
+    }
+
+    /// An object that the caller may read, as it is shown: where an external network is, and which hosts are its gateways, is the operator's to know.
+    pub(crate) fn shown(&self, object: &Object) -> Object {
+        match object {
+            Object::ExternalNetwork(network) if self.role < Role::Read => {
+                Object::ExternalNetwork(v1::ExternalNetwork {
+                    physical_network: String::new(),
+                    vlan: 0,
+                    gateway_hosts: Vec::new(),
+                    ..network.clone()
+                })
+            }
+            other => other.clone(),
+        }
     }
 }
 
@@ -123,7 +147,7 @@ pub(crate) fn check_written(caller: &Caller, before: &State, objects: &[Object])
             continue;
         }
         match object {
-            Object::Host(_) | Object::Quota(_) => {
+            Object::Host(_) | Object::Quota(_) | Object::ExternalNetwork(_) => {
                 found.push(violation(object, "", "is the operator's"));
             }
             Object::Vpc(vpc) => {
@@ -138,6 +162,9 @@ pub(crate) fn check_written(caller: &Caller, before: &State, objects: &[Object])
                         "is chosen by the controller: leave it out",
                     ));
                 }
+            }
+            Object::ElasticIp(elastic) if !caller.is_of(&elastic.tenant, Role::Operate) => {
+                found.push(violation(object, "tenant", "is your own"));
             }
             Object::Port(port) => {
                 let was = match old {
@@ -209,6 +236,10 @@ pub(crate) fn check_result(caller: &Caller, state: &State, written: &[Object]) -
     if !within.is_empty() {
         return within;
     }
+    let taken = taken_addresses(caller, state, written);
+    if !taken.is_empty() {
+        return taken;
+    }
     let mut all: Vec<Violation> = Vec::new();
     for found in validate(state, Scope::Intent) {
         let key = found
@@ -244,6 +275,38 @@ pub(crate) fn check_result(caller: &Caller, state: &State, written: &[Object]) -
         }
     }
     all
+}
+
+/// The written addresses of external networks that somebody else has, without a word of who. Which are taken is no secret: a packet can find out.
+fn taken_addresses(caller: &Caller, state: &State, written: &[Object]) -> Vec<Violation> {
+    let mut outside: HashMap<IpAddr, Vec<(Cow<'static, str>, &Object)>> = HashMap::new();
+    for (object, field, address) in written.iter().flat_map(|object| {
+        let addresses = object.outside_addresses();
+        addresses.map(move |(field, address)| (object, field, address))
+    }) {
+        outside.entry(address).or_default().push((field, object));
+    }
+    if outside.is_empty() {
+        return Vec::new();
+    }
+    let mut found = Vec::new();
+    let elastic_ips = state.of_kind(Kind::ElasticIp);
+    for other in elastic_ips.chain(state.of_kind(Kind::NatGateway)) {
+        for (_, address) in other.outside_addresses() {
+            let Some(ours) = outside.get(&address) else {
+                continue;
+            };
+            if caller.may(Role::Read, state, other) {
+                continue;
+            }
+            let rule = format!("{address} is taken");
+            found.extend(
+                ours.iter()
+                    .map(|(field, object)| violation(object, field.clone(), &rule)),
+            );
+        }
+    }
+    found
 }
 
 /// A VNI that no VPC has. At random, so that it tells nothing of the others.

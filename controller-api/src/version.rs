@@ -6,7 +6,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::OnceLock;
 
 use weft_proto::state::{Key, Kind, Object, State};
-use weft_proto::v1::Port;
+use weft_proto::v1::{ElasticIp, Port};
 
 use crate::store::Change;
 
@@ -30,6 +30,10 @@ pub struct Version {
 struct Index {
     objects_of_vpc: HashMap<String, Vec<Key>>,
     vpcs_of_host: HashMap<String, BTreeSet<String>>,
+    /// The ids of the elastic IPs that are bound to ports of each VPC.
+    elastic_ips_of_vpc: HashMap<String, Vec<String>>,
+    /// The hosts that are gateways to external networks for each VPC.
+    gateways_of_vpc: HashMap<String, BTreeSet<String>>,
 }
 
 impl Version {
@@ -54,12 +58,31 @@ impl Version {
             .upserts
             .iter()
             .filter_map(|object| self.state.get(&object.key()));
+        let mut networks = BTreeSet::new();
         for object in old.chain(replaced).chain(&change.upserts) {
             for vpc in object.vpcs() {
                 vpc_changed.insert(vpc.to_owned(), change.revision);
             }
+            match object {
+                Object::ElasticIp(elastic) => {
+                    let ports = [&self.state, &state].map(|state| state.port_of(elastic));
+                    for port in ports.into_iter().flatten() {
+                        vpc_changed.insert(port.vpc.clone(), change.revision);
+                    }
+                }
+                Object::ExternalNetwork(network) => drop(networks.insert(network.id.as_str())),
+                _ => {}
+            }
             if object.kind() == Kind::Host {
                 hosts_changed = change.revision;
+            }
+        }
+        if !networks.is_empty() {
+            for vpc in [&self.state, &state]
+                .into_iter()
+                .flat_map(|state| users(state, &networks))
+            {
+                vpc_changed.insert(vpc.to_owned(), change.revision);
             }
         }
         let mut moving_now = self.moving.clone();
@@ -107,7 +130,7 @@ impl Version {
             })
     }
 
-    /// The VPCs that have ports on a host, or ports that have just left it.
+    /// The VPCs that have ports on a host, or ports that have just left it, and those for which it is a gateway to an external network.
     pub fn vpcs_of(&self, host: &str) -> BTreeSet<String> {
         let vpcs = self.index().vpcs_of_host.get(host);
         vpcs.cloned().unwrap_or_default()
@@ -127,6 +150,24 @@ impl Version {
         all
     }
 
+    /// The elastic IPs that are bound to ports of a VPC.
+    pub fn elastic_ips_of(&self, vpc: &str) -> impl Iterator<Item = &ElasticIp> {
+        let ids = self.index().elastic_ips_of_vpc.get(vpc);
+        ids.into_iter()
+            .flatten()
+            .filter_map(|id| match self.state.find(Kind::ElasticIp, id) {
+                Some(Object::ElasticIp(elastic)) => Some(elastic),
+                _ => None,
+            })
+    }
+
+    /// The hosts that are gateways to external networks for a VPC: for its NAT gateways, and for elastic IPs of ports on hosts without the physical
+    /// network.
+    pub fn gateways_of(&self, vpc: &str) -> impl Iterator<Item = &str> {
+        let hosts = self.index().gateways_of_vpc.get(vpc);
+        hosts.into_iter().flatten().map(String::as_str)
+    }
+
     /// Every object in a VPC, the VPC itself among them, in key order.
     pub fn objects_of(&self, vpc: &str) -> impl Iterator<Item = &Object> {
         let keys = self.index().objects_of_vpc.get(vpc);
@@ -137,7 +178,8 @@ impl Version {
 
     /// Whether nothing that could concern a host with ports in these VPCs has changed since a revision.
     ///
-    /// A host gains or loses a VPC only by a change to one of its ports, which is a change in a VPC of the old or the new set.
+    /// A host gains or loses a VPC only by a change to one of its ports, or to what makes it the VPC's gateway, which is a change in a VPC of the old
+    /// or the new set.
     pub fn unchanged_since<'a>(
         &self,
         revision: u64,
@@ -151,6 +193,20 @@ impl Version {
         self.index.get_or_init(|| {
             let mut index = Index::default();
             for object in self.state.iter() {
+                if let Some((vpc, network)) = self.state.needs_gateway(object) {
+                    let gateways = index.gateways_of_vpc.entry(vpc.to_owned()).or_default();
+                    for host in &network.gateway_hosts {
+                        gateways.insert(host.clone());
+                        let vpcs = index.vpcs_of_host.entry(host.clone()).or_default();
+                        vpcs.insert(vpc.to_owned());
+                    }
+                }
+                if let Object::ElasticIp(elastic) = object
+                    && let Some(port) = self.state.port_of(elastic)
+                {
+                    let ids = index.elastic_ips_of_vpc.entry(port.vpc.clone());
+                    ids.or_default().push(elastic.id.clone());
+                }
                 let Some(vpc) = object.vpc() else { continue };
                 if let Some(keys) = index.objects_of_vpc.get_mut(vpc) {
                     keys.push(object.key());
@@ -172,6 +228,27 @@ impl Version {
             index
         })
     }
+}
+
+/// The VPCs that use any of these external networks, as often as they do.
+fn users<'s>(state: &'s State, networks: &'s BTreeSet<&'s str>) -> impl Iterator<Item = &'s str> {
+    let elastic_ips = state.of_kind(Kind::ElasticIp);
+    let nat_gateways = state.of_kind(Kind::NatGateway);
+    let tables = state.of_kind(Kind::RouteTable);
+    let all = elastic_ips.chain(nat_gateways).chain(tables);
+    all.filter_map(|object| match object {
+        Object::ElasticIp(elastic) if networks.contains(&*elastic.external_network) => {
+            Some(&*state.port_of(elastic)?.vpc)
+        }
+        Object::NatGateway(nat) if networks.contains(&*nat.external_network) => Some(&*nat.vpc),
+        Object::RouteTable(table) => {
+            let mut named = table.external_networks();
+            named
+                .any(|network| networks.contains(network))
+                .then_some(&*table.vpc)
+        }
+        _ => None,
+    })
 }
 
 /// The id of a port that has moved and still is sent on from where it was.

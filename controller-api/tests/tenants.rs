@@ -394,7 +394,7 @@ async fn a_quota_bounds_what_a_tenant_has() {
     for (text, expected) in [
         (
             "quotas: [{id: ann/cow, tenant: ann, kind: cow, limit: 2}]",
-            "quota ann/cow: kind: 'cow' is none of vpc, subnet, route_table, network_acl, prefix_list, security_group, port, peering",
+            "quota ann/cow: kind: 'cow' is none of vpc, subnet, route_table, network_acl, prefix_list, security_group, port, peering, elastic_ip, nat_gateway",
         ),
         (
             "quotas: [{id: x, tenant: ann, kind: port, limit: 2}]",
@@ -407,5 +407,232 @@ async fn a_quota_bounds_what_a_tenant_has() {
     ] {
         refused(&mut site.operator, text, expected).await;
     }
+    site.controller.stop().await;
+}
+
+/// "inet" is every tenant's, "bens" is ben's.
+const OUTSIDE: &str = r#"
+hosts: [{id: h1, vteps: [192.0.2.1], physical_networks: [physnet1]}]
+external_networks:
+  - {id: inet, physical_network: physnet1, vlan: 5, prefixes: [203.0.113.0/24], gateways: [203.0.113.1], gateway_hosts: [h1]}
+  - {id: bens, tenant: ben, physical_network: physnet1, vlan: 6, prefixes: [198.51.100.0/24], gateway_hosts: [h1]}
+"#;
+
+#[tokio::test]
+async fn a_tenant_reads_the_operators_external_networks_without_where_they_are() {
+    let mut site = Site::start().await;
+    applied(&mut site.operator, OUTSIDE).await.unwrap();
+    for client in [&mut site.ann, &mut site.reader] {
+        let seen = get(client, "external_network", "inet").await.unwrap();
+        let [inet] = &seen.external_networks[..] else {
+            panic!("{seen:?}")
+        };
+        assert_eq!(inet.prefixes, ["203.0.113.0/24"]);
+        assert_eq!(inet.gateways, ["203.0.113.1"]);
+        assert!(inet.gateway_hosts.is_empty() && inet.physical_network.is_empty());
+        assert_eq!(inet.vlan, 0);
+        let replies = list(client, "external_network", "").await;
+        let listed: Vec<_> = replies
+            .into_iter()
+            .flat_map(|reply| reply.objects.unwrap_or_default().external_networks)
+            .collect();
+        assert_eq!(&listed, &seen.external_networks);
+    }
+    let bens = get(&mut site.ann, "external_network", "bens").await;
+    assert_eq!(refusal(bens).0, Code::NotFound);
+    let own = get(&mut site.ben, "external_network", "bens")
+        .await
+        .unwrap();
+    assert!(own.external_networks[0].gateway_hosts.is_empty());
+    let full = get(&mut site.operator, "external_network", "inet")
+        .await
+        .unwrap();
+    assert_eq!(full.external_networks[0].gateway_hosts, ["h1"]);
+    // Made by the operator alone, also for a tenant.
+    let network = "external_networks: [{id: ann/n, tenant: ann, physical_network: physnet1, vlan: 9, prefixes: [192.0.2.128/25]}]";
+    refused(
+        &mut site.ann,
+        network,
+        "external_network ann/n: is the operator's",
+    )
+    .await;
+    for (client, id) in [(&mut site.ann, "inet"), (&mut site.ben, "bens")] {
+        let said = refusal(delete(client, "external_network", id).await);
+        assert_eq!(said.0, Code::NotFound, "{id}");
+    }
+    // Whose it is stays.
+    refused(
+        &mut site.operator,
+        &OUTSIDE.replace("tenant: ben", "tenant: ann"),
+        "external_network bens: tenant: cannot be changed; delete it and create it again",
+    )
+    .await;
+    site.controller.stop().await;
+}
+
+#[tokio::test]
+async fn a_tenant_has_elastic_ips_and_nat_gateways_of_its_own() {
+    let mut site = Site::start().await;
+    applied(&mut site.operator, OUTSIDE).await.unwrap();
+    let elastic = |id: &str, tenant: &str, network: &str, address: &str, port: &str| {
+        format!(
+            "elastic_ips: [{{id: {id}, tenant: {tenant}, external_network: {network}, address: {address}, port: {port}}}]"
+        )
+    };
+    let nat = |id: &str, vpc: &str, address: &str| {
+        format!(
+            "nat_gateways: [{{id: {id}, vpc: {vpc}, external_network: inet, addresses: [{address}]}}]"
+        )
+    };
+    let own = elastic("ann/e", "ann", "inet", "203.0.113.11", "blue-1");
+    applied(&mut site.ann, &own).await.unwrap();
+    applied(&mut site.ann, &nat("ann/nat", "blue", "203.0.113.20"))
+        .await
+        .unwrap();
+    let routed = "route_tables: [{id: ann/t, vpc: blue, routes: [{prefix: 0.0.0.0/0, nat: ann/nat}, {prefix: 8.8.8.0/24, external: inet}]}]";
+    applied(&mut site.ann, routed).await.unwrap();
+    // Of the VPC that its port is in.
+    for (vpc, count) in [("blue", 1), ("own", 0)] {
+        let listed = list(&mut site.ann, "elastic_ip", vpc).await;
+        let listed: usize = listed
+            .into_iter()
+            .map(|reply| reply.objects.unwrap_or_default().elastic_ips.len())
+            .sum();
+        assert_eq!(listed, count, "{vpc}");
+    }
+    for (kind, id) in [("elastic_ip", "ann/e"), ("nat_gateway", "ann/nat")] {
+        assert!(get(&mut site.reader, kind, id).await.is_ok(), "{id}");
+        let there = refusal(get(&mut site.ben, kind, id).await);
+        assert_eq!(there.0, Code::NotFound, "{id}");
+    }
+    for (text, expected) in [
+        (
+            elastic("ann/x", "ben", "inet", "203.0.113.12", "''"),
+            "elastic_ip ann/x: tenant: is your own",
+        ),
+        (
+            elastic("ann/x", "''", "inet", "203.0.113.12", "''"),
+            "elastic_ip ann/x: tenant: is your own",
+        ),
+        // Another's is as if it were not there.
+        (
+            elastic("ann/x", "ann", "inet", "203.0.113.12", "green-1"),
+            "elastic_ip ann/x: port: there is no port 'green-1'",
+        ),
+        (
+            elastic("ann/x", "ann", "bens", "198.51.100.12", "''"),
+            "elastic_ip ann/x: external_network: there is no external_network 'bens'",
+        ),
+        (
+            nat("ann/x", "green", "203.0.113.12"),
+            "nat_gateway ann/x: vpc: there is no vpc 'green'",
+        ),
+        (
+            "route_tables: [{id: ann/u, vpc: blue, routes: [{prefix: 0.0.0.0/0, external: bens}]}]"
+                .to_owned(),
+            "route_table ann/u: routes[0].external: there is no external_network 'bens'",
+        ),
+        (
+            elastic("ann/x", "ann", "inet", "203.0.113.1", "''"),
+            "elastic_ip ann/x: address: 203.0.113.1 is the gateway of external network 'inet'",
+        ),
+    ] {
+        refused(&mut site.ann, &text, expected).await;
+    }
+    // The operator binds what is of one tenant to nobody else's port.
+    refused(
+        &mut site.operator,
+        &elastic("op", "ann", "inet", "203.0.113.12", "green-1"),
+        "elastic_ip op: port: port 'green-1' belongs to tenant 'ben', the elastic IP to tenant 'ann'",
+    )
+    .await;
+    // A port that has one stays.
+    let said = refusal(delete(&mut site.ann, "port", "blue-1").await).1;
+    assert_eq!(
+        said,
+        "still in use:\nelastic_ip ann/e: port: there is no port 'blue-1'"
+    );
+    site.controller.stop().await;
+}
+
+/// That it is taken is told, whoever's name comes first; not by whom.
+#[tokio::test]
+async fn an_address_that_another_tenant_has_is_taken() {
+    let mut site = Site::start().await;
+    applied(&mut site.operator, OUTSIDE).await.unwrap();
+    let elastic = |tenant: &str, address: &str| {
+        format!(
+            "elastic_ips: [{{id: {tenant}/e, tenant: {tenant}, external_network: inet, address: {address}}}]"
+        )
+    };
+    let nat = |tenant: &str, vpc: &str, address: &str| {
+        format!(
+            "nat_gateways: [{{id: {tenant}/n, vpc: {vpc}, external_network: inet, addresses: [203.0.113.99, {address}]}}]"
+        )
+    };
+    applied(&mut site.ann, &elastic("ann", "203.0.113.11"))
+        .await
+        .unwrap();
+    applied(&mut site.ben, &elastic("ben", "203.0.113.12"))
+        .await
+        .unwrap();
+    let taken = |what: &str, address: &str| format!("{what}: {address} is taken");
+    refused(
+        &mut site.ben,
+        &elastic("ben", "203.0.113.11"),
+        &taken("elastic_ip ben/e: address", "203.0.113.11"),
+    )
+    .await;
+    refused(
+        &mut site.ann,
+        &elastic("ann", "203.0.113.12"),
+        &taken("elastic_ip ann/e: address", "203.0.113.12"),
+    )
+    .await;
+    refused(
+        &mut site.ben,
+        &nat("ben", "green", "203.0.113.11"),
+        &taken("nat_gateway ben/n: addresses[1]", "203.0.113.11"),
+    )
+    .await;
+    // One's own is named.
+    refused(
+        &mut site.ann,
+        &nat("ann", "blue", "203.0.113.11"),
+        "nat_gateway ann/n: addresses[1]: 203.0.113.11 is already used by elastic_ip 'ann/e'",
+    )
+    .await;
+    site.controller.stop().await;
+}
+
+#[tokio::test]
+async fn a_quota_bounds_the_elastic_ips_of_a_tenant_and_its_nat_gateways() {
+    let mut site = Site::start().await;
+    applied(&mut site.operator, OUTSIDE).await.unwrap();
+    let elastic = |numbers: std::ops::Range<u32>| {
+        let all = numbers.map(|n| {
+            format!(
+                "{{id: ann/e{n}, tenant: ann, external_network: inet, address: 203.0.113.{}}}",
+                n + 10
+            )
+        });
+        format!("elastic_ips: [{}]", all.collect::<Vec<_>>().join(", "))
+    };
+    applied(&mut site.ann, &elastic(0..20)).await.unwrap();
+    refused(
+        &mut site.ann,
+        &elastic(20..21),
+        "quota ann/elastic_ip: limit: tenant 'ann' would have 21 objects of kind elastic_ip, and may have 20",
+    )
+    .await;
+    let quotas = "quotas: [{id: ann/elastic_ip, tenant: ann, kind: elastic_ip, limit: 21}, {id: ann/nat_gateway, tenant: ann, kind: nat_gateway, limit: 0}]";
+    applied(&mut site.operator, quotas).await.unwrap();
+    applied(&mut site.ann, &elastic(20..21)).await.unwrap();
+    refused(
+        &mut site.ann,
+        "nat_gateways: [{id: ann/n, vpc: blue, external_network: inet, addresses: [203.0.113.99]}]",
+        "quota ann/nat_gateway: limit: tenant 'ann' would have 1 objects of kind nat_gateway, and may have 0",
+    )
+    .await;
     site.controller.stop().await;
 }

@@ -69,7 +69,7 @@
 //!     mtu: 1500,
 //! };
 //! let underlay = Underlay::from_iter([(word("192.0.2.2"), vec![way])]);
-//! let context = Context { host: "h1", generation: 1, revision: 1, underlay: &underlay, metadata: false, translations: &[] };
+//! let context = Context { host: "h1", generation: 1, revision: 1, underlay: &underlay, metadata: false, translations: &[], externals: &[], silent: &Default::default() };
 //! let snapshot = Compiler::new(16, 16, 16).compile(&state, &context).map_err(|broken| format!("{broken:?}"))?;
 //!
 //! // One worker.
@@ -78,6 +78,8 @@
 //! let shared = Shared {
 //!     sessions: Arc::new(SessionTable::new(limits)),
 //!     fragments: Arc::default(),
+//!     neighbors: Arc::default(),
+//!     probes: Arc::default(),
 //!     device_mtus: Arc::new(DeviceMtus::new(settings.ports)),
 //! };
 //! let mut pipeline = Pipeline::new(shared, &settings);

@@ -40,6 +40,11 @@ macro_rules! numbers {
     };
 }
 
+impl Vni {
+    /// No VPC's: what is on external networks.
+    pub const OUTSIDE: Self = Self(0);
+}
+
 numbers! {
     /// A VXLAN network identifier (RFC 7348 §5), or the key of a GRE tunnel (RFC 2890 §2.1): the VPC that a packet is in. 24 bits.
     Vni(u32);

@@ -3,9 +3,10 @@
 
 #![forbid(unsafe_code)]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use weft_proto::state::State;
 use weft_proto::v1::Violation;
@@ -17,7 +18,7 @@ use weft_dataplane::pipeline::trace::View;
 use weft_dataplane::pipeline::{Destination, DeviceMtus, Io, Pipeline, Settings, Shared, Source};
 use weft_dataplane::session::{Limits, SessionTable};
 use weft_dataplane::snapshot::StaticTranslation;
-use weft_dataplane::snapshot::compile::{Adjacency, Compiler, Context, Underlay};
+use weft_dataplane::snapshot::compile::{Adjacency, Compiler, Context, ExternalLink, Underlay};
 
 /// Bytes of IP packet that the underlay carries.
 pub const UNDERLAY_MTU: u16 = 1500;
@@ -123,12 +124,12 @@ impl MemoryHost {
         (pipeline, &mut self.io)
     }
 
-    /// What each worker counts, of so many ports and of the uplink.
+    /// What each worker counts, of so many ports and of the uplinks.
     fn traffic(&self, ports: usize) -> impl Iterator<Item = &Traffic> {
         self.workers().flat_map(move |worker| {
             let counters = worker.counters();
             let ports = (0..ports as u16).map(|port| counters.port(port));
-            ports.chain([counters.uplink(0)])
+            ports.chain([counters.uplink(0), counters.uplink(1)])
         })
     }
 
@@ -196,6 +197,14 @@ pub struct Fabric {
     pub metadata: bool,
     /// Addresses that stand for others, from the next state on.
     pub translations: Vec<StaticTranslation>,
+    /// The interfaces of hosts on physical networks, from the next state on. They all end on one segment; uplink 0 is of the underlay alone.
+    pub externals: BTreeMap<String, Vec<ExternalLink>>,
+    /// Hosts that are dead: nothing reaches them, and they send nothing.
+    pub dead: BTreeSet<String>,
+    /// By host, the hosts that do not answer its probes, and itself where it is not ready to be a gateway.
+    silent: BTreeMap<String, BTreeSet<String>>,
+    /// What hosts have sent onto the segment to none of them, each with its sender, ARP and neighbour discovery included.
+    pub outside: Vec<(String, Vec<u8>)>,
     /// What the hosts' pipelines handed to their metadata services: the port's id, and the frame.
     pub asked: Vec<(String, Vec<u8>)>,
     state: State,
@@ -217,6 +226,8 @@ impl Fabric {
             let shared = Shared {
                 sessions: Arc::new(SessionTable::new(limits)),
                 fragments: Arc::default(),
+                neighbors: Arc::default(),
+                probes: Arc::default(),
                 device_mtus: Arc::new(DeviceMtus::new(settings.ports)),
             };
             let host = MemoryHost {
@@ -242,6 +253,10 @@ impl Fabric {
             settings: *settings,
             metadata: false,
             translations: Vec::new(),
+            externals: BTreeMap::new(),
+            outside: Vec::new(),
+            silent: BTreeMap::new(),
+            dead: BTreeSet::new(),
             asked: Vec::new(),
             state: State::default(),
         };
@@ -282,6 +297,7 @@ impl Fabric {
     ) -> Result<(), Vec<Violation>> {
         let objects = state.to_objects();
         let mut snapshots = Vec::new();
+        let nobody = BTreeSet::new();
         for host in self.hosts.values().filter(|host| hears(&host.id)) {
             let own = objects.hosts.iter().find(|other| other.id == host.id);
             let own: Vec<u128> = own
@@ -319,6 +335,8 @@ impl Fabric {
                 underlay: &underlay,
                 metadata: self.metadata,
                 translations: &self.translations,
+                silent: self.silent.get(&host.id).unwrap_or(&nobody),
+                externals: self.externals.get(&host.id).map_or(&[], Vec::as_slice),
             };
             let mut compiler = host.compiler.clone();
             let snapshot = compiler.compile(&state, &context)?;
@@ -384,6 +402,12 @@ impl Fabric {
         self.settle()
     }
 
+    /// Hands a host a frame as if it came over its uplink of this index.
+    pub fn send_from_uplink(&mut self, host: &str, uplink: u16, frame: &[u8]) -> Vec<Delivered> {
+        self.inject(host, Source::Uplink(uplink), [frame]);
+        self.settle()
+    }
+
     fn inject<'f>(
         &mut self,
         host: &str,
@@ -425,7 +449,7 @@ impl Fabric {
     fn settle(&mut self) -> Vec<Delivered> {
         let mut delivered = Vec::new();
         loop {
-            let mut crossing = Vec::new();
+            let (mut crossing, mut segment) = (Vec::new(), Vec::new());
             for host in self.hosts.values_mut() {
                 for (to, packet) in std::mem::take(&mut host.io.sent) {
                     host.sent += 1;
@@ -444,12 +468,18 @@ impl Fabric {
                         Destination::Metadata(index) => {
                             self.asked.push((host.port_id(index), frame));
                         }
-                        Destination::Uplink(_) => crossing.push(frame),
+                        Destination::Uplink(0) => crossing.push(frame),
+                        Destination::Uplink(uplink) => {
+                            segment.push((host.id.clone(), uplink, frame));
+                        }
                     }
                 }
             }
-            if crossing.is_empty() {
+            if crossing.is_empty() && segment.is_empty() {
                 return delivered;
+            }
+            for (sender, uplink, frame) in segment {
+                self.cross_segment(&sender, uplink, frame);
             }
             for frame in crossing {
                 let target = macs(&frame).map(|(destination, _)| destination);
@@ -462,18 +492,91 @@ impl Fabric {
                 });
                 let receiver = receiver.map(|host| host.id.clone());
                 self.crossed.push(frame.clone());
-                if let Some(receiver) = receiver {
+                if let Some(receiver) = receiver.filter(|host| !self.dead.contains(host)) {
                     self.inject(&receiver, Source::Uplink(0), [&frame[..]]);
                 }
             }
         }
     }
 
+    /// Carries a frame to the hosts on the segment that it is for.
+    fn cross_segment(&mut self, sender: &str, uplink: u16, frame: Vec<u8>) {
+        let Some((target, _)) = macs(&frame) else {
+            return;
+        };
+        let links = self.externals.iter().flat_map(|(host, links)| {
+            let links = links.iter().filter(|link| link.uplink == uplink);
+            links.map(move |link| (host.clone(), link.mac))
+        });
+        let others = links.filter(|(host, _)| host != sender);
+        let receivers: Vec<String> = others
+            .filter(|(_, mac)| target.is_group() || *mac == target)
+            .map(|(host, _)| host)
+            .filter(|host| !self.dead.contains(host))
+            .collect();
+        for receiver in &receivers {
+            self.inject(receiver, Source::Uplink(uplink), [&frame[..]]);
+        }
+        if receivers.is_empty() || target.is_group() {
+            self.outside.push((sender.to_owned(), frame));
+        }
+    }
+
+    /// Lets time pass as daemons see it: probes are sent and read, and every host puts in force who lives.
+    ///
+    /// # Errors
+    /// What the state breaks.
+    pub fn live(&mut self, milliseconds: u32) -> Result<(), Vec<Violation>> {
+        for _ in 0..milliseconds / 100 {
+            self.advance(100);
+            self.settle();
+            let mut silent = BTreeMap::new();
+            for host in self.hosts.values() {
+                let liveness = host.shared.probes.wait(u64::MAX, Duration::ZERO);
+                let snapshot = host.pipeline.snapshot();
+                let peers = liveness.silent.iter();
+                let mut hosts: BTreeSet<String> = peers
+                    .filter_map(|peer| Some(snapshot.peer(*peer)?.host.clone()))
+                    .collect();
+                if !liveness.is_ready {
+                    hosts.insert(host.id.clone());
+                }
+                silent.insert(host.id.clone(), hosts);
+            }
+            if silent != self.silent {
+                self.silent = silent;
+                self.set(self.state.clone())?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Has a host begin anew, as a daemon that was killed does: it knows its state and nothing else.
+    ///
+    /// # Errors
+    /// What the state breaks.
+    pub fn restart(&mut self, id: &str, limits: Limits) -> Result<(), Vec<Violation>> {
+        let fresh = Self::new(self.state.clone(), &self.settings, limits)?;
+        for (id, host) in fresh.hosts.into_iter().filter(|(other, _)| other == id) {
+            self.hosts.insert(id, host);
+        }
+        self.dead.remove(id);
+        self.silent
+            .insert(id.to_owned(), BTreeSet::from([id.to_owned()]));
+        self.set(self.state.clone())
+    }
+
+    /// Carries what hosts have sent of themselves.
+    pub fn carry(&mut self) -> Vec<Delivered> {
+        self.settle()
+    }
+
     /// Lets time pass.
     pub fn advance(&mut self, milliseconds: u32) {
         self.now += milliseconds;
         let timeouts = weft_dataplane::session::Timeouts::default();
-        for host in self.hosts.values_mut() {
+        let living = self.hosts.values_mut();
+        for host in living.filter(|host| !self.dead.contains(&host.id)) {
             let capacity = host.shared.sessions.statistics().capacity as usize;
             host.shared.sessions.sweep(0, capacity, self.now, &timeouts);
             host.pipeline.tick(&mut host.io, self.now);

@@ -11,6 +11,7 @@ pub mod v1 {
 }
 
 pub mod address;
+pub mod external;
 pub mod mtu;
 pub mod peering;
 mod shelf;

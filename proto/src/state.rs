@@ -100,12 +100,15 @@ kinds! {
     Vpc: "vpc" in vpcs;
     Quota: "quota" in quotas;
     Peering: "peering" in peerings;
+    ExternalNetwork: "external_network" in external_networks;
     Subnet: "subnet" in subnets;
     RouteTable: "route_table" in route_tables;
     NetworkAcl: "network_acl" in network_acls;
     PrefixList: "prefix_list" in prefix_lists;
     SecurityGroup: "security_group" in security_groups;
     Port: "port" in ports;
+    ElasticIp: "elastic_ip" in elastic_ips;
+    NatGateway: "nat_gateway" in nat_gateways;
 }
 
 impl Kind {
@@ -127,7 +130,12 @@ impl Object {
     /// The VPC that the object is in, where its kind is in one.
     pub fn vpc(&self) -> Option<&str> {
         match self {
-            Self::Host(_) | Self::Quota(_) | Self::Peering(_) => None,
+            Self::Host(_)
+            | Self::Quota(_)
+            | Self::Peering(_)
+            | Self::ExternalNetwork(_)
+            | Self::ElasticIp(_) => None,
+            Self::NatGateway(o) => Some(&o.vpc),
             Self::Vpc(o) => Some(&o.id),
             Self::Subnet(o) => Some(&o.vpc),
             Self::RouteTable(o) => Some(&o.vpc),

@@ -550,7 +550,7 @@ fn icmp(header: &[u8], parsed: &mut Parsed, cut_short: DropReason) -> Result<(),
 }
 
 /// Whether an ICMP type is the answer to a question.
-fn is_answer(family: Family, kind: u8) -> bool {
+pub fn is_answer(family: Family, kind: u8) -> bool {
     match family {
         Family::Ipv4 => matches!(kind, 0 | 14 | 16 | 18),
         Family::Ipv6 => kind == 129,
@@ -558,7 +558,7 @@ fn is_answer(family: Family, kind: u8) -> bool {
 }
 
 /// Whether an ICMP type is a question that its receiver answers under the same identifier.
-fn is_query(family: Family, kind: u8) -> bool {
+pub fn is_query(family: Family, kind: u8) -> bool {
     match family {
         Family::Ipv4 => matches!(kind, 8 | 13 | 15 | 17),
         Family::Ipv6 => kind == 128,

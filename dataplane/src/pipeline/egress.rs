@@ -1,10 +1,23 @@
 //! The last step before a packet leaves: whether its way takes it, and what is changed of it.
 
 use super::translate::{self, Decision};
-use super::{DeviceMtus, Entry, rewrite};
+use super::{DeviceMtus, Entry, Tables, external, rewrite};
 use crate::packet::{DropReason, Parsed};
-use crate::session::table::{Action, Egress, Ingress};
-use crate::snapshot::{Snapshot, Tunnel};
+use crate::session::table::{Action, Egress, Ingress, MacPair};
+use crate::snapshot::{Link, Network, Snapshot, Tunnel};
+
+/// The way that a packet takes.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Onward<'t> {
+    /// To the device of a port of this host.
+    Port(u16),
+    /// Through a tunnel.
+    Tunnel(&'t Tunnel),
+    /// Onto an external network.
+    External(&'t Network, Link),
+    /// To an address that this host holds on an external network: as if it came from there.
+    ThisHost,
+}
 
 /// Why a packet can't go where it was to.
 #[derive(Debug, Clone, Copy)]
@@ -13,36 +26,70 @@ pub(super) enum Obstacle<'t> {
     TimeExceeded,
     /// No next hop of the underlay leads to the peer.
     Unresolved,
-    /// The device, or the tunnel if one is named, takes so many bytes of IP packet.
-    TooBig(u16, Option<&'t Tunnel>),
+    /// The neighbour on the external network is not known any more.
+    NoNeighbor,
+    /// The way takes so many bytes of IP packet.
+    TooBig(u16, Onward<'t>),
 }
 
-/// The tunnel that a packet of so many bytes takes; none towards a port.
+impl Obstacle<'_> {
+    /// Why the packet is dropped, if it is.
+    pub(super) fn reason(&self) -> DropReason {
+        match self {
+            Self::TimeExceeded => DropReason::TtlExceeded,
+            Self::Unresolved => DropReason::UnderlayUnresolved,
+            Self::NoNeighbor => DropReason::ExternalUnresolved,
+            Self::TooBig(..) => DropReason::TooBig,
+        }
+    }
+}
+
+/// The way that a packet of so many bytes takes.
 ///
 /// # Errors
 /// What stands in its way.
 #[inline]
 pub(super) fn way<'t>(
-    snapshot: &'t Snapshot,
+    tables: Tables<'t>,
     device_mtus: &DeviceMtus,
     (action, hash): (&Action, u64),
     (ttl, ip_len): (u8, u16),
-) -> Result<Option<&'t Tunnel>, Obstacle<'t>> {
+) -> Result<Onward<'t>, Obstacle<'t>> {
+    let snapshot = tables.snapshot;
     if action.is_routed() && ttl <= 1 {
         return Err(Obstacle::TimeExceeded);
     }
-    let (tunnel, mtu) = match action.egress() {
-        Egress::Port(index) => (None, device_mtus.of(index)),
+    let (onward, mtu) = match action.egress() {
+        Egress::Port(index) => (Onward::Port(index), device_mtus.of(index)),
         Egress::Peer(peer) => {
             let tunnel = snapshot.peer(peer).and_then(|peer| peer.tunnel(hash));
             let tunnel = tunnel.ok_or(Obstacle::Unresolved)?;
-            (Some(tunnel), tunnel.inner_mtu)
+            (Onward::Tunnel(tunnel), tunnel.inner_mtu)
+        }
+        Egress::External(external::THIS_HOST) => (Onward::ThisHost, u16::MAX),
+        Egress::External(index) => {
+            let (network, link) =
+                neighbor(tables, action.new, index).ok_or(Obstacle::NoNeighbor)?;
+            (Onward::External(network, link), network.mtu)
         }
     };
     if ip_len > mtu {
-        return Err(Obstacle::TooBig(mtu, tunnel));
+        return Err(Obstacle::TooBig(mtu, onward));
     }
-    Ok(tunnel)
+    Ok(onward)
+}
+
+/// The external network of a neighbour and the link there, if packets with these MACs, which were decided for, still reach it.
+#[inline]
+pub(super) fn neighbor<'t>(
+    tables: Tables<'t>,
+    macs: MacPair,
+    index: u16,
+) -> Option<(&'t Network, Link)> {
+    let neighbor = tables.neighbors.get(index)?;
+    let network = tables.snapshot.outside.network(neighbor.network)?;
+    let link = network.link?;
+    (macs == MacPair::new(neighbor.mac, link.mac)).then_some((network, link))
 }
 
 /// Whether a router stands between the sender of a packet and where it goes, which alone may fragment it or report that it is too big. A tunnel
@@ -57,6 +104,7 @@ pub(super) fn has_router(
         return true;
     };
     match ingress {
+        Ingress::External(_) => true,
         Ingress::Port(_) => action.is_routed(),
         Ingress::Peer(_) => {
             let senders = &snapshot.vpcs[vpc].by_address;

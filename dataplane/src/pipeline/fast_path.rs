@@ -4,8 +4,9 @@
 //! A vector passes in three stages, each over all its packets: look and call for the index's line; read that line and call for the
 //! session's; do what the session says. By the time a stage needs a line, it has come.
 
+use super::external::segment;
 use super::quick_parse::{L4_IPV6, QuickParse, quick_parse};
-use super::{Core, Destination, Io, Source, Tables, rewrite, slow_path, translate};
+use super::{Core, Destination, Io, Source, Tables, egress, rewrite, slow_path, translate};
 use crate::numbers::Vni;
 use crate::packet::parse::{ETHERNET, protocol};
 use crate::packet::{Family, Packet};
@@ -34,14 +35,18 @@ pub(super) enum Lane {
     Closed,
     /// From a port.
     Port { stamp: Stamp, vni: Vni },
-    /// From an uplink, with the tunnel and the VNI of the packet before.
-    Uplink(Option<(slow_path::Ends, Vni, Stamp)>),
+    /// From an uplink, by index, with the tunnel and the VNI of the packet before, and of the last one that came by no tunnel.
+    Uplink(
+        u16,
+        Option<(slow_path::Ends, Vni, Stamp)>,
+        Option<segment::Arrival>,
+    ),
 }
 
 impl Lane {
     pub(super) fn new(tables: Tables<'_>, source: Source) -> Self {
         match source {
-            Source::Uplink(_) => Self::Uplink(None),
+            Source::Uplink(index) => Self::Uplink(index, None, None),
             Source::Port(index) => match tables.snapshot.port(index) {
                 Some(port) => {
                     let vpc = &tables.snapshot.vpcs[port.vpc];
@@ -71,8 +76,11 @@ impl Lane {
         let (stamp, vni, outer, inner) = match self {
             Self::Closed => return None,
             Self::Port { stamp, vni } => (*stamp, *vni, 0, frame),
-            Self::Uplink(before) => {
-                let outer = crate::encap::decap::outer(frame).ok()?;
+            Self::Uplink(uplink, before, arrival) => 'tunnel: {
+                let Ok(outer) = crate::encap::decap::outer(frame) else {
+                    *arrival = segment::arrival(tables, *uplink, frame, *arrival);
+                    break 'tunnel ((*arrival)?.stamp, Vni::OUTSIDE, 0, frame);
+                };
                 let ends = slow_path::Ends::of(&outer);
                 let stamp = match before {
                     Some((same, vni, stamp)) if *same == ends && *vni == outer.vni => *stamp,
@@ -248,6 +256,10 @@ impl Core {
                 }
                 (Destination::Uplink(tunnel.uplink), Some(tunnel))
             }
+            Egress::External(index) => {
+                let uplink = untagged(tables, action.new, index, *ip_len)?;
+                (Destination::Uplink(uplink), None)
+            }
         };
         follow(&session, frame, &entry.quick)?;
         session.touch(self.now);
@@ -268,6 +280,13 @@ impl Core {
         }
         Some((destination, start as u16 - outer, entry.len + outer))
     }
+}
+
+/// The uplink to a neighbour on an external network, for packets of so many bytes without a tag. Apart, so that it costs packets into tunnels nothing.
+#[inline(never)]
+fn untagged(tables: Tables<'_>, macs: MacPair, index: u16, ip_len: u16) -> Option<u16> {
+    let (network, link) = egress::neighbor(tables, macs, index)?;
+    (ip_len <= network.mtu && link.vlan == 0).then_some(link.uplink)
 }
 
 /// Follows the session with the packet. None: the slow path has to.

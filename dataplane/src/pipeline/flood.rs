@@ -46,6 +46,7 @@ pub fn receivers(snapshot: &Snapshot, ingress: Ingress, vpc: usize, parsed: &Par
             Some(endpoint) if endpoint.place == Place::There(peer) => (endpoint.subnet, None),
             _ => return Receivers::default(),
         },
+        Ingress::External(_) => return Receivers::default(),
     };
     let subnet = &snapshot.subnets[subnet];
     let admitted = |index: &u16| {

@@ -2,6 +2,7 @@
 
 use super::guard::may_be_routed;
 use super::tracer::Tracer;
+use super::{Tables, external};
 use crate::numbers::Vni;
 use crate::packet::parse::word_address;
 use crate::packet::{DropReason, Flow, Mac, Parsed};
@@ -17,14 +18,26 @@ pub(super) struct Way {
     pub macs: Option<MacPair>,
     /// The VPC of the port at the other end, where a peering joins it to this one.
     pub joined: Option<usize>,
+    /// What this host translates the source by, where the packet leaves for an external network.
+    pub exit: Option<Exit>,
+}
+
+/// How a packet leaves for an external network.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Exit {
+    /// With this address, the sender's elastic IP.
+    ElasticIp(u128),
+    /// Through the NAT gateway of this index.
+    Nat(u16),
 }
 
 impl Way {
-    fn new(egress: Egress, macs: Option<MacPair>) -> Self {
+    pub(super) fn new(egress: Egress, macs: Option<MacPair>) -> Self {
         Self {
             egress,
             macs,
             joined: None,
+            exit: None,
         }
     }
 }
@@ -39,15 +52,15 @@ fn egress_of(endpoint: &Endpoint) -> Egress {
 /// Where a packet from a port goes: within the subnet by its MAC, through the gateway by the route for the destination of `flow`, which is the packet's own
 /// but for a translated destination.
 pub(super) fn from_port(
-    snapshot: &Snapshot,
+    tables: Tables<'_>,
     sender: (u16, &Port),
     (parsed, flow): (&Parsed, &Flow),
     trace: &mut impl Tracer,
 ) -> Result<Way, DropReason> {
-    let (index, port) = sender;
+    let (snapshot, (index, port)) = (tables.snapshot, sender);
     let subnet = &snapshot.subnets[port.subnet];
     let way = if parsed.eth_dst == subnet.gateway_mac {
-        route(snapshot, port, subnet, flow, trace)?
+        route(tables, port, subnet, flow, trace)?
     } else {
         let endpoint = snapshot.vpcs[port.vpc]
             .by_mac
@@ -72,12 +85,13 @@ pub(super) fn from_port(
 }
 
 fn route(
-    snapshot: &Snapshot,
+    tables: Tables<'_>,
     port: &Port,
     subnet: &Subnet,
     flow: &Flow,
     trace: &mut impl Tracer,
 ) -> Result<Way, DropReason> {
+    let snapshot = tables.snapshot;
     let destination = flow.destination;
     check_scope(flow, trace)?;
     let vpc = &snapshot.vpcs[port.vpc];
@@ -92,6 +106,10 @@ fn route(
         (None, implied) => implied.map(|(len, _)| (len, &Target::Local)),
     };
     let Some((len, target)) = found else {
+        if let Some(elastic) = vpc.elastic_ips.get(&flow.source) {
+            trace.step("route", || "none; the sender has an elastic IP".to_owned());
+            return external::leave(tables, vpc, subnet, flow, (elastic.network, None), trace);
+        }
         trace.step("route", || {
             format!(
                 "no route for {} in subnet {}",
@@ -131,6 +149,30 @@ fn route(
             joined = Some(other);
             NextHop::Port(endpoint)
         }
+        Target::Nat(index) => {
+            let gateway = index.and_then(|index| snapshot.outside.nat_gateway(index));
+            trace.step("route", || {
+                say(
+                    gateway.map_or("a NAT gateway that is gone".to_owned(), |gateway| {
+                        format!("NAT gateway {}", gateway.id)
+                    }),
+                )
+            });
+            let gateway = gateway.ok_or(DropReason::NextHopGone)?;
+            return external::leave(tables, vpc, subnet, flow, (gateway.network, *index), trace);
+        }
+        Target::External(index) => {
+            let network = index.and_then(|index| snapshot.outside.network(index));
+            trace.step("route", || {
+                say(
+                    network.map_or("an external network that is gone".to_owned(), |network| {
+                        format!("external network {}", network.id)
+                    }),
+                )
+            });
+            let index = index.ok_or(DropReason::NextHopGone)?;
+            return external::leave(tables, vpc, subnet, flow, (index, None), trace);
+        }
         Target::Hop(hop) => *hop,
         Target::Ecmp(group) => {
             let chosen = group.choose(ecmp::flow_hash(flow));
@@ -153,6 +195,7 @@ fn route(
         egress,
         macs: Some(macs),
         joined,
+        exit: None,
     })
 }
 
@@ -347,11 +390,12 @@ pub(super) fn sender<'s>(
 /// Where a packet from a tunnel goes: to a port of this host, by the destination of `flow` where it is routed. Back into a tunnel only after a port that has
 /// moved, see [`moved`].
 pub(super) fn from_peer(
-    snapshot: &Snapshot,
+    tables: Tables<'_>,
     (vpc, peer): (usize, u16),
     (parsed, flow): (&Parsed, &Flow),
     trace: &mut impl Tracer,
 ) -> Result<Way, DropReason> {
+    let snapshot = tables.snapshot;
     if let Some(onward) = moved(snapshot, vpc, peer, parsed) {
         trace.step("tunnel", || "the port has moved to another host".to_owned());
         let macs = onward.is_routed().then_some(onward.new);
@@ -413,21 +457,26 @@ pub(super) fn from_peer(
         return Err(DropReason::NotHere);
     }
     check_scope(flow, trace)?;
-    let endpoint = vpc
-        .by_address
-        .get(&flow.destination)
-        .ok_or(DropReason::NoPort)?;
+    let Some(endpoint) = vpc.by_address.get(&flow.destination) else {
+        return external::pass_on(tables, (vpc, peer), flow, trace);
+    };
     match endpoint.place {
-        Place::Here(port) => {
-            let gateway = snapshot.subnets[endpoint.subnet].gateway_mac;
-            Ok(Way {
-                egress: Egress::Port(port),
-                macs: Some(MacPair::new(endpoint.mac, gateway)),
-                joined,
-            })
-        }
-        Place::There(_) => Err(DropReason::HairpinTunnel),
+        // Only what this host has translated goes back into a tunnel.
+        Place::There(_) if flow == &parsed.flow => Err(DropReason::HairpinTunnel),
+        _ => Ok(Way {
+            joined,
+            ..to_endpoint(snapshot, endpoint)
+        }),
     }
+}
+
+/// To a port, wherever it is, as from its gateway.
+pub(super) fn to_endpoint(snapshot: &Snapshot, endpoint: &Endpoint) -> Way {
+    let gateway = snapshot.subnets[endpoint.subnet].gateway_mac;
+    Way::new(
+        egress_of(endpoint),
+        Some(MacPair::new(endpoint.mac, gateway)),
+    )
 }
 
 /// Where a neighbour discovery message between guests goes: to the port of the link that it is sent to. No policy has a say.
@@ -450,12 +499,13 @@ pub(super) fn on_link(
                 .ok_or(DropReason::SpoofedInner)?
                 .subnet
         }
+        Ingress::External(_) => return Err(DropReason::NotHere),
     };
     let endpoint = by_mac.get(&parsed.eth_dst);
     let endpoint = endpoint.filter(|endpoint| endpoint.subnet == subnet);
     let egress = egress_of(endpoint.ok_or(DropReason::UnknownMac)?);
     match (ingress, egress) {
-        (Ingress::Peer(_), Egress::Peer(_)) => Err(DropReason::NotHere),
+        (Ingress::Peer(_), Egress::Peer(_)) | (_, Egress::External(_)) => Err(DropReason::NotHere),
         (Ingress::Port(from), Egress::Port(to)) if from == to => Err(DropReason::UnknownMac),
         _ => Ok(Action::new(macs(parsed), egress, None)),
     }

@@ -47,7 +47,7 @@ impl Core {
         session: Option<SessionRef<'_>>,
     ) {
         let (parsed, now) = (&entry.parsed, self.now);
-        let origin = (entry.ingress, tables.snapshot.vpcs[entry.vpc].vni);
+        let origin = (entry.ingress, entry.vni);
         let piece = Piece::new(origin, parsed.family, &parsed.flow, fragment);
         if fragment.offset == 0 {
             return self.first_fragment(tables, io, packet, entry, piece, session);
@@ -124,8 +124,7 @@ impl Core {
         if entry.parsed.eth_dst.is_group() {
             return self.flood(tables, io, packet, &entry);
         }
-        let vni = tables.snapshot.vpcs[entry.vpc].vni;
-        entry.key = Key::new(tables.sessions.seeds(), &entry.parsed.flow, vni);
+        entry.key = Key::new(tables.sessions.seeds(), &entry.parsed.flow, entry.vni);
         let Some(session) = tables.sessions.find(&entry.key) else {
             // The session of its first fragment is gone, and so is its leave to pass.
             let reason = DropReason::FragmentOrphan;

@@ -259,6 +259,17 @@ pub(super) fn source_option(options: &[u8]) -> Option<Mac> {
     find_option(options, 1)
 }
 
+/// The target link-layer address option (RFC 4861 §4.6.1).
+pub(super) fn target_option(options: &[u8]) -> Option<Mac> {
+    find_option(options, 2)
+}
+
+/// Writes the advertisement of a router that has this MAC and address over a solicitation.
+pub(super) fn advertise_router(frame: &mut [u8], parsed: &Parsed, mac: Mac, target: u128) -> u16 {
+    let detection = parsed.flow.source == 0;
+    advertise(frame, parsed, Owner::router(mac), target, detection)
+}
+
 fn find_option(mut options: &[u8], wanted: u8) -> Option<Mac> {
     while let [kind, units, rest @ ..] = options {
         let len = usize::from(*units) * 8;

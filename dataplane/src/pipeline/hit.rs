@@ -1,6 +1,6 @@
 //! The slow path's hit: a session that knows what to do, and doing it.
 
-use super::egress::{self, Obstacle};
+use super::egress::{self, Obstacle, Onward};
 use super::icmp_error::Problem;
 use super::tracking::{Follow, follow, kept};
 use super::translate::Decision;
@@ -41,7 +41,7 @@ impl Core {
     /// What the session says of a packet that neither opens nor ends a connection; none if the packet has to be judged.
     #[inline]
     pub(super) fn known(
-        &self,
+        &mut self,
         tables: Tables<'_>,
         frame: &[u8],
         entry: &Entry,
@@ -53,7 +53,11 @@ impl Core {
         }
         match follow(&session, &entry.parsed, frame) {
             Follow::Pass(standings) => {
+                let before = session.state();
                 standings.keep(&session, self.now);
+                if self.telling.is_wanted && session.is_translated() && session.state() != before {
+                    self.telling.note(&session, self.now);
+                }
                 Some(Ok(decision))
             }
             Follow::Reopen => None,
@@ -80,21 +84,27 @@ impl Core {
         };
         let ip_len = plan.map_or(parsed.ip_len(), |plan| plan.longest());
         let way = egress::way(
-            tables.snapshot,
+            tables,
             &self.device_mtus,
             (action, entry.key.hash),
             (parsed.ttl, ip_len),
         );
-        let tunnel = match way {
-            Ok(tunnel) => tunnel,
+        let onward = match way {
+            Ok(onward) => onward,
+            Err(Obstacle::TimeExceeded)
+                if matches!(action.egress(), Egress::External(_))
+                    && matches!(entry.ingress, Ingress::Peer(_)) =>
+            {
+                let problem = Problem::TimeExceeded;
+                return self.report_to_sender(tables, io, packet, entry, problem);
+            }
             Err(Obstacle::TimeExceeded) => {
                 return self.report(tables, io, packet, entry, Problem::TimeExceeded);
             }
-            Err(Obstacle::Unresolved) => {
-                let reason = DropReason::UnderlayUnresolved;
-                return self.drop(tables, io, packet, entry.ingress, reason);
+            Err(obstacle @ (Obstacle::Unresolved | Obstacle::NoNeighbor)) => {
+                return self.drop(tables, io, packet, entry.ingress, obstacle.reason());
             }
-            Err(Obstacle::TooBig(mtu, tunnel)) => {
+            Err(Obstacle::TooBig(mtu, onward)) => {
                 let may_split = !parsed.dont_fragment && self.fragment && plan.is_none();
                 return self.too_big(
                     tables,
@@ -102,7 +112,7 @@ impl Core {
                     packet,
                     entry,
                     decision,
-                    (mtu, tunnel, may_split),
+                    (mtu, onward, may_split),
                 );
             }
         };
@@ -113,19 +123,30 @@ impl Core {
             Err(reason) => return self.drop(tables, io, packet, entry.ingress, reason),
         };
         if parsed.tcp_flags & tcp_flags::SYN != 0 {
-            let way = (action.egress(), tunnel);
-            self.clamp(tables, frame, entry, way, is_partial);
+            self.clamp(tables, frame, entry, onward, is_partial);
         }
-        match (action.egress(), tunnel) {
-            (_, Some(tunnel)) => {
-                let vni = decision.vni(tables.snapshot.vpcs[entry.vpc].vni);
-                self.encapsulate(tables, io, packet, entry, (vni, class), tunnel);
+        let header = (decision.vni(entry.vni), class);
+        self.send_on(tables, io, packet, entry, header, onward);
+    }
+
+    /// Sends a packet its way; into a tunnel with this VNI and traffic class.
+    #[inline]
+    pub(super) fn send_on(
+        &mut self,
+        tables: Tables<'_>,
+        io: &mut impl Io,
+        packet: Packet,
+        entry: &Entry,
+        header: (Vni, u8),
+        onward: Onward<'_>,
+    ) {
+        match onward {
+            Onward::Tunnel(tunnel) => {
+                self.encapsulate(tables, io, packet, entry, header, tunnel);
             }
-            (Egress::Port(index), None) => self.deliver(tables, io, index, packet),
-            (Egress::Peer(_), None) => {
-                let reason = DropReason::UnderlayUnresolved;
-                self.drop(tables, io, packet, entry.ingress, reason);
-            }
+            Onward::Port(index) => self.deliver(tables, io, index, packet),
+            Onward::External(_, link) => self.send_external(tables, io, packet, entry, link),
+            Onward::ThisHost => self.come_back(tables, io, packet, entry),
         }
     }
 
@@ -175,7 +196,7 @@ impl Core {
         tables: Tables<'_>,
         frame: &mut [u8],
         entry: &Entry,
-        (egress, tunnel): (Egress, Option<&Tunnel>),
+        onward: Onward<'_>,
         is_partial: bool,
     ) {
         let asks = |index: u16| {
@@ -185,22 +206,28 @@ impl Core {
                 .is_some_and(|port| port.clamp_mss)
         };
         let sender = matches!(entry.ingress, Ingress::Port(index) if asks(index));
-        let receiver = matches!(egress, Egress::Port(index) if asks(index));
+        let receiver = matches!(onward, Onward::Port(index) if asks(index));
         if !(sender || receiver) {
             return;
         }
         // What the narrowest part of the way takes, as far as this host sees it.
-        let through = |tunnel: Option<&Tunnel>| tunnel.map_or(u16::MAX, |tunnel| tunnel.inner_mtu);
         let from = match entry.ingress {
             Ingress::Port(index) => self.device_mtus.of(index),
             Ingress::Peer(peer) => {
                 let peer = tables.snapshot.peer(peer);
-                through(peer.and_then(|peer| peer.tunnel(entry.key.hash)))
+                let tunnel = peer.and_then(|peer| peer.tunnel(entry.key.hash));
+                tunnel.map_or(u16::MAX, |tunnel| tunnel.inner_mtu)
+            }
+            Ingress::External(network) => {
+                let network = tables.snapshot.outside.network(network);
+                network.map_or(u16::MAX, |network| network.mtu)
             }
         };
-        let to = match egress {
-            Egress::Port(index) => self.device_mtus.of(index),
-            Egress::Peer(_) => through(tunnel),
+        let to = match onward {
+            Onward::Port(index) => self.device_mtus.of(index),
+            Onward::Tunnel(tunnel) => tunnel.inner_mtu,
+            Onward::External(network, _) => network.mtu,
+            Onward::ThisHost => u16::MAX,
         };
         if from.min(to) < u16::MAX {
             rewrite::clamp_mss(frame, &entry.parsed, from.min(to), is_partial);

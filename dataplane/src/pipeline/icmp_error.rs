@@ -2,7 +2,7 @@
 
 use crate::packet::checksum;
 use crate::packet::parse::{ETHERNET, Family, IPV4_MAPPED, Parsed, is_icmp_error, protocol};
-use crate::packet::{FrameMemory, Mac, Packet};
+use crate::packet::{DropReason, FrameMemory, Mac, Packet};
 
 use super::guard::is_group;
 
@@ -13,6 +13,16 @@ pub enum Problem {
     TimeExceeded,
     /// The packet is larger than the path, which carries this many bytes of IP packet.
     TooBig(u16),
+}
+
+impl Problem {
+    /// Why the packet is dropped that the error is about.
+    pub(super) fn reason(self) -> DropReason {
+        match self {
+            Self::TimeExceeded => DropReason::TtlExceeded,
+            Self::TooBig(_) => DropReason::TooBig,
+        }
+    }
 }
 
 /// Whether an error may be sent about the packet at all: not about another error, nor to a group, nor about a later fragment,

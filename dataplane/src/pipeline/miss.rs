@@ -9,12 +9,15 @@ use crate::packet::{DropReason, Offload, Packet};
 use crate::session::table::{Ingress, NewSession, SessionRef, Stamp};
 use crate::session::{InsertError, State};
 
+use super::external::neighbors::{Neighbors, Question};
 use super::rate_limit::Limiter;
 
 /// Real packets: nobody listens, and limits count.
 struct Live<'a> {
     flows: &'a mut Limiter,
     vpc_flows: &'a mut Limiter,
+    questions: &'a mut Vec<Question>,
+    neighbors: &'a Neighbors,
     now: u32,
 }
 
@@ -33,13 +36,31 @@ impl Tracer for Live<'_> {
         }
         Ok(())
     }
+
+    fn may_change(&self) -> bool {
+        true
+    }
+
+    fn unresolved(&mut self, network: u16, address: u128) {
+        if self.questions.len() < self.questions.capacity()
+            && self.neighbors.ask(network, address, self.now)
+        {
+            self.questions.push(Question {
+                network,
+                address,
+                at: None,
+            });
+        }
+    }
 }
 
 impl Core {
-    fn live(&mut self) -> Live<'_> {
+    fn live<'a>(&'a mut self, tables: Tables<'a>) -> Live<'a> {
         Live {
             flows: &mut self.flows,
             vpc_flows: &mut self.vpc_flows,
+            questions: &mut self.questions,
+            neighbors: tables.neighbors,
             now: self.now,
         }
     }
@@ -59,7 +80,7 @@ impl Core {
         let start = usize::from(packet.start);
         let area = io.bytes_mut(&mut packet.frame).get_mut(start..);
         let area = area.unwrap_or_default();
-        let verdict = resolve(tables, entry, area, session, &mut self.live());
+        let verdict = resolve(tables, entry, area, session, &mut self.live(tables));
         let verdict = match verdict {
             Ok(Verdict::Forward(decision, record)) => self
                 .record(tables, entry, &decision, record)
@@ -77,7 +98,7 @@ impl Core {
             Ok(Verdict::Reply(reply)) => self.reply(tables, io, packet, entry, reply),
             Ok(Verdict::Punt) => match entry.ingress {
                 Ingress::Port(index) => io.send(Destination::Metadata(index), packet),
-                Ingress::Peer(_) => {
+                Ingress::Peer(_) | Ingress::External(_) => {
                     self.drop(tables, io, packet, entry.ingress, DropReason::NotHere);
                 }
             },
@@ -86,6 +107,9 @@ impl Core {
                 self.fragment(tables, io, packet, entry, fragment, session);
             }
             Err(reason) => self.drop(tables, io, packet, entry.ingress, reason),
+        }
+        if !self.questions.is_empty() {
+            self.ask_neighbors(tables, io);
         }
     }
 
@@ -131,6 +155,8 @@ impl Core {
                 }
                 self.deliver(tables, io, index, packet);
             }
+            // No question of an external network is answered here.
+            Ingress::External(_) => io.free(packet.frame),
             Ingress::Peer(_) => {
                 let vni = tables.snapshot.vpcs[entry.vpc].vni;
                 self.answer_peer(tables, io, packet, entry, vni);
@@ -177,7 +203,7 @@ impl Core {
         entry: &Entry,
         session: Option<SessionRef<'_>>,
     ) -> Result<Decision, DropReason> {
-        match flow(tables, entry, frame, session, &mut self.live()) {
+        match flow(tables, entry, frame, session, &mut self.live(tables)) {
             Ok((decision, record)) => {
                 self.record(tables, entry, &decision, record)?;
                 Ok(decision)
@@ -196,7 +222,7 @@ impl Core {
 
     /// Keeps what was decided in the packet's session; a packet that opens a flow gets one.
     fn record(
-        &self,
+        &mut self,
         tables: Tables<'_>,
         entry: &Entry,
         decision: &Decision,
@@ -207,7 +233,11 @@ impl Core {
         match record {
             Record::Nothing => {}
             Record::Known(session, standings) => {
+                let before = session.state();
                 standings.keep(&session, self.now);
+                if self.telling.is_wanted && session.is_translated() && session.state() != before {
+                    self.telling.note(&session, self.now);
+                }
                 // What the groups say of a SYN that may begin the connection anew does not hold for the packets of the one that stands.
                 if standings.standing().is_none() {
                     if session.action(stamp).is_none() {
@@ -228,6 +258,7 @@ impl Core {
                     tcp: opened.tcp,
                     action: Some((stamp, decision.action)),
                     translation: opened.second,
+                    mapping: opened.mapping,
                 };
                 let session = tables.sessions.insert(&entry.key, &new);
                 let session = session.map_err(|error| match error {
@@ -237,6 +268,9 @@ impl Core {
                     InsertError::Clash => DropReason::TranslationClash,
                 })?;
                 session.touch(self.now);
+                if self.telling.is_wanted && opened.second.is_some() {
+                    self.telling.note(&session, self.now);
+                }
             }
         }
         Ok(())

@@ -8,12 +8,14 @@
 pub mod counters;
 mod device_mtus;
 mod egress;
+pub mod external;
 mod fast_path;
 pub mod flood;
 mod forwarding;
 mod fragment_path;
 pub mod fragment_track;
 pub mod gateway;
+mod gateways;
 pub mod gso;
 pub mod guard;
 mod hit;
@@ -22,6 +24,7 @@ pub mod ip_fragment;
 pub mod metadata;
 mod miss;
 mod policy_eval;
+pub mod probes;
 mod quick_parse;
 pub mod rate_limit;
 mod replicate;
@@ -38,10 +41,16 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use counters::{Counters, Traffic};
 pub use device_mtus::DeviceMtus;
+pub use external::neighbors::Neighbors;
+use external::neighbors::Question;
+use external::segment::{Announcer, QUESTIONS};
 use fast_path::Lane;
 use fragment_track::{Fragments, Released};
+use gateways::Telling;
+use probes::Probes;
 use rate_limit::Limiter;
 
+use crate::numbers::Vni;
 use crate::packet::{DropReason, FrameMemory, Packet, Parsed};
 use crate::prefetch::prefetch;
 use crate::session::table::Ingress;
@@ -54,6 +63,11 @@ pub const VECTOR: usize = 64;
 const STAGE: usize = 32;
 /// So many packets ahead of the one that is looked at, the next is called for.
 const AHEAD: usize = 4;
+
+/// Answers and errors a second on one external network.
+const EXTERNAL_ANSWERS: u32 = 1000;
+/// External networks that these are counted for; the others share one count.
+const NETWORKS: usize = 1024;
 
 /// Where a packet came from, in the driver's terms.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -132,6 +146,10 @@ pub struct Shared {
     pub fragments: Arc<Mutex<Fragments>>,
     /// What the devices of ports take.
     pub device_mtus: Arc<DeviceMtus>,
+    /// Neighbours on external networks.
+    pub neighbors: Arc<Neighbors>,
+    /// Whether gateway hosts live.
+    pub probes: Arc<Probes>,
 }
 
 /// The pipeline of one worker.
@@ -139,6 +157,7 @@ pub struct Shared {
 pub struct Pipeline {
     snapshot: Arc<Snapshot>,
     sessions: Arc<SessionTable>,
+    neighbors: Arc<Neighbors>,
     core: Core,
     scratch: Box<[fast_path::Entry; STAGE]>,
 }
@@ -148,6 +167,7 @@ pub struct Pipeline {
 struct Tables<'a> {
     snapshot: &'a Snapshot,
     sessions: &'a SessionTable,
+    neighbors: &'a Neighbors,
 }
 
 /// All but the tables, so that a packet may borrow both.
@@ -159,6 +179,11 @@ struct Core {
     least_mtu: u16,
     /// Room for what fragments give back; empty between packets.
     released: Vec<Released>,
+    /// Whom to ask for on external networks; empty between packets.
+    questions: Vec<Question>,
+    announcer: Announcer,
+    probes: Arc<Probes>,
+    telling: Telling,
     counters: Arc<Counters>,
     errors: Limiter,
     replies: Limiter,
@@ -166,6 +191,8 @@ struct Core {
     metadata: Limiter,
     flows: Limiter,
     vpc_flows: Limiter,
+    /// What is sent on external networks that nobody's traffic is: answers and errors, by network.
+    external: Limiter,
     fragment: bool,
     now: u32,
 }
@@ -177,6 +204,8 @@ struct Entry {
     key: Key,
     ingress: Ingress,
     vpc: usize,
+    /// That of the VPC, or none's for what comes from an external network.
+    vni: Vni,
     /// Traffic class of the tunnel's header; none from a port.
     outer_class: Option<u8>,
 }
@@ -192,6 +221,10 @@ impl Pipeline {
             device_mtus: shared.device_mtus,
             least_mtu: u16::MAX,
             released: Vec::new(),
+            questions: Vec::with_capacity(QUESTIONS),
+            announcer: Announcer::default(),
+            probes: shared.probes,
+            telling: Telling::default(),
             counters: Arc::new(Counters::new(settings.ports, settings.uplinks)),
             errors: limiter(settings.errors_per_second),
             replies: limiter(settings.replies_per_second),
@@ -199,12 +232,14 @@ impl Pipeline {
             metadata: limiter(settings.metadata_per_second),
             flows: flows(settings.flows_per_second, settings.ports),
             vpc_flows: flows(settings.vpc_flows_per_second, settings.vpcs),
+            external: Limiter::new(EXTERNAL_ANSWERS, EXTERNAL_ANSWERS, NETWORKS),
             fragment: settings.fragment,
             now: 0,
         };
         Self {
             snapshot: Arc::default(),
             sessions: shared.sessions,
+            neighbors: shared.neighbors,
             core,
             scratch: Box::new([fast_path::Entry::default(); STAGE]),
         }
@@ -222,6 +257,7 @@ impl Pipeline {
 
     /// Judges the vectors that follow by another snapshot.
     pub fn set_snapshot(&mut self, snapshot: Arc<Snapshot>) {
+        self.core.telling.is_wanted = !snapshot.outside.fellows().all.is_empty();
         self.snapshot = snapshot;
     }
 
@@ -238,6 +274,7 @@ impl Pipeline {
         let tables = Tables {
             snapshot: &self.snapshot,
             sessions: &self.sessions,
+            neighbors: &self.neighbors,
         };
         self.core.receive(source, packets);
         if let Source::Port(index) = source
@@ -288,6 +325,9 @@ impl Pipeline {
             }
         }
         self.core.counters.fast.add(fast);
+        if !self.core.telling.new.is_empty() {
+            self.core.tell_new(tables, io);
+        }
     }
 
     /// Takes back what has waited too long. Called now and then, by one worker at least.
@@ -296,8 +336,11 @@ impl Pipeline {
         let tables = Tables {
             snapshot: &self.snapshot,
             sessions: &self.sessions,
+            neighbors: &self.neighbors,
         };
         self.core.expire_fragments(tables, io);
+        self.core.tend_external(tables, io);
+        self.core.tend_gateways(tables, io);
     }
 }
 
@@ -319,6 +362,11 @@ impl Core {
                     .and_then(|peer| peer.tunnels.first())
                     .map_or(0, |tunnel| tunnel.uplink);
                 self.counters.uplink(uplink)
+            }
+            Ingress::External(network) => {
+                let network = tables.snapshot.outside.network(network);
+                let link = network.and_then(|network| network.link);
+                self.counters.uplink(link.map_or(0, |link| link.uplink))
             }
         }
     }

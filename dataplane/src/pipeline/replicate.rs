@@ -1,12 +1,13 @@
 //! What a packet turns into besides itself: the ICMP error about it, its fragments, copies for a whole subnet.
 
+use super::egress::Onward;
 use super::icmp_error::{self, Problem};
 use super::translate::Decision;
 use super::{Core, Entry, Io, Tables, egress, flood, forwarding, gso, ip_fragment, rewrite};
 use crate::numbers::Vni;
 use crate::packet::{DropReason, Offload, Packet};
 use crate::session::table::{Egress, Ingress};
-use crate::snapshot::{Endpoint, Place, Port, Tunnel};
+use crate::snapshot::{Endpoint, Place};
 
 impl Core {
     /// Sends the ICMP error that is owed to a port, in place of the packet; drops the packet if none may be sent.
@@ -20,12 +21,13 @@ impl Core {
         entry: &Entry,
         problem: Problem,
     ) {
-        let reason = match problem {
-            Problem::TimeExceeded => DropReason::TtlExceeded,
-            Problem::TooBig(_) => DropReason::TooBig,
-        };
-        let Ingress::Port(index) = entry.ingress else {
-            return self.drop(tables, io, packet, entry.ingress, reason);
+        let reason = problem.reason();
+        let index = match entry.ingress {
+            Ingress::Port(index) => index,
+            Ingress::Peer(_) => return self.drop(tables, io, packet, entry.ingress, reason),
+            Ingress::External(network) => {
+                return self.report_outside(tables, io, packet, entry, network, problem);
+            }
         };
         let gateway = tables.snapshot.port(index).and_then(|port| {
             let subnet = &tables.snapshot.subnets[port.subnet];
@@ -61,7 +63,7 @@ impl Core {
         packet: Packet,
         entry: &Entry,
         decision: &Decision,
-        (mtu, tunnel, may_split): (u16, Option<&Tunnel>, bool),
+        (mtu, onward, may_split): (u16, Onward<'_>, bool),
     ) {
         let problem = Problem::TooBig(mtu);
         let reason = DropReason::TooBig;
@@ -70,19 +72,53 @@ impl Core {
             return self.drop(tables, io, packet, entry.ingress, reason);
         }
         if may_split {
-            return self.split(tables, io, packet, entry, decision, (mtu, tunnel));
+            return self.split(tables, io, packet, entry, decision, (mtu, onward));
         }
-        let (Egress::Port(index), Ingress::Peer(peer)) = (decision.action.egress(), entry.ingress)
-        else {
-            return self.report(tables, io, packet, entry, problem);
+        if let Ingress::External(network) = entry.ingress {
+            return self.report_outside(tables, io, packet, entry, network, problem);
+        }
+        let (index, peer) = match (decision.action.egress(), entry.ingress) {
+            (Egress::Port(index), Ingress::Peer(peer)) => (index, peer),
+            (Egress::External(_), Ingress::Peer(_)) => {
+                return self.report_to_sender(tables, io, packet, entry, problem);
+            }
+            _ => return self.report(tables, io, packet, entry, problem),
         };
         let sender = forwarding::sender(tables.snapshot, entry.vpc, &entry.parsed);
         match (tables.snapshot.port(index), sender) {
             (Some(target), Some(sender)) if sender.0.place == Place::There(peer) => {
-                let ends = (index, target, sender);
+                let ends = (index, target.subnet, sender);
                 self.report_to_peer(tables, io, packet, entry, ends, problem);
             }
             _ => self.drop(tables, io, packet, entry.ingress, reason),
+        }
+    }
+
+    /// Reports a packet that this host translates for a peer to its sender, as the gateway of the sender's subnet.
+    pub(super) fn report_to_sender(
+        &mut self,
+        tables: Tables<'_>,
+        io: &mut impl Io,
+        packet: Packet,
+        entry: &Entry,
+        problem: Problem,
+    ) {
+        let vpc = &tables.snapshot.vpcs[entry.vpc];
+        let sender = vpc.by_address.get(&entry.parsed.flow.source);
+        let is_there = |sender: &&Endpoint| match entry.ingress {
+            Ingress::Peer(peer) => sender.place == Place::There(peer),
+            Ingress::Port(_) | Ingress::External(_) => false,
+        };
+        match sender.filter(is_there) {
+            Some(sender) => {
+                // Limited with what all peers cause together.
+                let ends = (u16::MAX, sender.subnet, (sender, vpc.vni));
+                self.report_to_peer(tables, io, packet, entry, ends, problem);
+            }
+            _ => {
+                let reason = problem.reason();
+                self.drop(tables, io, packet, entry.ingress, reason);
+            }
         }
     }
 
@@ -93,11 +129,11 @@ impl Core {
         io: &mut impl Io,
         mut packet: Packet,
         entry: &Entry,
-        (index, target, (sender, vni)): (u16, &Port, (&Endpoint, Vni)),
+        (index, subnet, (sender, vni)): (u16, usize, (&Endpoint, Vni)),
         problem: Problem,
     ) {
-        let (parsed, reason) = (&entry.parsed, DropReason::TooBig);
-        let subnet = &tables.snapshot.subnets[target.subnet];
+        let (parsed, reason) = (&entry.parsed, problem.reason());
+        let subnet = &tables.snapshot.subnets[subnet];
         let gateway = subnet
             .gateway(parsed.family)
             .map(|address| (subnet.gateway_mac, address));
@@ -125,27 +161,21 @@ impl Core {
         mut packet: Packet,
         entry: &Entry,
         decision: &Decision,
-        (mtu, tunnel): (u16, Option<&Tunnel>),
+        (mtu, onward): (u16, Onward<'_>),
     ) {
         let frame = packet.bytes_mut(io);
         let class = match egress::change(frame, entry, decision, false) {
             Ok(class) => class,
             Err(reason) => return self.drop(tables, io, packet, entry.ingress, reason),
         };
-        let vni = decision.vni(tables.snapshot.vpcs[entry.vpc].vni);
+        let header = (decision.vni(entry.vni), class);
         match ip_fragment::split(io, &packet, &entry.parsed, mtu) {
             Ok(pieces) => {
                 let traffic = self.traffic(tables, entry.ingress);
                 traffic.generated.add(pieces.len() as u64 - 1);
                 io.free(packet.frame);
                 for piece in pieces {
-                    match (tunnel, decision.action.egress()) {
-                        (Some(tunnel), _) => {
-                            self.encapsulate(tables, io, piece, entry, (vni, class), tunnel);
-                        }
-                        (None, Egress::Port(index)) => self.deliver(tables, io, index, piece),
-                        (None, Egress::Peer(_)) => io.free(piece.frame),
-                    }
+                    self.send_on(tables, io, piece, entry, header, onward);
                 }
             }
             Err(reason) => self.drop(tables, io, packet, entry.ingress, reason),

@@ -11,10 +11,11 @@ use super::policy_eval::{self, Standing};
 use super::tracer::{Silent, Tracer};
 use super::tracking::{Follow, NextState, follow, opening};
 use super::translate::{self, Change, Choice, Decision};
-use super::{Entry, Tables, forwarding, gateway, guard, metadata, services};
+use super::{Entry, Tables, external, forwarding, gateway, guard, metadata, services};
 use crate::numbers::Vni;
+use crate::packet::parse::word_address;
 use crate::packet::parse::{self, Fragment, is_icmp_error};
-use crate::packet::{DropReason, Parsed};
+use crate::packet::{DropReason, Flow, Parsed};
 use crate::session::table::{Action, Egress, Ingress, SessionRef};
 use crate::session::tcp::Side;
 use crate::session::{Key, State, Translation};
@@ -73,6 +74,8 @@ pub(super) struct Opened<'t> {
     pub over: Option<SessionRef<'t>>,
     /// Its second key, if its packets are translated, or go from one VPC into another.
     pub second: Option<Translation>,
+    /// The mapping of a NAT gateway that it uses.
+    pub mapping: Option<u32>,
 }
 
 /// Why a packet is dropped.
@@ -107,6 +110,7 @@ pub(super) fn resolve<'t>(
             at_port(snapshot, (index, port), entry, area, tracer)?
         }
         Ingress::Peer(peer) => at_tunnel(snapshot, peer, entry, area, tracer)?,
+        Ingress::External(_) => None,
     };
     if let Some(verdict) = verdict {
         return Ok(verdict);
@@ -221,7 +225,7 @@ pub(super) fn flow<'t>(
     if is_icmp_error(parsed) {
         let (choice, quoted_joined) = check_quote(tables, entry, frame)?;
         tracer.step("session", || "of the packet that is quoted".to_owned());
-        let judged = judge(snapshot, entry, (Standing::Related, choice), tracer)?;
+        let judged = judge(tables, entry, (Standing::Related, choice), tracer)?;
         // Into another VPC goes only what is about a packet that came from there.
         let joined = judged.joined.map(|vpc| snapshot.vpcs[vpc].vni);
         if joined.is_some() && joined != quoted_joined {
@@ -254,8 +258,8 @@ pub(super) fn flow<'t>(
         None if session.from_origin() => Standing::Forward,
         None => Standing::Backward,
     };
-    let choice = translate::kept(&snapshot.vpcs[entry.vpc], &session, &parsed.flow);
-    let judged = choice.and_then(|choice| judge(snapshot, entry, (standing, choice), tracer));
+    let choice = translate::kept(snapshot, entry, &session);
+    let judged = choice.and_then(|choice| judge(tables, entry, (standing, choice), tracer));
     // A session that goes from one VPC into another does so as long as it lives, and no other begins to.
     let judged = judged.and_then(|judged| {
         let joined = judged.joined.map(|vpc| snapshot.vpcs[vpc].vni);
@@ -282,6 +286,9 @@ pub(super) fn flow<'t>(
 /// How a packet that opens a flow is judged.
 const OPENING: (Standing, Choice) = (Standing::Forward, Choice::Anew);
 
+/// What a session is charged to that begins and ends on other hosts: no port has the index.
+const NO_PORT: u16 = u16::MAX;
+
 /// A packet that opens a flow.
 fn open<'t>(
     tables: Tables<'t>,
@@ -294,14 +301,18 @@ fn open<'t>(
     let opening = opening(&entry.parsed, frame)?;
     if opening.begin(false).is_none() {
         // Only a flow that is seen one way begins like this.
-        judge(snapshot, entry, OPENING, &mut Silent)
+        judge(tables, entry, OPENING, &mut Silent)
             .ok()
             .filter(|way| may_be_one_sided(snapshot, ingress, way.decision.action.egress()))
             .and_then(|_| opening.begin(true))
             .ok_or(DropReason::TcpInvalid)?;
     }
     tracer.open_flow(ingress, snapshot.vpcs[entry.vpc].index)?;
-    let Judged { decision, joined } = judge(snapshot, entry, OPENING, tracer)?;
+    let Judged {
+        decision,
+        joined,
+        mapping,
+    } = judge(tables, entry, OPENING, tracer)?;
     let flow = &entry.parsed.flow;
     let second = match decision.change {
         Change::Flow(translation) => Some(translation),
@@ -318,6 +329,8 @@ fn open<'t>(
     let (state, tcp) = opening.begin(one_sided).ok_or(DropReason::TcpInvalid)?;
     let port = match (ingress, egress) {
         (Ingress::Port(port), _) | (_, Egress::Port(port)) => port,
+        // This host is a gateway for the flow, whose VPC alone it is charged to.
+        _ if second.is_some() => NO_PORT,
         _ => return Err(DropReason::HairpinTunnel),
     };
     let opened = Opened {
@@ -326,6 +339,7 @@ fn open<'t>(
         port,
         over,
         second,
+        mapping,
     };
     Ok((decision, opened))
 }
@@ -364,8 +378,7 @@ fn check_quote(
     parse::quoted(parsed.family, quote)
         .filter(|quoted| quoted.source == parsed.flow.destination)
         .and_then(|quoted| {
-            let vni = tables.snapshot.vpcs[entry.vpc].vni;
-            let key = Key::new(tables.sessions.seeds(), &quoted, vni);
+            let key = Key::new(tables.sessions.seeds(), &quoted, entry.vni);
             let session = tables.sessions.find(&key)?;
             let choice = translate::of_error(&session, &quoted, parsed);
             Some((choice, session.joined()))
@@ -377,15 +390,17 @@ fn check_quote(
 struct Judged {
     decision: Decision,
     joined: Option<usize>,
+    mapping: Option<u32>,
 }
 
 /// Policy, translation and route. ACLs and groups of the sender's port come before the route, those of the receiver's after it.
 fn judge(
-    snapshot: &Snapshot,
+    tables: Tables<'_>,
     entry: &Entry,
     (standing, choice): (Standing, Choice),
     tracer: &mut impl Tracer,
 ) -> Result<Judged, DropReason> {
+    let snapshot = tables.snapshot;
     let (parsed, vpc) = (&entry.parsed, &snapshot.vpcs[entry.vpc]);
     let flow = &parsed.flow;
     let (routed, way, is_routed) = match entry.ingress {
@@ -393,29 +408,60 @@ fn judge(
             let port = snapshot.port(index).ok_or(DropReason::PortDown)?;
             policy(snapshot, port, (parsed, standing), false, tracer)?;
             let is_routed = parsed.eth_dst == snapshot.subnets[port.subnet].gateway_mac;
-            let routed = choice.destination(vpc, flow, is_routed, tracer);
+            let routed = choice.destination(tables, entry, is_routed, tracer)?;
             let answers = matches!(choice, Choice::Untranslated) && standing != Standing::Forward;
             let translator = (answers && is_routed)
                 .then(|| forwarding::to_translator(snapshot, port, flow.destination, tracer));
             let way = match translator.flatten() {
                 Some(way) => way,
-                None => forwarding::from_port(snapshot, (index, port), (parsed, &routed), tracer)?,
+                None => forwarding::from_port(tables, (index, port), (parsed, &routed), tracer)?,
             };
             (routed, way, is_routed)
         }
         Ingress::Peer(peer) => {
             let is_routed = forwarding::is_router(vpc, parsed.eth_dst);
-            let routed = choice.destination(vpc, flow, is_routed, tracer);
-            let way =
-                forwarding::from_peer(snapshot, (entry.vpc, peer), (parsed, &routed), tracer)?;
+            let routed = choice.destination(tables, entry, is_routed, tracer)?;
+            let way = forwarding::from_peer(tables, (entry.vpc, peer), (parsed, &routed), tracer)?;
             (routed, way, is_routed)
         }
+        Ingress::External(_) => {
+            let routed = match choice {
+                // Nothing passes from the outside as it is.
+                Choice::Untranslated => return Err(DropReason::TranslationGone),
+                Choice::Anew => {
+                    let (address, port) = external::enter(tables, entry.vpc, flow, tracer)?;
+                    Flow {
+                        destination: address,
+                        destination_port: port,
+                        ..*flow
+                    }
+                }
+                Choice::Kept(_) | Choice::Error(..) => {
+                    choice.destination(tables, entry, true, tracer)?
+                }
+            };
+            let endpoint = vpc.by_address.get(&routed.destination);
+            let endpoint = endpoint.ok_or(DropReason::NoPort)?;
+            tracer.step("route", || {
+                format!(
+                    "a port of VPC {} has {}",
+                    vpc.id,
+                    word_address(routed.destination)
+                )
+            });
+            (routed, forwarding::to_endpoint(snapshot, endpoint), false)
+        }
     };
-    let after = choice.source(vpc, flow, routed, is_routed, tracer);
+    let choice = match way.exit {
+        Some(exit) => choice.without_private_source(flow, exit),
+        None => choice,
+    };
+    let translated = (is_routed, way.exit);
+    let (after, mapping) = choice.source(tables, entry, routed, translated, tracer)?;
     // A packet leaves this VPC for another if it comes from a port; one that comes from a tunnel has done so on its sender's host.
     let into = match entry.ingress {
         Ingress::Port(_) => way.joined,
-        Ingress::Peer(_) => None,
+        Ingress::Peer(_) | Ingress::External(_) => None,
     };
     if way.joined.is_some() && (after != *flow || choice.is_kept()) {
         return Err(DropReason::PeeringTransit);
@@ -429,8 +475,21 @@ fn judge(
         policy(snapshot, port, (&seen, standing), true, tracer)?;
     }
     let action = Action::new(forwarding::macs(parsed), way.egress, way.macs);
-    let vni = into.map_or(vpc.vni, |other| snapshot.vpcs[other].vni);
-    let change = choice.change(flow, &after, (vni, into.is_none()));
+    let vni = match (into, way.exit) {
+        (_, Some(_)) => external::beyond(snapshot, &way, &routed),
+        (Some(other), None) => snapshot.vpcs[other].vni,
+        (None, None) => vpc.vni,
+    };
+    let change = choice.change(flow, &after, (vni, vni == entry.vni));
+    // What a session keeps may be for somewhere else, where its route led when it began.
+    let leads = match &change {
+        Change::None => entry.vni,
+        Change::Flow(translation) | Change::Error(translation, _) => translation.vni,
+    };
+    let is_bare = way.exit.is_some() && matches!(choice, Choice::Untranslated);
+    if is_bare || leads != vni {
+        return Err(DropReason::TranslationGone);
+    }
     Ok(Judged {
         decision: Decision {
             action: match change {
@@ -440,6 +499,7 @@ fn judge(
             change,
         },
         joined: way.joined,
+        mapping,
     })
 }
 
@@ -459,11 +519,11 @@ fn policy(
 fn may_be_one_sided(snapshot: &Snapshot, ingress: Ingress, egress: Egress) -> bool {
     let comes = match ingress {
         Ingress::Port(index) => snapshot.port(index),
-        Ingress::Peer(_) => None,
+        Ingress::Peer(_) | Ingress::External(_) => None,
     };
     let goes = match egress {
         Egress::Port(index) => snapshot.port(index),
-        Egress::Peer(_) => None,
+        Egress::Peer(_) | Egress::External(_) => None,
     };
     [comes, goes]
         .into_iter()

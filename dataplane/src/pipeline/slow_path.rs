@@ -46,7 +46,7 @@ impl Core {
         }
         let entered = match source {
             Source::Port(index) => self.enter_from_port(tables, io, index, &mut packet),
-            Source::Uplink(_) => self.enter_from_uplink(tables, io, &mut packet),
+            Source::Uplink(index) => self.enter_from_uplink(tables, io, index, &mut packet),
         };
         match entered {
             Ok(Entered::Ip(entry)) => self.forward(tables, io, packet, &entry),
@@ -90,12 +90,22 @@ impl Core {
 
     /// Takes the outer headers off.
     fn enter_from_uplink(
-        &self,
+        &mut self,
         tables: Tables<'_>,
         io: &mut impl Io,
+        uplink: u16,
         packet: &mut Packet,
     ) -> Result<Entered, DropReason> {
-        let (outer, peer, vpc) = check_outer(tables.snapshot, packet.bytes(io))?;
+        let (outer, peer, vpc) = match check_outer(tables.snapshot, packet.bytes(io)) {
+            Ok(found) => found,
+            Err(DropReason::UnknownVni) if !tables.snapshot.outside.networks.is_empty() => {
+                let read = self.read_fellow(tables, io, packet);
+                return Err(read.unwrap_or(DropReason::UnknownVni));
+            }
+            // What is no tunnel packet of ours may be for an address that we hold on an external network.
+            Err(reason) if tables.snapshot.outside.by_link.is_empty() => return Err(reason),
+            Err(reason) => return self.enter_from_segment(tables, io, (uplink, reason), packet),
+        };
         uncover(packet, &outer);
         rewrite::untag(io, packet);
         let frame = packet.bytes_mut(io);
@@ -126,7 +136,7 @@ impl Core {
 
 /// A packet that came in.
 #[derive(Debug, Clone, Copy)]
-enum Entered {
+pub(super) enum Entered {
     /// IP.
     Ip(Entry),
     /// ARP, which has become the answer.
@@ -147,6 +157,7 @@ pub(super) fn entry(
         key: Key::new(tables.sessions.seeds(), &parsed.flow, vni),
         ingress,
         vpc,
+        vni,
         outer_class,
     }
 }

@@ -6,7 +6,7 @@ use std::fmt::Write;
 use super::egress::{self, Obstacle};
 use super::resolve::{Verdict, flow, resolve};
 use super::tracer::{Steps, Tracer};
-use super::{Entry, Shared, Tables, flood, gateway, rewrite, slow_path};
+use super::{Entry, Shared, Tables, external, flood, gateway, rewrite, slow_path};
 use crate::packet::parse::{self, Inner, word_address};
 use crate::packet::{DropReason, Parsed};
 use crate::session::table::{Action, Egress, Ingress};
@@ -26,6 +26,16 @@ pub struct View<'a> {
     pub fragment: bool,
 }
 
+impl<'a> View<'a> {
+    fn tables(self) -> Tables<'a> {
+        Tables {
+            snapshot: self.snapshot,
+            sessions: &self.shared.sessions,
+            neighbors: &self.shared.neighbors,
+        }
+    }
+}
+
 /// What would become of a packet.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Outcome {
@@ -43,6 +53,8 @@ pub enum Outcome {
         ports: Vec<u16>,
         /// Peers.
         peers: Vec<u16>,
+        /// A neighbour on an external network.
+        neighbor: Option<u16>,
         /// In fragments of so many bytes at most.
         fragments: Option<u16>,
     },
@@ -68,12 +80,15 @@ impl Outcome {
             Self::To {
                 ports,
                 peers,
+                neighbor,
                 fragments,
             } => {
                 let ports = ports.iter().map(|port| Egress::Port(*port));
                 let peers = peers.iter().map(|peer| Egress::Peer(*peer));
+                let neighbors = neighbor.iter().map(|index| Egress::External(*index));
                 let mut text = ports
                     .chain(peers)
+                    .chain(neighbors)
                     .map(|egress| egress_text(snapshot, egress))
                     .collect::<Vec<_>>()
                     .join(", ");
@@ -92,7 +107,7 @@ pub fn trace(view: View<'_>, port: u16, frame: &[u8]) -> Trace {
     traced(|steps| from_port(view, port, frame, steps))
 }
 
-/// Traces a frame that comes in over the uplink, outer headers included.
+/// Traces a frame that comes in over the uplink, with its outer headers or from an external network.
 pub fn trace_from_uplink(view: View<'_>, frame: &[u8]) -> Trace {
     traced(|steps| from_uplink(view, frame, steps))
 }
@@ -129,7 +144,11 @@ fn from_port(
 
 fn from_uplink(view: View<'_>, frame: &[u8], steps: &mut Steps) -> Result<Outcome, DropReason> {
     let snapshot = view.snapshot;
-    let (outer, peer, vpc) = slow_path::check_outer(snapshot, frame)?;
+    let (outer, peer, vpc) = match slow_path::check_outer(snapshot, frame) {
+        Ok(found) => found,
+        Err(reason) if snapshot.outside.by_link.is_empty() => return Err(reason),
+        Err(reason) => return from_segment(view, frame, reason, steps),
+    };
     steps.step("tunnel", || {
         format!(
             "from {}, VPC {}, in generation {}",
@@ -149,6 +168,44 @@ fn from_uplink(view: View<'_>, frame: &[u8], steps: &mut Steps) -> Result<Outcom
     )
 }
 
+/// A frame from an external network: of those with the VLAN of its tag, the one that holds its destination. `reason`: why it is no tunnel packet.
+fn from_segment(
+    view: View<'_>,
+    frame: &[u8],
+    reason: DropReason,
+    steps: &mut Steps,
+) -> Result<Outcome, DropReason> {
+    let snapshot = view.snapshot;
+    let outside = &snapshot.outside;
+    let vlan = external::segment::vlan_of(frame);
+    let links = outside.by_link.iter();
+    let mut networks = links.filter(|((_, of_link), _)| *of_link == vlan);
+    let (_, first) = networks.clone().next().ok_or(reason)?;
+    let mut frame = frame.to_vec();
+    if frame.get(12..14) == Some(&[0x81, 0]) && frame.len() >= 16 {
+        frame.drain(12..16);
+    }
+    let Inner::Ip(parsed) = parse::inner(&frame)? else {
+        return Err(DropReason::ArpUnanswered);
+    };
+    let held = outside.held.get(&parsed.flow.destination);
+    let holds = networks.find(|(_, network)| held.is_some_and(|held| held.network == **network));
+    let network = holds.map_or(*first, |(_, network)| *network);
+    let known = outside.network(network);
+    let known = known.ok_or(DropReason::ExternalUnheld)?;
+    let link = known.link.ok_or(DropReason::ExternalUnheld)?;
+    steps.step("external", || {
+        format!(
+            "network {}, in generation {}",
+            known.id, snapshot.generation
+        )
+    });
+    steps.step("parse", || describe(&parsed));
+    let tables = view.tables();
+    let entry = external::segment::entry(tables, network, link, parsed)?;
+    decide(view, &entry, &mut frame, steps)
+}
+
 fn inner(
     view: View<'_>,
     frame: &[u8],
@@ -156,11 +213,7 @@ fn inner(
     outer_class: Option<u8>,
     steps: &mut Steps,
 ) -> Result<Outcome, DropReason> {
-    let snapshot = view.snapshot;
-    let tables = Tables {
-        snapshot,
-        sessions: &view.shared.sessions,
-    };
+    let (snapshot, tables) = (view.snapshot, view.tables());
     let mut area = frame.to_vec();
     if parse::is_priority_tagged(&area) {
         area.drain(12..16);
@@ -174,28 +227,38 @@ fn inner(
     };
     steps.step("parse", || describe(&parsed));
     let entry = slow_path::entry(tables, parsed, ingress, vpc, outer_class);
+    decide(view, &entry, &mut area, steps)
+}
+
+fn decide(
+    view: View<'_>,
+    entry: &Entry,
+    area: &mut Vec<u8>,
+    steps: &mut Steps,
+) -> Result<Outcome, DropReason> {
+    let (tables, parsed) = (view.tables(), &entry.parsed);
     let session = tables.sessions.find(&entry.key);
     area.resize(ANSWER.max(area.len()), 0);
-    let verdict = resolve(tables, &entry, &mut area, session, steps);
+    let verdict = resolve(tables, entry, area, session, steps);
     let outcome = match verdict.map_err(|refusal| refusal.reason)? {
         Verdict::Reply(reply) => return Ok(Outcome::Reply(reply.name)),
         Verdict::Punt => return Ok(Outcome::Metadata),
         Verdict::Fragment(fragment) if fragment.offset != 0 => return Ok(Outcome::WithItsFirst),
-        Verdict::Flood => flooded(tables, &entry)?,
-        Verdict::Fragment(_) if parsed.eth_dst.is_group() => flooded(tables, &entry)?,
+        Verdict::Flood => flooded(tables, entry)?,
+        Verdict::Fragment(_) if parsed.eth_dst.is_group() => flooded(tables, entry)?,
         Verdict::Fragment(_) => {
-            let flow = flow(tables, &entry, &area, session, steps);
+            let flow = flow(tables, entry, area, session, steps);
             leave(
                 view,
-                &entry,
+                entry,
                 &flow.map_err(|refusal| refusal.reason)?.0.action,
             )?
         }
-        Verdict::Relay(action) => leave(view, &entry, &action)?,
-        Verdict::Forward(decision, _) => leave(view, &entry, &decision.action)?,
+        Verdict::Relay(action) => leave(view, entry, &action)?,
+        Verdict::Forward(decision, _) => leave(view, entry, &decision.action)?,
     };
-    if let Some(class) = outer_class {
-        rewrite::propagate_congestion(&mut area, &parsed, class)?;
+    if let Some(class) = entry.outer_class {
+        rewrite::propagate_congestion(area, parsed, class)?;
     }
     Ok(outcome)
 }
@@ -204,15 +267,16 @@ fn inner(
 fn leave(view: View<'_>, entry: &Entry, action: &Action) -> Result<Outcome, DropReason> {
     let (snapshot, parsed) = (view.snapshot, &entry.parsed);
     let way = egress::way(
-        snapshot,
+        view.tables(),
         &view.shared.device_mtus,
         (action, entry.key.hash),
         (parsed.ttl, parsed.ip_len()),
     );
     let fragments = match way {
         Ok(_) => None,
-        Err(Obstacle::TimeExceeded) => return Err(DropReason::TtlExceeded),
-        Err(Obstacle::Unresolved) => return Err(DropReason::UnderlayUnresolved),
+        Err(obstacle @ (Obstacle::TimeExceeded | Obstacle::Unresolved | Obstacle::NoNeighbor)) => {
+            return Err(obstacle.reason());
+        }
         Err(Obstacle::TooBig(mtu, _)) => {
             let origin = (entry.ingress, entry.vpc);
             let may_split = view.fragment
@@ -221,13 +285,15 @@ fn leave(view: View<'_>, entry: &Entry, action: &Action) -> Result<Outcome, Drop
             Some(may_split.then_some(mtu).ok_or(DropReason::TooBig)?)
         }
     };
-    let (ports, peers) = match action.egress() {
-        Egress::Port(index) => (vec![index], vec![]),
-        Egress::Peer(index) => (vec![], vec![index]),
+    let (ports, peers, neighbor) = match action.egress() {
+        Egress::Port(index) => (vec![index], vec![], None),
+        Egress::Peer(index) => (vec![], vec![index], None),
+        Egress::External(index) => (vec![], vec![], Some(index)),
     };
     Ok(Outcome::To {
         ports,
         peers,
+        neighbor,
         fragments,
     })
 }
@@ -245,6 +311,7 @@ fn flooded(tables: Tables<'_>, entry: &Entry) -> Result<Outcome, DropReason> {
     Ok(Outcome::To {
         ports,
         peers,
+        neighbor: None,
         fragments: None,
     })
 }
@@ -274,5 +341,9 @@ pub fn egress_text(snapshot: &Snapshot, egress: Egress) -> String {
             let peer = snapshot.peer(peer);
             format!("host {}", peer.map_or("gone", |peer| peer.host.as_str()))
         }
+        Egress::External(external::THIS_HOST) => {
+            "an external network, and back to this host".to_owned()
+        }
+        Egress::External(index) => format!("an external network, neighbour {index}"),
     }
 }

@@ -16,6 +16,14 @@ pub trait Tracer {
     fn open_flow(&mut self, _ingress: Ingress, _vpc: VpcIndex) -> Result<(), DropReason> {
         Ok(())
     }
+
+    /// Whether a real packet is resolved, which may make a mapping.
+    fn may_change(&self) -> bool {
+        false
+    }
+
+    /// A next hop on an external network is not known.
+    fn unresolved(&mut self, _network: u16, _address: u128) {}
 }
 
 /// Nobody listens; the steps cost nothing.

@@ -4,11 +4,11 @@
 use super::forwarding::macs;
 use super::policy_eval::Standing;
 use super::translate::{Change, Decision};
-use super::{Entry, Tables};
+use super::{Entry, Tables, egress, external};
 use crate::packet::parse::protocol;
 use crate::packet::{DropReason, Family, Parsed};
 use crate::session::State;
-use crate::session::table::{SessionRef, Stamp};
+use crate::session::table::{Egress, SessionRef, Stamp};
 use crate::session::tcp::{self, Segment, Side, Step};
 
 /// What the session keeps, if it was decided in this epoch of its VPC, and for packets like this one.
@@ -23,6 +23,13 @@ pub(super) fn kept(
         .action(stamp)
         .or_else(|| session.second_action(stamp))
         .filter(|action| action.expected == macs(&entry.parsed))?;
+    if let Egress::External(index) = action.egress()
+        && index != external::THIS_HOST
+        && egress::neighbor(tables, action.new, index).is_none()
+    {
+        // The neighbour has another MAC, or is unknown now.
+        return None;
+    }
     let change = if action.is_translated() {
         Change::Flow(session.translation()?)
     } else {

@@ -10,8 +10,12 @@ use crate::packet::checksum::{self, finish_few};
 use crate::packet::parse::{self, Family, protocol, word_address};
 use crate::packet::{DropReason, Flow, Parsed};
 use crate::session::Translation;
+use crate::session::mappings::Outside;
 use crate::session::table::{Action, SessionRef};
-use crate::snapshot::Vpc;
+use crate::snapshot::{Held, HeldBy, Snapshot};
+
+use super::forwarding::Exit;
+use super::{Entry, Tables, external};
 
 /// What was decided for a packet.
 #[derive(Debug, Clone, Copy)]
@@ -79,14 +83,38 @@ impl Choice {
         }
     }
 
-    /// The stage before the route: the flow of a packet with the destination that it is routed by. `is_routed`: it is sent to the virtual router.
+    /// An error that leaves for an external network, from a router on the way to who got the packet: no private address leaves with it. It comes from
+    /// the router's own outside address, or from the one that the packet was for (RFC 5508 REQ-5).
+    pub(super) fn without_private_source(self, flow: &Flow, exit: Exit) -> Self {
+        match self {
+            Self::Error(outer, quoted) if outer.flow.source == flow.source => {
+                let source = match exit {
+                    Exit::ElasticIp(address) => address,
+                    Exit::Nat(_) => quoted.flow.destination,
+                };
+                let after = Flow {
+                    source,
+                    ..outer.flow
+                };
+                Self::Error(Translation::new(flow, &after, outer.vni), quoted)
+            }
+            other => other,
+        }
+    }
+
+    /// The stage before the route: the flow of a packet with the destination that it is routed by. `is_routed`: it is sent to the virtual router, or comes
+    /// from an external network.
+    ///
+    /// # Errors
+    /// The destination is an address of a NAT gateway of this host, and stands for nothing in the VPC.
     pub(super) fn destination(
         &self,
-        vpc: &Vpc,
-        flow: &Flow,
+        tables: Tables<'_>,
+        entry: &Entry,
         is_routed: bool,
         tracer: &mut impl Tracer,
-    ) -> Flow {
+    ) -> Result<Flow, DropReason> {
+        let (flow, vpc) = (&entry.parsed.flow, &tables.snapshot.vpcs[entry.vpc]);
         let mut after = *flow;
         match self.kept() {
             Some(kept) => {
@@ -94,10 +122,15 @@ impl Choice {
                     (kept.destination, kept.destination_port);
             }
             None if matches!(self, Self::Anew) && is_routed => {
-                after.destination = vpc
-                    .translations
-                    .destination(flow.destination)
-                    .unwrap_or(flow.destination);
+                let outside = &tables.snapshot.outside;
+                let is_held =
+                    |held: &Held| held.vpc == entry.vpc && matches!(held.by, HeldBy::NatGateway(_));
+                if let Some(inside) = vpc.translations.destination(flow.destination) {
+                    after.destination = inside;
+                } else if outside.held.get(&flow.destination).is_some_and(is_held) {
+                    let inside = external::enter(tables, entry.vpc, flow, tracer)?;
+                    (after.destination, after.destination_port) = inside;
+                }
             }
             None => {}
         }
@@ -109,39 +142,65 @@ impl Choice {
                 after.destination,
             );
         }
-        after
+        Ok(after)
     }
 
-    /// The stage after the route: the flow of a packet whose flow was `flow` before and `routed` at the route.
+    /// The stage after the route: the flow of a packet whose flow was `routed` at the route, and the mapping that it uses. `is_routed` as before; `exit`: how
+    /// it leaves for an external network.
+    ///
+    /// # Errors
+    /// The NAT gateway has no port for it.
     pub(super) fn source(
         &self,
-        vpc: &Vpc,
-        flow: &Flow,
+        tables: Tables<'_>,
+        entry: &Entry,
         routed: Flow,
-        is_routed: bool,
+        (is_routed, exit): (bool, Option<Exit>),
         tracer: &mut impl Tracer,
-    ) -> Flow {
-        let mut after = routed;
+    ) -> Result<(Flow, Option<u32>), DropReason> {
+        let (flow, vpc) = (&entry.parsed.flow, &tables.snapshot.vpcs[entry.vpc]);
+        let (mut after, mut mapping) = (routed, None);
         match self.kept() {
             Some(kept) => (after.source, after.source_port) = (kept.source, kept.source_port),
-            None if matches!(self, Self::Anew) && is_routed => {
+            None if !matches!(self, Self::Anew) || !is_routed => {}
+            None => {
                 let hairpin = routed.destination != flow.destination;
-                after.source = vpc
-                    .translations
-                    .source(flow.source, routed.destination, hairpin)
-                    .unwrap_or(flow.source);
+                let through = match exit {
+                    Some(Exit::Nat(gateway)) => Some(gateway),
+                    Some(Exit::ElasticIp(_)) => None,
+                    None if hairpin => hairpin_gateway(tables, entry),
+                    None => None,
+                };
+                let elastic = match exit {
+                    Some(Exit::ElasticIp(address)) => Some(address),
+                    _ => None,
+                };
+                if let Some(address) = elastic {
+                    after.source = address;
+                } else if let Some(gateway) = through {
+                    if !has_identifier(&entry.parsed) {
+                        return Err(DropReason::NatProtocol);
+                    }
+                    let found = external::map(tables, gateway, flow, tracer)?;
+                    set_source(&mut after, found.outside);
+                    mapping = Some(found.number);
+                } else if exit.is_none() {
+                    after.source = vpc
+                        .translations
+                        .source(flow.source, routed.destination, hairpin)
+                        .unwrap_or(flow.source);
+                }
             }
-            None => {}
         }
         if after.source != flow.source {
             self.say(tracer, "source translation", flow.source, after.source);
         }
-        after
+        Ok((after, mapping))
     }
 
     fn say(&self, tracer: &mut impl Tracer, stage: &'static str, before: u128, after: u128) {
         let why = match self {
-            Self::Anew => "static",
+            Self::Anew => "as configured",
             Self::Untranslated | Self::Kept(_) => "kept by the session",
             Self::Error(..) => "as the packet that is quoted",
         };
@@ -161,11 +220,49 @@ impl Choice {
     }
 }
 
+/// The NAT gateway of this host whose address a packet is sent to from its own VPC: its source is translated too (RFC 4787 REQ-9).
+fn hairpin_gateway(tables: Tables<'_>, entry: &Entry) -> Option<u16> {
+    let outside = &tables.snapshot.outside;
+    match outside.held.get(&entry.parsed.flow.destination)?.by {
+        HeldBy::NatGateway(index) => {
+            let gateway = outside.nat_gateway(index)?;
+            gateway.serves(entry.parsed.flow.source).then_some(index)
+        }
+        HeldBy::ElasticIp(_) => None,
+    }
+}
+
+/// Whether a packet has a port or an identifier that a NAT gateway can tell flows apart by.
+fn has_identifier(parsed: &Parsed) -> bool {
+    match (parsed.flow.protocol, parsed.family) {
+        (protocol::TCP | protocol::UDP, _) => true,
+        (protocol::ICMP, Family::Ipv4) | (protocol::ICMPV6, Family::Ipv6) => {
+            parse::is_query(parsed.family, (parsed.icmp >> 8) as u8)
+        }
+        _ => false,
+    }
+}
+
+/// Gives a flow another source. The other port of an ICMP query is its identifier plus a number that stands for its type.
+fn set_source(flow: &mut Flow, outside: Outside) {
+    flow.source = outside.address;
+    if matches!(flow.protocol, protocol::ICMP | protocol::ICMPV6) {
+        let number = flow.destination_port.wrapping_sub(flow.source_port);
+        flow.destination_port = outside.port.wrapping_add(number);
+    }
+    flow.source_port = outside.port;
+}
+
 /// What is kept for a packet of a session, if the configuration still allows it.
 ///
 /// # Errors
 /// The packet only seems to be of the session, or the translation is no longer allowed.
-pub(super) fn kept(vpc: &Vpc, session: &SessionRef<'_>, flow: &Flow) -> Result<Choice, DropReason> {
+pub(super) fn kept(
+    snapshot: &Snapshot,
+    entry: &Entry,
+    session: &SessionRef<'_>,
+) -> Result<Choice, DropReason> {
+    let (vpc, flow) = (&snapshot.vpcs[entry.vpc], &entry.parsed.flow);
     if !session.is_translated() || session.joined().is_some() {
         return Ok(Choice::Untranslated);
     }
@@ -175,10 +272,16 @@ pub(super) fn kept(vpc: &Vpc, session: &SessionRef<'_>, flow: &Flow) -> Result<C
     } else {
         (translation.flow.reversed(), flow.reversed())
     };
-    let is_allowed = vpc
+    let keeps = |inside, address| external::keeps(snapshot, entry.vpc, inside, address);
+    let (destination, source) = (
+        (before.destination, after.destination),
+        (before.source, after.source),
+    );
+    let is_allowed = (vpc
         .translations
-        .keeps_destination(before.destination, after.destination)
-        && vpc.translations.keeps_source(before.source, after.source);
+        .keeps_destination(destination.0, destination.1)
+        || keeps(destination.1, destination.0))
+        && (vpc.translations.keeps_source(source.0, source.1) || keeps(source.0, source.1));
     is_allowed
         .then_some(Choice::Kept(translation))
         .ok_or(DropReason::TranslationGone)
@@ -323,16 +426,15 @@ pub(super) fn flow(frame: &mut [u8], at: &At, translation: &Translation) {
     let (place, zero_is_none) = match (at.protocol, at.family) {
         (protocol::TCP, _) => (checksum::TCP_AT, false),
         (protocol::UDP, _) => (checksum::UDP_AT, true),
-        (UDP_LITE | DCCP, _) | (protocol::ICMPV6, Family::Ipv6) => {
-            let place = if at.protocol == protocol::ICMPV6 {
-                2
-            } else {
-                6
-            };
-            if let Some(field) = segment.get_mut(place..place + 2) {
+        (UDP_LITE | DCCP, _) => {
+            if let Some(field) = segment.get_mut(6..8) {
                 add(field, *header_delta);
             }
             return;
+        }
+        (protocol::ICMP, Family::Ipv4) => return identifier(segment, at.family, flow, 0),
+        (protocol::ICMPV6, Family::Ipv6) => {
+            return identifier(segment, at.family, flow, *header_delta);
         }
         _ => return,
     };
@@ -358,6 +460,27 @@ pub(super) fn flow(frame: &mut [u8], at: &At, translation: &Translation) {
             }
         }
     }
+}
+
+/// Writes the identifier of an ICMP query or its answer, which is the port of who has asked (RFC 5508 REQ-1). `delta`: what the checksum changes by besides.
+fn identifier(message: &mut [u8], family: Family, flow: &Flow, delta: u16) {
+    let Some(head) = message.first_chunk_mut::<6>() else {
+        return;
+    };
+    let mut delta = u64::from(delta);
+    let new = if parse::is_query(family, head[0]) {
+        Some(flow.source_port)
+    } else if parse::is_answer(family, head[0]) {
+        Some(flow.destination_port)
+    } else {
+        None
+    };
+    let old = u16::from_be_bytes([head[4], head[5]]);
+    if let Some(new) = new.filter(|new| *new != old) {
+        head[4..6].copy_from_slice(&new.to_be_bytes());
+        delta += u64::from(new) + u64::from(!old);
+    }
+    add(&mut head[2..4], checksum::fold(delta));
 }
 
 /// Changes a checksum by what the words under it change by (RFC 1624, equation 3).

@@ -10,13 +10,15 @@ use crate::numbers::Epoch;
 use crate::packet::Mac;
 use crate::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 
-/// Where a packet came in: a port, or a tunnel from a peer.
+/// Where a packet came in: a port, a tunnel from a peer, or an external network.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Ingress {
     /// A port of this host, by index.
     Port(u16),
     /// A tunnel, by the index of its peer.
     Peer(u16),
+    /// An external network, by index.
+    External(u16),
 }
 
 /// Where a packet goes out.
@@ -26,6 +28,8 @@ pub enum Egress {
     Port(u16),
     /// A tunnel to the peer of this index.
     Peer(u16),
+    /// An external network, to the neighbour there of this index.
+    External(u16),
 }
 
 /// By what a decision is known to hold: the epoch of its VPC, the ingress that it was taken for, and the key of the session that the packet has,
@@ -34,7 +38,7 @@ pub enum Egress {
 pub struct Stamp(u64);
 
 /// What the count of actions written takes of a stamp's word.
-const WRITE_BITS: u32 = 14;
+const WRITE_BITS: u32 = 13;
 const WRITES: u64 = 1 << WRITE_BITS;
 
 /// Where the ingress is in a stamp: above the bit for the key.
@@ -43,7 +47,7 @@ const INGRESS_AT: u32 = WRITE_BITS + 1;
 impl Stamp {
     /// Bits that tell ingresses apart.
     pub(super) fn ingress_bits(self) -> u32 {
-        (self.0 >> INGRESS_AT) as u32 & 0x1_ffff
+        (self.0 >> INGRESS_AT) as u32 & 0x3_ffff
     }
 
     /// Of an epoch of a VPC ([`Vpc::epoch`](crate::snapshot::Vpc::epoch)) and an ingress.
@@ -52,6 +56,7 @@ impl Stamp {
         let ingress = match ingress {
             Ingress::Port(index) => u32::from(index),
             Ingress::Peer(index) => 1 << 16 | u32::from(index),
+            Ingress::External(index) => 2 << 16 | u32::from(index),
         };
         Self(u64::from(epoch.into().get()) << 32 | u64::from(ingress) << INGRESS_AT)
     }
@@ -99,6 +104,7 @@ impl MacPair {
 const PEER: u32 = 1 << 16;
 const ROUTED: u32 = 1 << 17;
 const TRANSLATED: u32 = 1 << 18;
+const EXTERNAL: u32 = 1 << 19;
 
 /// What was decided for packets of one direction of a flow that come in at one place: what a packet must look like, where it goes, and what is
 /// changed of it.
@@ -115,15 +121,16 @@ pub struct Action {
 impl Action {
     /// For packets with these MACs. One that is routed gets new ones, and its TTL is decremented.
     pub fn new(expected: MacPair, egress: Egress, routed: Option<MacPair>) -> Self {
-        let (peer, index) = match egress {
+        let (kind, index) = match egress {
             Egress::Port(index) => (0, index),
             Egress::Peer(index) => (PEER, index),
+            Egress::External(index) => (EXTERNAL, index),
         };
         let flag = if routed.is_some() { ROUTED } else { 0 };
         Self {
             expected,
             new: routed.unwrap_or_default(),
-            word: u32::from(index) | peer | flag,
+            word: u32::from(index) | kind | flag,
         }
     }
 
@@ -139,10 +146,12 @@ impl Action {
     #[inline]
     pub fn egress(&self) -> Egress {
         let index = self.word as u16;
-        if self.word & PEER != 0 {
+        if self.word & (PEER | EXTERNAL) == 0 {
+            Egress::Port(index)
+        } else if self.word & PEER != 0 {
             Egress::Peer(index)
         } else {
-            Egress::Port(index)
+            Egress::External(index)
         }
     }
 

@@ -12,6 +12,7 @@ use super::arena::Arena;
 use super::held::Held;
 use super::index::{Index, MOST_SLOTS, Place, Room};
 use super::key::{Direction, Key, Seeds};
+use super::mappings::Mappings;
 use super::second_actions::{Owner, SecondActions};
 pub use super::slot::{Action, Egress, Ingress, MacPair, Stamp};
 use super::slot::{FlowEntry, Slot};
@@ -30,6 +31,9 @@ pub const SHARDS: usize = if cfg!(feature = "loom") { 2 } else { 16 };
 const LEAST: usize = if cfg!(feature = "loom") { 2 } else { 8 };
 /// So many of the newest half-open sessions are remembered, per shard, as candidates to give way.
 const CANDIDATES: usize = 1024;
+
+/// The most mappings of NAT gateways.
+const MOST_MAPPINGS: u32 = if cfg!(feature = "loom") { 2 } else { 1 << 20 };
 
 /// How often [`SessionTable::prepare`] is to be called.
 pub const PREPARE_EVERY: Duration = Duration::from_millis(100);
@@ -133,6 +137,8 @@ pub struct SessionTable {
     per_vpc: Box<[AtomicU32]>,
     /// Whether any session had two keys so far.
     translates: AtomicBool,
+    /// The mappings of NAT gateways that sessions use.
+    mappings: Mappings,
 }
 
 /// Where a session probably lies.
@@ -177,6 +183,8 @@ pub struct NewSession {
     pub action: Option<(Stamp, Action)>,
     /// What that packet becomes: the session's second key.
     pub translation: Option<Translation>,
+    /// The mapping of a NAT gateway that it uses, if it has a second key.
+    pub mapping: Option<u32>,
 }
 
 /// A session as shown to people.
@@ -187,6 +195,8 @@ pub struct SessionView {
     pub flow: Flow,
     /// VNI and flow on the other side, if it is translated.
     pub translated: Option<(Vni, Flow)>,
+    /// The mapping of a NAT gateway that it uses, by number.
+    pub mapping: Option<u32>,
     pub state: State,
     pub epoch: Epoch,
     pub idle_ms: u32,
@@ -223,6 +233,7 @@ impl SessionTable {
             per_port: (0..limits.ports).map(|_| AtomicU32::new(0)).collect(),
             per_vpc: (0..limits.vpcs).map(|_| AtomicU32::new(0)).collect(),
             translates: AtomicBool::new(false),
+            mappings: Mappings::new(limits.capacity.min(MOST_MAPPINGS)),
         }
     }
 
@@ -250,6 +261,11 @@ impl SessionTable {
                 shard.prepared.store(wanted, Ordering::Relaxed);
             }
         }
+    }
+
+    /// The mappings of NAT gateways that sessions use.
+    pub fn mappings(&self) -> &Mappings {
+        &self.mappings
     }
 
     /// The seeds for keys of this table.
@@ -441,7 +457,11 @@ impl SessionTable {
         slot.set_port(new.port, second.is_some());
         slot.vpc.store(new.vpc.get(), Ordering::Relaxed);
         if let Some((second, translation)) = &second {
-            shard.lines[number as usize].set(key, second, translation);
+            let line = &shard.lines[number as usize];
+            line.set(key, second, translation, new.mapping);
+            if let Some(mapping) = new.mapping {
+                self.mappings.retain(mapping);
+            }
             self.translates.store(true, Ordering::Relaxed);
         }
         let opener = key.direction as usize;
@@ -621,7 +641,11 @@ impl SessionTable {
             None => shard.index.take(hash, Place::plain(number)),
             Some(words) => {
                 shard.index.take(hash, Place::first(number));
-                let flipped = shard.lines[number as usize].read().flipped;
+                let line = shard.lines[number as usize].read();
+                if let Some(mapping) = line.mapping {
+                    self.mappings.release(mapping);
+                }
+                let flipped = line.flipped;
                 let place = Place::second(home, number, flipped);
                 let hash = Key::hash_of(&self.seeds, &words);
                 self.shards[other].index.take(hash, place);
@@ -722,6 +746,52 @@ impl SessionTable {
         }
     }
 
+    /// Shows the live sessions with two keys among `count` slots from a place on. Answers the place after them, 0 at the end.
+    pub fn walk_translated(
+        &self,
+        place: usize,
+        count: usize,
+        now: u32,
+        mut show: impl FnMut(&SessionView),
+    ) -> usize {
+        let per_shard = self.shards[0].slots.len();
+        let end = (place + count).min(per_shard * SHARDS);
+        for position in place..end {
+            let shard = &self.shards[position / per_shard];
+            let number = position % per_shard;
+            if number < shard.used.load(Ordering::Relaxed) as usize
+                && shard.slots[number].is_translated()
+                && let Some(view) = shard.view(number as u32, now)
+            {
+                show(&view);
+            }
+        }
+        if end == per_shard * SHARDS { 0 } else { end }
+    }
+
+    /// Forgets where TCP connections with the outside stand: from now on another host sees their segments. They are learnt anew when this one does again.
+    pub fn forget_outside_numbers(&self) {
+        for shard in &*self.shards {
+            let used = shard.used.load(Ordering::Relaxed) as usize;
+            for (number, slot) in
+                (0..used).filter_map(|number| Some((number, shard.slots.get(number)?)))
+            {
+                if !slot.is_translated() {
+                    continue;
+                }
+                let second = shard.lines[number].read().words;
+                let (flow, vni) = Key::flow(&slot.words(), Direction::Up);
+                let (_, other) = Key::flow(&second, Direction::Up);
+                let is_outside = vni == Vni::OUTSIDE || other == Vni::OUTSIDE;
+                if is_outside && flow.protocol == crate::packet::parse::protocol::TCP {
+                    for entry in &slot.entries {
+                        entry.store_whole_side(tcp::Side::unknown());
+                    }
+                }
+            }
+        }
+    }
+
     /// Up to `limit` sessions that the filter lets through, for people.
     pub fn list(&self, limit: usize, now: u32, keep: impl Fn(Vni) -> bool) -> Vec<SessionView> {
         let mut views = Vec::new();
@@ -771,7 +841,7 @@ impl Shard {
         let translated = slot.is_translated().then(|| {
             let line = self.lines[number as usize].read();
             let (flow, vni) = Key::flow(&line.words, line.across(opener));
-            (vni, flow)
+            ((vni, flow), line.mapping)
         });
         let (out, back) = (
             &slot.entries[opener as usize],
@@ -781,7 +851,8 @@ impl Shard {
         let view = SessionView {
             vni,
             flow,
-            translated,
+            translated: translated.map(|it| it.0),
+            mapping: translated.and_then(|it| it.1),
             state,
             epoch: decided_out.map_or(Epoch::default(), |(epoch, _)| epoch),
             idle_ms: now.wrapping_sub(slot.last_seen.load(Ordering::Relaxed)),
@@ -855,6 +926,11 @@ impl SessionRef<'_> {
     #[inline]
     pub fn is_translated(&self) -> bool {
         self.slot.is_translated()
+    }
+
+    /// The session as it is shown, at the time `now`.
+    pub fn view(&self, now: u32) -> Option<SessionView> {
+        self.shard.view(self.number, now).filter(|_| self.is_live())
     }
 
     /// Whether the packet has the session's first key.

@@ -63,6 +63,14 @@ impl Side {
         }
     }
 
+    /// A side of a connection that another host has seen: its numbers are learnt from its next segment.
+    pub fn unknown() -> Self {
+        Self {
+            bits: LARGEST | 14 | LOOSE | UNKNOWN,
+            ..Self::default()
+        }
+    }
+
     /// Largest window that this side has advertised, scaled and rounded up; 0 until it has spoken.
     #[inline]
     fn max_window(&self) -> u32 {
@@ -427,7 +435,11 @@ fn ack(
     } else {
         TcpFinReply
     };
+    // Told of by another host while it was opening, and not seen here before: it may have opened since.
+    let opened_elsewhere = sender.is(UNKNOWN) && receiver.is(UNKNOWN);
     let next = match state {
+        TcpSynSent | TcpSynReceived if opened_elsewhere && fin => finished,
+        TcpSynSent | TcpSynReceived if opened_elsewhere => TcpEstablished,
         // The other way is not seen.
         TcpSynSent if from_origin && sender.is(ONE_SIDED) => {
             receiver.bits |= UNKNOWN;

@@ -66,6 +66,8 @@ pub enum Side {
 const FLIPPED: u32 = 1;
 const OPENER_DOWN: u32 = 2;
 const JOINED: u32 = 4;
+/// Where the number of the mapping is, plus one.
+const MAPPING_AT: u32 = 3;
 
 /// Where the VNI is in the last word of a key.
 const VNI: u64 = 0xff_ffff << 8;
@@ -94,12 +96,20 @@ pub(super) struct Content {
     /// The keys differ in the VNI alone: the session is of two VPCs that a peering joins. Packets of either direction may have either key: on the
     /// host of one port alone, both directions have the key of that port's VPC.
     pub joined: bool,
+    /// The mapping of a NAT gateway that the session uses, by number.
+    pub mapping: Option<u32>,
     deltas: u32,
 }
 
 impl Line {
     /// Writes the second key of a session whose opener's packets have the first one, and become what the translation says.
-    pub(super) fn set(&self, first: &Key, second: &Key, translation: &Translation) {
+    pub(super) fn set(
+        &self,
+        first: &Key,
+        second: &Key,
+        translation: &Translation,
+        mapping: Option<u32>,
+    ) {
         for (word, value) in self.key.iter().zip(second.words) {
             word.store(value, Ordering::Relaxed);
         }
@@ -121,7 +131,9 @@ impl Line {
         } else {
             0
         };
-        self.flags.store(flipped | down | joined, Ordering::Relaxed);
+        let mapping = mapping.map_or(0, |mapping| (mapping + 1) << MAPPING_AT);
+        let flags = flipped | down | joined | mapping;
+        self.flags.store(flags, Ordering::Relaxed);
     }
 
     /// What it says. The caller knows by the slot's version whether that is of its session.
@@ -137,6 +149,7 @@ impl Line {
                 Direction::Down
             },
             joined: flags & JOINED != 0,
+            mapping: (flags >> MAPPING_AT).checked_sub(1),
             deltas: self.deltas.load(Ordering::Relaxed),
         }
     }
@@ -210,7 +223,7 @@ mod tests {
             let seeds = Seeds::random();
             let keys = [Key::new(&seeds, &first, 1), Key::new(&seeds, &second, 2)];
             let line = Line::default();
-            line.set(&keys[0], &keys[1], &Translation::new(&first, &second, 2));
+            line.set(&keys[0], &keys[1], &Translation::new(&first, &second, 2), None);
             let content = line.read();
             prop_assert_eq!(content.first, keys[0].direction);
             let cases = [

@@ -5,6 +5,7 @@
 
 pub mod compile;
 mod cow_vec;
+mod external;
 mod guests;
 pub mod index_allocator;
 mod limits;
@@ -17,6 +18,9 @@ use foldhash::fast::FixedState;
 use weft_proto::v1;
 
 pub use self::cow_vec::CowVec;
+pub use self::external::{
+    ElasticIp, Fellows, Held, HeldBy, Link, NatGateway, Network, Outside, PortForward, Translator,
+};
 pub use self::guests::Guests;
 pub use self::limits::{Limits, Rate, RateLimit};
 pub use self::translations::{StaticTranslation, Translations};
@@ -58,6 +62,8 @@ pub struct Snapshot {
     pub acls: CowVec<Acl>,
     /// Whether this host answers guests at the metadata addresses (`pipeline::metadata`).
     pub metadata: bool,
+    /// External networks, and what this host holds there.
+    pub outside: Arc<Outside>,
 }
 
 /// A VPC on this host.
@@ -92,6 +98,8 @@ pub struct Vpc {
     pub translations: Arc<Translations>,
     /// Peerings that join it to other VPCs.
     pub peerings: Arc<[Peering]>,
+    /// Elastic IPs of its ports, by the address of the port that they stand for.
+    pub elastic_ips: Arc<Map<u128, ElasticIp>>,
 }
 
 /// What a VPC knows of a peering.
@@ -204,6 +212,10 @@ pub enum Target {
     Ecmp(Group<NextHop>),
     /// To whoever has the destination address in another VPC: by place in [`Vpc::peerings`]. None: the other VPC is gone.
     Peering(Option<usize>),
+    /// Out through a NAT gateway, by index. None: the gateway is gone.
+    Nat(Option<u16>),
+    /// Into an external network, by index, with the sender's elastic IP. None: the network is gone.
+    External(Option<u16>),
 }
 
 /// One next hop.

@@ -209,6 +209,9 @@ pub struct Seen {
     pub src: [u8; 6],
     pub source: IpAddr,
     pub destination: IpAddr,
+    /// Ports of TCP and UDP; 0 for others.
+    pub source_port: u16,
+    pub destination_port: u16,
     pub ttl: u8,
     pub payload: Vec<u8>,
 }
@@ -246,6 +249,11 @@ pub fn read(frame: &[u8]) -> Seen {
         .and_then(etherparse::LinkSlice::to_header)
         .and_then(etherparse::LinkHeader::ethernet2)
         .unwrap();
+    let (source_port, destination_port) = match packet.transport.as_ref() {
+        Some(TransportSlice::Udp(udp)) => (udp.source_port(), udp.destination_port()),
+        Some(TransportSlice::Tcp(tcp)) => (tcp.source_port(), tcp.destination_port()),
+        _ => (0, 0),
+    };
     let payload = match packet.transport.as_ref() {
         Some(TransportSlice::Udp(udp)) => {
             let sum = match (source, destination) {
@@ -295,6 +303,8 @@ pub fn read(frame: &[u8]) -> Seen {
         src: ethernet.source,
         source,
         destination,
+        source_port,
+        destination_port,
         ttl,
         payload,
     }

@@ -9,6 +9,7 @@ mod connections;
 mod dhcp;
 mod dhcp6;
 mod epochs;
+mod external;
 mod fragments;
 mod frames;
 mod lanes;

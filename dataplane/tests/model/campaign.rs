@@ -30,6 +30,7 @@ impl Report {
             delivered,
             asked,
             translated,
+            outside,
             changes,
             ..
         } = &self.totals;
@@ -37,7 +38,7 @@ impl Report {
         let rate = *frames as f64 / seconds;
         let mismatches = u32::from(self.failure.is_some());
         format!(
-            r#"{{"suite":"model","packets":{frames},"packets_per_second":{rate:.0},"mismatches":{mismatches},"seed":{seed},"seconds":{seconds:.1},"fabrics":{cases},"changes":{changes},"delivered":{delivered},"asked":{asked},"translated":{translated}}}"#
+            r#"{{"suite":"model","packets":{frames},"packets_per_second":{rate:.0},"mismatches":{mismatches},"seed":{seed},"seconds":{seconds:.1},"fabrics":{cases},"changes":{changes},"delivered":{delivered},"asked":{asked},"translated":{translated},"outside":{outside}}}"#
         )
     }
 }

@@ -47,8 +47,15 @@ pub enum Event {
         #[serde(with = "hexadecimal")]
         frames: Vec<Vec<u8>>,
     },
+    /// A host gets frames off the segment of its external networks.
+    Arrive {
+        host: String,
+        worker: u8,
+        #[serde(with = "hexadecimal")]
+        frames: Vec<Vec<u8>>,
+    },
     /// Another configuration comes into force.
-    Configure(Objects),
+    Configure(Box<Objects>),
     /// Other addresses stand for others.
     Translate(Vec<Translation>),
     /// So many milliseconds pass.

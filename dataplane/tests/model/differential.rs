@@ -6,12 +6,13 @@ use std::fmt::Write;
 use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
-use weft_dataplane::packet::parse::address_word;
-use weft_dataplane::packet::{DropReason, Offload, Segments};
+use weft_dataplane::packet::parse::{address_word, word_address};
+use weft_dataplane::packet::{DropReason, Mac, Offload, Segments};
 use weft_dataplane::pipeline::Settings;
 use weft_dataplane::route::Prefix;
 use weft_dataplane::session::Limits;
 use weft_dataplane::snapshot::StaticTranslation;
+use weft_dataplane::snapshot::compile::ExternalLink;
 use weft_fabric::{Delivered, Fabric, MemoryHost};
 use weft_proto::state::State;
 use weft_proto::v1::{Objects, Port};
@@ -20,7 +21,8 @@ use crate::case::{Case, Event, Translation, hex};
 use crate::semantics::frame::{
     Decoded, Flow, IP, decode, is_group_mac, ones_sum, v4_at, v6_at, word,
 };
-use crate::semantics::{Crossing, Model, Outcome};
+use crate::semantics::outside::interface;
+use crate::semantics::{Crossing, Model, Outcome, Seen};
 use crate::traced::Traced;
 
 /// Wide enough that nothing gives way: limits are tested elsewhere.
@@ -54,6 +56,8 @@ pub struct Outcomes {
     pub dropped: Vec<DropReason>,
     /// Frames that crossed, and the hosts that they went to.
     pub wire: Vec<(String, Vec<u8>)>,
+    /// Hosts, and the frames that they sent onto their external networks.
+    pub left: Vec<(String, Vec<u8>)>,
 }
 
 impl Outcomes {
@@ -64,6 +68,7 @@ impl Outcomes {
         self.asked += found.asked.len() as u64;
         let reasons = found.dropped.into_iter().map(|(_, reason)| reason);
         self.dropped.extend(reasons);
+        self.left.extend(found.left);
     }
 }
 
@@ -78,6 +83,8 @@ pub struct Differential {
     entropy: HashMap<(String, u32, Flow), u16>,
     /// What crossed last.
     wire: Vec<(String, Vec<u8>)>,
+    /// Mappings of NAT gateways by host, when they were looked at last.
+    mappings: BTreeMap<String, u32>,
     /// Frames compared so far.
     pub frames: u64,
 }
@@ -100,9 +107,42 @@ fn translation(translation: &Translation) -> StaticTranslation {
     }
 }
 
+/// Which of a host's interfaces a frame comes in at.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Wire {
+    Underlay,
+    Segment,
+}
+
+/// The interfaces of hosts on physical networks.
+fn links(objects: &Objects) -> BTreeMap<String, Vec<ExternalLink>> {
+    let hosts = objects.hosts.iter().map(|host| {
+        let networks = host.physical_networks.iter();
+        let links = networks.map(|network| ExternalLink {
+            physical_network: network.clone(),
+            uplink: 1,
+            mac: Mac::from_bytes(interface(&host.id)),
+            mtu: 1500,
+        });
+        (host.id.clone(), links.collect())
+    });
+    hosts.collect()
+}
+
+/// Whether a frame is ARP or neighbour discovery.
+fn finds_neighbors(frame: &[u8]) -> bool {
+    let at = if word(frame, 12) == 0x8100 { 16 } else { 12 };
+    let icmp = &frame[at + 2..];
+    match word(frame, at) {
+        0x0806 => true,
+        0x86dd => icmp[6] == 58 && (133..=137).contains(&icmp[40]),
+        _ => false,
+    }
+}
+
 fn refused(error: impl std::fmt::Debug) -> Disagreement {
     Disagreement {
-        kind: "refused".to_owned(),
+        kind: format!("refused: {error:?}"),
         text: format!("the configuration is refused: {error:?}"),
     }
 }
@@ -131,6 +171,7 @@ impl Differential {
         };
         let mut fabric = Fabric::new(state(objects)?, &settings, LIMITS).map_err(refused)?;
         fabric.metadata = metadata;
+        fabric.externals = links(objects);
         fabric.translations = case.translations.iter().map(translation).collect();
         fabric.set(state(objects)?).map_err(refused)?;
         fabric.add_worker();
@@ -142,11 +183,85 @@ impl Differential {
             drops: Vec::new(),
             entropy: HashMap::new(),
             wire: Vec::new(),
+            mappings: BTreeMap::new(),
             frames: 0,
         };
         differential.know_devices();
+        differential.know_neighbors();
         differential.drops = differential.count_drops();
         Ok(differential)
+    }
+
+    /// Hosts know everybody on their segment, as if all had answered just now.
+    fn know_neighbors(&mut self) {
+        self.mappings.clear();
+        let now = self.fabric.now;
+        for (id, host) in &self.fabric.hosts {
+            let networks = &host.pipeline.snapshot().outside.networks;
+            for (network, index) in networks.iter().zip(0u16..) {
+                let network = network.as_ref().filter(|network| network.link.is_some());
+                let Some(network) = network else { continue };
+                let mut objects = self.objects.external_networks.iter();
+                let prefixes = objects.find(|other| other.id == network.id);
+                let prefixes = prefixes.into_iter().flat_map(|network| &network.prefixes);
+                let addresses = prefixes.flat_map(|prefix| {
+                    let prefix: IpNetwork = prefix.parse().unwrap();
+                    prefix.iter()
+                });
+                for address in addresses {
+                    let Some(mac) = self.model.station(id, address) else {
+                        continue;
+                    };
+                    let neighbors = &host.shared.neighbors;
+                    neighbors.ask(index, address_word(address), now);
+                    let mac = Mac::from_bytes(mac);
+                    neighbors.learn(index, address_word(address), mac, true, now);
+                }
+            }
+        }
+    }
+
+    /// The model learns which ports NAT gateways have chosen.
+    fn show_mappings(&mut self) {
+        if self.objects.nat_gateways.is_empty() {
+            return;
+        }
+        let count = |(id, host): (&String, &MemoryHost)| {
+            (id.clone(), host.shared.sessions.mappings().count())
+        };
+        let counts = self.fabric.hosts.iter().map(count).collect();
+        if counts == self.mappings {
+            return;
+        }
+        self.mappings = counts;
+        let mut seen = Vec::new();
+        for (id, host) in &self.fabric.hosts {
+            let outside = &host.pipeline.snapshot().outside;
+            for (mapping, _) in host.shared.sessions.mappings().list(usize::MAX) {
+                let (inside, address) = (mapping.inside, mapping.outside.address);
+                if let Some(gateway) = outside.nat_gateway(inside.gateway) {
+                    seen.push(Seen {
+                        host: id.clone(),
+                        gateway: gateway.id.clone(),
+                        protocol: inside.protocol,
+                        inside: (word_address(inside.address), inside.port),
+                        outside: (word_address(address), mapping.outside.port),
+                    });
+                }
+            }
+        }
+        self.model.seen = seen.into();
+    }
+
+    /// What a NAT gateway chose against the rules.
+    fn check_choices(&self) -> Result<(), Disagreement> {
+        match &self.model.complaint {
+            None => Ok(()),
+            Some(text) => Err(Disagreement {
+                kind: "choice".to_owned(),
+                text: text.clone(),
+            }),
+        }
     }
 
     /// Ports get the devices that they have, wherever they are now.
@@ -202,13 +317,23 @@ impl Differential {
                 frames,
             } => {
                 self.fabric.worker = usize::from(*worker);
-                return self.receive(host, frames);
+                return self.receive(host, frames, Wire::Underlay);
+            }
+            Event::Arrive {
+                host,
+                worker,
+                frames,
+            } => {
+                self.fabric.worker = usize::from(*worker);
+                return self.receive(host, frames, Wire::Segment);
             }
             Event::Configure(objects) => {
-                self.objects = objects.clone();
+                self.objects = (**objects).clone();
+                self.fabric.externals = links(objects);
                 self.fabric.set(state(objects)?).map_err(refused)?;
-                self.model.set(objects.clone());
+                self.model.set((**objects).clone());
                 self.know_devices();
+                self.know_neighbors();
                 // Counters belong to a port's index: they stay when the port goes, but then nobody reads them.
                 self.drops = self.count_drops();
             }
@@ -216,6 +341,7 @@ impl Differential {
                 self.fabric.translations = translations.iter().map(translation).collect();
                 self.fabric.set(state(&self.objects)?).map_err(refused)?;
                 self.model.translate(translations.clone());
+                self.know_neighbors();
                 self.drops = self.count_drops();
             }
             Event::Wait(milliseconds) => {
@@ -225,6 +351,12 @@ impl Differential {
                 if found != expected {
                     return Err(self.disagreement("time passes", &[], &[expected], &found));
                 }
+                // Hosts ask for neighbours, announce their addresses, and probe gateway hosts.
+                self.fabric.carry();
+                self.fabric.outside.clear();
+                self.fabric.crossed.clear();
+                self.know_neighbors();
+                self.drops = self.count_drops();
             }
         }
         Ok(Outcomes::default())
@@ -273,19 +405,38 @@ impl Differential {
             asked: std::mem::take(&mut self.fabric.asked),
             dropped: self.dropped(),
             crossed: self.crossings()?,
+            left: std::mem::take(&mut self.fabric.outside)
+                .into_iter()
+                .filter(|(_, frame)| !finds_neighbors(frame))
+                .collect(),
         };
         Ok(found.sorted())
     }
 
     /// A host gets frames off the wire, one after the other.
-    fn receive(&mut self, host: &str, frames: &[Vec<u8>]) -> Result<Outcomes, Disagreement> {
+    fn receive(
+        &mut self,
+        host: &str,
+        frames: &[Vec<u8>],
+        wire: Wire,
+    ) -> Result<Outcomes, Disagreement> {
         let mut outcomes = Outcomes::default();
         for frame in frames {
-            let traced = Traced::from_underlay(&self.fabric, host, frame);
-            let delivered = self.fabric.send_from_underlay(host, frame);
+            // Who asks for a trace does not say at which interface the frame comes in.
+            let traced = Traced::from_wire(&self.fabric, host, frame)
+                .filter(|traced| wire == Wire::Segment || traced.is_of_tunnel());
+            let delivered = match wire {
+                Wire::Underlay => self.fabric.send_from_underlay(host, frame),
+                Wire::Segment => self.fabric.send_from_uplink(host, 1, frame),
+            };
             let found = self.found(&delivered)?;
             self.check_trace(traced, frame, &found)?;
-            let expected = self.model.receive(host, frame);
+            self.show_mappings();
+            let expected = match wire {
+                Wire::Underlay => self.model.receive(host, frame),
+                Wire::Segment => self.model.arrive(host, frame),
+            };
+            self.check_choices()?;
             if found != expected {
                 let who = format!("the wire into {host}");
                 let sent = std::slice::from_ref(frame);
@@ -319,6 +470,7 @@ impl Differential {
         };
         let found = self.found(&delivered)?;
         self.check_trace(traced, frames.first().map_or(&[], |frame| frame), &found)?;
+        self.show_mappings();
         let (mut guess, mut guesses) = (0, 1);
         let (mut expected, mut agreed) = (Vec::new(), None::<Model>);
         while guess < guesses {
@@ -342,6 +494,7 @@ impl Differential {
             return Err(self.disagreement(&who, frames, &expected, &found));
         };
         self.model = agreed;
+        self.check_choices()?;
         self.frames += frames.len() as u64;
         let mut outcomes = Outcomes::default();
         outcomes.add(delivered, found);
@@ -473,6 +626,8 @@ impl Differential {
                 && !packet.is_icmp_error()
                 && !is_group_mac(packet.dst);
             let flow = (from.clone(), vni, packet.flow);
+            // What comes from outside is told apart by what it was there.
+            let is_whole = is_whole && !self.is_outside(packet.flow.source);
             if is_whole && *self.entropy.entry(flow).or_insert(entropy) != entropy {
                 return Err(fail("another source port within the flow"));
             }
@@ -486,6 +641,13 @@ impl Differential {
             class,
             inner,
         })
+    }
+
+    /// Whether an address is in no subnet, while there are external networks.
+    pub fn is_outside(&self, address: IpAddr) -> bool {
+        let mut cidrs = self.objects.subnets.iter().flat_map(|subnet| &subnet.cidrs);
+        !self.objects.external_networks.is_empty()
+            && !cidrs.any(|cidr| cidr.parse::<IpNetwork>().unwrap().contains(address))
     }
 
     fn disagreement(
@@ -529,7 +691,8 @@ fn kind(outcome: &Outcome) -> String {
                 reasons
             });
     let (delivered, crossed) = (outcome.delivered.len(), outcome.crossed.len());
-    format!("{delivered} delivered, {crossed} crossed, dropped {reasons:?}")
+    let left = outcome.left.len();
+    format!("{delivered} delivered, {crossed} crossed, {left} left, dropped {reasons:?}")
 }
 
 fn show(outcome: &Outcome) -> String {
@@ -547,6 +710,9 @@ fn show(outcome: &Outcome) -> String {
     }
     for (host, reason) in &outcome.dropped {
         lines.push(format!("  {host} drops it: {}", reason.name()));
+    }
+    for (host, frame) in &outcome.left {
+        lines.push(format!("  {host} sends outside {}", short(frame)));
     }
     for crossing in &outcome.crossed {
         let Crossing {

@@ -49,6 +49,60 @@ pub struct FabricPlan {
     pub translations: Vec<TranslationPlan>,
     /// Ports with narrow devices, and how narrow.
     pub devices: Vec<(u8, u8)>,
+    pub segment: Option<SegmentPlan>,
+    pub outside: OutsidePlan,
+}
+
+/// A physical network with an external network on it.
+#[derive(Debug, Clone)]
+pub struct SegmentPlan {
+    /// Which hosts are on it, by bit: at least one.
+    pub hosts: u8,
+    pub tagged: bool,
+    /// Another external network is on it, in a VLAN.
+    pub second: bool,
+}
+
+/// What VPCs have of the external network.
+#[derive(Debug, Clone, Default)]
+pub struct OutsidePlan {
+    /// Which of its hosts is the first gateway host.
+    pub first: u8,
+    pub mtu: u8,
+    /// Which families have a gateway, by bit; more often than not both.
+    pub gateways: u8,
+    pub elastics: Vec<ElasticPlan>,
+    pub nats: Vec<NatPlan>,
+    /// For each VPC, where its default routes lead.
+    pub ways: [u8; 3],
+}
+
+/// An elastic IP of a port.
+#[derive(Debug, Clone)]
+pub struct ElasticPlan {
+    pub port: u8,
+    pub v4: bool,
+    /// Which outside address.
+    pub which: u8,
+}
+
+/// A NAT gateway of a VPC.
+#[derive(Debug, Clone)]
+pub struct NatPlan {
+    pub vpc: u8,
+    pub which: u8,
+    pub sources: u8,
+    pub is_open: bool,
+    pub forwards: Vec<ForwardPlan>,
+}
+
+/// A port forward.
+#[derive(Debug, Clone)]
+pub struct ForwardPlan {
+    pub port: u8,
+    pub v4: bool,
+    pub udp: bool,
+    pub range: u8,
 }
 
 /// An address that stands for one of a port.
@@ -167,6 +221,13 @@ pub enum Step {
     Segment(PacketPlan, u8, u16),
     /// A host gets something off the wire.
     Wire(WirePlan),
+    /// A port sends a packet to an outside address.
+    Out(PacketPlan),
+    /// And leaves it to be split, or sends it in pieces.
+    OutSegment(PacketPlan, u8, u16),
+    OutPieces(PacketPlan, PiecesPlan),
+    /// Something comes from outside.
+    In(InPlan),
     Arp(NeighborPlan),
     Solicit(NeighborPlan),
     /// A question to one of the gateway's services.
@@ -224,6 +285,20 @@ pub struct WirePlan {
     pub back: u8,
     pub change: u8,
     pub value: u16,
+}
+
+/// What comes from outside, and what is odd about it.
+#[derive(Debug, Clone)]
+pub struct InPlan {
+    /// An answer to a frame that left, so many back; an error about one; or something new.
+    pub kind: u8,
+    pub back: u8,
+    pub from: u8,
+    pub to: u8,
+    pub lie: u8,
+    pub packet: PacketPlan,
+    /// It comes in pieces.
+    pub pieces: Option<PiecesPlan>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -289,6 +364,8 @@ pub enum Change {
     },
     Translations(Vec<TranslationPlan>),
     Peerings(Vec<PeeringPlan>),
+    /// Of the outside, one thing or all.
+    Outside(u8, OutsidePlan),
 }
 
 fn rule(rng: &mut Rng) -> RulePlan {
@@ -367,7 +444,43 @@ pub fn fabric(rng: &mut Rng) -> FabricPlan {
         peerings: rng.list(0..3, peering),
         translations: rng.list(0..4, translation),
         devices: rng.list(0..4, |rng| (rng.byte(), rng.byte())),
+        segment: rng.percent(65).then(|| SegmentPlan {
+            hosts: 1 + rng.below(7),
+            tagged: rng.percent(25),
+            second: rng.percent(25),
+        }),
+        outside: outside(rng),
     }
+}
+
+fn outside(rng: &mut Rng) -> OutsidePlan {
+    OutsidePlan {
+        first: rng.byte(),
+        mtu: rng.below(8),
+        gateways: if rng.percent(85) { 3 } else { rng.byte() },
+        elastics: rng.list(1..8, |rng| ElasticPlan {
+            port: rng.byte(),
+            v4: rng.percent(65),
+            which: rng.byte(),
+        }),
+        nats: nats(rng),
+        ways: std::array::from_fn(|_| rng.byte()),
+    }
+}
+
+fn nats(rng: &mut Rng) -> Vec<NatPlan> {
+    rng.list(0..3, |rng| NatPlan {
+        vpc: rng.byte(),
+        which: rng.byte(),
+        sources: rng.below(7),
+        is_open: rng.coin(),
+        forwards: rng.list(0..3, |rng| ForwardPlan {
+            port: rng.byte(),
+            v4: rng.percent(70),
+            udp: rng.percent(60),
+            range: rng.byte(),
+        }),
+    })
 }
 
 fn peering(rng: &mut Rng) -> PeeringPlan {
@@ -437,8 +550,9 @@ fn act(rng: &mut Rng) -> Act {
 }
 
 fn change(rng: &mut Rng) -> Change {
-    match rng.below(9) {
+    match rng.below(11) {
         0 => Change::Nothing,
+        9 | 10 => Change::Outside(rng.below(9), outside(rng)),
         8 => Change::Peerings(rng.list(0..3, peering)),
         7 => Change::Translations(rng.list(0..4, translation)),
         1 => Change::Group {
@@ -494,8 +608,14 @@ fn ask(rng: &mut Rng) -> AskPlan {
 pub fn step(rng: &mut Rng) -> Step {
     match rng.below(100) {
         0..3 => Step::Segment(packet(rng), rng.below(4), 1 + rng.word() % 1500),
-        3..15 => Step::Packet(packet(rng)),
-        15..18 => Step::Vector(rng.list(2..7, packet)),
+        3..8 => Step::Packet(packet(rng)),
+        8..12 => Step::Out(packet(rng)),
+        12..14 => match rng.below(4) {
+            0 => Step::OutSegment(packet(rng), rng.below(4), 1 + rng.word() % 1500),
+            1 => Step::OutPieces(packet(rng), pieces(rng)),
+            _ => Step::Out(packet(rng)),
+        },
+        14..18 => Step::Vector(rng.list(2..7, packet)),
         18..24 => Step::Pieces(packet(rng), pieces(rng)),
         24..32 => Step::Wire(WirePlan {
             back: rng.below(8),
@@ -510,12 +630,22 @@ pub fn step(rng: &mut Rng) -> Step {
             stranger: rng.percent(30),
             cut: rng.coin(),
         },
-        55..88 => Step::Tcp {
+        80..84 => Step::Out(packet(rng)),
+        55..80 => Step::Tcp {
             connection: rng.below(3),
             from_server: rng.coin(),
             act: act(rng),
             more: if rng.percent(20) { rng.below(6) } else { 0 },
         },
+        84..88 => Step::In(InPlan {
+            kind: rng.below(20),
+            back: rng.below(6),
+            from: rng.byte(),
+            to: rng.byte(),
+            lie: rng.below(24),
+            packet: packet(rng),
+            pieces: rng.percent(15).then(|| pieces(rng)),
+        }),
         88..90 => Step::Arp(neighbor(rng)),
         90..92 => Step::Solicit(neighbor(rng)),
         92..96 => Step::Ask(ask(rng)),
@@ -554,6 +684,23 @@ impl FabricPlan {
             Change::Host { host, gre } => pick(&mut self.hosts, *host).0 = *gre,
             Change::Translations(plans) => self.translations.clone_from(plans),
             Change::Peerings(plans) => self.peerings.clone_from(plans),
+            Change::Outside(which, plan) => {
+                let plan = plan.clone();
+                match which {
+                    0 => self.outside.first = plan.first,
+                    1 => (self.outside.mtu, self.outside.gateways) = (plan.mtu, plan.gateways),
+                    2 | 3 => self.outside.elastics = plan.elastics,
+                    4 => self.outside.nats = plan.nats,
+                    5 => self.outside.ways = plan.ways,
+                    6 | 7 => {
+                        // The same gateways with other addresses.
+                        for nat in &mut self.outside.nats {
+                            nat.which = plan.first;
+                        }
+                    }
+                    _ => self.outside = plan,
+                }
+            }
         }
     }
 
@@ -567,6 +714,10 @@ impl FabricPlan {
                 encapsulation: if *gre { "gre" } else { "" }.into(),
                 underlay_mtu: if *small { 1400 } else { 0 },
                 foreign: false,
+                physical_networks: match &self.segment {
+                    Some(segment) if segment.hosts >> i & 1 != 0 => vec!["physnet".into()],
+                    _ => Vec::new(),
+                },
             });
         }
         objects.hosts.push(v1::Host {
@@ -587,6 +738,9 @@ impl FabricPlan {
         }
         for (i, plan) in self.peerings.iter().enumerate() {
             plan.add_to(&format!("p{i}"), self.vpcs.len(), &mut objects);
+        }
+        if let Some(segment) = &self.segment {
+            self.outside.add_to(segment, &mut objects);
         }
         objects
     }
@@ -618,7 +772,7 @@ impl FabricPlan {
                 continue;
             };
             let taken = |other: &Translation| other.vpc == port.vpc && other.inside == inside;
-            if all.iter().any(taken) {
+            if all.iter().any(taken) || has_elastic(objects, &port.vpc, inside) {
                 continue;
             }
             let outside = if plan.v4 { "198.18.0." } else { "fd00:aa::" };
@@ -662,6 +816,216 @@ impl FabricPlan {
         }
         vteps
     }
+}
+
+impl OutsidePlan {
+    fn add_to(&self, segment: &SegmentPlan, objects: &mut Objects) {
+        let hosts = (0..HOSTS).filter(|host| segment.hosts >> host & 1 != 0);
+        let mut hosts: Vec<String> = hosts.map(|host| format!("h{host}")).collect();
+        let first = usize::from(self.first) % hosts.len();
+        hosts.rotate_left(first);
+        if self.first == 0 {
+            hosts.clear();
+        }
+        // Each network has one: what gateway hosts tell each other is not modelled.
+        let mut others = hosts.clone();
+        hosts.truncate(1);
+        let gateways = ["198.51.100.14", "2001:db8:5::7"];
+        let of_family = |bit: &usize| self.gateways >> bit & 1 != 0;
+        objects.external_networks.push(v1::ExternalNetwork {
+            id: "net".into(),
+            physical_network: "physnet".into(),
+            vlan: if segment.tagged { 321 } else { 0 },
+            prefixes: vec!["198.51.100.0/28".into(), "2001:db8:5::/125".into()],
+            gateways: (0..2)
+                .filter(of_family)
+                .map(|i| gateways[i].to_owned())
+                .collect(),
+            mtu: [0, 0, 0, 0, 1300, 1400, 1480, 9000][usize::from(self.mtu)],
+            gateway_hosts: hosts,
+            ..v1::ExternalNetwork::default()
+        });
+        if segment.second {
+            others.reverse();
+            others.truncate(1);
+            objects.external_networks.push(v1::ExternalNetwork {
+                id: "other".into(),
+                physical_network: "physnet".into(),
+                vlan: 322,
+                prefixes: vec!["192.88.99.0/28".into(), "2001:db8:6::/125".into()],
+                gateways: vec!["192.88.99.14".into()],
+                gateway_hosts: others,
+                ..v1::ExternalNetwork::default()
+            });
+        }
+        for (i, plan) in self.elastics.iter().enumerate() {
+            plan.add_to(i, objects);
+        }
+        for (i, plan) in self.nats.iter().enumerate() {
+            plan.add_to(i, objects);
+        }
+        let nats: Vec<(String, String)> = objects
+            .nat_gateways
+            .iter()
+            .map(|gateway| (gateway.vpc.clone(), gateway.id.clone()))
+            .collect();
+        for table in &mut objects.route_tables {
+            let vpc = usize::from(table.vpc.as_bytes()[1] - b'0');
+            let nat = nats.iter().find(|(vpc, _)| *vpc == table.vpc);
+            let route = match (self.ways[vpc] % 8, nat) {
+                (0, _) => continue,
+                (1, _) | (_, None) => v1::Route {
+                    external: "net".into(),
+                    ..v1::Route::default()
+                },
+                (_, Some((_, nat))) => v1::Route {
+                    nat: nat.clone(),
+                    ..v1::Route::default()
+                },
+            };
+            for prefix in ["0.0.0.0/0", "::/0"] {
+                // Most often in place of what was there.
+                if self.ways[vpc] < 200 {
+                    table.routes.retain(|route| {
+                        let is_outside = ["203", "198", "2001"].iter();
+                        let mut is_outside = is_outside.map(|it| route.prefix.starts_with(it));
+                        route.prefix != prefix && !is_outside.any(|is| is)
+                    });
+                }
+                if table.routes.iter().all(|route| route.prefix != prefix) {
+                    table.routes.push(v1::Route {
+                        prefix: prefix.into(),
+                        ..route.clone()
+                    });
+                }
+            }
+        }
+    }
+}
+
+impl ElasticPlan {
+    fn add_to(&self, number: usize, objects: &mut Objects) {
+        let count = objects.ports.len().max(1);
+        let Some(port) = objects.ports.get(usize::from(self.port) % count) else {
+            return;
+        };
+        let address = match self.v4 {
+            true => format!("198.51.100.{}", 2 + self.which % 4),
+            false => format!("2001:db8:5::{}", 1 + self.which % 3),
+        };
+        let second = objects.external_networks.len() > 1 && self.which >= 170;
+        let (network, address) = match second {
+            true => {
+                let address = address.replace("198.51.100", "192.88.99");
+                ("other", address.replace("2001:db8:5:", "2001:db8:6:"))
+            }
+            false => ("net", address),
+        };
+        let has = |taken: &v1::ElasticIp| {
+            let same = taken.port == port.id && taken.address.contains('.') == self.v4;
+            taken.address == address || same
+        };
+        if traffic::address(port, self.v4).is_none() || objects.elastic_ips.iter().any(has) {
+            return;
+        }
+        objects.elastic_ips.push(v1::ElasticIp {
+            id: format!("e{number}"),
+            external_network: network.into(),
+            address,
+            port: port.id.clone(),
+            ..v1::ElasticIp::default()
+        });
+    }
+}
+
+impl NatPlan {
+    fn add_to(&self, number: usize, objects: &mut Objects) {
+        let vpcs = objects.vpcs.len();
+        let vpc = format!("v{}", usize::from(self.vpc) % vpcs);
+        // Two gateways have no address in common.
+        let mut addresses = match (number, self.which % 4) {
+            (0, 0) => vec!["198.51.100.6"],
+            (0, 1) => vec!["198.51.100.6", "198.51.100.7", "2001:db8:5::5"],
+            (0, _) => vec!["2001:db8:5::5", "198.51.100.6"],
+            (_, 0) => vec!["198.51.100.8"],
+            (_, _) => vec!["198.51.100.8", "2001:db8:5::6"],
+        };
+        if self.which >= 230 {
+            addresses.rotate_left(1);
+        }
+        let ports = objects.ports.iter().filter(|port| port.vpc == vpc);
+        let ports: Vec<&v1::Port> = ports.collect();
+        let mut forwards = Vec::new();
+        for (i, plan) in self.forwards.iter().enumerate() {
+            if let Some(port) = ports.get(usize::from(plan.port) % ports.len().max(1)) {
+                forwards.extend(plan.build(i, port, &addresses));
+            }
+        }
+        objects.nat_gateways.push(v1::NatGateway {
+            id: format!("n{number}"),
+            vpc,
+            external_network: "net".into(),
+            addresses: addresses.iter().map(ToString::to_string).collect(),
+            sources: match self.sources {
+                0..4 => Vec::new(),
+                4 => vec!["10.0.1.0/24".into(), "fd00::/16".into()],
+                5 => vec!["10.0.1.12/31".into()],
+                _ => vec!["10.0.0.0/16".into(), "fd00:1::/64".into()],
+            },
+            port_forwards: forwards,
+            filtering: match self.is_open {
+                true => "endpoint_independent".into(),
+                false => String::new(),
+            },
+        });
+    }
+}
+
+impl ForwardPlan {
+    /// Ranges of one gateway do not overlap.
+    fn build(&self, number: usize, port: &v1::Port, addresses: &[&str]) -> Option<v1::PortForward> {
+        let private = traffic::address(port, self.v4)?;
+        let mut of_family = addresses
+            .iter()
+            .filter(|text| text.contains('.') == self.v4);
+        let address = of_family.next()?;
+        let (port_min, port_max, to_port_min) = match (number, self.range % 4) {
+            (0, 0) => (80, 0, 0),
+            (0, 1) => (80, 89, 1000),
+            (0, _) => (1000, 1001, 80),
+            (_, 0) => (40_000, 40_003, 0),
+            (_, _) => (53, 0, 900),
+        };
+        let by_port = self.range < 128 && traffic::address(port, self.v4).is_some();
+        Some(v1::PortForward {
+            protocol: if self.udp { "udp" } else { "tcp" }.into(),
+            address: (*address).to_owned(),
+            port_min,
+            port_max,
+            port: if by_port {
+                port.id.clone()
+            } else {
+                String::new()
+            },
+            private_address: if by_port {
+                String::new()
+            } else {
+                private.to_string()
+            },
+            to_port_min,
+        })
+    }
+}
+
+/// Whether an address of a VPC has an elastic IP: it can't have another translation.
+pub fn has_elastic(objects: &Objects, vpc: &str, inside: std::net::IpAddr) -> bool {
+    let v4 = inside.is_ipv4();
+    objects.elastic_ips.iter().any(|elastic| {
+        let mut ports = objects.ports.iter();
+        let port = ports.find(|port| port.id == elastic.port && port.vpc == vpc);
+        elastic.address.contains('.') == v4
+            && port.and_then(|port| traffic::address(port, v4)) == Some(inside)
+    })
 }
 
 /// What a VPC is, and the number of its first subnet, which is in its addresses.

@@ -16,6 +16,7 @@ mod connection;
 mod craft;
 mod differential;
 mod generate;
+mod outside;
 mod questions;
 mod reduce;
 mod rng;

@@ -86,7 +86,7 @@ fn without_objects(case: Case, place: usize, fails: &impl Fn(&Case) -> bool) -> 
         let mut other = case.clone();
         match place.checked_sub(1) {
             None => other.objects = objects,
-            Some(event) => other.events[event] = Event::Configure(objects),
+            Some(event) => other.events[event] = Event::Configure(Box::new(objects)),
         }
         Some(other)
     };

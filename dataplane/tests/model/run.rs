@@ -9,10 +9,12 @@ use crate::case::{Case, Event, Translation};
 use crate::connection::Connection;
 use crate::craft;
 use crate::differential::{Differential, Disagreement, Outcomes};
-use crate::generate::{self, Act, Change, FabricPlan, PacketPlan, PiecesPlan, Step, WirePlan};
+use crate::generate::{
+    self, Act, Change, FabricPlan, InPlan, PacketPlan, PiecesPlan, Step, WirePlan,
+};
 use crate::rng::Rng;
 use crate::semantics::frame::{Decoded, IP, RST, decode};
-use crate::{questions, traffic, wire};
+use crate::{outside, questions, traffic, wire};
 
 /// Frames that steps may look back to.
 const MEMORY: usize = 16;
@@ -22,12 +24,15 @@ const STEPS: u16 = 800;
 pub struct Run {
     plan: FabricPlan,
     objects: Objects,
+    translations: Vec<Translation>,
     differential: Differential,
     connections: Vec<Connection>,
     sent: Vec<(String, Vec<u8>)>,
     got: Vec<(String, Vec<u8>)>,
     /// Frames that crossed, and the hosts that they went to.
     wire: Vec<(String, Vec<u8>)>,
+    /// Frames that left for external networks, and the hosts that sent them.
+    left: Vec<(String, Vec<u8>)>,
     /// Who takes the next packets.
     worker: u8,
     /// IP ids: each packet has its own.
@@ -45,6 +50,8 @@ pub struct Totals {
     pub asked: u64,
     /// Frames that left with other addresses.
     pub translated: u64,
+    /// Frames that left for external networks, or came from there to a port.
+    pub outside: u64,
     pub changes: u64,
     pub reasons: BTreeMap<DropReason, u64>,
 }
@@ -55,6 +62,7 @@ impl Totals {
         self.delivered += other.delivered;
         self.asked += other.asked;
         self.translated += other.translated;
+        self.outside += other.outside;
         self.changes += other.changes;
         for (reason, count) in &other.reasons {
             *self.reasons.entry(*reason).or_default() += count;
@@ -82,11 +90,13 @@ impl Run {
         let mut run = Self {
             plan,
             objects: case.objects.clone(),
+            translations: case.translations.clone(),
             differential: Differential::new(case)?,
             connections: Vec::new(),
             sent: Vec::new(),
             got: Vec::new(),
             wire: Vec::new(),
+            left: Vec::new(),
             worker: 0,
             id: 0,
             totals: Totals::default(),
@@ -147,7 +157,7 @@ impl Run {
         let sending = match step {
             Step::Packet(plan) => traffic::packet(&self.objects, plan, self.id),
             Step::Answer(n) => {
-                back(&self.got, *n).and_then(|(port, frame)| Some((port, traffic::answer(&frame)?)))
+                back(&self.got, *n).and_then(|(port, frame)| Some((port, self.answer(&frame)?)))
             }
             Step::PassOn(n) => back(&self.got, *n).and_then(|(port, frame)| {
                 let port = self.objects.ports.iter().find(|other| other.id == port)?;
@@ -185,7 +195,10 @@ impl Run {
             Step::Solicit(plan) => traffic::solicit(&self.objects, plan),
             Step::Ask(plan) => questions::ask(&self.objects, plan),
             Step::Vector(plans) => return self.vector(case, plans),
-            Step::Pieces(plan, cut) => return self.pieces(case, plan, cut),
+            Step::Pieces(plan, cut) => {
+                let sending = traffic::packet(&self.objects, plan, self.id);
+                return self.pieces(case, sending, cut);
+            }
             Step::Segment(plan, kind, size) => {
                 let sending = traffic::packet(&self.objects, plan, self.id);
                 return match sending {
@@ -194,6 +207,19 @@ impl Run {
                 };
             }
             Step::Wire(plan) => return self.off_the_wire(case, plan),
+            Step::Out(plan) => traffic::packet_out(&self.objects, plan, self.id),
+            Step::OutPieces(plan, cut) => {
+                let sending = traffic::packet_out(&self.objects, plan, self.id);
+                return self.pieces(case, sending, cut);
+            }
+            Step::OutSegment(plan, kind, size) => {
+                let sending = traffic::packet_out(&self.objects, plan, self.id);
+                return match sending {
+                    Some((port, frame)) => self.segment(case, port, frame, (*kind, *size)),
+                    None => Ok(()),
+                };
+            }
+            Step::In(plan) => return self.arrives_from_outside(case, plan),
             Step::Change(change) => {
                 if matches!(change, Change::Port { .. }) {
                     // Where a port goes, its datagrams in pieces go, when their time runs out at the latest.
@@ -202,11 +228,23 @@ impl Run {
                 self.plan.change(change);
                 self.objects = self.plan.objects();
                 if matches!(change, Change::Translations(_)) {
-                    let translations = self.plan.translations(&self.objects);
+                    self.translations = self.plan.translations(&self.objects);
+                    let translations = self.translations.clone();
                     return self.take(case, Event::Translate(translations)).map(|_| ());
                 }
+                // What gets an elastic IP has no other translation any more.
+                let before = self.translations.len();
+                let objects = &self.objects;
+                self.translations
+                    .retain(|it| !generate::has_elastic(objects, &it.vpc, it.inside));
+                if self.translations.len() < before {
+                    let translations = self.translations.clone();
+                    self.take(case, Event::Translate(translations))?;
+                }
                 let objects = self.objects.clone();
-                return self.take(case, Event::Configure(objects)).map(|_| ());
+                return self
+                    .take(case, Event::Configure(Box::new(objects)))
+                    .map(|_| ());
             }
             Step::Wait(length) => {
                 let seconds = [1, 20, 31, 61, 119, 121, 181, 250, 7441];
@@ -218,6 +256,19 @@ impl Run {
             Some((port, frame)) => self.send(case, port, vec![frame]),
             None => Ok(()),
         }
+    }
+
+    /// A guest's answer. Connections of guests among themselves have answers of their own.
+    fn answer(&self, frame: &[u8]) -> Option<Vec<u8>> {
+        if let Ok(Decoded::Ip(packet)) = decode(frame)
+            && packet.tcp.is_some()
+        {
+            let is_outside = self.differential.is_outside(packet.flow.source);
+            return is_outside
+                .then(|| outside::answer(&packet, self.id))
+                .flatten();
+        }
+        traffic::answer(frame)
     }
 
     /// The same frame, but under another id where it may be fragmented: it is another datagram.
@@ -303,10 +354,10 @@ impl Run {
     fn pieces(
         &mut self,
         case: &mut Case,
-        plan: &PacketPlan,
+        sending: Option<(String, Vec<u8>)>,
         cut: &PiecesPlan,
     ) -> Result<(), Disagreement> {
-        let Some((port, frame)) = traffic::packet(&self.objects, plan, self.id) else {
+        let Some((port, frame)) = sending else {
             return Ok(());
         };
         let pieces = traffic::pieces(&frame, cut, self.id);
@@ -332,6 +383,21 @@ impl Run {
             kind,
             size,
             frames: vec![frame],
+        };
+        let found = self.take(case, event)?;
+        self.hear(found);
+        Ok(())
+    }
+
+    fn arrives_from_outside(&mut self, case: &mut Case, plan: &InPlan) -> Result<(), Disagreement> {
+        let made = outside::frames(&self.objects, &self.left, plan, self.id);
+        let Some((host, frames)) = made else {
+            return Ok(());
+        };
+        let event = Event::Arrive {
+            host,
+            worker: self.worker,
+            frames,
         };
         let found = self.take(case, event)?;
         self.hear(found);
@@ -382,6 +448,7 @@ impl Run {
         let whole = |(_, frame): &(String, Vec<u8>)| !matches!(decode(frame), Ok(Decoded::Ip(packet)) if packet.fragment.is_some());
         remember(&mut self.got, found.delivered.into_iter().filter(whole));
         remember(&mut self.wire, found.wire);
+        remember(&mut self.left, found.left);
     }
 
     /// An event happens, and is noted first: whatever comes of it can be played again.
@@ -395,6 +462,10 @@ impl Run {
             u64::from(matches!(event, Event::Configure(_) | Event::Translate(_)));
         self.totals.delivered += found.delivered.len() as u64;
         self.totals.asked += found.asked;
+        self.totals.outside += found.left.len() as u64;
+        if let Event::Arrive { .. } = event {
+            self.totals.outside += found.delivered.len() as u64;
+        }
         for reason in &found.dropped {
             *self.totals.reasons.entry(*reason).or_default() += 1;
         }

@@ -19,12 +19,18 @@ impl Traced {
         Some(Self { host, trace })
     }
 
-    pub fn from_underlay(fabric: &Fabric, host: &str, frame: &[u8]) -> Option<Self> {
+    pub fn from_wire(fabric: &Fabric, host: &str, frame: &[u8]) -> Option<Self> {
         let trace = trace::trace_from_uplink(fabric.hosts.get(host)?.view(), frame);
         Some(Self {
             host: host.to_owned(),
             trace,
         })
+    }
+
+    /// Whether the frame was taken for one out of a tunnel.
+    pub fn is_of_tunnel(&self) -> bool {
+        let mut steps = self.trace.steps.iter();
+        steps.any(|(stage, _)| *stage == "tunnel")
     }
 
     /// What is wrong with it, if anything is.
@@ -45,8 +51,13 @@ impl Traced {
             Way::To {
                 ports,
                 peers,
+                neighbor,
                 fragments,
-            } => self.arrives(host, (ports, peers, fragments.is_some()), found),
+            } => {
+                let in_pieces = fragments.is_some();
+                let leaves = neighbor.is_none_or(|index| leaves(host, index, in_pieces, found));
+                leaves && self.arrives(host, (ports, peers, in_pieces), found)
+            }
         };
         (!happened).then(|| {
             let text = self.trace.outcome.text(host.pipeline.snapshot());
@@ -78,6 +89,19 @@ impl Traced {
         });
         delivered && crossed
     }
+}
+
+/// Whether something has left for a neighbour: a station, whose frames are there, or another host, whatever that did with it.
+fn leaves(host: &MemoryHost, index: u16, in_pieces: bool, found: &Outcome) -> bool {
+    let Some(neighbor) = host.shared.neighbors.get(index) else {
+        // An address of this host's own.
+        return index == u16::MAX;
+    };
+    let mac = neighbor.mac.bytes();
+    let left = found.left.iter();
+    let left = left.filter(|(from, frame)| *from == host.id && frame[..6] == mac);
+    let is_host = mac[0] == 6;
+    is_host || left.count() >= if in_pieces { 2 } else { 1 }
 }
 
 fn is_of_fragments(reason: DropReason) -> bool {

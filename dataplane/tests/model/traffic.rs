@@ -7,6 +7,7 @@ use weft_proto::v1::{self, Objects};
 
 use crate::craft::{self, Ends, Header};
 use crate::generate::{NeighborPlan, PacketPlan, PiecesPlan};
+use crate::outside;
 use crate::questions;
 use crate::semantics::frame::{
     Decoded, Detail, IP, Mac, Packet, SYN, TCP, UDP, decode, octets, word,
@@ -128,6 +129,46 @@ pub fn may_reach(objects: &Objects, from: &str, to: &str) -> bool {
 
 /// A packet from a port, and what is odd about it. None where the plan asks for what the fabric does not have.
 pub fn packet(objects: &Objects, plan: &PacketPlan, id: u16) -> Option<(String, Vec<u8>)> {
+    packet_to(objects, plan, &ELSEWHERE, id)
+}
+
+/// The same, to an outside address or one of a few others.
+pub fn packet_out(objects: &Objects, plan: &PacketPlan, id: u16) -> Option<(String, Vec<u8>)> {
+    // Mostly who has a way out.
+    let has_way = |port: &v1::Port| {
+        let elastic = objects.elastic_ips.iter().any(|it| it.port == port.id);
+        elastic || objects.nat_gateways.iter().any(|it| it.vpc == port.vpc)
+    };
+    let ports = objects.ports.iter().zip(0u8..);
+    let able: Vec<u8> = ports
+        .filter(|(port, _)| has_way(port))
+        .map(|(_, i)| i)
+        .collect();
+    let from = match able.is_empty() || plan.from >= 230 {
+        true => plan.from,
+        false => *pick(&able, plan.from),
+    };
+    let plan = PacketPlan {
+        from,
+        to: 200 + plan.to % 56,
+        // Mostly through the gateway, and well-formed.
+        way: plan.way.max(5),
+        twist: if plan.cut.is_multiple_of(2) {
+            100
+        } else {
+            plan.twist
+        },
+        ..plan.clone()
+    };
+    packet_to(objects, &plan, &outside::ADDRESSES, id)
+}
+
+fn packet_to(
+    objects: &Objects,
+    plan: &PacketPlan,
+    elsewhere: &[&str],
+    id: u16,
+) -> Option<(String, Vec<u8>)> {
     if objects.ports.is_empty() {
         return None;
     }
@@ -145,7 +186,7 @@ pub fn packet(objects: &Objects, plan: &PacketPlan, id: u16) -> Option<(String, 
         .filter(|port| may_reach(objects, &from.vpc, &port.vpc))
         .collect();
     let target = (plan.to < 200 && !peers.is_empty()).then(|| *pick(&peers, plan.to));
-    let others: Vec<IpAddr> = ELSEWHERE
+    let others: Vec<IpAddr> = elsewhere
         .iter()
         .map(|text| text.parse().unwrap())
         .filter(|address: &IpAddr| address.is_ipv4() == v4)
@@ -334,7 +375,7 @@ fn twist_after(plan: &PacketPlan, ends: Ends, protocol: u8, frame: &mut Vec<u8>)
     }
 }
 
-fn body(plan: &PacketPlan, ends: Ends) -> (u8, Vec<u8>) {
+pub fn body(plan: &PacketPlan, ends: Ends) -> (u8, Vec<u8>) {
     const PORTS: [(u16, u16); 6] = [
         (1000, 53),
         (1001, 80),

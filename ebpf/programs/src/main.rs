@@ -2,12 +2,13 @@
 //!
 //! The object is loaded once for every uplink, which therefore has maps of its own, and once for all ports of a host: loading it and
 //! attaching it for the first time takes tens of milliseconds, and there are many ports. The uplink program takes the tunnel packets to our
-//! addresses and nothing else: the host keeps its own traffic. The port program takes everything: a guest never reaches the host's stack.
+//! addresses, what is for addresses that weft holds on that segment ([`held`]), and nothing else: the host keeps its own traffic. The port program takes everything: a guest never reaches the host's stack.
 //! The port program passes packets that are too long for a tap's ring to a packet socket, after which the guard drops them. The guard stays
 //! on the interface when the daemon is gone, and has no state. What counts as a tunnel packet is in [`parse`].
 #![no_std]
 #![no_main]
 
+mod held;
 mod parse;
 
 use aya_ebpf::{
@@ -21,7 +22,8 @@ use aya_ebpf::{
     programs::{TcContext, XdpContext},
 };
 use weft_ebpf_types::{
-    AddressKey, Counter, GUARD_MARK, MAX_PORT_QUEUES, MAX_PORTS, MAX_QUEUES, MAX_VTEPS, PortEntry,
+    AddressKey, Counter, GUARD_MARK, MAX_HELD, MAX_PORT_QUEUES, MAX_PORTS, MAX_QUEUES, MAX_VTEPS,
+    PortEntry,
 };
 
 use parse::Class;
@@ -33,6 +35,10 @@ static WEFT_SOCKETS: XskMap = XskMap::with_max_entries(MAX_QUEUES, 0);
 /// Our tunnel addresses; the value is unused.
 #[map]
 static WEFT_VTEPS: HashMap<AddressKey, u8> = HashMap::with_max_entries(MAX_VTEPS, 0);
+
+/// The addresses that we hold on the uplink's segment; the value is unused.
+#[map]
+static WEFT_HELD: HashMap<AddressKey, u8> = HashMap::with_max_entries(MAX_HELD, BPF_F_NO_PREALLOC);
 
 /// One cell for each [`Counter`].
 #[map]
@@ -62,6 +68,12 @@ fn is_vtep(address: &AddressKey) -> bool {
     unsafe { WEFT_VTEPS.get(address) }.is_some()
 }
 
+#[inline(always)]
+fn is_held(address: &AddressKey) -> bool {
+    // SAFETY: as above.
+    unsafe { WEFT_HELD.get(address) }.is_some()
+}
+
 /// The packet's receive queue.
 #[inline(always)]
 fn queue(ctx: &XdpContext) -> u32 {
@@ -84,18 +96,24 @@ fn redirect(sockets: &XskMap, place: u32, otherwise: u32) -> u32 {
     }
 }
 
-/// For uplinks: tunnel packets to our addresses go to the ring, everything else to the kernel.
+/// For uplinks: tunnel packets to our addresses and what is for addresses that we hold go to the ring, everything else to the kernel.
 #[xdp]
 pub fn weft_uplink(ctx: XdpContext) -> u32 {
     let mut to = [0; 16];
-    let counter = match parse::classify(&ctx, &mut to) {
-        Class::Tunnel if is_vtep(&to) => return redirect(&WEFT_SOCKETS, queue(&ctx), XDP_PASS),
+    let class = parse::classify(&ctx, &mut to);
+    // The common case first.
+    if class == Class::Tunnel && is_vtep(&to) {
+        return redirect(&WEFT_SOCKETS, queue(&ctx), XDP_PASS);
+    }
+    if held::is_for(&ctx, is_held) {
+        return redirect(&WEFT_SOCKETS, queue(&ctx), XDP_PASS);
+    }
+    count(match class {
         Class::Fragment if is_vtep(&to) => Counter::FragmentsPassed,
         Class::Malformed => Counter::Malformed,
         Class::Tagged => Counter::Tagged,
         _ => Counter::Passed,
-    };
-    count(counter);
+    });
     XDP_PASS
 }
 

@@ -7,15 +7,15 @@
 use aya_ebpf::programs::XdpContext;
 use weft_ebpf_types::{AddressKey, GRE_ETHERNET, PROTOCOL_GRE, VXLAN_PORT, mapped_v4};
 
-const ETHERNET_LEN: usize = 14;
-const VLAN_TAG_LEN: usize = 4;
+pub const ETHERNET_LEN: usize = 14;
+pub const VLAN_TAG_LEN: usize = 4;
 /// The VLAN identifier in a tag (IEEE 802.1Q §9.6). 0: the tag says a priority alone, and the frame is of no VLAN.
 const VLAN_ID: u16 = 0x0fff;
 const MAX_EXTENSIONS: usize = 4;
 
-const ETHERTYPE_IPV4: u16 = 0x0800;
-const ETHERTYPE_IPV6: u16 = 0x86dd;
-const ETHERTYPE_VLAN: u16 = 0x8100;
+pub const ETHERTYPE_IPV4: u16 = 0x0800;
+pub const ETHERTYPE_IPV6: u16 = 0x86dd;
+pub const ETHERTYPE_VLAN: u16 = 0x8100;
 const ETHERTYPE_QINQ: u16 = 0x88a8;
 
 const PROTOCOL_UDP: u8 = 17;
@@ -42,7 +42,7 @@ pub enum Class {
 /// Copies `N` bytes at `offset`, or none if the packet ends before. Never a single byte: the check is then compiled into one that
 /// the verifier learns nothing from.
 #[inline(always)]
-fn read<const N: usize>(ctx: &XdpContext, offset: usize) -> Option<[u8; N]> {
+pub fn read<const N: usize>(ctx: &XdpContext, offset: usize) -> Option<[u8; N]> {
     const { assert!(N > 1) };
     let start = ctx.data() + offset;
     if start + N > ctx.data_end() {
@@ -54,7 +54,7 @@ fn read<const N: usize>(ctx: &XdpContext, offset: usize) -> Option<[u8; N]> {
 }
 
 #[inline(always)]
-fn read_u16(ctx: &XdpContext, offset: usize) -> Option<u16> {
+pub fn read_u16(ctx: &XdpContext, offset: usize) -> Option<u16> {
     read::<2>(ctx, offset).map(u16::from_be_bytes)
 }
 

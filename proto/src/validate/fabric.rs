@@ -44,6 +44,7 @@ pub(super) fn check_host(at: At<'_>, host: &v1::Host, report: &mut Report) {
             format!("'{}' is neither vxlan nor gre", host.encapsulation),
         );
     }
+    check_physical_networks(at, host, report);
     let least = if mtu::has_ipv6(host) { 1280 } else { 576 };
     let carried = mtu::underlay(host);
     if carried < least || carried > 65535 {
@@ -52,6 +53,30 @@ pub(super) fn check_host(at: At<'_>, host: &v1::Host, report: &mut Report) {
             "underlay_mtu",
             format!("{carried} is outside {least} to 65535"),
         );
+    }
+}
+
+fn check_physical_networks(at: At<'_>, host: &v1::Host, report: &mut Report) {
+    let names = &host.physical_networks;
+    let most = (
+        "a host has",
+        limits::HOST_PHYSICAL_NETWORKS,
+        "physical networks",
+    );
+    if !report.within(at, "physical_networks", names.len(), most) {
+        return;
+    }
+    if host.foreign && !names.is_empty() {
+        let rule = "foreign equipment has none: no weftd runs there";
+        report.add(at, "physical_networks", rule);
+    }
+    for (i, name) in names.iter().enumerate() {
+        let field = format!("physical_networks[{i}]");
+        if name.is_empty() {
+            report.add(at, field, "an empty name");
+        } else if names[..i].contains(name) {
+            report.add(at, field, format!("'{name}' is given twice"));
+        }
     }
 }
 

@@ -29,6 +29,18 @@ pub const PORT_GROUPS: usize = 16;
 pub const SUBNET_DNS_SERVERS: usize = 16;
 /// Routes that a subnet tells its guests by DHCP: with the default route, as many as one option of 255 bytes holds.
 pub const SUBNET_DHCP_ROUTES: usize = 24;
+/// Prefixes of an external network.
+pub const EXTERNAL_PREFIXES: usize = 64;
+/// Gateway hosts of an external network.
+pub const EXTERNAL_GATEWAY_HOSTS: usize = 16;
+/// Physical networks of a host.
+pub const HOST_PHYSICAL_NETWORKS: usize = 64;
+/// Addresses of a NAT gateway.
+pub const NAT_ADDRESSES: usize = 16;
+/// Prefixes of sources of a NAT gateway.
+pub const NAT_SOURCES: usize = 64;
+/// Port forwards of a NAT gateway.
+pub const NAT_FORWARDS: usize = 1024;
 /// VPCs of a tenant, where no quota says otherwise.
 pub const TENANT_VPCS: u32 = 16;
 /// Subnets of a tenant.
@@ -45,6 +57,10 @@ pub const TENANT_SECURITY_GROUPS: u32 = 512;
 pub const TENANT_PORTS: u32 = 5000;
 /// Peerings that a tenant's VPCs request.
 pub const TENANT_PEERINGS: u32 = 64;
+/// Elastic IPs of a tenant.
+pub const TENANT_ELASTIC_IPS: u32 = 20;
+/// NAT gateways of a tenant.
+pub const TENANT_NAT_GATEWAYS: u32 = 20;
 /// Most violations that are reported; of more, the first ones are.
 pub const VIOLATIONS: usize = 1000;
 

@@ -4,6 +4,7 @@
 //! breaks any rule. Each file here has the rules of some kinds; this one has the shared indexes and the rules of ids.
 
 mod dhcp;
+mod external;
 mod fabric;
 pub mod limits;
 mod network;
@@ -15,7 +16,8 @@ mod route;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::net::IpAddr;
 
 use crate::state::{Change, Kind, Object, State};
 use crate::v1;
@@ -61,10 +63,18 @@ pub fn validate_next(before: &State, next: &State, scope: Scope<'_>) -> Vec<v1::
         Some(Reach::All) => return validate(next, scope),
         Some(Reach::Object) => changes.iter().filter_map(|change| change.new).collect(),
         Some(Reach::Vpc) => {
-            let ends = changes.iter().flat_map(|change| [change.old, change.new]);
-            let vpcs: BTreeSet<&str> = ends.flatten().filter_map(Object::vpc).collect();
+            let ends = || changes.iter().flat_map(|change| [change.old, change.new]);
+            let mut vpcs: BTreeSet<&str> = ends().flatten().filter_map(Object::vpc).collect();
+            // An elastic IP is in the VPC of its port.
+            for object in ends().flatten() {
+                if let Object::ElasticIp(elastic) = object {
+                    let ports = [before, next].map(|state| state.port_of(elastic));
+                    vpcs.extend(ports.into_iter().flatten().map(|port| port.vpc.as_str()));
+                }
+            }
+            let elastic_ips = elastic_ips_under_check((before, next), &changes, &vpcs);
             let objects = vpcs.iter().flat_map(|vpc| next.of_vpc(vpc));
-            let mut objects: Vec<&Object> = objects.collect();
+            let mut objects: Vec<&Object> = objects.chain(elastic_ips).collect();
             objects.sort_by_key(|object| (object.kind(), object.id()));
             objects
         }
@@ -72,7 +82,12 @@ pub fn validate_next(before: &State, next: &State, scope: Scope<'_>) -> Vec<v1::
     let mut report = Report::default();
     let together = reach == Some(Reach::Vpc);
     let index = if together {
-        Index::of_part(next, objects)
+        let new = changes.iter().filter_map(|change| change.new);
+        let addresses = new.flat_map(Object::outside_addresses);
+        Index {
+            outside: Some(addresses.map(|(_, address)| address).collect()),
+            ..Index::of_part(next, objects)
+        }
     } else {
         Index::of_objects(next, objects)
     };
@@ -89,6 +104,38 @@ pub fn validate_next(before: &State, next: &State, scope: Scope<'_>) -> Vec<v1::
     report.violations
 }
 
+/// The elastic IPs that a change may break: those that it makes, and those that are bound, or were, to ports of these VPCs.
+fn elastic_ips_under_check<'s>(
+    (before, next): (&'s State, &'s State),
+    changes: &[Change<'s>],
+    vpcs: &BTreeSet<&str>,
+) -> Vec<&'s Object> {
+    let new = changes.iter().filter_map(|change| change.new);
+    let new: HashSet<&str> = new
+        .filter(|object| object.kind() == Kind::ElasticIp)
+        .map(Object::id)
+        .collect();
+    let mut all = next.of_kind(Kind::ElasticIp).peekable();
+    if all.peek().is_none() || new.is_empty() && vpcs.is_empty() {
+        return Vec::new();
+    }
+    let of_vpcs = vpcs
+        .iter()
+        .flat_map(|vpc| [before, next].map(|state| state.of_vpc(vpc)));
+    let ports: HashSet<&str> = of_vpcs
+        .flatten()
+        .filter(|object| object.kind() == Kind::Port)
+        .map(Object::id)
+        .collect();
+    let is_under_check = |object: &&Object| match object {
+        Object::ElasticIp(elastic) => {
+            ports.contains(elastic.port.as_str()) || new.contains(elastic.id.as_str())
+        }
+        _ => false,
+    };
+    all.filter(is_under_check).collect()
+}
+
 /// How far a change can break rules.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Reach {
@@ -102,6 +149,15 @@ enum Reach {
 
 impl Reach {
     fn of(change: &Change<'_>) -> Self {
+        let is_of_all = |object: &Object| {
+            matches!(
+                object,
+                Object::Host(_)
+                    | Object::Quota(_)
+                    | Object::Peering(_)
+                    | Object::ExternalNetwork(_)
+            )
+        };
         let device = |port: &v1::Port| Some((port.host.clone(), port.device.clone()?.name));
         match (change.old, change.new) {
             (Some(Object::RouteTable(old)), Some(Object::RouteTable(new)))
@@ -119,8 +175,8 @@ impl Reach {
             {
                 Self::Object
             }
-            (Some(Object::Host(_) | Object::Quota(_) | Object::Peering(_)), _)
-            | (_, Some(Object::Host(_) | Object::Quota(_) | Object::Peering(_))) => Self::All,
+            (Some(old), _) if is_of_all(old) => Self::All,
+            (_, Some(new)) if is_of_all(new) => Self::All,
             (old, Some(Object::Vpc(new))) => match old {
                 Some(Object::Vpc(old)) if old.vni == new.vni => Self::Vpc,
                 _ => Self::All,
@@ -152,6 +208,11 @@ fn check(
         Object::Vpc(vpc) => fabric::check_vpc(at, vpc, report),
         Object::Quota(quota) => quota::check(at, quota, report),
         Object::Peering(peering) => peering::check(at, peering, index, report),
+        Object::ExternalNetwork(network) => {
+            external::check_network(at, network, index, scope, report);
+        }
+        Object::ElasticIp(elastic) => external::check_elastic_ip(at, elastic, index, report),
+        Object::NatGateway(nat) => external::check_nat_gateway(at, nat, index, report),
         Object::Subnet(subnet) => network::check(at, subnet, index, report),
         Object::RouteTable(table) => route::check(at, table, index, report),
         Object::NetworkAcl(acl) => policy::check_acl(at, acl, index, report),
@@ -175,6 +236,7 @@ fn check(
 
 /// The rules that objects obey together.
 fn check_together(index: &Index<'_>, report: &mut Report) {
+    external::check_together(index, report);
     fabric::check_uniqueness(index, report);
     fabric::check_carriers(index, report);
     network::check_overlap(index, report);
@@ -204,8 +266,10 @@ struct Index<'a> {
     objects: Vec<&'a Object>,
     /// Every object by kind and id, when all are under check: quicker than the state's own order.
     by_key: HashMap<(Kind, &'a str), &'a Object>,
-    /// Hosts on which a VPC under check has ports or to which its routes point.
+    /// Hosts on which a VPC under check has ports, to which its routes point, or which are its gateways to external networks.
     carriers: HashMap<&'a str, BTreeSet<&'a str>>,
+    /// Addresses of external networks that may be taken; none: all.
+    outside: Option<HashSet<IpAddr>>,
 }
 
 impl<'a> Index<'a> {
@@ -229,6 +293,12 @@ impl<'a> Index<'a> {
                 Object::Port(o) if !o.host.is_empty() => {
                     index.carriers.entry(&o.vpc).or_default().insert(&o.host);
                 }
+                Object::ElasticIp(_) | Object::NatGateway(_) => {
+                    if let Some((vpc, network)) = state.needs_gateway(object) {
+                        let carriers = index.carriers.entry(vpc).or_default();
+                        carriers.extend(network.gateway_hosts.iter().map(String::as_str));
+                    }
+                }
                 _ => {}
             }
         }
@@ -242,6 +312,7 @@ impl<'a> Index<'a> {
             objects,
             by_key: HashMap::new(),
             carriers: HashMap::new(),
+            outside: None,
         }
     }
 
@@ -272,6 +343,31 @@ impl<'a> Index<'a> {
             Object::Port(port) => Some(port),
             _ => None,
         }
+    }
+
+    fn external_network(&self, id: &str) -> Option<&'a v1::ExternalNetwork> {
+        match self.find(Kind::ExternalNetwork, id)? {
+            Object::ExternalNetwork(network) => Some(network),
+            _ => None,
+        }
+    }
+
+    /// The tenant of a VPC, empty: the operator. None: there is no such VPC.
+    fn tenant_of(&self, vpc: &str) -> Option<&'a str> {
+        match self.find(Kind::Vpc, vpc)? {
+            Object::Vpc(vpc) => Some(&vpc.tenant),
+            _ => None,
+        }
+    }
+
+    /// The addresses of the ports of a VPC.
+    fn addresses_of(&self, vpc: &str) -> HashSet<IpAddr> {
+        let ports = self.state.of_vpc(vpc).filter_map(|object| match object {
+            Object::Port(port) => Some(port),
+            _ => None,
+        });
+        let addresses = ports.flat_map(|port| &port.addresses);
+        addresses.filter_map(|text| text.parse().ok()).collect()
     }
 
     /// The known hosts that carry a VPC.

@@ -7,7 +7,7 @@ use crate::state::{Kind, Object};
 use crate::v1::Quota;
 
 /// Kinds that have a quota, and how many objects of each a tenant may have for whom there is none.
-pub const DEFAULTS: [(Kind, u32); 8] = [
+pub const DEFAULTS: [(Kind, u32); 10] = [
     (Kind::Vpc, limits::TENANT_VPCS),
     (Kind::Subnet, limits::TENANT_SUBNETS),
     (Kind::RouteTable, limits::TENANT_ROUTE_TABLES),
@@ -16,6 +16,8 @@ pub const DEFAULTS: [(Kind, u32); 8] = [
     (Kind::SecurityGroup, limits::TENANT_SECURITY_GROUPS),
     (Kind::Port, limits::TENANT_PORTS),
     (Kind::Peering, limits::TENANT_PEERINGS),
+    (Kind::ElasticIp, limits::TENANT_ELASTIC_IPS),
+    (Kind::NatGateway, limits::TENANT_NAT_GATEWAYS),
 ];
 
 pub(super) fn check(at: At<'_>, quota: &Quota, report: &mut Report) {
@@ -43,16 +45,17 @@ pub(super) fn check_all(index: &Index<'_>, report: &mut Report) {
             tenants.insert(&vpc.id, &vpc.tenant);
         }
     }
-    if tenants.is_empty() {
-        return;
-    }
     let mut counts: HashMap<(&str, Kind), u32> = HashMap::new();
     for object in &index.objects {
         let vpc = match object {
             Object::Peering(peering) => Some(peering.requester.as_str()),
             other => other.vpc(),
         };
-        if let Some(tenant) = vpc.and_then(|vpc| tenants.get(vpc)) {
+        let tenant = match object {
+            Object::ElasticIp(elastic) => Some(&*elastic.tenant).filter(|own| !own.is_empty()),
+            _ => vpc.and_then(|vpc| tenants.get(vpc).copied()),
+        };
+        if let Some(tenant) = tenant {
             *counts.entry((tenant, object.kind())).or_default() += 1;
         }
     }

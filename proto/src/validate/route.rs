@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 
-use super::{At, Index, Report, limits};
+use super::{At, Index, Report, check_reference, limits};
 use crate::address::{parse_mac, parse_prefix};
 use crate::state::{Kind, Object};
 use crate::v1;
@@ -49,9 +49,12 @@ fn check_route(
         !route.host.is_empty(),
         !route.ecmp.is_empty(),
         !route.peering.is_empty(),
+        !route.nat.is_empty(),
+        !route.external.is_empty(),
     ];
     if targets.iter().filter(|given| **given).count() != 1 {
-        let rule = "exactly one of blackhole, local, port, host, ecmp and peering is set";
+        let rule =
+            "exactly one of blackhole, local, port, host, ecmp, peering, nat and external is set";
         report.add(at, field, rule);
     }
     let hop = v1::NextHop {
@@ -62,6 +65,14 @@ fn check_route(
     };
     check_hop(at, field, &table.vpc, &hop, index, report);
     check_peering(at, field, &table.vpc, &route.peering, index, report);
+    check_reference(
+        index,
+        (Kind::NatGateway, &route.nat),
+        &table.vpc,
+        (at, format_args!("{field}.nat")),
+        report,
+    );
+    check_external(at, field, &table.vpc, &route.external, index, report);
     let members = format!("{field}.ecmp");
     if !report.within(
         at,
@@ -108,6 +119,28 @@ fn check_peering(
         Some(_) => return,
     };
     report.add(at, format!("{field}.peering"), rule);
+}
+
+/// An external network that a route leads to exists, and is the operator's or that of the VPC's tenant.
+fn check_external(
+    at: At<'_>,
+    field: &str,
+    vpc: &str,
+    id: &str,
+    index: &Index<'_>,
+    report: &mut Report,
+) {
+    if id.is_empty() {
+        return;
+    }
+    let rule = match index.external_network(id) {
+        None => format!("there is no external_network '{id}'"),
+        Some(network) if !network.is_open_to(index.tenant_of(vpc).unwrap_or_default()) => {
+            format!("external_network '{id}' is another tenant's")
+        }
+        Some(_) => return,
+    };
+    report.add(at, format!("{field}.external"), rule);
 }
 
 /// What a next hop names exists, and can be sent to.

@@ -1,6 +1,7 @@
 //! One valid topology, and each rule broken in it.
 
 mod dhcp;
+mod external;
 mod peering;
 
 use std::time::{Duration, Instant};
@@ -40,8 +41,6 @@ fn host(id: &str, vteps: &[&str]) -> Host {
 fn good() -> Objects {
     Objects {
         hosts: vec![host("h1", &["192.0.2.1"]), host("h2", &["192.0.2.2"])],
-        peerings: Vec::new(),
-        quotas: Vec::new(),
         vpcs: vec![
             Vpc {
                 id: "blue".into(),
@@ -168,6 +167,7 @@ fn good() -> Objects {
                 ..port("r1", "red-front", "h1", 11)
             },
         ],
+        ..Objects::default()
     }
 }
 
@@ -1035,7 +1035,9 @@ fn only_so_many_violations_are_told() {
 
 #[test]
 fn what_refers_to_something_deleted_is_found_by_the_deletion() {
-    let before = State::from_objects(good()).unwrap();
+    let mut objects = good();
+    external::add(&mut objects);
+    let before = State::from_objects(objects).unwrap();
     for key in before.iter().map(Object::key) {
         let next = before
             .patched(Objects::default(), &[key.to_wire()])

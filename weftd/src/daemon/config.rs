@@ -1,6 +1,7 @@
 //! weftd's configuration file (TOML). All fields but `host`, `uplinks`, and `controller` or `state_file` have defaults; an unknown field is
 //! an error.
 
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -33,6 +34,9 @@ pub struct Config {
     pub socket: PathBuf,
     /// Interfaces that lead to the other hosts.
     pub uplinks: Vec<Uplink>,
+    /// Interfaces on physical networks, on which external networks are.
+    #[serde(default)]
+    pub external: Vec<External>,
     /// Worker threads.
     #[serde(default)]
     pub workers: WorkerSection,
@@ -138,6 +142,18 @@ fn mac<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Mac, D::Erro
 
 fn ethernet_mtu() -> u16 {
     1500
+}
+
+/// An interface on a physical network.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct External {
+    /// What the intent calls the physical network.
+    pub physical_network: String,
+    /// The interface, which may be an uplink's.
+    pub interface: String,
+    /// Receive queues to read; absent: all that the interface has. An uplink says so itself.
+    pub queues: Option<u32>,
 }
 
 /// Worker threads.
@@ -299,6 +315,14 @@ impl Default for LimitSection {
     }
 }
 
+/// The most interfaces on physical networks.
+const MOST_EXTERNAL: usize = 8;
+
+fn all_differ<'a>(mut names: impl Iterator<Item = &'a String>) -> bool {
+    let mut seen = HashSet::new();
+    names.all(|name| seen.insert(name))
+}
+
 fn default_state_directory() -> PathBuf {
     "/var/lib/weft".into()
 }
@@ -398,6 +422,34 @@ impl Config {
                 "lists at most 16 interfaces",
             ),
             (
+                "external",
+                self.external.len() <= MOST_EXTERNAL,
+                "lists at most 8 interfaces",
+            ),
+            (
+                "external",
+                self.external.iter().all(|external| {
+                    !external.physical_network.is_empty() && !external.interface.is_empty()
+                }),
+                "each has a physical_network and an interface",
+            ),
+            (
+                "external",
+                all_differ(self.external.iter().map(|e| &e.physical_network)),
+                "names each physical_network once",
+            ),
+            (
+                "external",
+                all_differ(self.external.iter().map(|e| &e.interface)),
+                "names each interface once",
+            ),
+            (
+                "external",
+                (self.external.iter())
+                    .all(|e| e.queues.is_none() || self.uplink_of(&e.interface).is_none()),
+                "has queues where the interface is no uplink; one that is has them in uplinks",
+            ),
+            (
                 "workers.watchdog_milliseconds",
                 self.workers.watchdog_milliseconds == 0
                     || self.workers.watchdog_milliseconds >= 100,
@@ -465,6 +517,44 @@ impl Config {
             .map(|(field, _, rule)| (field, rule.to_owned()))
     }
 
+    /// All interfaces that packets of other hosts and of external networks come by, each in the place that is its index: the uplinks, and
+    /// then those that are on a physical network alone.
+    pub fn links(&self) -> Vec<Uplink> {
+        let own = self.own_externals().map(|external| Uplink {
+            interface: external.interface.clone(),
+            queues: external.queues,
+            vhost_user: None,
+        });
+        self.uplinks.iter().cloned().chain(own).collect()
+    }
+
+    /// The physical networks that this host is on, each with the index of the interface that leads there.
+    pub fn physical_networks(&self) -> Vec<(String, u16)> {
+        let own: Vec<&External> = self.own_externals().collect();
+        let index = |external: &External| {
+            self.uplink_of(&external.interface).or_else(|| {
+                let is_it = |own: &&External| own.interface == external.interface;
+                Some(self.uplinks.len() + own.iter().position(is_it)?)
+            })
+        };
+        let networks = self.external.iter();
+        let networks =
+            networks.filter_map(|e| Some((e.physical_network.clone(), index(e)? as u16)));
+        networks.collect()
+    }
+
+    /// Interfaces on physical networks that are no uplinks.
+    fn own_externals(&self) -> impl Iterator<Item = &External> {
+        let externals = self.external.iter();
+        externals.filter(|external| self.uplink_of(&external.interface).is_none())
+    }
+
+    /// The place of the uplink with this interface.
+    fn uplink_of(&self, interface: &str) -> Option<usize> {
+        let is_it = |uplink: &Uplink| uplink.vhost_user.is_none() && uplink.interface == interface;
+        self.uplinks.iter().position(is_it)
+    }
+
     /// Idle times.
     pub fn timeouts(&self) -> Timeouts {
         let s = &self.sessions;
@@ -495,7 +585,7 @@ impl Config {
         Settings {
             ports: self.limits.ports.into(),
             vpcs: self.limits.vpcs as usize,
-            uplinks: self.uplinks.len(),
+            uplinks: self.links().len(),
             errors_per_second: self.limits.errors_per_second,
             replies_per_second: self.limits.replies_per_second,
             broadcasts_per_second: self.limits.broadcasts_per_second,
@@ -548,6 +638,31 @@ mod tests {
     }
 
     #[test]
+    fn an_external_interface_comes_after_the_uplinks_or_is_one_of_them() {
+        let external = |network: &str, interface: &str| {
+            format!("[[external]]\nphysical_network = '{network}'\ninterface = '{interface}'\n")
+        };
+        let more = format!(
+            "{}{}{}",
+            external("a", "eth7"),
+            external("b", "eth1"),
+            external("c", "eth8")
+        );
+        let config = read(&format!("{GOOD}[[uplinks]]\ninterface = 'eth1'\n{more}")).unwrap();
+        let names: Vec<String> = config.links().iter().map(|l| l.name().to_owned()).collect();
+        assert_eq!(names, ["eth0", "eth1", "eth7", "eth8"]);
+        assert_eq!(config.settings().uplinks, 4);
+        let networks = config.physical_networks();
+        let networks: Vec<_> = networks.iter().map(|(n, i)| (n.as_str(), *i)).collect();
+        assert_eq!(networks, [("a", 2), ("b", 1), ("c", 3)]);
+        let many: String = (0..9)
+            .map(|n| external(&format!("p{n}"), &format!("x{n}")))
+            .collect();
+        let error = read(&format!("{GOOD}{many}")).unwrap_err().to_string();
+        assert!(error.contains("external: lists at most 8"), "{error}");
+    }
+
+    #[test]
     fn errors_name_the_field_and_the_rule() {
         for (extra, expected) in [
             ("unknown = 1", "unknown field `unknown`"),
@@ -567,6 +682,30 @@ mod tests {
             (
                 "[[uplinks]]\nqueues = 1",
                 "exactly one of interface and vhost_user",
+            ),
+            (
+                "[[external]]\nphysical_network = 'p'",
+                "missing field `interface`",
+            ),
+            (
+                "[[external]]\nphysical_network = 'p'\ninterface = 'eth1'\nvlan = 7",
+                "unknown field `vlan`",
+            ),
+            (
+                "[[external]]\nphysical_network = ''\ninterface = 'eth1'",
+                "external: each has a physical_network and an interface",
+            ),
+            (
+                "[[external]]\nphysical_network = 'p'\ninterface = 'eth1'\n[[external]]\nphysical_network = 'p'\ninterface = 'eth2'",
+                "external: names each physical_network once",
+            ),
+            (
+                "[[external]]\nphysical_network = 'p'\ninterface = 'eth1'\n[[external]]\nphysical_network = 'q'\ninterface = 'eth1'",
+                "external: names each interface once",
+            ),
+            (
+                "[[external]]\nphysical_network = 'p'\ninterface = 'eth0'\nqueues = 2",
+                "one that is has them in uplinks",
             ),
             (
                 "[[uplinks]]\nvhost_user = { socket = '/x', mac = '02', next_hop_mac = '02:00:00:00:00:01' }",

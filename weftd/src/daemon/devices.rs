@@ -14,8 +14,8 @@ use crate::underlay::check_uplink;
 use weft_dataplane::encap;
 use weft_dataplane::pipeline::{DeviceMtus, Source};
 use weft_dataplane::port::{
-    self, Bond, Device, Interface, Netdev, Opening, PortError, Programs, Queue, Role, Umem,
-    check_mtu,
+    self, AllMulticast, Bond, Device, Interface, Netdev, Opening, PortError, Programs, Queue, Role,
+    Umem, check_mtu,
 };
 use weft_dataplane::worker::Workers;
 
@@ -41,6 +41,13 @@ pub struct PortDevice {
 #[derive(Debug)]
 pub struct UplinkDevice {
     spec: Uplink,
+    /// Whether tunnels lead over it. One on a physical network alone may be missing when the daemon starts.
+    has_tunnels: bool,
+    /// Whether it is on a physical network, whose neighbours ask by multicast for addresses that the kernel does not have.
+    is_external: bool,
+    multicast: Option<AllMulticast>,
+    /// The addresses that are held on its segment, as its program has to know them.
+    held: Vec<IpAddr>,
     open: Option<OpenUplink>,
     /// Why it is not open although its device exists.
     refused: Option<String>,
@@ -88,6 +95,14 @@ impl OpenUplink {
         Ok(Self::Kernel(Box::new(device)))
     }
 
+    fn set_held(&mut self, held: &[IpAddr]) -> Result<(), PortError> {
+        match self {
+            Self::Kernel(device) => device.set_held(held),
+            Self::Bond(device) => device.set_held(held),
+            Self::Other(_) => Ok(()),
+        }
+    }
+
     fn device(&self) -> &dyn Device {
         match self {
             Self::Kernel(device) => &**device,
@@ -120,6 +135,11 @@ impl UplinkDevice {
         }
     }
 
+    /// Whether packets can pass.
+    pub fn is_open(&self) -> bool {
+        self.open.is_some()
+    }
+
     /// Opens the device, and answers its queues.
     fn start(
         &mut self,
@@ -127,7 +147,11 @@ impl UplinkDevice {
         opening: &Opening,
         vteps: &[IpAddr],
     ) -> Result<Unread, PortError> {
+        let vteps = if self.has_tunnels { vteps } else { &[] };
         let mut open = OpenUplink::open(opening, &self.spec, vteps)?;
+        if let Err(error) = open.set_held(&self.held) {
+            tracing::error!(uplink = self.name(), %error, "cannot take the addresses that are held on its segment");
+        }
         let queues = open.device_mut().take_queues().into_iter();
         let queues = queues.map(|queue| (Source::Uplink(number), queue));
         let what = open.device().describe();
@@ -137,21 +161,25 @@ impl UplinkDevice {
             zero_copy = what.zero_copy,
             "uplink open"
         );
+        if self.is_external {
+            let joined = AllMulticast::enable(self.name());
+            let note = |error| {
+                tracing::error!(uplink = self.name(), %error, "neighbours on the physical network may not find IPv6 addresses");
+            };
+            self.multicast = joined.map_err(note).ok();
+        }
         self.open = Some(open);
         Ok(queues.collect())
     }
 }
 
-/// Whether the interfaces of a configuration's uplinks, those that are there, can be opened as such.
+/// Whether the interfaces of a configuration's uplinks and physical networks, those that are there, can be opened as such.
 ///
 /// # Errors
 /// Which cannot, why, and what to do.
 pub fn check_uplinks(config: &Config) -> Result<(), PortError> {
-    for uplink in config
-        .uplinks
-        .iter()
-        .filter(|uplink| uplink.vhost_user.is_none())
-    {
+    let links = config.links();
+    for uplink in links.iter().filter(|link| link.vhost_user.is_none()) {
         let Ok(found) = Interface::lookup(&uplink.interface) else {
             continue;
         };
@@ -169,7 +197,7 @@ pub struct Devices {
     vteps: Vec<IpAddr>,
     /// Of uplinks that were opened before there was a state: tunnel packets that arrive while it opens its ports wait for these.
     unread: Unread,
-    /// Uplinks, in the order of the configuration.
+    /// Uplinks in the order of the configuration, and then the interfaces that are on physical networks alone.
     pub uplinks: Vec<UplinkDevice>,
     /// Ports whose device is open, by index.
     pub ports: BTreeMap<u16, PortDevice>,
@@ -196,13 +224,26 @@ impl Devices {
             headroom: 0,
         };
         let (mut uplinks, mut unread) = (Vec::new(), Vec::new());
-        for (number, spec) in (0u16..).zip(&config.uplinks) {
+        let external = config.physical_networks();
+        for (number, spec) in (0u16..).zip(config.links()) {
             let mut uplink = UplinkDevice {
-                spec: spec.clone(),
+                spec,
+                has_tunnels: usize::from(number) < config.uplinks.len(),
+                is_external: external.iter().any(|(_, index)| *index == number),
+                multicast: None,
+                held: Vec::new(),
                 open: None,
                 refused: None,
             };
-            unread.extend(uplink.start(number, &opening, &[])?);
+            match uplink.start(number, &opening, &[]) {
+                Ok(queues) => unread.extend(queues),
+                Err(error) if uplink.has_tunnels => return Err(error),
+                Err(error) => {
+                    tracing::error!(uplink = uplink.name(), %error, "the interface to a physical network stays closed");
+                    let is_there = !matches!(error, PortError::NoInterface { .. });
+                    uplink.refused = is_there.then(|| error.to_string());
+                }
+            }
             uplinks.push(uplink);
         }
         Ok(Self {
@@ -221,7 +262,7 @@ impl Devices {
     /// The kernel refuses.
     pub fn set_vteps(&mut self, vteps: &[IpAddr]) -> Result<(), PortError> {
         self.vteps = vteps.to_vec();
-        for uplink in &mut self.uplinks {
+        for uplink in self.uplinks.iter_mut().filter(|uplink| uplink.has_tunnels) {
             match &mut uplink.open {
                 Some(OpenUplink::Kernel(device)) => device.set_vteps(vteps)?,
                 Some(OpenUplink::Bond(device)) => device.set_vteps(vteps)?,
@@ -232,6 +273,19 @@ impl Devices {
         let ipv6 = vteps.first().is_some_and(IpAddr::is_ipv6);
         self.opening.headroom = (encap::MAX_OUTER - if ipv6 { 0 } else { 20 }) as u16;
         Ok(())
+    }
+
+    /// Tells the program of an uplink which addresses are held on its segment, now or when it is opened.
+    ///
+    /// # Errors
+    /// They are too many, or the kernel refuses.
+    pub fn set_held(&mut self, number: u16, held: &[IpAddr]) -> Result<(), PortError> {
+        let Some(uplink) = self.uplinks.get_mut(usize::from(number)) else {
+            return Ok(());
+        };
+        uplink.held = held.to_vec();
+        let open = uplink.open.as_mut();
+        open.map_or(Ok(()), |open| open.set_held(held))
     }
 
     /// Has ports that were opened read, and with the first of them the uplinks.
@@ -253,6 +307,7 @@ impl Devices {
         for (number, uplink) in (0u16..).zip(&mut self.uplinks) {
             let is_stale = |open: &mut OpenUplink| open.device().is_stale();
             if uplink.open.take_if(is_stale).is_some() {
+                uplink.multicast = None;
                 tracing::error!(uplink = uplink.name(), "the uplink is gone or has changed");
                 self.unread
                     .retain(|(place, _)| *place != Source::Uplink(number));

@@ -1,6 +1,6 @@
 //! The host as a whole: connects the agent, the underlay and the workers. A state comes in, a snapshot and devices come out.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -9,7 +9,7 @@ use weft_proto::state::{Kind, Object, State};
 use weft_proto::v1::{self, Violation};
 
 use super::announce::{self, Announcer, Moved};
-use super::config::{Config, VhostUplink};
+use super::config::{Config, Uplink, VhostUplink};
 use super::devices::Devices;
 use super::resources::Resources;
 use crate::agent::Apply;
@@ -18,9 +18,10 @@ use crate::underlay::{self, Adjacencies};
 use weft_dataplane::packet::Mac;
 use weft_dataplane::packet::parse::{address_word, word_address};
 use weft_dataplane::pipeline::Shared;
-use weft_dataplane::port::{PortError, Umem};
+use weft_dataplane::pipeline::probes::Liveness;
+use weft_dataplane::port::{Interface, PortError, Umem};
 use weft_dataplane::snapshot::Snapshot;
-use weft_dataplane::snapshot::compile::{Adjacency, Compiler, Context, Underlay};
+use weft_dataplane::snapshot::compile::{Adjacency, Compiler, Context, ExternalLink, Underlay};
 use weft_dataplane::worker::service::{Injector, PuntQueue};
 use weft_dataplane::worker::{Plan, Workers};
 
@@ -41,6 +42,10 @@ pub struct Host {
     pub umem: Arc<Umem>,
     /// Interfaces of the uplinks.
     pub uplinks: Vec<String>,
+    /// All interfaces that are not ports', by index: the uplinks, and those that are on physical networks alone.
+    pub links: Vec<String>,
+    /// Physical networks, each with the index of the interface that leads there.
+    physical_networks: Vec<(String, u16)>,
     /// The metadata service, if there is one.
     pub metadata: Option<Arc<Service>>,
     /// Sends this host's announcements to ports.
@@ -69,6 +74,12 @@ pub struct Inner {
     vteps: Vec<IpAddr>,
     underlay: Underlay,
     adjacencies: Adjacencies,
+    /// Interfaces on physical networks that are there.
+    externals: Vec<ExternalLink>,
+    /// Hosts that are no gateways now.
+    silent: BTreeSet<String>,
+    /// The addresses that the XDP program of each interface knows as held, by index, sorted.
+    held: Vec<Vec<IpAddr>>,
     wanted: BTreeMap<u16, v1::Device>,
     announcer: Announcer,
 }
@@ -131,30 +142,40 @@ impl Host {
             vteps: Vec::new(),
             underlay: Underlay::default(),
             adjacencies: Adjacencies::default(),
+            externals: Vec::new(),
+            // Not ready to be a gateway.
+            silent: BTreeSet::from([config.host.clone()]),
+            held: Vec::new(),
             wanted: BTreeMap::new(),
             announcer: Announcer::default(),
         };
-        let uplinks = config
-            .uplinks
-            .iter()
-            .map(|uplink| uplink.name().to_owned())
-            .collect();
+        let names = |uplinks: &[Uplink]| {
+            let names = uplinks.iter().map(|uplink| uplink.name().to_owned());
+            names.collect::<Vec<_>>()
+        };
         let fixed = (0u16..)
             .zip(&config.uplinks)
             .filter_map(|(number, uplink)| Some((number, uplink.vhost_user.clone()?)))
             .collect();
-        Ok(Self {
+        let host = Self {
             id: config.host.clone(),
             shared,
             fragment: settings.fragment,
             umem,
-            uplinks,
+            uplinks: names(&config.uplinks),
+            links: names(&config.links()),
+            physical_networks: config.physical_networks(),
             metadata,
             injector,
             watcher,
             fixed,
             inner: Mutex::new(inner),
-        })
+        };
+        let mut inner = host.inner();
+        inner.held.resize_with(host.links.len(), Vec::new);
+        inner.externals = host.externals(&inner.devices);
+        drop(inner);
+        Ok(host)
     }
 
     /// The parts that change.
@@ -211,23 +232,73 @@ impl Host {
             return;
         }
         inner.adjacencies = Arc::clone(adjacencies);
+        self.compile_again(&mut inner);
+    }
+
+    /// Judges by which gateway hosts live, and whether this one may be one.
+    pub fn set_liveness(&self, liveness: &Liveness) {
+        let mut inner = self.inner();
+        let snapshot = inner.workers.common().snapshot.load_full();
+        let peers = liveness.silent.iter();
+        let mut silent: BTreeSet<String> = peers
+            .filter_map(|peer| Some(snapshot.peer(*peer)?.host.clone()))
+            .collect();
+        if !liveness.is_ready {
+            silent.insert(self.id.clone());
+        }
+        if inner.silent == silent {
+            return;
+        }
+        let gone: Vec<&String> = silent.difference(&inner.silent).collect();
+        let back: Vec<&String> = inner.silent.difference(&silent).collect();
+        tracing::info!(?gone, ?back, "gateway hosts");
+        inner.silent = silent;
+        self.compile_again(&mut inner);
+    }
+
+    /// Compiles the state in force for what this host has around it now.
+    fn compile_again(&self, inner: &mut Inner) {
         let state = Arc::clone(&inner.state);
-        if let Err(violations) = self.put_in_force(&mut inner, &state, None) {
+        if let Err(violations) = self.put_in_force(inner, &state, None) {
             // The state was in force before, so this cannot be its fault.
             tracing::error!(?violations, "the state in force no longer compiles");
         }
+    }
+
+    /// The interfaces on physical networks that are there and open.
+    fn externals(&self, devices: &Devices) -> Vec<ExternalLink> {
+        let networks = self.physical_networks.iter();
+        let link = |(network, index): &(String, u16)| {
+            let device = devices.uplinks.get(usize::from(*index))?;
+            let found = Interface::lookup(device.name()).ok()?;
+            device.is_open().then(|| ExternalLink {
+                physical_network: network.clone(),
+                uplink: *index,
+                mac: Mac::from_bytes(found.mac),
+                mtu: u16::try_from(found.mtu).unwrap_or(u16::MAX),
+            })
+        };
+        networks.filter_map(link).collect()
     }
 
     /// Looks whether devices of uplinks and ports have come or gone. Returns the ids of ports that came up and that went down.
     pub fn settle_devices(&self) -> (Vec<String>, Vec<String>) {
         let mut inner = self.inner();
         let Inner {
+            workers, devices, ..
+        } = &mut *inner;
+        devices.settle_uplinks(workers);
+        let externals = self.externals(devices);
+        if externals != inner.externals {
+            inner.externals = externals;
+            self.compile_again(&mut inner);
+        }
+        let Inner {
             workers,
             devices,
             wanted,
             ..
         } = &mut *inner;
-        devices.settle_uplinks(workers);
         let snapshot = workers.common().snapshot.load();
         let mtus = (snapshot.mtus(), &*self.shared.device_mtus);
         let (up, down) = devices.settle(wanted, mtus, workers);
@@ -266,6 +337,8 @@ impl Host {
             underlay: renewed.as_ref().unwrap_or(&inner.underlay),
             metadata: self.metadata.is_some(),
             translations: &[],
+            externals: &inner.externals,
+            silent: &inner.silent,
         };
         let snapshot = Arc::new(inner.compiler.compile(state, &context)?);
         let before = inner.workers.common().snapshot.load_full();
@@ -280,6 +353,9 @@ impl Host {
             }
             inner.vteps = vteps;
         }
+        let held = self.held(&snapshot);
+        // What is no longer held is the kernel's before the workers forget it, and what is held now is ours when they know it.
+        inner.take(&held, true);
         if !inner.workers.publish(Arc::clone(&snapshot)) {
             tracing::warn!(
                 generation,
@@ -291,6 +367,7 @@ impl Host {
                 "a stuck worker still uses the old generation; all others use the new one"
             );
         }
+        inner.take(&held, false);
         if snapshot.ports.is_shared_with(&before.ports) {
             return Ok(());
         }
@@ -316,6 +393,18 @@ impl Host {
         let mtus = (snapshot.mtus(), &*self.shared.device_mtus);
         devices.settle(wanted, mtus, workers);
         Ok(())
+    }
+
+    /// The addresses that a snapshot holds on the segment of each interface, sorted.
+    fn held(&self, snapshot: &Snapshot) -> Vec<Vec<IpAddr>> {
+        let links = (0u16..).zip(&self.links);
+        let held = links.map(|(index, _)| {
+            let mut held = snapshot.held_on(index);
+            held.sort_unstable();
+            held.dedup();
+            held
+        });
+        held.collect()
     }
 
     /// Tells ports of this host of addresses that have moved, and ends the sessions of where they were.
@@ -344,6 +433,25 @@ impl Host {
     /// Stops the workers and closes every device.
     pub fn stop(&self) {
         self.inner().workers.stop();
+    }
+}
+
+impl Inner {
+    /// Has the XDP programs take packets for addresses that are held; only for those that were held before, too, if `only_known`.
+    fn take(&mut self, held: &[Vec<IpAddr>], only_known: bool) {
+        for ((index, now), then) in (0u16..).zip(held).zip(&mut self.held) {
+            if now == then {
+                continue;
+            }
+            let mut wanted = now.clone();
+            if only_known {
+                wanted.retain(|address| then.binary_search(address).is_ok());
+            }
+            if let Err(error) = self.devices.set_held(index, &wanted) {
+                tracing::error!(%error, "cannot set the held addresses of an interface's XDP program");
+            }
+            *then = wanted;
+        }
     }
 }
 

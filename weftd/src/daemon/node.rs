@@ -58,7 +58,7 @@ impl NodeService {
                 show(port.id.clone(), &sets);
             }
         }
-        for (index, interface) in (0u16..).zip(&self.host.uplinks) {
+        for (index, interface) in (0u16..).zip(&self.host.links) {
             let sets: Vec<&Traffic> = counters
                 .iter()
                 .map(|counters| counters.uplink(index))
@@ -275,6 +275,63 @@ impl Node for NodeService {
         Ok(Response::new(Box::pin(tokio_stream::iter(chunks))))
     }
 
+    type ListMappingsStream =
+        Pin<Box<dyn Stream<Item = Result<v1::MappingList, RpcStatus>> + Send>>;
+
+    async fn list_mappings(
+        &self,
+        request: Request<v1::ListMappingsRequest>,
+    ) -> Result<Response<Self::ListMappingsStream>, RpcStatus> {
+        let v1::ListMappingsRequest { limit, nat_gateway } = request.into_inner();
+        let limit = if limit == 0 {
+            usize::MAX
+        } else {
+            limit as usize
+        };
+        let snapshot = self.snapshot();
+        let id = |index: u16| {
+            let gateway = snapshot.outside.nat_gateway(index);
+            gateway.map_or_else(String::new, |gateway| gateway.id.clone())
+        };
+        let wanted = match nat_gateway.as_str() {
+            "" => None,
+            name => {
+                let gateways = snapshot.outside.nat_gateways.iter();
+                let mut named = (0u16..).zip(gateways).filter(|(_, gateway)| {
+                    gateway.as_ref().is_some_and(|gateway| gateway.id == name)
+                });
+                let (index, _) = named.next().ok_or_else(|| {
+                    RpcStatus::not_found(format!("NAT gateway {name} is not on this host"))
+                })?;
+                Some(index)
+            }
+        };
+        let all = self.host.shared.sessions.mappings().list(usize::MAX);
+        let mappings: Vec<v1::Mapping> = all
+            .into_iter()
+            .filter(|(mapping, _)| wanted.is_none_or(|wanted| mapping.inside.gateway == wanted))
+            .take(limit)
+            .map(|(mapping, sessions)| v1::Mapping {
+                nat_gateway: id(mapping.inside.gateway),
+                protocol: mapping.inside.protocol.into(),
+                inside: word_address(mapping.inside.address).to_string(),
+                inside_port: mapping.inside.port.into(),
+                outside: word_address(mapping.outside.address).to_string(),
+                outside_port: mapping.outside.port.into(),
+                sessions,
+            })
+            .collect();
+        let chunks: Vec<_> = mappings
+            .chunks(CHUNK)
+            .map(|chunk| {
+                Ok(v1::MappingList {
+                    mappings: chunk.to_vec(),
+                })
+            })
+            .collect();
+        Ok(Response::new(Box::pin(tokio_stream::iter(chunks))))
+    }
+
     async fn trace(
         &self,
         request: Request<v1::TraceRequest>,
@@ -313,6 +370,9 @@ impl Node for NodeService {
 
 fn session(snapshot: &Snapshot, view: &SessionView) -> v1::Session {
     let vpc = |vni: Vni| {
+        if vni == Vni::OUTSIDE {
+            return "outside".to_owned();
+        }
         let place = snapshot.vpc_by_vni.get(&vni);
         let vpc = place.and_then(|place| snapshot.vpcs.get(*place));
         vpc.map_or_else(|| format!("vni {vni}"), |vpc| vpc.id.clone())

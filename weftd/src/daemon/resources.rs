@@ -37,7 +37,8 @@ impl Resources {
             ring_size: config.memory.ring_size,
             huge_pages: config.memory.huge_pages,
         };
-        let uplinks = config.uplinks.iter();
+        let links = config.links();
+        let uplinks = links.iter();
         let uplinks = uplinks.filter(|uplink| uplink.vhost_user.is_none()).count();
         let (umem, programs, sessions) = thread::scope(|scope| {
             let umem = scope.spawn(move || Umem::new(options));
@@ -68,6 +69,8 @@ impl Resources {
             shared: Shared {
                 sessions: Arc::new(sessions),
                 fragments: Arc::default(),
+                neighbors: Arc::default(),
+                probes: Arc::default(),
                 device_mtus: Arc::new(DeviceMtus::new(config.settings().ports)),
             },
         })

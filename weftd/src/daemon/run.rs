@@ -113,7 +113,30 @@ fn spawn_tasks(
     let preparing = tokio::spawn(preparing).abort_handle();
     let metadata = host.metadata.as_ref().map(Arc::clone);
     let metadata = metadata.map(|service| tokio::spawn(service.run()).abort_handle());
-    Ok([server, preparing].into_iter().chain(metadata).collect())
+    let probing = tokio::spawn(follow_probes(Arc::clone(host))).abort_handle();
+    let tasks = [server, preparing, probing];
+    Ok(tasks.into_iter().chain(metadata).collect())
+}
+
+/// Has the host judge by which gateway hosts live, whenever that changes.
+async fn follow_probes(host: Arc<Host>) {
+    /// A stop of the daemon is noticed after so long.
+    const WAIT: Duration = Duration::from_secs(1);
+    let mut changes = 0;
+    loop {
+        let host = Arc::clone(&host);
+        let seen = tokio::task::spawn_blocking(move || {
+            let liveness = host.shared.probes.wait(changes, WAIT);
+            if liveness.changes != changes {
+                host.set_liveness(&liveness);
+            }
+            liveness.changes
+        });
+        match seen.await {
+            Ok(seen) => changes = seen,
+            Err(_) => return,
+        }
+    }
 }
 
 /// Reserves memory for sessions ahead of use, again and again.

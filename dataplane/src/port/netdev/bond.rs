@@ -81,6 +81,15 @@ impl Bond {
         slaves.try_for_each(|slave| slave.set_vteps(vteps))
     }
 
+    /// Tells the slaves' programs which addresses are held on the bond's segment.
+    ///
+    /// # Errors
+    /// They are too many, or the kernel refuses.
+    pub fn set_held(&mut self, held: &[IpAddr]) -> Result<(), PortError> {
+        let mut slaves = self.slaves.iter_mut();
+        slaves.try_for_each(|slave| slave.set_held(held))
+    }
+
     fn names(&self) -> Vec<&str> {
         self.slaves.iter().map(Netdev::name).collect()
     }

@@ -4,6 +4,7 @@ mod bond;
 mod frame_set;
 mod guard;
 mod link;
+mod multicast;
 mod napi;
 mod object;
 mod packet_socket;
@@ -22,6 +23,7 @@ use port_queue::PortQueue;
 
 pub use bond::Bond;
 pub use guard::release;
+pub use multicast::AllMulticast;
 pub use napi::ThreadedNapi;
 pub use program::{AttachMode, Attachment, Programs, Role};
 use weft_ebpf_types::Counter;
@@ -170,6 +172,14 @@ impl Netdev {
     /// The kernel refuses.
     pub fn set_vteps(&mut self, vteps: &[IpAddr]) -> Result<(), PortError> {
         self.attachment.set_vteps(vteps)
+    }
+
+    /// Tells an uplink's program which addresses are held on its segment.
+    ///
+    /// # Errors
+    /// They are too many, or the kernel refuses.
+    pub fn set_held(&mut self, held: &[IpAddr]) -> Result<(), PortError> {
+        self.attachment.set_held(held)
     }
 
     /// An uplink's MTU may be raised while it is open.

@@ -100,6 +100,22 @@ impl PacketSocket {
         })
     }
 
+    /// Has the interface of this index receive frames to all multicast addresses, as long as the socket is open (`packet(7)`).
+    pub(super) fn receive_all_multicast(&self, interface: u32) -> io::Result<()> {
+        let request = libc::packet_mreq {
+            mr_ifindex: interface.cast_signed(),
+            mr_type: libc::PACKET_MR_ALLMULTI as u16,
+            mr_alen: 0,
+            mr_address: [0; 8],
+        };
+        set(
+            &self.fd,
+            libc::SOL_PACKET,
+            libc::PACKET_ADD_MEMBERSHIP,
+            &request,
+        )
+    }
+
     /// To wait on with poll(2), where it receives.
     pub(super) fn fd(&self) -> Option<RawFd> {
         self.ring.is_some().then(|| self.fd.as_raw_fd())

@@ -25,7 +25,8 @@ use crate::port::{Interface, PortError, socket_options};
 /// What an interface is to us.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Role {
-    /// Tunnel packets to these addresses are ours; everything else is the kernel's.
+    /// Tunnel packets to these addresses are ours, and what is for addresses that are held ([`Attachment::set_held`]); everything else is the
+    /// kernel's.
     Uplink {
         /// Our tunnel addresses; can be changed later.
         vteps: Vec<IpAddr>,
@@ -189,6 +190,15 @@ impl Attachment {
         match &mut self.own {
             Own::Uplink(program) => program.set_vteps(&self.interface, vteps),
             Own::Port(_) => Err(missing(&self.interface, "tunnel addresses, of a port")),
+        }
+    }
+
+    /// Replaces the set of addresses that are held on the segment of an uplink: all IP packets to them are ours, and what ARP and neighbour
+    /// discovery say to or of them, untagged or in a VLAN. Addresses that stay are not interrupted.
+    pub fn set_held(&mut self, held: &[IpAddr]) -> Result<(), PortError> {
+        match &mut self.own {
+            Own::Uplink(program) => program.set_held(&self.interface, held),
+            Own::Port(_) => Err(missing(&self.interface, "held addresses, of a port")),
         }
     }
 

@@ -7,7 +7,9 @@ use std::os::fd::RawFd;
 use aya::Ebpf;
 use aya::maps::{HashMap, MapData, MapError, XskMap};
 use aya::programs::{ProgramFd, Xdp};
-use weft_ebpf_types::{AddressKey, Counter, MAX_VTEPS, SOCKETS_MAP, UPLINK_PROGRAM, VTEPS_MAP};
+use weft_ebpf_types::{
+    AddressKey, Counter, HELD_MAP, MAX_HELD, MAX_VTEPS, SOCKETS_MAP, UPLINK_PROGRAM, VTEPS_MAP,
+};
 
 use super::object::{Loader, counters, descriptor, missing, program, program_error};
 use crate::port::PortError;
@@ -17,6 +19,7 @@ use crate::port::PortError;
 pub(super) struct UplinkProgram {
     program: ProgramFd,
     vteps: HashSet<AddressKey>,
+    held: HashSet<AddressKey>,
     ebpf: Ebpf,
 }
 
@@ -29,6 +32,7 @@ impl UplinkProgram {
         Ok(Self {
             program: descriptor(xdp.fd(), interface)?,
             vteps: HashSet::new(),
+            held: HashSet::new(),
             ebpf,
         })
     }
@@ -40,7 +44,7 @@ impl UplinkProgram {
 
     /// Replaces the set of tunnel addresses. Addresses that stay are not interrupted.
     pub(super) fn set_vteps(&mut self, interface: &str, vteps: &[IpAddr]) -> Result<(), PortError> {
-        let wanted: HashSet<AddressKey> = vteps.iter().copied().map(address_key).collect();
+        let wanted = keys(vteps);
         if wanted.len() > MAX_VTEPS as usize {
             return Err(PortError::Setting {
                 what: "number of tunnel addresses",
@@ -48,20 +52,30 @@ impl UplinkProgram {
                 rule: "more than 256",
             });
         }
-        let problem = |error: MapError| program_error(interface, &error);
-        let map = self.ebpf.map_mut(VTEPS_MAP);
-        let map = map.ok_or_else(|| missing(interface, VTEPS_MAP))?;
-        let mut map: HashMap<&mut MapData, AddressKey, u8> =
-            HashMap::try_from(map).map_err(problem)?;
-        // Room first: the map may be full of addresses that go.
-        for gone in self.vteps.difference(&wanted) {
-            map.remove(gone).map_err(problem)?;
+        replace(
+            &mut self.ebpf,
+            (interface, VTEPS_MAP),
+            &mut self.vteps,
+            &wanted,
+        )
+    }
+
+    /// Replaces the set of addresses that are held on the segment. Addresses that stay are not interrupted.
+    pub(super) fn set_held(&mut self, interface: &str, held: &[IpAddr]) -> Result<(), PortError> {
+        let wanted = keys(held);
+        if wanted.len() > MAX_HELD as usize {
+            return Err(PortError::Setting {
+                what: "number of addresses held on an uplink",
+                value: wanted.len() as u64,
+                rule: "more than 65536",
+            });
         }
-        for new in wanted.difference(&self.vteps) {
-            map.insert(new, 0, 0).map_err(problem)?;
-        }
-        self.vteps = wanted;
-        Ok(())
+        replace(
+            &mut self.ebpf,
+            (interface, HELD_MAP),
+            &mut self.held,
+            &wanted,
+        )
     }
 
     /// Sends the packets of a queue to a socket, or to the kernel.
@@ -86,6 +100,38 @@ impl UplinkProgram {
     pub(super) fn counters(&self, interface: &str) -> Result<Vec<(Counter, u64)>, PortError> {
         counters(&self.ebpf, interface)
     }
+}
+
+fn keys(addresses: &[IpAddr]) -> HashSet<AddressKey> {
+    addresses.iter().copied().map(address_key).collect()
+}
+
+/// Makes a map of addresses hold `wanted`. `present` is what it holds, whatever comes of it.
+fn replace(
+    ebpf: &mut Ebpf,
+    (interface, name): (&str, &str),
+    present: &mut HashSet<AddressKey>,
+    wanted: &HashSet<AddressKey>,
+) -> Result<(), PortError> {
+    if present == wanted {
+        return Ok(());
+    }
+    let problem = |error: MapError| program_error(interface, &error);
+    let map = ebpf.map_mut(name).ok_or_else(|| missing(interface, name))?;
+    let mut map: HashMap<&mut MapData, AddressKey, u8> = HashMap::try_from(map).map_err(problem)?;
+    // Room first: the map may be full of addresses that go.
+    let gone: Vec<AddressKey> = present.difference(wanted).copied().collect();
+    for key in gone {
+        map.remove(&key).map_err(problem)?;
+        present.remove(&key);
+    }
+    for key in wanted {
+        if !present.contains(key) {
+            map.insert(key, 0, 0).map_err(problem)?;
+            present.insert(*key);
+        }
+    }
+    Ok(())
 }
 
 /// The key by which the program knows an address.

@@ -32,6 +32,7 @@ fn new(state: State, now: u32) -> NewSession {
         tcp: Default::default(),
         action: None,
         translation: None,
+        mapping: None,
     }
 }
 
@@ -591,6 +592,7 @@ fn translated(
 ) -> (NewSession, [Key; 2]) {
     let new = NewSession {
         translation: Some(Translation::new(&outside, &inside, 6)),
+        mapping: None,
         ..new(State::OneWay, now)
     };
     let keys = [
@@ -697,6 +699,7 @@ fn no_two_sessions_share_a_key() {
     assert_eq!(table.insert(&there, &translated).unwrap().number, first);
     let other = NewSession {
         translation: Some(Translation::new(&outside, &flow(77), 6)),
+        mapping: None,
         ..translated
     };
     assert_eq!(
@@ -705,6 +708,7 @@ fn no_two_sessions_share_a_key() {
     );
     let itself = NewSession {
         translation: Some(Translation::new(&flow(3), &flow(3), 5)),
+        mapping: None,
         ..translated
     };
     let clash = table.insert(&plain(&flow(3), 5), &itself).map(|_| ());

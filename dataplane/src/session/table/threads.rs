@@ -51,6 +51,7 @@ fn new(state: State, action: Option<(Stamp, Action)>) -> NewSession {
         tcp: Default::default(),
         action,
         translation: None,
+        mapping: None,
     }
 }
 
@@ -284,6 +285,7 @@ fn crossing(table: &SessionTable) -> [(Key, NewSession, Key); 2] {
         let (before, after) = (key(0xffff_0a00_0001, home), key(0xffff_0a00_0005, 1 - home));
         let new = NewSession {
             translation: Some(Translation::new(&before, &after, 7)),
+            mapping: None,
             ..new(State::OneWay, Some((STAMP(1), action(10).translated())))
         };
         (

@@ -995,3 +995,73 @@ fn a_window_that_shrinks_takes_nothing_back() {
     assert_eq!(c.send(false, shut), PASS);
     assert_eq!(c.send(true, segment(ACK, 1001 + 60_000, 5001, 1000)), PASS);
 }
+
+/// A host that takes over from another does not know where the connections that it was told of stand.
+#[test]
+fn a_connection_that_another_host_has_seen_goes_on_from_whichever_side_speaks_first() {
+    let segment = |seq: u32, ack: u32, space: u32| Segment {
+        seq,
+        ack,
+        window: 500,
+        flags: ACK,
+        space,
+        scale: None,
+    };
+    for (a, b) in [(5, 7), (0x9000_0000, 0x1234), (0x4567_0000, 0xf000_0000)] {
+        for origin_first in [true, false] {
+            let (mut origin, mut reply) = (Side::unknown(), Side::unknown());
+            for turn in 0..6 {
+                let from_origin = (turn % 2 == 0) == origin_first;
+                let step = if from_origin {
+                    let sent = segment(a + turn, b + turn, 1);
+                    step(State::TcpEstablished, true, &sent, &mut origin, &mut reply)
+                } else {
+                    let sent = segment(b + turn, a + turn, 1);
+                    step(State::TcpEstablished, false, &sent, &mut reply, &mut origin)
+                };
+                assert_eq!(step, Step::Pass(State::TcpEstablished), "{a} {b} {turn}");
+            }
+            let astray = segment(a.wrapping_add(1 << 31), b, 1);
+            let step = step(
+                State::TcpEstablished,
+                true,
+                &astray,
+                &mut origin,
+                &mut reply,
+            );
+            assert_eq!(step, Step::OutOfWindow);
+        }
+    }
+}
+
+#[test]
+fn a_connection_that_another_host_saw_opening_may_have_opened_since() {
+    for state in [State::TcpSynSent, State::TcpSynReceived] {
+        for from_origin in [true, false] {
+            let mut c = Connection {
+                state,
+                sides: [Side::unknown(), Side::unknown()],
+            };
+            let (seq, ack) = if from_origin {
+                (1001, 5001)
+            } else {
+                (5001, 1001)
+            };
+            assert_eq!(
+                c.send(from_origin, segment(ACK, seq, ack, 100)),
+                Step::Pass(State::TcpEstablished)
+            );
+            assert_eq!(
+                c.send(!from_origin, segment(ACK, ack, seq + 100, 100)),
+                Step::Pass(State::TcpEstablished)
+            );
+        }
+        // It has not: the SYN comes again, and nothing is taken for granted.
+        let mut c = Connection {
+            state,
+            sides: [Side::unknown(), Side::unknown()],
+        };
+        c.send(true, segment(SYN, 1000, 0, 0));
+        assert_eq!(c.state, state);
+    }
+}

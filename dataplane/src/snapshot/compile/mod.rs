@@ -8,6 +8,7 @@
 //! resolve becomes a violation.
 
 mod epochs;
+mod external;
 mod guests;
 mod hosts;
 mod incremental;
@@ -20,6 +21,7 @@ mod routes;
 mod tests;
 mod translations;
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use weft_proto::state::{Key, Kind, Object, State};
@@ -29,11 +31,13 @@ use self::epochs::Changed;
 use self::policy::GroupClassifiers;
 use super::index_allocator::IndexAllocator;
 use super::{
-    Appliance, Endpoint, Limits, Map, Peer, Port, Snapshot, StaticTranslation, Subnet, Vpc,
+    Appliance, ElasticIp, Endpoint, Limits, Map, Outside, Peer, Port, Snapshot, StaticTranslation,
+    Subnet, Vpc,
 };
 use crate::numbers::Vni;
 use crate::packet::Mac;
 use crate::policy::{Acl, AddressSet};
+use crate::session::mappings::POOLS;
 
 /// The numbers that stay from one snapshot to the next.
 #[derive(Debug, Clone)]
@@ -44,7 +48,18 @@ struct Indices {
     peers: IndexAllocator,
     /// VPCs.
     vpcs: IndexAllocator,
+    /// External networks.
+    networks: IndexAllocator,
+    /// NAT gateways.
+    nat_gateways: IndexAllocator,
+    /// Addresses of NAT gateways that this host holds.
+    pools: IndexAllocator,
 }
+
+/// The most external networks that a host knows.
+const NETWORKS: u32 = 1024;
+/// The most NAT gateways that a host knows.
+const NAT_GATEWAYS: u32 = 65_535;
 
 impl Indices {
     fn new(ports: u16, peers: u16, vpcs: u32) -> Self {
@@ -52,7 +67,15 @@ impl Indices {
             ports: IndexAllocator::new(ports.into()),
             peers: IndexAllocator::new(peers.into()),
             vpcs: IndexAllocator::new(vpcs),
+            networks: IndexAllocator::new(NETWORKS),
+            nat_gateways: IndexAllocator::new(NAT_GATEWAYS),
+            pools: IndexAllocator::new(POOLS.into()),
         }
+    }
+
+    /// How often a number was given out that something else had before, which sessions of any VPC may still name.
+    fn reused(&self) -> u64 {
+        self.peers.reused() + self.networks.reused() + self.nat_gateways.reused()
     }
 }
 
@@ -89,6 +112,23 @@ pub struct Context<'a> {
     pub metadata: bool,
     /// Addresses that stand for others.
     pub translations: &'a [StaticTranslation],
+    /// The interfaces of this host on physical networks.
+    pub externals: &'a [ExternalLink],
+    /// Hosts that do not answer probes (`pipeline::probes`): none of them is a gateway now.
+    pub silent: &'a BTreeSet<String>,
+}
+
+/// An interface on a physical network, on which external networks are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ExternalLink {
+    /// The name of the physical network.
+    pub physical_network: String,
+    /// The index of the uplink that drives the interface.
+    pub uplink: u16,
+    /// MAC of the interface.
+    pub mac: Mac,
+    /// Bytes of IP packet that it carries.
+    pub mtu: u16,
 }
 
 /// Compiles the states of one host, one after the other.
@@ -106,6 +146,8 @@ struct Done {
     state: State,
     places: Places,
     translations: Vec<StaticTranslation>,
+    externals: Vec<ExternalLink>,
+    silent: BTreeSet<String>,
     snapshot: Snapshot,
 }
 
@@ -121,6 +163,8 @@ struct Places {
     /// VPC, and place among its peerings.
     peerings: Map<String, Vec<(usize, usize)>>,
     peers: Map<String, u16>,
+    networks: Map<String, u16>,
+    nat_gateways: Map<String, u16>,
     endpoints: Map<String, Endpoint>,
     /// The subnets that a route table is for.
     users: Map<String, Vec<usize>>,
@@ -163,8 +207,8 @@ impl Compiler {
     ///      host: h1, device: {kind: netdev, name: veth-a}}
     /// "#;
     /// let mut objects: Objects = serde_yaml_ng::from_str(text)?;
-    /// let underlay = Underlay::default();
-    /// let context = |generation| Context { host: "h1", generation, revision: 1, underlay: &underlay, metadata: false, translations: &[] };
+    /// let (underlay, silent) = (Underlay::default(), std::collections::BTreeSet::new());
+    /// let context = |generation| Context { host: "h1", generation, revision: 1, underlay: &underlay, metadata: false, translations: &[], externals: &[], silent: &silent };
     ///
     /// let mut compiler = Compiler::new(16, 16, 16);
     /// let state = State::from_objects(objects.clone())?;
@@ -186,6 +230,8 @@ impl Compiler {
         let mut done = done.filter(|done| done.is_for(context));
         if let Some(done) = &mut done
             && done.translations == context.translations
+            && done.externals == context.externals
+            && done.silent == *context.silent
             && let Some(snapshot) = incremental::compile(done, state, context)
         {
             return snapshot;
@@ -198,7 +244,7 @@ impl Compiler {
         if !draft.report.violations.is_empty() {
             return Err(draft.report.violations);
         }
-        let is_renumbered = draft.numbers.peers.reused() != self.indices.peers.reused();
+        let is_renumbered = draft.numbers.reused() != self.indices.reused();
         if let Some(done) = self.done.as_ref().filter(|done| done.is_for(context))
             && !is_renumbered
         {
@@ -212,6 +258,8 @@ impl Compiler {
             state: state.clone(),
             places,
             translations: context.translations.to_vec(),
+            externals: context.externals.to_vec(),
+            silent: context.silent.clone(),
             snapshot: snapshot.clone(),
         }));
         Ok(snapshot)
@@ -250,6 +298,9 @@ struct Objects<'s> {
     prefix_lists: Vec<&'s v1::PrefixList>,
     security_groups: Vec<&'s v1::SecurityGroup>,
     ports: Vec<&'s v1::Port>,
+    external_networks: Vec<&'s v1::ExternalNetwork>,
+    elastic_ips: Vec<&'s v1::ElasticIp>,
+    nat_gateways: Vec<&'s v1::NatGateway>,
 }
 
 impl<'s> Objects<'s> {
@@ -268,6 +319,9 @@ impl<'s> Objects<'s> {
                 Object::PrefixList(o) => objects.prefix_lists.push(o),
                 Object::SecurityGroup(o) => objects.security_groups.push(o),
                 Object::Port(o) => objects.ports.push(o),
+                Object::ExternalNetwork(o) => objects.external_networks.push(o),
+                Object::ElasticIp(o) => objects.elastic_ips.push(o),
+                Object::NatGateway(o) => objects.nat_gateways.push(o),
             }
         }
         objects
@@ -284,6 +338,7 @@ struct VpcDraft {
     moves: Map<Mac, u16>,
     appliances: Vec<Appliance>,
     sets: Vec<AddressSet>,
+    elastic_ips: Map<u128, ElasticIp>,
 }
 
 /// A snapshot that is being filled.
@@ -303,6 +358,7 @@ struct Draft<'a> {
     peers: Vec<Option<Peer>>,
     peer_by_vtep: Map<u128, u16>,
     acls: Vec<Acl>,
+    outside: Outside,
 }
 
 impl<'a> Draft<'a> {
@@ -322,6 +378,7 @@ impl<'a> Draft<'a> {
             peers: Vec::new(),
             peer_by_vtep: Map::default(),
             acls: Vec::new(),
+            outside: Outside::default(),
         }
     }
 
@@ -335,6 +392,7 @@ impl<'a> Draft<'a> {
         self.fill_subnets(objects);
         self.add_translations();
         self.fill_ports(objects);
+        self.fill_outside(objects);
         self.fill_routes(objects);
         // Names that are gone give their numbers back, to be given out again last.
         let host = self.context.host;
@@ -357,15 +415,22 @@ impl<'a> Draft<'a> {
         self.numbers.ports.retain(own);
         self.numbers.peers.retain(peer);
         self.numbers.vpcs.retain(vpc);
+        self.retain_outside(objects);
     }
 
     /// VPCs that have not changed keep their epoch.
     fn keep_epochs(&mut self, done: &Done, changed: &Changed<'_>) {
+        if !external::is_same(&done.snapshot.outside, &self.outside) {
+            return;
+        }
         for draft in &mut self.vpcs {
             let id = &draft.vpc.id;
             let before = done.places.vpcs.get(id);
             let before = before.and_then(|place| done.snapshot.vpcs.get(*place));
-            let is_same = |before: &&Vpc| before.translations == draft.vpc.translations;
+            let is_same = |before: &&Vpc| {
+                before.translations == draft.vpc.translations
+                    && *before.elastic_ips == draft.elastic_ips
+            };
             if let Some(before) = before.filter(|_| !changed.has(id)).filter(is_same) {
                 draft.vpc.epoch = before.epoch;
             }
@@ -380,6 +445,7 @@ impl<'a> Draft<'a> {
             moves: Arc::new(draft.moves),
             appliances: draft.appliances.into(),
             sets: draft.sets.into(),
+            elastic_ips: Arc::new(draft.elastic_ips),
             ..draft.vpc
         });
         let snapshot = Snapshot {
@@ -395,6 +461,7 @@ impl<'a> Draft<'a> {
             peer_by_vtep: Arc::new(self.peer_by_vtep),
             acls: self.acls.into_iter().collect(),
             metadata: self.context.metadata,
+            outside: Arc::new(self.outside),
         };
         (self.places, snapshot)
     }

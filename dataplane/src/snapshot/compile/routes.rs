@@ -98,9 +98,12 @@ fn target(vpc: &str, route: &v1::Route, places: &Places) -> Result<Target, Strin
         !route.host.is_empty(),
         !route.ecmp.is_empty(),
         !route.peering.is_empty(),
+        !route.nat.is_empty(),
+        !route.external.is_empty(),
     ];
     if given.iter().filter(|given| **given).count() != 1 {
-        let rule = "has exactly one of blackhole, local, port, host, ecmp and peering";
+        let rule =
+            "has exactly one of blackhole, local, port, host, ecmp, peering, nat and external";
         return Err(rule.to_owned());
     }
     if route.blackhole {
@@ -114,6 +117,13 @@ fn target(vpc: &str, route: &v1::Route, places: &Places) -> Result<Target, Strin
         let ends = places.peerings.get(&route.peering).into_iter().flatten();
         let mut ends = ends.filter(|(vpc, _)| Some(*vpc) == own);
         return Ok(Target::Peering(ends.next().map(|(_, at)| *at)));
+    }
+    if !route.nat.is_empty() {
+        return Ok(Target::Nat(places.nat_gateways.get(&route.nat).copied()));
+    }
+    if !route.external.is_empty() {
+        let network = places.networks.get(&route.external);
+        return Ok(Target::External(network.copied()));
     }
     if route.ecmp.is_empty() {
         return next_hop(&route.port, &route.host, &route.next_hop_mac, places).map(Target::Hop);

@@ -254,6 +254,8 @@ fn context(underlay: &Underlay, generation: u32) -> Context<'_> {
         underlay,
         metadata: false,
         translations: &[],
+        externals: &[],
+        silent: Box::leak(Box::default()),
     }
 }
 

@@ -205,6 +205,9 @@ fn readdress(bytes: &mut [u8], (l3, v4): (usize, bool), header: Option<(u8, usiz
         _ => None,
     });
     let transport = transport.filter(|field| field + 2 <= bytes.len());
+    if let Some((number, l4)) = header {
+        renumber(bytes, number, l4, v4, to.detail);
+    }
     for (i, pair) in addresses.as_chunks::<2>().0.iter().enumerate() {
         let (before, after) = (word(bytes, at + 2 * i), u16::from_be_bytes(*pair));
         bytes[at + 2 * i..at + 2 * i + 2].copy_from_slice(pair);
@@ -219,6 +222,31 @@ fn readdress(bytes: &mut [u8], (l3, v4): (usize, bool), header: Option<(u8, usiz
         && word(bytes, field) == 0
     {
         bytes[field..field + 2].fill(0xff);
+    }
+}
+
+/// Writes the ports or the identifier of a flow into the transport header, and amends its checksum, as far as there is one.
+fn renumber(bytes: &mut [u8], number: u8, l4: usize, v4: bool, to: Detail) {
+    let (field, words) = match (number, to) {
+        (TCP, Detail::Ports(source, destination)) => {
+            (l4 + 16, vec![(l4, source), (l4 + 2, destination)])
+        }
+        (UDP, Detail::Ports(source, destination)) => {
+            (l4 + 6, vec![(l4, source), (l4 + 2, destination)])
+        }
+        (ICMP | ICMPV6, Detail::Query { id, .. }) if (number == ICMP) == v4 => {
+            (l4 + 2, vec![(l4 + 4, id)])
+        }
+        _ => return,
+    };
+    let there = field + 2 <= bytes.len();
+    let none = there && number == UDP && word(bytes, field) == 0;
+    for (at, after) in words {
+        let before = word(bytes, at);
+        bytes[at..at + 2].copy_from_slice(&after.to_be_bytes());
+        if there && !none {
+            amend(bytes, field, before, after);
+        }
     }
 }
 
@@ -684,6 +712,10 @@ impl Packet {
         if self.segment.is_some() {
             let sum = word(&self.bytes, field);
             readdress(&mut self.bytes[..end], (IP, v4), None, to);
+            if let Detail::Ports(source, destination) = to.detail {
+                self.bytes[l4..l4 + 2].copy_from_slice(&source.to_be_bytes());
+                self.bytes[l4 + 2..l4 + 4].copy_from_slice(&destination.to_be_bytes());
+            }
             let before = [octets(self.flow.source), octets(self.flow.destination)].concat();
             let after = [octets(to.source), octets(to.destination)].concat();
             let mut complement = (!sum).to_be_bytes();
@@ -695,7 +727,7 @@ impl Packet {
         } else {
             readdress(&mut self.bytes[..end], (IP, v4), header, to);
         }
-        (self.flow.source, self.flow.destination) = (to.source, to.destination);
+        self.flow = *to;
     }
 
     pub fn write_ipv4_checksum(&mut self) {

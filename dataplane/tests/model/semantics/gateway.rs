@@ -435,11 +435,30 @@ pub enum Problem {
     TooBig(usize),
 }
 
+impl Problem {
+    /// Why the packet is dropped that it is about.
+    pub fn reason(self) -> DropReason {
+        match self {
+            Self::TimeExceeded => DropReason::TtlExceeded,
+            Self::TooBig(_) => DropReason::TooBig,
+        }
+    }
+}
+
 /// The error about a packet, to its sender from the gateway of its subnet; none where none may be sent (RFC 1812 4.3.2.7, RFC 4443 2.4).
 pub fn error(world: &World, port: &v1::Port, packet: &Packet, problem: Problem) -> Option<Vec<u8>> {
-    let (v4, sender) = (packet.is_v4(), packet.flow.source);
     let subnet = world.subnet(&port.subnet);
-    let gateway = gateway_address(subnet, v4)?;
+    let gateway = gateway_address(subnet, packet.is_v4())?;
+    error_from((gateway_mac(subnet), gateway), packet, problem)
+}
+
+/// The same, from a router with this MAC and address.
+pub fn error_from(
+    (router, gateway): (Mac, IpAddr),
+    packet: &Packet,
+    problem: Problem,
+) -> Option<Vec<u8>> {
+    let (v4, sender) = (packet.is_v4(), packet.flow.source);
     if packet.is_icmp_error()
         || packet.is_later_fragment()
         || is_group_mac(packet.dst)
@@ -484,14 +503,5 @@ pub fn error(world: &World, port: &v1::Port, packet: &Packet, problem: Problem) 
         header[10..12].copy_from_slice(&sum.to_be_bytes());
     }
     let ether_type = if v4 { [8, 0] } else { [0x86, 0xdd] };
-    Some(
-        [
-            &packet.src[..],
-            &gateway_mac(subnet),
-            &ether_type,
-            &header,
-            &message,
-        ]
-        .concat(),
-    )
+    Some([&packet.src[..], &router, &ether_type, &header, &message].concat())
 }

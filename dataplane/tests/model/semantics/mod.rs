@@ -3,14 +3,18 @@
 //! `frame` reads frames, `world` the configuration, `policy` and `session` judge, `gateway` and `services` answer. Here is the way through them: from
 //! the port over its host, and over the tunnel through another host, to the ports that get the frame or to the reason why none does.
 //!
+//! `outside` says what lies outside of VPCs, `leave` how packets get there and come from there.
+//!
 //! `fragments` follows datagrams in pieces, `segment` splits what was left to be split, `outer` reads tunnel headers.
 //!
-//! Not in this version: limits and budgets.
+//! Not in this version: limits and budgets; more than one gateway host of an external network, which tell each other of sessions.
 
 mod fragments;
 pub mod frame;
 mod gateway;
+mod leave;
 pub mod outer;
+pub mod outside;
 mod policy;
 mod segment;
 mod services;
@@ -27,6 +31,9 @@ use crate::case::{Case, Translation};
 use fragments::{Datagram, Datagrams, First, Later};
 use frame::{Decoded, Flow, Mac, Packet, SYN, decode, is_group, is_group_mac};
 use gateway::{Discovery, Problem, stays_on_link};
+use leave::Mapping;
+pub use leave::Seen;
+use outside::{By, OUTSIDE};
 use policy::{Question, acl_allows, groups_allow};
 use session::{Follow, Place, Session, Stage, follow, open};
 use world::{ROUTER, Tunnel, World, gateway_mac, mac, prefix_holds};
@@ -55,6 +62,8 @@ pub struct Outcome {
     /// Host, and the reason.
     pub dropped: Vec<(String, DropReason)>,
     pub crossed: Vec<Crossing>,
+    /// Host, and what it sends onto its external networks, to none of the fabric's hosts.
+    pub left: Vec<(String, Vec<u8>)>,
 }
 
 impl Outcome {
@@ -64,6 +73,7 @@ impl Outcome {
         self.asked.sort();
         self.dropped.sort();
         self.crossed.sort();
+        self.left.sort();
         self
     }
 }
@@ -74,6 +84,8 @@ enum Ingress<'a> {
     Port(&'a v1::Port),
     /// From the host of this id, with this class outside.
     Tunnel(&'a str, u8),
+    /// From the external network of this id. What another VPC sends to an address of its own host comes in with that VPC's VNI.
+    Outside(&'a str, u32),
 }
 
 impl Ingress<'_> {
@@ -81,6 +93,7 @@ impl Ingress<'_> {
         match self {
             Self::Port(port) => &port.id,
             Self::Tunnel(host, _) => host,
+            Self::Outside(network, _) => network,
         }
     }
 }
@@ -104,6 +117,32 @@ struct Way<'a> {
     becomes: Option<(Flow, Option<Flow>)>,
     /// The VPC of the port at the other end, where a peering joins it to the packet's own.
     joined: Option<&'a str>,
+    /// How it leaves for an external network, and what it is known by there.
+    exit: Option<Exit<'a>>,
+    /// The VNI that it is known by from here on, and the mapping that it uses.
+    beyond: u32,
+    mapping: Option<u32>,
+}
+
+/// How this host translates what leaves for an external network.
+#[derive(Clone, Copy)]
+enum Exit<'a> {
+    Elastic(std::net::IpAddr),
+    Gateway(&'a v1::NatGateway),
+}
+
+impl<'a> Way<'a> {
+    fn new(to: To<'a>, rewrite: Option<(Mac, Mac)>) -> Self {
+        Self {
+            to,
+            rewrite,
+            becomes: None,
+            joined: None,
+            exit: None,
+            beyond: OUTSIDE,
+            mapping: None,
+        }
+    }
 }
 
 /// How it is known what a packet becomes.
@@ -112,15 +151,19 @@ enum Becoming {
     /// By the configuration: it opens a flow.
     Anew,
     /// By its session, if anything.
-    Kept(Option<Flow>),
-    /// An error: by the packet that it quotes.
-    Error(Flow, Flow),
+    Kept(Option<(Flow, u32)>),
+    /// An error: by the packet that it quotes. The VNI is that of where it goes.
+    Error(Flow, Flow, u32),
 }
 
 #[derive(Clone, Copy)]
 enum To<'a> {
     Port(&'a v1::Port),
     Host(&'a str),
+    /// Onto an external network.
+    Outside(&'a v1::ExternalNetwork),
+    /// To an address that the host itself holds: it comes in as from there.
+    ThisHost,
 }
 
 /// A next hop of an ECMP route.
@@ -144,6 +187,16 @@ pub struct Model {
     /// Datagrams in pieces that each host knows.
     datagrams: BTreeMap<String, Datagrams>,
     choices: Vec<Choice>,
+    /// Of NAT gateways.
+    mappings: Vec<Mapping>,
+    /// The number of the next one.
+    next_mapping: u32,
+    /// Which ports NAT gateways have chosen: that is free, but for rules which are checked.
+    pub seen: Rc<Vec<Seen>>,
+    /// What was chosen against the rules.
+    pub complaint: Option<String>,
+    /// Nothing may be chosen now.
+    only_looks: bool,
     /// How many of them were there before the last frame.
     certain: usize,
     /// Milliseconds.
@@ -157,13 +210,18 @@ pub struct Model {
 
 impl Model {
     pub fn new(case: &Case, now: u32) -> Self {
-        let world = World(
+        let world = World::new(
             case.objects.clone(),
             case.metadata,
             case.translations.clone(),
             case.device_mtus.clone(),
         );
         Self {
+            mappings: Vec::new(),
+            next_mapping: 0,
+            seen: Rc::default(),
+            complaint: None,
+            only_looks: false,
             world: Rc::new(world),
             sessions: BTreeMap::new(),
             datagrams: BTreeMap::new(),
@@ -178,8 +236,8 @@ impl Model {
 
     /// Puts another configuration in force. Nothing else changes: sessions are judged again as their packets come.
     pub fn set(&mut self, objects: Objects) {
-        let World(_, metadata, translations, device_mtus) = &*self.world;
-        let world = World(
+        let World(_, metadata, translations, device_mtus, _) = &*self.world;
+        let world = World::new(
             objects,
             *metadata,
             translations.clone(),
@@ -190,8 +248,8 @@ impl Model {
 
     /// Other addresses stand for others from now on.
     pub fn translate(&mut self, translations: Vec<Translation>) {
-        let World(objects, metadata, _, device_mtus) = &*self.world;
-        let world = World(
+        let World(objects, metadata, _, device_mtus, _) = &*self.world;
+        let world = World::new(
             objects.clone(),
             *metadata,
             translations,
@@ -206,6 +264,7 @@ impl Model {
         for sessions in self.sessions.values_mut() {
             sessions.retain(|session| !session.is_expired(self.now));
         }
+        self.forget_mappings();
         let mut outcome = Outcome::default();
         for (host, datagrams) in &mut self.datagrams {
             for _ in 0..datagrams.expire(self.now) {
@@ -225,6 +284,12 @@ impl Model {
             .filter(|session| session.place(vni, flow).is_some())
             .peekable();
         of_flow.peek().is_some() && of_flow.all(Session::is_settled)
+    }
+
+    /// The MAC at an address of the segment, as others than the host itself see it that holds it.
+    pub fn station(&self, host: &str, address: std::net::IpAddr) -> Option<Mac> {
+        let held = self.world.held(host, address).is_some();
+        (!held).then(|| self.world.station(address))
     }
 
     /// What each host tracks, for people.
@@ -293,15 +358,7 @@ impl Model {
         frame: &[u8],
         outcome: &mut Outcome,
     ) -> Result<(), DropReason> {
-        let outer = outer::decode(frame)?;
-        if world.host_by_vtep(outer.destination) != Some(host) {
-            return Err(DropReason::NotOurVtep);
-        }
-        let from = world
-            .host_by_vtep(outer.source)
-            .filter(|from| *from != host);
-        let from = from.ok_or(DropReason::UnknownVtep)?;
-        let vpc = world.vpc_by_vni(outer.vni).ok_or(DropReason::UnknownVni)?;
+        let (outer, from, vpc) = check_outer(world, host, frame)?;
         let way = (from, host, vpc);
         self.enter_from_tunnel(world, way, outer.class, &outer.inner, outcome)
     }
@@ -461,6 +518,7 @@ impl Model {
                 .port_by_mac(vpc, packet.src)
                 .filter(|sender| sender.host == from)
                 .ok_or(DropReason::SpoofedInner)?,
+            Ingress::Outside(..) => return Err(DropReason::NotHere),
         };
         let target = world
             .port_by_mac(vpc, packet.dst)
@@ -472,14 +530,9 @@ impl Model {
             }
             (_, true) => To::Port(target),
             (Ingress::Port(_), false) => To::Host(&target.host),
-            (Ingress::Tunnel(..), false) => return Err(DropReason::NotHere),
+            (_, false) => return Err(DropReason::NotHere),
         };
-        let way = Way {
-            to,
-            rewrite: None,
-            becomes: None,
-            joined: None,
-        };
+        let way = Way::new(to, None);
         self.forward(world, place, ingress, packet, &way, outcome)
     }
 
@@ -498,7 +551,7 @@ impl Model {
         };
         let datagram = Datagram {
             ingress: ingress.id().to_owned(),
-            vni: world.vni(vpc),
+            vni: vni_of(world, vpc, ingress),
             source: packet.flow.source,
             destination: packet.flow.destination,
             protocol: packet.is_v4().then_some(packet.flow.protocol),
@@ -539,7 +592,7 @@ impl Model {
         }
         // With the session of its first, its leave to pass is gone.
         let (session, stands) = self
-            .find(host, world.vni(vpc), &packet.flow)
+            .find(host, vni_of(world, vpc, ingress), &packet.flow)
             .ok_or(DropReason::FragmentOrphan)?;
         let from_opener = stands.from_opener;
         let choice = self.kept(world, place, session, stands)?;
@@ -569,17 +622,18 @@ impl Model {
     fn kept(
         &self,
         world: &World,
-        (host, vpc): (&str, &str),
+        place: (&str, &str),
         session: usize,
         stands: Place,
     ) -> Result<Becoming, DropReason> {
+        let host = place.0;
         let Some([before, after]) = self.sessions[host][session].translated else {
             return Ok(Becoming::Kept(None));
         };
         if stands.was.is_some() {
             return Err(DropReason::TranslationClash);
         }
-        if !world.may_become(vpc, &before, &after) {
+        if !world.may_become(place, &before, &after) {
             return Err(DropReason::TranslationGone);
         }
         Ok(Becoming::Kept(stands.becomes))
@@ -610,7 +664,7 @@ impl Model {
         packet: &Packet,
     ) -> Result<Way<'a>, DropReason> {
         let (host, vpc) = place;
-        let (vni, now) = (world.vni(vpc), self.now);
+        let (vni, now) = (vni_of(world, vpc, ingress), self.now);
         let sessions = self.sessions.entry(host.to_owned()).or_default();
         if packet.is_icmp_error() {
             // An error passes to the sender of a tracked packet (b022).
@@ -621,13 +675,13 @@ impl Model {
                 .and_then(|quoted| Some((quoted, find(sessions, vni, &quoted)?)))
                 .ok_or(DropReason::IcmpUnrelated)?;
             // It was translated before it got there.
-            let choice = stands.was.map_or(Becoming::Kept(None), |was| {
+            let choice = stands.was.map_or(Becoming::Kept(None), |(was, there)| {
                 let mut flow = packet.flow;
                 flow.destination = was.source;
                 if flow.source == quoted.destination {
                     flow.source = was.destination;
                 }
-                Becoming::Error(flow, was)
+                Becoming::Error(flow, was, there)
             });
             let quoted_joined = sessions[session].other(vni);
             let way = self.judge(world, place, ingress, packet, (Standing::Related, choice))?;
@@ -641,6 +695,7 @@ impl Model {
         }
         let mut known = find(sessions, vni, &packet.flow);
         let becomes = known.and_then(|(_, stands)| stands.becomes);
+        let becomes = becomes.map(|(flow, _)| flow);
         if known.is_some_and(|(_, stands)| stands.was.is_some()) {
             return Err(DropReason::TranslationClash);
         }
@@ -669,6 +724,14 @@ impl Model {
             Some((_, stands)) if !stands.from_opener => unlike.unwrap_or(Standing::Backward),
             _ => unlike.unwrap_or(Standing::Forward),
         };
+        if known.is_none() && open(packet, false).is_err() {
+            // Only where a connection may be seen one way.
+            open(packet, true)?;
+            self.only_looks = true;
+            let way = self.judge(world, place, ingress, packet, (standing, Becoming::Anew));
+            self.only_looks = false;
+            open(packet, way.is_ok_and(|way| is_one_sided(ingress, &way)))?;
+        }
         let judged = match known {
             None => self.judge(world, place, ingress, packet, (standing, Becoming::Anew)),
             Some((i, stands)) => self
@@ -706,10 +769,11 @@ impl Model {
             (Ok(way), None) => {
                 let after = way.becomes.map(|(after, _)| after);
                 // No two sessions share what a packet looks like on either side, nor two sides of one.
+                let beyond = way.beyond;
                 let clashes = |after: Flow| {
                     let answerable = !matches!(after.detail, frame::Detail::Message(..));
-                    find(sessions, vni, &after).is_some()
-                        || (answerable && after == packet.flow.reversed())
+                    find(sessions, beyond, &after).is_some()
+                        || (answerable && beyond == vni && after == packet.flow.reversed())
                 };
                 if after.is_some_and(clashes) {
                     return Err(DropReason::TranslationClash);
@@ -723,6 +787,8 @@ impl Model {
                     vni,
                     flow: packet.flow,
                     translated: after.map(|after| [packet.flow, after]),
+                    sides: [vni, beyond],
+                    mapping: way.mapping,
                     joined,
                     stage,
                     ends,
@@ -755,20 +821,41 @@ impl Model {
         packet: &Packet,
         (standing, choice): (Standing, Becoming),
     ) -> Result<Way<'a>, DropReason> {
-        let vpc = place.1;
+        let (host, vpc) = place;
         let routed = match ingress {
             Ingress::Port(port) => packet.dst == gateway_mac(world.subnet(&port.subnet)),
             Ingress::Tunnel(..) => is_router(world, vpc, packet.dst),
+            Ingress::Outside(..) => false,
         };
+        if let Ingress::Port(port) = ingress {
+            policy(world, port, packet, standing, false)?;
+        }
         let mut flow = packet.flow;
-        match choice {
-            Becoming::Anew if routed => flow.destination = world.destination(vpc, flow.destination),
-            Becoming::Kept(Some(to)) | Becoming::Error(to, _) => flow.destination = to.destination,
+        match (choice, ingress) {
+            // Nothing passes from the outside as it is.
+            (Becoming::Kept(None), Ingress::Outside(..)) => {
+                return Err(DropReason::TranslationGone);
+            }
+            (Becoming::Anew, Ingress::Outside(..)) => {
+                self.come_to(world, place, &mut flow)?;
+            }
+            (Becoming::Anew, _) if routed => {
+                flow.destination = world.destination(vpc, flow.destination);
+                let held = world.held(host, packet.flow.destination);
+                let by_gateway =
+                    held.is_some_and(|held| held.vpc == vpc && matches!(held.by, By::Gateway(_)));
+                if flow.destination == packet.flow.destination && by_gateway {
+                    self.come_to(world, place, &mut flow)?;
+                }
+            }
+            (Becoming::Kept(Some((to, _))) | Becoming::Error(to, ..), _) => {
+                flow.destination = to.destination;
+                flow.detail = leave::with_destination(flow.detail, to.detail);
+            }
             _ => {}
         }
         let mut way = match ingress {
             Ingress::Port(port) => {
-                policy(world, port, packet, standing, false)?;
                 let answers =
                     matches!(choice, Becoming::Kept(None)) && standing != Standing::Forward;
                 // An answer to an address that stands for one elsewhere: its host translates it.
@@ -780,23 +867,41 @@ impl Model {
                         && target.host != port.host
                 });
                 match elsewhere {
-                    Some(target) => Way {
-                        to: To::Host(&target.host),
-                        rewrite: Some((ROUTER, gateway_mac(world.subnet(&port.subnet)))),
-                        becomes: None,
-                        joined: None,
-                    },
+                    Some(target) => Way::new(
+                        To::Host(&target.host),
+                        Some((ROUTER, gateway_mac(world.subnet(&port.subnet)))),
+                    ),
                     None => self.way_from_port(world, port, packet, &flow)?,
                 }
             }
             Ingress::Tunnel(from, _) => way_from_tunnel(world, place, from, packet, &flow)?,
+            Ingress::Outside(..) => {
+                let target = world.port_by_address(vpc, flow.destination);
+                let target = target.ok_or(DropReason::NoPort)?;
+                let macs = (mac(&target.mac), gateway_mac(world.subnet(&target.subnet)));
+                let to = match target.host == host {
+                    true => To::Port(target),
+                    false => To::Host(&target.host),
+                };
+                Way::new(to, Some(macs))
+            }
         };
         match choice {
             Becoming::Anew if routed => {
-                let hairpin = flow.destination != packet.flow.destination;
-                flow.source = world.source(vpc, flow.source, flow.destination, hairpin);
+                way.mapping = self.leave_by(world, place, packet, &mut flow, way.exit)?;
             }
-            Becoming::Kept(Some(to)) | Becoming::Error(to, _) => flow.source = to.source,
+            Becoming::Kept(Some((to, _))) => flow = to,
+            Becoming::Error(to, quoted, _) => {
+                flow = to;
+                // An error from another than the packet's receiver takes no private address out (RFC 5508 REQ-5).
+                if flow.source == packet.flow.source {
+                    flow.source = match way.exit {
+                        Some(Exit::Elastic(address)) => address,
+                        Some(Exit::Gateway(_)) => quoted.destination,
+                        None => flow.source,
+                    };
+                }
+            }
             _ => {}
         }
         // What is translated goes by no peering.
@@ -805,15 +910,33 @@ impl Model {
             return Err(DropReason::PeeringTransit);
         }
         way.becomes = match choice {
-            Becoming::Error(to, quoted) => Some((to, Some(quoted))),
+            Becoming::Error(_, quoted, _) => Some((flow, Some(quoted))),
             _ => (flow != packet.flow).then_some((flow, None)),
+        };
+        way.beyond = match (way.exit, way.to, way.joined, ingress) {
+            (Some(_), To::ThisHost, ..) => {
+                let held = world.held(host, flow.destination);
+                held.map_or(OUTSIDE, |held| world.vni(held.vpc))
+            }
+            (Some(_), ..) => OUTSIDE,
+            (None, _, Some(other), Ingress::Port(_)) => world.vni(other),
+            (None, ..) => world.vni(vpc),
         };
         if let To::Port(target) = way.to {
             let mut seen = packet.clone();
             seen.flow = flow;
             policy(world, target, &seen, standing, true)?;
         }
-        Ok(way)
+        // What its session keeps may be for somewhere else, where its route led when it began.
+        match choice {
+            Becoming::Kept(None) if way.exit.is_some() => Err(DropReason::TranslationGone),
+            Becoming::Kept(Some((_, there))) | Becoming::Error(_, _, there)
+                if there != way.beyond =>
+            {
+                Err(DropReason::TranslationGone)
+            }
+            _ => Ok(way),
+        }
     }
 
     /// Within the subnet by MAC, through the gateway by route.
@@ -830,12 +953,7 @@ impl Model {
         } else {
             let target = world.port_by_mac(&port.vpc, packet.dst);
             let target = target.filter(|target| target.subnet == port.subnet);
-            Way {
-                to: to_port(port, target.ok_or(DropReason::UnknownMac)?),
-                rewrite: None,
-                becomes: None,
-                joined: None,
-            }
+            Way::new(to_port(port, target.ok_or(DropReason::UnknownMac)?), None)
         };
         // It reaches itself by an address that stands for its own.
         let is_plain = way.rewrite.is_none() || *flow == packet.flow;
@@ -878,16 +996,24 @@ impl Model {
         let route = implied
             .chain(custom)
             .filter(|route| prefix_holds(&route.prefix, flow.destination))
-            .max_by_key(length)
-            .ok_or(DropReason::NoRoute)?;
-        let through = |target: &'a v1::Port| Way {
-            to: to_port(port, target),
-            rewrite: Some((mac(&target.mac), gateway_mac(world.subnet(&target.subnet)))),
-            becomes: None,
-            joined: None,
+            .max_by_key(length);
+        let place = (port.host.as_str(), port.vpc.as_str());
+        let Some(route) = route else {
+            // Without a route the way out is that of the sender's elastic IP.
+            let elastic = world.elastic(&port.vpc, flow.source);
+            let network = &elastic.ok_or(DropReason::NoRoute)?.network;
+            return leave::leave(world, place, subnet, flow, (network, None));
+        };
+        let through = |target: &'a v1::Port| {
+            let macs = (mac(&target.mac), gateway_mac(world.subnet(&target.subnet)));
+            Way::new(to_port(port, target), Some(macs))
         };
         if route.blackhole {
             return Err(DropReason::Blackhole);
+        }
+        if !route.nat.is_empty() || !route.external.is_empty() {
+            let leads = leave::leads(world, &route).ok_or(DropReason::NextHopGone)?;
+            return leave::leave(world, place, subnet, flow, leads);
         }
         if !route.peering.is_empty() {
             let mut peerings = world.0.peerings.iter();
@@ -936,12 +1062,8 @@ impl Model {
         } else {
             mac(&hop.next_hop_mac)
         };
-        Ok(Way {
-            to: To::Host(&host.ok_or(DropReason::NextHopGone)?.id),
-            rewrite: Some((next_mac, gateway_mac(subnet))),
-            becomes: None,
-            joined: None,
-        })
+        let to = To::Host(&host.ok_or(DropReason::NextHopGone)?.id);
+        Ok(Way::new(to, Some((next_mac, gateway_mac(subnet)))))
     }
 
     /// One of the members: for the same flow the same, whichever host asks; a change of members moves a flow only if its own is gone, and
@@ -981,19 +1103,13 @@ impl Model {
         outcome: &mut Outcome,
     ) -> Result<(), DropReason> {
         let (host, vpc) = place;
-        let mut report = |packet: &Packet, problem, reason| {
-            if let Ingress::Port(port) = ingress
-                && let Some(error) = gateway::error(world, port, packet, problem)
-            {
-                outcome.delivered.push((port.id.clone(), error));
-            }
-            Err(reason)
-        };
+        let leaves = matches!(way.to, To::Outside(_) | To::ThisHost);
         if way.rewrite.is_some() && packet.ttl <= 1 {
-            return report(&packet, Problem::TimeExceeded, DropReason::TtlExceeded);
+            let problem = Problem::TimeExceeded;
+            return self.report(world, place, (ingress, leaves), &packet, problem, outcome);
         }
         let tunnel = match way.to {
-            To::Port(_) => None,
+            To::Port(_) | To::Outside(_) | To::ThisHost => None,
             To::Host(to) => {
                 let tunnel = world.tunnel(host, to);
                 Some((to, tunnel.ok_or(DropReason::UnderlayUnresolved)?))
@@ -1006,7 +1122,8 @@ impl Model {
         let mtu = match (&tunnel, way.to) {
             (Some((_, tunnel)), _) => Some(tunnel.mtu),
             (None, To::Port(port)) => world.device_mtu(&port.id),
-            (None, To::Host(_)) => None,
+            (None, To::Outside(network)) => Some(outside::mtu(network)),
+            (None, To::Host(_) | To::ThisHost) => None,
         };
         let too_big = mtu.filter(|mtu| longest > *mtu);
         // Pieces of a segment are not cut once more.
@@ -1021,7 +1138,7 @@ impl Model {
                     let ends = (from, target);
                     return self.report_to_host(world, place, ends, &packet, problem, outcome);
                 }
-                return report(&packet, problem, DropReason::TooBig);
+                return self.report(world, place, (ingress, leaves), &packet, problem, outcome);
             }
         }
         if let Some((dst, src)) = way.rewrite {
@@ -1041,6 +1158,28 @@ impl Model {
         // What has options is not fragmented.
         if too_big.is_some() && packet.l4 != frame::IP + 20 {
             return Err(DropReason::TooBig);
+        }
+        if let To::ThisHost = way.to {
+            for piece in packet.split() {
+                if let Err(reason) = self.come_back(world, place, &piece.bytes, outcome) {
+                    outcome.dropped.push((host.to_owned(), reason));
+                }
+            }
+            return Ok(());
+        }
+        if let To::Outside(network) = way.to {
+            let frames = match too_big {
+                None => packet
+                    .split()
+                    .into_iter()
+                    .map(|piece| piece.bytes)
+                    .collect(),
+                Some(mtu) => packet.pieces(mtu),
+            };
+            for frame in frames {
+                self.leave_segment(world, (host, network), frame, outcome);
+            }
+            return Ok(());
         }
         let Some((to, tunnel)) = tunnel else {
             if let (To::Port(port), Some(mtu)) = (way.to, too_big) {
@@ -1066,7 +1205,7 @@ impl Model {
         // What goes from a port into another VPC is in that one from here on.
         let into = match ingress {
             Ingress::Port(_) => way.joined.unwrap_or(vpc),
-            Ingress::Tunnel(..) => vpc,
+            Ingress::Tunnel(..) | Ingress::Outside(..) => vpc,
         };
         self.cross(
             world,
@@ -1094,11 +1233,12 @@ impl Model {
         let sender = sender.or_else(|| world.port_by_address(vpc, packet.flow.source));
         let sender = sender.filter(|sender| sender.host == from);
         let error = gateway::error(world, target, packet, problem);
+        let reason = problem.reason();
         let (Some(sender), Some(mut error)) = (sender, error) else {
-            return Err(DropReason::TooBig);
+            return Err(reason);
         };
         error[..6].copy_from_slice(&mac(&sender.mac));
-        outcome.dropped.push((host.to_owned(), DropReason::TooBig));
+        outcome.dropped.push((host.to_owned(), reason));
         let tunnel = world
             .tunnel(host, from)
             .ok_or(DropReason::UnderlayUnresolved)?;
@@ -1165,6 +1305,7 @@ impl Model {
             Ingress::Tunnel(from, _) => world
                 .port_by_mac(vpc, packet.src)
                 .filter(|port| port.host == from),
+            Ingress::Outside(..) => None,
         };
         let Some(sender) = sender else {
             let nobody = (host.to_owned(), DropReason::NoReceiver);
@@ -1223,6 +1364,24 @@ impl Model {
     }
 }
 
+/// A tunnel packet to this host, from a host that is known, in a VPC.
+fn check_outer<'a>(
+    world: &'a World,
+    host: &str,
+    frame: &[u8],
+) -> Result<(outer::Outer, &'a str, &'a str), DropReason> {
+    let outer = outer::decode(frame)?;
+    if world.host_by_vtep(outer.destination) != Some(host) {
+        return Err(DropReason::NotOurVtep);
+    }
+    let from = world
+        .host_by_vtep(outer.source)
+        .filter(|from| *from != host);
+    let from = from.ok_or(DropReason::UnknownVtep)?;
+    let vpc = world.vpc_by_vni(outer.vni).ok_or(DropReason::UnknownVni)?;
+    Ok((outer, from, vpc))
+}
+
 /// Whether a router stands between the packet's sender and where it goes, which alone cuts it or says that it is too big. A tunnel has one at each end; the
 /// device of a port is as a link is.
 fn has_router(
@@ -1233,7 +1392,7 @@ fn has_router(
     way: &Way<'_>,
 ) -> bool {
     match (way.to, ingress) {
-        (To::Host(_), _) => true,
+        (To::Host(_) | To::Outside(_) | To::ThisHost, _) | (_, Ingress::Outside(..)) => true,
         (To::Port(_), Ingress::Port(_)) => way.rewrite.is_some(),
         (To::Port(target), Ingress::Tunnel(..)) => {
             let sender = world.port_by_address(vpc, packet.flow.source);
@@ -1248,10 +1407,13 @@ fn clamp(world: &World, host: &str, ingress: Ingress<'_>, way: &Way<'_>, packet:
     let (sender, from) = match ingress {
         Ingress::Port(port) => (port.clamp_mss, world.device_mtu(&port.id)),
         Ingress::Tunnel(from, _) => (false, through(from)),
+        Ingress::Outside(network, _) => (false, world.network(network).map(outside::mtu)),
     };
     let (receiver, to) = match way.to {
         To::Port(port) => (port.clamp_mss, world.device_mtu(&port.id)),
         To::Host(to) => (false, through(to)),
+        To::Outside(network) => (false, Some(outside::mtu(network))),
+        To::ThisHost => (false, None),
     };
     let narrowest = from.into_iter().chain(to).min();
     if let Some(mtu) = narrowest.filter(|_| sender || receiver) {
@@ -1263,6 +1425,14 @@ fn clamp(world: &World, host: &str, ingress: Ingress<'_>, way: &Way<'_>, packet:
 fn find(sessions: &[Session], vni: u32, flow: &Flow) -> Option<(usize, Place)> {
     let mut all = sessions.iter().enumerate();
     all.find_map(|(i, session)| Some((i, session.place(vni, flow)?)))
+}
+
+/// The VNI that a packet is known by as it comes.
+fn vni_of(world: &World, vpc: &str, ingress: Ingress<'_>) -> u32 {
+    match ingress {
+        Ingress::Outside(_, vni) => vni,
+        Ingress::Port(_) | Ingress::Tunnel(..) => world.vni(vpc),
+    }
 }
 
 fn to_port<'a>(sender: &v1::Port, target: &'a v1::Port) -> To<'a> {
@@ -1297,11 +1467,9 @@ fn way_after_move<'a>(
     let by_address = world.port_by_address(vpc, source);
     let honest = by_mac.is_none_or(|sender| sender.host == from)
         && by_address.is_none_or(|sender| sender.host != host);
-    honest.then(|| Way {
-        to: To::Host(&port.host),
-        rewrite: through_router.then(|| (mac(&port.mac), gateway_mac(world.subnet(&port.subnet)))),
-        becomes: None,
-        joined: None,
+    honest.then(|| {
+        let macs = (mac(&port.mac), gateway_mac(world.subnet(&port.subnet)));
+        Way::new(To::Host(&port.host), through_router.then_some(macs))
     })
 }
 
@@ -1361,10 +1529,8 @@ fn way_from_tunnel<'a>(
             return Err(DropReason::NotHere);
         }
         return Ok(Way {
-            to: To::Port(port),
-            rewrite: None,
-            becomes: None,
             joined,
+            ..Way::new(To::Port(port), None)
         });
     }
     // Routers elsewhere send to the virtual router's MAC.
@@ -1375,14 +1541,20 @@ fn way_from_tunnel<'a>(
         return Err(DropReason::Martian);
     }
     match world.port_by_address(vpc, flow.destination) {
-        None => Err(DropReason::NoPort),
-        Some(port) if port.host != host => Err(DropReason::HairpinTunnel),
-        Some(port) => Ok(Way {
-            to: To::Port(port),
-            rewrite: Some((mac(&port.mac), gateway_mac(world.subnet(&port.subnet)))),
-            becomes: None,
-            joined,
-        }),
+        None => leave::pass_on(world, (host, vpc), from, flow),
+        // Only what this host has translated goes back into a tunnel.
+        Some(port) if port.host != host && *flow == packet.flow => Err(DropReason::HairpinTunnel),
+        Some(port) => {
+            let to = match port.host == host {
+                true => To::Port(port),
+                false => To::Host(&port.host),
+            };
+            let macs = (mac(&port.mac), gateway_mac(world.subnet(&port.subnet)));
+            Ok(Way {
+                joined,
+                ..Way::new(to, Some(macs))
+            })
+        }
     }
 }
 

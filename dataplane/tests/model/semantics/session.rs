@@ -78,6 +78,10 @@ pub struct Session {
     pub flow: Flow,
     /// Of a translated flow: what its packets were and what they became, as the first one that opened it went.
     pub translated: Option<[Flow; 2]>,
+    /// VNIs that those two are known by: one, unless the flow goes from a VPC to the outside or the other way.
+    pub sides: [u32; 2],
+    /// The mapping of a NAT gateway that it uses.
+    pub mapping: Option<u32>,
     /// The other VPC's, of a flow that goes from one VPC into another.
     pub joined: Option<u32>,
     pub stage: Stage,
@@ -95,12 +99,12 @@ impl Session {
     pub fn place(&self, vni: u32, flow: &Flow) -> Option<Place> {
         // An ICMP message that is no query has no answer: one of the same type that comes back is a flow of its own.
         let answerable = !matches!(flow.detail, Detail::Message(..));
-        if self.vni != vni && self.joined != Some(vni) {
-            return None;
-        }
         let is = |one: &Flow| one == flow;
         let is_back = |one: &Flow| answerable && one.reversed() == *flow;
         let Some([before, after]) = self.translated else {
+            if self.vni != vni && self.joined != Some(vni) {
+                return None;
+            }
             let from_opener = match () {
                 () if is(&self.flow) => true,
                 () if is_back(&self.flow) => false,
@@ -113,11 +117,12 @@ impl Session {
             });
         };
         // The first opener's packets come as `before` and leave as `after`; those of the other side the other way round.
+        let [near, far] = self.sides;
         let (first, becomes, was) = match () {
-            () if is(&before) => (true, Some(after), None),
-            () if is_back(&after) => (false, Some(before.reversed()), None),
-            () if is(&after) => (true, None, Some(before)),
-            () if is_back(&before) => (false, None, Some(after.reversed())),
+            () if near == vni && is(&before) => (true, Some((after, far)), None),
+            () if far == vni && is_back(&after) => (false, Some((before.reversed(), near)), None),
+            () if far == vni && is(&after) => (true, None, Some((before, near))),
+            () if near == vni && is_back(&before) => (false, None, Some((after.reversed(), far))),
             () => return None,
         };
         Some(Place {
@@ -145,10 +150,10 @@ impl Session {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Place {
     pub from_opener: bool,
-    /// What it becomes, if the flow is translated.
-    pub becomes: Option<Flow>,
+    /// What it becomes, if the flow is translated, and in which VNI.
+    pub becomes: Option<(Flow, u32)>,
     /// It looks like one that has been translated already, and was this before.
-    pub was: Option<Flow>,
+    pub was: Option<(Flow, u32)>,
 }
 
 pub enum Follow {

@@ -7,6 +7,7 @@ use ipnetwork::IpNetwork;
 use weft_proto::v1::{self, Objects};
 
 use super::frame::{Flow, Mac};
+use super::outside::{self, Elastic};
 use crate::case::Translation;
 
 /// The virtual router's MAC where a subnet names none.
@@ -15,13 +16,14 @@ pub const ROUTER: Mac = [0x02, 0x77, 0x65, 0x66, 0x74, 0x01];
 /// Bytes of IP packet that the underlay of a fabric in memory carries.
 const UNDERLAY_MTU: usize = 1500;
 
-/// The objects, whether hosts have a metadata service, the addresses that stand for others, and what devices of ports take.
+/// The objects, whether hosts have a metadata service, the addresses that stand for others, what devices of ports take, and elastic IPs.
 #[derive(Debug)]
 pub struct World(
     pub Objects,
     pub bool,
     pub Vec<Translation>,
     pub BTreeMap<String, u16>,
+    pub Vec<Elastic>,
 );
 
 /// How a host reaches another.
@@ -79,6 +81,16 @@ pub fn has_address(port: &v1::Port, address: IpAddr) -> bool {
 }
 
 impl World {
+    pub fn new(
+        objects: Objects,
+        metadata: bool,
+        translations: Vec<Translation>,
+        device_mtus: BTreeMap<String, u16>,
+    ) -> Self {
+        let elastics = outside::elastics(&objects, &translations);
+        Self(objects, metadata, translations, device_mtus, elastics)
+    }
+
     /// Whether an address is where guests find their host's metadata service.
     pub fn is_metadata(&self, address: IpAddr) -> bool {
         self.1 && ["169.254.169.254", "fd00:ec2::254"].contains(&address.to_string().as_str())
@@ -97,7 +109,10 @@ impl World {
     /// The address that a destination stands for, or itself.
     pub fn destination(&self, vpc: &str, address: IpAddr) -> IpAddr {
         let found = self.translation(vpc, |it| it.outside == address);
-        found.map_or(address, |translation| translation.inside)
+        let found = found.map(|translation| translation.inside);
+        found
+            .or_else(|| self.by_elastic(vpc, address))
+            .unwrap_or(address)
     }
 
     /// The address by which a destination knows a source.
@@ -106,14 +121,20 @@ impl World {
             let mut towards = it.towards.iter();
             hairpin || towards.any(|prefix| prefix_holds(prefix, to))
         };
+        if let Some(elastic) = self.elastic(vpc, address).filter(|_| hairpin) {
+            return elastic.outside;
+        }
         let found = self.translation(vpc, |it| it.inside == address);
         found.filter(|it| sees(it)).map_or(address, |it| it.outside)
     }
 
     /// Whether a flow may still become another one.
-    pub fn may_become(&self, vpc: &str, before: &Flow, after: &Flow) -> bool {
+    pub fn may_become(&self, place: (&str, &str), before: &Flow, after: &Flow) -> bool {
+        let vpc = place.1;
         let stands = |inside: IpAddr, outside: IpAddr| {
             inside == outside
+                || self.may_stand_for(place, inside, outside)
+                || self.by_elastic(vpc, outside) == Some(inside)
                 || self
                     .translation(vpc, |it| it.inside == inside && it.outside == outside)
                     .is_some()

@@ -35,6 +35,8 @@ fn announced(changes: &[fn(&mut v1::Objects)]) -> Vec<Vec<Moved>> {
             underlay: &underlay,
             metadata: false,
             translations: &[],
+            externals: &[],
+            silent: Box::leak(Box::default()),
         };
         let state = State::from_objects(objects.clone()).unwrap();
         let after = compiler.compile(&state, &context).unwrap();

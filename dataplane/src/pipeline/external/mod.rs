@@ -1,0 +1,261 @@
+//! External networks in the pipeline: how packets leave for them, and how they come in (services, "External networks", "Elastic IP", "NAT gateway").
+//!
+//! Towards such a network weft is a router for the addresses that it holds there (`segment`: ARP, neighbour discovery; `neighbors`: next hops). A packet that
+//! comes in is for one of these addresses, which says its VPC. One that leaves has its source translated, on this host or, where another is the
+//! translator, on that one: it gets the packet through the VPC's tunnel, as a router, and asks the sender's route table again.
+
+pub mod neighbors;
+pub(super) mod segment;
+
+use super::Tables;
+use super::forwarding::{Exit, Way};
+use super::tracer::Tracer;
+use crate::numbers::Vni;
+use crate::packet::parse::{protocol, word_address};
+use crate::packet::{DropReason, Flow, Mac};
+use crate::session::mappings::{Inside, Mapping, MappingError, Outside as OutsidePort};
+use crate::session::table::{Egress, MacPair};
+use crate::snapshot::{HeldBy, NatGateway, Place, Snapshot, Subnet, Target, Translator, Vpc};
+
+/// The neighbour that stands for this host: the address is held here, by whoever.
+pub(super) const THIS_HOST: u16 = u16::MAX;
+
+/// How a packet leaves for an external network: by the sender's elastic IP there, else through a NAT gateway if the route names one.
+pub(super) fn leave(
+    tables: Tables<'_>,
+    vpc: &Vpc,
+    subnet: &Subnet,
+    flow: &Flow,
+    (network, gateway): (u16, Option<u16>),
+    trace: &mut impl Tracer,
+) -> Result<Way, DropReason> {
+    let outside = &tables.snapshot.outside;
+    let known = outside.network(network).ok_or(DropReason::NextHopGone)?;
+    let elastic = vpc.elastic_ips.get(&flow.source);
+    let (exit, translator) = match (elastic, gateway) {
+        (Some(elastic), _) if elastic.network == network => {
+            (Exit::ElasticIp(elastic.address), elastic.translator)
+        }
+        (_, Some(index)) => {
+            let gateway = outside.nat_gateway(index).ok_or(DropReason::NextHopGone)?;
+            if !gateway.serves(flow.source) || !vpc.by_address.contains_key(&flow.source) {
+                trace.step("route", || {
+                    format!(
+                        "NAT gateway {} does not serve {}",
+                        gateway.id,
+                        word_address(flow.source)
+                    )
+                });
+                return Err(DropReason::NoTranslation);
+            }
+            (Exit::Nat(index), known.gateway)
+        }
+        _ => return Err(DropReason::NoTranslation),
+    };
+    match translator {
+        Translator::Nobody => Err(DropReason::NoTranslator),
+        Translator::There(peer) => {
+            trace.step("external", || {
+                let host = tables.snapshot.peer(peer);
+                let host = host.map_or("gone", |peer| peer.host.as_str());
+                format!("to network {} by host {host}", known.id)
+            });
+            let macs = MacPair::new(Mac::ROUTER, subnet.gateway_mac);
+            Ok(Way::new(Egress::Peer(peer), Some(macs)))
+        }
+        Translator::Here => {
+            let link = known.link.ok_or(DropReason::ExternalUnresolved)?;
+            let destination = flow.destination;
+            let mut way = if outside.held_on(network, destination).is_some() {
+                trace.step("external", || "an address of this host's own".to_owned());
+                Way::new(
+                    Egress::External(THIS_HOST),
+                    Some(MacPair::new(link.mac, link.mac)),
+                )
+            } else {
+                let hop = known.next_hop(destination);
+                let hop = hop.ok_or(DropReason::ExternalUnresolved)?;
+                trace.step("external", || {
+                    format!("to network {}, next hop {}", known.id, word_address(hop))
+                });
+                let Some(neighbor) = tables.neighbors.find(network, hop) else {
+                    trace.unresolved(network, hop);
+                    return Err(DropReason::ExternalUnresolved);
+                };
+                Way::new(
+                    Egress::External(neighbor.index),
+                    Some(MacPair::new(neighbor.mac, link.mac)),
+                )
+            };
+            way.exit = Some(exit);
+            Ok(way)
+        }
+    }
+}
+
+/// The VNI that a packet which leaves is in then: none, or where this host holds the destination itself, that of the destination's VPC. So a flow from
+/// one VPC to an outside address of another has a session in each, and the two have no key in common.
+pub(super) fn beyond(snapshot: &Snapshot, way: &Way, routed: &Flow) -> Vni {
+    let held = match way.egress {
+        Egress::External(THIS_HOST) => snapshot.outside.held.get(&routed.destination),
+        _ => None,
+    };
+    held.map_or(Vni::OUTSIDE, |held| snapshot.vpcs[held.vpc].vni)
+}
+
+/// Whether a source address is one that nobody outside may have: it lies in a subnet of the VPC, or of one that a peering joins to it. Policy knows ports by
+/// their addresses.
+fn is_inside(snapshot: &Snapshot, vpc: &Vpc, source: u128) -> bool {
+    let joined = vpc.peerings.iter().map(|peering| peering.vpc);
+    vpc.subnets.lookup(source).is_some()
+        || joined
+            .into_iter()
+            .any(|vpc| snapshot.vpcs[vpc].subnets.lookup(source).is_some())
+}
+
+/// Where a packet goes that a peer has sent here as to a router, to no port of the VPC: out, if this host translates for its sender. The sender's route
+/// table decides once more.
+pub(super) fn pass_on(
+    tables: Tables<'_>,
+    (vpc, peer): (&Vpc, u16),
+    flow: &Flow,
+    trace: &mut impl Tracer,
+) -> Result<Way, DropReason> {
+    let snapshot = tables.snapshot;
+    let sender = vpc.by_address.get(&flow.source).ok_or(DropReason::NoPort)?;
+    if sender.place != Place::There(peer) {
+        return Err(DropReason::NoPort);
+    }
+    let subnet = &snapshot.subnets[sender.subnet];
+    let (custom, implied) = (
+        subnet.routes.lookup(flow.destination),
+        vpc.subnets.lookup(flow.destination),
+    );
+    let is_implied = match (&custom, implied) {
+        (Some((custom, _)), Some((implied, _))) => implied > *custom,
+        (None, Some(_)) => true,
+        (_, None) => false,
+    };
+    if is_implied {
+        return Err(DropReason::NoPort);
+    }
+    let leads = match custom {
+        Some((_, Target::Nat(Some(gateway)))) => {
+            let known = snapshot.outside.nat_gateway(*gateway);
+            known.map(|known| (known.network, Some(*gateway)))
+        }
+        Some((_, Target::External(Some(network)))) => Some((*network, None)),
+        Some(_) => None,
+        None => {
+            let elastic = vpc.elastic_ips.get(&flow.source);
+            elastic.map(|elastic| (elastic.network, None))
+        }
+    };
+    let leads = leads.ok_or(DropReason::NoPort)?;
+    let way = leave(tables, vpc, subnet, flow, leads, trace)?;
+    // It has come to the translator already.
+    match way.exit {
+        Some(_) => Ok(way),
+        None => Err(DropReason::NoTranslator),
+    }
+}
+
+/// The address and port of the VPC that an outside address and port stand for, to who has no session.
+pub(super) fn enter(
+    tables: Tables<'_>,
+    vpc: usize,
+    flow: &Flow,
+    trace: &mut impl Tracer,
+) -> Result<(u128, u16), DropReason> {
+    let outside = &tables.snapshot.outside;
+    let held = outside.held.get(&flow.destination);
+    let held = held.filter(|held| held.vpc == vpc);
+    match held.ok_or(DropReason::ExternalUnheld)?.by {
+        HeldBy::ElasticIp(inside) => Ok((inside, flow.destination_port)),
+        HeldBy::NatGateway(index) => {
+            let gateway = outside.nat_gateway(index);
+            let gateway = gateway.ok_or(DropReason::NatUnmapped)?;
+            let found = entry_of(tables, gateway, flow);
+            trace.step("NAT gateway", || match found {
+                Some(_) => format!("a port of {}", gateway.id),
+                None => format!("no mapping or port forward of {}", gateway.id),
+            });
+            found.ok_or(DropReason::NatUnmapped)
+        }
+    }
+}
+
+fn entry_of(tables: Tables<'_>, gateway: &NatGateway, flow: &Flow) -> Option<(u128, u16)> {
+    let (address, port) = (flow.destination, flow.destination_port);
+    if let Some(forward) = gateway.forward(flow.protocol, address, port) {
+        return Some(forward);
+    }
+    // Pings have no port that anybody could send to.
+    let has_ports = matches!(flow.protocol, protocol::TCP | protocol::UDP);
+    if !gateway.is_open || !has_ports {
+        return None;
+    }
+    let mappings = tables.sessions.mappings();
+    let mapping = mappings.find_outside(flow.protocol, OutsidePort { address, port })?;
+    Some((mapping.inside.address, mapping.inside.port))
+}
+
+/// The mapping for a flow's source at a NAT gateway. Where nothing may change, what it would be.
+pub(super) fn map(
+    tables: Tables<'_>,
+    index: u16,
+    flow: &Flow,
+    trace: &mut impl Tracer,
+) -> Result<Mapping, DropReason> {
+    let gateway = tables.snapshot.outside.nat_gateway(index);
+    let gateway = gateway.ok_or(DropReason::NextHopGone)?;
+    let inside = Inside {
+        gateway: index,
+        protocol: flow.protocol,
+        address: flow.source,
+        port: flow.source_port,
+    };
+    let mappings = tables.sessions.mappings();
+    let family = flow.family();
+    let is_of_family = |pool: &&crate::session::mappings::Pool| {
+        crate::packet::parse::word_family(pool.address) == family
+    };
+    // Lists of pools are short, and of one family nearly always.
+    let first = gateway.pools.iter().position(|pool| is_of_family(&pool));
+    let first = first.ok_or(DropReason::NoTranslation)?;
+    let of_family = gateway.pools[first..].chunk_by(|a, b| {
+        crate::packet::parse::word_family(a.address) == crate::packet::parse::word_family(b.address)
+    });
+    let pools = of_family.into_iter().next().unwrap_or_default();
+    let reserved = |address, port| gateway.reserves(flow.protocol, address, port);
+    let mapping = if trace.may_change() {
+        mappings.map(&inside, pools, reserved)
+    } else {
+        let outside = mappings.would_map(&inside, pools, reserved);
+        outside.map(|outside| Mapping {
+            number: 0,
+            inside,
+            outside,
+        })
+    };
+    mapping.map_err(|error| match error {
+        MappingError::Ports => DropReason::NatPorts,
+        MappingError::Full => DropReason::NatTableFull,
+        MappingError::Protocol => DropReason::NatProtocol,
+    })
+}
+
+/// Whether a session between a VPC and the outside may go on as it was translated when it began: `inside` is the address in the VPC, `address` the outside
+/// one that stands for it.
+pub(super) fn keeps(snapshot: &Snapshot, vpc: usize, inside: u128, address: u128) -> bool {
+    let held = snapshot.outside.held.get(&address);
+    held.filter(|held| held.vpc == vpc)
+        .is_some_and(|held| match held.by {
+            HeldBy::ElasticIp(stands_for) => stands_for == inside,
+            HeldBy::NatGateway(index) => {
+                snapshot.outside.nat_gateway(index).is_some_and(|gateway| {
+                    gateway.serves(inside) || gateway.forwards.iter().any(|it| it.inside == inside)
+                })
+            }
+        })
+}

@@ -1,0 +1,387 @@
+//! Gateway hosts of one external network stand in for each other (services, "Gateways stand on more than one host").
+//!
+//! They probe each other (`probes`), and the one in use tells the others of its sessions with the outside: at once of a new one, and again and again of all,
+//! so that what was lost on the way is made up for within seconds, and what is not told of any more ages. A host that takes over has the sessions and the
+//! mappings, and goes on; TCP numbers it learns from the next segments, as after its own restart (decision 007).
+//!
+//! Wire format: a UDP datagram from daemon to daemon in the tunnel, outside of every VPC (VNI 0), to port [`PORT`]. A head of 8 bytes: "weft", the version (1), the
+//! kind (1: sessions, 2: all have been told of), the number of records, 0. A record of 84 bytes: protocol, state, whether a mapping is used, 0; the VNI on the
+//! opener's side and on the other, one of which is 0; the flow on either side: source, destination, source port, destination port. Big endian.
+
+use std::sync::Arc;
+
+use super::probes::{self, FRAME};
+use super::{Core, Destination, Io, Tables, ip_fragment};
+use crate::encap::decap;
+use crate::numbers::Vni;
+use crate::packet::{DropReason, Flow, Packet};
+use crate::session::mappings::{Inside, Outside as OutsidePort};
+use crate::session::table::{NewSession, SessionRef, SessionView};
+use crate::session::tcp::Side;
+use crate::session::{Key, State, Translation};
+use crate::snapshot::Translator;
+
+/// UDP port of what gateway hosts tell each other.
+const PORT: u16 = 7473;
+const HEAD: usize = 8;
+const RECORD: usize = 84;
+/// Records in one datagram: with the outer headers it fits in 1500 bytes.
+const RECORDS: usize = 15;
+/// Slots of the session table that are gone over ten times a second: all of a million in five seconds.
+const SLOTS: usize = 20_000;
+/// Sessions that may wait to be told of; those beyond are told of when it is their turn.
+const WAITING: usize = 1024;
+
+/// A session with the outside, as gateway hosts tell each other of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Told {
+    state: State,
+    is_mapped: bool,
+    /// VNI and flow on the opener's side.
+    first: (Vni, Flow),
+    /// On the other side.
+    second: (Vni, Flow),
+}
+
+impl Told {
+    /// None: the session is of no gateway.
+    fn new(state: State, is_mapped: bool, first: (Vni, Flow), second: (Vni, Flow)) -> Option<Self> {
+        let is_outside = |(vni, _): &(Vni, Flow)| *vni == Vni::OUTSIDE;
+        (is_outside(&first) != is_outside(&second)).then_some(Self {
+            state,
+            is_mapped,
+            first,
+            second,
+        })
+    }
+
+    fn of(view: &SessionView) -> Option<Self> {
+        let first = (view.vni, view.flow);
+        Self::new(view.state, view.mapping.is_some(), first, view.translated?)
+    }
+
+    /// The outside address that this host's network holds.
+    fn held(&self) -> u128 {
+        if self.first.0 == Vni::OUTSIDE {
+            self.first.1.destination
+        } else {
+            self.second.1.source
+        }
+    }
+
+    fn write(&self, record: &mut [u8; RECORD]) {
+        record[0] = self.first.1.protocol;
+        record[1] = self.state as u8;
+        record[2] = self.is_mapped.into();
+        record[4..8].copy_from_slice(&self.first.0.get().to_be_bytes());
+        record[8..12].copy_from_slice(&self.second.0.get().to_be_bytes());
+        for (at, (_, flow)) in [(12, &self.first), (48, &self.second)] {
+            record[at..at + 16].copy_from_slice(&flow.source.to_be_bytes());
+            record[at + 16..at + 32].copy_from_slice(&flow.destination.to_be_bytes());
+            record[at + 32..at + 34].copy_from_slice(&flow.source_port.to_be_bytes());
+            record[at + 34..at + 36].copy_from_slice(&flow.destination_port.to_be_bytes());
+        }
+    }
+
+    fn read(record: &[u8; RECORD]) -> Option<Self> {
+        let word = |at: usize| {
+            u32::from_be_bytes([record[at], record[at + 1], record[at + 2], record[at + 3]])
+        };
+        let port = |at: usize| u16::from_be_bytes([record[at], record[at + 1]]);
+        let address = |at: usize| u128::from_be_bytes(std::array::from_fn(|i| record[at + i]));
+        let flow = |at: usize| Flow {
+            source: address(at),
+            destination: address(at + 16),
+            source_port: port(at + 32),
+            destination_port: port(at + 34),
+            protocol: record[0],
+        };
+        let state = *State::ALL.get(usize::from(record[1]))?;
+        let vni = |at: usize| Some(word(at)).filter(|vni| *vni < 1 << 24).map(Vni::from);
+        let (first, second) = ((vni(4)?, flow(12)), (vni(8)?, flow(48)));
+        if first.1.family() != second.1.family() {
+            return None;
+        }
+        Self::new(state, record[2] == 1, first, second)
+    }
+}
+
+/// What a worker keeps for it.
+#[derive(Debug, Default)]
+pub(super) struct Telling {
+    /// New sessions that are to be told of.
+    pub(super) new: Vec<Told>,
+    /// Where the walk over all sessions is.
+    place: usize,
+    /// Networks that this host was the gateway of, by index.
+    served: Vec<u16>,
+    /// Whether there is anybody to tell.
+    pub(super) is_wanted: bool,
+}
+
+impl Telling {
+    /// Tells of a session soon: it is new, or its state is.
+    #[cold]
+    pub(super) fn note(&mut self, session: &SessionRef<'_>, now: u32) {
+        if self.new.len() < WAITING
+            && let Some(view) = session.view(now)
+        {
+            self.new.extend(Told::of(&view));
+        }
+    }
+}
+
+impl Core {
+    /// A frame for this host's daemon, from a peer's: a probe, or what the other gateway hosts know.
+    pub(super) fn take_from_fellow(
+        &mut self,
+        tables: Tables<'_>,
+        peer: u16,
+        frame: &[u8],
+    ) -> DropReason {
+        match probes::payload(frame) {
+            Some((port, payload)) if probes::is_probe(port) => {
+                match self.probes.receive(peer, payload, self.now) {
+                    Some(()) => DropReason::FellowRead,
+                    None => DropReason::FellowMalformed,
+                }
+            }
+            Some((PORT, payload)) if tables.snapshot.outside.fellows().all.contains(&peer) => {
+                match self.told(tables, peer, payload) {
+                    Some(()) => DropReason::FellowRead,
+                    None => DropReason::FellowMalformed,
+                }
+            }
+            _ => DropReason::FellowMalformed,
+        }
+    }
+
+    fn told(&mut self, tables: Tables<'_>, peer: u16, payload: &[u8]) -> Option<()> {
+        let (head, records) = payload.split_first_chunk::<HEAD>()?;
+        if head[..5] != *b"weft\x01" {
+            return None;
+        }
+        match head[5] {
+            1 => {
+                let records = records.get(..usize::from(head[6]) * RECORD)?;
+                for record in records.chunks_exact(RECORD) {
+                    let told = Told::read(record.first_chunk()?)?;
+                    self.adopt(tables, peer, &told);
+                }
+            }
+            2 => self.probes.turn(),
+            _ => return None,
+        }
+        Some(())
+    }
+
+    /// Keeps a session that another gateway host has, if that may have it.
+    fn adopt(&self, tables: Tables<'_>, peer: u16, told: &Told) -> Option<()> {
+        let outside = &tables.snapshot.outside;
+        let held = told.held();
+        let mut networks = outside.networks.iter().flatten();
+        let network = networks.find(|network| network.holds(held))?;
+        let mut gateways = network.other_gateways();
+        let is_gateway = gateways.any(|gateway| gateway == peer);
+        let vni = if told.first.0 == Vni::OUTSIDE {
+            told.second.0
+        } else {
+            told.first.0
+        };
+        let vpc = *tables.snapshot.vpc_by_vni.get(&vni)?;
+        if !is_gateway {
+            return None;
+        }
+        let (first, second) = (&told.first, &told.second);
+        let key = Key::new(tables.sessions.seeds(), &first.1, first.0);
+        if let Some(session) = tables.sessions.find(&key) {
+            // What is seen here is newer than what is told.
+            if outside.held.contains_key(&held) || !session.is_on_first_side() {
+                return None;
+            }
+            if session.state() != told.state {
+                session.set_state(told.state);
+            }
+            session.touch(self.now);
+            return Some(());
+        }
+        let mapping = if told.is_mapped {
+            let (gateway, pool) = outside.pools.get(&held)?;
+            let inside = Inside {
+                gateway: *gateway,
+                protocol: first.1.protocol,
+                address: first.1.source,
+                port: first.1.source_port,
+            };
+            let port = OutsidePort {
+                address: held,
+                port: second.1.source_port,
+            };
+            let mapping = tables.sessions.mappings().adopt(&inside, port, pool.number);
+            Some(mapping?.number)
+        } else {
+            None
+        };
+        let new = NewSession {
+            state: told.state,
+            port: u16::MAX,
+            vpc: tables.snapshot.vpcs[vpc].index,
+            now: self.now,
+            tcp: (Side::unknown(), Side::unknown()),
+            action: None,
+            translation: Some(Translation::new(&first.1, &second.1, second.0)),
+            mapping,
+        };
+        tables.sessions.insert(&key, &new).ok().map(|_| ())
+    }
+
+    /// Sends probes, and tells the other gateway hosts of sessions. Ten times a second, by one worker.
+    pub(super) fn tend_gateways(&mut self, tables: Tables<'_>, io: &mut impl Io) {
+        if tables.snapshot.generation == 0 {
+            // Nothing is known yet.
+            return;
+        }
+        let outside = &tables.snapshot.outside;
+        let fellows = outside.fellows();
+        let probes = Arc::clone(&self.probes);
+        probes.tick(self.now, outside.probed(), &fellows, |peer, control| {
+            self.send_to_peer(tables, io, peer, &probes::frame(&control));
+        });
+        let networks = (0u16..).zip(&outside.networks);
+        let serves = networks.filter_map(|(index, network)| {
+            (network.as_ref()?.gateway == Translator::Here).then_some(index)
+        });
+        let serves: Vec<u16> = serves.collect();
+        if self
+            .telling
+            .served
+            .iter()
+            .any(|index| !serves.contains(index))
+        {
+            tables.sessions.forget_outside_numbers();
+        }
+        self.telling.served = serves;
+        if fellows.all.is_empty() {
+            return;
+        }
+        let mut all = std::mem::take(&mut self.telling.new);
+        let place = self.telling.place;
+        self.telling.place = tables
+            .sessions
+            .walk_translated(place, SLOTS, self.now, |view| {
+                all.extend(Told::of(view));
+            });
+        self.tell(tables, io, &all);
+        all.clear();
+        all.shrink_to(WAITING);
+        self.telling.new = all;
+        // One that serves nothing knows no more than whom it tells.
+        if self.telling.place == 0 && !self.telling.served.is_empty() {
+            for peer in fellows.all {
+                self.send_told(tables, io, peer, 2, &[]);
+            }
+        }
+    }
+
+    /// Tells of new sessions now.
+    #[cold]
+    pub(super) fn tell_new(&mut self, tables: Tables<'_>, io: &mut impl Io) {
+        let mut new = std::mem::take(&mut self.telling.new);
+        self.tell(tables, io, &new);
+        new.clear();
+        self.telling.new = new;
+    }
+
+    /// Tells the other gateway hosts of a network of the sessions of addresses that this host holds.
+    fn tell(&mut self, tables: Tables<'_>, io: &mut impl Io, all: &[Told]) {
+        let outside = &tables.snapshot.outside;
+        let network_of = |told: &Told| outside.held.get(&told.held()).map(|held| held.network);
+        let mut batch: Vec<Told> = Vec::with_capacity(RECORDS);
+        for (index, network) in (0u16..).zip(&outside.networks) {
+            let Some(network) = network.as_ref() else {
+                continue;
+            };
+            if network.gateway != Translator::Here {
+                continue;
+            }
+            let mut of_network = all
+                .iter()
+                .filter(|told| network_of(told) == Some(index))
+                .peekable();
+            while of_network.peek().is_some() {
+                batch.clear();
+                batch.extend(of_network.by_ref().take(RECORDS));
+                for peer in network.other_gateways() {
+                    self.send_told(tables, io, peer, 1, &batch);
+                }
+            }
+        }
+    }
+
+    fn send_told(
+        &mut self,
+        tables: Tables<'_>,
+        io: &mut impl Io,
+        peer: u16,
+        kind: u8,
+        records: &[Told],
+    ) {
+        const MOST: usize = FRAME + HEAD + RECORDS * RECORD;
+        let mut frame = [0; MOST];
+        let payload = HEAD + records.len() * RECORD;
+        let head = probes::frame_head(PORT, payload);
+        let (start, body) = frame.split_at_mut(head.len());
+        start.copy_from_slice(&head);
+        body[..5].copy_from_slice(b"weft\x01");
+        (body[5], body[6]) = (kind, records.len() as u8);
+        for (told, record) in records.iter().zip(body[HEAD..].chunks_exact_mut(RECORD)) {
+            if let Some(record) = record.first_chunk_mut() {
+                told.write(record);
+            }
+        }
+        let len = head.len() + payload;
+        self.send_to_peer(tables, io, peer, &frame[..len]);
+    }
+
+    /// Sends a frame of this host's daemon to a peer's.
+    fn send_to_peer(&mut self, tables: Tables<'_>, io: &mut impl Io, peer: u16, frame: &[u8]) {
+        let tunnel = tables.snapshot.peer(peer).and_then(|peer| peer.tunnel(0));
+        let Some(tunnel) = tunnel else {
+            return;
+        };
+        let Some(mut packet) = ip_fragment::room_for(io, frame.len()) else {
+            return;
+        };
+        packet.bytes_mut(io).copy_from_slice(frame);
+        // Class selector 6, network control (RFC 2474 §4.2.2).
+        if tunnel.template.push(io, &mut packet, Vni::OUTSIDE, 0xc0, 0) {
+            self.counters.uplink(tunnel.uplink).generated.add(1);
+            io.send(Destination::Uplink(tunnel.uplink), packet);
+        } else {
+            io.free(packet.frame);
+        }
+    }
+
+    /// Reads a tunnel packet of no VPC, if it is one.
+    pub(super) fn read_fellow(
+        &mut self,
+        tables: Tables<'_>,
+        io: &mut impl Io,
+        packet: &Packet,
+    ) -> Option<DropReason> {
+        let frame = packet.bytes(io);
+        let outer = decap::outer(frame).ok()?;
+        if outer.vni != Vni::OUTSIDE {
+            return None;
+        }
+        let peer = super::slow_path::Ends::of(&outer)
+            .peer(tables.snapshot)
+            .ok()?;
+        let inner = frame.get(usize::from(outer.inner)..usize::from(outer.end))?;
+        // Copied: what is read changes what the pipeline holds.
+        let mut copy = [0; FRAME + HEAD + RECORDS * RECORD];
+        let copy = copy.get_mut(..inner.len())?;
+        copy.copy_from_slice(inner);
+        Some(self.take_from_fellow(tables, peer, copy))
+    }
+}

@@ -1,0 +1,385 @@
+//! External networks, elastic IPs and NAT gateways.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use ipnetwork::IpNetwork;
+use weft_proto::state::Kind;
+use weft_proto::v1;
+
+use super::super::{
+    ElasticIp, Held, HeldBy, Link, NatGateway, Network, Outside, PortForward, StaticTranslation,
+    Translator,
+};
+use super::{Draft, Objects, put};
+use crate::packet::Family;
+use crate::packet::parse::{address_word, protocol, word_family};
+use crate::route::Prefix;
+use crate::session::mappings::Pool;
+
+fn parse_address(text: &str) -> Option<u128> {
+    text.parse::<IpAddr>().ok().map(address_word)
+}
+
+fn parse_prefixes(texts: &[String]) -> Vec<Prefix> {
+    let parsed = texts
+        .iter()
+        .filter_map(|text| text.parse::<IpNetwork>().ok());
+    parsed.map(Prefix::from).collect()
+}
+
+impl Draft<'_> {
+    /// Enters all of them. Ports are in place by now; routes come after.
+    pub(super) fn fill_outside(&mut self, objects: &Objects<'_>) {
+        let mut outside = Outside::default();
+        for network in &objects.external_networks {
+            self.add_network(network, &mut outside);
+        }
+        for elastic in &objects.elastic_ips {
+            self.add_elastic_ip(objects, elastic, &mut outside);
+        }
+        for gateway in &objects.nat_gateways {
+            self.add_nat_gateway(objects, gateway, &mut outside);
+        }
+        for (index, network) in outside.networks.iter_mut().enumerate() {
+            let Some(network) = network else { continue };
+            let held = outside.held.iter();
+            let held = held.filter(|(_, held)| usize::from(held.network) == index);
+            for family in [Family::Ipv4, Family::Ipv6] {
+                let of_family = held.clone().map(|(address, _)| *address);
+                network.own.extend(
+                    of_family
+                        .filter(|address| word_family(*address) == family)
+                        .min(),
+                );
+            }
+        }
+        self.outside = outside;
+    }
+
+    fn add_network(&mut self, network: &v1::ExternalNetwork, outside: &mut Outside) {
+        let Some(index) = self.numbers.networks.number(&network.id) else {
+            let most = self.numbers.networks.cap();
+            let rule = format!("this host knows at most {most} external networks");
+            self.report
+                .add(Kind::ExternalNetwork, &network.id, "", rule);
+            return;
+        };
+        let index = index as u16;
+        let vlan = network.vlan as u16;
+        let mut links = self.context.externals.iter();
+        let link = links.find(|link| link.physical_network == network.physical_network);
+        let mtu = match u16::try_from(network.mtu) {
+            Ok(0) => 1500,
+            Ok(mtu) => mtu,
+            Err(_) => u16::MAX,
+        };
+        if let Some(link) = link {
+            let other = outside.by_link.insert((link.uplink, vlan), index);
+            if other.is_some() {
+                let rule = "another external network has the VLAN of the physical network";
+                self.report
+                    .add(Kind::ExternalNetwork, &network.id, "vlan", rule);
+            }
+        }
+        let compiled = Network {
+            id: network.id.clone(),
+            link: link.map(|link| Link {
+                uplink: link.uplink,
+                vlan,
+                mac: link.mac,
+            }),
+            prefixes: parse_prefixes(&network.prefixes),
+            gateways: network
+                .gateways
+                .iter()
+                .filter_map(|text| parse_address(text))
+                .collect(),
+            mtu: link.map_or(mtu, |link| link.mtu.min(mtu)),
+            gateway: self.gateway(network),
+            gateways_in_order: self.gateways_in_order(network),
+            own: Vec::new(),
+        };
+        self.places.networks.insert(network.id.clone(), index);
+        put(&mut outside.networks, index, compiled);
+    }
+
+    /// A host that translates, as this one sees it.
+    fn translator(&self, host: &str) -> Translator {
+        if host == self.context.host {
+            return Translator::Here;
+        }
+        let peer = self.places.peers.get(host).copied();
+        peer.map_or(Translator::Nobody, Translator::There)
+    }
+
+    /// The gateway host of a network: the first that lives.
+    fn gateway(&self, network: &v1::ExternalNetwork) -> Translator {
+        let mut hosts = network.gateway_hosts.iter();
+        let first = hosts.find(|host| !self.context.silent.contains(*host));
+        first.map_or(Translator::Nobody, |host| self.translator(host))
+    }
+
+    /// All gateway hosts of a network that are known here.
+    fn gateways_in_order(&self, network: &v1::ExternalNetwork) -> Vec<Translator> {
+        let hosts = network.gateway_hosts.iter();
+        let known = hosts.map(|host| self.translator(host));
+        known.filter(|host| *host != Translator::Nobody).collect()
+    }
+
+    fn add_elastic_ip(
+        &mut self,
+        objects: &Objects<'_>,
+        elastic: &v1::ElasticIp,
+        outside: &mut Outside,
+    ) {
+        let by_id = |port: &&v1::Port| port.id.as_str().cmp(elastic.port.as_str());
+        let port = objects.ports.binary_search_by(by_id);
+        let networks = &objects.external_networks;
+        let network =
+            networks.binary_search_by(|network| network.id.as_str().cmp(&elastic.external_network));
+        // One that is bound to nothing that lives is nobody's.
+        let (Ok(port), Ok(network)) = (port, network) else {
+            return;
+        };
+        let (port, network) = (objects.ports[port], networks[network]);
+        let (Some(vpc), Some(index), Some(address)) = (
+            self.places.vpcs.get(&port.vpc).copied(),
+            self.places.networks.get(&network.id).copied(),
+            parse_address(&elastic.address),
+        ) else {
+            return;
+        };
+        let own = port.addresses.iter().filter_map(|text| parse_address(text));
+        let inside = match parse_address(&elastic.private_address) {
+            Some(inside) => own.into_iter().find(|own| *own == inside),
+            None => own
+                .into_iter()
+                .find(|own| word_family(*own) == word_family(address)),
+        };
+        let Some(inside) = inside else {
+            let rule = format!("is no address of port '{}' and of its family", port.id);
+            self.report
+                .add(Kind::ElasticIp, &elastic.id, "private_address", rule);
+            return;
+        };
+        let hosts = &objects.hosts;
+        let home = hosts.binary_search_by(|host| host.id.as_str().cmp(port.host.as_str()));
+        let translator = match home {
+            Ok(home) if hosts[home].is_on(&network.physical_network) => {
+                self.translator(&hosts[home].id)
+            }
+            Ok(_) => self.gateway(network),
+            Err(_) => Translator::Nobody,
+        };
+        let translation = StaticTranslation {
+            vpc: port.vpc.clone(),
+            inside,
+            outside: address,
+            towards: Vec::new(),
+        };
+        let draft = &mut self.vpcs[vpc];
+        if !Arc::make_mut(&mut draft.vpc.translations).add(&translation) {
+            let rule = "or its private address has another translation";
+            self.report
+                .add(Kind::ElasticIp, &elastic.id, "address", rule);
+            return;
+        }
+        draft.elastic_ips.insert(
+            inside,
+            ElasticIp {
+                address,
+                network: index,
+                translator,
+            },
+        );
+        if translator == Translator::Here {
+            let held = Held {
+                network: index,
+                vpc,
+                by: HeldBy::ElasticIp(inside),
+            };
+            self.hold(
+                (Kind::ElasticIp, &elastic.id, "address"),
+                address,
+                held,
+                outside,
+            );
+        }
+    }
+
+    fn add_nat_gateway(
+        &mut self,
+        objects: &Objects<'_>,
+        gateway: &v1::NatGateway,
+        outside: &mut Outside,
+    ) {
+        let (Some(vpc), Some(network)) = (
+            self.places.vpcs.get(&gateway.vpc).copied(),
+            self.places.networks.get(&gateway.external_network).copied(),
+        ) else {
+            return;
+        };
+        let Some(index) = self.numbers.nat_gateways.number(&gateway.id) else {
+            let most = self.numbers.nat_gateways.cap();
+            let rule = format!("this host knows at most {most} NAT gateways");
+            self.report.add(Kind::NatGateway, &gateway.id, "", rule);
+            return;
+        };
+        let index = index as u16;
+        let addresses = gateway
+            .addresses
+            .iter()
+            .filter_map(|text| parse_address(text));
+        let addresses: Vec<u128> = addresses.collect();
+        let is_here = outside
+            .network(network)
+            .is_some_and(|network| network.gateway == Translator::Here);
+        let stands_by = outside.is_gateway_of(network);
+        let mut pools = Vec::new();
+        for (i, address) in addresses.iter().copied().enumerate().filter(|_| stands_by) {
+            let name = format!("{address:x}");
+            let Some(number) = self.numbers.pools.number(&name) else {
+                let most = self.numbers.pools.cap();
+                let rule = format!("this host holds at most {most} addresses of NAT gateways");
+                self.report
+                    .add(Kind::NatGateway, &gateway.id, "addresses", rule);
+                continue;
+            };
+            let pool = Pool {
+                address,
+                number: number as u16,
+            };
+            pools.push(pool);
+            outside.pools.insert(address, (index, pool));
+            if !is_here {
+                continue;
+            }
+            let held = Held {
+                network,
+                vpc,
+                by: HeldBy::NatGateway(index),
+            };
+            let field = format!("addresses[{i}]");
+            self.hold(
+                (Kind::NatGateway, &gateway.id, &field),
+                address,
+                held,
+                outside,
+            );
+        }
+        // Those of one family stand together.
+        pools.sort_by_key(|pool| word_family(pool.address) == Family::Ipv6);
+        let forwards = gateway.port_forwards.iter();
+        let forwards = forwards.filter_map(|forward| self.forward(objects, &addresses, forward));
+        let compiled = NatGateway {
+            id: gateway.id.clone(),
+            vpc,
+            network,
+            pools,
+            sources: parse_prefixes(&gateway.sources),
+            forwards: forwards.collect(),
+            is_open: gateway.filtering == "endpoint_independent",
+        };
+        self.places.nat_gateways.insert(gateway.id.clone(), index);
+        put(&mut outside.nat_gateways, index, compiled);
+    }
+
+    /// A port forward; none while what it leads to is nowhere.
+    fn forward(
+        &self,
+        objects: &Objects<'_>,
+        addresses: &[u128],
+        forward: &v1::PortForward,
+    ) -> Option<PortForward> {
+        let address = match parse_address(&forward.address) {
+            Some(address) => address,
+            None => *addresses.first()?,
+        };
+        let inside = if forward.port.is_empty() {
+            parse_address(&forward.private_address)?
+        } else {
+            let by_id = |port: &&v1::Port| port.id.as_str().cmp(forward.port.as_str());
+            let port = objects.ports[objects.ports.binary_search_by(by_id).ok()?];
+            let mut own = port.addresses.iter().filter_map(|text| parse_address(text));
+            own.find(|own| word_family(*own) == word_family(address))?
+        };
+        let (first, last) = (forward.port_min, forward.port_max.max(forward.port_min));
+        let to = if forward.to_port_min == 0 {
+            first
+        } else {
+            forward.to_port_min
+        };
+        Some(PortForward {
+            protocol: match forward.protocol.as_str() {
+                "tcp" => protocol::TCP,
+                "udp" => protocol::UDP,
+                _ => return None,
+            },
+            address,
+            ports: (first.try_into().ok()?, last.try_into().ok()?),
+            inside,
+            first: to.try_into().ok()?,
+        })
+    }
+
+    fn hold(
+        &mut self,
+        (kind, id, field): (Kind, &str, &str),
+        address: u128,
+        held: Held,
+        outside: &mut Outside,
+    ) {
+        let is_on = outside
+            .network(held.network)
+            .is_some_and(|network| network.holds(address));
+        if !is_on {
+            let rule = "is in no prefix of its external network";
+            self.report.add(kind, id, field, rule);
+        } else if outside.held.insert(address, held).is_some() {
+            self.report.add(kind, id, field, "is taken");
+        }
+    }
+
+    /// Names that are gone give their numbers back.
+    pub(super) fn retain_outside(&mut self, objects: &Objects<'_>) {
+        let networks = &objects.external_networks;
+        self.numbers.networks.retain(|id| {
+            networks
+                .binary_search_by(|network| network.id.as_str().cmp(id))
+                .is_ok()
+        });
+        let gateways = &objects.nat_gateways;
+        self.numbers.nat_gateways.retain(|id| {
+            gateways
+                .binary_search_by(|gateway| gateway.id.as_str().cmp(id))
+                .is_ok()
+        });
+        let pools = &self.outside.pools;
+        self.numbers.pools.retain(|name| {
+            u128::from_str_radix(name, 16).is_ok_and(|address| pools.contains_key(&address))
+        });
+    }
+}
+
+/// Whether what is decided for flows to and from the outside is the same before and after, but for the VPCs' own parts.
+pub(super) fn is_same(before: &Outside, after: &Outside) -> bool {
+    let decides = |network: &Option<Network>| {
+        network.as_ref().map(|network| {
+            let Network {
+                link,
+                prefixes,
+                gateways,
+                gateway,
+                mtu,
+                ..
+            } = network;
+            (*link, prefixes.clone(), gateways.clone(), *gateway, *mtu)
+        })
+    };
+    before
+        .networks
+        .iter()
+        .map(decides)
+        .eq(after.networks.iter().map(decides))
+}

@@ -1,0 +1,617 @@
+//! External networks, elastic IPs and NAT gateways: their addresses, which are one address space, and what they refer to.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::net::IpAddr;
+
+use ipnetwork::IpNetwork;
+
+use super::network::reserved;
+use super::{At, Index, Report, Scope, limits};
+use crate::address::{parse_address, parse_prefix, special_use};
+use crate::state::{Kind, Object};
+use crate::v1::{self, ElasticIp, ExternalNetwork, NatGateway};
+
+/// The first and the last port of a port forward, and which one it is.
+type Range = (u32, u32, usize);
+
+const MAX_VLAN: u32 = 4094;
+const MAX_MTU: u32 = 9216;
+const MAX_PORT: u32 = 65535;
+/// The lowest port that a mapping gets: those below are of services (RFC 6335 §6), and only port forwards take them.
+const FIRST_POOL_PORT: u32 = 1024;
+/// Ports from [`FIRST_POOL_PORT`] on that port forwards leave to mappings, of each address and protocol.
+const LEAST_POOL: u32 = 1024;
+
+pub(super) fn check_network(
+    at: At<'_>,
+    network: &ExternalNetwork,
+    index: &Index<'_>,
+    scope: Scope<'_>,
+    report: &mut Report,
+) {
+    if network.physical_network.is_empty() {
+        let rule = "an external network needs the name of a physical network";
+        report.add(at, "physical_network", rule);
+    }
+    if network.vlan > MAX_VLAN {
+        let rule = format!("{} is outside 1 to {MAX_VLAN}; 0 is untagged", network.vlan);
+        report.add(at, "vlan", rule);
+    }
+    let prefixes = check_prefixes(at, network, report);
+    check_gateways(at, network, &prefixes, report);
+    let least = if prefixes.iter().any(IpNetwork::is_ipv6) {
+        1280
+    } else {
+        576
+    };
+    if network.mtu != 0 && !(least..=MAX_MTU).contains(&network.mtu) {
+        let rule = format!("{} is outside {least} to {MAX_MTU}", network.mtu);
+        report.add(at, "mtu", rule);
+    }
+    check_gateway_hosts(at, network, index, scope, report);
+}
+
+fn check_prefixes(at: At<'_>, network: &ExternalNetwork, report: &mut Report) -> Vec<IpNetwork> {
+    let count = network.prefixes.len();
+    if count == 0 {
+        report.add(
+            at,
+            "prefixes",
+            "an external network needs at least one prefix",
+        );
+    }
+    let most = (
+        "an external network has",
+        limits::EXTERNAL_PREFIXES,
+        "prefixes",
+    );
+    if !report.within(at, "prefixes", count, most) {
+        return Vec::new();
+    }
+    let mut prefixes = Vec::new();
+    for (i, text) in network.prefixes.iter().enumerate() {
+        let field = format!("prefixes[{i}]");
+        let Some(prefix) = report.take(at, field.clone(), parse_prefix(text)) else {
+            continue;
+        };
+        if let Some(what) = special_use(prefix) {
+            let rule = format!("{prefix} contains {what} addresses, which no host can have");
+            report.add(at, field, rule);
+            continue;
+        }
+        prefixes.push(prefix);
+    }
+    prefixes
+}
+
+fn check_gateways(
+    at: At<'_>,
+    network: &ExternalNetwork,
+    prefixes: &[IpNetwork],
+    report: &mut Report,
+) {
+    let mut families = HashSet::new();
+    for (i, text) in network.gateways.iter().enumerate() {
+        let field = format!("gateways[{i}]");
+        let Some(gateway) = report.take(at, field.clone(), parse_address(text)) else {
+            continue;
+        };
+        if !families.insert(gateway.is_ipv4()) {
+            let family = family(gateway);
+            let rule = format!("an external network has at most one {family} gateway");
+            report.add(at, field, rule);
+            continue;
+        }
+        match prefixes.iter().find(|prefix| prefix.contains(gateway)) {
+            None => {
+                let rule = format!("{gateway} is in no prefix of the network");
+                report.add(at, field, rule);
+            }
+            Some(prefix) => {
+                if let Some(what) = kept(*prefix, gateway) {
+                    let rule = format!("{gateway} is the {what} address of {prefix}");
+                    report.add(at, field, rule);
+                }
+            }
+        }
+    }
+}
+
+fn check_gateway_hosts(
+    at: At<'_>,
+    network: &ExternalNetwork,
+    index: &Index<'_>,
+    scope: Scope<'_>,
+    report: &mut Report,
+) {
+    let most = (
+        "an external network has",
+        limits::EXTERNAL_GATEWAY_HOSTS,
+        "gateway hosts",
+    );
+    if !report.within(at, "gateway_hosts", network.gateway_hosts.len(), most) {
+        return;
+    }
+    for (i, id) in network.gateway_hosts.iter().enumerate() {
+        let field = format!("gateway_hosts[{i}]");
+        if network.gateway_hosts[..i].contains(id) {
+            report.add(at, field, format!("'{id}' is given twice"));
+            continue;
+        }
+        match index.host(id) {
+            None if scope == Scope::Intent => {
+                report.add(at, field, format!("there is no host '{id}'"));
+            }
+            // A host is told of those alone that it sends to.
+            None => {}
+            Some(host) if host.foreign => {
+                let rule = format!("host '{id}' is foreign: no weftd runs there");
+                report.add(at, field, rule);
+            }
+            Some(host) if !host.is_on(&network.physical_network) => {
+                let name = &network.physical_network;
+                let rule = format!("host '{id}' is not on physical network '{name}'");
+                report.add(at, field, rule);
+            }
+            Some(_) => {}
+        }
+    }
+}
+
+pub(super) fn check_elastic_ip(
+    at: At<'_>,
+    elastic: &ElasticIp,
+    index: &Index<'_>,
+    report: &mut Report,
+) {
+    let network = check_use(
+        at,
+        &elastic.external_network,
+        &elastic.tenant,
+        index,
+        report,
+    );
+    let address = report.take(at, "address", parse_address(&elastic.address));
+    if let (Some(network), Some(address)) = (network, address) {
+        check_address(at, "address", network, address, report);
+    }
+    if elastic.port.is_empty() {
+        if !elastic.private_address.is_empty() {
+            let rule = "only an elastic IP that is bound to a port has a private address";
+            report.add(at, "private_address", rule);
+        }
+        return;
+    }
+    let Some(port) = index.port(&elastic.port) else {
+        let rule = format!("there is no port '{}'", elastic.port);
+        return report.add(at, "port", rule);
+    };
+    if let Some(tenant) = index.tenant_of(&port.vpc)
+        && tenant != elastic.tenant
+    {
+        let rule = format!(
+            "port '{}' belongs to {}, the elastic IP to {}",
+            port.id,
+            owner(tenant),
+            owner(&elastic.tenant)
+        );
+        report.add(at, "port", rule);
+    }
+    if let Some(address) = address {
+        check_private_address(at, elastic, port, address, report);
+    }
+    if let Some(network) = network
+        && let Some(home) = index.host(&port.host)
+        && network.translator(home).is_none()
+    {
+        let rule = format!(
+            "the host of port '{}' is not on the physical network of external network '{}', which has no gateway host",
+            port.id, network.id
+        );
+        report.add(at, "port", rule);
+    }
+}
+
+fn check_private_address(
+    at: At<'_>,
+    elastic: &ElasticIp,
+    port: &v1::Port,
+    address: IpAddr,
+    report: &mut Report,
+) {
+    if elastic.private_address.is_empty() {
+        if elastic.inside(port).is_none() {
+            let family = family(address);
+            let rule = format!("port '{}' has no {family} address", port.id);
+            report.add(at, "port", rule);
+        }
+        return;
+    }
+    let field = "private_address";
+    let Some(private) = report.take(at, field, parse_address(&elastic.private_address)) else {
+        return;
+    };
+    if private.is_ipv4() != address.is_ipv4() {
+        let rule = format!("{private} and {address} are of different families");
+        report.add(at, field, rule);
+    } else if elastic.inside(port).is_none() {
+        let rule = format!("{private} is no address of port '{}'", port.id);
+        report.add(at, field, rule);
+    }
+}
+
+pub(super) fn check_nat_gateway(
+    at: At<'_>,
+    nat: &NatGateway,
+    index: &Index<'_>,
+    report: &mut Report,
+) {
+    index.require_vpc(at, &nat.vpc, report);
+    let tenant = index.tenant_of(&nat.vpc).unwrap_or_default();
+    let network = check_use(at, &nat.external_network, tenant, index, report);
+    if let Some(network) = network
+        && network.gateway().is_none()
+    {
+        let rule = format!(
+            "external network '{}' has no gateway host, which a NAT gateway runs on",
+            network.id
+        );
+        report.add(at, "external_network", rule);
+    }
+    let count = nat.addresses.len();
+    if count == 0 {
+        report.add(at, "addresses", "a NAT gateway needs at least one address");
+    }
+    let most = ("a NAT gateway has", limits::NAT_ADDRESSES, "addresses");
+    if report.within(at, "addresses", count, most) {
+        for (i, text) in nat.addresses.iter().enumerate() {
+            let field = format!("addresses[{i}]");
+            if let Some(address) = report.take(at, field.clone(), parse_address(text))
+                && let Some(network) = network
+            {
+                check_address(at, &field, network, address, report);
+            }
+        }
+    }
+    let most = ("a NAT gateway has", limits::NAT_SOURCES, "source prefixes");
+    if report.within(at, "sources", nat.sources.len(), most) {
+        for (i, text) in nat.sources.iter().enumerate() {
+            report.take(at, format!("sources[{i}]"), parse_prefix(text));
+        }
+    }
+    if !matches!(
+        nat.filtering.as_str(),
+        "" | "address_and_port" | "endpoint_independent"
+    ) {
+        let rule = format!(
+            "'{}' is neither address_and_port nor endpoint_independent",
+            nat.filtering
+        );
+        report.add(at, "filtering", rule);
+    }
+    check_forwards(at, nat, index, report);
+}
+
+fn check_forwards(at: At<'_>, nat: &NatGateway, index: &Index<'_>, report: &mut Report) {
+    let most = ("a NAT gateway has", limits::NAT_FORWARDS, "port forwards");
+    if !report.within(at, "port_forwards", nat.port_forwards.len(), most) {
+        return;
+    }
+    let names_address = |forward: &v1::PortForward| !forward.private_address.is_empty();
+    let inside = if nat.port_forwards.iter().any(names_address) {
+        index.addresses_of(&nat.vpc)
+    } else {
+        HashSet::new()
+    };
+    let own: Vec<Option<IpAddr>> = nat.addresses.iter().map(|text| text.parse().ok()).collect();
+    // By address and protocol.
+    let mut ranges: BTreeMap<(IpAddr, &str), Vec<Range>> = BTreeMap::new();
+    for (i, forward) in nat.port_forwards.iter().enumerate() {
+        let field = |name: &str| format!("port_forwards[{i}].{name}");
+        if !matches!(forward.protocol.as_str(), "tcp" | "udp") {
+            let rule = format!("'{}' is neither tcp nor udp", forward.protocol);
+            report.add(at, field("protocol"), rule);
+        }
+        let address = if forward.address.is_empty() {
+            own.first().copied().flatten()
+        } else {
+            let address = report.take(at, field("address"), parse_address(&forward.address));
+            if let Some(address) = address
+                && !own.contains(&Some(address))
+            {
+                let rule = format!("{address} is no address of the gateway");
+                report.add(at, field("address"), rule);
+            }
+            address
+        };
+        check_target(at, i, (forward, address), nat, (index, &inside), report);
+        let (first, last) = forward.ports();
+        if first == 0 || first > MAX_PORT {
+            let rule = format!("{first} is outside 1 to {MAX_PORT}");
+            report.add(at, field("port_min"), rule);
+            continue;
+        }
+        if last < first || last > MAX_PORT {
+            let rule = format!("{last} is outside {first} to {MAX_PORT}");
+            report.add(at, field("port_max"), rule);
+            continue;
+        }
+        let to = forward.to_port_min;
+        if to > MAX_PORT - (last - first) {
+            let rule = format!("{to} and the next {} ports exceed {MAX_PORT}", last - first);
+            report.add(at, field("to_port_min"), rule);
+        }
+        if let Some(address) = address {
+            let all = ranges.entry((address, &forward.protocol)).or_default();
+            all.push((first, last, i));
+        }
+    }
+    for ((address, protocol), mut ranges) in ranges {
+        ranges.sort_unstable();
+        check_ranges(at, (address, protocol), &ranges, report);
+    }
+}
+
+/// The port forwards of one address and protocol, in order: they do not overlap, and leave ports to mappings.
+fn check_ranges(
+    at: At<'_>,
+    (address, protocol): (IpAddr, &str),
+    ranges: &[Range],
+    report: &mut Report,
+) {
+    let mut taken = 0;
+    let mut highest: Option<(u32, usize)> = None;
+    for &(first, last, i) in ranges {
+        if let Some((end, other)) = highest
+            && first <= end
+        {
+            let rule = format!(
+                "{protocol} {first} to {last} of {address} overlaps port_forwards[{other}]"
+            );
+            report.add(at, format!("port_forwards[{i}].port_min"), rule);
+            highest = Some((end.max(last), if last > end { i } else { other }));
+            continue;
+        }
+        highest = Some((last, i));
+        if last >= FIRST_POOL_PORT {
+            taken += last - first.max(FIRST_POOL_PORT) + 1;
+        }
+    }
+    let left = (MAX_PORT - FIRST_POOL_PORT + 1).saturating_sub(taken);
+    if left < LEAST_POOL {
+        let rule = format!(
+            "the {protocol} forwards of {address} leave {left} of the ports {FIRST_POOL_PORT} to {MAX_PORT} to mappings, and have to leave {LEAST_POOL}"
+        );
+        report.add(at, "port_forwards", rule);
+    }
+}
+
+/// Who receives what a port forward takes: a port or an address of the VPC, of the family of the outside address.
+fn check_target(
+    at: At<'_>,
+    i: usize,
+    (forward, outside): (&v1::PortForward, Option<IpAddr>),
+    nat: &NatGateway,
+    (index, inside): (&Index<'_>, &HashSet<IpAddr>),
+    report: &mut Report,
+) {
+    let field = |name: &str| format!("port_forwards[{i}].{name}");
+    if forward.port.is_empty() == forward.private_address.is_empty() {
+        let rule = "exactly one of port and private_address is set";
+        return report.add(at, format!("port_forwards[{i}]"), rule);
+    }
+    if forward.port.is_empty() {
+        let field = field("private_address");
+        let Some(private) = report.take(at, field.clone(), parse_address(&forward.private_address))
+        else {
+            return;
+        };
+        if !inside.contains(&private) {
+            let rule = format!("{private} is no address of a port of vpc '{}'", nat.vpc);
+            report.add(at, field, rule);
+        } else if outside.is_some_and(|outside| outside.is_ipv4() != private.is_ipv4()) {
+            let family = if private.is_ipv4() { "IPv6" } else { "IPv4" };
+            let rule = format!("{private} is not of the outside address's family, {family}");
+            report.add(at, field, rule);
+        }
+        return;
+    }
+    match index.port(&forward.port) {
+        None => {
+            let rule = format!("there is no port '{}'", forward.port);
+            report.add(at, field("port"), rule);
+        }
+        Some(port) if port.vpc != nat.vpc => {
+            let rule = format!(
+                "port '{}' belongs to vpc '{}', not to '{}'",
+                forward.port, port.vpc, nat.vpc
+            );
+            report.add(at, field("port"), rule);
+        }
+        Some(port) => {
+            if let Some(outside) = outside
+                && port.first_address(outside.is_ipv4()).is_none()
+            {
+                let family = family(outside);
+                let rule = format!("port '{}' has no {family} address", forward.port);
+                report.add(at, field("port"), rule);
+            }
+        }
+    }
+}
+
+/// The external network that something of a tenant uses, if it exists and the tenant may use it.
+fn check_use<'a>(
+    at: At<'_>,
+    id: &str,
+    tenant: &str,
+    index: &Index<'a>,
+    report: &mut Report,
+) -> Option<&'a ExternalNetwork> {
+    let rule = match index.external_network(id) {
+        None => format!("there is no external_network '{id}'"),
+        Some(network) if !network.is_open_to(tenant) => {
+            format!("external_network '{id}' is another tenant's")
+        }
+        Some(network) => return Some(network),
+    };
+    report.add(at, "external_network", rule);
+    None
+}
+
+/// An address that weft answers for on an external network: of its prefixes, and nobody else's there.
+fn check_address(
+    at: At<'_>,
+    field: &str,
+    network: &ExternalNetwork,
+    address: IpAddr,
+    report: &mut Report,
+) {
+    let prefixes = network
+        .prefixes
+        .iter()
+        .filter_map(|text| parse_prefix(text).ok());
+    let holding: Vec<IpNetwork> = prefixes.filter(|prefix| prefix.contains(address)).collect();
+    let rule = if holding.is_empty() {
+        format!(
+            "{address} is in no prefix of external network '{}' ({})",
+            network.id,
+            network.prefixes.join(", ")
+        )
+    } else if network
+        .gateways
+        .iter()
+        .any(|text| text.parse() == Ok(address))
+    {
+        format!(
+            "{address} is the gateway of external network '{}'",
+            network.id
+        )
+    } else if let Some((prefix, what)) = holding
+        .iter()
+        .find_map(|prefix| Some((prefix, kept(*prefix, address)?)))
+    {
+        format!("{address} is the {what} address of {prefix}")
+    } else {
+        return;
+    };
+    report.add(at, field, rule);
+}
+
+/// What an address of a prefix is kept for. A prefix of two addresses or one keeps none (RFC 3021, RFC 6164).
+fn kept(prefix: IpNetwork, address: IpAddr) -> Option<&'static str> {
+    let longest = if prefix.is_ipv4() { 30 } else { 126 };
+    reserved(prefix, address).filter(|_| prefix.prefix() <= longest)
+}
+
+fn family(address: IpAddr) -> &'static str {
+    if address.is_ipv4() { "IPv4" } else { "IPv6" }
+}
+
+fn owner(tenant: &str) -> String {
+    if tenant.is_empty() {
+        "the operator".to_owned()
+    } else {
+        format!("tenant '{tenant}'")
+    }
+}
+
+/// The outside is one address space: prefixes do not overlap, and an address is of one elastic IP or NAT gateway. A VLAN is of one network.
+pub(super) fn check_together(index: &Index<'_>, report: &mut Report) {
+    check_networks(index, report);
+    check_addresses(index, report);
+}
+
+fn check_networks(index: &Index<'_>, report: &mut Report) {
+    let mut segments: HashMap<(&str, u32), &str> = HashMap::new();
+    let mut prefixes: Vec<(IpNetwork, &str, usize)> = Vec::new();
+    for object in &index.objects {
+        let Object::ExternalNetwork(network) = object else {
+            continue;
+        };
+        let segment = (&*network.physical_network, network.vlan);
+        if let Some(other) = segments.insert(segment, &network.id) {
+            let (name, vlan) = segment;
+            let vlan = match vlan {
+                0 => "what is untagged".to_owned(),
+                vlan => format!("VLAN {vlan}"),
+            };
+            let rule = format!(
+                "{vlan} of physical network '{name}' is already external network '{other}'"
+            );
+            report.add(at_network(&network.id), "vlan", rule);
+        }
+        for (i, text) in network.prefixes.iter().enumerate() {
+            if let Ok(prefix) = parse_prefix(text) {
+                prefixes.push((prefix, &network.id, i));
+            }
+        }
+    }
+    // By address, the wider first, as in `network::check_overlap`.
+    prefixes.sort_unstable_by_key(|(p, id, i)| (p.network(), p.prefix(), *id, *i));
+    let mut widest: Option<(IpNetwork, &str)> = None;
+    for (prefix, id, i) in prefixes {
+        match widest {
+            Some((other, owner))
+                if other.is_ipv4() == prefix.is_ipv4() && other.contains(prefix.network()) =>
+            {
+                let rule = format!("{prefix} overlaps {other} of external network '{owner}'");
+                report.add(at_network(id), format!("prefixes[{i}]"), rule);
+            }
+            _ => widest = Some((prefix, id)),
+        }
+    }
+}
+
+fn at_network(id: &str) -> At<'_> {
+    At {
+        kind: Kind::ExternalNetwork,
+        id,
+    }
+}
+
+/// Every address of an external network is of one elastic IP or NAT gateway, and every address of a port has one elastic IP at most.
+fn check_addresses(index: &Index<'_>, report: &mut Report) {
+    let mut outside: HashMap<IpAddr, (Kind, &str)> = HashMap::new();
+    let may_be_taken = |address: &IpAddr| {
+        let among = index.outside.as_ref();
+        among.is_none_or(|among| among.contains(address))
+    };
+    let kinds = [Kind::ElasticIp, Kind::NatGateway].into_iter();
+    let is_any = index.outside.as_ref().is_none_or(|among| !among.is_empty());
+    for object in kinds
+        .filter(|_| is_any)
+        .flat_map(|kind| index.state.of_kind(kind))
+    {
+        let at = At {
+            kind: object.kind(),
+            id: object.id(),
+        };
+        for (field, address) in object.outside_addresses() {
+            if may_be_taken(&address)
+                && let Some((kind, id)) = outside.insert(address, (at.kind, at.id))
+            {
+                let rule = format!("{address} is already used by {} '{id}'", kind.name());
+                report.add(at, field, rule);
+            }
+        }
+    }
+    let mut inside: HashMap<(&str, IpAddr), &str> = HashMap::new();
+    for object in &index.objects {
+        if let Object::ElasticIp(elastic) = object
+            && let Some(port) = index.port(&elastic.port)
+            && let Some(private) = elastic.inside(port)
+            && let Some(other) = inside.insert((&port.id, private), &elastic.id)
+        {
+            let at = At {
+                kind: Kind::ElasticIp,
+                id: &elastic.id,
+            };
+            let rule = format!(
+                "{private} of port '{}' already has elastic_ip '{other}'",
+                port.id
+            );
+            report.add(at, "private_address", rule);
+        }
+    }
+}
