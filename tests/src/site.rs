@@ -21,6 +21,8 @@ use crate::{Daemon, Lab, LabError, LinkOptions, Namespace, Workload, WorkloadOpt
 
 /// The interface that leads from a host to the others.
 pub const UPLINK: &str = "u0";
+/// The bridge between the interfaces of several hosts on the physical network.
+pub const SEGMENT: &str = "seg0";
 /// The store's file, in its directory.
 pub const DATABASE: &str = "intent.redb";
 /// Where the controller listens when it is reached over a network.
@@ -33,7 +35,7 @@ pub struct SiteOptions {
     pub daemon: String,
     /// Cores of each host's workers, by the host's place among the hosts; empty leaves them to the scheduler.
     pub cores: Vec<Vec<usize>>,
-    /// Whether workloads leave checksums to their device, as kernels do by default.
+    /// Whether workloads and the outside leave checksums to their device, as kernels do by default.
     pub checksum_offload: bool,
     /// Bytes of IP packet that the underlay carries.
     pub underlay_mtu: u32,
@@ -45,6 +47,9 @@ pub struct SiteOptions {
     pub guest_nics: BTreeMap<String, NicFeatures>,
     /// Whether the controller is reached over a network, a link from each host (`m0`) to its namespace (`m-HOST`); else by its socket.
     pub remote_controller: bool,
+    /// Hosts on the physical network `physnet1`, each with its interface there: the uplink, or one that leads to the namespace `outside`, where
+    /// its other end is `e-HOST`. Several of these are ports of a bridge, [`SEGMENT`].
+    pub externals: BTreeMap<String, String>,
     /// Whether virtual machines are given their addresses, routes and MTU by the site; else their cards are left down.
     pub configure_guests: bool,
 }
@@ -60,6 +65,7 @@ impl Default for SiteOptions {
             guest_nic: NicFeatures::default(),
             guest_nics: BTreeMap::new(),
             remote_controller: false,
+            externals: BTreeMap::new(),
             configure_guests: true,
         }
     }
@@ -98,6 +104,8 @@ pub struct Site {
     pub controller: Option<Daemon>,
     /// The bridge between the hosts, `br0` in a namespace of its own, when they are more than two: a capture there sees the tunnels.
     pub underlay: Option<Namespace>,
+    /// The other end of interfaces on the physical network, where there are some.
+    pub outside: Option<Namespace>,
     /// What was applied last.
     pub objects: Objects,
     directory: PathBuf,
@@ -166,6 +174,7 @@ impl Site {
             guests: BTreeMap::new(),
             controller: None,
             underlay: None,
+            outside: None,
             objects: objects.clone(),
             directory,
             controller_namespace,
@@ -213,8 +222,9 @@ impl Site {
             } else {
                 format!("unix:{}/controller.sock", self.directory.display())
             };
+            let external = self.make_external(&host.id, &namespace, options)?;
             let text = format!(
-                "host = '{id}'\ncontroller = '{controller}'\nstate_directory = '{directory}/{id}'\nsocket = '{socket}'\nuplinks = [{{ interface = '{UPLINK}' }}]\nworkers.cores = {cores:?}\n{more}\n",
+                "host = '{id}'\ncontroller = '{controller}'\nstate_directory = '{directory}/{id}'\nsocket = '{socket}'\nuplinks = [{{ interface = '{UPLINK}' }}]\nworkers.cores = {cores:?}\n{more}\n{external}",
                 id = host.id,
                 directory = self.directory.display(),
                 socket = socket.display(),
@@ -257,6 +267,42 @@ impl Site {
             }
         }
         Ok(())
+    }
+
+    /// The link from a host to the physical network; returns what the daemon's configuration says of it.
+    fn make_external(
+        &mut self,
+        id: &str,
+        host: &Namespace,
+        options: &SiteOptions,
+    ) -> Result<String, LabError> {
+        let Some(interface) = options.externals.get(id) else {
+            return Ok(String::new());
+        };
+        if interface != UPLINK {
+            let outside = match &self.outside {
+                Some(outside) => outside.clone(),
+                None => self.lab.host("outside")?,
+            };
+            let end = format!("e-{id}");
+            let link = LinkOptions::default();
+            self.lab.link((host, interface), (&outside, &end), link)?;
+            let own = options.externals.values();
+            if own.filter(|interface| *interface != UPLINK).count() > 1 {
+                if self.outside.is_none() {
+                    outside.ip(&format!("link add {SEGMENT} type bridge"))?;
+                    outside.ip(&format!("link set {SEGMENT} up"))?;
+                }
+                outside.ip(&format!("link set {end} master {SEGMENT}"))?;
+            }
+            if !options.checksum_offload {
+                outside.offloads(&end, "tx off")?;
+            }
+            self.outside = Some(outside);
+        }
+        Ok(format!(
+            "[[external]]\nphysical_network = 'physnet1'\ninterface = '{interface}'\n"
+        ))
     }
 
     /// A link from a host to the controller's namespace; returns where the controller is for it.
@@ -765,6 +811,11 @@ impl Site {
             source: Box::new(error),
             text: format!(" ({last})"),
         })
+    }
+
+    /// The lab, for more namespaces and links.
+    pub fn lab(&mut self) -> &mut Lab {
+        &mut self.lab
     }
 
     /// Where the site keeps its files.

@@ -52,20 +52,31 @@ pub fn tcp_exchange(
     address: SocketAddr,
     bytes: usize,
 ) -> Result<(), LabError> {
+    tcp_translated(from, address, to, address, bytes).map(drop)
+}
+
+/// The same where the server at `own` is reached by another address. Returns whom the server sees.
+pub fn tcp_translated(
+    from: &Namespace,
+    address: SocketAddr,
+    to: &Namespace,
+    own: SocketAddr,
+    bytes: usize,
+) -> Result<SocketAddr, LabError> {
     let what = format!("TCP from {} to {} at {address}", from.label(), to.label());
     let error = |source| LabError::Io {
         what: what.clone(),
         source,
     };
     let data = pattern(bytes);
-    let listener = to.enter(|| listen(address))?.map_err(error)?;
+    let listener = to.enter(|| listen(own))?.map_err(error)?;
     thread::scope(|scope| {
-        let serving = scope.spawn(|| -> io::Result<()> {
+        let serving = scope.spawn(|| -> io::Result<SocketAddr> {
             listener.set_nonblocking(true)?;
             let deadline = Instant::now() + PATIENCE;
-            let mut stream = loop {
+            let (mut stream, peer) = loop {
                 match listener.accept() {
-                    Ok((stream, _)) => break stream,
+                    Ok(accepted) => break accepted,
                     Err(error) if Instant::now() > deadline => return Err(error),
                     Err(_) => thread::sleep(Duration::from_millis(2)),
                 }
@@ -76,7 +87,7 @@ pub fn tcp_exchange(
             expect(&mut stream, &data)?;
             stream.write_all(&data)?;
             // The client's end of stream: it has everything.
-            stream.read(&mut [0]).map(drop)
+            stream.read(&mut [0]).map(|_| peer)
         });
         let asked = from.enter(|| -> io::Result<()> {
             let mut stream = TcpStream::connect_timeout(&address, PATIENCE)?;
@@ -90,6 +101,65 @@ pub fn tcp_exchange(
             .unwrap_or_else(|_| Err(io::Error::other("the serving thread panicked")));
         asked.and(served).map_err(error)
     })
+}
+
+/// Asks a UDP server at `own`, which is reached by `address`, as a resolver asks: one datagram each way, asked again as long as no answer comes.
+/// Returns whom the server sees.
+pub fn udp_translated(
+    from: &Namespace,
+    address: SocketAddr,
+    to: &Namespace,
+    own: SocketAddr,
+) -> Result<SocketAddr, LabError> {
+    let what = format!("UDP from {} to {} at {address}", from.label(), to.label());
+    let error = |source| LabError::Io {
+        what: what.clone(),
+        source,
+    };
+    let any: IpAddr = if address.is_ipv4() {
+        [0, 0, 0, 0].into()
+    } else {
+        [0u16; 8].into()
+    };
+    let server = to.enter(|| UdpSocket::bind(own))?.map_err(error)?;
+    let client = from.enter(|| UdpSocket::bind((any, 0)))?.map_err(error)?;
+    let exchange = || -> io::Result<SocketAddr> {
+        // From the address that was asked, or the client takes it for none of its answers.
+        client.connect(address)?;
+        let turn = Some(Duration::from_millis(200));
+        server.set_read_timeout(turn)?;
+        client.set_read_timeout(turn)?;
+        let deadline = Instant::now() + PATIENCE;
+        let (question, answer) = (b"question", b"answer");
+        let mut buffer = [0; 64];
+        loop {
+            client.send(question)?;
+            if let Ok((len, peer)) = server.recv_from(&mut buffer)
+                && buffer[..len] == *question
+            {
+                server.send_to(answer, peer)?;
+                if client
+                    .recv(&mut buffer)
+                    .is_ok_and(|len| buffer[..len] == *answer)
+                {
+                    return Ok(peer);
+                }
+            }
+            if Instant::now() > deadline {
+                return Err(io::ErrorKind::TimedOut.into());
+            }
+        }
+    };
+    exchange().map_err(error)
+}
+
+/// Whether a TCP connection from a namespace to an address comes about within the time.
+pub fn tcp_connects(
+    from: &Namespace,
+    address: SocketAddr,
+    within: Duration,
+) -> Result<bool, LabError> {
+    from.enter(|| TcpStream::connect_timeout(&address, within).is_ok())
 }
 
 /// A program's own pings (RFC 792): each waits for its answer, and only for that.

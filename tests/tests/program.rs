@@ -17,6 +17,12 @@ use weft_tests::{Namespace, RawSocket, wait_until};
 const DUT: [u8; 4] = [192, 0, 2, 1];
 const VTEP: [u8; 4] = [192, 0, 2, 11];
 const VTEP6: &str = "2001:db8::11";
+/// Held on the segment, and no address of the kernel's.
+const HELD: [u8; 4] = [203, 0, 113, 7];
+const HELD6: &str = "2001:db8:f::7";
+const ROUTER: [u8; 4] = [203, 0, 113, 1];
+const ROUTER6: &str = "2001:db8:f::1";
+const VLAN: u16 = 0x8100;
 
 fn uplink() -> Role {
     Role::Uplink {
@@ -320,16 +326,228 @@ fn cases() -> Vec<(&'static str, Vec<u8>, Option<Counter>)> {
     ]
 }
 
-#[test]
-fn the_uplink_takes_tunnel_packets_to_us_and_nothing_else() {
+/// An ARP packet from one IPv4 address about another (RFC 826).
+fn arp(operation: u8, from: [u8; 4], about: [u8; 4]) -> Vec<u8> {
+    let mut packet = vec![0, 1, 8, 0, 6, 4, 0, operation];
+    packet.extend([2, 0, 0, 0, 0, 9]);
+    packet.extend(from);
+    packet.extend([0; 6]);
+    packet.extend(about);
+    // Padding up to the least length of a frame, the end of which the test looks at.
+    packet.extend([0; 10]);
+    packet.extend([operation, from[3], about[3], 0, 0, 0, 0, 1]);
+    packet
+}
+
+/// A message of neighbour discovery about an address (RFC 4861 §4.3, §4.4), with an option that names a MAC.
+fn neighbour(kind: u8, to: &str, about: &str) -> Vec<u8> {
+    let about: std::net::Ipv6Addr = about.parse().unwrap();
+    let mut message = vec![kind, 0, 0, 0, 0, 0, 0, 0];
+    message.extend(about.octets());
+    message.extend([2, 1, 2, 0, 0, 0, 0, 9]);
+    v6(to, &[], 58, &message)
+}
+
+/// Packets for and about addresses that are held, and their like about others.
+fn held_cases() -> Vec<(&'static str, Vec<u8>, Option<Counter>)> {
+    let ours = None;
+    let passed = Some(Counter::Passed);
+    let tagged = Some(Counter::Tagged);
+    let all_nodes = "ff02::1";
+    let solicited = "ff02::1:ff00:7";
+    let (solicitation, advertisement) = (135, 136);
+    let v4 = |v4: V4, payload: &[u8]| ethernet(&[0x0800], &v4.packet(payload));
+    let to_held = V4 { to: HELD, ..PLAIN };
+    let tcp = |to: [u8; 4]| V4 {
+        to,
+        protocol: 6,
+        ..PLAIN
+    };
+    let syn = [
+        0xc0, 0, 0, 80, 0, 0, 0, 1, 0, 0, 0, 0, 0x50, 2, 0x20, 0, 0, 0, 0, 0,
+    ];
+    let destination = (60, vec![0, 1, 1, 12, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+    let fragment_header = (44, vec![0, 0, 0, 0x99, 0, 0, 0, 9]);
+    let v6_tcp = v6(HELD6, &[], 6, &syn);
+    let nd = |kind, to, about| ethernet(&[0x86dd], &neighbour(kind, to, about));
+    let arp_of = |operation, from, about| ethernet(&[0x0806], &arp(operation, from, about));
+    vec![
+        ("tcp to a held address", v4(tcp(HELD), &syn), ours),
+        (
+            "tcp to its neighbour",
+            v4(tcp([203, 0, 113, 8]), &syn),
+            passed,
+        ),
+        ("udp", v4(to_held, &udp(53)), ours),
+        (
+            "vxlan to a held address",
+            v4(V4 { to: HELD, ..PLAIN }, &udp(4789)),
+            ours,
+        ),
+        (
+            "sctp with options",
+            v4(
+                V4 {
+                    protocol: 132,
+                    options: 24,
+                    to: HELD,
+                    ..PLAIN
+                },
+                &syn,
+            ),
+            ours,
+        ),
+        (
+            "a later fragment",
+            v4(
+                V4 {
+                    fragment: 0x0010,
+                    to: HELD,
+                    ..PLAIN
+                },
+                &syn,
+            ),
+            ours,
+        ),
+        (
+            "a header alone",
+            v4(
+                V4 {
+                    protocol: 59,
+                    to: HELD,
+                    ..PLAIN
+                },
+                &[],
+            ),
+            ours,
+        ),
+        ("v6 tcp", ethernet(&[0x86dd], &v6_tcp), ours),
+        (
+            "v6 with extension headers",
+            ethernet(&[0x86dd], &v6(HELD6, &vec![destination; 5], 6, &syn)),
+            ours,
+        ),
+        (
+            "v6 fragment",
+            ethernet(&[0x86dd], &v6(HELD6, &[fragment_header], 6, &syn)),
+            ours,
+        ),
+        (
+            "v6 to its neighbour",
+            ethernet(&[0x86dd], &v6("2001:db8:f::8", &[], 6, &syn)),
+            passed,
+        ),
+        ("a priority tag", with_priority(v4(tcp(HELD), &syn)), ours),
+        (
+            "in a VLAN",
+            ethernet(&[VLAN, 0x0800], &tcp(HELD).packet(&syn)),
+            ours,
+        ),
+        ("v6 in a VLAN", ethernet(&[VLAN, 0x86dd], &v6_tcp), ours),
+        (
+            "in a VLAN to another address",
+            ethernet(&[VLAN, 0x0800], &tcp(ROUTER).packet(&syn)),
+            tagged,
+        ),
+        (
+            "in a service VLAN",
+            ethernet(&[0x88a8, 0x0800], &tcp(HELD).packet(&syn)),
+            tagged,
+        ),
+        (
+            "behind two tags",
+            ethernet(&[VLAN, VLAN, 0x0800], &tcp(HELD).packet(&syn)),
+            tagged,
+        ),
+        ("arp asks for a held address", arp_of(1, ROUTER, HELD), ours),
+        ("arp answers one", arp_of(2, ROUTER, HELD), ours),
+        ("arp claims one", arp_of(1, HELD, ROUTER), ours),
+        ("arp announces one", arp_of(1, HELD, HELD), ours),
+        ("arp probes one", arp_of(1, [0; 4], HELD), ours),
+        ("arp of others", arp_of(1, ROUTER, DUT), passed),
+        (
+            "arp of another hardware",
+            {
+                let mut other = arp_of(1, ROUTER, HELD);
+                other[15] = 6;
+                other
+            },
+            passed,
+        ),
+        (
+            "truncated arp",
+            ethernet(&[0x0806], &arp(1, ROUTER, HELD)[..24]),
+            passed,
+        ),
+        (
+            "arp in a VLAN",
+            ethernet(&[VLAN, 0x0806], &arp(1, ROUTER, HELD)),
+            ours,
+        ),
+        (
+            "arp of others in a VLAN",
+            ethernet(&[VLAN, 0x0806], &arp(1, ROUTER, DUT)),
+            tagged,
+        ),
+        (
+            "nd asks for a held address",
+            nd(solicitation, solicited, HELD6),
+            ours,
+        ),
+        (
+            "nd asks a held address",
+            nd(solicitation, HELD6, ROUTER6),
+            ours,
+        ),
+        ("nd answers one", nd(advertisement, HELD6, ROUTER6), ours),
+        ("nd claims one", nd(advertisement, all_nodes, HELD6), ours),
+        (
+            "nd of others",
+            nd(solicitation, "ff02::1:ff00:1", ROUTER6),
+            passed,
+        ),
+        (
+            "nd tells others",
+            nd(advertisement, all_nodes, ROUTER6),
+            passed,
+        ),
+        (
+            "a router's advertisement that has one in its body",
+            nd(134, all_nodes, HELD6),
+            passed,
+        ),
+        (
+            "truncated nd",
+            ethernet(&[0x86dd], &neighbour(solicitation, solicited, HELD6)[..60]),
+            passed,
+        ),
+        (
+            "nd in a VLAN",
+            ethernet(&[VLAN, 0x86dd], &neighbour(solicitation, solicited, HELD6)),
+            ours,
+        ),
+        (
+            "nd of others in a VLAN",
+            ethernet(
+                &[VLAN, 0x86dd],
+                &neighbour(solicitation, all_nodes, ROUTER6),
+            ),
+            tagged,
+        ),
+    ]
+}
+
+/// Sends each packet to an uplink, on which `held` addresses are held, and looks who gets it and how it was counted.
+fn judge(held: &[IpAddr], cases: Vec<(&'static str, Vec<u8>, Option<Counter>)>) {
     let lab = pair();
     let umem = small_umem();
     let mut cache = FrameCache::new(&umem);
-    let (mut queue, attachment) = open(&lab.dut, &umem, "under0", &uplink(), None);
+    let (mut queue, mut attachment) = open(&lab.dut, &umem, "under0", &uplink(), None);
+    attachment.set_held(held).unwrap();
     let sender = RawSocket::open(&lab.peer, "peer0").unwrap();
     let kernel = RawSocket::open(&lab.dut, "under0").unwrap();
     queue.receive(&mut cache, &mut Vec::new(), 64);
-    for (what, sent, counted) in cases() {
+    for (what, sent, counted) in cases {
         let before = attachment.counters().unwrap();
         sender.send(&sent).unwrap();
         let counter = counted.unwrap_or(Counter::Redirected);
@@ -357,6 +575,69 @@ fn the_uplink_takes_tunnel_packets_to_us_and_nothing_else() {
             );
         }
     }
+}
+
+#[test]
+fn the_uplink_takes_tunnel_packets_to_us_and_nothing_else() {
+    judge(&[], cases());
+}
+
+#[test]
+fn what_is_for_or_about_a_held_address_is_taken_too_tagged_or_not() {
+    let held = [IpAddr::from(HELD), HELD6.parse().unwrap()];
+    judge(&held, cases().into_iter().chain(held_cases()).collect());
+}
+
+#[test]
+fn held_addresses_change_while_attached_and_those_that_stay_are_not_interrupted() {
+    let lab = pair();
+    let umem = small_umem();
+    let mut cache = FrameCache::new(&umem);
+    let (mut queue, mut attachment) = open(&lab.dut, &umem, "under0", &uplink(), None);
+    queue.receive(&mut cache, &mut Vec::new(), 64);
+    let sender = RawSocket::open(&lab.peer, "peer0").unwrap();
+    let to = |to| ethernet(&[0x0800], &V4 { to, ..PLAIN }.packet(&udp(53)));
+    // As many as there may be, one of which stays when the others go.
+    let many: Vec<_> = (0..65_536_u32)
+        .map(|n| IpAddr::from((0x0a00_0000 + n).to_be_bytes()))
+        .collect();
+    attachment.set_held(&many).unwrap();
+    let mut more = many.clone();
+    more.push(IpAddr::from(HELD));
+    let error = attachment.set_held(&more).unwrap_err();
+    assert!(error.to_string().contains("65536"), "{error}");
+    let stays = [10, 0, 255, 255];
+    let before = attachment.counter(Counter::Redirected).unwrap();
+    let sent = thread::scope(|scope| {
+        let changing = scope.spawn(|| {
+            attachment
+                .set_held(&[IpAddr::from(HELD), IpAddr::from(stays)])
+                .unwrap();
+        });
+        let mut sent = 0;
+        while !changing.is_finished() && sent < 1000 {
+            sender.send(&to(stays)).unwrap();
+            sent += 1;
+        }
+        sent
+    });
+    wait_until("all of them", SOON, || {
+        attachment.counter(Counter::Redirected).unwrap() == before + sent
+    })
+    .unwrap();
+    let packets = collect(&mut queue, &mut cache, sent as usize);
+    packets
+        .into_iter()
+        .for_each(|packet| cache.free(packet.frame));
+    // What went is the kernel's again, what came is ours.
+    sender.send(&to([10, 0, 0, 1])).unwrap();
+    sender.send(&to(HELD)).unwrap();
+    let packets = collect(&mut queue, &mut cache, 1);
+    assert_eq!(packets.len(), 1);
+    assert_eq!(packets[0].bytes(&cache), to(HELD));
+    packets
+        .into_iter()
+        .for_each(|packet| cache.free(packet.frame));
 }
 
 #[test]

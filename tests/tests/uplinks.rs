@@ -279,3 +279,49 @@ fn a_device_leaves_vlan_tags_in_frames_while_it_is_an_uplink() {
     assert_eq!(daemon.stop(SOON).unwrap().code(), Some(0));
     assert!(strips(), "as before");
 }
+
+#[test]
+fn an_interface_on_a_physical_network_may_come_late_go_and_change_and_hears_all_multicast() {
+    let bare = Bare::new(1500);
+    let external = |interface: &str| {
+        format!("[[external]]\nphysical_network = 'physnet1'\ninterface = '{interface}'")
+    };
+    let add = |mtu| {
+        let options = LinkOptions {
+            mtu,
+            ..LinkOptions::default()
+        };
+        bare._lab
+            .link((&bare.host, "x0"), (&bare.peer, "x0"), options)
+            .unwrap();
+    };
+    let hears_all = || {
+        let flags = bare
+            .host
+            .run(&["cat", "/sys/class/net/x0/flags"])
+            .unwrap_or_default();
+        let flags = flags.trim().trim_start_matches("0x");
+        // IFF_ALLMULTI
+        u32::from_str_radix(flags, 16).unwrap_or(0) & 0x200 != 0
+    };
+    let mut daemon = bare.start("u0", &external("x0"));
+    bare.says(&["u0 (native)", "x0 (missing)"]);
+    add(1500);
+    bare.says(&["u0 (native)", "x0 (native)"]);
+    wait_until("all multicast", SOON, hears_all).unwrap();
+    bare.host.ip("link delete x0").unwrap();
+    bare.says(&["x0 (missing)"]);
+    add(1500);
+    bare.says(&["x0 (native)"]);
+    wait_until("all multicast again", SOON, hears_all).unwrap();
+    assert_eq!(daemon.stop(SOON).unwrap().code(), Some(0));
+    assert!(!hears_all(), "as before");
+    // The check looks at it too.
+    bare.host.ip("link delete x0").unwrap();
+    add(9000);
+    let checked = bare.check("u0", &external("x0")).unwrap();
+    assert!(checked.contains("MTU of 9000"), "{checked}");
+    assert_eq!(bare.check("u0", &external("u0")), None);
+    let _daemon = bare.start("u0", &external("u0"));
+    bare.says(&["[\"u0 (native)\"]"]);
+}

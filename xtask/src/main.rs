@@ -110,6 +110,12 @@ enum Only {
     Programs,
     /// Run hosts as virtual machines: real NIC drivers, systemd, bonds and VLANs as uplinks
     Machines,
+    /// Kill, cut off and freeze the gateway host in use under TCP connections; the last line is JSON
+    Gateways {
+        /// How often each
+        #[arg(long, default_value_t = 20)]
+        rounds: u64,
+    },
     /// Measure what a tenant's flood costs another tenant; the last line is JSON
     Overload {
         /// Seconds for each flood
@@ -164,6 +170,9 @@ fn main() -> ExitCode {
         Command::Test {
             only: Some(Only::Overload { seconds }),
         } => trials::overload(seconds),
+        Command::Test {
+            only: Some(Only::Gateways { rounds }),
+        } => trials::gateways(rounds),
         Command::Demo { args } => binaries::lab("demo", &args),
         Command::Bench { args } => binaries::bench(&args),
         Command::Lab { args } => binaries::lab("lab", &args),

@@ -110,6 +110,18 @@ pub(crate) fn overload(seconds: u64) -> Result<()> {
     Ok(())
 }
 
+/// The gateway host in use killed, cut off and frozen, so often each, under 1,000 TCP connections. Prints the figures as one line of JSON.
+pub(crate) fn gateways(rounds: u64) -> Result<()> {
+    setup::setup()?;
+    binaries::build(&[])?;
+    let file = run::target().join("gateways.json");
+    remove(&file)?;
+    let setting = ("WEFT_GATEWAY_ROUNDS", &rounds as &dyn Display);
+    run("gateways", setting, ("WEFT_GATEWAY_REPORT", &file))?;
+    println!("{{{}}}", members(&file)?);
+    Ok(())
+}
+
 /// Real programs, each in every way, and the captures of them. Prints the figures as one line of JSON.
 pub(crate) fn programs() -> Result<()> {
     setup::setup()?;

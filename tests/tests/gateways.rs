@@ -1,0 +1,346 @@
+//! Gateway hosts of an external network that die, are cut off and stand still under traffic: connections and mappings outlive them.
+//!
+//! h1 and h2 are gateway hosts, in this order, on a segment with a server; the clients are on h3. `WEFT_GATEWAY_ROUNDS` and `WEFT_GATEWAY_CONNECTIONS` set
+//! how often each fault happens and under how many connections, `WEFT_GATEWAY_REPORT` the file for the figures.
+
+#![allow(clippy::unwrap_used)]
+
+use std::collections::BTreeMap;
+use std::io::{ErrorKind, Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use weft_proto::v1::Objects;
+use weft_tests::site::SEGMENT;
+use weft_tests::traffic::Pinger;
+use weft_tests::{Lab, LabError, Namespace, Site, SiteOptions, tenants, topology, wait_until};
+
+const INTENT: &str = r#"
+external_networks:
+  - id: internet
+    physical_network: physnet1
+    prefixes: [203.0.113.0/24]
+    gateways: [203.0.113.1]
+    gateway_hosts: [h1, h2]
+elastic_ips:
+  - {id: blue-3, external_network: internet, address: 203.0.113.13, port: blue-3}
+nat_gateways:
+  - {id: nat, vpc: red, external_network: internet, addresses: [203.0.113.100]}
+route_tables:
+  - {id: red, vpc: red, routes: [{prefix: 0.0.0.0/0, nat: nat}]}
+"#;
+
+const SERVER: &str = "203.0.113.1";
+const SOON: Duration = Duration::from_secs(10);
+/// A gateway host that comes back knows everything within this: all sessions are told of twice.
+const BACK: Duration = Duration::from_secs(40);
+/// TCP tries again after 0.2, 0.6, 1.4, 3 and 6.2 seconds (RFC 6298): a connection that has not gone on after the last of these is lost.
+const LOST: Duration = Duration::from_secs(10);
+/// The promise (services, section 9).
+const SILENCE: Duration = Duration::from_secs(1);
+
+fn setting(name: &str, usual: usize) -> usize {
+    std::env::var(name).map_or(usual, |text| text.parse().unwrap())
+}
+
+fn objects() -> Objects {
+    let mut objects = tenants(3).unwrap();
+    let more = topology(INTENT).unwrap();
+    objects.external_networks = more.external_networks;
+    objects.elastic_ips = more.elastic_ips;
+    objects.nat_gateways = more.nat_gateways;
+    objects.route_tables = more.route_tables;
+    for host in &mut objects.hosts[..2] {
+        host.physical_networks = vec!["physnet1".into()];
+    }
+    for subnet in &mut objects.subnets {
+        if subnet.vpc == "red" {
+            subnet.route_table = "red".into();
+        }
+    }
+    objects
+}
+
+/// Connections through the NAT gateway, each of which sends a byte and waits until it comes back, again and again.
+struct Connections {
+    open: Vec<TcpStream>,
+    /// When each was answered last, and whether it waits for an answer.
+    state: Vec<(Instant, bool)>,
+}
+
+impl Connections {
+    fn open(from: &Namespace, count: usize) -> Result<Self, LabError> {
+        let cannot = LabError::io("connections through the gateway");
+        let open = || -> std::io::Result<Vec<TcpStream>> {
+            let open = (0..count).map(|_| {
+                let stream = TcpStream::connect((SERVER, 9000))?;
+                stream.set_nodelay(true)?;
+                stream.set_nonblocking(true)?;
+                Ok(stream)
+            });
+            open.collect()
+        };
+        let open = from.enter(open)?.map_err(cannot)?;
+        let state = vec![(Instant::now(), false); count];
+        Ok(Self { open, state })
+    }
+
+    /// One more byte on each that does not wait, and takes what has come back. Answers how many have failed.
+    fn turn(&mut self) -> usize {
+        let mut failed = 0;
+        for (stream, (heard, waits)) in self.open.iter_mut().zip(&mut self.state) {
+            let mut byte = [0; 16];
+            let result = if *waits {
+                stream.read(&mut byte).inspect(|len| {
+                    if *len > 0 {
+                        (*heard, *waits) = (Instant::now(), false);
+                    }
+                })
+            } else {
+                stream.write(&[7]).inspect(|_| *waits = true)
+            };
+            match result {
+                Ok(0) => failed += 1,
+                Ok(_) => {}
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+                Err(_) => failed += 1,
+            }
+        }
+        failed
+    }
+
+    /// Goes on until every connection has been answered since `after`. Answers how many were not, in the time that TCP needs.
+    fn go_on(&mut self, after: Instant) -> usize {
+        let begun = Instant::now();
+        loop {
+            let failed = self.turn();
+            let late = self
+                .state
+                .iter()
+                .filter(|(heard, _)| *heard < after)
+                .count();
+            if (late == 0 && failed == 0) || begun.elapsed() > LOST {
+                return late.max(failed);
+            }
+            thread::sleep(Duration::from_millis(2));
+        }
+    }
+}
+
+/// Answers every byte of every connection, until it is told to stop.
+fn serve(listener: &TcpListener, over: &AtomicBool) {
+    let mut streams: Vec<TcpStream> = Vec::new();
+    let mut buffer = [0; 64];
+    while !over.load(Ordering::Relaxed) {
+        while let Ok((stream, _)) = listener.accept() {
+            let ready = stream.set_nonblocking(true);
+            streams.extend(ready.ok().map(|()| stream));
+        }
+        for stream in &mut streams {
+            if let Ok(len) = stream.read(&mut buffer) {
+                // The client waits for it: there is room.
+                let _ = stream.write(&buffer[..len]);
+            }
+        }
+        thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// Pings every 10 ms until it is told to stop; answers the longest time without an answer.
+fn longest_silence(from: &Namespace, over: &AtomicBool) -> Result<Duration, LabError> {
+    let mut pinger = Pinger::new(from, SERVER.parse().unwrap())?;
+    let (mut heard, mut longest) = (Instant::now(), Duration::ZERO);
+    while !over.load(Ordering::Relaxed) {
+        if pinger.ping(Duration::from_millis(10))? {
+            longest = longest.max(heard.elapsed());
+            heard = Instant::now();
+            thread::sleep(Duration::from_millis(5));
+        }
+    }
+    Ok(longest.max(heard.elapsed()))
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Fault {
+    Kill,
+    Cut,
+    Freeze,
+}
+
+impl Fault {
+    fn begin(self, site: &Site) -> Result<(), LabError> {
+        let h1 = &site.hosts["h1"];
+        let signal = |signal| {
+            if let Some(daemon) = h1.daemon.as_ref() {
+                daemon.signal(signal);
+            }
+            Ok(())
+        };
+        match self {
+            Self::Kill => signal(libc::SIGKILL),
+            Self::Freeze => signal(libc::SIGSTOP),
+            Self::Cut => h1.namespace.ip("link set u0 down").map(drop),
+        }
+    }
+
+    fn end(self, site: &mut Site) -> Result<(), LabError> {
+        match self {
+            Self::Kill => site.start_daemon("h1"),
+            Self::Freeze => {
+                if let Some(daemon) = site.hosts["h1"].daemon.as_ref() {
+                    daemon.signal(libc::SIGCONT);
+                }
+                Ok(())
+            }
+            Self::Cut => site.hosts["h1"].namespace.ip("link set u0 up").map(drop),
+        }
+    }
+}
+
+/// The MAC that the segment knows the gateway by.
+fn has_the_address(router: &Namespace, site: &Site, host: &str) -> bool {
+    let mac = site.hosts[host].namespace.mac("x0").unwrap_or_default();
+    let mac = mac.map(|byte| format!("{byte:02x}")).join(":");
+    let known = router.ip("neigh show 203.0.113.100").unwrap_or_default();
+    known.contains(&mac)
+}
+
+fn holds(what: &str, is_so: bool) -> Result<(), LabError> {
+    if is_so {
+        return Ok(());
+    }
+    Err(LabError::Deadline {
+        what: what.to_owned(),
+        within: Duration::ZERO,
+    })
+}
+
+/// What one fault did.
+#[derive(Debug, Default)]
+struct Round {
+    silence: Duration,
+    silence_of_return: Duration,
+    lost: usize,
+}
+
+/// Watches the silence while something is done.
+fn silent_during<T>(
+    from: &Namespace,
+    work: impl FnOnce() -> Result<T, LabError>,
+) -> Result<(Duration, T), LabError> {
+    let over = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let pinging = scope.spawn(|| longest_silence(from, &over));
+        let done = work();
+        over.store(true, Ordering::Relaxed);
+        let silence = pinging.join().unwrap_or(Ok(Duration::MAX))?;
+        Ok((silence, done?))
+    })
+}
+
+fn round(
+    site: &mut Site,
+    router: &Namespace,
+    (client, connections): (&Namespace, &mut Connections),
+    fault: Fault,
+) -> Result<Round, LabError> {
+    wait_until("h1 is the gateway", BACK, || {
+        has_the_address(router, site, "h1")
+    })?;
+    let before = connections.go_on(Instant::now());
+    holds(
+        &format!("all connections go on before: {before}"),
+        before == 0,
+    )?;
+    let (silence, lost) = silent_during(client, || {
+        fault.begin(site)?;
+        let after = Instant::now() + Duration::from_millis(700);
+        let lost = connections.go_on(after);
+        wait_until("h2 is the gateway", SOON, || {
+            has_the_address(router, site, "h2")
+        })?;
+        Ok(lost)
+    })?;
+    let (silence_of_return, lost_again) = silent_during(client, || {
+        fault.end(site)?;
+        wait_until("h1 is the gateway again", BACK, || {
+            connections.turn();
+            has_the_address(router, site, "h1")
+        })?;
+        Ok(connections.go_on(Instant::now()))
+    })?;
+    Ok(Round {
+        silence,
+        silence_of_return,
+        lost: lost + lost_again,
+    })
+}
+
+#[test]
+fn gateway_hosts_stand_in_for_each_other() {
+    let rounds = setting("WEFT_GATEWAY_ROUNDS", 1);
+    // The long form has the connections that are promised.
+    let usual = if rounds == 1 { 100 } else { 1000 };
+    let count = setting("WEFT_GATEWAY_CONNECTIONS", usual);
+    let options = SiteOptions {
+        externals: BTreeMap::from(["h1", "h2"].map(|host| (host.to_owned(), "x0".to_owned()))),
+        ..SiteOptions::default()
+    };
+    let mut site = Site::start(Lab::new().unwrap(), &objects(), &options).unwrap();
+    let router = site.outside.clone().unwrap();
+    let mut report = serde_json::Map::new();
+    let mut body = |site: &mut Site| -> Result<(), LabError> {
+        router.ip(&format!("address add {SERVER}/24 dev {SEGMENT}"))?;
+        let client = site.workloads["red-3"].namespace.clone();
+        wait_until("the gateway works", SOON, || client.pings(SERVER, 1))?;
+        let listener = router.enter(|| TcpListener::bind((SERVER, 9000)))?;
+        let listener = listener.map_err(LabError::io("the server"))?;
+        listener
+            .set_nonblocking(true)
+            .map_err(LabError::io("the server"))?;
+        let over = AtomicBool::new(false);
+        thread::scope(|scope| {
+            scope.spawn(|| serve(&listener, &over));
+            let mut run = || -> Result<(), LabError> {
+                let mut connections = Connections::open(&client, count)?;
+                for fault in [Fault::Kill, Fault::Cut, Fault::Freeze] {
+                    let mut worst = Round::default();
+                    for _ in 0..rounds {
+                        let seen = round(site, &router, (&client, &mut connections), fault)?;
+                        println!("{fault:?}: {seen:?}");
+                        worst.silence = worst.silence.max(seen.silence);
+                        worst.silence_of_return =
+                            worst.silence_of_return.max(seen.silence_of_return);
+                        worst.lost += seen.lost;
+                    }
+                    let seconds = [worst.silence, worst.silence_of_return];
+                    report.insert(
+                        format!("{fault:?}"),
+                        serde_json::json!({
+                            "rounds": rounds,
+                            "connections": count,
+                            "lost": worst.lost,
+                            "silence_ms": seconds[0].as_millis() as u64,
+                            "silence_of_return_ms": seconds[1].as_millis() as u64,
+                        }),
+                    );
+                    let is_kept = worst.lost == 0 && seconds.iter().all(|it| *it <= SILENCE);
+                    holds(&format!("the promise after {fault:?}: {worst:?}"), is_kept)?;
+                }
+                Ok(())
+            };
+            let result = run();
+            over.store(true, Ordering::Relaxed);
+            result
+        })
+    };
+    let result = body(&mut site);
+    if let Ok(file) = std::env::var("WEFT_GATEWAY_REPORT") {
+        std::fs::write(file, serde_json::to_vec_pretty(&report).unwrap()).unwrap();
+    }
+    if let Err(error) = result {
+        panic!("{}", site.explain(error));
+    }
+}
