@@ -282,9 +282,15 @@ pub(super) fn kept(
         .keeps_destination(destination.0, destination.1)
         || keeps(destination.1, destination.0))
         && (vpc.translations.keeps_source(source.0, source.1) || keeps(source.0, source.1));
-    is_allowed
-        .then_some(Choice::Kept(translation))
-        .ok_or(DropReason::TranslationGone)
+    if is_allowed {
+        return Ok(Choice::Kept(translation));
+    }
+    // Others may send here a moment before this host takes over: what it was told of stays.
+    let outside = &snapshot.outside;
+    if outside.stands_by_for(source.1) || outside.stands_by_for(destination.0) {
+        return Err(DropReason::NoTranslator);
+    }
+    Err(DropReason::TranslationGone)
 }
 
 /// How an ICMP error is translated that quotes a packet of a session. `quoted` is that packet's flow.

@@ -226,6 +226,11 @@ impl Outside {
         network.is_some_and(|network| network.gateways_in_order.contains(&Translator::Here))
     }
 
+    /// Whether this host is a gateway host for a NAT gateway's address, and another one is in use.
+    pub fn stands_by_for(&self, address: u128) -> bool {
+        self.pools.contains_key(&address) && !self.held.contains_key(&address)
+    }
+
     /// The other gateway hosts of the networks that this host is a gateway host of, each once.
     pub fn fellows(&self) -> Fellows {
         let mut fellows = Fellows::default();

@@ -1205,3 +1205,25 @@ fn a_session_is_told_of_at_once_whichever_worker_made_it() {
         assert_eq!(mappings.count() as usize, worker + 1);
     }
 }
+
+#[test]
+fn a_host_that_gets_packets_before_it_takes_over_keeps_what_it_was_told_of() {
+    let mut fabric = twofold();
+    let flow = udp(A2, FAR, ROUTER, (7000, 53), b"x");
+    let (host, seen) = leaves_by(&mut fabric, "a2", &flow);
+    assert_eq!(host, "h1");
+    let mut objects = fabric.state().to_objects();
+    objects.external_networks[0].gateway_hosts.reverse();
+    let state = weft_proto::state::State::from_objects(objects).unwrap();
+    fabric.set_at(state.clone(), |host| host == "h2").unwrap();
+    kept_in(&mut fabric, "a2", &flow, DropReason::NoTranslator);
+    fabric.set(state).unwrap();
+    // From outside first, where nobody else than the session admits it.
+    let reply = udp(FAR, held(5), H3, (53, seen.source_port), b"y");
+    let out = fabric.send_from_uplink("h3", 1, &reply);
+    assert_eq!(out.len(), 1, "{:?}", fabric.all_drops());
+    assert_eq!(
+        (out[0].port.as_str(), read(&out[0].frame).destination_port),
+        ("a2", 7000)
+    );
+}
