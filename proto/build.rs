@@ -26,6 +26,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         "Peering",
         "Quota",
         "ExternalNetwork",
+        "RoutedPrefix",
         "ElasticIp",
         "NatGateway",
         "PortForward",

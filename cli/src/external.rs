@@ -10,7 +10,7 @@ use weft_proto::v1;
 use crate::Usage;
 use crate::client::Targets;
 use crate::edit::edit;
-use crate::kinds::{Flags, InVpc};
+use crate::kinds::{Flags, InVpc, Limits};
 use crate::objects::{Action, say_change};
 use crate::output::Format;
 use crate::rules::Range;
@@ -38,6 +38,16 @@ pub(crate) struct ExternalNetwork {
     /// Host that translates for hosts without the physical network; repeat for several, the first is in use.
     #[arg(long = "gateway-host")]
     gateway_hosts: Vec<String>,
+    /// Address of the network's own, which the gateway host in use holds, and routers outside send routed prefixes to; at most one of IPv4 and one of
+    /// IPv6.
+    #[arg(long = "router")]
+    routers: Vec<String>,
+    /// Prefix that the outside routes to the network's router address, and the VPC that has it; repeat for several.
+    #[arg(long = "routed", value_name = "PREFIX=VPC")]
+    routed: Vec<Routed>,
+    /// Answer pings to the router addresses and to addresses of NAT gateways.
+    #[arg(long)]
+    answer_pings: bool,
     /// MTU of the network, in bytes [default: 1500].
     #[arg(long, default_value_t = 0, hide_default_value = true)]
     mtu: u32,
@@ -59,7 +69,28 @@ impl Flags for ExternalNetwork {
             gateways: self.gateways,
             mtu: self.mtu,
             gateway_hosts: self.gateway_hosts,
+            routers: self.routers,
+            routed: self.routed.into_iter().map(|routed| routed.0).collect(),
+            answer_pings: self.answer_pings,
         })
+    }
+}
+
+/// A routed prefix, as it is written on the command line.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Routed(v1::RoutedPrefix);
+
+impl std::str::FromStr for Routed {
+    type Err = Usage;
+
+    fn from_str(text: &str) -> Result<Self, Usage> {
+        let parts = text.split_once('=');
+        let parts = parts.filter(|(prefix, vpc)| !prefix.is_empty() && !vpc.is_empty());
+        let (prefix, vpc) = parts.ok_or_else(|| Usage(format!("'{text}' is not PREFIX=VPC")))?;
+        Ok(Self(v1::RoutedPrefix {
+            prefix: prefix.to_owned(),
+            vpc: vpc.to_owned(),
+        }))
     }
 }
 
@@ -88,6 +119,11 @@ pub(crate) struct ElasticIp {
     /// Address of the port that it stands for [default: the first of the same family].
     #[arg(long, default_value = "", hide_default_value = true, requires = "port")]
     private_address: String,
+    /// nat: translated into the port's private address; direct: the port has it besides its own [default: nat].
+    #[arg(long, default_value = "", hide_default_value = true)]
+    mode: String,
+    #[command(flatten)]
+    limits: Limits,
     /// Tenant that it belongs to [default: the operator].
     #[arg(long, default_value = "", hide_default_value = true)]
     tenant: String,
@@ -104,6 +140,8 @@ impl Flags for ElasticIp {
             address: self.address,
             port: self.port,
             private_address: self.private_address,
+            mode: self.mode,
+            limits: self.limits.message(),
         })
     }
 }

@@ -269,10 +269,10 @@ pub(crate) struct Port {
     limits: Limits,
 }
 
-/// Rate limits of a port.
+/// Rate limits of a port or an elastic IP.
 #[derive(Debug, Args)]
-struct Limits {
-    /// Limit on what the port sends.
+pub(crate) struct Limits {
+    /// Limit on what it sends.
     #[arg(
         long,
         value_name = "BITS/S",
@@ -280,7 +280,7 @@ struct Limits {
         hide_default_value = true
     )]
     egress_bits: u64,
-    /// Limit on what the port sends.
+    /// Limit on what it sends.
     #[arg(
         long,
         value_name = "PACKETS/S",
@@ -288,7 +288,7 @@ struct Limits {
         hide_default_value = true
     )]
     egress_packets: u64,
-    /// Limit on what the port receives.
+    /// Limit on what it receives.
     #[arg(
         long,
         value_name = "BITS/S",
@@ -296,7 +296,7 @@ struct Limits {
         hide_default_value = true
     )]
     ingress_bits: u64,
-    /// Limit on what the port receives.
+    /// Limit on what it receives.
     #[arg(
         long,
         value_name = "PACKETS/S",
@@ -308,7 +308,7 @@ struct Limits {
 
 impl Limits {
     /// None when no flag is given; bursts are the default ones.
-    fn message(self) -> Option<v1::RateLimits> {
+    pub(crate) fn message(self) -> Option<v1::RateLimits> {
         let limit = |bits_per_second, packets_per_second| {
             let limit = v1::RateLimit {
                 bits_per_second,

@@ -297,7 +297,7 @@ ports:
             }
         }
     }
-    assert_eq!(tried, 11);
+    assert_eq!(tried, 15);
 }
 
 #[tokio::test]

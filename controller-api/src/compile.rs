@@ -61,7 +61,7 @@ pub fn compile(version: &Version, host: &str) -> Option<State> {
         }
     }
     add_remote_groups(version, &mut state);
-    add_external_networks(version, &mut state);
+    add_external_networks(version, &vpcs, &mut state);
     for id in needed {
         if let Some(host) = hosts.get(id) {
             state.insert(Object::Host((*host).clone()));
@@ -286,12 +286,25 @@ impl<'a> Objects<'a> {
 
     /// The addresses of the ports in each of these groups, sorted.
     fn members(&self, groups: &BTreeSet<&str>) -> BTreeMap<&'a str, Vec<String>> {
+        let direct = self
+            .elastic_ips
+            .iter()
+            .filter(|elastic| elastic.is_direct());
+        let mut direct_of: BTreeMap<&str, Vec<&String>> = BTreeMap::new();
+        for elastic in direct {
+            direct_of
+                .entry(&elastic.port)
+                .or_default()
+                .push(&elastic.address);
+        }
         let mut members: BTreeMap<&str, Vec<String>> = BTreeMap::new();
         for port in &self.ports {
             for group in &port.security_groups {
                 if groups.contains(group.as_str()) {
                     let list = members.entry(group).or_default();
                     list.extend(port.addresses.iter().cloned());
+                    let direct = direct_of.get(port.id.as_str());
+                    list.extend(direct.into_iter().flatten().copied().cloned());
                 }
             }
         }
@@ -355,9 +368,16 @@ fn add_remote_groups(version: &Version, state: &mut State) {
     }
 }
 
-/// The external networks that elastic IPs, NAT gateways and routes name.
-fn add_external_networks(version: &Version, state: &mut State) {
+/// The external networks that elastic IPs, NAT gateways and routes name, and those that route prefixes to the host's own VPCs. Of each what concerns these.
+fn add_external_networks(version: &Version, vpcs: &BTreeSet<String>, state: &mut State) {
     let mut named = BTreeSet::new();
+    for object in version.state.of_kind(Kind::ExternalNetwork) {
+        if let Object::ExternalNetwork(network) = object
+            && network.routed.iter().any(|it| vpcs.contains(&it.vpc))
+        {
+            named.insert(network.id.clone());
+        }
+    }
     for kind in [Kind::ElasticIp, Kind::NatGateway, Kind::RouteTable] {
         for object in state.of_kind(kind) {
             match object {
@@ -372,7 +392,9 @@ fn add_external_networks(version: &Version, state: &mut State) {
     }
     for id in named {
         if let Some(network) = version.state.external_network(&id) {
-            state.insert(Object::ExternalNetwork(network.clone()));
+            let mut network = network.clone();
+            network.routed.retain(|routed| vpcs.contains(&routed.vpc));
+            state.insert(Object::ExternalNetwork(network));
         }
     }
 }
@@ -801,6 +823,78 @@ nat_gateways:
             ["inet"],
             "no port of a is there"
         );
+    }
+
+    /// Red without an elastic IP or a NAT gateway.
+    fn with_routed(state: &mut State) {
+        let Some(Object::ExternalNetwork(network)) = state.find(Kind::ExternalNetwork, "inet")
+        else {
+            panic!("no network");
+        };
+        let mut network = network.clone();
+        network.routers = vec!["203.0.113.2".into()];
+        let routed = [("198.18.0.0/24", "red"), ("198.18.1.0/24", "blue")];
+        network.routed = routed
+            .map(|(prefix, vpc)| v1::RoutedPrefix {
+                prefix: prefix.into(),
+                vpc: vpc.into(),
+            })
+            .into();
+        state.insert(Object::ExternalNetwork(network));
+    }
+
+    #[test]
+    fn gateway_hosts_have_the_vpcs_that_prefixes_are_routed_to_and_others_hear_of_their_own() {
+        let without = Version::loaded(1, with_way_out(|_| {}));
+        assert_eq!(ids(&compiled(&without, "g1").vpcs, |o| &o.id), ["blue"]);
+        let version = Version::loaded(1, with_way_out(with_routed));
+        let g1 = compiled(&version, "g1");
+        assert_eq!(ids(&g1.vpcs, |o| &o.id), ["blue", "red"]);
+        assert_eq!(g1.external_networks[0].routed.len(), 2);
+        for (host, vpc) in [("h1", "blue"), ("h3", "red")] {
+            let told = compiled(&version, host);
+            let [network] = &told.external_networks[..] else {
+                panic!("{host}: {:?}", told.external_networks);
+            };
+            assert_eq!(ids(&network.routed, |o| &o.vpc), [vpc], "{host}");
+            assert!(ids(&told.hosts, |o| &o.id).contains(&"g1"), "{host}");
+        }
+        // Red's is given back: its hosts hear of it, and the gateways lose the VPC.
+        let fewer = |network: &mut v1::ExternalNetwork| drop(network.routed.remove(0));
+        let Some(Object::ExternalNetwork(network)) =
+            version.state.find(Kind::ExternalNetwork, "inet")
+        else {
+            panic!("no network");
+        };
+        let mut network = network.clone();
+        fewer(&mut network);
+        let all = ["g1", "g2", "h1", "h2", "h3"];
+        let change = vec![Object::ExternalNetwork(network)];
+        assert_eq!(concerned(&version, change, &[]), all);
+    }
+
+    #[test]
+    fn the_direct_elastic_ip_of_a_port_is_a_member_of_its_groups() {
+        let version = Version::loaded(
+            1,
+            with_way_out(|state| {
+                let Some(Object::ElasticIp(elastic)) = state.find(Kind::ElasticIp, "e-b1") else {
+                    panic!("no elastic IP");
+                };
+                let mut elastic = elastic.clone();
+                elastic.mode = "direct".into();
+                state.insert(Object::ElasticIp(elastic));
+            }),
+        );
+        let h1 = compiled(&version, "h1");
+        let db = h1.security_groups.iter().find(|o| o.id == "db").unwrap();
+        let address = &h1
+            .elastic_ips
+            .iter()
+            .find(|o| o.id == "e-b1")
+            .unwrap()
+            .address;
+        assert!(db.members.contains(address), "{:?}", db.members);
     }
 
     #[test]

@@ -70,7 +70,7 @@ impl Caller {
         self.may(role, state, found).then_some(found)
     }
 
-    /// An object that the caller may read, as it is shown: where an external network is, and which hosts are its gateways, is the operator's to know.
+    /// An object that the caller may read, as it is shown: where an external network is, which hosts are its gateways, and what is routed to whom, is the operator's to know.
     pub(crate) fn shown(&self, object: &Object) -> Object {
         match object {
             Object::ExternalNetwork(network) if self.role < Role::Read => {
@@ -78,6 +78,7 @@ impl Caller {
                     physical_network: String::new(),
                     vlan: 0,
                     gateway_hosts: Vec::new(),
+                    routed: Vec::new(),
                     ..network.clone()
                 })
             }
@@ -290,8 +291,8 @@ fn taken_addresses(caller: &Caller, state: &State, written: &[Object]) -> Vec<Vi
         return Vec::new();
     }
     let mut found = Vec::new();
-    let elastic_ips = state.of_kind(Kind::ElasticIp);
-    for other in elastic_ips.chain(state.of_kind(Kind::NatGateway)) {
+    let kinds = [Kind::ExternalNetwork, Kind::ElasticIp, Kind::NatGateway].into_iter();
+    for other in kinds.flat_map(|kind| state.of_kind(kind)) {
         for (_, address) in other.outside_addresses() {
             let Some(ours) = outside.get(&address) else {
                 continue;

@@ -6,7 +6,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::OnceLock;
 
 use weft_proto::state::{Key, Kind, Object, State};
-use weft_proto::v1::{ElasticIp, Port};
+use weft_proto::v1::{ElasticIp, ExternalNetwork, Port};
 
 use crate::store::Change;
 
@@ -161,8 +161,8 @@ impl Version {
             })
     }
 
-    /// The hosts that are gateways to external networks for a VPC: for its NAT gateways, and for elastic IPs of ports on hosts without the physical
-    /// network.
+    /// The hosts that are gateways to external networks for a VPC: for its NAT gateways, for elastic IPs of ports on hosts without the physical
+    /// network, and for prefixes that are routed to it.
     pub fn gateways_of(&self, vpc: &str) -> impl Iterator<Item = &str> {
         let hosts = self.index().gateways_of_vpc.get(vpc);
         hosts.into_iter().flatten().map(String::as_str)
@@ -194,11 +194,11 @@ impl Version {
             let mut index = Index::default();
             for object in self.state.iter() {
                 if let Some((vpc, network)) = self.state.needs_gateway(object) {
-                    let gateways = index.gateways_of_vpc.entry(vpc.to_owned()).or_default();
-                    for host in &network.gateway_hosts {
-                        gateways.insert(host.clone());
-                        let vpcs = index.vpcs_of_host.entry(host.clone()).or_default();
-                        vpcs.insert(vpc.to_owned());
+                    index.add_gateways(vpc, network);
+                }
+                if let Object::ExternalNetwork(network) = object {
+                    for routed in &network.routed {
+                        index.add_gateways(&routed.vpc, network);
                     }
                 }
                 if let Object::ElasticIp(elastic) = object
@@ -227,6 +227,18 @@ impl Version {
             }
             index
         })
+    }
+}
+
+impl Index {
+    /// Enters the gateway hosts of an external network as those of a VPC.
+    fn add_gateways(&mut self, vpc: &str, network: &ExternalNetwork) {
+        let gateways = self.gateways_of_vpc.entry(vpc.to_owned()).or_default();
+        for host in &network.gateway_hosts {
+            gateways.insert(host.clone());
+            let vpcs = self.vpcs_of_host.entry(host.clone()).or_default();
+            vpcs.insert(vpc.to_owned());
+        }
     }
 }
 

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::net::IpAddr;
 
 use crate::state::{Kind, Object, State};
-use crate::v1::{ElasticIp, ExternalNetwork, Host, NatGateway, Port, PortForward, RouteTable};
+use crate::v1::{ElasticIp, ExternalNetwork, Host, Port, PortForward, RouteTable};
 
 impl ExternalNetwork {
     /// The host that translates for a port of `home`: that host itself if it has the physical network, else the first gateway host.
@@ -18,6 +18,12 @@ impl ExternalNetwork {
     /// The host that is the gateway for hosts without the physical network, and for NAT gateways.
     pub fn gateway(&self) -> Option<&str> {
         self.gateway_hosts.first().map(String::as_str)
+    }
+
+    /// The prefixes that are routed to a VPC.
+    pub fn routed_to<'a>(&'a self, vpc: &'a str) -> impl Iterator<Item = &'a str> {
+        let routed = self.routed.iter().filter(move |routed| routed.vpc == vpc);
+        routed.map(|routed| &*routed.prefix)
     }
 
     /// Whether a tenant (empty: the operator) may use the network: its own, and the operator's.
@@ -44,9 +50,17 @@ impl Port {
 }
 
 impl ElasticIp {
-    /// The address of the port that it is bound to for which it stands, if the port has it.
+    /// Whether the port has the address itself.
+    pub fn is_direct(&self) -> bool {
+        self.mode == "direct"
+    }
+
+    /// The address of the port that it is bound to for which it stands, if the port has it: in mode "direct" its own.
     pub fn inside(&self, port: &Port) -> Option<IpAddr> {
         let outside: IpAddr = self.address.parse().ok()?;
+        if self.is_direct() {
+            return Some(outside);
+        }
         if self.private_address.is_empty() {
             return port.first_address(outside.is_ipv4());
         }
@@ -79,20 +93,19 @@ impl RouteTable {
 }
 
 impl Object {
-    /// The addresses of an external network that it holds, each with its field: those of an elastic IP or a NAT gateway.
+    /// The addresses of an external network that it holds, each with its field: those of an elastic IP or a NAT gateway, and the network's own.
     pub fn outside_addresses(&self) -> impl Iterator<Item = (Cow<'static, str>, IpAddr)> {
-        let (elastic, nat) = match self {
-            Self::ElasticIp(elastic) => (Some(elastic), None),
-            Self::NatGateway(nat) => (None, Some(nat)),
-            _ => (None, None),
+        let (elastic, (field, listed)) = match self {
+            Self::ElasticIp(elastic) => (Some(elastic), ("", &[][..])),
+            Self::NatGateway(nat) => (None, ("addresses", &nat.addresses[..])),
+            Self::ExternalNetwork(network) => (None, ("routers", &network.routers[..])),
+            _ => (None, ("", &[][..])),
         };
-        let of_nat = nat.into_iter().flat_map(|nat: &NatGateway| {
-            let named = nat.addresses.iter().enumerate();
-            named.map(|(i, text)| (Cow::Owned(format!("addresses[{i}]")), text))
-        });
+        let listed = listed.iter().enumerate();
+        let listed = listed.map(move |(i, text)| (Cow::Owned(format!("{field}[{i}]")), text));
         let of_elastic =
             elastic.map(|elastic: &ElasticIp| (Cow::Borrowed("address"), &elastic.address));
-        let all = of_elastic.into_iter().chain(of_nat);
+        let all = of_elastic.into_iter().chain(listed);
         all.filter_map(|(field, text)| Some((field, text.parse().ok()?)))
     }
 }

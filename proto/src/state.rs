@@ -146,13 +146,15 @@ impl Object {
         }
     }
 
-    /// The VPCs that a change of the object concerns: the one that it is in, or the two that it joins.
+    /// The VPCs that a change of the object concerns: the one that it is in, the two that it joins, or those that prefixes are routed to.
     pub fn vpcs(&self) -> impl Iterator<Item = &str> {
-        let joined = match self {
-            Self::Peering(peering) => Some(peering.vpcs()),
-            _ => None,
+        let (joined, routed) = match self {
+            Self::Peering(peering) => (Some(peering.vpcs()), &[][..]),
+            Self::ExternalNetwork(network) => (None, &network.routed[..]),
+            _ => (None, &[][..]),
         };
-        joined.into_iter().flatten().chain(self.vpc())
+        let routed = routed.iter().map(|routed| &*routed.vpc);
+        joined.into_iter().flatten().chain(routed).chain(self.vpc())
     }
 }
 

@@ -1085,3 +1085,123 @@ fn an_uplink_may_lead_outside_too() {
         panic!("{}", site.explain(error));
     }
 }
+
+/// A prefix that is routed to blue, with blue-1 and blue-2 in it by second addresses, and a direct elastic IP of red-2.
+#[test]
+fn prefixes_and_direct_addresses_pass_as_they_are() {
+    let mut objects = objects();
+    let more = topology(
+        r#"
+subnets:
+  - {id: public, vpc: blue, cidrs: [198.18.7.0/24, "2001:db8:7::/64"], route_table: blue}
+ports:
+  - {id: pub-1, vpc: blue, subnet: public, host: h1, mac: "02:00:00:00:07:11", addresses: [198.18.7.11, "2001:db8:7::11"]}
+  - {id: pub-2, vpc: blue, subnet: public, host: h2, mac: "02:00:00:00:07:12", addresses: [198.18.7.12, "2001:db8:7::12"]}
+elastic_ips:
+  - {id: direct, external_network: internet, address: 203.0.113.30, port: red-2, mode: direct}
+"#,
+    )
+    .unwrap();
+    objects.subnets.extend(more.subnets);
+    objects.elastic_ips.extend(more.elastic_ips);
+    let group = objects.ports[0].security_groups.clone();
+    objects.ports.extend(more.ports.into_iter().map(|mut port| {
+        port.security_groups.clone_from(&group);
+        port
+    }));
+    let network = &mut objects.external_networks[0];
+    network.routers = vec!["203.0.113.2".into(), "2001:db8:cafe::2".into()];
+    network.answer_pings = true;
+    network.routed = ["198.18.7.0/24", "2001:db8:7::/64"]
+        .map(|prefix| weft_proto::v1::RoutedPrefix {
+            prefix: prefix.into(),
+            vpc: "blue".into(),
+        })
+        .into();
+    on_site(&objects, |site, outside| {
+        outside
+            .router
+            .ip("route add 198.18.7.0/24 via 203.0.113.2")?;
+        outside
+            .router
+            .ip("-6 route add 2001:db8:7::/64 via 2001:db8:cafe::2")?;
+        is_reached(&outside.far, "203.0.113.2")?;
+        is_reached(&outside.far, "2001:db8:cafe::2")?;
+        is_reached(&outside.far, NAT)?;
+        for (port, v4, v6) in [
+            ("pub-1", "198.18.7.11", "2001:db8:7::11"),
+            ("pub-2", "198.18.7.12", "2001:db8:7::12"),
+        ] {
+            let inside = namespace(site, port);
+            for (own, far) in [(v4, FAR), (v6, FAR6)] {
+                reaches(site, port, far)?;
+                is_reached(&outside.far, own)?;
+                let server = at(far, 8080);
+                let peer = tcp_translated(&inside, server, &outside.far, server, 300_000)?;
+                seen(port, peer, own)?;
+                let server = at(own, 8081);
+                let peer = tcp_translated(&outside.far, server, &inside, server, 300_000)?;
+                seen("the outside", peer, far)?;
+            }
+        }
+        // The guest has the address itself, on a host that is not on the segment.
+        let red = namespace(site, "red-2");
+        red.ip("address add 203.0.113.30/32 dev eth0")?;
+        red.ip("route replace default via 10.0.1.1 src 203.0.113.30")?;
+        is_reached(&outside.far, "203.0.113.30")?;
+        let server = at(FAR, 8080);
+        let peer = tcp_translated(&red, server, &outside.far, server, 300_000)?;
+        seen("red-2", peer, "203.0.113.30")?;
+        let server = at("203.0.113.30", 8081);
+        let peer = tcp_translated(&outside.far, server, &red, server, 300_000)?;
+        seen("the outside", peer, FAR)
+    });
+}
+
+/// A download is as fast as the limit of the elastic IP, however many connections it takes.
+#[test]
+fn a_limit_of_an_elastic_ip_holds_for_its_connections_together() {
+    let mut objects = objects();
+    let limit = |bits_per_second| {
+        Some(weft_proto::v1::RateLimit {
+            bits_per_second,
+            ..weft_proto::v1::RateLimit::default()
+        })
+    };
+    elastic(&mut objects, "two").limits = Some(weft_proto::v1::RateLimits {
+        egress: limit(80_000_000),
+        ingress: None,
+    });
+    on_site(&objects, |site, outside| {
+        reaches(site, "blue-2", FAR)?;
+        let inside = namespace(site, "blue-2");
+        // 4 MB in two connections at 10 MB a second.
+        const BYTES: usize = 2_000_000;
+        let begin = Instant::now();
+        thread::scope(|scope| {
+            let run = |port| {
+                let (inside, far) = (inside.clone(), outside.far.clone());
+                scope.spawn(move || {
+                    tcp_translated(&inside, at(FAR, port), &far, at(FAR, port), BYTES)
+                })
+            };
+            let both = [run(8080), run(8081)];
+            both.into_iter().try_for_each(|one| {
+                let peer = one.join().map_err(|_| LabError::Io {
+                    what: "a connection".to_owned(),
+                    source: std::io::Error::other("its thread failed"),
+                })??;
+                seen("blue-2", peer, "203.0.113.12")
+            })
+        })?;
+        let took = begin.elapsed();
+        holds(
+            &format!("4 MB at 10 MB a second take 0.2 s at least: {took:?}"),
+            took >= Duration::from_millis(200),
+        )?;
+        holds(
+            &format!("and not much longer: {took:?}"),
+            took < Duration::from_secs(5),
+        )
+    });
+}

@@ -7,6 +7,7 @@ mod common;
 use std::{env, net::IpAddr, thread, time::Duration};
 
 use common::{SOON, collect, frame, open, pair, small_umem};
+use ipnetwork::IpNetwork;
 use weft_dataplane::{
     packet::buffer::FrameMemory,
     port::{Attachment, FrameCache, PortError, Programs, QueueOptions, Role, XskQueue},
@@ -538,7 +539,7 @@ fn held_cases() -> Vec<(&'static str, Vec<u8>, Option<Counter>)> {
 }
 
 /// Sends each packet to an uplink, on which `held` addresses are held, and looks who gets it and how it was counted.
-fn judge(held: &[IpAddr], cases: Vec<(&'static str, Vec<u8>, Option<Counter>)>) {
+fn judge(held: &[IpNetwork], cases: Vec<(&'static str, Vec<u8>, Option<Counter>)>) {
     let lab = pair();
     let umem = small_umem();
     let mut cache = FrameCache::new(&umem);
@@ -584,8 +585,60 @@ fn the_uplink_takes_tunnel_packets_to_us_and_nothing_else() {
 
 #[test]
 fn what_is_for_or_about_a_held_address_is_taken_too_tagged_or_not() {
-    let held = [IpAddr::from(HELD), HELD6.parse().unwrap()];
+    let held = [IpAddr::from(HELD).into(), HELD6.parse().unwrap()];
     judge(&held, cases().into_iter().chain(held_cases()).collect());
+}
+
+#[test]
+fn what_is_for_or_about_a_routed_prefix_is_taken_as_for_a_held_address() {
+    let around = |address: IpAddr, len| IpNetwork::new(address, len).unwrap();
+    let held = [
+        around(IpAddr::from(HELD), 31),
+        around(HELD6.parse().unwrap(), 127),
+    ];
+    judge(&held, cases().into_iter().chain(held_cases()).collect());
+}
+
+#[test]
+fn routed_prefixes_change_while_attached() {
+    let lab = pair();
+    let umem = small_umem();
+    let mut cache = FrameCache::new(&umem);
+    let (mut queue, mut attachment) = open(&lab.dut, &umem, "under0", &uplink(), None);
+    queue.receive(&mut cache, &mut Vec::new(), 64);
+    let sender = RawSocket::open(&lab.peer, "peer0").unwrap();
+    let to = |to| ethernet(&[0x0800], &V4 { to, ..PLAIN }.packet(&udp(53)));
+    let prefix = |text: &str| text.parse::<IpNetwork>().unwrap();
+    let many: Vec<IpNetwork> = (0..16_384_u32)
+        .map(|n| IpNetwork::new(IpAddr::from((0x0a00_0000 + 4 * n).to_be_bytes()), 30).unwrap())
+        .collect();
+    attachment.set_held(&many).unwrap();
+    let mut more = many;
+    more.push(prefix("10.9.0.0/24"));
+    let error = attachment.set_held(&more).unwrap_err();
+    assert!(error.to_string().contains("16384"), "{error}");
+    attachment
+        .set_held(&[prefix("10.0.0.0/30"), prefix("10.9.0.0/16")])
+        .unwrap();
+    for (address, is_ours) in [
+        ([10, 0, 0, 1], true),
+        ([10, 0, 0, 4], false),
+        ([10, 9, 7, 3], true),
+        ([10, 10, 0, 1], false),
+    ] {
+        let before = attachment.counter(Counter::Redirected).unwrap();
+        sender.send(&to(address)).unwrap();
+        // One that is ours in any case, so that the one before it has been judged.
+        sender.send(&to([10, 9, 0, 1])).unwrap();
+        let wanted = if is_ours { 2 } else { 1 };
+        let packets = collect(&mut queue, &mut cache, wanted);
+        assert_eq!(packets.len(), wanted, "{address:?}");
+        packets
+            .into_iter()
+            .for_each(|packet| cache.free(packet.frame));
+        let after = attachment.counter(Counter::Redirected).unwrap();
+        assert_eq!(after, before + wanted as u64, "{address:?}");
+    }
 }
 
 #[test]
@@ -598,12 +651,12 @@ fn held_addresses_change_while_attached_and_those_that_stay_are_not_interrupted(
     let sender = RawSocket::open(&lab.peer, "peer0").unwrap();
     let to = |to| ethernet(&[0x0800], &V4 { to, ..PLAIN }.packet(&udp(53)));
     // As many as there may be, one of which stays when the others go.
-    let many: Vec<_> = (0..65_536_u32)
-        .map(|n| IpAddr::from((0x0a00_0000 + n).to_be_bytes()))
+    let many: Vec<IpNetwork> = (0..65_536_u32)
+        .map(|n| IpAddr::from((0x0a00_0000 + n).to_be_bytes()).into())
         .collect();
     attachment.set_held(&many).unwrap();
     let mut more = many.clone();
-    more.push(IpAddr::from(HELD));
+    more.push(IpAddr::from(HELD).into());
     let error = attachment.set_held(&more).unwrap_err();
     assert!(error.to_string().contains("65536"), "{error}");
     let stays = [10, 0, 255, 255];
@@ -611,7 +664,7 @@ fn held_addresses_change_while_attached_and_those_that_stay_are_not_interrupted(
     let sent = thread::scope(|scope| {
         let changing = scope.spawn(|| {
             attachment
-                .set_held(&[IpAddr::from(HELD), IpAddr::from(stays)])
+                .set_held(&[IpAddr::from(HELD).into(), IpAddr::from(stays).into()])
                 .unwrap();
         });
         let mut sent = 0;

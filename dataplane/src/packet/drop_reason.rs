@@ -102,6 +102,8 @@ drop_reasons! {
     RateLimitEgressBits = "rate_limit_egress_bits": "more bits than the port may send",
     RateLimitIngressPackets = "rate_limit_ingress_packets": "more packets than the port may be sent",
     RateLimitIngressBits = "rate_limit_ingress_bits": "more bits than the port may be sent",
+    ElasticIpEgress = "elastic_ip_egress": "more than the limits of the elastic IP let out",
+    ElasticIpIngress = "elastic_ip_ingress": "more than the limits of the elastic IP let in",
     OuterHeader = "outer_header": "a tunnel packet whose outer headers are malformed",
     OuterChecksum = "outer_checksum": "a tunnel packet with a wrong outer checksum",
     OuterFragment = "outer_fragment": "a fragment of a tunnel packet",

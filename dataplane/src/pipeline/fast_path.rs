@@ -203,6 +203,10 @@ impl Core {
             return self.apply_rare(tables, io, packet, entry);
         }
         let translation = session.translation()?;
+        // The slow path counts what an elastic IP sends that is limited.
+        if tables.snapshot.outside.limits.has(translation.flow.source) {
+            return None;
+        }
         let at = translate::At {
             family: if entry.quick.l4 == L4_IPV6 {
                 Family::Ipv6

@@ -18,7 +18,7 @@ pub(super) struct Way {
     pub macs: Option<MacPair>,
     /// The VPC of the port at the other end, where a peering joins it to this one.
     pub joined: Option<usize>,
-    /// What this host translates the source by, where the packet leaves for an external network.
+    /// How the source is translated, where the packet leaves for an external network from this host.
     pub exit: Option<Exit>,
 }
 
@@ -29,6 +29,8 @@ pub(super) enum Exit {
     ElasticIp(u128),
     /// Through the NAT gateway of this index.
     Nat(u16),
+    /// As it is: the outside knows the sender by the address that it has.
+    AsItIs,
 }
 
 impl Way {

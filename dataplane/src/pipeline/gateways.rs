@@ -179,8 +179,14 @@ impl Core {
     fn adopt(&self, tables: Tables<'_>, peer: u16, told: &Told) -> Option<()> {
         let outside = &tables.snapshot.outside;
         let held = told.held();
-        let mut networks = outside.networks.iter().flatten();
-        let network = networks.find(|network| network.holds(held))?;
+        let routed = outside.routed(held);
+        let network = match routed {
+            Some(routed) => outside.network(routed.network)?,
+            None => {
+                let mut networks = outside.networks.iter().flatten();
+                networks.find(|network| network.holds(held))?
+            }
+        };
         let mut gateways = network.other_gateways();
         let is_gateway = gateways.any(|gateway| gateway == peer);
         let vni = if told.first.0 == Vni::OUTSIDE {
@@ -196,7 +202,7 @@ impl Core {
         let key = Key::new(tables.sessions.seeds(), &first.1, first.0);
         if let Some(session) = tables.sessions.find(&key) {
             // What is seen here is newer than what is told.
-            if outside.held.contains_key(&held) || !session.is_on_first_side() {
+            if outside.owner(held).is_some() || !session.is_on_first_side() {
                 return None;
             }
             if session.state() != told.state {
@@ -295,7 +301,7 @@ impl Core {
     /// Tells the other gateway hosts of a network of the sessions of addresses that this host holds.
     fn tell(&mut self, tables: Tables<'_>, io: &mut impl Io, all: &[Told]) {
         let outside = &tables.snapshot.outside;
-        let network_of = |told: &Told| outside.held.get(&told.held()).map(|held| held.network);
+        let network_of = |told: &Told| outside.owner(told.held()).map(|owner| owner.network);
         let mut batch: Vec<Told> = Vec::with_capacity(RECORDS);
         for (index, network) in (0u16..).zip(&outside.networks) {
             let Some(network) = network.as_ref() else {

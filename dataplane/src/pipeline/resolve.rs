@@ -330,6 +330,7 @@ fn open<'t>(
     let port = match (ingress, egress) {
         (Ingress::Port(port), _) | (_, Egress::Port(port)) => port,
         // This host is a gateway for the flow, whose VPC alone it is charged to.
+        (Ingress::External(_), _) | (_, Egress::External(_)) => NO_PORT,
         _ if second.is_some() => NO_PORT,
         _ => return Err(DropReason::HairpinTunnel),
     };
@@ -426,7 +427,9 @@ fn judge(
         }
         Ingress::External(_) => {
             let routed = match choice {
-                // Nothing passes from the outside as it is.
+                // It has come from another VPC of this host, to an address that a port has as it is.
+                Choice::Untranslated if entry.vni == vpc.vni => *flow,
+                // Nothing else passes from the outside within one VNI.
                 Choice::Untranslated => return Err(DropReason::TranslationGone),
                 Choice::Anew => {
                     let (address, port) = external::enter(tables, entry.vpc, flow, tracer)?;
@@ -476,7 +479,7 @@ fn judge(
     }
     let action = Action::new(forwarding::macs(parsed), way.egress, way.macs);
     let vni = match (into, way.exit) {
-        (_, Some(_)) => external::beyond(snapshot, &way, &routed),
+        (_, Some(_)) => external::beyond(snapshot, vpc, &way, &routed),
         (Some(other), None) => snapshot.vpcs[other].vni,
         (None, None) => vpc.vni,
     };
@@ -486,7 +489,7 @@ fn judge(
         Change::None => entry.vni,
         Change::Flow(translation) | Change::Error(translation, _) => translation.vni,
     };
-    let is_bare = way.exit.is_some() && matches!(choice, Choice::Untranslated);
+    let is_bare = way.exit.is_some() && vni != entry.vni && matches!(choice, Choice::Untranslated);
     if is_bare || leads != vni {
         return Err(DropReason::TranslationGone);
     }

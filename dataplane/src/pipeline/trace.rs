@@ -188,8 +188,8 @@ fn from_segment(
     let Inner::Ip(parsed) = parse::inner(&frame)? else {
         return Err(DropReason::ArpUnanswered);
     };
-    let held = outside.held.get(&parsed.flow.destination);
-    let holds = networks.find(|(_, network)| held.is_some_and(|held| held.network == **network));
+    let owner = outside.owner(parsed.flow.destination);
+    let holds = networks.find(|(_, network)| owner.is_some_and(|it| it.network == **network));
     let network = holds.map_or(*first, |(_, network)| *network);
     let known = outside.network(network);
     let known = known.ok_or(DropReason::ExternalUnheld)?;

@@ -90,7 +90,7 @@ impl Choice {
             Self::Error(outer, quoted) if outer.flow.source == flow.source => {
                 let source = match exit {
                     Exit::ElasticIp(address) => address,
-                    Exit::Nat(_) => quoted.flow.destination,
+                    Exit::Nat(_) | Exit::AsItIs => quoted.flow.destination,
                 };
                 let after = Flow {
                     source,
@@ -123,8 +123,9 @@ impl Choice {
             }
             None if matches!(self, Self::Anew) && is_routed => {
                 let outside = &tables.snapshot.outside;
-                let is_held =
-                    |held: &Held| held.vpc == entry.vpc && matches!(held.by, HeldBy::NatGateway(_));
+                let is_held = |held: &Held| {
+                    held.vpc == Some(entry.vpc) && matches!(held.by, HeldBy::NatGateway(_))
+                };
                 if let Some(inside) = vpc.translations.destination(flow.destination) {
                     after.destination = inside;
                 } else if outside.held.get(&flow.destination).is_some_and(is_held) {
@@ -167,7 +168,7 @@ impl Choice {
                 let hairpin = routed.destination != flow.destination;
                 let through = match exit {
                     Some(Exit::Nat(gateway)) => Some(gateway),
-                    Some(Exit::ElasticIp(_)) => None,
+                    Some(Exit::ElasticIp(_) | Exit::AsItIs) => None,
                     None if hairpin => hairpin_gateway(tables, entry),
                     None => None,
                 };
@@ -228,7 +229,7 @@ fn hairpin_gateway(tables: Tables<'_>, entry: &Entry) -> Option<u16> {
             let gateway = outside.nat_gateway(index)?;
             gateway.serves(entry.parsed.flow.source).then_some(index)
         }
-        HeldBy::ElasticIp(_) => None,
+        HeldBy::ElasticIp(_) | HeldBy::Network => None,
     }
 }
 

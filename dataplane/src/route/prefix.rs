@@ -76,6 +76,15 @@ impl From<IpNetwork> for Prefix {
     }
 }
 
+impl From<Prefix> for IpNetwork {
+    fn from(prefix: Prefix) -> Self {
+        let address = word_address(prefix.bits);
+        let of_family = if address.is_ipv4() { 96 } else { 0 };
+        // Never fails: no prefix is longer than its family's addresses.
+        Self::new(address, prefix.len - of_family).unwrap_or_else(|_| address.into())
+    }
+}
+
 impl fmt::Display for Prefix {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let len = if self.family() == Family::Ipv4 {

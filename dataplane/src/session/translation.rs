@@ -93,7 +93,7 @@ pub(super) struct Content {
     pub flipped: bool,
     /// Which way packets go that come with the first key.
     pub first: Direction,
-    /// The keys differ in the VNI alone: the session is of two VPCs that a peering joins. Packets of either direction may have either key: on the
+    /// The keys differ in the VNI alone, and both are of VPCs: the session is of two that a peering joins. Packets of either direction may have either key: on the
     /// host of one port alone, both directions have the key of that port's VPC.
     pub joined: bool,
     /// The mapping of a NAT gateway that the session uses, by number.
@@ -126,7 +126,9 @@ impl Line {
             Direction::Down => OPENER_DOWN,
         };
         let [w0, w1, w2, w3, ends] = std::array::from_fn(|i| first.words[i] ^ second.words[i]);
-        let joined = if w0 | w1 | w2 | w3 | ends & !VNI == 0 {
+        let is_outside = |key: &Key| key.words[4] & VNI == u64::from(Vni::OUTSIDE.get()) << 8;
+        let is_joined = !is_outside(first) && !is_outside(second);
+        let joined = if is_joined && w0 | w1 | w2 | w3 | ends & !VNI == 0 {
             JOINED
         } else {
             0
@@ -183,6 +185,8 @@ impl Content {
         let deltas = match side {
             _ if self.joined => 0,
             Side::First => self.deltas,
+            // Nothing changes, which no sum should show.
+            Side::Second if self.deltas == 0 => 0,
             Side::Second => !self.deltas,
         };
         Translation {

@@ -3,9 +3,11 @@
 //! The outside is one address space: prefixes of external networks do not overlap, and an address is held for one VPC. Sessions know it by
 //! [`Vni::OUTSIDE`](crate::numbers::Vni::OUTSIDE).
 
-use std::net::IpAddr;
+use std::sync::Arc;
 
-use super::{Map, Snapshot};
+use ipnetwork::IpNetwork;
+
+use super::{Limits, Map, RateLimit, Snapshot};
 use crate::packet::parse::{word_address, word_family};
 use crate::packet::{Family, Mac};
 use crate::route::Prefix;
@@ -30,6 +32,8 @@ pub struct Network {
     pub gateways_in_order: Vec<Translator>,
     /// Addresses that this host asks from, one of each family at most: the lowest that it holds.
     pub own: Vec<u128>,
+    /// Whether pings to addresses are answered that are of no port.
+    pub answers_pings: bool,
 }
 
 /// An interface on an external network.
@@ -98,8 +102,8 @@ impl Network {
 pub struct Held {
     /// The network, by index.
     pub network: u16,
-    /// The VPC, by place in [`Snapshot::vpcs`].
-    pub vpc: usize,
+    /// The VPC, by place in [`Snapshot::vpcs`]; none of the network's own addresses.
+    pub vpc: Option<usize>,
     /// What it is.
     pub by: HeldBy,
 }
@@ -107,10 +111,34 @@ pub struct Held {
 /// What an outside address is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum HeldBy {
-    /// An elastic IP, with the address of the port that it stands for.
+    /// An elastic IP, with the address of the port that it stands for. The port may have it itself.
     ElasticIp(u128),
     /// An address of a NAT gateway, by its index.
     NatGateway(u16),
+    /// The network's own address.
+    Network,
+}
+
+/// A prefix that the outside routes to this network's gateway hosts, and they into a VPC.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Routed {
+    /// The prefix. It overlaps no other.
+    pub prefix: Prefix,
+    /// The network, by index.
+    pub network: u16,
+    /// The VPC, by place in [`Snapshot::vpcs`].
+    pub vpc: usize,
+}
+
+/// Who has an address in a VPC as it is outside.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Owner {
+    /// The network, by index.
+    pub network: u16,
+    /// The VPC, by place in [`Snapshot::vpcs`].
+    pub vpc: usize,
+    /// Whether ports there have the address itself: nothing is translated.
+    pub as_it_is: bool,
 }
 
 /// The elastic IP of an address of a port.
@@ -194,7 +222,7 @@ pub struct Fellows {
 }
 
 /// The outside, as this host knows it.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default)]
 pub struct Outside {
     /// External networks, by index; the index of a network stays while it is known.
     pub networks: Vec<Option<Network>>,
@@ -206,6 +234,32 @@ pub struct Outside {
     pub pools: Map<u128, (u16, Pool)>,
     /// NAT gateways, by index; the index of a gateway stays while it is known.
     pub nat_gateways: Vec<Option<NatGateway>>,
+    /// Routed prefixes of VPCs that are known here, in order of their addresses.
+    pub routed: Vec<Routed>,
+    /// Rate limits of elastic IPs, by address: of those that this host holds.
+    pub limits: LimitsByAddress,
+}
+
+/// Rate limits by address.
+#[derive(Debug, Clone, Default)]
+pub struct LimitsByAddress(pub Map<u128, Limits>);
+
+impl LimitsByAddress {
+    /// Whether an address is limited in either direction.
+    #[inline]
+    pub fn has(&self, address: u128) -> bool {
+        !self.0.is_empty() && self.0.contains_key(&address)
+    }
+
+    /// The limit of what leaves with an address.
+    pub fn egress(&self, address: u128) -> Option<&Arc<RateLimit>> {
+        self.0.get(&address)?.egress.as_ref()
+    }
+
+    /// The limit of what comes in for an address.
+    pub fn ingress(&self, address: u128) -> Option<&Arc<RateLimit>> {
+        self.0.get(&address)?.ingress.as_ref()
+    }
 }
 
 impl Outside {
@@ -253,6 +307,44 @@ impl Outside {
         self.nat_gateways.get(usize::from(index))?.as_ref()
     }
 
+    /// The routed prefix that an address is in.
+    pub fn routed(&self, address: u128) -> Option<&Routed> {
+        let after = self
+            .routed
+            .partition_point(|routed| routed.prefix.bits() <= address);
+        let routed = self.routed.get(after.checked_sub(1)?)?;
+        routed.prefix.contains(address).then_some(routed)
+    }
+
+    /// Whether this host is the gateway of a network now.
+    pub fn is_gateway(&self, network: u16) -> bool {
+        let network = self.network(network);
+        network.is_some_and(|network| network.gateway == Translator::Here)
+    }
+
+    /// Who has an address that packets from the outside reach through this host; none has the network's own addresses.
+    pub fn owner(&self, address: u128) -> Option<Owner> {
+        if let Some(held) = self.held.get(&address) {
+            return Some(Owner {
+                network: held.network,
+                vpc: held.vpc?,
+                as_it_is: held.by == HeldBy::ElasticIp(address),
+            });
+        }
+        let routed = self.routed(address)?;
+        self.is_gateway(routed.network).then_some(Owner {
+            network: routed.network,
+            vpc: routed.vpc,
+            as_it_is: true,
+        })
+    }
+
+    /// The same, if that is on this network.
+    pub fn owner_on(&self, network: u16, address: u128) -> Option<Owner> {
+        let owner = self.owner(address);
+        owner.filter(|owner| owner.network == network)
+    }
+
     /// What an address stands for, if it is held on this network.
     pub fn held_on(&self, network: u16, address: u128) -> Option<&Held> {
         let held = self.held.get(&address);
@@ -261,16 +353,20 @@ impl Outside {
 }
 
 impl Snapshot {
-    /// The addresses that this host holds on external networks of an uplink.
-    pub fn held_on(&self, uplink: u16) -> Vec<IpAddr> {
+    /// The addresses that this host holds on external networks of an uplink, and the prefixes that are routed to it there.
+    pub fn held_on(&self, uplink: u16) -> Vec<IpNetwork> {
         let is_there = |network: u16| {
             let network = self.outside.network(network);
             let link = network.and_then(|network| network.link);
             link.is_some_and(|link| link.uplink == uplink)
         };
         let held = self.outside.held.iter();
-        held.filter(|(_, held)| is_there(held.network))
-            .map(|(address, _)| word_address(*address))
+        let held = held.filter(|(_, held)| is_there(held.network));
+        let held = held.map(|(address, _)| word_address(*address).into());
+        let routed = self.outside.routed.iter();
+        let routed = routed
+            .filter(|routed| self.outside.is_gateway(routed.network) && is_there(routed.network));
+        held.chain(routed.map(|routed| routed.prefix.into()))
             .collect()
     }
 }

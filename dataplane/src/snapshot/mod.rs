@@ -19,7 +19,8 @@ use weft_proto::v1;
 
 pub use self::cow_vec::CowVec;
 pub use self::external::{
-    ElasticIp, Fellows, Held, HeldBy, Link, NatGateway, Network, Outside, PortForward, Translator,
+    ElasticIp, Fellows, Held, HeldBy, LimitsByAddress, Link, NatGateway, Network, Outside, Owner,
+    PortForward, Routed, Translator,
 };
 pub use self::guests::Guests;
 pub use self::limits::{Limits, Rate, RateLimit};

@@ -17,11 +17,11 @@ use crate::overlay::mend_ipv4;
 use crate::topology::{ROUTER, change, fabric, ingress, route};
 
 /// MAC of a host's interface on the segment.
-const H1: [u8; 6] = [6, 0, 0, 0, 1, 1];
+pub const H1: [u8; 6] = [6, 0, 0, 0, 1, 1];
 const H2: [u8; 6] = [6, 0, 0, 0, 1, 2];
 
 /// A station on the segment.
-const fn station(last: u8) -> End {
+pub const fn station(last: u8) -> End {
     let mut v6 = [0; 16];
     (v6[0], v6[1], v6[2], v6[3]) = (0x20, 0x01, 0x0d, 0xb8);
     v6[15] = last;
@@ -33,9 +33,9 @@ const fn station(last: u8) -> End {
 }
 
 /// The network's own router, a neighbour on the segment, and somebody behind the router.
-const GATEWAY: End = station(1);
-const NEIGHBOR: End = station(77);
-const FAR: End = End {
+pub const GATEWAY: End = station(1);
+pub const NEIGHBOR: End = station(77);
+pub const FAR: End = End {
     mac: GATEWAY.mac,
     v4: [198, 51, 100, 9],
     v6: [
@@ -44,13 +44,13 @@ const FAR: End = End {
 };
 
 /// The outside address that ends like this, as somebody outside sends to it: at the MAC of h1.
-const fn held(last: u8) -> End {
+pub const fn held(last: u8) -> End {
     let mut end = station(last);
     end.mac = H1;
     end
 }
 
-fn texts(end: End) -> [String; 2] {
+pub fn texts(end: End) -> [String; 2] {
     [
         Ipv4Addr::from(end.v4).to_string(),
         Ipv6Addr::from(end.v6).to_string(),
@@ -74,7 +74,7 @@ fn network(objects: &mut Objects) {
 }
 
 /// An elastic IP of each family for a port.
-fn bind(objects: &mut Objects, port: &str, outside: End) {
+pub fn bind(objects: &mut Objects, port: &str, outside: End) {
     for (i, address) in texts(outside).into_iter().enumerate() {
         let id = format!("{port}-{i}");
         objects.elastic_ips.retain(|other| other.address != address);
@@ -89,7 +89,7 @@ fn bind(objects: &mut Objects, port: &str, outside: End) {
 }
 
 /// A NAT gateway of blue with the addresses that end in 5, and the way to it from both subnets.
-fn gateway(objects: &mut Objects) {
+pub fn gateway(objects: &mut Objects) {
     objects.nat_gateways.push(NatGateway {
         id: "nat".into(),
         vpc: "blue".into(),
@@ -111,7 +111,7 @@ fn gateway(objects: &mut Objects) {
 }
 
 /// A fabric whose h1 has an interface on the segment, all of whose stations have answered.
-fn outside(change_objects: impl FnOnce(&mut Objects)) -> Fabric {
+pub fn outside(change_objects: impl FnOnce(&mut Objects)) -> Fabric {
     let mut fabric = fabric(|_| {});
     let link = |mac: [u8; 6]| ExternalLink {
         physical_network: "physnet1".into(),
@@ -137,7 +137,7 @@ fn meet(fabric: &mut Fabric) {
 }
 
 /// Answers every question that is on the segment, as a station would.
-fn answer(fabric: &mut Fabric) {
+pub fn answer(fabric: &mut Fabric) {
     for (host, frame) in std::mem::take(&mut fabric.outside) {
         let vlan = frame[12..14] == [0x81, 0];
         let mut plain = frame.clone();
@@ -198,7 +198,7 @@ fn left(fabric: &mut Fabric) -> Seen {
 }
 
 #[track_caller]
-fn send(fabric: &mut Fabric, port: &str, frame: &[u8]) -> Seen {
+pub fn send(fabric: &mut Fabric, port: &str, frame: &[u8]) -> Seen {
     fabric.outside.clear();
     let out = fabric.send(port, frame);
     assert_eq!(out, [], "nothing comes out at a port");
@@ -206,7 +206,7 @@ fn send(fabric: &mut Fabric, port: &str, frame: &[u8]) -> Seen {
 }
 
 #[track_caller]
-fn arrive(fabric: &mut Fabric, frame: &[u8]) -> (String, Seen) {
+pub fn arrive(fabric: &mut Fabric, frame: &[u8]) -> (String, Seen) {
     let mut out = fabric.send_from_uplink("h1", 1, frame);
     assert_eq!(out.len(), 1, "{:?}", fabric.all_drops());
     let Delivered { port, frame, .. } = out.remove(0);
@@ -214,7 +214,7 @@ fn arrive(fabric: &mut Fabric, frame: &[u8]) -> (String, Seen) {
 }
 
 #[track_caller]
-fn refused(fabric: &mut Fabric, frame: &[u8], reason: DropReason) {
+pub fn refused(fabric: &mut Fabric, frame: &[u8], reason: DropReason) {
     let before = fabric.drops("h1", reason);
     assert_eq!(fabric.send_from_uplink("h1", 1, frame), []);
     assert_eq!(
@@ -226,7 +226,7 @@ fn refused(fabric: &mut Fabric, frame: &[u8], reason: DropReason) {
 }
 
 #[track_caller]
-fn kept_in(fabric: &mut Fabric, port: &str, frame: &[u8], reason: DropReason) {
+pub fn kept_in(fabric: &mut Fabric, port: &str, frame: &[u8], reason: DropReason) {
     let before = fabric.all_drops().get(&reason).copied().unwrap_or(0);
     fabric.outside.clear();
     assert_eq!(fabric.send(port, frame), []);
@@ -234,16 +234,16 @@ fn kept_in(fabric: &mut Fabric, port: &str, frame: &[u8], reason: DropReason) {
     assert_eq!(after, before + 1, "{:?}", fabric.all_drops());
 }
 
-fn v4(end: End) -> IpAddr {
+pub fn v4(end: End) -> IpAddr {
     end.v4.into()
 }
 
-fn address(end: End, v6: bool) -> IpAddr {
+pub fn address(end: End, v6: bool) -> IpAddr {
     if v6 { end.v6.into() } else { end.v4.into() }
 }
 
-type Make = fn(End, End, [u8; 6], (u16, u16), &[u8]) -> Vec<u8>;
-const UDP: [(Make, bool); 2] = [(udp, false), (udp6, true)];
+pub type Make = fn(End, End, [u8; 6], (u16, u16), &[u8]) -> Vec<u8>;
+pub const UDP: [(Make, bool); 2] = [(udp, false), (udp6, true)];
 
 #[test]
 fn a_port_with_an_elastic_ip_talks_to_the_outside_and_is_reached_from_there() {
@@ -667,7 +667,7 @@ fn an_error_from_outside_reaches_who_sent_the_packet_that_it_quotes() {
 }
 
 /// An error about a packet, from one who is not its receiver.
-fn error_of_another(from: End, to: End, mac: [u8; 6], quoted: &[u8]) -> Vec<u8> {
+pub fn error_of_another(from: End, to: End, mac: [u8; 6], quoted: &[u8]) -> Vec<u8> {
     let builder = etherparse::PacketBuilder::ethernet2(from.mac, mac)
         .ipv4(from.v4, to.v4, 60)
         .icmpv4_raw(3, 1, [0; 4]);
@@ -1042,7 +1042,7 @@ fn a_trace_shows_both_identities() {
 }
 
 /// h1 and h3 are gateway hosts, in this order; a2 is on h2, a4 on h3 itself.
-fn twofold() -> Fabric {
+pub fn twofold() -> Fabric {
     let mut fabric = fabric(|objects| {
         objects.hosts.push(weft_proto::v1::Host {
             id: "h3".into(),
@@ -1077,11 +1077,11 @@ fn twofold() -> Fabric {
     fabric
 }
 
-const H3: [u8; 6] = [6, 0, 0, 0, 1, 3];
+pub const H3: [u8; 6] = [6, 0, 0, 0, 1, 3];
 
 /// Sends a frame from a port and answers who has sent it onto the segment, and what it was.
 #[track_caller]
-fn leaves_by(fabric: &mut Fabric, port: &str, frame: &[u8]) -> (String, Seen) {
+pub fn leaves_by(fabric: &mut Fabric, port: &str, frame: &[u8]) -> (String, Seen) {
     fabric.outside.clear();
     assert_eq!(fabric.send(port, frame), []);
     assert_eq!(fabric.outside.len(), 1, "{:?}", fabric.all_drops());
@@ -1089,7 +1089,7 @@ fn leaves_by(fabric: &mut Fabric, port: &str, frame: &[u8]) -> (String, Seen) {
     (host, read(&frame))
 }
 
-fn at(mut end: End, mac: [u8; 6]) -> End {
+pub fn at(mut end: End, mac: [u8; 6]) -> End {
     end.mac = mac;
     end
 }

@@ -8,6 +8,7 @@ mod checksums;
 mod connections;
 mod dhcp;
 mod dhcp6;
+mod direct;
 mod epochs;
 mod external;
 mod fragments;

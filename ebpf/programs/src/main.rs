@@ -18,12 +18,12 @@ use aya_ebpf::{
     },
     helpers::bpf_xdp_adjust_head,
     macros::{classifier, map, xdp},
-    maps::{HashMap, PerCpuArray, XskMap},
+    maps::{HashMap, LpmTrie, PerCpuArray, XskMap, lpm_trie::Key},
     programs::{TcContext, XdpContext},
 };
 use weft_ebpf_types::{
-    AddressKey, Counter, GUARD_MARK, MAX_HELD, MAX_PORT_QUEUES, MAX_PORTS, MAX_QUEUES, MAX_VTEPS,
-    PortEntry,
+    AddressKey, Counter, GUARD_MARK, MAX_HELD, MAX_PORT_QUEUES, MAX_PORTS, MAX_QUEUES, MAX_ROUTED,
+    MAX_VTEPS, PortEntry,
 };
 
 use parse::Class;
@@ -39,6 +39,11 @@ static WEFT_VTEPS: HashMap<AddressKey, u8> = HashMap::with_max_entries(MAX_VTEPS
 /// The addresses that we hold on the uplink's segment; the value is unused.
 #[map]
 static WEFT_HELD: HashMap<AddressKey, u8> = HashMap::with_max_entries(MAX_HELD, BPF_F_NO_PREALLOC);
+
+/// The prefixes that are routed to us on the uplink's segment; the value is unused.
+#[map]
+static WEFT_ROUTED: LpmTrie<AddressKey, u8> =
+    LpmTrie::with_max_entries(MAX_ROUTED, BPF_F_NO_PREALLOC);
 
 /// One cell for each [`Counter`].
 #[map]
@@ -72,6 +77,7 @@ fn is_vtep(address: &AddressKey) -> bool {
 fn is_held(address: &AddressKey) -> bool {
     // SAFETY: as above.
     unsafe { WEFT_HELD.get(address) }.is_some()
+        || WEFT_ROUTED.get(&Key::new(u128::BITS, *address)).is_some()
 }
 
 /// The packet's receive queue.

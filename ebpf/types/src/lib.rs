@@ -33,6 +33,8 @@ pub const PORT_SOCKETS_MAP: &str = "WEFT_PORT_SOCKETS";
 pub const VTEPS_MAP: &str = "WEFT_VTEPS";
 /// Name of an uplink's map of the addresses that we hold on its segment.
 pub const HELD_MAP: &str = "WEFT_HELD";
+/// Name of an uplink's map of the prefixes that are routed to us on its segment.
+pub const ROUTED_MAP: &str = "WEFT_ROUTED";
 /// Name of the per-CPU counters.
 pub const COUNTERS_MAP: &str = "WEFT_COUNTERS";
 
@@ -46,6 +48,8 @@ pub const MAX_PORT_QUEUES: u32 = 65_536;
 pub const MAX_VTEPS: u32 = 256;
 /// The most addresses that one host holds on the segment of an uplink.
 pub const MAX_HELD: u32 = 65_536;
+/// The most prefixes that are routed to one host on the segment of an uplink.
+pub const MAX_ROUTED: u32 = 16_384;
 
 /// What the port program knows of an interface: the place of its first socket among all, how many receive queues it has, bytes by which the
 /// head of each packet grows, and the longest frame that goes to a ring (0: there is no such limit).

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use ipnetwork::IpNetwork;
 
 use super::network::reserved;
-use super::{At, Index, Report, Scope, limits};
+use super::{At, Index, Report, Scope, limits, port};
 use crate::address::{parse_address, parse_prefix, special_use};
 use crate::state::{Kind, Object};
 use crate::v1::{self, ElasticIp, ExternalNetwork, NatGateway};
@@ -49,6 +49,77 @@ pub(super) fn check_network(
         report.add(at, "mtu", rule);
     }
     check_gateway_hosts(at, network, index, scope, report);
+    check_routers(at, network, report);
+    check_routed(at, network, (index, scope), report);
+}
+
+fn check_routers(at: At<'_>, network: &ExternalNetwork, report: &mut Report) {
+    let mut families = HashSet::new();
+    for (i, text) in network.routers.iter().enumerate() {
+        let field = format!("routers[{i}]");
+        let Some(router) = report.take(at, field.clone(), parse_address(text)) else {
+            continue;
+        };
+        if !families.insert(router.is_ipv4()) {
+            let family = family(router);
+            let rule = format!("an external network has at most one {family} router address");
+            report.add(at, field, rule);
+            continue;
+        }
+        check_address(at, &field, network, router, report);
+    }
+    if !network.routers.is_empty() && network.gateway().is_none() {
+        let rule = "an external network without a gateway host has none to hold the addresses";
+        report.add(at, "routers", rule);
+    }
+}
+
+fn check_routed(
+    at: At<'_>,
+    network: &ExternalNetwork,
+    (index, scope): (&Index<'_>, Scope<'_>),
+    report: &mut Report,
+) {
+    let count = network.routed.len();
+    let most = (
+        "an external network has",
+        limits::EXTERNAL_ROUTED,
+        "routed prefixes",
+    );
+    if !report.within(at, "routed", count, most) {
+        return;
+    }
+    let routers = network.routers.iter();
+    let routers: Vec<IpAddr> = routers.filter_map(|text| text.parse().ok()).collect();
+    for (i, routed) in network.routed.iter().enumerate() {
+        let field = format!("routed[{i}].vpc");
+        match index.tenant_of(&routed.vpc) {
+            None if scope == Scope::Intent => {
+                report.add(at, field, format!("there is no vpc '{}'", routed.vpc));
+            }
+            Some(tenant) if !network.is_open_to(tenant) => {
+                let rule = format!("vpc '{}' is not of the network's tenant", routed.vpc);
+                report.add(at, field, rule);
+            }
+            _ => {}
+        }
+        let field = format!("routed[{i}].prefix");
+        let parsed = parse_prefix(&routed.prefix);
+        let Some(prefix) = report.take(at, field.clone(), parsed) else {
+            continue;
+        };
+        if let Some(what) = special_use(prefix) {
+            let rule = format!("{prefix} contains {what} addresses, which no host can have");
+            report.add(at, field, rule);
+        } else if !routers
+            .iter()
+            .any(|router| router.is_ipv4() == prefix.is_ipv4())
+        {
+            let family = family(prefix.network());
+            let rule = format!("the network has no {family} router address to route {prefix} to");
+            report.add(at, field, rule);
+        }
+    }
 }
 
 fn check_prefixes(at: At<'_>, network: &ExternalNetwork, report: &mut Report) -> Vec<IpNetwork> {
@@ -164,6 +235,15 @@ pub(super) fn check_elastic_ip(
     index: &Index<'_>,
     report: &mut Report,
 ) {
+    if !matches!(elastic.mode.as_str(), "" | "nat" | "direct") {
+        let rule = format!("'{}' is neither nat nor direct", elastic.mode);
+        report.add(at, "mode", rule);
+    }
+    port::check_limits(at, elastic.limits.as_ref(), report);
+    if elastic.is_direct() && !elastic.private_address.is_empty() {
+        let rule = "an elastic IP in mode direct stands for no private address";
+        report.add(at, "private_address", rule);
+    }
     let network = check_use(
         at,
         &elastic.external_network,
@@ -198,7 +278,7 @@ pub(super) fn check_elastic_ip(
         report.add(at, "port", rule);
     }
     if let Some(address) = address {
-        check_private_address(at, elastic, port, address, report);
+        check_private_address(at, elastic, (port, address), index, report);
     }
     if let Some(network) = network
         && let Some(home) = index.host(&port.host)
@@ -215,10 +295,23 @@ pub(super) fn check_elastic_ip(
 fn check_private_address(
     at: At<'_>,
     elastic: &ElasticIp,
-    port: &v1::Port,
-    address: IpAddr,
+    (port, address): (&v1::Port, IpAddr),
+    index: &Index<'_>,
     report: &mut Report,
 ) {
+    if elastic.is_direct() {
+        let rule = if port.first_address(address.is_ipv4()).is_none() {
+            format!("port '{}' has no {} address", port.id, family(address))
+        } else if let Some(subnet) = index.subnet_with(&port.vpc, address) {
+            format!(
+                "subnet '{}' of the port's vpc has {address}, which mode direct gives to port '{}'",
+                subnet.id, port.id
+            )
+        } else {
+            return;
+        };
+        return report.add(at, "port", rule);
+    }
     if elastic.private_address.is_empty() {
         if elastic.inside(port).is_none() {
             let family = family(address);
@@ -524,7 +617,7 @@ pub(super) fn check_together(index: &Index<'_>, report: &mut Report) {
 
 fn check_networks(index: &Index<'_>, report: &mut Report) {
     let mut segments: HashMap<(&str, u32), &str> = HashMap::new();
-    let mut prefixes: Vec<(IpNetwork, &str, usize)> = Vec::new();
+    let mut prefixes: Vec<(IpNetwork, &str, String)> = Vec::new();
     for object in &index.objects {
         let Object::ExternalNetwork(network) = object else {
             continue;
@@ -541,22 +634,29 @@ fn check_networks(index: &Index<'_>, report: &mut Report) {
             );
             report.add(at_network(&network.id), "vlan", rule);
         }
-        for (i, text) in network.prefixes.iter().enumerate() {
+        let own = network.prefixes.iter().enumerate();
+        let own = own.map(|(i, text)| (format!("prefixes[{i}]"), text));
+        let routed = network.routed.iter().enumerate();
+        let routed = routed.map(|(i, routed)| (format!("routed[{i}].prefix"), &routed.prefix));
+        for (field, text) in own.chain(routed) {
             if let Ok(prefix) = parse_prefix(text) {
-                prefixes.push((prefix, &network.id, i));
+                prefixes.push((prefix, &network.id, field));
             }
         }
     }
     // By address, the wider first, as in `network::check_overlap`.
-    prefixes.sort_unstable_by_key(|(p, id, i)| (p.network(), p.prefix(), *id, *i));
+    prefixes.sort_unstable_by(|(a, id, field), (b, other, other_field)| {
+        let key = |p: &IpNetwork| (p.network(), p.prefix());
+        (key(a), id, field).cmp(&(key(b), other, other_field))
+    });
     let mut widest: Option<(IpNetwork, &str)> = None;
-    for (prefix, id, i) in prefixes {
+    for (prefix, id, field) in prefixes {
         match widest {
             Some((other, owner))
                 if other.is_ipv4() == prefix.is_ipv4() && other.contains(prefix.network()) =>
             {
                 let rule = format!("{prefix} overlaps {other} of external network '{owner}'");
-                report.add(at_network(id), format!("prefixes[{i}]"), rule);
+                report.add(at_network(id), field, rule);
             }
             _ => widest = Some((prefix, id)),
         }
@@ -570,14 +670,14 @@ fn at_network(id: &str) -> At<'_> {
     }
 }
 
-/// Every address of an external network is of one elastic IP or NAT gateway, and every address of a port has one elastic IP at most.
+/// Every address of an external network is of one elastic IP or NAT gateway, or the network's own, and every address of a port has one elastic IP at most.
 fn check_addresses(index: &Index<'_>, report: &mut Report) {
     let mut outside: HashMap<IpAddr, (Kind, &str)> = HashMap::new();
     let may_be_taken = |address: &IpAddr| {
         let among = index.outside.as_ref();
         among.is_none_or(|among| among.contains(address))
     };
-    let kinds = [Kind::ElasticIp, Kind::NatGateway].into_iter();
+    let kinds = [Kind::ExternalNetwork, Kind::ElasticIp, Kind::NatGateway].into_iter();
     let is_any = index.outside.as_ref().is_none_or(|among| !among.is_empty());
     for object in kinds
         .filter(|_| is_any)

@@ -31,6 +31,8 @@ pub const SUBNET_DNS_SERVERS: usize = 16;
 pub const SUBNET_DHCP_ROUTES: usize = 24;
 /// Prefixes of an external network.
 pub const EXTERNAL_PREFIXES: usize = 64;
+/// Prefixes that an external network's outside routes to VPCs.
+pub const EXTERNAL_ROUTED: usize = 1024;
 /// Gateway hosts of an external network.
 pub const EXTERNAL_GATEWAY_HOSTS: usize = 16;
 /// Physical networks of a host.

@@ -19,6 +19,7 @@ mod tests;
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
 
+use crate::address::parse_prefix;
 use crate::state::{Change, Kind, Object, State};
 use crate::v1;
 
@@ -74,7 +75,8 @@ pub fn validate_next(before: &State, next: &State, scope: Scope<'_>) -> Vec<v1::
             }
             let elastic_ips = elastic_ips_under_check((before, next), &changes, &vpcs);
             let objects = vpcs.iter().flat_map(|vpc| next.of_vpc(vpc));
-            let mut objects: Vec<&Object> = objects.chain(elastic_ips).collect();
+            let orphans = objects_that_name(next, &vpcs);
+            let mut objects: Vec<&Object> = objects.chain(elastic_ips).chain(orphans).collect();
             objects.sort_by_key(|object| (object.kind(), object.id()));
             objects
         }
@@ -102,6 +104,23 @@ pub fn validate_next(before: &State, next: &State, scope: Scope<'_>) -> Vec<v1::
         }
     }
     report.violations
+}
+
+/// The objects in no VPC that name one of these which is not there.
+fn objects_that_name<'s>(next: &'s State, vpcs: &BTreeSet<&str>) -> Vec<&'s Object> {
+    let gone: BTreeSet<&str> = vpcs
+        .iter()
+        .copied()
+        .filter(|vpc| next.find(Kind::Vpc, vpc).is_none())
+        .collect();
+    if gone.is_empty() {
+        return Vec::new();
+    }
+    let kinds = [Kind::Peering, Kind::ExternalNetwork].into_iter();
+    kinds
+        .flat_map(|kind| next.of_kind(kind))
+        .filter(|object| object.vpcs().any(|vpc| gone.contains(vpc)))
+        .collect()
 }
 
 /// The elastic IPs that a change may break: those that it makes, and those that are bound, or were, to ports of these VPCs.
@@ -368,6 +387,19 @@ impl<'a> Index<'a> {
         });
         let addresses = ports.flat_map(|port| &port.addresses);
         addresses.filter_map(|text| text.parse().ok()).collect()
+    }
+
+    /// The subnet of a VPC in which an address is.
+    fn subnet_with<'s>(&'s self, vpc: &'s str, address: IpAddr) -> Option<&'s v1::Subnet> {
+        let mut subnets = self.state.of_vpc(vpc).filter_map(|object| match object {
+            Object::Subnet(subnet) => Some(subnet),
+            _ => None,
+        });
+        let has = |subnet: &&v1::Subnet| {
+            let mut prefixes = subnet.cidrs.iter();
+            prefixes.any(|text| parse_prefix(text).is_ok_and(|it| it.contains(address)))
+        };
+        subnets.find(has)
     }
 
     /// The known hosts that carry a VPC.

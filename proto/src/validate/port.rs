@@ -54,7 +54,7 @@ pub(super) fn check(
         );
         report.add(at, "hostname", rule);
     }
-    check_limits(at, port, report);
+    check_limits(at, port.limits.as_ref(), report);
     check_groups(at, port, index, report);
     check_place(at, port, index, scope, report);
 }
@@ -123,8 +123,9 @@ fn check_addresses(at: At<'_>, port: &v1::Port, subnet: Option<&v1::Subnet>, rep
     }
 }
 
-fn check_limits(at: At<'_>, port: &v1::Port, report: &mut Report) {
-    let Some(limits) = &port.limits else { return };
+/// The limits of a port or an elastic IP.
+pub(super) fn check_limits(at: At<'_>, limits: Option<&v1::RateLimits>, report: &mut Report) {
+    let Some(limits) = limits else { return };
     let directions = [("egress", &limits.egress), ("ingress", &limits.ingress)];
     for (direction, limit) in directions {
         let Some(limit) = limit else { continue };

@@ -3,6 +3,7 @@
 //! A device that is missing or cannot be opened does not affect the others: its port stays down, and opening is retried. A virtual
 //! machine's device is open before its guest runs, and up when the guest is.
 
+use ipnetwork::IpNetwork;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -47,7 +48,7 @@ pub struct UplinkDevice {
     is_external: bool,
     multicast: Option<AllMulticast>,
     /// The addresses that are held on its segment, as its program has to know them.
-    held: Vec<IpAddr>,
+    held: Vec<IpNetwork>,
     open: Option<OpenUplink>,
     /// Why it is not open although its device exists.
     refused: Option<String>,
@@ -95,7 +96,7 @@ impl OpenUplink {
         Ok(Self::Kernel(Box::new(device)))
     }
 
-    fn set_held(&mut self, held: &[IpAddr]) -> Result<(), PortError> {
+    fn set_held(&mut self, held: &[IpNetwork]) -> Result<(), PortError> {
         match self {
             Self::Kernel(device) => device.set_held(held),
             Self::Bond(device) => device.set_held(held),
@@ -279,7 +280,7 @@ impl Devices {
     ///
     /// # Errors
     /// They are too many, or the kernel refuses.
-    pub fn set_held(&mut self, number: u16, held: &[IpAddr]) -> Result<(), PortError> {
+    pub fn set_held(&mut self, number: u16, held: &[IpNetwork]) -> Result<(), PortError> {
         let Some(uplink) = self.uplinks.get_mut(usize::from(number)) else {
             return Ok(());
         };

@@ -1,5 +1,6 @@
 //! The host as a whole: connects the agent, the underlay and the workers. A state comes in, a snapshot and devices come out.
 
+use ipnetwork::IpNetwork;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -79,7 +80,7 @@ pub struct Inner {
     /// Hosts that are no gateways now.
     silent: BTreeSet<String>,
     /// The addresses that the XDP program of each interface knows as held, by index, sorted.
-    held: Vec<Vec<IpAddr>>,
+    held: Vec<Vec<IpNetwork>>,
     wanted: BTreeMap<u16, v1::Device>,
     announcer: Announcer,
 }
@@ -396,7 +397,7 @@ impl Host {
     }
 
     /// The addresses that a snapshot holds on the segment of each interface, sorted.
-    fn held(&self, snapshot: &Snapshot) -> Vec<Vec<IpAddr>> {
+    fn held(&self, snapshot: &Snapshot) -> Vec<Vec<IpNetwork>> {
         let links = (0u16..).zip(&self.links);
         let held = links.map(|(index, _)| {
             let mut held = snapshot.held_on(index);
@@ -438,7 +439,7 @@ impl Host {
 
 impl Inner {
     /// Has the XDP programs take packets for addresses that are held; only for those that were held before, too, if `only_known`.
-    fn take(&mut self, held: &[Vec<IpAddr>], only_known: bool) {
+    fn take(&mut self, held: &[Vec<IpNetwork>], only_known: bool) {
         for ((index, now), then) in (0u16..).zip(held).zip(&mut self.held) {
             if now == then {
                 continue;

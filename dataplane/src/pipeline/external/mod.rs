@@ -29,12 +29,24 @@ pub(super) fn leave(
     (network, gateway): (u16, Option<u16>),
     trace: &mut impl Tracer,
 ) -> Result<Way, DropReason> {
-    let outside = &tables.snapshot.outside;
+    let snapshot = tables.snapshot;
+    let outside = &snapshot.outside;
     let known = outside.network(network).ok_or(DropReason::NextHopGone)?;
     let elastic = vpc.elastic_ips.get(&flow.source);
+    let routed = outside.routed(flow.source);
+    let routed = routed.filter(|routed| routed.network == network);
     let (exit, translator) = match (elastic, gateway) {
         (Some(elastic), _) if elastic.network == network => {
-            (Exit::ElasticIp(elastic.address), elastic.translator)
+            let is_direct = elastic.address == flow.source;
+            let exit = if is_direct {
+                Exit::AsItIs
+            } else {
+                Exit::ElasticIp(elastic.address)
+            };
+            (exit, elastic.translator)
+        }
+        (_, None) if routed.is_some_and(|routed| snapshot.vpcs[routed.vpc].vni == vpc.vni) => {
+            (Exit::AsItIs, known.gateway)
         }
         (_, Some(index)) => {
             let gateway = outside.nat_gateway(index).ok_or(DropReason::NextHopGone)?;
@@ -66,7 +78,8 @@ pub(super) fn leave(
         Translator::Here => {
             let link = known.link.ok_or(DropReason::ExternalUnresolved)?;
             let destination = flow.destination;
-            let mut way = if outside.held_on(network, destination).is_some() {
+            let is_held = outside.held_on(network, destination).is_some();
+            let mut way = if is_held || outside.owner_on(network, destination).is_some() {
                 trace.step("external", || "an address of this host's own".to_owned());
                 Way::new(
                     Egress::External(THIS_HOST),
@@ -93,14 +106,22 @@ pub(super) fn leave(
     }
 }
 
-/// The VNI that a packet which leaves is in then: none, or where this host holds the destination itself, that of the destination's VPC. So a flow from
-/// one VPC to an outside address of another has a session in each, and the two have no key in common.
-pub(super) fn beyond(snapshot: &Snapshot, way: &Way, routed: &Flow) -> Vni {
-    let held = match way.egress {
-        Egress::External(THIS_HOST) => snapshot.outside.held.get(&routed.destination),
-        _ => None,
-    };
-    held.map_or(Vni::OUTSIDE, |held| snapshot.vpcs[held.vpc].vni)
+/// The VNI that a packet which leaves is in then: none but where this host holds the destination itself. A flow from one VPC to an outside address of
+/// another has a session in each there, and the two have no key in common: who is translated knows the other by the VNI of the other's VPC, or
+/// by none if that has its address as it is; who is not stays in its own VPC.
+pub(super) fn beyond(snapshot: &Snapshot, vpc: &Vpc, way: &Way, routed: &Flow) -> Vni {
+    match (way.egress, way.exit) {
+        (Egress::External(THIS_HOST), Some(Exit::AsItIs)) => vpc.vni,
+        (Egress::External(THIS_HOST), _) => known_as(snapshot, routed.destination),
+        _ => Vni::OUTSIDE,
+    }
+}
+
+/// The VNI by which an outside address that this host holds is known to others which it translates for.
+fn known_as(snapshot: &Snapshot, address: u128) -> Vni {
+    let owner = snapshot.outside.owner(address);
+    let owner = owner.filter(|owner| !owner.as_it_is);
+    owner.map_or(Vni::OUTSIDE, |owner| snapshot.vpcs[owner.vpc].vni)
 }
 
 /// Whether a source address is one that nobody outside may have: it lies in a subnet of the VPC, or of one that a peering joins to it. Policy knows ports by
@@ -168,9 +189,14 @@ pub(super) fn enter(
     trace: &mut impl Tracer,
 ) -> Result<(u128, u16), DropReason> {
     let outside = &tables.snapshot.outside;
+    let owner = outside.owner(flow.destination);
+    let owner = owner.filter(|owner| owner.vpc == vpc);
+    if owner.ok_or(DropReason::ExternalUnheld)?.as_it_is {
+        return Ok((flow.destination, flow.destination_port));
+    }
     let held = outside.held.get(&flow.destination);
-    let held = held.filter(|held| held.vpc == vpc);
     match held.ok_or(DropReason::ExternalUnheld)?.by {
+        HeldBy::Network => Err(DropReason::ExternalUnheld),
         HeldBy::ElasticIp(inside) => Ok((inside, flow.destination_port)),
         HeldBy::NatGateway(index) => {
             let gateway = outside.nat_gateway(index);
@@ -249,8 +275,9 @@ pub(super) fn map(
 /// one that stands for it.
 pub(super) fn keeps(snapshot: &Snapshot, vpc: usize, inside: u128, address: u128) -> bool {
     let held = snapshot.outside.held.get(&address);
-    held.filter(|held| held.vpc == vpc)
+    held.filter(|held| held.vpc == Some(vpc))
         .is_some_and(|held| match held.by {
+            HeldBy::Network => false,
             HeldBy::ElasticIp(stands_for) => stands_for == inside,
             HeldBy::NatGateway(index) => {
                 snapshot.outside.nat_gateway(index).is_some_and(|gateway| {

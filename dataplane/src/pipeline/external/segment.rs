@@ -14,7 +14,7 @@ use crate::packet::parse::{self, ETHERNET, Family, IPV4_MAPPED, Inner, protocol,
 use crate::packet::{DropReason, Mac, Packet, Parsed};
 use crate::session::Key;
 use crate::session::table::{Ingress, Stamp};
-use crate::snapshot::{Link, Network, Outside};
+use crate::snapshot::{HeldBy, Link, Network, Outside};
 
 /// Questions that are sent at a time.
 pub(in crate::pipeline) const QUESTIONS: usize = 64;
@@ -156,8 +156,8 @@ pub(in crate::pipeline) fn arrival(
         Some(before) if before.destination == destination => before,
         _ => {
             let network = *outside.by_link.get(&(uplink, 0))?;
-            let held = outside.held_on(network, destination)?;
-            let epoch = tables.snapshot.vpcs[held.vpc].epoch;
+            let owner = outside.owner_on(network, destination)?;
+            let epoch = tables.snapshot.vpcs[owner.vpc].epoch;
             Arrival {
                 destination,
                 mac: outside.network(network)?.link?.mac,
@@ -165,8 +165,8 @@ pub(in crate::pipeline) fn arrival(
             }
         }
     };
-    // Frames with our own MAC are not from there: the slow path says so.
-    (source != arrival.mac).then_some(arrival)
+    // The slow path says that frames with our own MAC are not from there, and counts what an elastic IP is sent that is limited.
+    (source != arrival.mac && !outside.limits.has(destination)).then_some(arrival)
 }
 
 impl Core {
@@ -191,10 +191,49 @@ impl Core {
             Inner::Ip(parsed) if gateway::is_discovery(&parsed) => {
                 self.discovery(tables, io, (index, link), &parsed, packet)
             }
+            Inner::Ip(parsed) if is_own_ping(tables, index, &parsed) => {
+                if parsed.eth_dst != link.mac {
+                    return Err(DropReason::UnknownMac);
+                }
+                gateway::ping(frame, &parsed)?;
+                if !self.may_answer_outside(index) {
+                    return Err(DropReason::ReplyLimit);
+                }
+                tag(io, packet, link.vlan)?;
+                Ok(Entered::Answer(Destination::Uplink(link.uplink)))
+            }
             Inner::Ip(parsed) => {
                 rewrite::complete_checksum(frame, &parsed);
-                entry(tables, index, link, parsed).map(Entered::Ip)
+                let entry = entry(tables, index, link, parsed)?;
+                self.take_ingress(tables, &entry, packet.len)?;
+                Ok(Entered::Ip(entry))
             }
+        }
+    }
+
+    /// Takes a packet for an elastic IP from what that may be sent.
+    fn take_ingress(&self, tables: Tables<'_>, entry: &Entry, len: u16) -> Result<(), DropReason> {
+        let limits = &tables.snapshot.outside.limits;
+        match limits.ingress(entry.parsed.flow.destination) {
+            Some(limit) => limit
+                .take(len, self.now)
+                .map_err(|_| DropReason::ElasticIpIngress),
+            None => Ok(()),
+        }
+    }
+
+    /// Takes a packet that leaves from what its source, an elastic IP, may send.
+    fn take_egress(&self, tables: Tables<'_>, frame: &[u8]) -> Result<(), DropReason> {
+        let limits = &tables.snapshot.outside.limits;
+        if limits.0.is_empty() {
+            return Ok(());
+        }
+        let limit = source_of(frame).and_then(|source| limits.egress(source));
+        match limit {
+            Some(limit) => limit
+                .take(frame.len() as u16, self.now)
+                .map_err(|_| DropReason::ElasticIpEgress),
+            None => Ok(()),
         }
     }
 
@@ -343,7 +382,8 @@ impl Core {
         link: Link,
     ) {
         if !packet.frame.is_large() {
-            return match tag(io, &mut packet, link.vlan) {
+            let passes = self.take_egress(tables, packet.bytes(io));
+            return match passes.and_then(|()| tag(io, &mut packet, link.vlan)) {
                 Ok(()) => io.send(Destination::Uplink(link.uplink), packet),
                 Err(reason) => self.drop(tables, io, packet, entry.ingress, reason),
             };
@@ -359,7 +399,7 @@ impl Core {
         &mut self,
         tables: Tables<'_>,
         io: &mut impl Io,
-        packet: Packet,
+        mut packet: Packet,
         before: &Entry,
     ) {
         if packet.frame.is_large() {
@@ -371,20 +411,24 @@ impl Core {
             }
             return;
         }
-        let entered = match parse::inner(packet.bytes(io)) {
-            Ok(Inner::Ip(parsed)) => {
-                let held = tables.snapshot.outside.held.get(&parsed.flow.destination);
-                let network = held.and_then(|held| {
-                    let network = tables.snapshot.outside.network(held.network)?;
-                    network.link.map(|_| held.network)
-                });
-                let network = network.ok_or(DropReason::ExternalUnheld);
-                let from = tables.snapshot.vpcs[before.vpc].vni;
-                network.and_then(|index| enter(tables, index, parsed, from))
+        let len = packet.len;
+        let frame = packet.bytes_mut(io);
+        let entered = self.take_egress(tables, frame).and_then(|()| {
+            let Inner::Ip(parsed) = parse::inner(frame)? else {
+                return Err(DropReason::EtherType);
+            };
+            let held = tables.snapshot.outside.held.get(&parsed.flow.destination);
+            if held.is_some_and(|held| is_own_ping(tables, held.network, &parsed)) {
+                gateway::ping(frame, &parsed)?;
+                let Inner::Ip(reply) = parse::inner(frame)? else {
+                    return Err(DropReason::EtherType);
+                };
+                return came_back(tables, reply);
             }
-            Ok(Inner::Arp) => Err(DropReason::EtherType),
-            Err(reason) => Err(reason),
-        };
+            let entry = came_back(tables, parsed)?;
+            self.take_ingress(tables, &entry, len)?;
+            Ok(entry)
+        });
         match entered {
             Ok(entry) => self.forward(tables, io, packet, &entry),
             Err(reason) => self.drop(tables, io, packet, before.ingress, reason),
@@ -506,6 +550,38 @@ impl Core {
     }
 }
 
+/// Whether a packet is a ping to an address of a network that no port has, and that answers. The whole in one packet: what belongs to a fragment, another flow
+/// may know better.
+fn is_own_ping(tables: Tables<'_>, index: u16, parsed: &Parsed) -> bool {
+    let outside = &tables.snapshot.outside;
+    let request = match (parsed.family, parsed.flow.protocol) {
+        (Family::Ipv4, protocol::ICMP) => 8 << 8,
+        (Family::Ipv6, protocol::ICMPV6) => 128 << 8,
+        _ => return false,
+    };
+    let held = || outside.held_on(index, parsed.flow.destination);
+    parsed.icmp == request
+        && parsed.fragment.is_none()
+        && outside.network(index).is_some_and(|it| it.answers_pings)
+        && held().is_some_and(|held| !matches!(held.by, HeldBy::ElasticIp(_)))
+}
+
+/// The source address of an IP packet.
+fn source_of(frame: &[u8]) -> Option<u128> {
+    match frame.get(12..14)? {
+        [0x08, 0x00] => {
+            let address = frame.get(ETHERNET + 12..ETHERNET + 16)?;
+            let address = u32::from_be_bytes(address.try_into().ok()?);
+            Some(IPV4_MAPPED | u128::from(address))
+        }
+        [0x86, 0xdd] => {
+            let address = frame.get(ETHERNET + 8..ETHERNET + 24)?;
+            Some(u128::from_be_bytes(address.try_into().ok()?))
+        }
+        _ => None,
+    }
+}
+
 /// A packet from an external network, if it is for an address that is held there.
 pub(in crate::pipeline) fn entry(
     tables: Tables<'_>,
@@ -518,18 +594,39 @@ pub(in crate::pipeline) fn entry(
         return Err(DropReason::UnknownMac);
     }
     // Our own addresses are on this host, whatever network they are of.
-    if outside.held.contains_key(&parsed.flow.source) {
+    let source = parsed.flow.source;
+    if outside.held.contains_key(&source) || outside.owner(source).is_some() {
         return Err(DropReason::ExternalSpoofed);
     }
     enter(tables, index, parsed, Vni::OUTSIDE)
 }
 
+/// A packet from a VPC of this host to an address that the host holds.
+fn came_back(tables: Tables<'_>, parsed: Parsed) -> Result<Entry, DropReason> {
+    let (snapshot, outside) = (tables.snapshot, &tables.snapshot.outside);
+    let owner = outside.owner(parsed.flow.destination);
+    let owner = owner.filter(|owner| {
+        let network = outside.network(owner.network);
+        network.is_some_and(|network| network.link.is_some())
+    });
+    let owner = owner.ok_or(DropReason::ExternalUnheld)?;
+    if !owner.as_it_is {
+        let from = super::known_as(snapshot, parsed.flow.source);
+        return enter(tables, owner.network, parsed, from);
+    }
+    // Ports of one VPC reach each other within it.
+    let sender = outside.owner(parsed.flow.source);
+    if sender.is_some_and(|sender| sender.as_it_is && sender.vpc == owner.vpc) {
+        return Err(DropReason::TranslationClash);
+    }
+    let own = snapshot.vpcs[owner.vpc].vni;
+    enter(tables, owner.network, parsed, own)
+}
+
 /// A packet to an address that is held on a network. `from`: the VNI that it is known by, see [`super::beyond`].
 fn enter(tables: Tables<'_>, index: u16, parsed: Parsed, from: Vni) -> Result<Entry, DropReason> {
-    let held = tables
-        .snapshot
-        .outside
-        .held_on(index, parsed.flow.destination);
+    let outside = &tables.snapshot.outside;
+    let held = outside.owner_on(index, parsed.flow.destination);
     let held = held.ok_or(DropReason::ExternalUnheld)?;
     let vpc = &tables.snapshot.vpcs[held.vpc];
     if super::is_inside(tables.snapshot, vpc, parsed.flow.source) {

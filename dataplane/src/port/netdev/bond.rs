@@ -7,6 +7,7 @@
 //!
 //! Packets that inactive slaves receive are accepted too: switches flood frames to them.
 
+use ipnetwork::IpNetwork;
 use std::fs;
 use std::net::IpAddr;
 use std::os::fd::RawFd;
@@ -85,7 +86,7 @@ impl Bond {
     ///
     /// # Errors
     /// They are too many, or the kernel refuses.
-    pub fn set_held(&mut self, held: &[IpAddr]) -> Result<(), PortError> {
+    pub fn set_held(&mut self, held: &[IpNetwork]) -> Result<(), PortError> {
         let mut slaves = self.slaves.iter_mut();
         slaves.try_for_each(|slave| slave.set_held(held))
     }

@@ -14,6 +14,7 @@ mod program;
 mod uplink_program;
 mod xsk;
 
+use ipnetwork::IpNetwork;
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
@@ -178,7 +179,7 @@ impl Netdev {
     ///
     /// # Errors
     /// They are too many, or the kernel refuses.
-    pub fn set_held(&mut self, held: &[IpAddr]) -> Result<(), PortError> {
+    pub fn set_held(&mut self, held: &[IpNetwork]) -> Result<(), PortError> {
         self.attachment.set_held(held)
     }
 

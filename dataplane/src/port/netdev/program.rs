@@ -12,6 +12,7 @@ use std::{
 };
 
 use aya::{programs::ProgramFd, util::KernelVersion};
+use ipnetwork::IpNetwork;
 use weft_ebpf_types::Counter;
 
 use super::XskQueue;
@@ -195,7 +196,7 @@ impl Attachment {
 
     /// Replaces the set of addresses that are held on the segment of an uplink: all IP packets to them are ours, and what ARP and neighbour
     /// discovery say to or of them, untagged or in a VLAN. Addresses that stay are not interrupted.
-    pub fn set_held(&mut self, held: &[IpAddr]) -> Result<(), PortError> {
+    pub fn set_held(&mut self, held: &[IpNetwork]) -> Result<(), PortError> {
         match &mut self.own {
             Own::Uplink(program) => program.set_held(&self.interface, held),
             Own::Port(_) => Err(missing(&self.interface, "held addresses, of a port")),

@@ -5,10 +5,13 @@ use std::net::IpAddr;
 use std::os::fd::RawFd;
 
 use aya::Ebpf;
+use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{HashMap, MapData, MapError, XskMap};
 use aya::programs::{ProgramFd, Xdp};
+use ipnetwork::IpNetwork;
 use weft_ebpf_types::{
-    AddressKey, Counter, HELD_MAP, MAX_HELD, MAX_VTEPS, SOCKETS_MAP, UPLINK_PROGRAM, VTEPS_MAP,
+    AddressKey, Counter, HELD_MAP, MAX_HELD, MAX_ROUTED, MAX_VTEPS, ROUTED_MAP, SOCKETS_MAP,
+    UPLINK_PROGRAM, VTEPS_MAP,
 };
 
 use super::object::{Loader, counters, descriptor, missing, program, program_error};
@@ -20,6 +23,8 @@ pub(super) struct UplinkProgram {
     program: ProgramFd,
     vteps: HashSet<AddressKey>,
     held: HashSet<AddressKey>,
+    /// Prefixes with their length.
+    routed: HashSet<(AddressKey, u32)>,
     ebpf: Ebpf,
 }
 
@@ -33,6 +38,7 @@ impl UplinkProgram {
             program: descriptor(xdp.fd(), interface)?,
             vteps: HashSet::new(),
             held: HashSet::new(),
+            routed: HashSet::new(),
             ebpf,
         })
     }
@@ -60,9 +66,18 @@ impl UplinkProgram {
         )
     }
 
-    /// Replaces the set of addresses that are held on the segment. Addresses that stay are not interrupted.
-    pub(super) fn set_held(&mut self, interface: &str, held: &[IpAddr]) -> Result<(), PortError> {
-        let wanted = keys(held);
+    /// Replaces the set of addresses that are held on the segment, and of prefixes that are routed to us there. Those that stay are not interrupted.
+    pub(super) fn set_held(
+        &mut self,
+        interface: &str,
+        held: &[IpNetwork],
+    ) -> Result<(), PortError> {
+        let is_address =
+            |network: &&IpNetwork| network.prefix() == if network.is_ipv4() { 32 } else { 128 };
+        let (addresses, prefixes): (Vec<&IpNetwork>, Vec<_>) = held.iter().partition(is_address);
+        self.set_routed(interface, &prefixes)?;
+        let addresses: Vec<IpAddr> = addresses.iter().map(|network| network.ip()).collect();
+        let wanted = keys(&addresses);
         if wanted.len() > MAX_HELD as usize {
             return Err(PortError::Setting {
                 what: "number of addresses held on an uplink",
@@ -76,6 +91,43 @@ impl UplinkProgram {
             &mut self.held,
             &wanted,
         )
+    }
+
+    fn set_routed(&mut self, interface: &str, prefixes: &[&IpNetwork]) -> Result<(), PortError> {
+        let key = |network: &&IpNetwork| {
+            let of_family = if network.is_ipv4() { 96 } else { 0 };
+            let length = u32::from(network.prefix()) + of_family;
+            (address_key(network.network()), length)
+        };
+        let wanted: HashSet<(AddressKey, u32)> = prefixes.iter().map(key).collect();
+        if wanted == self.routed {
+            return Ok(());
+        }
+        if wanted.len() > MAX_ROUTED as usize {
+            return Err(PortError::Setting {
+                what: "number of prefixes routed to an uplink",
+                value: wanted.len() as u64,
+                rule: "more than 16384",
+            });
+        }
+        let problem = |error: MapError| program_error(interface, &error);
+        let map = self.ebpf.map_mut(ROUTED_MAP);
+        let map = map.ok_or_else(|| missing(interface, ROUTED_MAP))?;
+        let mut map: LpmTrie<&mut MapData, AddressKey, u8> =
+            LpmTrie::try_from(map).map_err(problem)?;
+        let gone: Vec<_> = self.routed.difference(&wanted).copied().collect();
+        for (address, length) in gone {
+            map.remove(&Key::new(length, address)).map_err(problem)?;
+            self.routed.remove(&(address, length));
+        }
+        for (address, length) in wanted {
+            if !self.routed.contains(&(address, length)) {
+                map.insert(&Key::new(length, address), 0, 0)
+                    .map_err(problem)?;
+                self.routed.insert((address, length));
+            }
+        }
+        Ok(())
     }
 
     /// Sends the packets of a queue to a socket, or to the kernel.

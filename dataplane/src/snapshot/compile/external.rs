@@ -8,10 +8,10 @@ use weft_proto::state::Kind;
 use weft_proto::v1;
 
 use super::super::{
-    ElasticIp, Held, HeldBy, Link, NatGateway, Network, Outside, PortForward, StaticTranslation,
-    Translator,
+    ElasticIp, Held, HeldBy, Link, NatGateway, Network, Outside, PortForward, Routed,
+    StaticTranslation, Translator,
 };
-use super::{Draft, Objects, put};
+use super::{Draft, Objects, limits, put};
 use crate::packet::Family;
 use crate::packet::parse::{address_word, protocol, word_family};
 use crate::route::Prefix;
@@ -35,6 +35,9 @@ impl Draft<'_> {
         for network in &objects.external_networks {
             self.add_network(network, &mut outside);
         }
+        outside
+            .routed
+            .sort_unstable_by_key(|routed| routed.prefix.bits());
         for elastic in &objects.elastic_ips {
             self.add_elastic_ip(objects, elastic, &mut outside);
         }
@@ -99,9 +102,32 @@ impl Draft<'_> {
             gateway: self.gateway(network),
             gateways_in_order: self.gateways_in_order(network),
             own: Vec::new(),
+            answers_pings: network.answer_pings,
         };
+        let is_gateway = compiled.gateway == Translator::Here;
         self.places.networks.insert(network.id.clone(), index);
         put(&mut outside.networks, index, compiled);
+        let routed = network.routed.iter();
+        outside.routed.extend(routed.filter_map(|routed| {
+            Some(Routed {
+                prefix: routed.prefix.parse::<IpNetwork>().ok()?.into(),
+                network: index,
+                vpc: self.places.vpcs.get(&routed.vpc).copied()?,
+            })
+        }));
+        let routers = network.routers.iter().enumerate();
+        for (i, text) in routers.filter(|_| is_gateway) {
+            let held = Held {
+                network: index,
+                vpc: None,
+                by: HeldBy::Network,
+            };
+            if let Some(address) = parse_address(text) {
+                let field = format!("routers[{i}]");
+                let at = (Kind::ExternalNetwork, &*network.id, &*field);
+                self.hold(at, address, held, outside);
+            }
+        }
     }
 
     /// A host that translates, as this one sees it.
@@ -152,6 +178,7 @@ impl Draft<'_> {
         };
         let own = port.addresses.iter().filter_map(|text| parse_address(text));
         let inside = match parse_address(&elastic.private_address) {
+            _ if elastic.is_direct() => Some(address),
             Some(inside) => own.into_iter().find(|own| *own == inside),
             None => own
                 .into_iter()
@@ -179,7 +206,7 @@ impl Draft<'_> {
             towards: Vec::new(),
         };
         let draft = &mut self.vpcs[vpc];
-        if !Arc::make_mut(&mut draft.vpc.translations).add(&translation) {
+        if !elastic.is_direct() && !Arc::make_mut(&mut draft.vpc.translations).add(&translation) {
             let rule = "or its private address has another translation";
             self.report
                 .add(Kind::ElasticIp, &elastic.id, "address", rule);
@@ -196,9 +223,13 @@ impl Draft<'_> {
         if translator == Translator::Here {
             let held = Held {
                 network: index,
-                vpc,
+                vpc: Some(vpc),
                 by: HeldBy::ElasticIp(inside),
             };
+            let before = self.outside_before.limits.0.get(&address);
+            if let Some(limits) = limits::of(elastic.limits.as_ref(), before) {
+                outside.limits.0.insert(address, limits);
+            }
             self.hold(
                 (Kind::ElasticIp, &elastic.id, "address"),
                 address,
@@ -257,7 +288,7 @@ impl Draft<'_> {
             }
             let held = Held {
                 network,
-                vpc,
+                vpc: Some(vpc),
                 by: HeldBy::NatGateway(index),
             };
             let field = format!("addresses[{i}]");
@@ -377,9 +408,6 @@ pub(super) fn is_same(before: &Outside, after: &Outside) -> bool {
             (*link, prefixes.clone(), gateways.clone(), *gateway, *mtu)
         })
     };
-    before
-        .networks
-        .iter()
-        .map(decides)
-        .eq(after.networks.iter().map(decides))
+    let networks = |outside: &Outside| -> Vec<_> { outside.networks.iter().map(decides).collect() };
+    networks(before) == networks(after) && before.routed == after.routed
 }

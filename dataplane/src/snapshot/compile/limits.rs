@@ -1,4 +1,4 @@
-//! Rate limits of ports.
+//! Rate limits of ports and of elastic IPs.
 
 use weft_proto::v1;
 
@@ -12,27 +12,29 @@ const LEAST_PACKETS: u64 = 64;
 impl Draft<'_> {
     /// Puts the limits of a port of this host at its index.
     pub(super) fn fill_limits(&mut self, port: &v1::Port, index: u16) {
-        let Some(limits) = &port.limits else {
-            return;
-        };
         let index = usize::from(index);
-        let before = self.limits_before.get(index);
-        let renew = |limit: &Option<v1::RateLimit>, before| {
-            let (packets, bits) = rates(limit.as_ref()?);
-            Limits::renew(before, packets, bits)
-        };
-        let limits = Limits {
-            egress: renew(&limits.egress, before.and_then(|b| b.egress.as_ref())),
-            ingress: renew(&limits.ingress, before.and_then(|b| b.ingress.as_ref())),
-        };
-        if limits.egress.is_none() && limits.ingress.is_none() {
+        let Some(limits) = of(port.limits.as_ref(), self.limits_before.get(index)) else {
             return;
-        }
+        };
         if self.limits.len() <= index {
             self.limits.resize_with(index + 1, Limits::default);
         }
         self.limits[index] = limits;
     }
+}
+
+/// Limits in force; those of `before` go on where their rates are the same. None: there are none.
+pub(super) fn of(limits: Option<&v1::RateLimits>, before: Option<&Limits>) -> Option<Limits> {
+    let limits = limits?;
+    let renew = |limit: &Option<v1::RateLimit>, before| {
+        let (packets, bits) = rates(limit.as_ref()?);
+        Limits::renew(before, packets, bits)
+    };
+    let limits = Limits {
+        egress: renew(&limits.egress, before.and_then(|b| b.egress.as_ref())),
+        ingress: renew(&limits.ingress, before.and_then(|b| b.ingress.as_ref())),
+    };
+    (limits.egress.is_some() || limits.ingress.is_some()).then_some(limits)
 }
 
 fn rates(limit: &v1::RateLimit) -> (Rate, Rate) {

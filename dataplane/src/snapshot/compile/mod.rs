@@ -239,6 +239,7 @@ impl Compiler {
         let mut draft = Draft::new(context, self.indices.clone());
         if let Some(done) = &self.done {
             draft.limits_before = Arc::clone(&done.snapshot.limits);
+            draft.outside_before = Arc::clone(&done.snapshot.outside);
         }
         draft.fill(&Objects::new(state));
         if !draft.report.violations.is_empty() {
@@ -355,6 +356,7 @@ struct Draft<'a> {
     limits: Vec<Limits>,
     /// Of the snapshot before: limits that stay go on where they were.
     limits_before: Arc<[Limits]>,
+    outside_before: Arc<Outside>,
     peers: Vec<Option<Peer>>,
     peer_by_vtep: Map<u128, u16>,
     acls: Vec<Acl>,
@@ -375,6 +377,7 @@ impl<'a> Draft<'a> {
             ports: Vec::new(),
             limits: Vec::new(),
             limits_before: Arc::default(),
+            outside_before: Arc::default(),
             peers: Vec::new(),
             peer_by_vtep: Map::default(),
             acls: Vec::new(),

@@ -7,12 +7,24 @@ use ipnetwork::IpNetwork;
 use weft_proto::state::Kind;
 use weft_proto::{mtu, v1};
 
-use super::super::{Appliance, Endpoint, Place, Port, Subnet};
+use super::super::{Appliance, Endpoint, Map, Place, Port, Subnet};
 use super::policy::rules_of_port;
 use super::{Draft, Objects, guests, put};
 use crate::packet::parse::{address_word, word_family};
 use crate::packet::{Family, Mac};
 use crate::route::Prefix;
+
+/// The addresses that ports have besides their own: their elastic IPs in mode direct.
+fn direct_addresses<'o>(objects: &Objects<'o>) -> Map<&'o str, Vec<u128>> {
+    let mut direct: Map<&str, Vec<u128>> = Map::default();
+    for elastic in objects.elastic_ips.iter().filter(|it| it.is_direct()) {
+        if let Ok(address) = elastic.address.parse::<IpAddr>() {
+            let of_port = direct.entry(elastic.port.as_str()).or_default();
+            of_port.push(address_word(address));
+        }
+    }
+    direct
+}
 
 impl Draft<'_> {
     pub(super) fn fill_subnets(&mut self, objects: &Objects<'_>) {
@@ -95,6 +107,7 @@ impl Draft<'_> {
     }
 
     pub(super) fn fill_ports(&mut self, objects: &Objects<'_>) {
+        let direct = direct_addresses(objects);
         for port in &objects.ports {
             let (Some(vpc), Some(subnet)) = (
                 self.places.vpcs.get(&port.vpc).copied(),
@@ -112,7 +125,7 @@ impl Draft<'_> {
                     continue;
                 }
             };
-            let addresses: Vec<u128> = port
+            let mut addresses: Vec<u128> = port
                 .addresses
                 .iter()
                 .filter_map(|text| text.parse::<IpAddr>().ok())
@@ -121,6 +134,12 @@ impl Draft<'_> {
             if addresses.len() != port.addresses.len() {
                 let rule = "is a list of addresses";
                 self.report.add(Kind::Port, &port.id, "addresses", rule);
+            }
+            for address in direct.get(port.id.as_str()).into_iter().flatten() {
+                addresses.push(*address);
+                // As a subnet of its own: within the VPC the address is the port's, too.
+                let prefix = Prefix::host(*address);
+                self.vpcs[vpc].vpc.subnets.insert(prefix, subnet as u32);
             }
             let Some(place) = self.place(port, (vpc, subnet, mac, &addresses)) else {
                 continue;

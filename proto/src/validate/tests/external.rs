@@ -794,3 +794,138 @@ fn a_hundred_thousand_elastic_ips_and_ten_thousand_gateways_are_checked_in_secon
     assert!(whole < Duration::from_secs(20), "took {whole:?}");
     assert!(one_more < Duration::from_secs(5), "took {one_more:?}");
 }
+
+fn routed(prefix: &str, vpc: &str) -> v1::RoutedPrefix {
+    v1::RoutedPrefix {
+        prefix: prefix.into(),
+        vpc: vpc.into(),
+    }
+}
+
+/// A network with an address of its own and a prefix that is routed to blue.
+fn with_routed(change: impl FnOnce(&mut ExternalNetwork)) -> impl FnOnce(&mut Objects) {
+    network(|n| {
+        n.routers = vec!["203.0.113.2".into()];
+        n.routed = vec![routed("198.51.100.0/24", "blue")];
+        change(n);
+    })
+}
+
+#[test]
+fn a_network_routes_prefixes_of_nobody_else_to_vpcs_that_are_there() {
+    accepted_outside(with_routed(|_| {}));
+    refused_outside(
+        "external_network inet routed[0].vpc: there is no vpc 'purple'",
+        with_routed(|n| n.routed[0].vpc = "purple".into()),
+    );
+    refused_outside(
+        "external_network inet routed[0].prefix: 203.0.113.128/25 overlaps 203.0.113.0/24",
+        with_routed(|n| n.routed[0].prefix = "203.0.113.128/25".into()),
+    );
+    refused_outside(
+        "external_network inet routed[1].prefix: 198.51.100.64/26 overlaps 198.51.100.0/24",
+        with_routed(|n| n.routed.push(routed("198.51.100.64/26", "blue"))),
+    );
+    refused_outside(
+        "external_network inet routed[0].prefix: the network has no IPv6 router address",
+        with_routed(|n| n.routed[0].prefix = "2001:db8:77::/64".into()),
+    );
+    refused_outside(
+        "external_network inet routed: an external network has at most 1024 routed prefixes",
+        with_routed(|n| {
+            let prefixes = (0..1025).map(|i| format!("198.18.{}.{}/32", i / 256, i % 256));
+            n.routed = prefixes.map(|prefix| routed(&prefix, "blue")).collect();
+        }),
+    );
+    refused_outside(
+        "external_network inet routed[0].prefix: 224.1.0.0/16 contains multicast addresses",
+        with_routed(|n| n.routed[0].prefix = "224.1.0.0/16".into()),
+    );
+}
+
+#[test]
+fn a_vpc_that_prefixes_are_routed_to_stays() {
+    let mut objects = good();
+    add(&mut objects);
+    objects.vpcs.push(Vpc {
+        id: "empty".into(),
+        vni: 4711,
+        ..Vpc::default()
+    });
+    let add_routed = with_routed(|n| n.routed[0].vpc = "empty".into());
+    add_routed(&mut objects);
+    let before = State::from_objects(objects.clone()).unwrap();
+    assert_eq!(validate(&before, Scope::Intent), vec![]);
+    objects.vpcs.pop();
+    let after = State::from_objects(objects).unwrap();
+    let found = validate_next(&before, &after, Scope::Intent);
+    assert_eq!(found.len(), 1, "{found:#?}");
+    assert_eq!(found[0].rule, "there is no vpc 'empty'");
+}
+
+#[test]
+fn the_networks_own_addresses_are_in_its_prefixes_and_nobody_elses() {
+    refused_outside(
+        "external_network inet routers[0]: 198.51.100.1 is in no prefix",
+        network(|n| n.routers = vec!["198.51.100.1".into()]),
+    );
+    refused_outside(
+        "external_network inet routers[1]: an external network has at most one IPv4 router address",
+        network(|n| n.routers = vec!["203.0.113.2".into(), "203.0.113.3".into()]),
+    );
+    refused_outside(
+        "external_network inet routers[0]: 203.0.113.1 is the gateway of",
+        network(|n| n.routers = vec!["203.0.113.1".into()]),
+    );
+    refused_outside(
+        "elastic_ip e1 address: 203.0.113.11 is already used by external_network 'inet'",
+        network(|n| n.routers = vec!["203.0.113.11".into()]),
+    );
+}
+
+#[test]
+fn an_elastic_ip_in_mode_direct_is_one_more_address_of_its_port() {
+    accepted_outside(elastic(|e| e.mode = "nat".into()));
+    accepted_outside(elastic(|e| e.mode = "direct".into()));
+    refused_outside(
+        "elastic_ip e1 mode: 'bridge' is neither nat nor direct",
+        elastic(|e| e.mode = "bridge".into()),
+    );
+    refused_outside(
+        "elastic_ip e1 private_address: an elastic IP in mode direct stands for no private address",
+        elastic(|e| {
+            e.mode = "direct".into();
+            e.private_address = "10.0.0.11".into();
+        }),
+    );
+    refused_outside(
+        "elastic_ip e1 port: subnet 'wide' of the port's vpc has 203.0.113.11",
+        |o| {
+            o.elastic_ips[0].mode = "direct".into();
+            o.subnets.push(Subnet {
+                id: "wide".into(),
+                vpc: "blue".into(),
+                cidrs: vec!["203.0.113.0/26".into()],
+                ..Subnet::default()
+            });
+        },
+    );
+}
+
+#[test]
+fn the_limits_of_an_elastic_ip_are_those_of_a_port() {
+    let limit = |bits_per_second| {
+        Some(RateLimits {
+            egress: None,
+            ingress: Some(v1::RateLimit {
+                bits_per_second,
+                ..v1::RateLimit::default()
+            }),
+        })
+    };
+    accepted_outside(elastic(|e| e.limits = limit(10_000_000)));
+    refused_outside(
+        "elastic_ip e1 limits.ingress.bits_per_second: 7999 is outside 8000 to",
+        elastic(|e| e.limits = limit(7999)),
+    );
+}
