@@ -367,7 +367,7 @@ fn ipv6(frame: &[u8], l3: usize, eth_dst: Mac, eth_src: Mac) -> Result<Parsed, D
     check_ipv6_addresses(source, destination)?;
     let (l4, next, fragment) = match header[6] {
         direct @ (protocol::TCP | protocol::UDP | protocol::ICMPV6) => (l3 + 40, direct, None),
-        first => ipv6_extensions(&frame[..end], l3 + 40, first)?,
+        first => ipv6_extensions(&frame[..end], l3 + 40, first, false)?,
     };
     let mut parsed = Parsed {
         eth_dst,
@@ -395,12 +395,14 @@ fn ipv6(frame: &[u8], l3: usize, eth_dst: Mac, eth_src: Mac) -> Result<Parsed, D
 }
 
 /// Walks the extension headers: hop-by-hop only first, a fragment header at most once, no routing header of type 0. Ends at an authentication
-/// header, as at ESP: to policy both are protocols of their own, in both families (RFC 4302, RFC 4303).
+/// header, as at ESP: to policy both are protocols of their own, in both families (RFC 4302, RFC 4303). `is_cut`: the packet may end anywhere, as
+/// one does that is quoted.
 #[cold]
 fn ipv6_extensions(
     packet: &[u8],
     start: usize,
     first: u8,
+    is_cut: bool,
 ) -> Result<(usize, u8, Option<Fragment>), DropReason> {
     let (mut at, mut next, mut fragment) = (start, first, None);
     for position in 0..=MAX_EXTENSIONS {
@@ -421,7 +423,7 @@ fn ipv6_extensions(
             let (offset, more) = (bits & 0xfff8, bits & 1 != 0);
             let payload = packet.len() - (at + 8);
             if fragment.is_some()
-                || (more && !payload.is_multiple_of(8))
+                || (more && !is_cut && !payload.is_multiple_of(8))
                 || usize::from(offset) + payload > 65535
             {
                 return Err(DropReason::Ipv6Extension);
@@ -591,7 +593,7 @@ pub fn quoted_transport(family: Family, quote: &[u8]) -> Option<(u8, usize)> {
             if quote.first()? >> 4 != 6 {
                 return None;
             }
-            let (l4, next, fragment) = ipv6_extensions(quote, 40, *quote.get(6)?).ok()?;
+            let (l4, next, fragment) = ipv6_extensions(quote, 40, *quote.get(6)?, true).ok()?;
             fragment
                 .is_none_or(|fragment| fragment.offset == 0)
                 .then_some((next, l4))

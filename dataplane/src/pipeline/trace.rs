@@ -202,6 +202,9 @@ fn from_segment(
     });
     steps.step("parse", || describe(&parsed));
     let tables = view.tables();
+    if external::segment::is_own_ping(tables, network, &parsed) && parsed.eth_dst == link.mac {
+        return Ok(Outcome::Reply("echo reply"));
+    }
     let entry = external::segment::entry(tables, network, link, parsed)?;
     decide(view, &entry, &mut frame, steps)
 }

@@ -75,6 +75,10 @@ pub struct OutsidePlan {
     pub nats: Vec<NatPlan>,
     /// For each VPC, where its default routes lead.
     pub ways: [u8; 3],
+    /// Prefixes that are routed to VPCs: of which subnets.
+    pub routed: Vec<u8>,
+    /// Whether the first network has addresses of its own, and answers pings: by bit.
+    pub own: u8,
 }
 
 /// An elastic IP of a port.
@@ -84,6 +88,7 @@ pub struct ElasticPlan {
     pub v4: bool,
     /// Which outside address.
     pub which: u8,
+    pub direct: bool,
 }
 
 /// A NAT gateway of a VPC.
@@ -462,9 +467,12 @@ fn outside(rng: &mut Rng) -> OutsidePlan {
             port: rng.byte(),
             v4: rng.percent(65),
             which: rng.byte(),
+            direct: rng.percent(30),
         }),
         nats: nats(rng),
         ways: std::array::from_fn(|_| rng.byte()),
+        routed: rng.list(0..3, Rng::byte),
+        own: rng.below(4),
     }
 }
 
@@ -843,8 +851,10 @@ impl OutsidePlan {
                 .collect(),
             mtu: [0, 0, 0, 0, 1300, 1400, 1480, 9000][usize::from(self.mtu)],
             gateway_hosts: hosts,
+            answer_pings: self.own >> 1 & 1 != 0,
             ..v1::ExternalNetwork::default()
         });
+        self.add_routed(objects);
         if segment.second {
             others.reverse();
             others.truncate(1);
@@ -903,6 +913,37 @@ impl OutsidePlan {
     }
 }
 
+impl OutsidePlan {
+    /// Prefixes of subnets that are routed there, no two of them the same.
+    fn add_routed(&self, objects: &mut Objects) {
+        let network = objects.external_networks.last_mut().unwrap();
+        if self.own & 1 == 0 || network.gateway_hosts.is_empty() {
+            return;
+        }
+        network.routers = vec!["198.51.100.9".into(), "2001:db8:5::4".into()];
+        for which in &self.routed {
+            let count = objects.subnets.len().max(1);
+            let Some(subnet) = objects.subnets.get(usize::from(*which) % count) else {
+                continue;
+            };
+            for prefix in &subnet.cidrs {
+                let parse = |text: &String| text.parse::<ipnetwork::IpNetwork>().unwrap();
+                let new = parse(prefix);
+                let overlaps = |other: &v1::RoutedPrefix| {
+                    let other = parse(&other.prefix);
+                    other.contains(new.network()) || new.contains(other.network())
+                };
+                if !network.routed.iter().any(overlaps) {
+                    network.routed.push(v1::RoutedPrefix {
+                        prefix: prefix.clone(),
+                        vpc: subnet.vpc.clone(),
+                    });
+                }
+            }
+        }
+    }
+}
+
 impl ElasticPlan {
     fn add_to(&self, number: usize, objects: &mut Objects) {
         let count = objects.ports.len().max(1);
@@ -933,6 +974,11 @@ impl ElasticPlan {
             external_network: network.into(),
             address,
             port: port.id.clone(),
+            mode: if self.direct {
+                "direct".into()
+            } else {
+                String::new()
+            },
             ..v1::ElasticIp::default()
         });
     }

@@ -187,9 +187,17 @@ fn question(objects: &Objects, host: &str, plan: &InPlan, id: u16) -> Option<Vec
         .iter()
         .map(|elastic| &elastic.address)
         .chain(objects.nat_gateways.iter().flat_map(|it| &it.addresses))
+        .chain(objects.external_networks.iter().flat_map(|it| &it.routers))
         .map(|text| text.parse().unwrap())
         .filter(|it: &IpAddr| it.is_ipv4() == v4)
         .collect();
+    let routed = objects.external_networks.iter().flat_map(|it| &it.routed);
+    for routed in routed {
+        let prefix: ipnetwork::IpNetwork = routed.prefix.parse().unwrap();
+        let ports = objects.ports.iter().flat_map(|port| &port.addresses);
+        let addresses = ports.map(|text| text.parse().unwrap());
+        held.extend(addresses.filter(|it: &IpAddr| it.is_ipv4() == v4 && prefix.contains(*it)));
+    }
     if held.is_empty() || plan.lie == 0 {
         held.push(other(plan.to, v4));
     }

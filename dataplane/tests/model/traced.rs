@@ -43,7 +43,11 @@ impl Traced {
         }
         let happened = match &self.trace.outcome {
             Way::Drop(reason) => drops.any(|(_, dropped)| dropped == reason),
-            Way::Reply(_) => drops.count() == 0 && found.delivered.len() + found.crossed.len() > 0,
+            Way::Reply(_) => {
+                let elsewhere = found.dropped.iter().any(|(at, _)| *at != self.host);
+                let sent = found.delivered.len() + found.crossed.len() + found.left.len();
+                drops.count() == 0 && (sent > 0 || elsewhere)
+            }
             Way::Metadata => !found.asked.is_empty(),
             Way::WithItsFirst => true,
             // A copy that is too big for one of many is dropped for that one.

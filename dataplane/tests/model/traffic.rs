@@ -127,6 +127,15 @@ pub fn may_reach(objects: &Objects, from: &str, to: &str) -> bool {
     from == to || peerings.any(|peering| peering.other(from) == Some(to))
 }
 
+/// The elastic IP that a port has itself.
+fn direct_address(objects: &Objects, port: &v1::Port, v4: bool) -> Option<IpAddr> {
+    let mut elastics = objects.elastic_ips.iter();
+    let is = |it: &&v1::ElasticIp| {
+        it.mode == "direct" && it.port == port.id && it.address.contains('.') == v4
+    };
+    elastics.find(is)?.address.parse().ok()
+}
+
 /// A packet from a port, and what is odd about it. None where the plan asks for what the fabric does not have.
 pub fn packet(objects: &Objects, plan: &PacketPlan, id: u16) -> Option<(String, Vec<u8>)> {
     packet_to(objects, plan, &ELSEWHERE, id)
@@ -137,7 +146,10 @@ pub fn packet_out(objects: &Objects, plan: &PacketPlan, id: u16) -> Option<(Stri
     // Mostly who has a way out.
     let has_way = |port: &v1::Port| {
         let elastic = objects.elastic_ips.iter().any(|it| it.port == port.id);
-        elastic || objects.nat_gateways.iter().any(|it| it.vpc == port.vpc)
+        let mut routed = objects.external_networks.iter().flat_map(|it| &it.routed);
+        elastic
+            || objects.nat_gateways.iter().any(|it| it.vpc == port.vpc)
+            || routed.any(|it| it.vpc == port.vpc)
     };
     let ports = objects.ports.iter().zip(0u8..);
     let able: Vec<u8> = ports
@@ -178,7 +190,8 @@ fn packet_to(
     } else {
         address(from, true).is_some()
     };
-    let source = address(from, v4)?;
+    let direct = direct_address(objects, from, v4).filter(|_| plan.to % 3 != 0);
+    let source = direct.or_else(|| address(from, v4))?;
     let peers: Vec<&v1::Port> = objects
         .ports
         .iter()

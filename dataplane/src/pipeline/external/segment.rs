@@ -552,7 +552,7 @@ impl Core {
 
 /// Whether a packet is a ping to an address of a network that no port has, and that answers. The whole in one packet: what belongs to a fragment, another flow
 /// may know better.
-fn is_own_ping(tables: Tables<'_>, index: u16, parsed: &Parsed) -> bool {
+pub(in crate::pipeline) fn is_own_ping(tables: Tables<'_>, index: u16, parsed: &Parsed) -> bool {
     let outside = &tables.snapshot.outside;
     let request = match (parsed.family, parsed.flow.protocol) {
         (Family::Ipv4, protocol::ICMP) => 8 << 8,

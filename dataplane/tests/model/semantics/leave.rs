@@ -71,9 +71,19 @@ pub fn leave<'a>(
     let elastic = world.elastic(vpc, flow.source);
     let elastic = elastic.filter(|elastic| elastic.network == network.id);
     let is_port = world.port_by_address(vpc, flow.source).is_some();
+    let is_by_gateway = gateway.is_some();
     let gateway = gateway.filter(|gateway| is_port && serves(gateway, flow.source));
+    let routed = world.routed(flow.source);
+    let routed = routed.filter(|(by, to)| by.id == network.id && *to == vpc);
     let (exit, translator) = match (elastic, gateway) {
+        (Some(elastic), _) if elastic.outside == flow.source => {
+            (Exit::AsItIs, elastic.host.as_deref())
+        }
         (Some(elastic), _) => (Exit::Elastic(elastic.outside), elastic.host.as_deref()),
+        (None, _) if routed.is_some() && !is_by_gateway => {
+            let first = network.gateway_hosts.first();
+            (Exit::AsItIs, first.map(String::as_str))
+        }
         (None, Some(gateway)) => {
             let first = network.gateway_hosts.first();
             (Exit::Gateway(gateway), first.map(String::as_str))
@@ -89,6 +99,7 @@ pub fn leave<'a>(
     }
     let own = interface(host);
     let held = world.held(host, flow.destination);
+    let held = held.or_else(|| world.owner(host, flow.destination));
     let (to, next) = match held.filter(|held| held.network == network.id) {
         Some(_) => (To::ThisHost, own),
         None => {
@@ -123,6 +134,9 @@ pub fn pass_on<'a>(
     let implied = world.subnets_of(vpc).flat_map(|subnet| &subnet.cidrs);
     let implied = implied.filter(|cidr| prefix_holds(cidr, flow.destination));
     let implied = implied.map(|cidr| length(cidr)).max();
+    let longest = if flow.destination.is_ipv4() { 32 } else { 128 };
+    let is_direct = world.is_direct(vpc, flow.destination);
+    let implied = implied.max(is_direct.then_some(longest));
     if implied > custom.as_ref().map(|route| length(&route.prefix)) {
         return Err(DropReason::NoPort);
     }
@@ -146,6 +160,20 @@ pub fn pass_on<'a>(
     }
 }
 
+/// The answer to a ping of an address that no port has, on a network whose own addresses answer. `network`: where it came from.
+fn own_ping(world: &World, host: &str, network: Option<&str>, packet: &Packet) -> Option<Vec<u8>> {
+    let held = world.held(host, packet.flow.destination)?;
+    let is_of_port = matches!(held.by, By::Elastic(_));
+    let is_there = network.is_none_or(|network| network == held.network);
+    let answers = world.network(held.network)?.answer_pings;
+    let request = (if packet.is_v4() { 8 } else { 128 }, 0);
+    let is_ping = matches!(packet.flow.protocol, ICMP | ICMPV6) && packet.icmp == Some(request);
+    if is_of_port || !is_there || !answers || !is_ping || packet.fragment.is_some() {
+        return None;
+    }
+    gateway::ping(packet).ok()
+}
+
 impl Model {
     /// Gives a packet from outside, or to a NAT gateway's address from inside, the destination that the address stands for.
     pub(super) fn come_to(
@@ -154,9 +182,10 @@ impl Model {
         (host, vpc): (&str, &str),
         flow: &mut Flow,
     ) -> Result<(), DropReason> {
-        let held = world.held(host, flow.destination);
+        let held = world.owner(host, flow.destination);
         let held = held.filter(|held| held.vpc == vpc);
         let gateway = match held.ok_or(DropReason::ExternalUnheld)?.by {
+            By::Network | By::Routed => return Ok(()),
             By::Elastic(elastic) => {
                 flow.destination = elastic.inside;
                 return Ok(());
@@ -213,6 +242,7 @@ impl Model {
                 return Ok(None);
             }
             Some(Exit::Gateway(gateway)) => Some(gateway),
+            Some(Exit::AsItIs) => return Ok(None),
             None => by_gateway(),
         };
         let Some(gateway) = gateway else {
@@ -395,11 +425,16 @@ impl Model {
         let Decoded::Ip(mut packet) = decode(&plain)? else {
             return Err(DropReason::ArpUnanswered);
         };
-        packet.complete_checksum();
         if packet.dst != interface(host) {
             return Err(DropReason::UnknownMac);
         }
-        if world.held(host, packet.flow.source).is_some() {
+        if let Some(reply) = own_ping(world, host, Some(&network.id), &packet) {
+            self.leave_segment(world, (host, network), reply, outcome);
+            return Ok(());
+        }
+        packet.complete_checksum();
+        let source = packet.flow.source;
+        if world.held(host, source).is_some() || world.owner(host, source).is_some() {
             return Err(DropReason::ExternalSpoofed);
         }
         self.come_in(world, (host, &network.id), OUTSIDE, packet, outcome)
@@ -414,7 +449,7 @@ impl Model {
         packet: Packet,
         outcome: &mut Outcome,
     ) -> Result<(), DropReason> {
-        let held = world.held(host, packet.flow.destination);
+        let held = world.owner(host, packet.flow.destination);
         let held = held.filter(|held| held.network == network);
         let held = held.ok_or(DropReason::ExternalUnheld)?;
         if world.is_inside(held.vpc, packet.flow.source) {
@@ -428,16 +463,31 @@ impl Model {
     pub(super) fn come_back(
         &mut self,
         world: &World,
-        (host, vpc): (&str, &str),
+        host: &str,
         frame: &[u8],
         outcome: &mut Outcome,
     ) -> Result<(), DropReason> {
         let Decoded::Ip(packet) = decode(frame)? else {
             return Err(DropReason::EtherType);
         };
-        let held = world.held(host, packet.flow.destination);
-        let network = held.ok_or(DropReason::ExternalUnheld)?.network;
-        self.come_in(world, (host, network), world.vni(vpc), packet, outcome)
+        if let Some(reply) = own_ping(world, host, None, &packet) {
+            return self.come_back(world, host, &reply, outcome);
+        }
+        let held = world.owner(host, packet.flow.destination);
+        let held = held.ok_or(DropReason::ExternalUnheld)?;
+        let source = packet.flow.source;
+        let vni = match held.by.is_as_it_is() {
+            true => {
+                let sender = world.owner(host, source);
+                let sender = sender.filter(|sender| sender.by.is_as_it_is());
+                if sender.is_some_and(|sender| sender.vpc == held.vpc) {
+                    return Err(DropReason::TranslationClash);
+                }
+                world.vni(held.vpc)
+            }
+            false => world.known_as(host, source),
+        };
+        self.come_in(world, (host, held.network), vni, packet, outcome)
     }
 
     /// Sends a frame onto the segment: to the host whose interface it is for, or to a station.
@@ -486,15 +536,15 @@ impl Model {
                     outcome.delivered.push((port.id.clone(), error));
                 }
             }
-            Ingress::Outside(network, vni) => {
+            Ingress::Outside(network, _) => {
                 // From the address that it was for.
                 let ends = (interface(host), packet.flow.destination);
                 if let Some(network) = world.network(network)
                     && let Some(error) = gateway::error_from(ends, packet, problem)
                 {
-                    if vni == OUTSIDE {
+                    if packet.src != interface(host) {
                         self.leave_segment(world, (host, network), error, outcome);
-                    } else if let Err(reason) = self.come_back(world, place, &error, outcome) {
+                    } else if let Err(reason) = self.come_back(world, host, &error, outcome) {
                         // What came from this host itself goes back there.
                         outcome.dropped.push((host.to_owned(), reason));
                     }

@@ -129,6 +129,7 @@ struct Way<'a> {
 enum Exit<'a> {
     Elastic(std::net::IpAddr),
     Gateway(&'a v1::NatGateway),
+    AsItIs,
 }
 
 impl<'a> Way<'a> {
@@ -832,8 +833,8 @@ impl Model {
         }
         let mut flow = packet.flow;
         match (choice, ingress) {
-            // Nothing passes from the outside as it is.
-            (Becoming::Kept(None), Ingress::Outside(..)) => {
+            // Nothing passes from the outside in one VNI, but what comes from another VPC of the host to an address that a port has itself.
+            (Becoming::Kept(None), Ingress::Outside(_, from)) if from != world.vni(vpc) => {
                 return Err(DropReason::TranslationGone);
             }
             (Becoming::Anew, Ingress::Outside(..)) => {
@@ -897,7 +898,7 @@ impl Model {
                 if flow.source == packet.flow.source {
                     flow.source = match way.exit {
                         Some(Exit::Elastic(address)) => address,
-                        Some(Exit::Gateway(_)) => quoted.destination,
+                        Some(Exit::Gateway(_) | Exit::AsItIs) => quoted.destination,
                         None => flow.source,
                     };
                 }
@@ -909,18 +910,18 @@ impl Model {
         if way.joined.is_some() && (flow != packet.flow || is_kept) {
             return Err(DropReason::PeeringTransit);
         }
-        way.becomes = match choice {
-            Becoming::Error(_, quoted, _) => Some((flow, Some(quoted))),
-            _ => (flow != packet.flow).then_some((flow, None)),
-        };
         way.beyond = match (way.exit, way.to, way.joined, ingress) {
-            (Some(_), To::ThisHost, ..) => {
-                let held = world.held(host, flow.destination);
-                held.map_or(OUTSIDE, |held| world.vni(held.vpc))
-            }
+            (Some(Exit::AsItIs), To::ThisHost, ..) => world.vni(vpc),
+            (Some(_), To::ThisHost, ..) => world.known_as(host, flow.destination),
             (Some(_), ..) => OUTSIDE,
             (None, _, Some(other), Ingress::Port(_)) => world.vni(other),
             (None, ..) => world.vni(vpc),
+        };
+        let vni = vni_of(world, vpc, ingress);
+        let crosses = way.joined.is_none() && way.beyond != vni;
+        way.becomes = match choice {
+            Becoming::Error(_, quoted, _) => Some((flow, Some(quoted))),
+            _ => (flow != packet.flow || crosses).then_some((flow, None)),
         };
         if let To::Port(target) = way.to {
             let mut seen = packet.clone();
@@ -929,7 +930,9 @@ impl Model {
         }
         // What its session keeps may be for somewhere else, where its route led when it began.
         match choice {
-            Becoming::Kept(None) if way.exit.is_some() => Err(DropReason::TranslationGone),
+            Becoming::Kept(None) if way.exit.is_some() && way.beyond != vni => {
+                Err(DropReason::TranslationGone)
+            }
             Becoming::Kept(Some((_, there))) | Becoming::Error(_, _, there)
                 if there != way.beyond =>
             {
@@ -988,6 +991,12 @@ impl Model {
             .iter()
             .find(|t| t.id == subnet.route_table);
         let custom = table.into_iter().flat_map(|table| table.routes.clone());
+        let direct = world.is_direct(&port.vpc, flow.destination);
+        let implied = implied.chain(direct.then(|| v1::Route {
+            prefix: flow.destination.to_string(),
+            local: true,
+            ..v1::Route::default()
+        }));
         let length = |route: &v1::Route| {
             let network: ipnetwork::IpNetwork = route.prefix.parse().unwrap();
             network.prefix()
@@ -1161,7 +1170,7 @@ impl Model {
         }
         if let To::ThisHost = way.to {
             for piece in packet.split() {
-                if let Err(reason) = self.come_back(world, place, &piece.bytes, outcome) {
+                if let Err(reason) = self.come_back(world, host, &piece.bytes, outcome) {
                     outcome.dropped.push((host.to_owned(), reason));
                 }
             }

@@ -31,11 +31,27 @@ pub struct Elastic {
 pub enum By<'a> {
     Elastic(&'a Elastic),
     Gateway(&'a v1::NatGateway),
+    /// The network itself has it.
+    Network,
+    /// It is in a prefix that is routed to the VPC.
+    Routed,
 }
 
-/// An address that a host holds.
+impl By<'_> {
+    /// Whether a port has the address itself.
+    pub fn is_as_it_is(&self) -> bool {
+        match self {
+            Self::Elastic(elastic) => elastic.inside == elastic.outside,
+            Self::Routed => true,
+            Self::Gateway(_) | Self::Network => false,
+        }
+    }
+}
+
+/// An address that a host holds, or that is routed to it.
 #[derive(Clone, Copy)]
 pub struct Held<'a> {
+    /// Empty of the network's own.
     pub vpc: &'a str,
     pub network: &'a str,
     pub by: By<'a>,
@@ -63,6 +79,7 @@ pub fn elastics(objects: &Objects, translations: &[Translation]) -> Vec<Elastic>
             .iter()
             .map(|text| text.parse::<IpAddr>().unwrap());
         let inside = match elastic.private_address.parse() {
+            _ if elastic.mode == "direct" => Some(outside),
             Ok(private) => Some(private).filter(|address| has_address(port, *address)),
             Err(_) => own
                 .into_iter()
@@ -97,6 +114,16 @@ pub fn elastics(objects: &Objects, translations: &[Translation]) -> Vec<Elastic>
         });
     }
     all
+}
+
+/// Ports have their direct elastic IPs besides their own addresses.
+pub fn give_addresses(objects: &mut Objects) {
+    for elastic in objects.elastic_ips.iter().filter(|it| it.mode == "direct") {
+        let mut ports = objects.ports.iter_mut();
+        if let Some(port) = ports.find(|port| port.id == elastic.port) {
+            port.addresses.push(elastic.address.clone());
+        }
+    }
 }
 
 /// Whether a NAT gateway serves a source address.
@@ -174,8 +201,56 @@ impl World {
         found.map(|elastic| elastic.inside)
     }
 
+    /// The prefix that an address is in which a network routes to a VPC.
+    pub fn routed(&self, address: IpAddr) -> Option<(&v1::ExternalNetwork, &str)> {
+        self.0.external_networks.iter().find_map(|network| {
+            let mut routed = network.routed.iter();
+            let routed = routed.find(|routed| prefix_holds(&routed.prefix, address))?;
+            Some((network, &*routed.vpc))
+        })
+    }
+
+    /// The VPC that has an outside address of this host, in whichever way; the network's own have none.
+    pub fn owner(&self, host: &str, address: IpAddr) -> Option<Held<'_>> {
+        if let Some(held) = self.held(host, address) {
+            return Some(held).filter(|held| !held.vpc.is_empty());
+        }
+        let (network, vpc) = self.routed(address)?;
+        let is_here = network.gateway_hosts.first().is_some_and(|it| it == host);
+        is_here.then_some(Held {
+            vpc,
+            network: &network.id,
+            by: By::Routed,
+        })
+    }
+
+    /// The VNI by which an outside address of this host is known to others of the host that are translated.
+    pub fn known_as(&self, host: &str, address: IpAddr) -> u32 {
+        let owner = self.owner(host, address);
+        let owner = owner.filter(|owner| !owner.by.is_as_it_is());
+        owner.map_or(OUTSIDE, |owner| self.vni(owner.vpc))
+    }
+
+    /// Whether a direct elastic IP of the VPC has the address.
+    pub fn is_direct(&self, vpc: &str, address: IpAddr) -> bool {
+        let elastic = self.elastic(vpc, address);
+        elastic.is_some_and(|elastic| elastic.outside == address)
+    }
+
     /// What an address stands for that this host holds.
     pub fn held(&self, host: &str, address: IpAddr) -> Option<Held<'_>> {
+        let is_own = |network: &&v1::ExternalNetwork| {
+            let mut routers = network.routers.iter();
+            network.gateway_hosts.first().is_some_and(|it| it == host)
+                && routers.any(|text| text.parse() == Ok(address))
+        };
+        if let Some(network) = self.0.external_networks.iter().find(is_own) {
+            return Some(Held {
+                vpc: "",
+                network: &network.id,
+                by: By::Network,
+            });
+        }
         let by_elastic = self
             .4
             .iter()
@@ -218,6 +293,10 @@ impl World {
             let mut peerings = self.0.peerings.iter();
             vpc == other || peerings.any(|peering| peering.other(vpc) == Some(other))
         };
+        let mut elastics = self.4.iter();
+        if elastics.any(|it| joined(&it.vpc) && it.inside == address && it.outside == address) {
+            return true;
+        }
         let mut subnets = self.0.subnets.iter();
         subnets.any(|subnet| {
             let mut cidrs = subnet.cidrs.iter();
@@ -280,6 +359,7 @@ impl World {
         held.is_some_and(|held| match held.by {
             By::Elastic(elastic) => elastic.inside == inside,
             By::Gateway(gateway) => serves(gateway, inside) || self.leads_to(gateway, inside),
+            By::Network | By::Routed => false,
         })
     }
 }

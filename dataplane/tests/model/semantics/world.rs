@@ -88,6 +88,8 @@ impl World {
         device_mtus: BTreeMap<String, u16>,
     ) -> Self {
         let elastics = outside::elastics(&objects, &translations);
+        let mut objects = objects;
+        outside::give_addresses(&mut objects);
         Self(objects, metadata, translations, device_mtus, elastics)
     }
 
