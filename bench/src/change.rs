@@ -342,6 +342,7 @@ fn group(id: &str, members: impl Iterator<Item = usize>) -> SecurityGroup {
             .map(|port| rule(port, if port < 5 { id } else { "" }))
             .collect(),
         members: members.map(address).collect(),
+        tenant: String::new(),
     }
 }
 

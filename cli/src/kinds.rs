@@ -110,6 +110,23 @@ pub(crate) struct InVpc {
     pub(crate) vpc: String,
 }
 
+/// Where a security group or a prefix list is.
+#[derive(Debug, Args)]
+#[group(id = "place", multiple = false)]
+pub(crate) struct InVpcOrTenant {
+    /// VPC of the object.
+    #[arg(
+        long,
+        default_value = "",
+        required_unless_present_any = ["file", "tenant"],
+        hide_default_value = true
+    )]
+    vpc: String,
+    /// Tenant whose VPCs may all use it, in place of a VPC.
+    #[arg(long, default_value = "", hide_default_value = true)]
+    tenant: String,
+}
+
 /// Flags of `subnet create`.
 #[derive(Debug, Args)]
 pub(crate) struct Subnet {
@@ -388,7 +405,7 @@ impl Flags for RouteTable {
 #[derive(Debug, Args)]
 pub(crate) struct SecurityGroup {
     #[command(flatten)]
-    place: InVpc,
+    place: InVpcOrTenant,
 }
 
 impl Flags for SecurityGroup {
@@ -398,6 +415,7 @@ impl Flags for SecurityGroup {
         Object::SecurityGroup(v1::SecurityGroup {
             id,
             vpc: self.place.vpc,
+            tenant: self.place.tenant,
             ..v1::SecurityGroup::default()
         })
     }
@@ -426,7 +444,7 @@ impl Flags for NetworkAcl {
 #[derive(Debug, Args)]
 pub(crate) struct PrefixList {
     #[command(flatten)]
-    place: InVpc,
+    place: InVpcOrTenant,
     /// Prefix of the list; repeat for several.
     #[arg(long = "prefix")]
     prefixes: Vec<String>,
@@ -440,6 +458,7 @@ impl Flags for PrefixList {
             id,
             vpc: self.place.vpc,
             prefixes: self.prefixes,
+            tenant: self.place.tenant,
         })
     }
 }
@@ -544,8 +563,9 @@ fn headings(kind: Kind) -> &'static [&'static str] {
             "MTU",
         ],
         Kind::RouteTable => &["ID", "VPC", "ROUTES"],
-        Kind::NetworkAcl | Kind::SecurityGroup => &["ID", "VPC", "RULES"],
-        Kind::PrefixList => &["ID", "VPC", "PREFIXES"],
+        Kind::NetworkAcl => &["ID", "VPC", "RULES"],
+        Kind::SecurityGroup => &["ID", "VPC", "RULES", "TENANT"],
+        Kind::PrefixList => &["ID", "VPC", "PREFIXES", "TENANT"],
         Kind::Port => &[
             "ID",
             "VPC",
@@ -632,8 +652,14 @@ fn row(object: Object) -> Vec<String> {
         ],
         Object::RouteTable(o) => vec![o.id, o.vpc, o.routes.len().to_string()],
         Object::NetworkAcl(o) => vec![o.id, o.vpc, o.rules.len().to_string()],
-        Object::PrefixList(o) => vec![o.id, o.vpc, or_dash(o.prefixes.join(","))],
-        Object::SecurityGroup(o) => vec![o.id, o.vpc, o.rules.len().to_string()],
+        Object::PrefixList(o) => {
+            let prefixes = or_dash(o.prefixes.join(","));
+            vec![o.id, or_dash(o.vpc), prefixes, or_dash(o.tenant)]
+        }
+        Object::SecurityGroup(o) => {
+            let rules = o.rules.len().to_string();
+            vec![o.id, or_dash(o.vpc), rules, or_dash(o.tenant)]
+        }
         Object::Port(o) => vec![
             o.id,
             o.vpc,

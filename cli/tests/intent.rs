@@ -87,6 +87,9 @@ async fn each_kind_is_created_by_flags_listed_shown_and_deleted() {
         "route-table create main --vpc blue",
         "acl create edge --vpc blue",
         "sg create web --vpc blue",
+        "vpc create ann/lab --tenant ann",
+        "sg create ann/app --tenant ann",
+        "prefix-list create ann/partners --tenant ann --prefix 198.51.100.0/24",
         "prefix-list create offices --vpc blue --prefix 198.51.100.0/24",
         "subnet create a --vpc blue --cidr 10.0.0.0/24 --cidr fd00::/64 --route-table main --acl edge \
          --dns 192.0.2.53 --domain blue.example --lease-seconds 600 --dhcp-route 10.9.0.0/16=10.0.0.5 --ipv6-mode slaac",

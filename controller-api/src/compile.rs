@@ -8,6 +8,8 @@
 //! Of each of these VPCs also the elastic IPs and the NAT gateways, and the external networks that they and the routes name. A gateway host of an
 //! external network has the VPCs that send to it, as if it had ports there, with the route tables of all subnets: it finds the way out by them.
 //!
+//! A tenant's groups and prefix lists are told as those of each VPC, with ids that say so: hosts know none that are of no VPC.
+//!
 //! The result passes [`Scope::Node`](weft_proto::validate::Scope), and changes only when something that the host acts on changes.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
@@ -16,7 +18,8 @@ use std::net::IpAddr;
 use weft_proto::peering::SideState;
 use weft_proto::state::{Kind, Object, State};
 use weft_proto::v1::{
-    ElasticIp, Host, NatGateway, Port, PortForward, PrefixList, RouteTable, SecurityGroup, Subnet,
+    ElasticIp, Host, NatGateway, Port, PortForward, PrefixList, RouteTable, SecurityGroup,
+    SecurityRule, Subnet,
 };
 use weft_proto::{mtu, v1};
 
@@ -77,8 +80,9 @@ struct Objects<'a> {
     subnets: Vec<&'a Subnet>,
     route_tables: BTreeMap<&'a str, &'a RouteTable>,
     network_acls: BTreeMap<&'a str, &'a v1::NetworkAcl>,
-    prefix_lists: BTreeMap<&'a str, &'a PrefixList>,
-    groups: BTreeMap<&'a str, &'a SecurityGroup>,
+    /// Those of the VPC and of its tenant, each with the id by which hosts know it.
+    prefix_lists: BTreeMap<&'a str, (&'a PrefixList, String)>,
+    groups: BTreeMap<&'a str, (&'a SecurityGroup, String)>,
     /// Only those that live somewhere.
     ports: Vec<&'a Port>,
     /// Bound to these ports.
@@ -86,6 +90,16 @@ struct Objects<'a> {
     nat_gateways: Vec<&'a NatGateway>,
     /// Hosts that are gateways to external networks for the VPC.
     gateways: BTreeSet<&'a str>,
+    /// The VPCs into which active peerings lead.
+    joined: Vec<&'a str>,
+}
+
+/// The id by which hosts know a group or a prefix list: one of a tenant is another in each VPC.
+fn id_in(object: &Object, vpc: &str) -> String {
+    match object.tenant_wide() {
+        Some(_) => format!("{}@{vpc}", object.id()),
+        None => object.id().to_owned(),
+    }
 }
 
 impl<'a> Objects<'a> {
@@ -94,7 +108,25 @@ impl<'a> Objects<'a> {
             gateways: version.gateways_of(vpc).collect(),
             ..Self::default()
         };
-        for object in version.objects_of(vpc) {
+        let peerings = version.state.of_kind(Kind::Peering);
+        all.joined = peerings
+            .filter_map(|object| match object {
+                Object::Peering(peering) if peering.passes() => peering
+                    .vpcs()
+                    .into_iter()
+                    .position(|own| own == vpc)
+                    .map(|own| peering.vpcs()[1 - own]),
+                _ => None,
+            })
+            .collect();
+        let tenant = match version.state.find(Kind::Vpc, vpc) {
+            Some(Object::Vpc(vpc)) => vpc.tenant.as_str(),
+            _ => "",
+        };
+        for object in version
+            .objects_of(vpc)
+            .chain(version.objects_of_tenant(tenant))
+        {
             match object {
                 Object::Host(_) | Object::Quota(_) | Object::Peering(_) => {}
                 Object::ExternalNetwork(_) | Object::ElasticIp(_) => {}
@@ -103,8 +135,10 @@ impl<'a> Objects<'a> {
                 Object::Subnet(o) => all.subnets.push(o),
                 Object::RouteTable(o) => drop(all.route_tables.insert(&o.id, o)),
                 Object::NetworkAcl(o) => drop(all.network_acls.insert(&o.id, o)),
-                Object::PrefixList(o) => drop(all.prefix_lists.insert(&o.id, o)),
-                Object::SecurityGroup(o) => drop(all.groups.insert(&o.id, o)),
+                Object::PrefixList(o) => {
+                    drop(all.prefix_lists.insert(&o.id, (o, id_in(object, vpc))));
+                }
+                Object::SecurityGroup(o) => drop(all.groups.insert(&o.id, (o, id_in(object, vpc)))),
                 Object::Port(o) if o.host.is_empty() => {}
                 Object::Port(o) => all.ports.push(o),
             }
@@ -129,7 +163,7 @@ impl<'a> Objects<'a> {
             state.insert(Object::Vpc(vpc.clone()));
         }
         self.compile_subnets(host, hosts, needed, state);
-        self.compile_policy(host, state);
+        self.compile_policy(version, host, state);
         self.compile_way_out(version, host, state);
         needed.extend(&self.gateways);
         for port in &self.ports {
@@ -143,8 +177,16 @@ impl<'a> Objects<'a> {
             if port.moved_from == host {
                 seen.moved_from = host.to_owned();
             }
+            for group in &mut seen.security_groups {
+                *group = self.group_id(group).clone();
+            }
             state.insert(Object::Port(seen));
         }
+    }
+
+    /// The id by which hosts know a group.
+    fn group_id<'s>(&'s self, id: &'s String) -> &'s String {
+        self.groups.get(id.as_str()).map_or(id, |(_, known)| known)
     }
 
     /// Elastic IPs and NAT gateways.
@@ -246,7 +288,7 @@ impl<'a> Objects<'a> {
     }
 
     /// The groups of local ports, and what their rules name.
-    fn compile_policy(&self, host: &str, state: &mut State) {
+    fn compile_policy(&self, version: &Version, host: &str, state: &mut State) {
         let local: BTreeSet<&str> = self
             .ports
             .iter()
@@ -256,31 +298,85 @@ impl<'a> Objects<'a> {
         let rules = local
             .iter()
             .filter_map(|id| self.groups.get(id))
-            .flat_map(|group| &group.rules);
+            .flat_map(|(group, _)| &group.rules);
         let mut remotes = BTreeSet::new();
         for rule in rules {
             if !rule.remote_group.is_empty() {
                 remotes.insert(rule.remote_group.as_str());
             }
-            if let Some(list) = self.prefix_lists.get(rule.remote_prefix_list.as_str()) {
-                state.insert(Object::PrefixList((*list).clone()));
+            let list = self.prefix_lists.get(rule.remote_prefix_list.as_str());
+            if let Some((list, known)) = list {
+                state.insert(Object::PrefixList(PrefixList {
+                    id: known.clone(),
+                    vpc: self.id().to_owned(),
+                    prefixes: list.prefixes.clone(),
+                    tenant: String::new(),
+                }));
             }
         }
         let mut members = self.members(&remotes);
+        self.add_joined_members(version, &remotes, &mut members);
         for id in local.union(&remotes) {
-            let Some(group) = self.groups.get(id) else {
+            let Some((group, known)) = self.groups.get(id) else {
                 continue;
             };
+            let rules = if local.contains(id) {
+                &group.rules[..]
+            } else {
+                &[]
+            };
             state.insert(Object::SecurityGroup(SecurityGroup {
-                id: group.id.clone(),
-                vpc: group.vpc.clone(),
-                rules: if local.contains(id) {
-                    group.rules.clone()
-                } else {
-                    Vec::new()
-                },
+                id: known.clone(),
+                vpc: self.id().to_owned(),
+                rules: rules.iter().map(|rule| self.known_rule(rule)).collect(),
                 members: members.remove(id).unwrap_or_default(),
+                tenant: String::new(),
             }));
+        }
+    }
+
+    fn id(&self) -> &str {
+        self.vpc.map_or("", |vpc| &vpc.id)
+    }
+
+    /// A rule with the ids by which hosts know what it names.
+    fn known_rule(&self, rule: &SecurityRule) -> SecurityRule {
+        let list = &rule.remote_prefix_list;
+        let list = self
+            .prefix_lists
+            .get(list.as_str())
+            .map_or(list, |(_, known)| known);
+        SecurityRule {
+            remote_group: self.group_id(&rule.remote_group).clone(),
+            remote_prefix_list: list.clone(),
+            ..rule.clone()
+        }
+    }
+
+    /// A tenant's groups have members in the VPCs, too, that this one reaches by peerings.
+    fn add_joined_members(
+        &self,
+        version: &Version,
+        groups: &BTreeSet<&'a str>,
+        members: &mut BTreeMap<&'a str, Vec<String>>,
+    ) {
+        let wide = groups.iter().copied().filter(|id| {
+            let found = self.groups.get(id);
+            found.is_some_and(|(group, _)| group.vpc.is_empty())
+        });
+        let wide: BTreeSet<&str> = wide.collect();
+        if wide.is_empty() {
+            return;
+        }
+        for vpc in &self.joined {
+            for (id, more) in Objects::of(version, vpc).members(&wide) {
+                if let Some(id) = wide.get(id) {
+                    members.entry(id).or_default().extend(more);
+                }
+            }
+        }
+        for list in members.values_mut() {
+            list.sort_unstable();
         }
     }
 
@@ -364,6 +460,7 @@ fn add_remote_groups(version: &Version, state: &mut State) {
             vpc: remote.vpc.clone(),
             rules,
             members: members.into_values().next().unwrap_or_default(),
+            tenant: String::new(),
         }));
     }
 }
@@ -895,6 +992,81 @@ nat_gateways:
             .unwrap()
             .address;
         assert!(db.members.contains(address), "{:?}", db.members);
+    }
+
+    /// Ann has blue and red, which a peering may join, and green, with the address of one of red's ports; h1 has a port of blue, h2 of red and of green.
+    const TENANT: &str = r#"
+hosts: [{id: h1, vteps: [192.0.2.1]}, {id: h2, vteps: [192.0.2.2]}]
+vpcs: [{id: blue, vni: 1, tenant: ann}, {id: red, vni: 2, tenant: ann}, {id: green, vni: 3, tenant: ann}]
+subnets:
+  - {id: b, vpc: blue, cidrs: [10.0.0.0/24]}
+  - {id: r, vpc: red, cidrs: [10.0.1.0/24]}
+  - {id: g, vpc: green, cidrs: [10.0.1.0/24]}
+prefix_lists: [{id: ann/partners, tenant: ann, prefixes: [198.51.100.0/24]}]
+security_groups:
+  - {id: ann/app, tenant: ann, rules: [{direction: ingress, remote_group: ann/app}, {direction: ingress, remote_prefix_list: ann/partners}]}
+  - {id: own, vpc: blue, rules: [{direction: ingress, remote_group: ann/app}]}
+ports:
+  - {id: b1, vpc: blue, subnet: b, mac: "02:00:00:00:00:01", addresses: [10.0.0.11], security_groups: [ann/app, own], host: h1, device: {kind: netdev, name: v1}}
+  - {id: b2, vpc: blue, subnet: b, mac: "02:00:00:00:00:02", addresses: [10.0.0.12], security_groups: [ann/app], host: h2, device: {kind: netdev, name: v1}}
+  - {id: r1, vpc: red, subnet: r, mac: "02:00:00:00:00:01", addresses: [10.0.1.11], security_groups: [ann/app], host: h2, device: {kind: netdev, name: v2}}
+  - {id: g1, vpc: green, subnet: g, mac: "02:00:00:00:00:01", addresses: [10.0.1.12], security_groups: [ann/app], host: h2, device: {kind: netdev, name: v3}}
+"#;
+
+    #[test]
+    fn a_tenants_group_has_the_members_that_a_vpc_can_reach() {
+        let objects: v1::Objects = serde_yaml_ng::from_str(TENANT).unwrap();
+        let version = |state: SideState| {
+            let mut objects = objects.clone();
+            objects.peerings.push(v1::Peering {
+                id: "p".into(),
+                requester: "blue".into(),
+                accepter: "red".into(),
+                requester_state: state.name().into(),
+                accepter_state: SideState::Active.name().into(),
+            });
+            let state = State::from_objects(objects).unwrap();
+            assert_eq!(validate(&state, Scope::Intent), vec![]);
+            Version::loaded(1, state)
+        };
+        let joined = version(SideState::Active);
+        let h1 = compiled(&joined, "h1");
+        assert_eq!(ids(&h1.security_groups, |o| &o.id), ["ann/app@blue", "own"],);
+        let app = &h1.security_groups[0];
+        assert_eq!(app.members, ["10.0.0.11", "10.0.0.12", "10.0.1.11"]);
+        assert_eq!(app.rules[0].remote_group, "ann/app@blue");
+        assert_eq!(app.rules[1].remote_prefix_list, "ann/partners@blue");
+        assert_eq!(h1.security_groups[1].rules[0].remote_group, "ann/app@blue");
+        assert_eq!(h1.prefix_lists[0].id, "ann/partners@blue");
+        assert_eq!(h1.prefix_lists[0].prefixes, ["198.51.100.0/24"]);
+        let b1 = h1.ports.iter().find(|port| port.id == "b1").unwrap();
+        assert_eq!(b1.security_groups, ["ann/app@blue", "own"]);
+        // An equal address elsewhere is no member.
+        let h2 = compiled(&joined, "h2");
+        let green = h2.security_groups.iter().find(|o| o.id == "ann/app@green");
+        assert_eq!(green.unwrap().members, ["10.0.1.12"]);
+        let frozen = version(SideState::Frozen);
+        let h1 = compiled(&frozen, "h1");
+        assert_eq!(h1.security_groups[0].members, ["10.0.0.11", "10.0.0.12"]);
+    }
+
+    #[test]
+    fn a_change_to_a_tenants_group_or_list_concerns_its_vpcs() {
+        let mut objects: v1::Objects = serde_yaml_ng::from_str(TENANT).unwrap();
+        objects.hosts.push(Host {
+            id: "h3".into(),
+            vteps: vec!["192.0.2.3".into()],
+            ..Host::default()
+        });
+        let before = Version::loaded(1, State::from_objects(objects).unwrap());
+        let Some(Object::PrefixList(list)) = before.state.find(Kind::PrefixList, "ann/partners")
+        else {
+            panic!("no list");
+        };
+        let mut list = list.clone();
+        list.prefixes.push("203.0.113.0/24".into());
+        let change = vec![Object::PrefixList(list)];
+        assert_eq!(concerned(&before, change, &[]), ["h1", "h2"]);
     }
 
     #[test]

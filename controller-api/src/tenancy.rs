@@ -27,6 +27,7 @@ fn owner<'s>(state: &'s State, object: &'s Object) -> Option<&'s str> {
         Object::Vpc(vpc) => return Some(&vpc.tenant),
         Object::ExternalNetwork(network) => return Some(&network.tenant),
         Object::ElasticIp(elastic) => return Some(&elastic.tenant),
+        other if other.tenant_wide().is_some() => return other.tenant_wide(),
         other => other.vpc()?,
     };
     tenant(state, vpc)
@@ -166,6 +167,13 @@ pub(crate) fn check_written(caller: &Caller, before: &State, objects: &[Object])
             }
             Object::ElasticIp(elastic) if !caller.is_of(&elastic.tenant, Role::Operate) => {
                 found.push(violation(object, "tenant", "is your own"));
+            }
+            Object::SecurityGroup(_) | Object::PrefixList(_) => {
+                if let Some(tenant) = object.tenant_wide()
+                    && !caller.is_of(tenant, Role::Operate)
+                {
+                    found.push(violation(object, "tenant", "is your own"));
+                }
             }
             Object::Port(port) => {
                 let was = match old {

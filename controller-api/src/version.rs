@@ -29,6 +29,8 @@ pub struct Version {
 #[derive(Debug, Default)]
 struct Index {
     objects_of_vpc: HashMap<String, Vec<Key>>,
+    /// Security groups and prefix lists that are in no VPC.
+    objects_of_tenant: HashMap<String, Vec<Key>>,
     vpcs_of_host: HashMap<String, BTreeSet<String>>,
     /// The ids of the elastic IPs that are bound to ports of each VPC.
     elastic_ips_of_vpc: HashMap<String, Vec<String>>,
@@ -75,6 +77,14 @@ impl Version {
             }
             if object.kind() == Kind::Host {
                 hosts_changed = change.revision;
+            }
+            if let Some(tenant) = object.tenant_wide() {
+                for vpc in [&self.state, &state]
+                    .iter()
+                    .flat_map(|it| vpcs_of(it, tenant))
+                {
+                    vpc_changed.insert(vpc.to_owned(), change.revision);
+                }
             }
         }
         if !networks.is_empty() {
@@ -161,6 +171,14 @@ impl Version {
             })
     }
 
+    /// The security groups and the prefix lists of a tenant.
+    pub fn objects_of_tenant(&self, tenant: &str) -> impl Iterator<Item = &Object> {
+        let keys = self.index().objects_of_tenant.get(tenant);
+        keys.into_iter()
+            .flatten()
+            .filter_map(|key| self.state.get(key))
+    }
+
     /// The hosts that are gateways to external networks for a VPC: for its NAT gateways, for elastic IPs of ports on hosts without the physical
     /// network, and for prefixes that are routed to it.
     pub fn gateways_of(&self, vpc: &str) -> impl Iterator<Item = &str> {
@@ -206,6 +224,10 @@ impl Version {
                 {
                     let ids = index.elastic_ips_of_vpc.entry(port.vpc.clone());
                     ids.or_default().push(elastic.id.clone());
+                }
+                if let Some(tenant) = object.tenant_wide() {
+                    let keys = index.objects_of_tenant.entry(tenant.to_owned());
+                    keys.or_default().push(object.key());
                 }
                 let Some(vpc) = object.vpc() else { continue };
                 if let Some(keys) = index.objects_of_vpc.get_mut(vpc) {
@@ -261,6 +283,16 @@ fn users<'s>(state: &'s State, networks: &'s BTreeSet<&'s str>) -> impl Iterator
         }
         _ => None,
     })
+}
+
+/// The VPCs of a tenant.
+fn vpcs_of<'s>(state: &'s State, tenant: &'s str) -> impl Iterator<Item = &'s str> {
+    state
+        .of_kind(Kind::Vpc)
+        .filter_map(move |object| match object {
+            Object::Vpc(vpc) if vpc.tenant == tenant => Some(&*vpc.id),
+            _ => None,
+        })
 }
 
 /// The id of a port that has moved and still is sent on from where it was.

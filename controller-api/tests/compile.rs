@@ -80,6 +80,7 @@ fn vpc(v: usize, dice: &mut Dice<'_>, all: &mut Objects) {
         id: format!("{id}/list"),
         vpc: id.clone(),
         prefixes: vec!["198.51.100.0/24".into()],
+        tenant: String::new(),
     });
     let mut bound = Vec::new();
     for s in 0..SUBNETS {
@@ -138,6 +139,7 @@ fn vpc(v: usize, dice: &mut Dice<'_>, all: &mut Objects) {
             vpc: id.clone(),
             rules,
             members: vec![],
+            tenant: String::new(),
         });
     }
     way_out(v, dice, all);

@@ -636,3 +636,63 @@ async fn a_quota_bounds_the_elastic_ips_of_a_tenant_and_its_nat_gateways() {
     .await;
     site.controller.stop().await;
 }
+
+#[tokio::test]
+async fn a_tenants_groups_and_lists_are_its_own_in_all_its_vpcs() {
+    let mut site = Site::start().await;
+    let groups = r#"
+prefix_lists: [{id: ann/partners, tenant: ann, prefixes: [198.51.100.0/24]}]
+security_groups:
+  - {id: ann/app, tenant: ann, rules: [{direction: ingress, remote_prefix_list: ann/partners}]}
+  - {id: blue-web, vpc: blue, rules: [{direction: ingress, remote_group: ann/app}]}
+"#;
+    applied(&mut site.ann, groups).await.unwrap();
+    let seen = ids(&mut site.ann).await;
+    for own in ["security_group ann/app", "prefix_list ann/partners"] {
+        assert!(seen.iter().any(|id| id == own), "{seen:?}");
+    }
+    let port = r#"
+ports: [{id: blue-1, vpc: blue, subnet: blue-a, mac: "02:00:00:00:00:01", addresses: [10.0.1.11], security_groups: [ann/app], host: h1, device: {kind: netdev, name: b1}}]
+"#;
+    applied(&mut site.ann, port).await.unwrap();
+    // Whoever else: to read, to use, to make in her name, to delete.
+    assert!(
+        get(&mut site.ben, "security_group", "ann/app")
+            .await
+            .is_err()
+    );
+    let seen = ids(&mut site.ben).await;
+    assert!(!seen.iter().any(|id| id.contains("ann/")), "{seen:?}");
+    refused(
+        &mut site.ben,
+        "security_groups: [{id: green-web, vpc: green, rules: [{direction: ingress, remote_group: ann/app}]}]",
+        "security_group green-web: rules[0].remote_group: there is no security_group 'ann/app'",
+    )
+    .await;
+    refused(
+        &mut site.ben,
+        "security_groups: [{id: ben/app, tenant: ann}]",
+        "security_group ben/app: tenant: is your own",
+    )
+    .await;
+    assert!(
+        delete(&mut site.ben, "security_group", "ann/app")
+            .await
+            .is_err()
+    );
+    assert!(
+        delete(&mut site.ann, "security_group", "ann/app")
+            .await
+            .is_err()
+    );
+    applied(&mut site.reader, groups).await.unwrap_err();
+    // They count for her quota.
+    let quota = "quotas: [{id: ann/security_group, tenant: ann, kind: security_group, limit: 2}]";
+    applied(&mut site.operator, quota).await.unwrap();
+    let more = refusal(applied(&mut site.ann, "security_groups: [{id: ann/x, tenant: ann}]").await);
+    assert!(
+        more.1
+            .contains("would have 3 objects of kind security_group"),
+        "{more:?}"
+    );
+}

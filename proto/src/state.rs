@@ -140,10 +140,21 @@ impl Object {
             Self::Subnet(o) => Some(&o.vpc),
             Self::RouteTable(o) => Some(&o.vpc),
             Self::NetworkAcl(o) => Some(&o.vpc),
-            Self::PrefixList(o) => Some(&o.vpc),
-            Self::SecurityGroup(o) => Some(&o.vpc),
+            // Those of a tenant are in none.
+            Self::PrefixList(o) => Some(&*o.vpc).filter(|vpc| !vpc.is_empty()),
+            Self::SecurityGroup(o) => Some(&*o.vpc).filter(|vpc| !vpc.is_empty()),
             Self::Port(o) => Some(&o.vpc),
         }
+    }
+
+    /// The tenant whose VPCs may all use it: a security group or a prefix list that is in no VPC.
+    pub fn tenant_wide(&self) -> Option<&str> {
+        let (vpc, tenant) = match self {
+            Self::PrefixList(o) => (&o.vpc, &o.tenant),
+            Self::SecurityGroup(o) => (&o.vpc, &o.tenant),
+            _ => return None,
+        };
+        (vpc.is_empty() && !tenant.is_empty()).then_some(tenant)
     }
 
     /// The VPCs that a change of the object concerns: the one that it is in, the two that it joins, or those that prefixes are routed to.

@@ -77,6 +77,7 @@ fn b014_by_default_out_is_open_and_in_is_shut_and_the_first_egress_rule_flips_ou
             vpc: "blue".into(),
             rules: vec![egress],
             members: vec![],
+            tenant: String::new(),
         });
         port(objects, "a2").security_groups = vec!["web".into()];
     });
@@ -148,11 +149,13 @@ fn b015_a_group_as_the_remote_follows_its_members_and_so_do_prefix_lists() {
             vpc: "blue".into(),
             rules: vec![],
             members: vec!["10.0.1.11".into()],
+            tenant: String::new(),
         });
         objects.prefix_lists.push(PrefixList {
             id: "office".into(),
             vpc: "blue".into(),
             prefixes: vec!["10.0.2.0/24".into()],
+            tenant: String::new(),
         });
         group(objects, "open").rules = vec![
             SecurityRule {

@@ -1171,6 +1171,7 @@ impl VpcPlan {
             id: format!("{vpc}-list"),
             vpc: vpc.into(),
             prefixes: self.list.iter().map(|i| prefix(*i)).collect(),
+            tenant: String::new(),
         });
         for (p, port) in self.ports.iter().enumerate() {
             if !port.absent {
@@ -1211,6 +1212,7 @@ impl VpcPlan {
                 vpc: vpc.into(),
                 rules,
                 members,
+                tenant: String::new(),
             });
         }
     }

@@ -177,6 +177,10 @@ impl Reach {
                     | Object::ExternalNetwork(_)
             )
         };
+        let tenant_wide = [change.old, change.new].map(|it| it.and_then(Object::tenant_wide));
+        if tenant_wide[0] != tenant_wide[1] {
+            return Self::All;
+        }
         let device = |port: &v1::Port| Some((port.host.clone(), port.device.clone()?.name));
         match (change.old, change.new) {
             (Some(Object::RouteTable(old)), Some(Object::RouteTable(new)))
@@ -221,7 +225,7 @@ fn check(
         kind: object.kind(),
         id: object.id(),
     };
-    check_id(at, report);
+    check_id(at, scope, report);
     match object {
         Object::Host(host) => fabric::check_host(at, host, report),
         Object::Vpc(vpc) => fabric::check_vpc(at, vpc, report),
@@ -240,7 +244,7 @@ fn check(
                 Some(Object::PrefixList(old)) => &old.prefixes[..],
                 _ => &[],
             };
-            policy::check_prefix_list(at, list, known, index, report);
+            policy::check_prefix_list(at, (list, known), index, scope, report);
         }
         Object::SecurityGroup(group) => {
             let known = match old {
@@ -411,6 +415,22 @@ impl<'a> Index<'a> {
             .filter_map(|id| self.host(id))
     }
 
+    /// Refuses what is neither in a VPC that exists nor of a tenant.
+    fn require_vpc_or_tenant(
+        &self,
+        at: At<'_>,
+        (vpc, tenant): (&str, &str),
+        scope: Scope<'_>,
+        report: &mut Report,
+    ) {
+        match (vpc.is_empty(), tenant.is_empty()) {
+            (true, false) if scope == Scope::Intent => {}
+            (true, false) => report.add(at, "tenant", "a host is told the VPC instead"),
+            (false, false) => report.add(at, "tenant", "exactly one of vpc and tenant is set"),
+            (_, true) => self.require_vpc(at, vpc, report),
+        }
+    }
+
     /// Refuses a VPC that does not exist.
     fn require_vpc(&self, at: At<'_>, vpc: &str, report: &mut Report) {
         if self.find(Kind::Vpc, vpc).is_none() {
@@ -472,7 +492,15 @@ fn check_reference(
         return;
     }
     let name = kind.name();
-    match index.find(kind, id).and_then(Object::vpc) {
+    let found = index.find(kind, id);
+    if let Some(tenant) = found.and_then(Object::tenant_wide) {
+        if index.tenant_of(vpc) != Some(tenant) {
+            let rule = format!("{name} '{id}' belongs to tenant '{tenant}', vpc '{vpc}' does not");
+            report.add(at, field.to_string(), rule);
+        }
+        return;
+    }
+    match found.and_then(Object::vpc) {
         None => {
             let rule = format!("there is no {name} '{id}'");
             report.add(at, field.to_string(), rule);
@@ -485,8 +513,17 @@ fn check_reference(
     }
 }
 
-fn check_id(at: At<'_>, report: &mut Report) {
+fn check_id(at: At<'_>, scope: Scope<'_>, report: &mut Report) {
     let known = |b: u8| b.is_ascii_alphanumeric() || b"._/-".contains(&b);
+    // The controller tells a host of a tenant's group or list by its id and that of the VPC.
+    let parts = match (scope, at.kind) {
+        (Scope::Node { .. }, Kind::SecurityGroup | Kind::PrefixList) => at.id.split_once('@'),
+        _ => None,
+    };
+    if let Some((id, vpc)) = parts {
+        check_id(At { id, ..at }, Scope::Intent, report);
+        return check_id(At { id: vpc, ..at }, Scope::Intent, report);
+    }
     if at.id.is_empty() || at.id.len() > 128 || !at.id.bytes().all(known) {
         report.add(
             at,

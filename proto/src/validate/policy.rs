@@ -67,7 +67,7 @@ pub(super) fn check_group(
     scope: Scope<'_>,
     report: &mut Report,
 ) {
-    index.require_vpc(at, &group.vpc, report);
+    index.require_vpc_or_tenant(at, (&group.vpc, &group.tenant), scope, report);
     if scope == Scope::Intent && !group.members.is_empty() {
         let rule = "filled by the controller; name the group in the ports' security_groups instead";
         report.add(at, "members", rule);
@@ -102,6 +102,9 @@ pub(super) fn check_group(
             let text = "at most one of remote_cidr, remote_group and remote_prefix_list is set";
             report.add(at, &field, text);
         }
+        if group.vpc.is_empty() {
+            check_rule_of_tenant(at, &field, (&group.tenant, rule), index, report);
+        }
         let remote = index.find(Kind::SecurityGroup, &rule.remote_group);
         let remote_vpc = remote.and_then(Object::vpc).unwrap_or(&group.vpc);
         // A group of a VPC that a peering joins is as one of this VPC.
@@ -111,20 +114,22 @@ pub(super) fn check_group(
         } else {
             &group.vpc
         };
-        check_reference(
-            index,
-            (Kind::SecurityGroup, &rule.remote_group),
-            vpc,
-            (at, format_args!("{field}.remote_group")),
-            report,
-        );
-        check_reference(
-            index,
-            (Kind::PrefixList, &rule.remote_prefix_list),
-            &group.vpc,
-            (at, format_args!("{field}.remote_prefix_list")),
-            report,
-        );
+        if !group.vpc.is_empty() {
+            check_reference(
+                index,
+                (Kind::SecurityGroup, &rule.remote_group),
+                vpc,
+                (at, format_args!("{field}.remote_group")),
+                report,
+            );
+            check_reference(
+                index,
+                (Kind::PrefixList, &rule.remote_prefix_list),
+                &group.vpc,
+                (at, format_args!("{field}.remote_prefix_list")),
+                report,
+            );
+        }
         let matcher = Match {
             direction: &rule.direction,
             protocol: &rule.protocol,
@@ -137,6 +142,37 @@ pub(super) fn check_group(
             icmp_code: rule.icmp_code,
         };
         matcher.check(at, &field, report);
+    }
+}
+
+/// A tenant's group is there in all its VPCs, so that its rules name only what is too.
+fn check_rule_of_tenant(
+    at: At<'_>,
+    field: &str,
+    (tenant, rule): (&str, &v1::SecurityRule),
+    index: &Index<'_>,
+    report: &mut Report,
+) {
+    for (name, kind, id) in [
+        ("remote_group", Kind::SecurityGroup, &rule.remote_group),
+        (
+            "remote_prefix_list",
+            Kind::PrefixList,
+            &rule.remote_prefix_list,
+        ),
+    ] {
+        if id.is_empty() {
+            continue;
+        }
+        let what = kind.name();
+        let rule = match index.find(kind, id).map(Object::tenant_wide) {
+            Some(Some(owner)) if owner == tenant => continue,
+            None => format!("there is no {what} '{id}'"),
+            Some(_) => {
+                format!("{what} '{id}' is not of tenant '{tenant}', as the group is")
+            }
+        };
+        report.add(at, format!("{field}.{name}"), rule);
     }
 }
 
@@ -184,12 +220,12 @@ pub(super) fn check_memberships(index: &Index<'_>, report: &mut Report) {
 /// `known`: prefixes that it had when it was checked last.
 pub(super) fn check_prefix_list(
     at: At<'_>,
-    list: &v1::PrefixList,
-    known: &[String],
+    (list, known): (&v1::PrefixList, &[String]),
     index: &Index<'_>,
+    scope: Scope<'_>,
     report: &mut Report,
 ) {
-    index.require_vpc(at, &list.vpc, report);
+    index.require_vpc_or_tenant(at, (&list.vpc, &list.tenant), scope, report);
     let count = list.prefixes.len();
     if !report.within(
         at,

@@ -53,6 +53,7 @@ pub(super) fn check_all(index: &Index<'_>, report: &mut Report) {
         };
         let tenant = match object {
             Object::ElasticIp(elastic) => Some(&*elastic.tenant).filter(|own| !own.is_empty()),
+            other if other.tenant_wide().is_some() => other.tenant_wide(),
             _ => vpc.and_then(|vpc| tenants.get(vpc).copied()),
         };
         if let Some(tenant) = tenant {

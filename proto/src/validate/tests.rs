@@ -3,6 +3,7 @@
 mod dhcp;
 mod external;
 mod peering;
+mod tenants;
 
 use std::time::{Duration, Instant};
 
@@ -125,6 +126,7 @@ fn good() -> Objects {
             id: "offices".into(),
             vpc: "blue".into(),
             prefixes: vec!["198.51.100.0/24".into(), "2001:db8::/32".into()],
+            ..PrefixList::default()
         }],
         security_groups: vec![SecurityGroup {
             id: "web".into(),
@@ -143,7 +145,7 @@ fn good() -> Objects {
                     ..SecurityRule::default()
                 },
             ],
-            members: vec![],
+            ..SecurityGroup::default()
         }],
         ports: vec![
             port("p1", "front", "h1", 11),

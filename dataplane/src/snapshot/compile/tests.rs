@@ -347,6 +347,7 @@ fn a_change_of_rules_is_followed_and_shares_the_rest() {
         id: "offices".into(),
         vpc: "blue".into(),
         prefixes: vec!["198.51.100.0/24".into()],
+        tenant: String::new(),
     }));
     next.insert(Object::NetworkAcl(NetworkAcl {
         id: "acl".into(),
