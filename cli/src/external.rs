@@ -220,12 +220,40 @@ pub(crate) struct NatGateway {
         value_name = "PROTOCOL:PORT[-PORT]:TARGET[:PORT][@ADDRESS]"
     )]
     forwards: Vec<Forward>,
+    /// Idle time of an established TCP connection, in seconds, 7440 at least [default: 7440].
+    #[arg(long, default_value_t = 0, hide_default_value = true)]
+    tcp_established_timeout: u32,
+    /// Idle time of a TCP connection that is being opened or closed, in seconds, 240 at least [default: 240].
+    #[arg(long, default_value_t = 0, hide_default_value = true)]
+    tcp_transitory_timeout: u32,
+    /// Idle time of UDP, in seconds, 120 at least [default: 300].
+    #[arg(long, default_value_t = 0, hide_default_value = true)]
+    udp_timeout: u32,
+    /// Idle time of a ping, in seconds, 60 at least [default: 60].
+    #[arg(long, default_value_t = 0, hide_default_value = true)]
+    icmp_timeout: u32,
+    /// Most mappings [default: 262144].
+    #[arg(long, default_value_t = 0, hide_default_value = true)]
+    max_mappings: u32,
+    /// Most mappings of one source address [default: no limit of its own].
+    #[arg(long, default_value_t = 0, hide_default_value = true)]
+    max_mappings_per_address: u32,
 }
 
 impl Flags for NatGateway {
     const KIND: Kind = Kind::NatGateway;
 
     fn object(self, id: String) -> Object {
+        let timeouts = v1::NatTimeouts {
+            tcp_established: self.tcp_established_timeout,
+            tcp_transitory: self.tcp_transitory_timeout,
+            udp: self.udp_timeout,
+            icmp: self.icmp_timeout,
+        };
+        let limits = v1::NatLimits {
+            mappings: self.max_mappings,
+            mappings_per_address: self.max_mappings_per_address,
+        };
         Object::NatGateway(v1::NatGateway {
             id,
             vpc: self.place.vpc,
@@ -234,6 +262,8 @@ impl Flags for NatGateway {
             sources: self.sources,
             port_forwards: self.forwards.into_iter().map(|forward| forward.0).collect(),
             filtering: self.filtering,
+            timeouts: Some(timeouts).filter(|it| *it != v1::NatTimeouts::default()),
+            limits: Some(limits).filter(|it| *it != v1::NatLimits::default()),
         })
     }
 }

@@ -8,7 +8,8 @@ use clap::{Args, Subcommand};
 use weft_proto::state::Kind;
 use weft_proto::v1::{
     self, GetDropsRequest, GetStateRequest, GetStatsRequest, GetStatusRequest, ListMappingsRequest,
-    ListSessionsRequest, MappingList, PortCounters, SessionList, TranslatedFlow,
+    ListNatGatewaysRequest, ListSessionsRequest, MappingList, PortCounters, SessionList,
+    TranslatedFlow,
 };
 
 use crate::client::Targets;
@@ -165,6 +166,8 @@ impl SessionAction {
 /// Commands on the NAT gateways that a host runs.
 #[derive(Debug, Subcommand)]
 pub(crate) enum NatAction {
+    /// Show the NAT gateways of the host: mappings, their limits, and packets that got none.
+    Status,
     /// List mappings: which port of an outside address stands for a port inside.
     Mappings {
         /// Only mappings of this NAT gateway.
@@ -178,8 +181,12 @@ pub(crate) enum NatAction {
 
 impl NatAction {
     pub(crate) async fn run(self, targets: &Targets, format: Format) -> Result<()> {
-        let Self::Mappings { nat_gateway, limit } = self;
         let mut client = targets.node().await?;
+        let Self::Mappings { nat_gateway, limit } = self else {
+            let request = ListNatGatewaysRequest {};
+            let all = client.list_nat_gateways(request).await?.into_inner();
+            return show(format, &all, || gateways(&all));
+        };
         let request = ListMappingsRequest { limit, nat_gateway };
         let mut stream = client.list_mappings(request).await?.into_inner();
         let mut all = MappingList::default();
@@ -201,6 +208,33 @@ impl NatAction {
             table.text()
         })
     }
+}
+
+fn gateways(all: &v1::NatGatewayList) -> String {
+    let headings = [
+        "NAT-GATEWAY",
+        "STATE",
+        "MAPPINGS",
+        "MOST",
+        "PER-ADDRESS",
+        "OUT-OF-PORTS",
+        "OUT-OF-ADDRESS-BUDGET",
+        "OUT-OF-BUDGET",
+    ];
+    let mut table = Table::new(&headings);
+    for gateway in &all.nat_gateways {
+        table.row([
+            gateway.nat_gateway.clone(),
+            if gateway.active { "active" } else { "standby" }.to_owned(),
+            gateway.mappings.to_string(),
+            gateway.most_mappings.to_string(),
+            gateway.most_per_address.to_string(),
+            gateway.out_of_ports.to_string(),
+            gateway.out_of_address_budget.to_string(),
+            gateway.out_of_budget.to_string(),
+        ]);
+    }
+    table.text()
 }
 
 /// What a flow becomes.

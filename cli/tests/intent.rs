@@ -167,7 +167,9 @@ async fn the_way_out_is_made_listed_bound_and_deleted() {
         "external-network create inet --physical-network physnet1 --vlan 100 --prefix 203.0.113.0/24 --gateway 203.0.113.1 --gateway-host g1 --mtu 1400",
         "elastic-ip create e --external-network inet --address 203.0.113.11",
         "nat-gateway create nat --vpc blue --external-network inet --address 203.0.113.20 --source 10.0.0.0/24 \
-         --filtering endpoint_independent --forward tcp:8080-8090:b1:80 --forward udp:53:10.0.0.12",
+         --filtering endpoint_independent --forward tcp:8080-8090:b1:80 --forward udp:53:10.0.0.12 \
+         --udp-timeout 600 --tcp-established-timeout 8000 --tcp-transitory-timeout 250 --icmp-timeout 70 \
+         --max-mappings 5000 --max-mappings-per-address 200",
         "route add main 0.0.0.0/0 --nat nat",
         "route add main 198.51.100.0/24 --external inet",
     ] {
@@ -202,6 +204,12 @@ async fn the_way_out_is_made_listed_bound_and_deleted() {
         "port: b1",
         "to_port_min: 80",
         "private_address: 10.0.0.12",
+        "tcp_established: 8000",
+        "tcp_transitory: 250",
+        "udp: 600",
+        "icmp: 70",
+        "mappings: 5000",
+        "mappings_per_address: 200",
     ] {
         assert!(shown.contains(line), "{line}: {shown}");
     }

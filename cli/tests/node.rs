@@ -13,9 +13,10 @@ use weft_process::services::node_server::{Node, NodeServer};
 use weft_process::transport::{self, Listener};
 use weft_proto::v1::{
     self, DropCount, Drops, FrameCounters, GetDropsRequest, GetStateRequest, GetStatsRequest,
-    GetStatusRequest, ListMappingsRequest, ListSessionsRequest, Mapping, MappingList,
-    MetadataCounters, NodeStateReply, PortCounters, PortStatus, Session, SessionList, Stats,
-    TableCounters, TraceReply, TraceRequest, TraceStep, WorkerStatus,
+    GetStatusRequest, ListMappingsRequest, ListNatGatewaysRequest, ListSessionsRequest, Mapping,
+    MappingList, MetadataCounters, NatGatewayList, NatGatewayStatus, NodeStateReply, PortCounters,
+    PortStatus, Session, SessionList, Stats, TableCounters, TraceReply, TraceRequest, TraceStep,
+    WorkerStatus,
 };
 
 #[derive(Default)]
@@ -135,6 +136,24 @@ impl Node for Daemon {
         Ok(Response::new(tokio_stream::iter(lists)))
     }
 
+    async fn list_nat_gateways(
+        &self,
+        _: Request<ListNatGatewaysRequest>,
+    ) -> Result<Response<NatGatewayList>, Status> {
+        Ok(Response::new(NatGatewayList {
+            nat_gateways: vec![NatGatewayStatus {
+                nat_gateway: "nat".into(),
+                active: true,
+                mappings: 7,
+                most_mappings: 5000,
+                most_per_address: 200,
+                out_of_ports: 3,
+                out_of_address_budget: 4,
+                out_of_budget: 5,
+            }],
+        }))
+    }
+
     type ListMappingsStream = Iter<std::vec::IntoIter<Result<MappingList, Status>>>;
 
     async fn list_mappings(
@@ -217,6 +236,13 @@ async fn what_the_daemon_says_is_printed() {
     assert!(
         sessions.contains("10.0.0.11:1000") && sessions.contains("[fd00::b]:1000"),
         "{sessions}"
+    );
+    let gateways = scene.run("nat status").await.ok();
+    let words: Vec<&str> = gateways.split_whitespace().skip(8).collect();
+    assert_eq!(
+        words,
+        ["nat", "active", "7", "5000", "200", "3", "4", "5"],
+        "{gateways}"
     );
     let mappings = scene.run("nat mappings --nat-gateway nat").await.ok();
     let lines: Vec<Vec<&str>> = mappings

@@ -204,11 +204,14 @@ impl<'a> Objects<'a> {
             let mut seen = NatGateway {
                 port_forwards: Vec::new(),
                 filtering: String::new(),
+                timeouts: None,
+                limits: None,
                 ..(*nat).clone()
             };
             if runs_here {
                 seen.port_forwards = self.live_forwards(nat);
                 seen.filtering.clone_from(&nat.filtering);
+                (seen.timeouts, seen.limits) = (nat.timeouts, nat.limits);
             }
             state.insert(Object::NatGateway(seen));
         }
@@ -780,6 +783,8 @@ nat_gateways:
     external_network: inet
     addresses: [203.0.113.20]
     filtering: endpoint_independent
+    timeouts: {udp: 600}
+    limits: {mappings_per_address: 1000}
     port_forwards:
       - {protocol: tcp, port_min: 80, port: b3}
       - {protocol: tcp, port_min: 443, port: b1}
@@ -819,6 +824,7 @@ nat_gateways:
                 panic!("{:?}", told.nat_gateways)
             };
             assert!(nat.port_forwards.is_empty() && nat.filtering.is_empty());
+            assert_eq!((nat.timeouts, nat.limits), (None, None));
             let hosts = ids(&told.hosts, |o| &o.id);
             assert!(hosts.contains(&"g1") && hosts.contains(&"g2"), "{hosts:?}");
             let g1 = told.hosts.iter().find(|o| o.id == "g1").unwrap();
@@ -862,6 +868,9 @@ nat_gateways:
             let ports: Vec<u32> = nat.port_forwards.iter().map(|f| f.port_min).collect();
             assert_eq!(ports, [443, 445], "not to b3, which is nowhere");
             assert_eq!(nat.filtering, "endpoint_independent");
+            assert_eq!(nat.timeouts.map(|it| it.udp), Some(600));
+            let limits = nat.limits.map(|it| it.mappings_per_address);
+            assert_eq!(limits, Some(1000));
         }
     }
 

@@ -578,7 +578,10 @@ impl Fabric {
         let living = self.hosts.values_mut();
         for host in living.filter(|host| !self.dead.contains(&host.id)) {
             let capacity = host.shared.sessions.statistics().capacity as usize;
-            host.shared.sessions.sweep(0, capacity, self.now, &timeouts);
+            let snapshot = host.pipeline.snapshot();
+            let outside = |address, state| snapshot.outside.timeouts_of(address)?.of(state);
+            let sessions = &host.shared.sessions;
+            sessions.sweep_with(0, capacity, self.now, &timeouts, outside);
             host.pipeline.tick(&mut host.io, self.now);
         }
     }

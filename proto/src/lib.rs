@@ -13,6 +13,7 @@ pub mod v1 {
 pub mod address;
 pub mod external;
 pub mod mtu;
+pub mod nat;
 pub mod peering;
 mod shelf;
 pub mod state;

@@ -84,6 +84,8 @@ drop_reasons! {
     NatUnmapped = "nat_unmapped": "a packet to a port of a NAT gateway that no mapping and no port forward has, or whose mapping does not admit the sender",
     NatProtocol = "nat_protocol": "a packet through a NAT gateway of a protocol without ports",
     NatPorts = "nat_ports": "every port of the NAT gateway's addresses is in use",
+    NatAddressBudget = "nat_address_budget": "the source address has as many mappings of the NAT gateway as one may",
+    NatGatewayBudget = "nat_gateway_budget": "the NAT gateway has as many mappings as it may",
     NatTableFull = "nat_table_full": "this host has as many mappings of NAT gateways as it can hold",
     FellowRead = "fellow_read": "a probe of another host, or what another gateway host knows, which was read",
     FellowMalformed = "fellow_malformed": "a packet of no VPC from another host that is neither a probe nor what a fellow gateway host may tell",

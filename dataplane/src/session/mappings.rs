@@ -9,6 +9,7 @@ use std::sync::PoisonError;
 
 use foldhash::fast::RandomState;
 
+use super::mapping_owners::Owners;
 use crate::packet::parse::protocol;
 use crate::sync::atomic::{AtomicU32, Ordering};
 use crate::sync::{Mutex, MutexGuard};
@@ -64,12 +65,35 @@ pub struct Pool {
     pub number: u16,
 }
 
+/// How many mappings a NAT gateway may have. What there is beyond, stays.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Budget {
+    /// All of it.
+    pub gateway: u32,
+    /// Of one inside address.
+    pub address: u32,
+}
+
+impl Budget {
+    /// As many as there is room for.
+    pub const UNLIMITED: Self = Self {
+        gateway: u32::MAX,
+        address: u32::MAX,
+    };
+}
+
 /// Why there is no mapping.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum MappingError {
     /// No pool has a port of this protocol left.
     #[error("every port of the gateway's addresses is in use")]
     Ports,
+    /// The inside address has as many as one may.
+    #[error("the source address has as many mappings as one may")]
+    AddressBudget,
+    /// The gateway has as many as it may.
+    #[error("the gateway has as many mappings as it may")]
+    GatewayBudget,
     /// The host has as many mappings as it can hold.
     #[error("the host has as many mappings as it can hold")]
     Full,
@@ -99,6 +123,7 @@ struct Table {
     /// Where the next sweep begins.
     cursor: usize,
     live: u32,
+    owners: Owners,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -137,6 +162,7 @@ impl Mappings {
                 hasher: RandomState::default(),
                 cursor: 0,
                 live: 0,
+                owners: Owners::new(capacity),
             }),
         }
     }
@@ -166,6 +192,11 @@ impl Mappings {
         self.lock().live
     }
 
+    /// How many a NAT gateway has.
+    pub fn count_of(&self, gateway: u16) -> u32 {
+        self.lock().owners.of_gateway(gateway)
+    }
+
     /// The mapping of an inside address and port.
     pub fn find(&self, inside: &Inside) -> Option<Mapping> {
         let table = self.lock();
@@ -191,11 +222,11 @@ impl Mappings {
     pub fn map(
         &self,
         inside: &Inside,
-        pools: &[Pool],
+        (pools, budget): (&[Pool], Budget),
         reserved: impl Fn(u128, u16) -> bool,
     ) -> Result<Mapping, MappingError> {
         let mut table = self.lock();
-        match table.choose(inside, pools, reserved)? {
+        match table.choose(inside, (pools, budget), reserved)? {
             Choice::Known(number) => {
                 table.entries[number as usize].idle_since = None;
                 Ok(table.mapping(number))
@@ -214,11 +245,11 @@ impl Mappings {
     pub fn would_map(
         &self,
         inside: &Inside,
-        pools: &[Pool],
+        (pools, budget): (&[Pool], Budget),
         reserved: impl Fn(u128, u16) -> bool,
     ) -> Result<Outside, MappingError> {
         let table = self.lock();
-        Ok(match table.choose(inside, pools, reserved)? {
+        Ok(match table.choose(inside, (pools, budget), reserved)? {
             Choice::Known(number) => table.mapping(number).outside,
             Choice::New(outside, ..) => outside,
         })
@@ -340,7 +371,7 @@ impl Table {
     fn choose(
         &self,
         inside: &Inside,
-        pools: &[Pool],
+        (pools, budget): (&[Pool], Budget),
         reserved: impl Fn(u128, u16) -> bool,
     ) -> Result<Choice, MappingError> {
         // One of an address that the gateway has lost is for its old sessions alone.
@@ -353,6 +384,12 @@ impl Table {
         let kind = kind(inside.protocol).ok_or(MappingError::Protocol)?;
         if self.free.is_empty() && self.entries.len() == self.capacity {
             return Err(MappingError::Full);
+        }
+        if self.owners.of_gateway(inside.gateway) >= budget.gateway {
+            return Err(MappingError::GatewayBudget);
+        }
+        if self.owners.of_address(inside.gateway, inside.address) >= budget.address {
+            return Err(MappingError::AddressBudget);
         }
         let paired = self.hasher.hash_one((inside.gateway, inside.address)) as usize;
         for i in 0..pools.len() {
@@ -443,6 +480,7 @@ impl Table {
         self.by_inside[chains[0]] = number;
         self.by_outside[chains[1]] = number;
         self.live += 1;
+        self.owners.add(inside.gateway, inside.address);
         mapping
     }
 
@@ -479,6 +517,8 @@ impl Table {
         self.entries[number as usize].is_live = false;
         self.free.push(number);
         self.live -= 1;
+        self.owners
+            .take(mapping.inside.gateway, mapping.inside.address);
     }
 }
 
@@ -491,6 +531,8 @@ mod tests {
         number: 0,
     };
 
+    const ALL: (&[Pool], Budget) = (&[POOL], Budget::UNLIMITED);
+
     fn inside(address: u128, port: u16) -> Inside {
         Inside {
             gateway: 0,
@@ -501,7 +543,7 @@ mod tests {
     }
 
     fn map(mappings: &Mappings, inside: Inside) -> Result<Mapping, MappingError> {
-        mappings.map(&inside, &[POOL], |_, _| false)
+        mappings.map(&inside, ALL, |_, _| false)
     }
 
     #[test]
@@ -529,11 +571,11 @@ mod tests {
         let ports = u32::from(u16::MAX) + 1 - u32::from(FIRST_PORT) - 1;
         let mut seen = std::collections::HashSet::new();
         for i in 0..ports {
-            let made = mappings.map(&inside(u128::from(i), 4000), &[POOL], reserved);
+            let made = mappings.map(&inside(u128::from(i), 4000), ALL, reserved);
             assert!(seen.insert(made.unwrap().outside.port), "{i}");
         }
         assert!(!seen.contains(&8080));
-        let more = mappings.map(&inside(1 << 100, 4000), &[POOL], reserved);
+        let more = mappings.map(&inside(1 << 100, 4000), ALL, reserved);
         assert_eq!(more, Err(MappingError::Ports));
         // The other protocols have ports of their own.
         let tcp = Inside {
@@ -595,7 +637,13 @@ mod tests {
         ];
         let mut used = std::collections::HashSet::new();
         for address in 0..64 {
-            let of = |port| mappings.map(&inside(address, port), &pools, |_, _| false);
+            let of = |port| {
+                mappings.map(
+                    &inside(address, port),
+                    (&pools, Budget::UNLIMITED),
+                    |_, _| false,
+                )
+            };
             let first = of(5000).unwrap().outside.address;
             used.insert(first);
             for port in 5001..5008 {
@@ -603,5 +651,51 @@ mod tests {
             }
         }
         assert_eq!(used.len(), 2);
+    }
+
+    #[test]
+    fn a_budget_bounds_new_mappings_and_takes_none_away() {
+        let mappings = Mappings::new(64);
+        let map = |address, port, gateway, of_one| {
+            let budget = Budget {
+                gateway,
+                address: of_one,
+            };
+            mappings.map(&inside(address, port), (&[POOL], budget), |_, _| false)
+        };
+        for port in 5000..5003 {
+            map(1, port, 10, 3).unwrap();
+        }
+        assert_eq!(map(1, 5003, 10, 3), Err(MappingError::AddressBudget));
+        assert!(map(1, 5002, 10, 3).is_ok(), "what stands is not new");
+        map(2, 5000, 4, 3).unwrap();
+        assert_eq!(map(2, 5001, 4, 3), Err(MappingError::GatewayBudget));
+        // Lower than what there is, then higher again.
+        assert_eq!(map(3, 5000, 1, 1), Err(MappingError::GatewayBudget));
+        assert!(map(1, 5000, 1, 1).is_ok());
+        assert_eq!((mappings.count_of(0), mappings.count_of(1)), (4, 0));
+        assert!(map(1, 5003, 5, 4).is_ok());
+        // What goes makes room.
+        mappings.sweep(64, 0);
+        assert_eq!(mappings.sweep(64, Mappings::HOLD), 5);
+        assert_eq!(mappings.count_of(0), 0);
+        for port in 6000..6003 {
+            map(1, port, 3, 3).unwrap();
+        }
+        assert_eq!(map(1, 6003, 4, 3), Err(MappingError::AddressBudget));
+        // Another gateway of the same VPC counts apart.
+        let other = Inside {
+            gateway: 1,
+            ..inside(1, 6000)
+        };
+        let budget = Budget {
+            gateway: 1,
+            address: 1,
+        };
+        assert!(
+            mappings
+                .map(&other, (&[POOL], budget), |_, _| false)
+                .is_ok()
+        );
     }
 }

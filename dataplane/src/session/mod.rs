@@ -8,6 +8,7 @@ mod arena;
 mod held;
 mod index;
 pub mod key;
+mod mapping_owners;
 pub mod mappings;
 mod second_actions;
 pub mod slot;

@@ -695,10 +695,29 @@ impl SessionTable {
 
     /// Looks at `count` slots from `cursor` on and removes those that have idled too long; answers where to go on.
     pub fn sweep(&self, cursor: usize, count: usize, now: u32, timeouts: &Timeouts) -> usize {
-        let expired = |slot: &Slot, now: u32| {
+        self.sweep_with(cursor, count, now, timeouts, |_, _| None)
+    }
+
+    /// The same, where sessions with the outside may have idle times of their own, by their outside address on this side and their state.
+    pub fn sweep_with(
+        &self,
+        cursor: usize,
+        count: usize,
+        now: u32,
+        timeouts: &Timeouts,
+        outside: impl Fn(u128, State) -> Option<u32>,
+    ) -> usize {
+        let expired = |shard: &Shard, slot: &Slot, number: u32| {
             let idle = now.wrapping_sub(slot.last_seen.load(Ordering::Relaxed));
+            let state = slot.state().0;
+            let own = if slot.is_translated() {
+                let address = shard.outside_address(number);
+                address.and_then(|address| outside(address, state))
+            } else {
+                None
+            };
             // A time stamp taken by a faster worker lies ahead of ours.
-            idle < u32::MAX / 2 && idle >= timeouts.of(slot.state().0)
+            idle < u32::MAX / 2 && idle >= own.unwrap_or_else(|| timeouts.of(state))
         };
         let total = self
             .shards
@@ -707,7 +726,7 @@ impl SessionTable {
             .sum::<usize>();
         let cursor = if cursor >= total { 0 } else { cursor };
         self.remove_where(
-            |_, slot, _| expired(slot, now),
+            |shard, slot, number| expired(shard, slot, number),
             cursor..cursor + count,
             |counts| {
                 counts.expired += 1;
@@ -828,6 +847,19 @@ impl Shard {
         let number = number as usize;
         let is_translated = self.slots.get(number)?.is_translated();
         is_translated.then(|| self.lines[number].read().words)
+    }
+
+    /// The outside address that stands for a port of a translated session: of a mapping, or of a session with the outside.
+    fn outside_address(&self, number: u32) -> Option<u128> {
+        let slot = self.slots.get(number as usize)?;
+        let line = self.lines.get(number as usize)?.read();
+        let (first, first_vni) = Key::flow(&slot.words(), line.first);
+        let (second, second_vni) = Key::flow(&line.words, line.across(line.first));
+        if line.mapping.is_some() || second_vni == Vni::OUTSIDE {
+            Some(second.source)
+        } else {
+            (first_vni == Vni::OUTSIDE).then_some(first.destination)
+        }
     }
 
     fn view(&self, number: u32, now: u32) -> Option<SessionView> {

@@ -7,11 +7,12 @@ use std::sync::Arc;
 
 use ipnetwork::IpNetwork;
 
+use super::nat::{NatAlarms, NatTimeouts};
 use super::{Limits, Map, RateLimit, Snapshot};
 use crate::packet::parse::{word_address, word_family};
 use crate::packet::{Family, Mac};
 use crate::route::Prefix;
-use crate::session::mappings::Pool;
+use crate::session::mappings::{Budget, Pool};
 
 /// An external network.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -169,6 +170,12 @@ pub struct NatGateway {
     pub forwards: Vec<PortForward>,
     /// Whether anybody may send to a mapping (endpoint-independent filtering, RFC 4787 §5), or only whom its owner has sent to.
     pub is_open: bool,
+    /// How long its sessions may idle.
+    pub timeouts: NatTimeouts,
+    /// How many mappings it may have.
+    pub budget: Budget,
+    /// What it had to refuse; goes on from snapshot to snapshot.
+    pub alarms: Arc<NatAlarms>,
 }
 
 /// Ports of an outside address that lead to a port of the VPC.
@@ -343,6 +350,12 @@ impl Outside {
     pub fn owner_on(&self, network: u16, address: u128) -> Option<Owner> {
         let owner = self.owner(address);
         owner.filter(|owner| owner.network == network)
+    }
+
+    /// The idle times of the NAT gateway that has this address.
+    pub fn timeouts_of(&self, address: u128) -> Option<&NatTimeouts> {
+        let (gateway, _) = self.pools.get(&address)?;
+        Some(&self.nat_gateway(*gateway)?.timeouts)
     }
 
     /// What an address stands for, if it is held on this network.

@@ -9,6 +9,7 @@ mod external;
 mod guests;
 pub mod index_allocator;
 mod limits;
+pub mod nat;
 mod translations;
 
 use std::collections::HashMap;

@@ -198,11 +198,13 @@ impl Worker {
     fn age(&mut self, now: u32) {
         let timeouts = self.common.timeouts.load();
         let elapsed = now.wrapping_sub(self.swept).min(100) as usize;
+        let snapshot = self.pipeline.snapshot();
+        let outside = |address, state| snapshot.outside.timeouts_of(address)?.of(state);
         for _ in 0..elapsed {
             self.sweep = self
                 .shared
                 .sessions
-                .sweep(self.sweep, SWEEP, now, &timeouts);
+                .sweep_with(self.sweep, SWEEP, now, &timeouts, outside);
         }
         if self.index == 0 && now / 100 != self.swept / 100 {
             self.pipeline.tick(&mut self.io, now);

@@ -5,6 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use weft_dataplane::packet::parse::address_word;
 use weft_dataplane::packet::{DropReason, Mac};
 use weft_dataplane::pipeline::trace::{Outcome, View, trace};
+use weft_dataplane::session::mappings::Budget;
 use weft_dataplane::snapshot::compile::ExternalLink;
 use weft_fabric::{Delivered, Fabric};
 use weft_proto::v1::{ElasticIp, ExternalNetwork, NatGateway, Objects, PortForward};
@@ -57,7 +58,7 @@ pub fn texts(end: End) -> [String; 2] {
     ]
 }
 
-fn network(objects: &mut Objects) {
+pub fn network(objects: &mut Objects) {
     for host in &mut objects.hosts {
         if host.id == "h1" {
             host.physical_networks = vec!["physnet1".into()];
@@ -112,7 +113,11 @@ pub fn gateway(objects: &mut Objects) {
 
 /// A fabric whose h1 has an interface on the segment, all of whose stations have answered.
 pub fn outside(change_objects: impl FnOnce(&mut Objects)) -> Fabric {
-    let mut fabric = fabric(|_| {});
+    outside_on(fabric(|_| {}), change_objects)
+}
+
+/// The same of a fabric that is there.
+pub fn outside_on(mut fabric: Fabric, change_objects: impl FnOnce(&mut Objects)) -> Fabric {
     let link = |mac: [u8; 6]| ExternalLink {
         physical_network: "physnet1".into(),
         uplink: 1,
@@ -129,7 +134,7 @@ pub fn outside(change_objects: impl FnOnce(&mut Objects)) -> Fabric {
 }
 
 /// Lets hosts ask for their next hops, and answers.
-fn meet(fabric: &mut Fabric) {
+pub fn meet(fabric: &mut Fabric) {
     fabric.advance(100);
     fabric.carry();
     answer(fabric);
@@ -191,7 +196,7 @@ fn advertisement(solicitation: &[u8]) -> Vec<u8> {
 
 /// The one frame that has left for the segment.
 #[track_caller]
-fn left(fabric: &mut Fabric) -> Seen {
+pub fn left(fabric: &mut Fabric) -> Seen {
     let frames = std::mem::take(&mut fabric.outside);
     assert_eq!(frames.len(), 1, "{:?}", fabric.all_drops());
     read(&frames[0].1)
@@ -1005,7 +1010,8 @@ fn a_gateway_out_of_ports_says_so() {
             number: 0,
         };
         let mappings = host.shared.sessions.mappings();
-        mappings.map(&inside, &[pool], |_, _| false).unwrap();
+        let offer = (&[pool][..], Budget::UNLIMITED);
+        mappings.map(&inside, offer, |_, _| false).unwrap();
     }
     let frame = udp(A2, FAR, ROUTER, (7000, 53), b"x");
     kept_in(&mut fabric, "a2", &frame, DropReason::NatTableFull);

@@ -17,6 +17,7 @@ mod lanes;
 mod metadata;
 mod moves;
 mod mtu;
+mod nat;
 mod neighbours;
 mod overlay;
 mod peering;

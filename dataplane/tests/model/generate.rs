@@ -98,6 +98,8 @@ pub struct NatPlan {
     pub which: u8,
     pub sources: u8,
     pub is_open: bool,
+    pub times: u8,
+    pub limits: u8,
     pub forwards: Vec<ForwardPlan>,
 }
 
@@ -482,6 +484,8 @@ fn nats(rng: &mut Rng) -> Vec<NatPlan> {
         which: rng.byte(),
         sources: rng.below(7),
         is_open: rng.coin(),
+        times: rng.byte(),
+        limits: rng.byte(),
         forwards: rng.list(0..3, |rng| ForwardPlan {
             port: rng.byte(),
             v4: rng.percent(70),
@@ -1022,6 +1026,22 @@ impl NatPlan {
             filtering: match self.is_open {
                 true => "endpoint_independent".into(),
                 false => String::new(),
+            },
+            timeouts: match self.times {
+                0..100 => None,
+                times => Some(v1::NatTimeouts {
+                    tcp_established: [0, 7440, 7500][usize::from(times) % 3],
+                    tcp_transitory: [0, 241, 8000][usize::from(times) / 3 % 3],
+                    udp: [0, 120, 240][usize::from(times) / 9 % 3],
+                    icmp: [0, 60, 120][usize::from(times) / 27 % 3],
+                }),
+            },
+            limits: match self.limits {
+                0..150 => None,
+                limits => Some(v1::NatLimits {
+                    mappings: [0, 1, 2, 5][usize::from(limits) % 4],
+                    mappings_per_address: [0, 1, 2, 3][usize::from(limits) / 4 % 4],
+                }),
             },
         });
     }

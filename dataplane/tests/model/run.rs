@@ -247,7 +247,7 @@ impl Run {
                     .map(|_| ());
             }
             Step::Wait(length) => {
-                let seconds = [1, 20, 31, 61, 119, 121, 181, 250, 7441];
+                let seconds = [1, 20, 31, 61, 119, 121, 181, 250, 301, 7441];
                 let milliseconds = seconds[usize::from(*length) % seconds.len()] * 1000;
                 return self.take(case, Event::Wait(milliseconds)).map(|_| ());
             }

@@ -8,6 +8,7 @@ use ipnetwork::IpNetwork;
 use super::network::reserved;
 use super::{At, Index, Report, Scope, limits, port};
 use crate::address::{parse_address, parse_prefix, special_use};
+use crate::nat::{LONGEST_TIMEOUT, MOST_MAPPINGS};
 use crate::state::{Kind, Object};
 use crate::v1::{self, ElasticIp, ExternalNetwork, NatGateway};
 
@@ -382,7 +383,31 @@ pub(super) fn check_nat_gateway(
         );
         report.add(at, "filtering", rule);
     }
+    check_times_and_limits(at, nat, report);
     check_forwards(at, nat, index, report);
+}
+
+fn check_times_and_limits(at: At<'_>, nat: &NatGateway, report: &mut Report) {
+    for timeout in nat.idle_times() {
+        let seconds = timeout.seconds;
+        if seconds != 0 && !(timeout.least..=LONGEST_TIMEOUT).contains(&seconds) {
+            let rule = format!(
+                "{seconds} seconds are outside {} ({}) to {LONGEST_TIMEOUT}; 0 means {}",
+                timeout.least, timeout.source, timeout.default
+            );
+            report.add(at, format!("timeouts.{}", timeout.name), rule);
+        }
+    }
+    let limits = nat.limits.unwrap_or_default();
+    for (name, limit) in [
+        ("mappings", limits.mappings),
+        ("mappings_per_address", limits.mappings_per_address),
+    ] {
+        if limit > MOST_MAPPINGS {
+            let rule = format!("{limit} exceeds {MOST_MAPPINGS}, as many as a host holds");
+            report.add(at, format!("limits.{name}"), rule);
+        }
+    }
 }
 
 fn check_forwards(at: At<'_>, nat: &NatGateway, index: &Index<'_>, report: &mut Report) {

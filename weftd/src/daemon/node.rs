@@ -18,7 +18,7 @@ use weft_dataplane::packet::{DropReason, Flow};
 use weft_dataplane::pipeline::counters::{Counters, Traffic};
 use weft_dataplane::pipeline::trace;
 use weft_dataplane::session::table::{Action, SessionView};
-use weft_dataplane::snapshot::Snapshot;
+use weft_dataplane::snapshot::{Snapshot, Translator};
 
 /// Sessions in one message of a list.
 const CHUNK: usize = 500;
@@ -273,6 +273,33 @@ impl Node for NodeService {
             })
             .collect();
         Ok(Response::new(Box::pin(tokio_stream::iter(chunks))))
+    }
+
+    async fn list_nat_gateways(
+        &self,
+        _: Request<v1::ListNatGatewaysRequest>,
+    ) -> Result<Response<v1::NatGatewayList>, RpcStatus> {
+        let snapshot = self.snapshot();
+        let mappings = self.host.shared.sessions.mappings();
+        let gateways = (0u16..).zip(&snapshot.outside.nat_gateways);
+        let known = gateways.filter_map(|(index, gateway)| Some((index, gateway.as_ref()?)));
+        let here = known.filter(|(_, gateway)| !gateway.pools.is_empty());
+        let nat_gateways = here.map(|(index, gateway)| v1::NatGatewayStatus {
+            nat_gateway: gateway.id.clone(),
+            active: snapshot
+                .outside
+                .network(gateway.network)
+                .is_some_and(|network| network.gateway == Translator::Here),
+            mappings: mappings.count_of(index),
+            most_mappings: gateway.budget.gateway,
+            most_per_address: gateway.budget.address,
+            out_of_ports: gateway.alarms.ports(),
+            out_of_address_budget: gateway.alarms.address_budget(),
+            out_of_budget: gateway.alarms.gateway_budget(),
+        });
+        Ok(Response::new(v1::NatGatewayList {
+            nat_gateways: nat_gateways.collect(),
+        }))
     }
 
     type ListMappingsStream =

@@ -254,10 +254,12 @@ pub(super) fn map(
     });
     let pools = of_family.into_iter().next().unwrap_or_default();
     let reserved = |address, port| gateway.reserves(flow.protocol, address, port);
+    let offer = (pools, gateway.budget);
     let mapping = if trace.may_change() {
-        mappings.map(&inside, pools, reserved)
+        let mapping = mappings.map(&inside, offer, reserved);
+        mapping.inspect_err(|error| gateway.alarms.count(*error))
     } else {
-        let outside = mappings.would_map(&inside, pools, reserved);
+        let outside = mappings.would_map(&inside, offer, reserved);
         outside.map(|outside| Mapping {
             number: 0,
             inside,
@@ -266,6 +268,8 @@ pub(super) fn map(
     };
     mapping.map_err(|error| match error {
         MappingError::Ports => DropReason::NatPorts,
+        MappingError::AddressBudget => DropReason::NatAddressBudget,
+        MappingError::GatewayBudget => DropReason::NatGatewayBudget,
         MappingError::Full => DropReason::NatTableFull,
         MappingError::Protocol => DropReason::NatProtocol,
     })

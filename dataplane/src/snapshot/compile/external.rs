@@ -15,7 +15,8 @@ use super::{Draft, Objects, limits, put};
 use crate::packet::Family;
 use crate::packet::parse::{address_word, protocol, word_family};
 use crate::route::Prefix;
-use crate::session::mappings::Pool;
+use crate::session::mappings::{Budget, Pool};
+use crate::snapshot::nat::{NatAlarms, NatTimeouts};
 
 fn parse_address(text: &str) -> Option<u128> {
     text.parse::<IpAddr>().ok().map(address_word)
@@ -26,6 +27,23 @@ fn parse_prefixes(texts: &[String]) -> Vec<Prefix> {
         .iter()
         .filter_map(|text| text.parse::<IpNetwork>().ok());
     parsed.map(Prefix::from).collect()
+}
+
+fn timeouts(gateway: &v1::NatGateway) -> NatTimeouts {
+    let [tcp_established, tcp_transitory, udp, icmp] = gateway
+        .idle_times()
+        .map(|timeout| timeout.effective().saturating_mul(1000));
+    NatTimeouts {
+        tcp_established,
+        tcp_transitory,
+        udp,
+        icmp,
+    }
+}
+
+fn budget(gateway: &v1::NatGateway) -> Budget {
+    let (gateway, address) = gateway.most_mappings();
+    Budget { gateway, address }
 }
 
 impl Draft<'_> {
@@ -311,9 +329,19 @@ impl Draft<'_> {
             sources: parse_prefixes(&gateway.sources),
             forwards: forwards.collect(),
             is_open: gateway.filtering == "endpoint_independent",
+            timeouts: timeouts(gateway),
+            budget: budget(gateway),
+            alarms: self.alarms(&gateway.id),
         };
         self.places.nat_gateways.insert(gateway.id.clone(), index);
         put(&mut outside.nat_gateways, index, compiled);
+    }
+
+    /// The counters of a gateway: those that it has already.
+    fn alarms(&self, id: &str) -> Arc<NatAlarms> {
+        let mut before = self.outside_before.nat_gateways.iter().flatten();
+        let same = before.find(|gateway| gateway.id == id);
+        same.map_or_else(Arc::default, |gateway| Arc::clone(&gateway.alarms))
     }
 
     /// A port forward; none while what it leads to is nowhere.

@@ -356,6 +356,7 @@ struct Draft<'a> {
     limits: Vec<Limits>,
     /// Of the snapshot before: limits that stay go on where they were.
     limits_before: Arc<[Limits]>,
+    /// Of the snapshot before: what goes on from there.
     outside_before: Arc<Outside>,
     peers: Vec<Option<Peer>>,
     peer_by_vtep: Map<u128, u16>,

@@ -299,6 +299,19 @@ impl Model {
             }
             return Ok((known.chosen.outside, known.number));
         }
+        let limits = gateway.limits.unwrap_or_default();
+        let of_gateway = |mapping: &&Mapping| {
+            mapping.chosen.host == host && mapping.chosen.gateway == gateway.id
+        };
+        let of_gateway: Vec<_> = self.mappings.iter().filter(of_gateway).collect();
+        let is_of_address = |mapping: &&&Mapping| mapping.chosen.inside.0 == inside.0;
+        let of_address = of_gateway.iter().filter(is_of_address).count();
+        if limits.mappings != 0 && of_gateway.len() >= limits.mappings as usize {
+            return Err(DropReason::NatGatewayBudget);
+        }
+        if limits.mappings_per_address != 0 && of_address >= limits.mappings_per_address as usize {
+            return Err(DropReason::NatAddressBudget);
+        }
         if self.only_looks {
             return Ok(((first, inside.1), 0));
         }

@@ -262,8 +262,13 @@ impl Model {
     /// Lets time pass: sessions expire, and what has waited in vain for its first fragment is dropped.
     pub fn advance(&mut self, milliseconds: u32) -> Outcome {
         self.now += milliseconds;
-        for sessions in self.sessions.values_mut() {
-            sessions.retain(|session| !session.is_expired(self.now));
+        let (world, now) = (Rc::clone(&self.world), self.now);
+        for (host, sessions) in &mut self.sessions {
+            sessions.retain(|session| {
+                let address = session.outside_address();
+                let gateway = address.and_then(|address| world.gateway_of(host, address));
+                !session.is_expired(now, gateway)
+            });
         }
         self.forget_mappings();
         let mut outcome = Outcome::default();

@@ -176,6 +176,17 @@ impl World {
         self.0.nat_gateways.iter().find(|gateway| gateway.id == id)
     }
 
+    /// The NAT gateway that has an address, on a gateway host of its network.
+    pub fn gateway_of(&self, host: &str, address: IpAddr) -> Option<&v1::NatGateway> {
+        self.0.nat_gateways.iter().find(|gateway| {
+            let network = self.network(&gateway.external_network);
+            let is_gateway = |network: &v1::ExternalNetwork| {
+                network.gateway_hosts.iter().any(|other| other == host)
+            };
+            network.is_some_and(is_gateway) && addresses(gateway).any(|other| other == address)
+        })
+    }
+
     /// Whether a host has an interface on a network.
     pub fn is_on(&self, host: &str, network: &v1::ExternalNetwork) -> bool {
         let mut hosts = self.0.hosts.iter();

@@ -1,9 +1,13 @@
 //! Tracked flows: a list. TCP is followed by RFC 9293's states as a bystander sees them; of the windows only so much is modelled that
 //! what is far away is out, and that nothing unsent can be acknowledged.
 
+use std::net::IpAddr;
+
 use weft_dataplane::packet::DropReason;
+use weft_proto::v1;
 
 use super::frame::{ACK, Detail, FIN, Flow, Packet, RST, SYN, Segment};
+use super::outside::OUTSIDE;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stage {
@@ -38,6 +42,19 @@ impl Stage {
             Self::TimeWait | Self::Closed => 30,
         };
         seconds * 1000
+    }
+
+    /// The same through a NAT gateway; none where that has no say.
+    fn timeout_at(self, gateway: &v1::NatGateway) -> Option<u32> {
+        let set = gateway.timeouts.unwrap_or_default();
+        let (set, default) = match self {
+            Self::OneWay | Self::BothWays => (set.udp, 300),
+            Self::Query => (set.icmp, 60),
+            Self::Established => (set.tcp_established, 7440),
+            Self::TimeWait | Self::Closed => return None,
+            _ => (set.tcp_transitory, 240),
+        };
+        Some(if set == 0 { default } else { set } * 1000)
     }
 }
 
@@ -91,8 +108,20 @@ pub struct Session {
 }
 
 impl Session {
-    pub fn is_expired(&self, now: u32) -> bool {
-        now - self.last_seen >= self.stage.timeout()
+    /// `gateway`: the NAT gateway that has its outside address.
+    pub fn is_expired(&self, now: u32, gateway: Option<&v1::NatGateway>) -> bool {
+        let own = gateway.and_then(|gateway| self.stage.timeout_at(gateway));
+        now - self.last_seen >= own.unwrap_or(self.stage.timeout())
+    }
+
+    /// The outside address that stands for one of its ends, if it is with the outside or has a mapping.
+    pub fn outside_address(&self) -> Option<IpAddr> {
+        let [before, after] = self.translated?;
+        if self.mapping.is_some() || self.sides[1] == OUTSIDE {
+            Some(after.source)
+        } else {
+            (self.sides[0] == OUTSIDE).then_some(before.destination)
+        }
     }
 
     /// Whether the flow is of the session, and how a packet of it stands to the session.

@@ -929,3 +929,57 @@ fn the_limits_of_an_elastic_ip_are_those_of_a_port() {
         elastic(|e| e.limits = limit(7999)),
     );
 }
+#[test]
+fn idle_times_of_a_nat_gateway_are_not_below_what_the_rfcs_admit() {
+    let timeouts =
+        |change: fn(&mut v1::NatTimeouts)| nat(move |n| change(n.timeouts.get_or_insert_default()));
+    for (name, least, source, change) in [
+        (
+            "tcp_established",
+            7440,
+            "RFC 5382 REQ-5",
+            (|t, seconds| t.tcp_established = seconds) as fn(&mut v1::NatTimeouts, u32),
+        ),
+        ("tcp_transitory", 240, "RFC 5382 REQ-5", |t, seconds| {
+            t.tcp_transitory = seconds;
+        }),
+        ("udp", 120, "RFC 4787 REQ-5", |t, seconds| t.udp = seconds),
+        ("icmp", 60, "RFC 5508 REQ-2", |t, seconds| t.icmp = seconds),
+    ] {
+        for seconds in [1, least - 1, 604_801, u32::MAX] {
+            refused_outside(
+                &format!(
+                    "nat_gateway nat timeouts.{name}: {seconds} seconds are outside {least} ({source}) to 604800"
+                ),
+                nat(move |n| change(n.timeouts.get_or_insert_default(), seconds)),
+            );
+        }
+        for seconds in [0, least, 604_800] {
+            accepted_outside(nat(move |n| {
+                change(n.timeouts.get_or_insert_default(), seconds);
+            }));
+        }
+    }
+    accepted_outside(timeouts(|_| {}));
+}
+
+#[test]
+fn a_nat_gateway_has_no_more_mappings_than_a_host_holds() {
+    for (name, change) in [
+        (
+            "mappings",
+            (|l, most| l.mappings = most) as fn(&mut v1::NatLimits, u32),
+        ),
+        ("mappings_per_address", |l, most| {
+            l.mappings_per_address = most
+        }),
+    ] {
+        refused_outside(
+            &format!("nat_gateway nat limits.{name}: 1048577 exceeds 1048576"),
+            nat(move |n| change(n.limits.get_or_insert_default(), 1_048_577)),
+        );
+        for most in [0, 1, 1_048_576] {
+            accepted_outside(nat(move |n| change(n.limits.get_or_insert_default(), most)));
+        }
+    }
+}

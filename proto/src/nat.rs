@@ -1,0 +1,84 @@
+//! What of a NAT gateway has defaults: idle times and limits.
+
+use crate::v1::{NatGateway, NatLimits, NatTimeouts};
+
+/// The longest idle time that can be set, in seconds: a week.
+pub const LONGEST_TIMEOUT: u32 = 7 * 24 * 3600;
+/// The most mappings that can be set: as many as a host holds.
+pub const MOST_MAPPINGS: u32 = 1 << 20;
+/// Mappings of a gateway that sets no limit: a quarter of what a host holds.
+pub const DEFAULT_MAPPINGS: u32 = MOST_MAPPINGS / 4;
+
+/// An idle time of a NAT gateway.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Timeout {
+    /// The name of its field.
+    pub name: &'static str,
+    /// In seconds; 0: not set.
+    pub seconds: u32,
+    /// The least that the RFC admits, in seconds.
+    pub least: u32,
+    /// Where it is not set, in seconds.
+    pub default: u32,
+    /// Where that stands.
+    pub source: &'static str,
+}
+
+impl Timeout {
+    /// The one in force, in seconds.
+    pub fn effective(&self) -> u32 {
+        match self.seconds {
+            0 => self.default,
+            seconds => seconds,
+        }
+    }
+}
+
+impl NatGateway {
+    /// Its idle times: TCP established, TCP transitory, UDP, ICMP.
+    pub fn idle_times(&self) -> [Timeout; 4] {
+        let NatTimeouts {
+            tcp_established,
+            tcp_transitory,
+            udp,
+            icmp,
+        } = self.timeouts.unwrap_or_default();
+        let timeout = |name, seconds, (least, default), source| Timeout {
+            name,
+            seconds,
+            least,
+            default,
+            source,
+        };
+        [
+            timeout(
+                "tcp_established",
+                tcp_established,
+                (7440, 7440),
+                "RFC 5382 REQ-5",
+            ),
+            timeout(
+                "tcp_transitory",
+                tcp_transitory,
+                (240, 240),
+                "RFC 5382 REQ-5",
+            ),
+            timeout("udp", udp, (120, 300), "RFC 4787 REQ-5"),
+            timeout("icmp", icmp, (60, 60), "RFC 5508 REQ-2"),
+        ]
+    }
+
+    /// The most mappings that it has, and those of one source address.
+    pub fn most_mappings(&self) -> (u32, u32) {
+        let limits: NatLimits = self.limits.unwrap_or_default();
+        let all = match limits.mappings {
+            0 => DEFAULT_MAPPINGS,
+            all => all,
+        };
+        let of_one = match limits.mappings_per_address {
+            0 => all,
+            of_one => of_one.min(all),
+        };
+        (all, of_one)
+    }
+}
