@@ -200,8 +200,8 @@ impl NatAction {
                 table.row([
                     mapping.nat_gateway.clone(),
                     mapping.protocol.to_string(),
-                    end(&mapping.inside, mapping.inside_port),
-                    end(&mapping.outside, mapping.outside_port),
+                    mapped(mapping.protocol, &mapping.inside, mapping.inside_port),
+                    mapped(mapping.protocol, &mapping.outside, mapping.outside_port),
                     mapping.sessions.to_string(),
                 ]);
             }
@@ -235,6 +235,14 @@ fn gateways(all: &v1::NatGatewayList) -> String {
         ]);
     }
     table.text()
+}
+
+/// An end of a mapping; of a protocol other than TCP, UDP and ICMP an address alone.
+fn mapped(protocol: u32, address: &str, port: u32) -> String {
+    match protocol {
+        1 | 6 | 17 | 58 => end(address, port),
+        _ => address.to_owned(),
+    }
 }
 
 /// What a flow becomes.

@@ -82,7 +82,7 @@ drop_reasons! {
     NoTranslation = "no_translation": "the route leads to an external network, where the sender has no elastic IP, and no NAT gateway that serves it",
     NoTranslator = "no_translator": "the elastic IP or NAT gateway of the packet is on no host that is known, or not on this one",
     NatUnmapped = "nat_unmapped": "a packet to a port of a NAT gateway that no mapping and no port forward has, or whose mapping does not admit the sender",
-    NatProtocol = "nat_protocol": "a packet through a NAT gateway of a protocol without ports",
+    NatProtocol = "nat_protocol": "an ICMP message through a NAT gateway that is no query, or a packet of a protocol without ports while each of its addresses has another sender of that",
     NatPorts = "nat_ports": "every port of the NAT gateway's addresses is in use",
     NatAddressBudget = "nat_address_budget": "the source address has as many mappings of the NAT gateway as one may",
     NatGatewayBudget = "nat_gateway_budget": "the NAT gateway has as many mappings as it may",

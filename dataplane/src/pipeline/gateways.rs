@@ -213,16 +213,9 @@ impl Core {
         }
         let mapping = if told.is_mapped {
             let (gateway, pool) = outside.pools.get(&held)?;
-            let inside = Inside {
-                gateway: *gateway,
-                protocol: first.1.protocol,
-                address: first.1.source,
-                port: first.1.source_port,
-            };
-            let port = OutsidePort {
-                address: held,
-                port: second.1.source_port,
-            };
+            let (opener, protocol) = (&first.1, first.1.protocol);
+            let inside = Inside::new(*gateway, protocol, opener.source, opener.source_port);
+            let port = OutsidePort::new(protocol, held, second.1.source_port);
             let mapping = tables.sessions.mappings().adopt(&inside, port, pool.number);
             Some(mapping?.number)
         } else {

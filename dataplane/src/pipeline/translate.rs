@@ -10,7 +10,7 @@ use crate::packet::checksum::{self, finish_few};
 use crate::packet::parse::{self, Family, protocol, word_address};
 use crate::packet::{DropReason, Flow, Parsed};
 use crate::session::Translation;
-use crate::session::mappings::Outside;
+use crate::session::mappings::{self, Outside};
 use crate::session::table::{Action, SessionRef};
 use crate::snapshot::{Held, HeldBy, Snapshot};
 
@@ -179,7 +179,7 @@ impl Choice {
                 if let Some(address) = elastic {
                     after.source = address;
                 } else if let Some(gateway) = through {
-                    if !has_identifier(&entry.parsed) {
+                    if !may_share_address(&entry.parsed) {
                         return Err(DropReason::NatProtocol);
                     }
                     let found = external::map(tables, gateway, flow, tracer)?;
@@ -233,20 +233,23 @@ fn hairpin_gateway(tables: Tables<'_>, entry: &Entry) -> Option<u16> {
     }
 }
 
-/// Whether a packet has a port or an identifier that a NAT gateway can tell flows apart by.
-fn has_identifier(parsed: &Parsed) -> bool {
+/// Whether a packet may have a mapping: of ICMP, a query alone has an identifier to tell flows apart by.
+fn may_share_address(parsed: &Parsed) -> bool {
     match (parsed.flow.protocol, parsed.family) {
-        (protocol::TCP | protocol::UDP, _) => true,
         (protocol::ICMP, Family::Ipv4) | (protocol::ICMPV6, Family::Ipv6) => {
             parse::is_query(parsed.family, (parsed.icmp >> 8) as u8)
         }
-        _ => false,
+        (protocol::ICMP | protocol::ICMPV6, _) => false,
+        _ => true,
     }
 }
 
 /// Gives a flow another source. The other port of an ICMP query is its identifier plus a number that stands for its type.
 fn set_source(flow: &mut Flow, outside: Outside) {
     flow.source = outside.address;
+    if !mappings::has_ports(flow.protocol) {
+        return;
+    }
     if matches!(flow.protocol, protocol::ICMP | protocol::ICMPV6) {
         let number = flow.destination_port.wrapping_sub(flow.source_port);
         flow.destination_port = outside.port.wrapping_add(number);

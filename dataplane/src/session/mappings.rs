@@ -2,6 +2,7 @@
 //!
 //! A mapping is independent of where packets go (RFC 4787 REQ-1), so that several sessions share it: it lives while any of them does, and
 //! [`Mappings::HOLD`] longer. Ports of an outside address are bits of a pool, one for each protocol, so that a pool can be filled to its last port.
+//! Of a protocol without ports, an outside address stands for one inside address as a whole.
 //! Everything is allocated at the start; a full table refuses, it evicts nothing.
 
 use std::hash::BuildHasher;
@@ -32,8 +33,20 @@ pub struct Inside {
     pub protocol: u8,
     /// The address of a port of the VPC.
     pub address: u128,
-    /// Its port.
+    /// Its port; 0 of a protocol without ports.
     pub port: u16,
+}
+
+impl Inside {
+    /// An address and port at a gateway.
+    pub fn new(gateway: u16, protocol: u8, address: u128, port: u16) -> Self {
+        Self {
+            gateway,
+            protocol,
+            address,
+            port: port_of(protocol, port),
+        }
+    }
 }
 
 /// The outside of a mapping.
@@ -41,8 +54,18 @@ pub struct Inside {
 pub struct Outside {
     /// An address of the NAT gateway.
     pub address: u128,
-    /// The port there.
+    /// The port there; 0 of a protocol without ports.
     pub port: u16,
+}
+
+impl Outside {
+    /// An address and port, of this protocol.
+    pub fn new(protocol: u8, address: u128, port: u16) -> Self {
+        Self {
+            address,
+            port: port_of(protocol, port),
+        }
+    }
 }
 
 /// A mapping that was found or made.
@@ -97,8 +120,8 @@ pub enum MappingError {
     /// The host has as many mappings as it can hold.
     #[error("the host has as many mappings as it can hold")]
     Full,
-    /// Only TCP, UDP and ICMP have ports.
-    #[error("the protocol has no ports")]
+    /// The protocol has no ports, and each of the gateway's addresses stands for another inside address.
+    #[error("the protocol has no ports, and every address is in use for it")]
     Protocol,
 }
 
@@ -232,7 +255,9 @@ impl Mappings {
                 Ok(table.mapping(number))
             }
             Choice::New(outside, pool, kind) => {
-                table.take_port(pool, kind, outside.port);
+                if let Some(kind) = kind {
+                    table.take_port(pool, kind, outside.port);
+                }
                 Ok(table.enter(*inside, outside, pool))
             }
         }
@@ -262,9 +287,15 @@ impl Mappings {
             table.entries[number as usize].idle_since = None;
             return Some(table.mapping(number)).filter(|mapping| mapping.outside == outside);
         }
-        let kind = kind(inside.protocol)?;
         let is_full = table.free.is_empty() && table.entries.len() == table.capacity;
-        if is_full || !table.take_this(pool, kind, outside.port) {
+        if is_full {
+            return None;
+        }
+        let is_free = match kind(inside.protocol) {
+            Some(kind) => table.take_this(pool, kind, outside.port),
+            None => table.find_outside(inside.protocol, outside).is_none(),
+        };
+        if !is_free {
             return None;
         }
         Some(table.enter(*inside, outside, pool))
@@ -311,8 +342,17 @@ impl Mappings {
 enum Choice {
     /// This mapping.
     Known(u32),
-    /// A new one: this outside, of this pool and kind of port.
-    New(Outside, u16, usize),
+    /// A new one: this outside, of this pool and kind of port, if it has one.
+    New(Outside, u16, Option<usize>),
+}
+
+/// Whether mappings of a protocol have ports, or identifiers in their place.
+pub fn has_ports(protocol: u8) -> bool {
+    kind(protocol).is_some()
+}
+
+fn port_of(protocol: u8, port: u16) -> u16 {
+    if has_ports(protocol) { port } else { 0 }
 }
 
 /// The place of a protocol's ports in a pool.
@@ -381,7 +421,7 @@ impl Table {
         if let Some(number) = known {
             return Ok(Choice::Known(number));
         }
-        let kind = kind(inside.protocol).ok_or(MappingError::Protocol)?;
+        let kind = kind(inside.protocol);
         if self.free.is_empty() && self.entries.len() == self.capacity {
             return Err(MappingError::Full);
         }
@@ -394,13 +434,24 @@ impl Table {
         let paired = self.hasher.hash_one((inside.gateway, inside.address)) as usize;
         for i in 0..pools.len() {
             let pool = pools[(paired + i) % pools.len()];
+            let Some(kind) = kind else {
+                let outside = Outside::new(inside.protocol, pool.address, 0);
+                if self.find_outside(inside.protocol, outside).is_none() {
+                    return Ok(Choice::New(outside, pool.number, None));
+                }
+                continue;
+            };
             let is_reserved = |port| reserved(pool.address, port);
             if let Some(port) = self.free_port(pool.number, kind, inside.port, is_reserved) {
                 let address = pool.address;
-                return Ok(Choice::New(Outside { address, port }, pool.number, kind));
+                let outside = Outside { address, port };
+                return Ok(Choice::New(outside, pool.number, Some(kind)));
             }
         }
-        Err(MappingError::Ports)
+        Err(match kind {
+            Some(_) => MappingError::Ports,
+            None => MappingError::Protocol,
+        })
     }
 
     /// Where the bits of a pool's ports are.
@@ -697,5 +748,40 @@ mod tests {
                 .map(&other, (&[POOL], budget), |_, _| false)
                 .is_ok()
         );
+    }
+
+    #[test]
+    fn of_a_protocol_without_ports_an_address_stands_for_one_inside_address() {
+        let mappings = Mappings::new(16);
+        let pools = [
+            POOL,
+            Pool {
+                address: 77,
+                number: 1,
+            },
+        ];
+        let map = |address, protocol| {
+            let inside = Inside::new(0, protocol, address, 99);
+            mappings.map(&inside, (&pools, Budget::UNLIMITED), |_, _| false)
+        };
+        let (first, second) = (map(1, 47).unwrap(), map(2, 47).unwrap());
+        assert_ne!(first.outside.address, second.outside.address);
+        assert_eq!((first.inside.port, first.outside.port), (0, 0));
+        assert_eq!(map(1, 47), Ok(first));
+        assert_eq!(map(3, 47), Err(MappingError::Protocol));
+        assert!(map(3, 50).is_ok(), "each protocol by itself");
+        assert!(map(3, protocol::UDP).is_ok());
+        let found = mappings.find_outside(47, first.outside);
+        assert_eq!(found, Some(first));
+        // What another host has told of counts too; what goes makes room.
+        let inside = Inside::new(0, 47, 9, 0);
+        assert_eq!(mappings.adopt(&inside, first.outside, 0), None);
+        mappings.retain(second.number);
+        mappings.sweep(16, 0);
+        mappings.sweep(16, Mappings::HOLD);
+        assert_eq!(map(3, 47).unwrap().outside, first.outside);
+        let inside = Inside::new(0, 132, 9, 0);
+        let free = Outside::new(132, 77, 5);
+        assert_eq!(mappings.adopt(&inside, free, 1).unwrap().outside, free);
     }
 }

@@ -10,10 +10,13 @@ use weft_proto::state::State;
 use weft_proto::v1::{NatLimits, NatTimeouts};
 
 use crate::external::{
-    FAR, H1, arrive, gateway, held, kept_in, meet, outside, outside_on, send, station, v4,
+    FAR, GATEWAY, H1, NEIGHBOR, arrive, gateway, held, kept_in, meet, outside, outside_on, refused,
+    send, station, v4,
 };
-use crate::frames::{A1, A2, A3, echo, tcp, udp};
+use crate::frames::{A1, A2, A3, End, echo, tcp, udp};
+use crate::overlay::mend_ipv4;
 use crate::topology::{LIMITS, ROUTER, change, objects};
+use crate::translation::unreachable;
 
 fn mappings(fabric: &Fabric) -> u32 {
     fabric.hosts["h1"].shared.sessions.mappings().count()
@@ -224,4 +227,111 @@ fn a_gateway_whose_ports_are_all_in_use_drops_by_name_and_counts_it() {
         pass(&mut fabric, 1000);
     }
     send(&mut fabric, "a2", &frame);
+}
+
+/// A packet of a protocol that has no ports, GRE by default.
+fn portless(from: End, to: End, mac: [u8; 6], protocol: u8) -> Vec<u8> {
+    let mut frame = udp(from, to, mac, (0x1234, 0x5678), b"payload");
+    frame[23] = protocol;
+    mend_ipv4(&mut frame, 14);
+    frame
+}
+
+const GRE: u8 = 47;
+const SCTP: u8 = 132;
+
+#[test]
+fn a_protocol_without_ports_has_an_address_of_the_gateway_to_itself() {
+    let mut fabric = outside(|objects| {
+        gateway(objects);
+        // One of the two IPv4 addresses for each sender.
+        objects.nat_gateways[0].addresses.push("203.0.113.6".into());
+    });
+    let mut own = Vec::new();
+    for (name, end) in [("a1", A1), ("a2", A2)] {
+        for _ in 0..2 {
+            let frame = portless(end, FAR, ROUTER, GRE);
+            fabric.outside.clear();
+            assert_eq!(fabric.send(name, &frame), []);
+            let sent = fabric.outside.remove(0).1;
+            own.push(sent[29]);
+            // What comes after the header is as it was.
+            assert_eq!(sent[34..], frame[34..]);
+            let back = portless(FAR, held(sent[29]), H1, GRE);
+            let out = fabric.send_from_uplink("h1", 1, &back);
+            assert_eq!(out.len(), 1, "{:?}", fabric.all_drops());
+            assert_eq!(out[0].port, name);
+            assert_eq!(out[0].frame[30..34], end.v4);
+        }
+    }
+    assert_eq!((own[0], own[2]), (own[1], own[3]), "it stays the same");
+    own.sort_unstable();
+    assert_eq!(own, [5, 5, 6, 6]);
+    // No address is left for a third sender; of another protocol there is.
+    let third = portless(A3, FAR, ROUTER, GRE);
+    kept_in(&mut fabric, "a3", &third, DropReason::NatProtocol);
+    let frame = portless(A3, FAR, ROUTER, SCTP);
+    fabric.outside.clear();
+    assert_eq!(fabric.send("a3", &frame), []);
+    assert_eq!(fabric.outside.len(), 1, "{:?}", fabric.all_drops());
+    assert_eq!(fabric.outside[0].1[34..], frame[34..], "ports of SCTP stay");
+    // TCP and UDP share the addresses as before, and strangers do not come in.
+    send(&mut fabric, "a3", &udp(A3, FAR, ROUTER, (7000, 53), b"x"));
+    refused(
+        &mut fabric,
+        &portless(NEIGHBOR, held(5), H1, GRE),
+        DropReason::NatUnmapped,
+    );
+    // When a sender's sessions are over, its address is another's.
+    for _ in 0..31 {
+        pass(&mut fabric, 10_000);
+    }
+    let frame = portless(A3, FAR, ROUTER, GRE);
+    fabric.outside.clear();
+    assert_eq!(fabric.send("a3", &frame), []);
+    assert_eq!(fabric.outside.len(), 1, "{:?}", fabric.all_drops());
+}
+
+/// RFC 4787 REQ-8 for what has no ports.
+#[test]
+fn anybody_may_send_to_an_address_that_an_open_gateway_has_given_out_whole() {
+    let mut fabric = outside(|objects| {
+        gateway(objects);
+        objects.nat_gateways[0].filtering = "endpoint_independent".into();
+    });
+    let stranger = portless(NEIGHBOR, held(5), H1, SCTP);
+    refused(&mut fabric, &stranger, DropReason::NatUnmapped);
+    fabric.outside.clear();
+    fabric.send("a2", &portless(A2, FAR, ROUTER, SCTP));
+    let out = fabric.send_from_uplink("h1", 1, &stranger);
+    assert_eq!(out.len(), 1, "{:?}", fabric.all_drops());
+    assert_eq!(out[0].port, "a2");
+    assert_eq!(out[0].frame[34..], stranger[34..]);
+}
+
+/// Of ICMP, queries alone have an identifier (RFC 5508 REQ-1).
+#[test]
+fn an_icmp_message_that_is_no_query_does_not_pass_a_gateway() {
+    let mut fabric = outside(gateway);
+    let mut frame = echo(A1, FAR, ROUTER, 7, b"x");
+    // A type that nobody has.
+    frame[34] = 200;
+    let sum = u16::from_be_bytes([frame[36], frame[37]]);
+    let sum = sum.wrapping_sub((200 - 8) << 8);
+    frame[36..38].copy_from_slice(&sum.to_be_bytes());
+    kept_in(&mut fabric, "a1", &frame, DropReason::NatProtocol);
+    assert_eq!(mappings(&fabric), 0);
+}
+
+#[test]
+fn an_error_about_a_packet_without_ports_reaches_its_sender() {
+    let mut fabric = outside(gateway);
+    fabric.outside.clear();
+    fabric.send("a1", &portless(A1, FAR, ROUTER, GRE));
+    let sent = fabric.outside.remove(0).1;
+    let error = unreachable(GATEWAY, held(5), H1, &sent[14..]);
+    let (port, seen) = arrive(&mut fabric, &error);
+    assert_eq!((port.as_str(), seen.destination), ("a1", v4(A1)));
+    // It quotes what a1 has sent.
+    assert_eq!(seen.payload[12..16], A1.v4);
 }

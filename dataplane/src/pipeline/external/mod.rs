@@ -13,7 +13,7 @@ use super::tracer::Tracer;
 use crate::numbers::Vni;
 use crate::packet::parse::{protocol, word_address};
 use crate::packet::{DropReason, Flow, Mac};
-use crate::session::mappings::{Inside, Mapping, MappingError, Outside as OutsidePort};
+use crate::session::mappings::{self, Inside, Mapping, MappingError, Outside as OutsidePort};
 use crate::session::table::{Egress, MacPair};
 use crate::snapshot::{HeldBy, NatGateway, Place, Snapshot, Subnet, Target, Translator, Vpc};
 
@@ -217,13 +217,18 @@ fn entry_of(tables: Tables<'_>, gateway: &NatGateway, flow: &Flow) -> Option<(u1
         return Some(forward);
     }
     // Pings have no port that anybody could send to.
-    let has_ports = matches!(flow.protocol, protocol::TCP | protocol::UDP);
-    if !gateway.is_open || !has_ports {
+    if !gateway.is_open || matches!(flow.protocol, protocol::ICMP | protocol::ICMPV6) {
         return None;
     }
     let mappings = tables.sessions.mappings();
-    let mapping = mappings.find_outside(flow.protocol, OutsidePort { address, port })?;
-    Some((mapping.inside.address, mapping.inside.port))
+    let outside = OutsidePort::new(flow.protocol, address, port);
+    let Inside {
+        address: inside,
+        port: inside_port,
+        ..
+    } = mappings.find_outside(flow.protocol, outside)?.inside;
+    let has_ports = mappings::has_ports(flow.protocol);
+    Some((inside, if has_ports { inside_port } else { port }))
 }
 
 /// The mapping for a flow's source at a NAT gateway. Where nothing may change, what it would be.
@@ -235,12 +240,7 @@ pub(super) fn map(
 ) -> Result<Mapping, DropReason> {
     let gateway = tables.snapshot.outside.nat_gateway(index);
     let gateway = gateway.ok_or(DropReason::NextHopGone)?;
-    let inside = Inside {
-        gateway: index,
-        protocol: flow.protocol,
-        address: flow.source,
-        port: flow.source_port,
-    };
+    let inside = Inside::new(index, flow.protocol, flow.source, flow.source_port);
     let mappings = tables.sessions.mappings();
     let family = flow.family();
     let is_of_family = |pool: &&crate::session::mappings::Pool| {

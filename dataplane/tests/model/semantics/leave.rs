@@ -174,6 +174,11 @@ fn own_ping(world: &World, host: &str, network: Option<&str>, packet: &Packet) -
     gateway::ping(packet).ok()
 }
 
+/// Whether a protocol is none whose ports or identifiers a NAT gateway knows.
+fn is_portless(protocol: u8) -> bool {
+    !matches!(protocol, TCP | UDP | ICMP | ICMPV6)
+}
+
 impl Model {
     /// Gives a packet from outside, or to a NAT gateway's address from inside, the destination that the address stands for.
     pub(super) fn come_to(
@@ -192,6 +197,18 @@ impl Model {
             }
             By::Gateway(gateway) => gateway,
         };
+        if is_portless(flow.protocol) {
+            let is_open = gateway.filtering == "endpoint_independent";
+            let found = self.mappings.iter().find(|mapping| {
+                let chosen = &mapping.chosen;
+                chosen.host == host
+                    && chosen.protocol == flow.protocol
+                    && chosen.outside == (flow.destination, 0)
+            });
+            let found = found.filter(|_| is_open).ok_or(DropReason::NatUnmapped)?;
+            flow.destination = found.chosen.inside.0;
+            return Ok(());
+        }
         let Detail::Ports(source, port) = flow.detail else {
             return Err(DropReason::NatUnmapped);
         };
@@ -257,12 +274,14 @@ impl Model {
                 },
                 _,
             ) => id,
+            (_, protocol) if is_portless(protocol) => 0,
             _ => return Err(DropReason::NatProtocol),
         };
         let inside = (before.source, port);
         let (outside, number) = self.map(world, (host, gateway), before.protocol, inside)?;
         flow.source = outside.0;
         flow.detail = match flow.detail {
+            same if is_portless(before.protocol) => same,
             Detail::Ports(_, destination) => Detail::Ports(outside.1, destination),
             Detail::Query { kind, answer, .. } => Detail::Query {
                 kind,
@@ -312,6 +331,12 @@ impl Model {
         if limits.mappings_per_address != 0 && of_address >= limits.mappings_per_address as usize {
             return Err(DropReason::NatAddressBudget);
         }
+        if is_portless(protocol) {
+            let mut of_family = addresses(gateway).filter(|address| address.is_ipv4() == v4);
+            if of_family.all(|address| self.is_whole(host, protocol, address)) {
+                return Err(DropReason::NatProtocol);
+            }
+        }
         if self.only_looks {
             return Ok(((first, inside.1), 0));
         }
@@ -336,6 +361,15 @@ impl Model {
             idle_since: None,
         });
         Ok((outside, number))
+    }
+
+    /// Whether an address stands for one inside, of a protocol without ports.
+    fn is_whole(&self, host: &str, protocol: u8, address: IpAddr) -> bool {
+        let mut mappings = self.mappings.iter();
+        mappings.any(|mapping| {
+            let other = &mapping.chosen;
+            other.host == host && other.protocol == protocol && other.outside == (address, 0)
+        })
     }
 
     /// What rule a new choice breaks.
@@ -365,6 +399,12 @@ impl Model {
                     .is_none()
                 && !is_taken(port)
         };
+        if is_portless(chosen.protocol) {
+            let is_own = addresses(gateway).any(|other| other == address);
+            let whole = self.is_whole(&chosen.host, chosen.protocol, address);
+            return (port != 0 || whole || !is_own)
+                .then_some("an address in use for a protocol without ports, or not the gateway's");
+        }
         let wanted = chosen.inside.1;
         let unpaired = self.mappings.iter().any(|mapping| {
             let other = &mapping.chosen;
@@ -373,6 +413,7 @@ impl Model {
                 && other.inside.0 == chosen.inside.0
                 && other.outside.0 != address
                 && mapping.among == gateway.addresses
+                && !is_portless(other.protocol)
         });
         if !addresses(gateway).any(|other| other == address) {
             Some("an address that is not the gateway's")

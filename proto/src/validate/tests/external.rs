@@ -971,7 +971,7 @@ fn a_nat_gateway_has_no_more_mappings_than_a_host_holds() {
             (|l, most| l.mappings = most) as fn(&mut v1::NatLimits, u32),
         ),
         ("mappings_per_address", |l, most| {
-            l.mappings_per_address = most
+            l.mappings_per_address = most;
         }),
     ] {
         refused_outside(
