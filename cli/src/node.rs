@@ -327,6 +327,7 @@ fn stats_text(stats: &v1::Stats, before: Option<&v1::Stats>, seconds: u64) -> St
         "TX-BYTES",
         "DROPS",
         "KERNEL-DROPS",
+        "READ",
     ]
     .map(|heading| format!("{heading}{suffix}"));
     let [
@@ -336,6 +337,7 @@ fn stats_text(stats: &v1::Stats, before: Option<&v1::Stats>, seconds: u64) -> St
         tx_bytes,
         drops,
         kernel_drops,
+        read,
     ] = &headings;
     let mut table = Table::new(&[
         "PORT",
@@ -345,6 +347,7 @@ fn stats_text(stats: &v1::Stats, before: Option<&v1::Stats>, seconds: u64) -> St
         tx_bytes,
         drops,
         kernel_drops,
+        read,
     ]);
     for port in &stats.ports {
         let old = old.get(port.port.as_str()).copied();
@@ -364,6 +367,7 @@ fn stats_text(stats: &v1::Stats, before: Option<&v1::Stats>, seconds: u64) -> St
             cell(|p| p.tx_bytes),
             cell(|p| p.drops),
             cell(|p| p.kernel_drops),
+            cell(|p| p.read),
         ]);
     }
     let mut text = table.text();

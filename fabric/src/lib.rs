@@ -149,7 +149,7 @@ impl MemoryHost {
     pub fn unaccounted(&self) -> i64 {
         let of = |traffic: &Traffic| {
             let came = traffic.rx_packets.get() + traffic.generated.get();
-            came as i64 - traffic.all_drops() as i64
+            came as i64 - (traffic.all_drops() + traffic.read.get()) as i64
         };
         let left: i64 = self.traffic(self.ports).map(of).sum();
         left - (self.sent + self.waiting() as u64) as i64

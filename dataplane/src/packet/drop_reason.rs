@@ -87,7 +87,6 @@ drop_reasons! {
     NatAddressBudget = "nat_address_budget": "the source address has as many mappings of the NAT gateway as one may",
     NatGatewayBudget = "nat_gateway_budget": "the NAT gateway has as many mappings as it may",
     NatTableFull = "nat_table_full": "this host has as many mappings of NAT gateways as it can hold",
-    FellowRead = "fellow_read": "a probe of another host, or what another gateway host knows, which was read",
     FellowMalformed = "fellow_malformed": "a packet of no VPC from another host that is neither a probe nor what a fellow gateway host may tell",
     TranslationGone = "translation_gone": "the session's addresses are no longer translated as they were when it began, or its route leads into another VPC than then",
     TtlExceeded = "ttl_exceeded": "the TTL or hop limit ran out",

@@ -29,7 +29,7 @@ impl Counter {
     }
 }
 
-/// What passed through one port or uplink. For each, received + generated = drops + sent elsewhere (invariant 6).
+/// What passed through one port or uplink. For each, received + generated = drops + read + sent elsewhere (invariant 6).
 #[derive(Debug)]
 #[allow(missing_docs)]
 pub struct Traffic {
@@ -41,6 +41,8 @@ pub struct Traffic {
     pub generated: Counter,
     /// Packets that the kernel dropped at our rings, before we saw them, or the device after it took them; not among the drops by reason.
     pub kernel_drops: Counter,
+    /// Probes, and what other gateway hosts tell: packets that end here, and are no drops.
+    pub read: Counter,
     drops: [Counter; DropReason::COUNT],
 }
 
@@ -53,6 +55,7 @@ impl Default for Traffic {
             tx_bytes: Counter::default(),
             generated: Counter::default(),
             kernel_drops: Counter::default(),
+            read: Counter::default(),
             drops: std::array::from_fn(|_| Counter::default()),
         }
     }

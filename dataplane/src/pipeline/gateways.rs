@@ -138,22 +138,17 @@ impl Core {
         tables: Tables<'_>,
         peer: u16,
         frame: &[u8],
-    ) -> DropReason {
-        match probes::payload(frame) {
+    ) -> Result<(), DropReason> {
+        let read = match probes::payload(frame) {
             Some((port, payload)) if probes::is_probe(port) => {
-                match self.probes.receive(peer, payload, self.now) {
-                    Some(()) => DropReason::FellowRead,
-                    None => DropReason::FellowMalformed,
-                }
+                self.probes.receive(peer, payload, self.now)
             }
             Some((PORT, payload)) if tables.snapshot.outside.fellows().all.contains(&peer) => {
-                match self.told(tables, peer, payload) {
-                    Some(()) => DropReason::FellowRead,
-                    None => DropReason::FellowMalformed,
-                }
+                self.told(tables, peer, payload)
             }
-            _ => DropReason::FellowMalformed,
-        }
+            _ => None,
+        };
+        read.ok_or(DropReason::FellowMalformed)
     }
 
     fn told(&mut self, tables: Tables<'_>, peer: u16, payload: &[u8]) -> Option<()> {
@@ -169,7 +164,7 @@ impl Core {
                     self.adopt(tables, peer, &told);
                 }
             }
-            2 => self.probes.turn(),
+            2 => self.probes.turn(peer),
             _ => return None,
         }
         Some(())
@@ -274,8 +269,8 @@ impl Core {
         all.clear();
         all.shrink_to(WAITING);
         self.telling.new = all;
-        // One that serves nothing knows no more than whom it tells.
-        if self.telling.place == 0 && !self.telling.served.is_empty() {
+        // Also where this host serves nothing: the others do not know that, and wait for what it may have to tell.
+        if self.telling.place == 0 {
             for peer in fellows.all {
                 self.send_told(tables, io, peer, 2, &[]);
             }
@@ -367,7 +362,7 @@ impl Core {
         tables: Tables<'_>,
         io: &mut impl Io,
         packet: &Packet,
-    ) -> Option<DropReason> {
+    ) -> Option<Result<(), DropReason>> {
         let frame = packet.bytes(io);
         let outer = decap::outer(frame).ok()?;
         if outer.vni != Vni::OUTSIDE {

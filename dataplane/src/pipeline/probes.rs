@@ -67,6 +67,8 @@ struct Session {
     is_active: bool,
     /// It was not heard for the detection time, and has not been heard since.
     is_lost: bool,
+    /// How often it has told of all that it has, while it was ready, since this host began to wait.
+    turns: u32,
 }
 
 impl Session {
@@ -89,8 +91,6 @@ struct Table {
     began: Option<u32>,
     is_ready: bool,
     next: u32,
-    /// How often another gateway host has told of all that it has.
-    turns: u32,
     /// When it was looked last.
     looked: Option<u32>,
     /// It had fellows then.
@@ -156,7 +156,6 @@ impl Probes {
             next,
             is_ready,
             began,
-            turns,
             looked,
             has_fellows,
             ..
@@ -180,7 +179,8 @@ impl Probes {
             session.is_active || since(heard, now) < FORGOTTEN
         });
         let mut silent = Vec::new();
-        let mut lives = false;
+        // Which of them is in use for what, and so has made something, is not known here: all that live have to tell.
+        let (mut lives, mut have_told) = (false, true);
         for (peer, session) in sessions.iter_mut() {
             if !session.is_heard(now) {
                 (session.state, session.theirs) = (State::Down, 0);
@@ -194,7 +194,9 @@ impl Probes {
                     session.remote != State::AdminDown && fellows.juniors.contains(peer);
             }
             if others.contains(peer) && session.heard.is_some() {
-                lives |= session.remote != State::AdminDown;
+                let is_ready = session.remote != State::AdminDown;
+                lives |= is_ready;
+                have_told &= !is_ready || session.turns >= TURNS;
             }
         }
         for (peer, session) in sessions.iter() {
@@ -204,12 +206,14 @@ impl Probes {
             }
         }
         if is_out_of_date && *is_ready {
-            (*is_ready, *turns, *began) = (false, 0, None);
+            (*is_ready, *began) = (false, None);
+            sessions.values_mut().for_each(|session| session.turns = 0);
+            have_told = false;
         }
         let began = *began.get_or_insert(now);
         let waited = now.wrapping_sub(began);
         *is_ready |= others.is_empty()
-            || *turns >= TURNS
+            || (lives && have_told)
             || waited >= MOST_WAIT
             || (waited >= 2 * DETECTION && !lives);
         for (peer, session) in sessions.iter() {
@@ -223,10 +227,14 @@ impl Probes {
         }
     }
 
-    /// Another gateway host has told of everything that it has.
-    pub(super) fn turn(&self) {
+    /// Another gateway host has told of everything that it has. One that is not ready does not know everything itself.
+    pub(super) fn turn(&self, peer: u16) {
         let mut table = self.lock();
-        table.turns = table.turns.saturating_add(1);
+        if let Some(session) = table.sessions.get_mut(&peer)
+            && session.remote != State::AdminDown
+        {
+            session.turns = session.turns.saturating_add(1);
+        }
     }
 
     /// Takes a control packet from a peer (RFC 5880 §6.8.6). One that is malformed, or for another session, is not taken.
@@ -287,6 +295,7 @@ impl Session {
             since: now,
             is_active: false,
             is_lost: false,
+            turns: 0,
         }
     }
 
@@ -482,8 +491,8 @@ mod tests {
             (pair.liveness(0).is_ready, pair.liveness(1).is_ready),
             (true, false)
         );
-        pair.hosts[1].turn();
-        pair.hosts[1].turn();
+        pair.hosts[1].turn(7);
+        pair.hosts[1].turn(7);
         for _ in 0..4 {
             pair.step([&senior(), &junior()]);
         }
@@ -498,8 +507,8 @@ mod tests {
         }
         assert!(!pair.liveness(0).is_ready);
         assert_eq!(pair.liveness(1).silent, [7]);
-        pair.hosts[0].turn();
-        pair.hosts[0].turn();
+        pair.hosts[0].turn(7);
+        pair.hosts[0].turn(7);
         for _ in 0..4 {
             pair.step([&senior(), &junior()]);
         }
@@ -512,10 +521,13 @@ mod tests {
     fn a_gateway_that_was_cut_off_or_stood_still_is_used_again_once_it_knows_what_happened() {
         let both_ready = || {
             let mut pair = Pair::new();
-            pair.hosts
-                .iter()
-                .for_each(|host| (host.turn(), host.turn()).0);
-            for _ in 0..6 {
+            for _ in 0..8 {
+                pair.step([&senior(), &junior()]);
+            }
+            for _ in 0..TURNS {
+                pair.hosts[1].turn(7);
+            }
+            for _ in 0..4 {
                 pair.step([&senior(), &junior()]);
             }
             assert!(pair.liveness(0).is_ready && pair.liveness(1).is_ready);
@@ -540,8 +552,8 @@ mod tests {
             );
         }
         assert!(!pair.liveness(0).is_ready);
-        pair.hosts[0].turn();
-        pair.hosts[0].turn();
+        pair.hosts[0].turn(7);
+        pair.hosts[0].turn(7);
         for _ in 0..4 {
             pair.step([&senior(), &junior()]);
         }
@@ -581,5 +593,54 @@ mod tests {
         let mut routed = frame;
         routed[22] = 254;
         assert_eq!(payload(&routed), None);
+    }
+
+    /// Of three, only one is in use; the first is used again when each that lives has told of all, and none is counted for another.
+    #[test]
+    fn a_gateway_that_comes_back_has_been_told_of_everything_by_each_of_the_others() {
+        let others = Fellows {
+            all: vec![7, 8, 9],
+            juniors: vec![7, 8, 9],
+        };
+        let probes = Probes::default();
+        let mut others_sessions = [7u16, 8].map(|peer| Session::new(&mut peer.into(), 0));
+        // 9 is not ready itself.
+        let mut starting = Session::new(&mut 9, 0);
+        let mut now = 0;
+        let mut step = || {
+            now += INTERVAL;
+            let mut to = Vec::new();
+            probes.tick(now, [7, 8, 9].into_iter(), &others, |peer, packet| {
+                to.push((peer, packet));
+            });
+            for session in others_sessions.iter_mut().chain([&mut starting]) {
+                session.state = State::Up;
+            }
+            for (peer, packet) in to {
+                let mine = u32::from_be_bytes([packet[4], packet[5], packet[6], packet[7]]);
+                let session = match peer {
+                    7 => &mut others_sessions[0],
+                    8 => &mut others_sessions[1],
+                    _ => &mut starting,
+                };
+                session.theirs = mine;
+                let answer = session.packet(peer != 9);
+                assert_eq!(probes.receive(peer, &answer, now), Some(()));
+            }
+            probes.wait(u64::MAX, Duration::ZERO).is_ready
+        };
+        for _ in 0..8 {
+            assert!(!step());
+        }
+        for _ in 0..10 {
+            probes.turn(7);
+            probes.turn(9);
+            probes.turn(99);
+        }
+        assert!(!step(), "8 has told nothing");
+        probes.turn(8);
+        assert!(!step(), "its first turn may have begun before");
+        probes.turn(8);
+        assert!(step());
     }
 }

@@ -54,6 +54,10 @@ impl Core {
                 self.deliver(tables, io, index, packet);
             }
             Ok(Entered::Answer(to)) => io.send(to, packet),
+            Ok(Entered::Read) => {
+                self.place(source).read.add(1);
+                io.free(packet.frame);
+            }
             Err(reason) => {
                 self.place(source).drop(reason);
                 io.free(packet.frame);
@@ -100,7 +104,8 @@ impl Core {
             Ok(found) => found,
             Err(DropReason::UnknownVni) if !tables.snapshot.outside.networks.is_empty() => {
                 let read = self.read_fellow(tables, io, packet);
-                return Err(read.unwrap_or(DropReason::UnknownVni));
+                let read = read.unwrap_or(Err(DropReason::UnknownVni));
+                return read.map(|()| Entered::Read);
             }
             // What is no tunnel packet of ours may be for an address that we hold on an external network.
             Err(reason) if tables.snapshot.outside.by_link.is_empty() => return Err(reason),
@@ -141,6 +146,8 @@ pub(super) enum Entered {
     Ip(Entry),
     /// ARP, which has become the answer.
     Answer(Destination),
+    /// For this host's daemon, which has read it.
+    Read,
 }
 
 /// A parsed packet with its key.

@@ -280,12 +280,13 @@ impl Mappings {
         })
     }
 
-    /// Takes over a mapping that another host has made. None: the inside has another already, or the port is another's, or there is no room.
+    /// Takes over a mapping that another host has made. None: the port is another's, or there is no room. An inside may have several: what
+    /// stands here may be of an address that the gateway has lost since, or of a time before. What was told last is what new sessions get.
     pub fn adopt(&self, inside: &Inside, outside: Outside, pool: u16) -> Option<Mapping> {
         let mut table = self.lock();
-        if let Some(number) = table.find_inside(inside) {
+        if let Some(number) = table.find_inside_where(inside, |known| *known == outside) {
             table.entries[number as usize].idle_since = None;
-            return Some(table.mapping(number)).filter(|mapping| mapping.outside == outside);
+            return Some(table.mapping(number));
         }
         let is_full = table.free.is_empty() && table.entries.len() == table.capacity;
         if is_full {
@@ -670,9 +671,32 @@ mod tests {
             mappings.adopt(&inside(1, 5000), outside(7000), 0),
             Some(adopted)
         );
-        assert_eq!(mappings.adopt(&inside(1, 5000), outside(7001), 0), None);
         assert_eq!(mappings.adopt(&inside(2, 5000), outside(7000), 0), None);
         assert_ne!(map(&mappings, inside(3, 7000)).unwrap().outside.port, 7000);
+        assert_eq!(mappings.count(), 2);
+    }
+
+    #[test]
+    fn a_mapping_that_is_told_goes_before_an_older_one_of_the_same_inside() {
+        let mappings = Mappings::new(8);
+        let lost = Pool {
+            address: 77,
+            number: 1,
+        };
+        let offer = (&[lost][..], Budget::UNLIMITED);
+        let old = mappings.map(&inside(1, 5000), offer, |_, _| false).unwrap();
+        let outside = Outside {
+            address: POOL.address,
+            port: 7000,
+        };
+        let told = mappings.adopt(&inside(1, 5000), outside, 0).unwrap();
+        assert_eq!(told.outside, outside);
+        assert_eq!(map(&mappings, inside(1, 5000)), Ok(told));
+        // Sessions of before keep theirs.
+        let found = mappings.find_outside(protocol::UDP, old.outside);
+        assert_eq!(found, Some(old));
+        assert_eq!(mappings.adopt(&inside(1, 5000), old.outside, 1), Some(old));
+        assert_eq!(map(&mappings, inside(1, 5000)), Ok(told));
         assert_eq!(mappings.count(), 2);
     }
 

@@ -11,6 +11,7 @@ mod dhcp6;
 mod direct;
 mod epochs;
 mod external;
+mod fellows;
 mod fragments;
 mod frames;
 mod lanes;

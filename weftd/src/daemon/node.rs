@@ -82,6 +82,7 @@ fn port_counters(port: String, sets: &[&Traffic]) -> v1::PortCounters {
         tx_bytes: total(sets, |traffic| traffic.tx_bytes.get()),
         drops: total(sets, Traffic::all_drops),
         kernel_drops: total(sets, |traffic| traffic.kernel_drops.get()),
+        read: total(sets, |traffic| traffic.read.get()),
     }
 }
 
