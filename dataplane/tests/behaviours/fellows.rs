@@ -238,7 +238,7 @@ fn what_no_gateway_host_may_tell_is_dropped_by_name_or_changes_nothing() {
     let families: [(&str, Spoil); 3] = [
         ("two families", |frame| frame[RECORD + 12] = 0x20),
         ("both sides outside", |frame| {
-            frame[RECORD + 4..RECORD + 8].fill(0)
+            frame[RECORD + 4..RECORD + 8].fill(0);
         }),
         ("no side outside", |frame| frame[RECORD + 11] = 7),
     ];
@@ -253,10 +253,10 @@ fn what_no_gateway_host_may_tell_is_dropped_by_name_or_changes_nothing() {
     let foreign: [(&str, Spoil); 3] = [
         ("a VPC that is not here", |frame| frame[RECORD + 7] = 77),
         ("an address of no network", |frame| {
-            frame[RECORD + 48 + 12] = 9
+            frame[RECORD + 48 + 12] = 9;
         }),
         ("an address of no gateway", |frame| {
-            frame[RECORD + 48 + 15] = 99
+            frame[RECORD + 48 + 15] = 99;
         }),
     ];
     for (what, spoil) in foreign {
