@@ -238,6 +238,14 @@ pub(crate) struct NatGateway {
     /// Most mappings of one source address [default: no limit of its own].
     #[arg(long, default_value_t = 0, hide_default_value = true)]
     max_mappings_per_address: u32,
+    /// IPv6 prefix of length 96 whose addresses stand for IPv4 addresses (NAT64) [default: 64:ff9b::/96].
+    #[arg(
+        long,
+        default_value = "",
+        hide_default_value = true,
+        value_name = "CIDR"
+    )]
+    nat64_prefix: String,
 }
 
 impl Flags for NatGateway {
@@ -264,6 +272,7 @@ impl Flags for NatGateway {
             filtering: self.filtering,
             timeouts: Some(timeouts).filter(|it| *it != v1::NatTimeouts::default()),
             limits: Some(limits).filter(|it| *it != v1::NatLimits::default()),
+            nat64_prefix: self.nat64_prefix,
         })
     }
 }

@@ -169,7 +169,7 @@ async fn the_way_out_is_made_listed_bound_and_deleted() {
         "nat-gateway create nat --vpc blue --external-network inet --address 203.0.113.20 --source 10.0.0.0/24 \
          --filtering endpoint_independent --forward tcp:8080-8090:b1:80 --forward udp:53:10.0.0.12 \
          --udp-timeout 600 --tcp-established-timeout 8000 --tcp-transitory-timeout 250 --icmp-timeout 70 \
-         --max-mappings 5000 --max-mappings-per-address 200",
+         --max-mappings 5000 --max-mappings-per-address 200 --nat64-prefix 2001:db8:64::/96",
         "route add main 0.0.0.0/0 --nat nat",
         "route add main 198.51.100.0/24 --external inet",
     ] {
@@ -210,6 +210,7 @@ async fn the_way_out_is_made_listed_bound_and_deleted() {
         "icmp: 70",
         "mappings: 5000",
         "mappings_per_address: 200",
+        "nat64_prefix: 2001:db8:64::/96",
     ] {
         assert!(shown.contains(line), "{line}: {shown}");
     }

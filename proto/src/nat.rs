@@ -1,6 +1,12 @@
 //! What of a NAT gateway has defaults: idle times and limits.
 
+use std::net::Ipv6Addr;
+
+use crate::address::parse_prefix;
 use crate::v1::{NatGateway, NatLimits, NatTimeouts};
+
+/// The prefix of a gateway that names none (RFC 6052 §2.1).
+pub const WELL_KNOWN_PREFIX: Ipv6Addr = Ipv6Addr::new(0x64, 0xff9b, 0, 0, 0, 0, 0, 0);
 
 /// The longest idle time that can be set, in seconds: a week.
 pub const LONGEST_TIMEOUT: u32 = 7 * 24 * 3600;
@@ -35,6 +41,33 @@ impl Timeout {
 }
 
 impl NatGateway {
+    /// The first address of its NAT64 prefix, an IPv6 /96.
+    ///
+    /// # Errors
+    /// The rule that the prefix breaks.
+    pub fn nat64(&self) -> Result<Ipv6Addr, String> {
+        let text = &self.nat64_prefix;
+        if text.is_empty() {
+            return Ok(WELL_KNOWN_PREFIX);
+        }
+        let prefix = match parse_prefix(text) {
+            Ok(ipnetwork::IpNetwork::V6(prefix)) if prefix.prefix() == 96 => prefix.network(),
+            Ok(_) => return Err(format!("{text} is no IPv6 prefix of length 96")),
+            Err(error) => return Err(error.to_string()),
+        };
+        let special = prefix.is_loopback() || prefix.is_unspecified() || prefix.is_multicast();
+        if special || prefix.to_ipv4_mapped().is_some() || prefix.is_unicast_link_local() {
+            return Err(format!("{text} has addresses that no host can have"));
+        }
+        // Bits 64 to 71 are zero (RFC 6052 §2.2).
+        if prefix.octets()[8] != 0 {
+            return Err(format!(
+                "bits 64 to 71 of {text} are not zero (RFC 6052 2.2)"
+            ));
+        }
+        Ok(prefix)
+    }
+
     /// Its idle times: TCP established, TCP transitory, UDP, ICMP.
     pub fn idle_times(&self) -> [Timeout; 4] {
         let NatTimeouts {

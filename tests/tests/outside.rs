@@ -291,6 +291,51 @@ fn a_nat_gateway_carries_what_is_opened_inside_and_its_port_forwards() {
     });
 }
 
+/// 198.51.100.10 as an IPv6 port sees it (RFC 6052).
+const FAR64: &str = "64:ff9b::c633:640a";
+
+#[test]
+fn an_ipv6_only_workload_reaches_an_ipv4_only_server() {
+    let mut objects = objects();
+    let is_v6 = |text: &String| text.contains(':');
+    for subnet in objects.subnets.iter_mut().filter(|it| it.vpc == "red") {
+        subnet.cidrs.retain(is_v6);
+    }
+    for port in objects.ports.iter_mut().filter(|it| it.vpc == "red") {
+        port.addresses.retain(is_v6);
+    }
+    objects.nat_gateways[0].port_forwards.clear();
+    let red = objects.route_tables.iter_mut().find(|it| it.id == "red");
+    red.unwrap().routes[0].prefix = "64:ff9b::/96".into();
+    on_site_with(&objects, &options(), |site, outside| {
+        let far = &outside.far;
+        far.ip("-6 address flush dev f0")?;
+        for (round, mtu) in [1500, 1300].into_iter().enumerate() {
+            // A narrow way behind the router: the workload hears of it in its own family.
+            outside.router.ip(&format!("link set f0 mtu {mtu}"))?;
+            for port in ["red-1", "red-2"] {
+                let inside = namespace(site, port);
+                reaches(site, port, FAR64)?;
+                let service = 80 + round as u16;
+                let (target, server) = (at(FAR64, service), at(FAR, service));
+                let peer = tcp_translated(&inside, target, far, server, 1_000_000)?;
+                seen(port, peer, NAT)?;
+                let (target, resolver) = (at(FAR64, 53), at(FAR, 53));
+                let peer = udp_translated(&inside, target, far, resolver)?;
+                seen(port, peer, NAT)?;
+            }
+        }
+        let silent = at(FAR64, 9999);
+        let refused = tcp_connects(&namespace(site, "red-2"), silent, NEVER)?;
+        holds("a closed port of the server is refused", !refused)?;
+        let sessions = site.node("h1", &["session", "list"])?;
+        holds(
+            &format!("{NAT} and {FAR64} in {sessions}"),
+            sessions.contains(NAT) && sessions.contains(FAR64),
+        )
+    });
+}
+
 fn bound(namespace: &Namespace, address: &str, port: u16) -> Result<UdpSocket, LabError> {
     let socket = namespace.enter(|| UdpSocket::bind(at(address, port)))?;
     let socket = socket.map_err(failed("a socket"))?;

@@ -86,6 +86,7 @@ drop_reasons! {
     NatPorts = "nat_ports": "every port of the NAT gateway's addresses is in use",
     NatAddressBudget = "nat_address_budget": "the source address has as many mappings of the NAT gateway as one may",
     NatGatewayBudget = "nat_gateway_budget": "the NAT gateway has as many mappings as it may",
+    Nat64Untranslatable = "nat64_untranslatable": "a packet that has no counterpart in the other family (RFC 7915): ICMP in fragments or of another type, a first fragment of UDP without a checksum, a routing header",
     NatTableFull = "nat_table_full": "this host has as many mappings of NAT gateways as it can hold",
     FellowMalformed = "fellow_malformed": "a packet of no VPC from another host that is neither a probe nor what a fellow gateway host may tell",
     TranslationGone = "translation_gone": "the session's addresses are no longer translated as they were when it began, or its route leads into another VPC than then",

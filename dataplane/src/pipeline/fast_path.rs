@@ -222,6 +222,10 @@ impl Core {
             },
             is_partial: false,
         };
+        if translation.flow.family() != at.family {
+            // Its header is another's, and of another length.
+            return None;
+        }
         let change = |frame: &mut [u8]| translate::flow(frame, &at, &translation);
         let change = (translation.vni, change);
         self.carry_out(tables, io, packet, entry, (session, action), change)

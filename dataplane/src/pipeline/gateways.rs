@@ -11,10 +11,10 @@
 use std::sync::Arc;
 
 use super::probes::{self, FRAME};
-use super::{Core, Destination, Io, Tables, ip_fragment};
+use super::{Core, Destination, Io, Tables, ip_fragment, nat64};
 use crate::encap::decap;
 use crate::numbers::Vni;
-use crate::packet::{DropReason, Flow, Packet};
+use crate::packet::{DropReason, Family, Flow, Packet};
 use crate::session::mappings::{Inside, Outside as OutsidePort};
 use crate::session::table::{NewSession, SessionRef, SessionView};
 use crate::session::tcp::Side;
@@ -98,9 +98,19 @@ impl Told {
         };
         let state = *State::ALL.get(usize::from(record[1]))?;
         let vni = |at: usize| Some(word(at)).filter(|vni| *vni < 1 << 24).map(Vni::from);
-        let (first, second) = ((vni(4)?, flow(12)), (vni(8)?, flow(48)));
-        if first.1.family() != second.1.family() {
+        let (first, mut second) = ((vni(4)?, flow(12)), (vni(8)?, flow(48)));
+        let is_mixed = |flow: &Flow| flow.reversed().family() != flow.family();
+        if is_mixed(&first.1) || is_mixed(&second.1) {
             return None;
+        }
+        let (here, there) = (first.1.family(), second.1.family());
+        if here != there {
+            // NAT64: IPv6 inside, IPv4 outside.
+            let inside = if first.0 == Vni::OUTSIDE { there } else { here };
+            if inside != Family::Ipv6 {
+                return None;
+            }
+            second.1.protocol = nat64::protocol_in(there, second.1.protocol);
         }
         Self::new(state, record[2] == 1, first, second)
     }
@@ -208,7 +218,8 @@ impl Core {
         }
         let mapping = if told.is_mapped {
             let (gateway, pool) = outside.pools.get(&held)?;
-            let (opener, protocol) = (&first.1, first.1.protocol);
+            // As the outside knows it.
+            let (opener, protocol) = (&first.1, second.1.protocol);
             let inside = Inside::new(*gateway, protocol, opener.source, opener.source_port);
             let port = OutsidePort::new(protocol, held, second.1.source_port);
             let mapping = tables.sessions.mappings().adopt(&inside, port, pool.number);

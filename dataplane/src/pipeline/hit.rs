@@ -4,7 +4,7 @@ use super::egress::{self, Obstacle, Onward};
 use super::icmp_error::Problem;
 use super::tracking::{Follow, follow, kept};
 use super::translate::Decision;
-use super::{Core, Destination, Entry, Io, Tables, gso, rewrite};
+use super::{Core, Destination, Entry, Io, Tables, gso, nat64, rewrite};
 use crate::numbers::Vni;
 use crate::packet::parse::tcp_flags;
 use crate::packet::{DropReason, Packet};
@@ -76,6 +76,9 @@ impl Core {
         decision: &Decision,
     ) {
         let (parsed, action) = (&entry.parsed, &decision.action);
+        if nat64::crosses(decision, parsed.family) {
+            return self.cross(tables, io, packet, entry, decision);
+        }
         // What a guest left to be split is as long as its longest piece.
         let plan = if packet.frame.is_large() {
             gso::Plan::of(io, &packet).ok().flatten()

@@ -23,6 +23,7 @@ pub mod icmp_error;
 pub mod ip_fragment;
 pub mod metadata;
 mod miss;
+mod nat64;
 mod policy_eval;
 pub mod probes;
 mod quick_parse;
@@ -194,6 +195,8 @@ struct Core {
     /// What is sent on external networks that nobody's traffic is: answers and errors, by network.
     external: Limiter,
     fragment: bool,
+    /// That of the next IPv4 packet which is made of an IPv6 one.
+    identification: u16,
     now: u32,
 }
 
@@ -234,6 +237,8 @@ impl Pipeline {
             vpc_flows: flows(settings.vpc_flows_per_second, settings.vpcs),
             external: Limiter::new(EXTERNAL_ANSWERS, EXTERNAL_ANSWERS, NETWORKS),
             fragment: settings.fragment,
+            // Workers begin apart.
+            identification: rand::random(),
             now: 0,
         };
         Self {

@@ -11,10 +11,10 @@ use super::policy_eval::{self, Standing};
 use super::tracer::{Silent, Tracer};
 use super::tracking::{Follow, NextState, follow, opening};
 use super::translate::{self, Change, Choice, Decision};
-use super::{Entry, Tables, external, forwarding, gateway, guard, metadata, services};
+use super::{Entry, Tables, external, forwarding, gateway, guard, metadata, nat64, services};
 use crate::numbers::Vni;
-use crate::packet::parse::word_address;
 use crate::packet::parse::{self, Fragment, is_icmp_error};
+use crate::packet::parse::{word_address, word_family};
 use crate::packet::{DropReason, Flow, Parsed};
 use crate::session::table::{Action, Egress, Ingress, SessionRef};
 use crate::session::tcp::Side;
@@ -433,10 +433,15 @@ fn judge(
                 Choice::Untranslated => return Err(DropReason::TranslationGone),
                 Choice::Anew => {
                     let (address, port) = external::enter(tables, entry.vpc, flow, tracer)?;
-                    Flow {
-                        destination: address,
-                        destination_port: port,
-                        ..*flow
+                    if word_family(address) == flow.family() {
+                        Flow {
+                            destination: address,
+                            destination_port: port,
+                            ..*flow
+                        }
+                    } else {
+                        external::enter_across(snapshot, flow, (address, port))
+                            .ok_or(DropReason::NatUnmapped)?
                     }
                 }
                 Choice::Kept(_) | Choice::Error(..) => {
@@ -471,15 +476,12 @@ fn judge(
     }
     if let Egress::Port(index) = way.egress {
         let port = snapshot.port(index).ok_or(DropReason::PortDown)?;
-        let seen = Parsed {
-            flow: after,
-            ..*parsed
-        };
+        let seen = nat64::seen(parsed, &after);
         policy(snapshot, port, (&seen, standing), true, tracer)?;
     }
     let action = Action::new(forwarding::macs(parsed), way.egress, way.macs);
     let vni = match (into, way.exit) {
-        (_, Some(_)) => external::beyond(snapshot, vpc, &way, &routed),
+        (_, Some(_)) => external::beyond(snapshot, vpc, &way, &after),
         (Some(other), None) => snapshot.vpcs[other].vni,
         (None, None) => vpc.vni,
     };

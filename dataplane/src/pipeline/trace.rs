@@ -6,7 +6,8 @@ use std::fmt::Write;
 use super::egress::{self, Obstacle};
 use super::resolve::{Verdict, flow, resolve};
 use super::tracer::{Steps, Tracer};
-use super::{Entry, Shared, Tables, external, flood, gateway, rewrite, slow_path};
+use super::translate::Decision;
+use super::{Entry, Shared, Tables, external, flood, gateway, nat64, rewrite, slow_path};
 use crate::packet::parse::{self, Inner, word_address};
 use crate::packet::{DropReason, Parsed};
 use crate::session::table::{Action, Egress, Ingress};
@@ -251,14 +252,10 @@ fn decide(
         Verdict::Fragment(_) if parsed.eth_dst.is_group() => flooded(tables, entry)?,
         Verdict::Fragment(_) => {
             let flow = flow(tables, entry, area, session, steps);
-            leave(
-                view,
-                entry,
-                &flow.map_err(|refusal| refusal.reason)?.0.action,
-            )?
+            leave_by(view, entry, &flow.map_err(|refusal| refusal.reason)?.0)?
         }
-        Verdict::Relay(action) => leave(view, entry, &action)?,
-        Verdict::Forward(decision, _) => leave(view, entry, &decision.action)?,
+        Verdict::Relay(action) => leave(view, entry, &action, parsed.ip_len())?,
+        Verdict::Forward(decision, _) => leave_by(view, entry, &decision)?,
     };
     if let Some(class) = entry.outer_class {
         rewrite::propagate_congestion(area, parsed, class)?;
@@ -266,14 +263,30 @@ fn decide(
     Ok(outcome)
 }
 
+/// The same of a packet that may have another length then.
+fn leave_by(view: View<'_>, entry: &Entry, decision: &Decision) -> Result<Outcome, DropReason> {
+    let parsed = &entry.parsed;
+    let ip_len = if nat64::crosses(decision, parsed.family) {
+        nat64::length(parsed)
+    } else {
+        parsed.ip_len()
+    };
+    leave(view, entry, &decision.action, ip_len)
+}
+
 /// Whether the packet's way takes it.
-fn leave(view: View<'_>, entry: &Entry, action: &Action) -> Result<Outcome, DropReason> {
+fn leave(
+    view: View<'_>,
+    entry: &Entry,
+    action: &Action,
+    ip_len: u16,
+) -> Result<Outcome, DropReason> {
     let (snapshot, parsed) = (view.snapshot, &entry.parsed);
     let way = egress::way(
         view.tables(),
         &view.shared.device_mtus,
         (action, entry.key.hash),
-        (parsed.ttl, parsed.ip_len()),
+        (parsed.ttl, ip_len),
     );
     let fragments = match way {
         Ok(_) => None,

@@ -7,7 +7,7 @@
 use super::tracer::Tracer;
 use crate::numbers::Vni;
 use crate::packet::checksum::{self, finish_few};
-use crate::packet::parse::{self, Family, protocol, word_address};
+use crate::packet::parse::{self, Family, protocol, word_address, word_family};
 use crate::packet::{DropReason, Flow, Parsed};
 use crate::session::Translation;
 use crate::session::mappings::{self, Outside};
@@ -15,7 +15,7 @@ use crate::session::table::{Action, SessionRef};
 use crate::snapshot::{Held, HeldBy, Snapshot};
 
 use super::forwarding::Exit;
-use super::{Entry, Tables, external};
+use super::{Entry, Tables, external, nat64};
 
 /// What was decided for a packet.
 #[derive(Debug, Clone, Copy)]
@@ -117,6 +117,12 @@ impl Choice {
         let (flow, vpc) = (&entry.parsed.flow, &tables.snapshot.vpcs[entry.vpc]);
         let mut after = *flow;
         match self.kept() {
+            // Towards the other family: the route is that of the destination which the port knows.
+            Some(kept) if kept.family() != flow.family() => {
+                if kept.family() == Family::Ipv6 {
+                    after = kept;
+                }
+            }
             Some(kept) => {
                 (after.destination, after.destination_port) =
                     (kept.destination, kept.destination_port);
@@ -130,6 +136,10 @@ impl Choice {
                     after.destination = inside;
                 } else if outside.held.get(&flow.destination).is_some_and(is_held) {
                     let inside = external::enter(tables, entry.vpc, flow, tracer)?;
+                    if word_family(inside.0) != flow.family() {
+                        // From within the VPC, IPv4 does not lead to IPv6.
+                        return Err(DropReason::NatUnmapped);
+                    }
                     (after.destination, after.destination_port) = inside;
                 }
             }
@@ -162,6 +172,7 @@ impl Choice {
         let (flow, vpc) = (&entry.parsed.flow, &tables.snapshot.vpcs[entry.vpc]);
         let (mut after, mut mapping) = (routed, None);
         match self.kept() {
+            Some(kept) if kept.family() != routed.family() => after = kept,
             Some(kept) => (after.source, after.source_port) = (kept.source, kept.source_port),
             None if !matches!(self, Self::Anew) || !is_routed => {}
             None => {
@@ -182,7 +193,17 @@ impl Choice {
                     if !may_share_address(&entry.parsed) {
                         return Err(DropReason::NatProtocol);
                     }
-                    let found = external::map(tables, gateway, flow, tracer)?;
+                    let across = external::across(tables.snapshot, gateway, &routed);
+                    if let Some(across) = across.filter(|_| exit.is_some()) {
+                        if !mappings::has_ports(flow.protocol) {
+                            return Err(DropReason::NatProtocol);
+                        }
+                        after = across;
+                        let (before, to) = (flow.destination, after.destination);
+                        self.say(tracer, "NAT64", before, to);
+                    }
+                    let which = (gateway, word_family(after.destination));
+                    let found = external::map(tables, which, flow, tracer)?;
                     set_source(&mut after, found.outside);
                     mapping = Some(found.number);
                 } else if exit.is_none() {
@@ -276,6 +297,21 @@ pub(super) fn kept(
     } else {
         (translation.flow.reversed(), flow.reversed())
     };
+    if before.family() != after.family() {
+        let (six, four) = match before.family() {
+            Family::Ipv6 => (before, after),
+            Family::Ipv4 => (after.reversed(), before.reversed()),
+        };
+        if external::keeps_across(snapshot, entry.vpc, &six, &four) {
+            return Ok(Choice::Kept(translation));
+        }
+        let stands_by = snapshot.outside.stands_by_for(four.source);
+        return Err(if stands_by {
+            DropReason::NoTranslator
+        } else {
+            DropReason::TranslationGone
+        });
+    }
     let keeps = |inside, address| external::keeps(snapshot, entry.vpc, inside, address);
     let (destination, source) = (
         (before.destination, after.destination),
@@ -304,8 +340,17 @@ pub(super) fn of_error(session: &SessionRef<'_>, quoted: &Flow, parsed: &Parsed)
     };
     let mut flow = parsed.flow;
     flow.destination = origin.flow.source;
+    if origin.flow.family() != flow.family() {
+        flow.protocol = nat64::protocol_in(origin.flow.family(), flow.protocol);
+        let kind = nat64::icmp_across(parsed.family, parsed.icmp);
+        flow.destination_port = kind.unwrap_or(flow.destination_port);
+        // A router on the way, behind the same prefix as the packet's receiver; one of the VPC's has no address outside.
+        if parsed.family == Family::Ipv4 {
+            flow.source = nat64::embed(origin.flow.destination & !0xffff_ffff, flow.source);
+        }
+    }
     // From the packet's own receiver, or from a router on the way.
-    if flow.source == quoted.destination {
+    if parsed.flow.source == quoted.destination {
         flow.source = origin.flow.destination;
     }
     Choice::Error(Translation::new(&parsed.flow, &flow, origin.vni), origin)

@@ -170,6 +170,8 @@ pub struct NatGateway {
     pub forwards: Vec<PortForward>,
     /// Whether anybody may send to a mapping (endpoint-independent filtering, RFC 4787 §5), or only whom its owner has sent to.
     pub is_open: bool,
+    /// The first address of the prefix behind which IPv4 addresses stand (NAT64).
+    pub nat64: u128,
     /// How long its sessions may idle.
     pub timeouts: NatTimeouts,
     /// How many mappings it may have.

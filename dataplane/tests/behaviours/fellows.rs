@@ -7,7 +7,7 @@ use weft_fabric::Fabric;
 use weft_proto::state::State;
 
 use crate::external::{FAR, H3, address, answer, at, held, leaves_by, station, twofold, v4};
-use crate::frames::{A1, A2, read, tcp, udp, udp6};
+use crate::frames::{A1, A2, echo_reply, echo6, read, tcp, udp, udp6};
 use crate::topology::{LIMITS, ROUTER, change};
 
 const H4: [u8; 6] = [6, 0, 0, 0, 1, 4];
@@ -153,6 +153,49 @@ fn the_next_gateway_host_takes_over_ipv6_as_well() {
     assert_eq!(soon(&mut fabric, &flow), ("h1".to_owned(), port));
 }
 
+/// Both sides of a session are told of, each in its family; of a ping, each with its protocol.
+#[test]
+fn the_next_gateway_host_takes_over_what_goes_between_the_families() {
+    let mut fabric = twofold();
+    let mut far = FAR;
+    far.v6 = [0; 16];
+    far.v6[..4].copy_from_slice(&[0, 0x64, 0xff, 0x9b]);
+    far.v6[12..].copy_from_slice(&FAR.v4);
+    // A port that nobody could guess.
+    leaves_by(&mut fabric, "a1", &udp(A1, FAR, ROUTER, (7000, 53), b"x"));
+    let flow = udp6(A2, far, ROUTER, (7000, 53), b"x");
+    let (host, seen) = leaves_by(&mut fabric, "a2", &flow);
+    assert_eq!((host.as_str(), seen.source), ("h1", v4(station(5))));
+    let port = seen.source_port;
+    assert_ne!(port, 7000);
+    leaves_by(&mut fabric, "a2", &echo6(A2, far, ROUTER, 77, b"ping"));
+    let of_h1 = fabric.hosts["h1"].shared.sessions.mappings().list(9);
+    let icmp = of_h1
+        .iter()
+        .find(|(mapping, _)| mapping.inside.protocol == 1);
+    let id = icmp.unwrap().0.outside.port;
+    fabric.live(200).unwrap();
+    fabric.dead.insert("h1".into());
+    fabric.live(600).unwrap();
+    answer(&mut fabric);
+    // From outside first: nothing but the session says whose it is.
+    for (back, what) in [
+        (udp(FAR, at(held(5), H3), H3, (53, port), b"y"), 17),
+        (echo_reply(FAR, at(held(5), H3), H3, id, b"ping"), 58),
+    ] {
+        let out = fabric.send_from_uplink("h3", 1, &back);
+        assert_eq!(out.len(), 1, "{what} {:?}", fabric.all_drops());
+        let seen = read(&out[0].frame);
+        assert_eq!(
+            (out[0].port.as_str(), seen.destination),
+            ("a2", address(A2, true))
+        );
+        assert_eq!(out[0].frame[20], what);
+    }
+    let (host, seen) = leaves_by(&mut fabric, "a2", &flow);
+    assert_eq!((host.as_str(), seen.source_port), ("h3", port));
+}
+
 /// The standby has a mapping of the address that the gateway has lost, which its old session uses.
 #[test]
 fn a_new_address_of_the_gateway_is_known_to_the_next_host_too() {
@@ -235,8 +278,12 @@ fn what_no_gateway_host_may_tell_is_dropped_by_name_or_changes_nothing() {
         expected.3 += 1;
         assert_eq!(at_h3(&fabric), expected, "{what}");
     }
-    let families: [(&str, Spoil); 3] = [
-        ("two families", |frame| frame[RECORD + 12] = 0x20),
+    let families: [(&str, Spoil); 4] = [
+        ("IPv4 inside and IPv6 outside", |frame| {
+            frame[RECORD + 48] = 0x20;
+            frame[RECORD + 64] = 0x20;
+        }),
+        ("two families in a flow", |frame| frame[RECORD + 12] = 0x20),
         ("both sides outside", |frame| {
             frame[RECORD + 4..RECORD + 8].fill(0);
         }),

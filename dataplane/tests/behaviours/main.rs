@@ -19,6 +19,7 @@ mod metadata;
 mod moves;
 mod mtu;
 mod nat;
+mod nat64;
 mod neighbours;
 mod overlay;
 mod peering;

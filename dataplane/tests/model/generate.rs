@@ -1027,6 +1027,8 @@ impl NatPlan {
                 true => "endpoint_independent".into(),
                 false => String::new(),
             },
+            // What goes between the families is for the behaviours.
+            nat64_prefix: String::new(),
             timeouts: match self.times {
                 0..100 => None,
                 times => Some(v1::NatTimeouts {

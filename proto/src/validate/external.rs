@@ -388,6 +388,9 @@ pub(super) fn check_nat_gateway(
 }
 
 fn check_times_and_limits(at: At<'_>, nat: &NatGateway, report: &mut Report) {
+    if let Err(rule) = nat.nat64() {
+        report.add(at, "nat64_prefix", rule);
+    }
     for timeout in nat.idle_times() {
         let seconds = timeout.seconds;
         if seconds != 0 && !(timeout.least..=LONGEST_TIMEOUT).contains(&seconds) {

@@ -7,12 +7,12 @@
 pub mod neighbors;
 pub(super) mod segment;
 
-use super::Tables;
 use super::forwarding::{Exit, Way};
 use super::tracer::Tracer;
+use super::{Tables, nat64};
 use crate::numbers::Vni;
-use crate::packet::parse::{protocol, word_address};
-use crate::packet::{DropReason, Flow, Mac};
+use crate::packet::parse::{self, protocol, word_address};
+use crate::packet::{DropReason, Family, Flow, Mac};
 use crate::session::mappings::{self, Inside, Mapping, MappingError, Outside as OutsidePort};
 use crate::session::table::{Egress, MacPair};
 use crate::snapshot::{HeldBy, NatGateway, Place, Snapshot, Subnet, Target, Translator, Vpc};
@@ -32,7 +32,26 @@ pub(super) fn leave(
     let snapshot = tables.snapshot;
     let outside = &snapshot.outside;
     let known = outside.network(network).ok_or(DropReason::NextHopGone)?;
+    // Behind the prefix of a gateway stands the IPv4 outside, where nobody knows the sender's own addresses.
+    let gateway64 = gateway.and_then(|index| outside.nat_gateway(index));
+    let prefix = gateway64.map(|gateway| gateway.nat64);
+    let behind =
+        prefix.and_then(|prefix| Some((prefix, nat64::extract(prefix, flow.destination)?)));
+    if let Some((prefix, address)) = behind
+        && !nat64::may_be_reached(prefix, address)
+    {
+        trace.step("NAT64", || {
+            format!(
+                "{} is not reached by {}",
+                word_address(address),
+                word_address(prefix)
+            )
+        });
+        return Err(DropReason::Martian);
+    }
+    let behind = behind.map(|(_, address)| address);
     let elastic = vpc.elastic_ips.get(&flow.source);
+    let elastic = elastic.filter(|_| behind.is_none());
     let routed = outside.routed(flow.source);
     let routed = routed.filter(|routed| routed.network == network);
     let (exit, translator) = match (elastic, gateway) {
@@ -77,7 +96,15 @@ pub(super) fn leave(
         }
         Translator::Here => {
             let link = known.link.ok_or(DropReason::ExternalUnresolved)?;
-            let destination = flow.destination;
+            let destination = behind.unwrap_or(flow.destination);
+            // From inside, the VPC's own outside addresses are not reached by the prefix: the two halves of such a flow could not be told apart.
+            let owner = behind.and_then(|address| outside.owner(address));
+            if owner.is_some_and(|owner| snapshot.vpcs[owner.vpc].vni == vpc.vni) {
+                trace.step("NAT64", || {
+                    "an outside address of the VPC itself".to_owned()
+                });
+                return Err(DropReason::NatUnmapped);
+            }
             let is_held = outside.held_on(network, destination).is_some();
             let mut way = if is_held || outside.owner_on(network, destination).is_some() {
                 trace.step("external", || "an address of this host's own".to_owned());
@@ -231,18 +258,49 @@ fn entry_of(tables: Tables<'_>, gateway: &NatGateway, flow: &Flow) -> Option<(u1
     Some((inside, if has_ports { inside_port } else { port }))
 }
 
-/// The mapping for a flow's source at a NAT gateway. Where nothing may change, what it would be.
+/// What a packet from the outside to this flow's destination becomes that stands for an IPv6 address (NAT64).
+pub(super) fn enter_across(snapshot: &Snapshot, flow: &Flow, inside: (u128, u16)) -> Option<Flow> {
+    let held = snapshot.outside.held.get(&flow.destination)?;
+    let HeldBy::NatGateway(index) = held.by else {
+        return None;
+    };
+    let prefix = snapshot.outside.nat_gateway(index)?.nat64;
+    Some(Flow {
+        source: nat64::embed(prefix, flow.source),
+        destination: inside.0,
+        destination_port: inside.1,
+        ..*flow
+    })
+}
+
+/// The IPv4 flow that a flow behind the prefix of a NAT gateway becomes, but for its source; none if its destination is not behind it.
+pub(super) fn across(snapshot: &Snapshot, index: u16, flow: &Flow) -> Option<Flow> {
+    let prefix = snapshot.outside.nat_gateway(index)?.nat64;
+    let destination = nat64::extract(prefix, flow.destination)?;
+    let mut after = Flow {
+        destination,
+        protocol: nat64::protocol_in(Family::Ipv4, flow.protocol),
+        ..*flow
+    };
+    if after.protocol == protocol::ICMP {
+        (after.source_port, after.destination_port) =
+            parse::icmp_ports(Family::Ipv4, 8, 0, flow.source_port);
+    }
+    Some(after)
+}
+
+/// The mapping for a flow's source at a NAT gateway, among its addresses of a family. Where nothing may change, what it would be.
 pub(super) fn map(
     tables: Tables<'_>,
-    index: u16,
+    (index, family): (u16, Family),
     flow: &Flow,
     trace: &mut impl Tracer,
 ) -> Result<Mapping, DropReason> {
     let gateway = tables.snapshot.outside.nat_gateway(index);
     let gateway = gateway.ok_or(DropReason::NextHopGone)?;
-    let inside = Inside::new(index, flow.protocol, flow.source, flow.source_port);
+    let protocol = nat64::protocol_in(family, flow.protocol);
+    let inside = Inside::new(index, protocol, flow.source, flow.source_port);
     let mappings = tables.sessions.mappings();
-    let family = flow.family();
     let is_of_family = |pool: &&crate::session::mappings::Pool| {
         crate::packet::parse::word_family(pool.address) == family
     };
@@ -272,6 +330,22 @@ pub(super) fn map(
         MappingError::GatewayBudget => DropReason::NatGatewayBudget,
         MappingError::Full => DropReason::NatTableFull,
         MappingError::Protocol => DropReason::NatProtocol,
+    })
+}
+
+/// The same of a session between the families: `six` is it as the VPC sees it, from there to the outside, and `four` as the outside does.
+pub(super) fn keeps_across(snapshot: &Snapshot, vpc: usize, six: &Flow, four: &Flow) -> bool {
+    let held = snapshot.outside.held.get(&four.source);
+    let Some(HeldBy::NatGateway(index)) = held
+        .filter(|held| held.vpc == Some(vpc))
+        .map(|held| held.by)
+    else {
+        return false;
+    };
+    let gateway = snapshot.outside.nat_gateway(index);
+    gateway.is_some_and(|gateway| {
+        gateway.serves(six.source)
+            && nat64::extract(gateway.nat64, six.destination) == Some(four.destination)
     })
 }
 

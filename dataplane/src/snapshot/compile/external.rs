@@ -321,6 +321,14 @@ impl Draft<'_> {
         pools.sort_by_key(|pool| word_family(pool.address) == Family::Ipv6);
         let forwards = gateway.port_forwards.iter();
         let forwards = forwards.filter_map(|forward| self.forward(objects, &addresses, forward));
+        let nat64 = match gateway.nat64() {
+            Ok(nat64) => nat64,
+            Err(rule) => {
+                self.report
+                    .add(Kind::NatGateway, &gateway.id, "nat64_prefix", rule);
+                return;
+            }
+        };
         let compiled = NatGateway {
             id: gateway.id.clone(),
             vpc,
@@ -329,6 +337,7 @@ impl Draft<'_> {
             sources: parse_prefixes(&gateway.sources),
             forwards: forwards.collect(),
             is_open: gateway.filtering == "endpoint_independent",
+            nat64: nat64.into(),
             timeouts: timeouts(gateway),
             budget: budget(gateway),
             alarms: self.alarms(&gateway.id),

@@ -983,3 +983,34 @@ fn a_nat_gateway_has_no_more_mappings_than_a_host_holds() {
         }
     }
 }
+
+#[test]
+fn a_nat64_prefix_is_an_ipv6_prefix_of_length_96() {
+    let prefix = |text: &'static str| nat(move |n| n.nat64_prefix = text.into());
+    for good in ["", "64:ff9b::/96", "2001:db8:64::/96"] {
+        accepted_outside(prefix(good));
+    }
+    for (bad, rule) in [
+        ("10.0.0.0/8", "10.0.0.0/8 is no IPv6 prefix of length 96"),
+        (
+            "2001:db8::/64",
+            "2001:db8::/64 is no IPv6 prefix of length 96",
+        ),
+        ("64:ff9b::1/96", "'64:ff9b::1/96' has host bits set"),
+        ("x", "'x' is"),
+        ("ff02::/96", "ff02::/96 has addresses that no host can have"),
+        (
+            "::ffff:0:0/96",
+            "::ffff:0:0/96 has addresses that no host can have",
+        ),
+        (
+            "2001:db8:0:0:100::/96",
+            "bits 64 to 71 of 2001:db8:0:0:100::/96 are not zero (RFC 6052 2.2)",
+        ),
+    ] {
+        refused_outside(
+            &format!("nat_gateway nat nat64_prefix: {rule}"),
+            prefix(bad),
+        );
+    }
+}
