@@ -446,7 +446,7 @@ fn header(head: &mut [u8], parsed: &Parsed, to: &Translation, length: usize, ide
             let (id, bits) = match parsed.fragment {
                 Some(fragment) => {
                     let more = if fragment.more { 0x2000 } else { 0 };
-                    (fragment.id as u16, fragment.offset / 8 | more)
+                    (fragment.id as u16, (fragment.offset / 8) | more)
                 }
                 None if length > MAY_BE_FRAGMENTED => (0, 0x4000),
                 None => (identification, 0),

@@ -119,9 +119,10 @@ impl Choice {
         match self.kept() {
             // Towards the other family: the route is that of the destination which the port knows.
             Some(kept) if kept.family() != flow.family() => {
-                if kept.family() == Family::Ipv6 {
-                    after = kept;
-                }
+                after = match kept.family() {
+                    Family::Ipv6 => kept,
+                    Family::Ipv4 => after,
+                };
             }
             Some(kept) => {
                 (after.destination, after.destination_port) =

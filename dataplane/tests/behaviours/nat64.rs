@@ -491,7 +491,6 @@ fn a_segment_that_is_left_to_be_split_crosses_in_pieces() {
     let offload = Offload {
         segments: Segments::Tcp6,
         size: 1400,
-        ..Offload::default()
     };
     assert_eq!(fabric.send_segment("a1", &segment, offload), []);
     let left: Vec<Seen> = fabric
