@@ -204,10 +204,21 @@ impl Core {
             return None;
         }
         let (first, second) = (&told.first, &told.second);
-        let key = Key::new(tables.sessions.seeds(), &first.1, first.0);
-        if let Some(session) = tables.sessions.find(&key) {
+        let [key, second_key] =
+            [first, second].map(|(vni, flow)| Key::new(tables.sessions.seeds(), flow, *vni));
+        let known = tables.sessions.find(&key);
+        let known = known.or_else(|| tables.sessions.find(&second_key));
+        // A port of this host has a session with one key, which sends by the other gateway host of a NAT gateway: it gets its outside.
+        let stands_by = outside.stands_by_for(held);
+        let own = known.filter(|session| stands_by && !session.is_translated());
+        if known.is_some() && outside.owner(held).is_some() {
             // What is seen here is newer than what is told.
-            if outside.owner(held).is_some() || !session.is_on_first_side() {
+            return None;
+        }
+        if let Some(session) = known
+            && own.is_none()
+        {
+            if !session.is_on_first_side() {
                 return None;
             }
             if session.state() != told.state {
@@ -227,7 +238,7 @@ impl Core {
         } else {
             None
         };
-        let new = NewSession {
+        let mut new = NewSession {
             state: told.state,
             port: u16::MAX,
             vpc: tables.snapshot.vpcs[vpc].index,
@@ -237,6 +248,13 @@ impl Core {
             translation: Some(Translation::new(&first.1, &second.1, second.0)),
             mapping,
         };
+        if let Some(own) = own {
+            (new.port, new.tcp) = (own.port(), own.whole_tcp());
+            if own.from_origin() {
+                new.state = own.state();
+            }
+            tables.sessions.remove(&own);
+        }
         tables.sessions.insert(&key, &new).ok().map(|_| ())
     }
 

@@ -240,7 +240,10 @@ pub(super) fn flow<'t>(
     });
     let (mut known, mut over) = (None, None);
     if let Some(session) = session {
-        if session.is_translated() && session.translation().is_none() {
+        if session.is_translated()
+            && session.translation().is_none()
+            && !translate::is_elsewhere(snapshot, entry, &session)
+        {
             return Err(DropReason::TranslationClash.into());
         }
         match follow(&session, parsed, frame) {
@@ -381,7 +384,7 @@ fn check_quote(
         .and_then(|quoted| {
             let key = Key::new(tables.sessions.seeds(), &quoted, entry.vni);
             let session = tables.sessions.find(&key)?;
-            let choice = translate::of_error(&session, &quoted, parsed);
+            let choice = translate::of_error(tables.snapshot, entry, &session, &quoted);
             Some((choice, session.joined()))
         })
         .ok_or(DropReason::IcmpUnrelated)

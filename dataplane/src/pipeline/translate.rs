@@ -11,7 +11,7 @@ use crate::packet::parse::{self, Family, protocol, word_address, word_family};
 use crate::packet::{DropReason, Flow, Parsed};
 use crate::session::Translation;
 use crate::session::mappings::{self, Outside};
-use crate::session::table::{Action, SessionRef};
+use crate::session::table::{Action, Ingress, SessionRef};
 use crate::snapshot::{Held, HeldBy, Snapshot};
 
 use super::forwarding::Exit;
@@ -279,6 +279,20 @@ fn set_source(flow: &mut Flow, outside: Outside) {
     flow.source_port = outside.port;
 }
 
+/// Whether another gateway host translates for a packet of a translated session, and this one stands by: the host of a port that is a gateway host too
+/// knows both sides of the port's sessions, and passes the packets on as the port and the other gateway host send them.
+pub(super) fn is_elsewhere(snapshot: &Snapshot, entry: &Entry, session: &SessionRef<'_>) -> bool {
+    if matches!(entry.ingress, Ingress::External(_)) || !session.is_translated() {
+        return false;
+    }
+    let other = session.translation().or_else(|| session.origin());
+    other.is_some_and(|other| {
+        let ends = [other.flow.source, other.flow.destination];
+        let mut ends = ends.into_iter();
+        other.vni == Vni::OUTSIDE && ends.any(|end| snapshot.outside.stands_by_for(end))
+    })
+}
+
 /// What is kept for a packet of a session, if the configuration still allows it.
 ///
 /// # Errors
@@ -289,7 +303,10 @@ pub(super) fn kept(
     session: &SessionRef<'_>,
 ) -> Result<Choice, DropReason> {
     let (vpc, flow) = (&snapshot.vpcs[entry.vpc], &entry.parsed.flow);
-    if !session.is_translated() || session.joined().is_some() {
+    if !session.is_translated()
+        || session.joined().is_some()
+        || is_elsewhere(snapshot, entry, session)
+    {
         return Ok(Choice::Untranslated);
     }
     let translation = session.translation().ok_or(DropReason::TranslationClash)?;
@@ -326,7 +343,7 @@ pub(super) fn kept(
     if is_allowed {
         return Ok(Choice::Kept(translation));
     }
-    // Others may send here a moment before this host takes over: what it was told of stays.
+    // The segment may send here a moment before this host takes over: what it was told of stays.
     let outside = &snapshot.outside;
     if outside.stands_by_for(source.1) || outside.stands_by_for(destination.0) {
         return Err(DropReason::NoTranslator);
@@ -335,10 +352,19 @@ pub(super) fn kept(
 }
 
 /// How an ICMP error is translated that quotes a packet of a session. `quoted` is that packet's flow.
-pub(super) fn of_error(session: &SessionRef<'_>, quoted: &Flow, parsed: &Parsed) -> Choice {
+pub(super) fn of_error(
+    snapshot: &Snapshot,
+    entry: &Entry,
+    session: &SessionRef<'_>,
+    quoted: &Flow,
+) -> Choice {
     let Some(origin) = session.origin() else {
         return Choice::Untranslated;
     };
+    if is_elsewhere(snapshot, entry, session) {
+        return Choice::Untranslated;
+    }
+    let parsed = &entry.parsed;
     let mut flow = parsed.flow;
     flow.destination = origin.flow.source;
     if origin.flow.family() != flow.family() {

@@ -1023,6 +1023,11 @@ impl SessionRef<'_> {
         self.slot.state().0
     }
 
+    /// The port that it is charged to.
+    pub fn port(&self) -> u16 {
+        self.slot.port()
+    }
+
     /// Whether this packet is the first answer in a session that was one way.
     #[inline]
     pub fn is_answered(&self) -> bool {

@@ -239,6 +239,9 @@ pub struct Outside {
     pub by_link: Map<(u16, u16), u16>,
     /// Addresses that this host holds.
     pub held: Map<u128, Held>,
+    /// For each of these, the generation in which this host came to hold it: one that went and came back is announced again, though no worker has seen
+    /// the time between.
+    pub held_since: Map<u128, u32>,
     /// NAT gateway and pool, by the address; of gateways that this host translates for, or stands by to.
     pub pools: Map<u128, (u16, Pool)>,
     /// NAT gateways, by index; the index of a gateway stays while it is known.

@@ -15,7 +15,7 @@ use crate::frames::{
     A1, A2, A3, B1, B2, End, Seen, echo, echo_reply, echo6, icmp6, read, tcp, udp, udp_ttl, udp6,
 };
 use crate::overlay::mend_ipv4;
-use crate::topology::{ROUTER, change, fabric, ingress, route};
+use crate::topology::{ROUTER, change, fabric, ingress, port, route};
 
 /// MAC of a host's interface on the segment.
 pub const H1: [u8; 6] = [6, 0, 0, 0, 1, 1];
@@ -856,6 +856,12 @@ fn a_new_address_is_announced_and_a_gone_one_is_not() {
         counts.push(announced(&mut fabric));
     }
     assert_eq!(counts, [2, 2, 2, 0, 0]);
+    // It was elsewhere for less time than passes between two looks, and whoever had it then has announced it.
+    change(&mut fabric, |objects| objects.elastic_ips.clear());
+    change(&mut fabric, |objects| bind(objects, "a1", station(9)));
+    fabric.advance(100);
+    fabric.carry();
+    assert_eq!(announced(&mut fabric), 2);
     change(&mut fabric, |objects| objects.elastic_ips.clear());
     fabric.advance(1000);
     fabric.carry();
@@ -1047,7 +1053,7 @@ fn a_trace_shows_both_identities() {
     }
 }
 
-/// h1 and h3 are gateway hosts, in this order; a2 is on h2, a4 on h3 itself.
+/// h1 and h3 are gateway hosts, in this order; a2 is on h2, a3 on h3 itself.
 pub fn twofold() -> Fabric {
     let mut fabric = fabric(|objects| {
         objects.hosts.push(weft_proto::v1::Host {
@@ -1055,6 +1061,7 @@ pub fn twofold() -> Fabric {
             vteps: vec!["192.0.2.3".into(), "2001:db8:ffff::3".into()],
             ..weft_proto::v1::Host::default()
         });
+        port(objects, "a3").host = "h3".into();
     });
     for (host, mac) in [("h1", H1), ("h3", H3)] {
         let link = ExternalLink {
@@ -1232,4 +1239,100 @@ fn a_host_that_gets_packets_before_it_takes_over_keeps_what_it_was_told_of() {
         (out[0].port.as_str(), read(&out[0].frame).destination_port),
         ("a2", 7000)
     );
+}
+
+/// Waits until h3 is the gateway host in use, and the stations of the segment have answered it.
+#[track_caller]
+fn take_over(fabric: &mut Fabric) {
+    fabric.dead.insert("h1".into());
+    for _ in 0..6 {
+        fabric.live(100).unwrap();
+        answer(fabric);
+    }
+    fabric.outside.clear();
+}
+
+/// Such a port's host has a session of its own, with the packets as the port knows them.
+#[test]
+fn connections_of_a_port_on_the_next_gateway_host_itself_outlive_both_changes() {
+    let mut fabric = twofold();
+    change(&mut fabric, |objects| {
+        objects.nat_gateways[0].port_forwards = vec![PortForward {
+            protocol: "tcp".into(),
+            address: texts(station(5))[0].clone(),
+            port_min: 2222,
+            port: "a3".into(),
+            to_port_min: 22,
+            ..PortForward::default()
+        }];
+    });
+    let syn = tcp(A3, FAR, ROUTER, (7000, 80), "S", (100, 0), 0);
+    let (host, seen) = leaves_by(&mut fabric, "a3", &syn);
+    assert_eq!(host, "h1");
+    let port = seen.source_port;
+    let syn_ack = tcp(FAR, held(5), H1, (80, port), "SA", (500, 101), 0);
+    assert_eq!(arrive(&mut fabric, &syn_ack).0, "a3");
+    let established = tcp(A3, FAR, ROUTER, (7000, 80), "A", (101, 501), 0);
+    leaves_by(&mut fabric, "a3", &established);
+    let flow = udp(A3, FAR, ROUTER, (7000, 53), b"x");
+    let (_, seen) = leaves_by(&mut fabric, "a3", &flow);
+    let udp_port = seen.source_port;
+    // What was opened from outside has its own session too.
+    let syn = tcp(FAR, held(5), H1, (9000, 2222), "S", (700, 0), 0);
+    assert_eq!(arrive(&mut fabric, &syn).0, "a3");
+    let syn_ack = tcp(A3, FAR, ROUTER, (22, 9000), "SA", (800, 701), 0);
+    let (_, seen) = leaves_by(&mut fabric, "a3", &syn_ack);
+    assert_eq!(seen.source_port, 2222);
+    let ack = tcp(FAR, held(5), H1, (9000, 2222), "A", (701, 801), 0);
+    assert_eq!(arrive(&mut fabric, &ack).0, "a3");
+    // Both ways go on as before, though the other has told of them.
+    fabric.live(300).unwrap();
+    fabric.outside.clear();
+    assert_eq!(leaves_by(&mut fabric, "a3", &established).0, "h1");
+    let reply = udp(FAR, held(5), H1, (53, udp_port), b"y");
+    assert_eq!(arrive(&mut fabric, &reply).0, "a3");
+
+    take_over(&mut fabric);
+    // What comes from outside first finds its way: the port has nothing to say, and would wait for ever.
+    let far = at(FAR, GATEWAY.mac);
+    let data = |mac| {
+        [
+            tcp(far, held(5), mac, (80, port), "A", (501, 101), 700),
+            udp(far, held(5), mac, (53, udp_port), b"y"),
+            tcp(far, held(5), mac, (9000, 2222), "A", (701, 801), 100),
+        ]
+    };
+    for frame in data(H3) {
+        let out = fabric.send_from_uplink("h3", 1, &frame);
+        assert_eq!(out.len(), 1, "{:?}", fabric.all_drops());
+        assert_eq!(out[0].port, "a3");
+    }
+    let answers = [
+        (established, port),
+        (flow, udp_port),
+        (tcp(A3, FAR, ROUTER, (22, 9000), "A", (801, 801), 0), 2222),
+    ];
+    for (frame, wanted) in &answers {
+        let (host, seen) = leaves_by(&mut fabric, "a3", frame);
+        assert_eq!((host.as_str(), seen.source_port), ("h3", *wanted));
+    }
+
+    fabric.restart("h1", crate::topology::LIMITS).unwrap();
+    fabric.live(1000).unwrap();
+    answer(&mut fabric);
+    for (frame, wanted) in &answers {
+        let (host, seen) = leaves_by(&mut fabric, "a3", frame);
+        assert_eq!((host.as_str(), seen.source_port), ("h1", *wanted));
+    }
+    for frame in data(H1) {
+        assert_eq!(arrive(&mut fabric, &frame).0, "a3");
+    }
+    let drops = fabric.all_drops();
+    assert!(
+        !drops.contains_key(&DropReason::TranslationGone),
+        "{drops:?}"
+    );
+    for host in fabric.hosts.values() {
+        assert_eq!(host.unaccounted(), 0, "{}", host.id);
+    }
 }

@@ -73,6 +73,7 @@ impl Announcer {
         let new = outside.held.iter().filter(|(address, held)| {
             before.held.get(*address).is_none_or(|old| {
                 old.network != held.network
+                    || before.held_since.get(*address) != outside.held_since.get(*address)
                     || link(&before, held.network) != link(outside, held.network)
             })
         });

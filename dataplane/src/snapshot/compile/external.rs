@@ -46,6 +46,17 @@ fn budget(gateway: &v1::NatGateway) -> Budget {
     Budget { gateway, address }
 }
 
+/// Notes since when each address is held; `before` is the outside of the snapshot before.
+pub(super) fn date(before: &Outside, after: &mut Outside, generation: u32) {
+    let dated = after.held.iter().map(|(address, held)| {
+        let old = before.held.get(address);
+        let stays = old.is_some_and(|old| old.network == held.network);
+        let since = before.held_since.get(address).filter(|_| stays);
+        (*address, since.copied().unwrap_or(generation))
+    });
+    after.held_since = dated.collect();
+}
+
 impl Draft<'_> {
     /// Enters all of them. Ports are in place by now; routes come after.
     pub(super) fn fill_outside(&mut self, objects: &Objects<'_>) {

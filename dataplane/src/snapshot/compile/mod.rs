@@ -245,6 +245,13 @@ impl Compiler {
         if !draft.report.violations.is_empty() {
             return Err(draft.report.violations);
         }
+        let before = self.done.as_ref();
+        let before = before.map(|done| Arc::clone(&done.snapshot.outside));
+        external::date(
+            &before.unwrap_or_default(),
+            &mut draft.outside,
+            context.generation,
+        );
         let is_renumbered = draft.numbers.reused() != self.indices.reused();
         if let Some(done) = self.done.as_ref().filter(|done| done.is_for(context))
             && !is_renumbered
