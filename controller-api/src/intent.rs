@@ -101,7 +101,7 @@ impl Intent {
         self.current.subscribe()
     }
 
-    /// Creates objects.
+    /// Creates objects. A peering that is over may be created again, which asks again.
     ///
     /// # Errors
     /// Any of them exists, or the result breaks a rule, or it cannot be stored.
@@ -112,7 +112,10 @@ impl Intent {
             let taken: Vec<_> = new
                 .iter()
                 .map(Object::key)
-                .filter(|key| version.state.get(key).is_some())
+                .filter(|key| match version.state.get(key) {
+                    Some(Object::Peering(peering)) => !peering.is_over(),
+                    other => other.is_some(),
+                })
                 .collect();
             if !taken.is_empty() {
                 return Err(ChangeError::Exists(taken));

@@ -8,7 +8,8 @@ use support::{Controller, FakeHost, key, until, yaml};
 use tonic::transport::Channel;
 use weft_process::services::intent_client::IntentClient;
 use weft_proto::v1::{
-    ApplyRequest, ChangePeeringRequest, GetRequest, ListHostStatusRequest, PeeringAction,
+    ApplyRequest, ChangePeeringRequest, CreateRequest, GetRequest, ListHostStatusRequest,
+    PeeringAction,
 };
 
 /// p joins blue and red on h1, q joins green and grey on h2. g1 is blue's gateway to the outside, and has no ports.
@@ -95,5 +96,32 @@ async fn a_peering_is_frozen_once_the_gateway_hosts_of_its_vpcs_know_it() {
     assert_eq!(requester_state(&client, "p").await, "freezing");
     g1.acknowledge(g1.session, g1.revision).await;
     until(|| requester_state(&client, "p"), |state| state == "frozen").await;
+    controller.stop().await;
+}
+
+#[tokio::test]
+async fn a_peering_that_was_rejected_is_asked_for_again_by_creating_it_and_no_other_is() {
+    let directory = tempfile::tempdir().unwrap();
+    let controller = Controller::start(directory.path(), "127.0.0.1:0").await;
+    let mut client = controller.intent().await;
+    let create = |text: &str| CreateRequest {
+        objects: Some(yaml(text)),
+    };
+    let vpcs = "vpcs: [{id: blue, vni: 1, tenant: ann}, {id: green, vni: 2, tenant: ben}]";
+    let peering = "peerings: [{id: p, requester: blue, accepter: green}]";
+    for objects in [vpcs, peering] {
+        client.create(create(objects)).await.unwrap();
+    }
+    let again = client.create(create(peering)).await.unwrap_err();
+    assert!(again.message().contains("peering p already exists"));
+    let request = ChangePeeringRequest {
+        id: "p".into(),
+        action: PeeringAction::Reject.into(),
+        vpc: String::new(),
+    };
+    client.change_peering(request).await.unwrap();
+    assert_eq!(requester_state(&client, "p").await, "rejected");
+    client.create(create(peering)).await.unwrap();
+    assert_eq!(requester_state(&client, "p").await, "connecting");
     controller.stop().await;
 }
