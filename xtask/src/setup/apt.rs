@@ -49,6 +49,7 @@ pub(crate) const PACKAGES: &[&str] = &[
     "bird2",
     "bsdutils",
     "chrony",
+    "coturn",
     "curl",
     "dnsmasq-base",
     "git",
