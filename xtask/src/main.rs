@@ -40,7 +40,7 @@ enum Command {
         #[command(subcommand)]
         only: Option<Only>,
     },
-    /// Show two hosts and two tenants with real traffic; `--json`, `--keep`, `--guests`
+    /// Show two hosts, tenants and an Internet with real traffic; `--json`, `--keep`, `--guests`
     Demo {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<OsString>,

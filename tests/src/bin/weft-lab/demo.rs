@@ -1,10 +1,12 @@
 //! The demonstration: starts the site, runs the steps, prints a table.
 
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use weft_tests::{GuestKind, Lab, Site, SiteOptions, guest::NicFeatures, put_in_guests};
 
 use crate::guest_steps;
+use crate::outside;
 use crate::steps::{self, Line};
 use crate::topology::{MATRIX, topology};
 
@@ -12,6 +14,7 @@ const KEPT: &str = "weft-lab";
 
 fn options() -> SiteOptions {
     SiteOptions {
+        externals: BTreeMap::from(["h1", "h2"].map(|host| (host.to_owned(), "x0".to_owned()))),
         daemon: "sessions.capacity = 65536\nmemory.frames = 32768".into(),
         // Guests do not see the link go down while weftd restarts: `-device …,status=off`.
         guest_nic: NicFeatures {
@@ -26,21 +29,22 @@ fn options() -> SiteOptions {
 pub(crate) fn demo(json: bool, keep: bool, guests: bool) -> anyhow::Result<bool> {
     let begun = Instant::now();
     let mut objects = topology()?;
-    let mut steps = steps::STEPS;
+    let mut steps = [steps::STEPS, outside::STEPS, steps::LAST].concat();
     if guests {
         let ports = ["blue", "red"]
             .map(|tenant| MATRIX.map(|port| format!("{tenant}-{port}")))
             .concat();
         let ports: Vec<&str> = ports.iter().map(String::as_str).collect();
         put_in_guests(&mut objects, GuestKind::VhostClient, &ports);
-        steps = guest_steps::STEPS;
+        steps = guest_steps::STEPS.to_vec();
     }
     eprintln!(
-        "making two hosts, a controller, and {} workloads of two tenants …",
+        "making two hosts, a controller, an Internet, and {} workloads of three tenants …",
         objects.ports.len()
     );
     let lab = if keep { Lab::kept(KEPT) } else { Lab::new()? };
     let mut site = Site::start(lab, &objects, &options())?;
+    let internet = outside::start_internet(&site)?;
     let mut lines = vec![Line::pass(
         "site",
         begun.elapsed().as_secs_f64(),
@@ -69,6 +73,7 @@ pub(crate) fn demo(json: bool, keep: bool, guests: bool) -> anyhow::Result<bool>
     print_table(&lines);
     if keep {
         show_kept(&site);
+        std::mem::forget(internet);
         site.keep();
     }
     if json {
@@ -124,7 +129,9 @@ fn show_kept(site: &Site) {
 pub(crate) fn up() -> anyhow::Result<bool> {
     down()?;
     let site = Site::start(Lab::kept(KEPT), &topology()?, &options())?;
+    let internet = outside::start_internet(&site)?;
     show_kept(&site);
+    std::mem::forget(internet);
     site.keep();
     Ok(true)
 }

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use weft_tests::{Guest, Site, guest::longest_gap, wait_until};
 
+use crate::outside;
 use crate::steps::{self, Line, Step};
 use crate::topology::MATRIX;
 
@@ -19,6 +20,7 @@ pub(crate) const STEPS: &[(&str, Step)] = &[
     ("ECMP over three next hops", steps::ecmp),
     ("TCP throughput", throughput),
     ("the same over GRE", gre),
+    ("the Internet", outside::internet),
     ("the controller killed", steps::headless),
     ("weftd restarts under running guests", restart),
     ("a guest restarts", reboot),

@@ -4,6 +4,7 @@
 
 mod demo;
 mod guest_steps;
+mod outside;
 mod steps;
 mod topology;
 mod vms;
@@ -21,7 +22,7 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Show two hosts and two tenants with the same addresses and real traffic; print a table of results
+    /// Show two hosts, tenants with the same addresses and an Internet, with real traffic; print a table of results
     Demo {
         /// Print one JSON document at the end
         #[arg(long)]
