@@ -1,13 +1,14 @@
-//! Gateway hosts of an external network that die, are cut off and stand still under traffic: connections and mappings outlive them.
+//! Gateway hosts of an external network that die, are cut off and stand still under traffic: connections and mappings outlive them, and no tenant gets
+//! another's frames.
 //!
 //! h1 and h2 are gateway hosts, in this order, on a segment with a server; the clients are on h3. `WEFT_GATEWAY_ROUNDS` and `WEFT_GATEWAY_CONNECTIONS` set
 //! how often each fault happens and under how many connections, `WEFT_GATEWAY_REPORT` the file for the figures.
 
 #![allow(clippy::unwrap_used)]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{ErrorKind, Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::{TcpListener, TcpStream, UdpSocket};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -15,7 +16,9 @@ use std::time::{Duration, Instant};
 use weft_proto::v1::Objects;
 use weft_tests::site::SEGMENT;
 use weft_tests::traffic::Pinger;
-use weft_tests::{Lab, LabError, Namespace, Site, SiteOptions, tenants, topology, wait_until};
+use weft_tests::{
+    Lab, LabError, Namespace, RawSocket, Site, SiteOptions, tenants, topology, wait_until,
+};
 
 const INTENT: &str = r#"
 external_networks:
@@ -41,6 +44,10 @@ const LOST: Duration = Duration::from_secs(10);
 /// The promise (services, section 9).
 const SILENCE: Duration = Duration::from_secs(1);
 
+/// What red's connections carry, and what is sent to blue's elastic IP: whoever else sees it got another tenant's frames. Both have the same addresses.
+const ONLY_RED: &[u8; 8] = b"only-red";
+const ONLY_BLUE: &[u8; 9] = b"only-blue";
+
 fn setting(name: &str, usual: usize) -> usize {
     std::env::var(name).map_or(usual, |text| text.parse().unwrap())
 }
@@ -63,7 +70,7 @@ fn objects() -> Objects {
     objects
 }
 
-/// Connections through the NAT gateway, each of which sends a byte and waits until it comes back, again and again.
+/// Connections through the NAT gateway, each of which sends a few bytes and waits until they come back, again and again.
 struct Connections {
     open: Vec<TcpStream>,
     /// When each was answered last, and whether it waits for an answer.
@@ -87,7 +94,7 @@ impl Connections {
         Ok(Self { open, state })
     }
 
-    /// One more byte on each that does not wait, and takes what has come back. Answers how many have failed.
+    /// A few bytes more on each that does not wait, and takes what has come back. Answers how many have failed.
     fn turn(&mut self) -> usize {
         let mut failed = 0;
         for (stream, (heard, waits)) in self.open.iter_mut().zip(&mut self.state) {
@@ -99,7 +106,7 @@ impl Connections {
                     }
                 })
             } else {
-                stream.write(&[7]).inspect(|_| *waits = true)
+                stream.write(ONLY_RED).inspect(|_| *waits = true)
             };
             match result {
                 Ok(0) => failed += 1,
@@ -129,7 +136,7 @@ impl Connections {
     }
 }
 
-/// Answers every byte of every connection, until it is told to stop.
+/// Sends back every byte of every connection, until it is told to stop.
 fn serve(listener: &TcpListener, over: &AtomicBool) {
     let mut streams: Vec<TcpStream> = Vec::new();
     let mut buffer = [0; 64];
@@ -223,6 +230,77 @@ struct Round {
     silence: Duration,
     silence_of_return: Duration,
     lost: usize,
+    mappings_lost: usize,
+}
+
+/// The mappings of TCP connections that a host knows: inside and outside.
+fn mappings(site: &Site, host: &str) -> Result<BTreeSet<[String; 2]>, LabError> {
+    let text = site.node(host, &["nat", "mappings", "--limit", "65536"])?;
+    let lines = text.lines().filter_map(|line| {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let [_, "6", inside, outside, _] = words[..] else {
+            return None;
+        };
+        Some([inside.to_owned(), outside.to_owned()])
+    });
+    Ok(lines.collect())
+}
+
+/// Looks at frames that reach tenants who they are not for.
+struct Watch {
+    blue: Vec<RawSocket>,
+    red: Vec<RawSocket>,
+    /// Of the port that has the elastic IP.
+    own: RawSocket,
+    sender: UdpSocket,
+}
+
+/// Frames that tenants got.
+#[derive(Debug, Default)]
+struct Seen {
+    /// Another's.
+    leaked: usize,
+    /// Its own.
+    heard: usize,
+}
+
+impl Watch {
+    fn open(site: &Site, router: &Namespace) -> Result<Self, LabError> {
+        let open = |port: &str| RawSocket::open(&site.workloads[port].namespace, "eth0");
+        let open_all = |ports: &[&str]| -> Result<Vec<RawSocket>, LabError> {
+            ports.iter().map(|port| open(port)).collect()
+        };
+        let sender = router.enter(|| UdpSocket::bind((SERVER, 0)))?;
+        Ok(Self {
+            blue: open_all(&["blue-1", "blue-2", "blue-3", "blue-b"])?,
+            // Its third port is the client of the connections, and has enough to do.
+            red: open_all(&["red-1", "red-2", "red-b"])?,
+            own: open("blue-3")?,
+            sender: sender.map_err(LabError::io("a sender"))?,
+        })
+    }
+
+    /// Sends to blue's elastic IP from outside, and counts, until it is told to stop.
+    fn run(&self, over: &AtomicBool) -> Seen {
+        let has = |frame: &[u8], mark: &[u8]| frame.windows(mark.len()).any(|part| part == mark);
+        let of_red = |frame: &[u8]| has(frame, ONLY_RED);
+        let of_blue = |frame: &[u8]| has(frame, ONLY_BLUE);
+        let mut seen = Seen::default();
+        while !over.load(Ordering::Relaxed) {
+            // While no gateway host is there, nobody gets it.
+            let _ = self.sender.send_to(ONLY_BLUE, ("203.0.113.13", 9));
+            for socket in &self.blue {
+                seen.leaked += usize::from(socket.receive(Duration::ZERO, of_red).is_some());
+            }
+            for socket in &self.red {
+                seen.leaked += usize::from(socket.receive(Duration::ZERO, of_blue).is_some());
+            }
+            let own = self.own.receive(Duration::from_millis(5), of_blue);
+            seen.heard += usize::from(own.is_some());
+            thread::sleep(Duration::from_millis(2));
+        }
+        seen
+    }
 }
 
 /// Watches the silence while something is done.
@@ -254,27 +332,37 @@ fn round(
         &format!("all connections go on before: {before}"),
         before == 0,
     )?;
-    let (silence, lost) = silent_during(client, || {
+    let known = mappings(site, "h1")?;
+    holds(
+        "each connection has a mapping",
+        known.len() >= connections.open.len(),
+    )?;
+    let missing = |site: &Site, host: &str| -> Result<usize, LabError> {
+        Ok(known.difference(&mappings(site, host)?).count())
+    };
+    let (silence, (lost, missing_there)) = silent_during(client, || {
         fault.begin(site)?;
         let after = Instant::now() + Duration::from_millis(700);
         let lost = connections.go_on(after);
         wait_until("h2 is the gateway", SOON, || {
             has_the_address(router, site, "h2")
         })?;
-        Ok(lost)
+        Ok((lost, missing(site, "h2")?))
     })?;
-    let (silence_of_return, lost_again) = silent_during(client, || {
+    let (silence_of_return, (lost_again, missing_here)) = silent_during(client, || {
         fault.end(site)?;
         wait_until("h1 is the gateway again", BACK, || {
             connections.turn();
             has_the_address(router, site, "h1")
         })?;
-        Ok(connections.go_on(Instant::now()))
+        let lost = connections.go_on(Instant::now());
+        Ok((lost, missing(site, "h1")?))
     })?;
     Ok(Round {
         silence,
         silence_of_return,
         lost: lost + lost_again,
+        mappings_lost: missing_there + missing_here,
     })
 }
 
@@ -301,9 +389,11 @@ fn gateway_hosts_stand_in_for_each_other() {
             .set_nonblocking(true)
             .map_err(LabError::io("the server"))?;
         let over = AtomicBool::new(false);
+        let watch = Watch::open(site, &router)?;
         thread::scope(|scope| {
             scope.spawn(|| serve(&listener, &over));
-            let mut run = || -> Result<(), LabError> {
+            let watching = scope.spawn(|| watch.run(&over));
+            let mut run = |report: &mut serde_json::Map<_, _>| -> Result<(), LabError> {
                 let mut connections = Connections::open(&client, count)?;
                 for fault in [Fault::Kill, Fault::Cut, Fault::Freeze] {
                     let mut worst = Round::default();
@@ -314,6 +404,7 @@ fn gateway_hosts_stand_in_for_each_other() {
                         worst.silence_of_return =
                             worst.silence_of_return.max(seen.silence_of_return);
                         worst.lost += seen.lost;
+                        worst.mappings_lost += seen.mappings_lost;
                     }
                     let seconds = [worst.silence, worst.silence_of_return];
                     report.insert(
@@ -322,18 +413,28 @@ fn gateway_hosts_stand_in_for_each_other() {
                             "rounds": rounds,
                             "connections": count,
                             "lost": worst.lost,
+                            "mappings_lost": worst.mappings_lost,
                             "silence_ms": seconds[0].as_millis() as u64,
                             "silence_of_return_ms": seconds[1].as_millis() as u64,
                         }),
                     );
-                    let is_kept = worst.lost == 0 && seconds.iter().all(|it| *it <= SILENCE);
+                    let none_lost = worst.lost == 0 && worst.mappings_lost == 0;
+                    let is_kept = none_lost && seconds.iter().all(|it| *it <= SILENCE);
                     holds(&format!("the promise after {fault:?}: {worst:?}"), is_kept)?;
                 }
                 Ok(())
             };
-            let result = run();
+            let result = run(&mut report);
             over.store(true, Ordering::Relaxed);
-            result
+            let seen = watching.join().unwrap();
+            println!("{seen:?}");
+            report.insert("leaked".into(), seen.leaked.into());
+            report.insert("heard".into(), seen.heard.into());
+            result?;
+            holds(
+                &format!("each tenant gets its own frames and no other's: {seen:?}"),
+                seen.leaked == 0 && seen.heard > 100,
+            )
         })
     };
     let result = body(&mut site);
