@@ -7,7 +7,7 @@ use weft_dataplane::session::Limits;
 use weft_fabric::Fabric;
 use weft_proto::state::State;
 
-const LIMITS: Limits = Limits {
+pub(crate) const LIMITS: Limits = Limits {
     capacity: 1024,
     per_port: 512,
     per_vpc: 1024,
@@ -15,9 +15,9 @@ const LIMITS: Limits = Limits {
     vpcs: 16,
 };
 /// Milliseconds after which no session of any state is left.
-const LONG: u32 = 8_000_000;
+pub(crate) const LONG: u32 = 8_000_000;
 /// Time that two fabrics do not share: milliseconds wrap.
-const LIFETIME: u32 = u32::MAX / 4;
+pub(crate) const LIFETIME: u32 = u32::MAX / 4;
 
 thread_local! {
     static FABRIC: RefCell<Option<Fabric>> = const { RefCell::new(None) };

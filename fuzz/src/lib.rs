@@ -3,5 +3,6 @@
 #![forbid(unsafe_code)]
 
 mod fabric;
+pub mod outside;
 pub mod packets;
 pub mod state;

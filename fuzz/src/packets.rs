@@ -11,7 +11,7 @@ const PORTS: [&str; 7] = ["a1", "a2", "a3", "b1", "b2", "r1", "r2"];
 /// Bytes ahead of each frame.
 const HEAD: usize = 5;
 
-fn records(mut input: &[u8], mut take: impl FnMut([u8; HEAD - 2], &[u8])) {
+pub(crate) fn records(mut input: &[u8], mut take: impl FnMut([u8; HEAD - 2], &[u8])) {
     while let Some((head, rest)) = input.split_first_chunk::<HEAD>() {
         let len = usize::from(u16::from_le_bytes([head[3], head[4]]));
         let (frame, rest) = rest.split_at(len.min(rest.len()));
@@ -20,7 +20,7 @@ fn records(mut input: &[u8], mut take: impl FnMut([u8; HEAD - 2], &[u8])) {
     }
 }
 
-fn is_red(port: &str) -> bool {
+pub(crate) fn is_red(port: &str) -> bool {
     port.starts_with('r')
 }
 
@@ -92,9 +92,15 @@ pub fn from_uplink(input: &[u8]) {
 }
 
 /// A frame inside VXLAN or GRE over IPv4 or IPv6, from one host's address to another's.
-fn tunnel((from, to): (&str, &str), (gre, v6): (bool, bool), vni: u32, inner: &[u8]) -> Vec<u8> {
+pub(crate) fn tunnel(
+    (from, to): (&str, &str),
+    (gre, v6): (bool, bool),
+    vni: u32,
+    inner: &[u8],
+) -> Vec<u8> {
     let number = match (from, to) {
         ("router", _) => 9,
+        ("h3", _) => 3,
         ("h1", _) => 1,
         _ => 2,
     };

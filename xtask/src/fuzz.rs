@@ -15,9 +15,11 @@ use anyhow::{Context, Result, bail};
 
 use crate::{run, setup};
 
-const TARGETS: [&str; 7] = [
+const TARGETS: [&str; 9] = [
     "config",
+    "gateway_channel",
     "node_state",
+    "outside_packets",
     "port_packets",
     "topology",
     "uplink_packets",
