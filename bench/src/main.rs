@@ -10,6 +10,7 @@ mod dpdk;
 mod ecmp;
 mod forward;
 mod fragments;
+mod gateway;
 mod lpm;
 mod memory;
 mod parts;
@@ -162,7 +163,7 @@ impl Suite {
 }
 
 /// All suites, in the order in which they run.
-const SUITES: [Suite; 13] = [
+const SUITES: [Suite; 14] = [
     Suite::new("memory", "the pipeline without sockets", |_| {
         dpdk::pinned(memory::rows)
     }),
@@ -175,6 +176,11 @@ const SUITES: [Suite; 13] = [
         "scale",
         "cost with ever more VPCs, routes, rules and ports",
         |_| dpdk::pinned(scale::rows),
+    ),
+    Suite::new(
+        "gateway",
+        "elastic IPs and NAT gateways without sockets",
+        |_| dpdk::pinned(gateway::rows),
     ),
     Suite::new("workers", "several on one session table", |_| {
         workers::rows()
