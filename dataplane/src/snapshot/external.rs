@@ -292,9 +292,13 @@ impl Outside {
         network.is_some_and(|network| network.gateways_in_order.contains(&Translator::Here))
     }
 
-    /// Whether this host is a gateway host for a NAT gateway's address, and another one is in use.
+    /// Whether this host is a gateway host for an address of a NAT gateway or of a routed prefix, and another one is in use.
     pub fn stands_by_for(&self, address: u128) -> bool {
-        self.pools.contains_key(&address) && !self.held.contains_key(&address)
+        if self.pools.contains_key(&address) {
+            return !self.held.contains_key(&address);
+        }
+        self.routed(address)
+            .is_some_and(|it| self.is_gateway_of(it.network) && !self.is_gateway(it.network))
     }
 
     /// The other gateway hosts of the networks that this host is a gateway host of, each once.

@@ -310,8 +310,19 @@ fn an_error_about_a_packet_that_left_as_it_is_reaches_its_sender() {
 
 #[test]
 fn the_next_gateway_host_takes_over_connections_of_routed_prefixes() {
+    // On a host that is no gateway host, and on the one that takes over.
+    for host in ["h2", "h3"] {
+        take_over(host);
+    }
+}
+
+#[track_caller]
+fn take_over(home: &str) {
     let mut fabric = twofold();
-    change(&mut fabric, routed);
+    change(&mut fabric, |objects| {
+        routed(objects);
+        crate::topology::port(objects, "p2").host = home.into();
+    });
     fabric.live(1000).unwrap();
     crate::external::answer(&mut fabric);
     fabric.outside.clear();

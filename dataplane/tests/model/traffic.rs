@@ -190,7 +190,7 @@ fn packet_to(
     } else {
         address(from, true).is_some()
     };
-    let direct = direct_address(objects, from, v4).filter(|_| plan.to % 3 != 0);
+    let direct = direct_address(objects, from, v4).filter(|_| !plan.to.is_multiple_of(3));
     let source = direct.or_else(|| address(from, v4))?;
     let peers: Vec<&v1::Port> = objects
         .ports
