@@ -35,6 +35,17 @@ pub(super) fn kept(
     } else {
         Change::None
     };
+    if action.egress() == Egress::External(external::THIS_HOST) {
+        let destination = match &change {
+            Change::Flow(translation) => translation.flow.destination,
+            Change::None | Change::Error(..) => entry.parsed.flow.destination,
+        };
+        let outside = &tables.snapshot.outside;
+        if !outside.held.contains_key(&destination) && outside.owner(destination).is_none() {
+            // It is another host's now.
+            return None;
+        }
+    }
     Some(Decision { action, change })
 }
 

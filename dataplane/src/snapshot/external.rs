@@ -248,6 +248,8 @@ pub struct Outside {
     pub nat_gateways: Vec<Option<NatGateway>>,
     /// Routed prefixes of VPCs that are known here, in order of their addresses.
     pub routed: Vec<Routed>,
+    /// Addresses, each with its network, that this host holds since this snapshot.
+    pub came: Vec<(u16, u128)>,
     /// Rate limits of elastic IPs, by address: of those that this host holds.
     pub limits: LimitsByAddress,
 }

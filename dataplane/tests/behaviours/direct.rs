@@ -477,3 +477,34 @@ fn addresses_that_no_port_has_answer_pings_if_they_are_to() {
     let seen = read(&out[0].frame);
     assert_eq!((&*out[0].port, seen.source), ("a1", v4(station(2))));
 }
+
+/// Another VPC's address comes to this host and leaves it again, while a flow goes there.
+#[test]
+fn a_flow_to_an_outside_address_follows_it_to_this_host_and_away() {
+    let mut fabric = outside(|objects| bind(objects, "a1", station(9)));
+    let frame = udp(A1, station(20), ROUTER, (7, 53), b"x");
+    fabric.send("a1", &frame);
+    crate::external::answer(&mut fabric);
+    for _ in 0..3 {
+        assert_eq!(send(&mut fabric, "a1", &frame).dst, station(20).mac);
+    }
+    change(&mut fabric, |objects| bind(objects, "r1", station(20)));
+    fabric.outside.clear();
+    // The packet that finds out may be lost.
+    fabric.send("a1", &frame);
+    for _ in 0..3 {
+        assert_eq!(
+            crosses(&mut fabric, ("a1", &frame), "r1").source,
+            v4(station(9))
+        );
+    }
+    change(&mut fabric, |objects| {
+        objects.elastic_ips.retain(|it| it.port != "r1")
+    });
+    fabric.send("a1", &frame);
+    crate::external::answer(&mut fabric);
+    fabric.send("a1", &frame);
+    for _ in 0..3 {
+        assert_eq!(send(&mut fabric, "a1", &frame).dst, station(20).mac);
+    }
+}

@@ -228,14 +228,27 @@ impl Neighbors {
                 });
                 continue;
             }
-            entry.is_used = false;
-            let (key, was_known) = ((entry.network, entry.address), entry.mac.is_some());
-            self.words[index].store(0, Ordering::Relaxed);
-            table.by_address.remove(&key);
-            table.free.push(index as u16);
-            if !was_known {
-                table.waiting -= 1;
-            }
+            self.remove(&mut table, index);
+        }
+    }
+
+    /// Forgets who has an address: this host has it now.
+    pub fn forget(&self, network: u16, address: u128) {
+        let mut table = self.lock();
+        if let Some(index) = table.by_address.get(&(network, address)).copied() {
+            self.remove(&mut table, index.into());
+        }
+    }
+
+    fn remove(&self, table: &mut Table, index: usize) {
+        let entry = &mut table.entries[index];
+        entry.is_used = false;
+        let (key, was_known) = ((entry.network, entry.address), entry.mac.is_some());
+        self.words[index].store(0, Ordering::Relaxed);
+        table.by_address.remove(&key);
+        table.free.push(index as u16);
+        if !was_known {
+            table.waiting -= 1;
         }
     }
 }

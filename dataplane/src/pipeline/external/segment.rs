@@ -77,8 +77,11 @@ impl Announcer {
                     || link(&before, held.network) != link(outside, held.network)
             })
         });
-        self.queue
-            .extend(new.map(|(address, held)| (held.network, *address, ANNOUNCE_TIMES, now)));
+        for (address, held) in new {
+            neighbors.forget(held.network, *address);
+            self.queue
+                .push((held.network, *address, ANNOUNCE_TIMES, now));
+        }
     }
 
     /// Announces the addresses of a network again when another of its gateway hosts is back: while the two did not hear each other, that one may have had them.

@@ -55,6 +55,11 @@ pub(super) fn date(before: &Outside, after: &mut Outside, generation: u32) {
         (*address, since.copied().unwrap_or(generation))
     });
     after.held_since = dated.collect();
+    let came = after.held.iter();
+    let came = came.filter(|(address, _)| after.held_since.get(*address) == Some(&generation));
+    after.came = came
+        .map(|(address, held)| (held.network, *address))
+        .collect();
 }
 
 impl Draft<'_> {
