@@ -435,8 +435,9 @@ fn ack(
     } else {
         TcpFinReply
     };
-    // Told of by another host while it was opening, and not seen here before: it may have opened since.
-    let opened_elsewhere = sender.is(UNKNOWN) && receiver.is(UNKNOWN);
+    // Told of by another host while it was opening, and not seen here before: it may have opened since. Nothing is known either of one that is seen
+    // one way, whose end has offered another number.
+    let opened_elsewhere = sender.is(UNKNOWN) && receiver.is(UNKNOWN) && !sender.is(ONE_SIDED);
     let next = match state {
         TcpSynSent | TcpSynReceived if opened_elsewhere && fin => finished,
         TcpSynSent | TcpSynReceived if opened_elsewhere => TcpEstablished,

@@ -499,7 +499,7 @@ fn a_flow_to_an_outside_address_follows_it_to_this_host_and_away() {
         );
     }
     change(&mut fabric, |objects| {
-        objects.elastic_ips.retain(|it| it.port != "r1")
+        objects.elastic_ips.retain(|it| it.port != "r1");
     });
     fabric.send("a1", &frame);
     crate::external::answer(&mut fabric);
