@@ -275,13 +275,15 @@ impl Core {
             (network.as_ref()?.gateway == Translator::Here).then_some(index)
         });
         let serves: Vec<u16> = serves.collect();
-        if self
-            .telling
-            .served
-            .iter()
-            .any(|index| !serves.contains(index))
-        {
-            tables.sessions.forget_outside_numbers();
+        let served = self.telling.served.iter().copied();
+        let lost: Vec<u16> = served.filter(|index| !serves.contains(index)).collect();
+        if !lost.is_empty() {
+            let routed = |address| outside.routed(address).map(|routed| routed.network);
+            tables.sessions.forget_outside_numbers(|address| {
+                let mut networks = lost.iter().filter_map(|index| outside.network(*index));
+                networks.any(|network| network.holds(address))
+                    || routed(address).is_some_and(|network| lost.contains(&network))
+            });
         }
         self.telling.served = serves;
         if fellows.all.is_empty() {

@@ -789,7 +789,8 @@ impl SessionTable {
     }
 
     /// Forgets where TCP connections with the outside stand: from now on another host sees their segments. They are learnt anew when this one does again.
-    pub fn forget_outside_numbers(&self) {
+    /// `is_concerned`: of which outside addresses.
+    pub fn forget_outside_numbers(&self, is_concerned: impl Fn(u128) -> bool) {
         for shard in &*self.shards {
             let used = shard.used.load(Ordering::Relaxed) as usize;
             for (number, slot) in
@@ -798,11 +799,11 @@ impl SessionTable {
                 if !slot.is_translated() {
                     continue;
                 }
-                let second = shard.lines[number].read().words;
-                let (flow, vni) = Key::flow(&slot.words(), Direction::Up);
-                let (_, other) = Key::flow(&second, Direction::Up);
-                let is_outside = vni == Vni::OUTSIDE || other == Vni::OUTSIDE;
-                if is_outside && flow.protocol == crate::packet::parse::protocol::TCP {
+                let (flow, _) = Key::flow(&slot.words(), Direction::Up);
+                let address = shard.outside_address(number as u32);
+                if address.is_some_and(&is_concerned)
+                    && flow.protocol == crate::packet::parse::protocol::TCP
+                {
                     for entry in &slot.entries {
                         entry.store_whole_side(tcp::Side::unknown());
                     }

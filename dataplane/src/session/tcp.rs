@@ -329,6 +329,12 @@ fn syn(
     }
 }
 
+/// Whether another host told of the connection, which was not seen here before. Of one that is seen one way nothing may be known either, once its end has
+/// offered another number.
+fn is_told(sender: &Side, receiver: &Side) -> bool {
+    sender.is(UNKNOWN) && receiver.is(UNKNOWN) && !sender.is(ONE_SIDED)
+}
+
 /// SYN-ACK.
 fn syn_ack(
     state: State,
@@ -344,6 +350,8 @@ fn syn_ack(
     let mut answers = receiver.is_answered_by(segment);
     if state == TcpSynSent {
         answers &= !before(receiver.end, segment.ack);
+        // The SYN went by another host.
+        answers |= is_told(sender, receiver);
     }
     match state {
         TcpSynSent if from_origin => Step::Invalid,
@@ -435,9 +443,8 @@ fn ack(
     } else {
         TcpFinReply
     };
-    // Told of by another host while it was opening, and not seen here before: it may have opened since. Nothing is known either of one that is seen
-    // one way, whose end has offered another number.
-    let opened_elsewhere = sender.is(UNKNOWN) && receiver.is(UNKNOWN) && !sender.is(ONE_SIDED);
+    // It may have opened since.
+    let opened_elsewhere = is_told(sender, receiver);
     let next = match state {
         TcpSynSent | TcpSynReceived if opened_elsewhere && fin => finished,
         TcpSynSent | TcpSynReceived if opened_elsewhere => TcpEstablished,

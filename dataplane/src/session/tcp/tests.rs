@@ -1065,3 +1065,19 @@ fn a_connection_that_another_host_saw_opening_may_have_opened_since() {
         assert_eq!(c.state, state);
     }
 }
+
+/// A host that takes over has heard of the SYN alone, from the host that it went by.
+#[test]
+fn the_answer_to_a_syn_that_went_by_another_host_opens_the_connection() {
+    let mut told = Connection {
+        state: State::TcpSynSent,
+        sides: [Side::unknown(), Side::unknown()],
+    };
+    let answer = segment(SYN | ACK, 5000, 1001, 0);
+    assert_eq!(told.send(false, answer), Step::Pass(State::TcpSynReceived));
+    let ack = segment(ACK, 1001, 5001, 0);
+    assert_eq!(told.send(true, ack), Step::Pass(State::TcpEstablished));
+    // From then on the numbers count.
+    let far = segment(ACK, 90_000_000, 1001, 100);
+    assert_eq!(told.send(false, far), Step::OutOfWindow);
+}
