@@ -165,8 +165,27 @@ pub(crate) fn check_written(caller: &Caller, before: &State, objects: &[Object])
                     ));
                 }
             }
-            Object::ElasticIp(elastic) if !caller.is_of(&elastic.tenant, Role::Operate) => {
-                found.push(violation(object, "tenant", "is your own"));
+            Object::ElasticIp(elastic) => {
+                if !caller.is_of(&elastic.tenant, Role::Operate) {
+                    found.push(violation(object, "tenant", "is your own"));
+                }
+                let was = match old {
+                    Some(Object::ElasticIp(old)) => old.limits,
+                    _ => None,
+                };
+                if elastic.limits != was {
+                    found.push(violation(object, "limits", NOT_YOURS));
+                }
+            }
+            // What one has of a gateway host's table of mappings, others have not.
+            Object::NatGateway(nat) => {
+                let was = match old {
+                    Some(Object::NatGateway(old)) => old.limits,
+                    _ => None,
+                };
+                if nat.limits != was {
+                    found.push(violation(object, "limits", NOT_YOURS));
+                }
             }
             Object::SecurityGroup(_) | Object::PrefixList(_) => {
                 if let Some(tenant) = object.tenant_wide()

@@ -539,6 +539,31 @@ async fn a_tenant_has_elastic_ips_and_nat_gateways_of_its_own() {
     ] {
         refused(&mut site.ann, &text, expected).await;
     }
+    // What it may send, and have of the gateway hosts' tables, the operator says.
+    let limited = elastic("ann/e", "ann", "inet", "203.0.113.11", "blue-1")
+        .replace("}]", ", limits: {egress: {bits_per_second: 10000000}}}]");
+    refused(
+        &mut site.ann,
+        &limited,
+        "elastic_ip ann/e: limits: only the operator sets it",
+    )
+    .await;
+    applied(&mut site.operator, &limited).await.unwrap();
+    refused(
+        &mut site.ann,
+        &own,
+        "elastic_ip ann/e: limits: only the operator sets it",
+    )
+    .await;
+    applied(&mut site.ann, &limited).await.unwrap();
+    let wide =
+        nat("ann/nat", "blue", "203.0.113.20").replace("}]", ", limits: {mappings: 1000000}}]");
+    refused(
+        &mut site.ann,
+        &wide,
+        "nat_gateway ann/nat: limits: only the operator sets it",
+    )
+    .await;
     // The operator binds what is of one tenant to nobody else's port.
     refused(
         &mut site.operator,
