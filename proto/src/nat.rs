@@ -15,6 +15,9 @@ pub const MOST_MAPPINGS: u32 = 1 << 20;
 /// Mappings of a gateway that sets no limit: a quarter of what a host holds.
 pub const DEFAULT_MAPPINGS: u32 = MOST_MAPPINGS / 4;
 
+/// Addresses of NAT gateways that a gateway host holds at most, those that it stands by for among them.
+pub const GATEWAY_HOST_ADDRESSES: u16 = 1024;
+
 /// An idle time of a NAT gateway.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Timeout {

@@ -16,7 +16,11 @@ use crate::sync::atomic::{AtomicU32, Ordering};
 use crate::sync::{Mutex, MutexGuard};
 
 /// The most outside addresses on one host.
-pub const POOLS: u16 = if cfg!(feature = "loom") { 1 } else { 1024 };
+pub const POOLS: u16 = if cfg!(feature = "loom") {
+    1
+} else {
+    weft_proto::nat::GATEWAY_HOST_ADDRESSES
+};
 /// The lowest port that a pool gives out: those below are of services (RFC 6335 §6).
 pub const FIRST_PORT: u16 = 1024;
 /// Words of one pool and protocol: a bit for each port.

@@ -8,6 +8,7 @@ use ipnetwork::IpNetwork;
 use super::network::reserved;
 use super::{At, Index, Report, Scope, limits, port};
 use crate::address::{parse_address, parse_prefix, special_use};
+use crate::nat::GATEWAY_HOST_ADDRESSES;
 use crate::nat::{LONGEST_TIMEOUT, MOST_MAPPINGS};
 use crate::state::{Kind, Object};
 use crate::v1::{self, ElasticIp, ExternalNetwork, NatGateway};
@@ -634,6 +635,54 @@ fn owner(tenant: &str) -> String {
         "the operator".to_owned()
     } else {
         format!("tenant '{tenant}'")
+    }
+}
+
+/// A gateway host has room for the addresses of all NAT gateways that it may have to run, whoever's they are: it would refuse its whole state otherwise.
+pub(super) fn check_room(index: &Index<'_>, report: &mut Report) {
+    let is_concerned =
+        |object: &&&Object| matches!(object.kind(), Kind::NatGateway | Kind::ExternalNetwork);
+    if !index.objects.iter().any(|object| is_concerned(&object)) {
+        return;
+    }
+    let mut counts: HashMap<&str, usize> = HashMap::new();
+    for object in index.state.of_kind(Kind::NatGateway) {
+        let Object::NatGateway(nat) = object else {
+            continue;
+        };
+        let network = index.external_network(&nat.external_network);
+        for host in network.into_iter().flat_map(|it| &it.gateway_hosts) {
+            *counts.entry(host).or_default() += nat.addresses.len();
+        }
+    }
+    let mut full: Vec<(&str, usize)> = counts
+        .into_iter()
+        .filter(|(_, count)| *count > usize::from(GATEWAY_HOST_ADDRESSES))
+        .collect();
+    full.sort_unstable();
+    for (host, count) in full {
+        let runs_there = |nat: &NatGateway| {
+            let network = index.external_network(&nat.external_network);
+            network.is_some_and(|network| network.gateway_hosts.iter().any(|it| it == host))
+        };
+        // Of those under check, among which the new one is.
+        let last = index.objects.iter().rev().find_map(|object| match object {
+            Object::NatGateway(nat) if runs_there(nat) => {
+                Some((Kind::NatGateway, &*nat.id, "addresses"))
+            }
+            Object::ExternalNetwork(network)
+                if network.gateway_hosts.iter().any(|it| it == host) =>
+            {
+                Some((Kind::ExternalNetwork, &*network.id, "gateway_hosts"))
+            }
+            _ => None,
+        });
+        if let Some((kind, id, field)) = last {
+            let rule = format!(
+                "with it, host '{host}' would be a gateway for {count} addresses of NAT gateways, and holds at most {GATEWAY_HOST_ADDRESSES}"
+            );
+            report.add(At { kind, id }, field, rule);
+        }
     }
 }
 

@@ -47,6 +47,7 @@ pub fn validate(state: &State, scope: Scope<'_>) -> Vec<v1::Violation> {
     }
     check_together(&index, &mut report);
     if scope == Scope::Intent {
+        external::check_room(&index, &mut report);
         quota::check_all(&index, &mut report);
     }
     report.violations
@@ -100,6 +101,7 @@ pub fn validate_next(before: &State, next: &State, scope: Scope<'_>) -> Vec<v1::
     if together {
         check_together(&index, &mut report);
         if scope == Scope::Intent {
+            external::check_room(&index, &mut report);
             quota::check_all(&Index::new(next, next.iter().collect()), &mut report);
         }
     }

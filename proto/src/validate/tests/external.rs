@@ -1014,3 +1014,29 @@ fn a_nat64_prefix_is_an_ipv6_prefix_of_length_96() {
         );
     }
 }
+
+#[test]
+fn a_gateway_host_has_room_for_the_addresses_that_it_may_have_to_hold() {
+    // 64 of them have 16 addresses each; the first of all has two.
+    let fill = |last: u32| {
+        move |o: &mut Objects| {
+            o.external_networks[0].prefixes[0] = "203.0.0.0/16".into();
+            o.nat_gateways.extend((0..64).map(|n| {
+                NatGateway {
+                    id: format!("more-{n:02}"),
+                    vpc: "blue".into(),
+                    external_network: "inet".into(),
+                    addresses: (0..if n == 63 { last } else { 16 })
+                        .map(|i| format!("203.0.{}.{}", 150 + n, 1 + i))
+                        .collect(),
+                    ..NatGateway::default()
+                }
+            }));
+        }
+    };
+    accepted_outside(fill(14));
+    refused_outside(
+        "nat_gateway nat addresses: with it, host 'h2' would be a gateway for 1025 addresses of NAT gateways, and holds at most 1024",
+        fill(15),
+    );
+}
