@@ -111,11 +111,7 @@ impl<'a> Objects<'a> {
         let peerings = version.state.of_kind(Kind::Peering);
         all.joined = peerings
             .filter_map(|object| match object {
-                Object::Peering(peering) if peering.passes() => peering
-                    .vpcs()
-                    .into_iter()
-                    .position(|own| own == vpc)
-                    .map(|own| peering.vpcs()[1 - own]),
+                Object::Peering(peering) if peering.passes() => peering.other(vpc),
                 _ => None,
             })
             .collect();
@@ -1003,7 +999,7 @@ nat_gateways:
         assert!(db.members.contains(address), "{:?}", db.members);
     }
 
-    /// Ann has blue and red, which a peering may join, and green, with the address of one of red's ports; h1 has a port of blue, h2 of red and of green.
+    /// Ann has blue and red, which a peering may join, and green, with red's prefix; h1 has a port of blue, h2 of red and of green.
     const TENANT: &str = r#"
 hosts: [{id: h1, vteps: [192.0.2.1]}, {id: h2, vteps: [192.0.2.2]}]
 vpcs: [{id: blue, vni: 1, tenant: ann}, {id: red, vni: 2, tenant: ann}, {id: green, vni: 3, tenant: ann}]
@@ -1050,7 +1046,7 @@ ports:
         assert_eq!(h1.prefix_lists[0].prefixes, ["198.51.100.0/24"]);
         let b1 = h1.ports.iter().find(|port| port.id == "b1").unwrap();
         assert_eq!(b1.security_groups, ["ann/app@blue", "own"]);
-        // An equal address elsewhere is no member.
+        // What green has is no member for blue, nor the other way round.
         let h2 = compiled(&joined, "h2");
         let green = h2.security_groups.iter().find(|o| o.id == "ann/app@green");
         assert_eq!(green.unwrap().members, ["10.0.1.12"]);

@@ -71,7 +71,8 @@ impl Caller {
         self.may(role, state, found).then_some(found)
     }
 
-    /// An object that the caller may read, as it is shown: where an external network is, which hosts are its gateways, and what is routed to whom, is the operator's to know.
+    /// An object that the caller may read, as it is shown: where an external network is, which hosts are its gateways, and what is routed to whom, only the
+    /// operator knows.
     pub(crate) fn shown(&self, object: &Object) -> Object {
         match object {
             Object::ExternalNetwork(network) if self.role < Role::Read => {

@@ -264,7 +264,7 @@ impl Pipeline {
     pub fn set_snapshot(&mut self, snapshot: Arc<Snapshot>) {
         self.core.telling.is_wanted = !snapshot.outside.fellows().all.is_empty();
         if !Arc::ptr_eq(&self.snapshot.outside, &snapshot.outside) {
-            // Sessions that go to such an address find that it is here. What a snapshot that was passed over brought is found when addresses are announced.
+            // Sessions that go to such an address find that it is here. Those of a snapshot that this worker skipped are forgotten when they are announced.
             for (network, address) in &snapshot.outside.came {
                 self.neighbors.forget(*network, *address);
             }

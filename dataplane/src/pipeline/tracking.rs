@@ -40,8 +40,7 @@ pub(super) fn kept(
             Change::Flow(translation) => translation.flow.destination,
             Change::None | Change::Error(..) => entry.parsed.flow.destination,
         };
-        let outside = &tables.snapshot.outside;
-        if !outside.held.contains_key(&destination) && outside.owner(destination).is_none() {
+        if !tables.snapshot.outside.is_here(destination) {
             // It is another host's now.
             return None;
         }

@@ -357,7 +357,12 @@ impl Outside {
         })
     }
 
-    /// The same, if that is on this network.
+    /// Whether packets to an address from outside are for this host.
+    pub fn is_here(&self, address: u128) -> bool {
+        self.held.contains_key(&address) || self.owner(address).is_some()
+    }
+
+    /// The owner, if that is on this network.
     pub fn owner_on(&self, network: u16, address: u128) -> Option<Owner> {
         let owner = self.owner(address);
         owner.filter(|owner| owner.network == network)

@@ -598,8 +598,7 @@ pub(in crate::pipeline) fn entry(
         return Err(DropReason::UnknownMac);
     }
     // Our own addresses are on this host, whatever network they are of.
-    let source = parsed.flow.source;
-    if outside.held.contains_key(&source) || outside.owner(source).is_some() {
+    if outside.is_here(parsed.flow.source) {
         return Err(DropReason::ExternalSpoofed);
     }
     enter(tables, index, parsed, Vni::OUTSIDE)
