@@ -13,7 +13,8 @@ use weft_dataplane::snapshot::compile::{Compiler, Context, ExternalLink, Underla
 use weft_fabric::{Fabric, MemoryIo};
 use weft_proto::state::{Object, State};
 use weft_proto::v1::{
-    Delta, Device, ElasticIp, ExternalNetwork, Host, NatGateway, Objects, Port, Subnet, Vpc,
+    Delta, Device, ElasticIp, ExternalNetwork, Host, NatGateway, NatLimits, Objects, Port, Subnet,
+    Vpc,
 };
 use weft_proto::validate::{Scope, validate, validate_next};
 use weft_tests::load::{self, Station};
@@ -68,6 +69,11 @@ fn site(outside: u8, inside: u8, capacity: u32) -> anyhow::Result<Fabric> {
         addresses: (0..outside)
             .map(|n| format!("203.0.113.{}", NAT[3] + n))
             .collect(),
+        // More than it has by default.
+        limits: Some(NatLimits {
+            mappings: capacity,
+            mappings_per_address: 0,
+        }),
         ..NatGateway::default()
     }];
     for subnet in &mut objects.subnets {
@@ -253,7 +259,7 @@ fn hits(rows: &mut Vec<Row>) -> anyhow::Result<()> {
             name: format!("gateway: hit, 1k flows, {}", kind.what),
             unit: "cycles/packet",
             samples: own.clone(),
-            goal: kind.beside.map(|_| (125.0, false)),
+            goal: None,
             peer: None,
         });
     }

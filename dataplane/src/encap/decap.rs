@@ -38,7 +38,7 @@ pub fn outer(frame: &[u8]) -> Result<Outer, DropReason> {
 
 /// The most common kind: VXLAN over IPv4 without options, untagged, without a UDP checksum. None: [`general`] looks again.
 #[inline(always)]
-fn plain_vxlan(frame: &[u8]) -> Option<Outer> {
+pub(crate) fn plain_vxlan(frame: &[u8]) -> Option<Outer> {
     let head: &[u8; ETHERNET + 36] = frame.first_chunk()?;
     let be16 = |at: usize| u16::from_be_bytes([head[at], head[at + 1]]);
     let be32 = |at: usize| u32::from_be_bytes([head[at], head[at + 1], head[at + 2], head[at + 3]]);
@@ -74,7 +74,8 @@ fn plain_vxlan(frame: &[u8]) -> Option<Outer> {
     })
 }
 
-fn general(frame: &[u8]) -> Result<Outer, DropReason> {
+/// Every other kind.
+pub(crate) fn general(frame: &[u8]) -> Result<Outer, DropReason> {
     // Offsets have 16 bits: a packet that ends further on is cut short.
     let frame = frame.get(..usize::from(u16::MAX)).unwrap_or(frame);
     let mut l3 = ETHERNET;

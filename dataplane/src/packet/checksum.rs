@@ -69,6 +69,14 @@ pub fn finish_few(sum: u32) -> u16 {
     !(((sum & 0xffff) + (sum >> 16)) as u16)
 }
 
+/// The checksum field after the words under it changed by a ones' complement sum (RFC 1624, equation 3).
+#[inline(always)]
+pub fn add(field: u16, delta: u16) -> u16 {
+    // Where there is a carry, the sum is below all ones.
+    let (sum, carry) = (!field).overflowing_add(delta);
+    !(sum + u16::from(carry))
+}
+
 /// The checksum field after one 16-bit word under it changed (RFC 1624, equation 3).
 #[inline(always)]
 pub fn update(field: u16, old: u16, new: u16) -> u16 {

@@ -7,13 +7,14 @@
 use super::external::segment;
 use super::quick_parse::{L4_IPV6, QuickParse, quick_parse};
 use super::{Core, Destination, Io, Source, Tables, egress, rewrite, slow_path, translate};
+use crate::encap::decap;
 use crate::numbers::Vni;
-use crate::packet::parse::{ETHERNET, protocol};
+use crate::packet::parse::ETHERNET;
 use crate::packet::{Family, Packet};
-use crate::session::State;
 use crate::session::slot::{Action, Egress, Ingress, MacPair, Stamp};
 use crate::session::table::{Probe, SessionRef};
 use crate::session::tcp::{self, Segment};
+use crate::session::{State, Translation};
 
 /// A packet of the fast path between two stages.
 #[derive(Debug, Clone, Copy, Default)]
@@ -77,9 +78,16 @@ impl Lane {
             Self::Closed => return None,
             Self::Port { stamp, vni } => (*stamp, *vni, 0, frame),
             Self::Uplink(uplink, before, arrival) => 'tunnel: {
-                let Ok(outer) = crate::encap::decap::outer(frame) else {
-                    *arrival = segment::arrival(tables, *uplink, frame, *arrival);
-                    break 'tunnel ((*arrival)?.stamp, Vni::OUTSIDE, 0, frame);
+                let outer = match decap::plain_vxlan(frame) {
+                    Some(outer) => outer,
+                    None => {
+                        if !tables.snapshot.outside.by_link.is_empty()
+                            && let Some(stamp) = segment::arrival(tables, *uplink, frame, arrival)
+                        {
+                            break 'tunnel (stamp, Vni::OUTSIDE, 0, frame);
+                        }
+                        decap::general(frame).ok()?
+                    }
                 };
                 let ends = slow_path::Ends::of(&outer);
                 let stamp = match before {
@@ -110,6 +118,41 @@ impl Lane {
         entry.outer = outer;
         entry.len = inner.len() as u16;
         Some(())
+    }
+}
+
+/// What becomes of addresses, ports and VNI.
+trait Change {
+    /// The VNI that the packet leaves with, if it comes with this one.
+    fn vni(&self, ingress: Vni) -> Vni;
+    fn write(&self, frame: &mut [u8]);
+}
+
+/// They stay.
+struct AsItIs;
+
+impl Change for AsItIs {
+    #[inline(always)]
+    fn vni(&self, ingress: Vni) -> Vni {
+        ingress
+    }
+
+    #[inline(always)]
+    fn write(&self, _: &mut [u8]) {}
+}
+
+/// Those of the session's other key; of a packet of this family, TCP or not.
+struct Translated(Translation, (Family, bool));
+
+impl Change for Translated {
+    #[inline(always)]
+    fn vni(&self, _: Vni) -> Vni {
+        self.0.vni
+    }
+
+    #[inline(always)]
+    fn write(&self, frame: &mut [u8]) {
+        translate::quick(frame, self.1, &self.0);
     }
 }
 
@@ -160,8 +203,7 @@ impl Core {
         let session = tables.sessions.confirm(entry.probe, &entry.quick.key)?;
         match session.action(entry.stamp) {
             Some(action) if !action.is_translated() => {
-                let plain = (entry.vni, |_: &mut [u8]| {});
-                self.carry_out(tables, io, packet, entry, (session, action), plain)
+                self.carry_out(tables, io, packet, entry, (session, action), &AsItIs)
             }
             _ => self.apply_rare(tables, io, packet, entry),
         }
@@ -182,8 +224,7 @@ impl Core {
             .action(entry.stamp)
             .or_else(|| session.second_action(entry.stamp))
             .filter(|action| !action.is_translated())?;
-        let plain = (entry.vni, |_: &mut [u8]| {});
-        self.carry_out(tables, io, packet, entry, (session, action), plain)
+        self.carry_out(tables, io, packet, entry, (session, action), &AsItIs)
     }
 
     /// The same for packets of a session with two keys: most get other addresses and ports, or go into another VPC.
@@ -207,28 +248,17 @@ impl Core {
         if tables.snapshot.outside.limits.has(translation.flow.source) {
             return None;
         }
-        let at = translate::At {
-            family: if entry.quick.l4 == L4_IPV6 {
-                Family::Ipv6
-            } else {
-                Family::Ipv4
-            },
-            l3: ETHERNET,
-            l4: entry.quick.l4.into(),
-            protocol: if entry.quick.tcp {
-                protocol::TCP
-            } else {
-                protocol::UDP
-            },
-            is_partial: false,
+        let family = if entry.quick.l4 == L4_IPV6 {
+            Family::Ipv6
+        } else {
+            Family::Ipv4
         };
-        if translation.flow.family() != at.family {
+        if translation.flow.family() != family {
             // Its header is another's, and of another length.
             return None;
         }
-        let change = |frame: &mut [u8]| translate::flow(frame, &at, &translation);
-        let change = (translation.vni, change);
-        self.carry_out(tables, io, packet, entry, (session, action), change)
+        let change = Translated(translation, (family, entry.quick.tcp));
+        self.carry_out(tables, io, packet, entry, (session, action), &change)
     }
 
     #[inline(always)]
@@ -239,7 +269,7 @@ impl Core {
         packet: &mut Packet,
         entry: &Entry,
         (session, action): (SessionRef<'_>, Action),
-        (vni, translate): (Vni, impl FnOnce(&mut [u8])),
+        change: &impl Change,
     ) -> Option<(Destination, u16, u16)> {
         let QuickParse { key, ip_len, .. } = &entry.quick;
         let start = usize::from(packet.start) + usize::from(entry.outer);
@@ -275,11 +305,12 @@ impl Core {
         if action.is_routed() {
             routed(frame, &action, &entry.quick);
         }
-        translate(frame);
+        change.write(frame);
         let mut outer = 0;
         if let Some(tunnel) = tunnel {
             // Entropy from bits of the hash that the choice of the tunnel does not use.
             let (class, entropy) = (entry.quick.traffic_class, (key.hash >> 32) as u16);
+            let vni = change.vni(entry.vni);
             let written = tunnel
                 .template
                 .write(area, start, entry.len, vni, class, entropy);

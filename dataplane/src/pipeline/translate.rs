@@ -6,8 +6,8 @@
 
 use super::tracer::Tracer;
 use crate::numbers::Vni;
-use crate::packet::checksum::{self, finish_few};
-use crate::packet::parse::{self, Family, protocol, word_address, word_family};
+use crate::packet::checksum;
+use crate::packet::parse::{self, ETHERNET, Family, protocol, word_address, word_family};
 use crate::packet::{DropReason, Flow, Parsed};
 use crate::session::Translation;
 use crate::session::mappings::{self, Outside};
@@ -472,6 +472,41 @@ fn quote(message: &mut [u8], family: Family, translation: &Translation) -> u16 {
     checksum::fold(u64::from(!before) + checksum::sum(packet))
 }
 
+/// What [`flow`] does, for the packets that a quick parse knows: whole UDP datagrams and TCP segments, right behind an IP header of the least length.
+#[inline(always)]
+pub(super) fn quick(frame: &mut [u8], (family, tcp): (Family, bool), translation: &Translation) {
+    if family == Family::Ipv6 {
+        return quick_ipv6(frame, tcp, translation);
+    }
+    const L4: usize = ETHERNET + 20;
+    let (flow, delta) = (&translation.flow, translation.transport_delta);
+    let Some(head) = frame.first_chunk_mut::<{ L4 + 8 }>() else {
+        return;
+    };
+    add(&mut head[24..26], translation.header_delta);
+    head[26..30].copy_from_slice(&(flow.source as u32).to_be_bytes());
+    head[30..34].copy_from_slice(&(flow.destination as u32).to_be_bytes());
+    head[34..36].copy_from_slice(&flow.source_port.to_be_bytes());
+    head[36..38].copy_from_slice(&flow.destination_port.to_be_bytes());
+    if !tcp {
+        add_udp(&mut head[L4 + checksum::UDP_AT..], delta);
+    } else if let Some(head) = frame.first_chunk_mut::<{ L4 + checksum::TCP_AT + 2 }>() {
+        add(&mut head[L4 + checksum::TCP_AT..], delta);
+    }
+}
+
+#[inline(never)]
+fn quick_ipv6(frame: &mut [u8], tcp: bool, translation: &Translation) {
+    let at = At {
+        family: Family::Ipv6,
+        l3: ETHERNET,
+        l4: ETHERNET + 40,
+        protocol: if tcp { protocol::TCP } else { protocol::UDP },
+        is_partial: false,
+    };
+    flow(frame, &at, translation);
+}
+
 /// Writes the addresses and ports of a translation.
 #[inline]
 pub(super) fn flow(frame: &mut [u8], at: &At, translation: &Translation) {
@@ -535,12 +570,8 @@ pub(super) fn flow(frame: &mut [u8], at: &At, translation: &Translation) {
             let sum = checksum::fold(u64::from(sum) + u64::from(*header_delta));
             field.copy_from_slice(&sum.to_be_bytes());
         }
-        field => {
-            add(field, *transport_delta);
-            if zero_is_none && field == [0, 0] {
-                field.fill(0xff);
-            }
-        }
+        field if zero_is_none => add_udp(field, *transport_delta),
+        field => add(field, *transport_delta),
     }
 }
 
@@ -569,6 +600,20 @@ fn identifier(message: &mut [u8], family: Family, flow: &Flow, delta: u16) {
 #[inline(always)]
 fn add(field: &mut [u8], delta: u16) {
     let before = u16::from_be_bytes([field[0], field[1]]);
-    let after = finish_few(u32::from(!before) + u32::from(delta));
+    let after = checksum::add(before, delta);
+    field.copy_from_slice(&after.to_be_bytes());
+}
+
+/// The same for UDP: zero says that there is no checksum, and one that is zero is written as all ones (RFC 768).
+#[inline(always)]
+fn add_udp(field: &mut [u8], delta: u16) {
+    let before = u16::from_be_bytes([field[0], field[1]]);
+    if before == 0 {
+        return;
+    }
+    let after = match checksum::add(before, delta) {
+        0 => u16::MAX,
+        after => after,
+    };
     field.copy_from_slice(&after.to_be_bytes());
 }

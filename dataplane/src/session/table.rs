@@ -393,7 +393,7 @@ impl SessionTable {
         let line = shard.lines.get(number as usize)?.read();
         fence(Ordering::Acquire);
         let is_here = version & 1 == 1 && slot.version.load(Ordering::Relaxed) == version;
-        (is_here && is_translated && line.words == key.words).then(|| SessionRef {
+        (is_here && is_translated && line.has(&key.words)).then(|| SessionRef {
             shard,
             slot,
             number,

@@ -158,6 +158,13 @@ impl Line {
 }
 
 impl Content {
+    /// Whether the second key has these words. All are compared, which is quicker than to stop at the first difference.
+    #[inline]
+    pub(super) fn has(&self, words: &[u64; 5]) -> bool {
+        let pairs = self.words.iter().zip(words);
+        pairs.fold(0, |all, (own, other)| all | (own ^ other)) == 0
+    }
+
     /// A direction of one key, as a direction of the other.
     #[inline]
     pub(super) fn across(&self, direction: Direction) -> Direction {

@@ -8,6 +8,7 @@ use super::super::{
     Core, Destination, Entry, Io, Tables, gateway, gso, icmp_error, ip_fragment, rewrite,
 };
 use super::neighbors::{Neighbors, Question};
+use crate::encap::VXLAN_PORT;
 use crate::numbers::Vni;
 use crate::packet::checksum;
 use crate::packet::parse::{self, ETHERNET, Family, IPV4_MAPPED, Inner, protocol, word_family};
@@ -127,50 +128,64 @@ pub(in crate::pipeline) fn vlan_of(frame: &[u8]) -> u16 {
 #[derive(Debug, Clone, Copy)]
 pub(in crate::pipeline) struct Arrival {
     destination: u128,
-    mac: Mac,
-    pub stamp: Stamp,
+    own: Mac,
+    stamp: Stamp,
 }
 
-/// The arrival of an untagged frame, if an address that is held on the uplink is its destination. `before`: that of the frame before.
+/// The stamp of what is decided for an untagged frame, if it can't be a tunnel packet and an address that is held on the uplink is its destination.
+/// `last`: the arrival of the frame before.
 #[inline(never)]
 pub(in crate::pipeline) fn arrival(
     tables: Tables<'_>,
     uplink: u16,
     frame: &[u8],
-    before: Option<Arrival>,
-) -> Option<Arrival> {
-    let outside = &tables.snapshot.outside;
-    if outside.by_link.is_empty() {
-        return None;
-    }
-    let head: &[u8; ETHERNET + 20] = frame.first_chunk()?;
-    let destination = match [head[12], head[13]] {
-        [0x08, 0x00] => {
-            let address = u32::from_be_bytes(*head.last_chunk()?);
-            IPV4_MAPPED | u128::from(address)
+    last: &mut Option<Arrival>,
+) -> Option<Stamp> {
+    let head: &[u8; ETHERNET + 24] = frame.first_chunk()?;
+    let (destination, protocol, port) = match [head[12], head[13], head[14]] {
+        [0x08, 0x00, 0x45] => {
+            let address = u32::from_be_bytes([head[30], head[31], head[32], head[33]]);
+            let address = IPV4_MAPPED | u128::from(address);
+            (address, head[23], [head[36], head[37]])
         }
-        [0x86, 0xdd] => {
-            let head: &[u8; ETHERNET + 40] = frame.first_chunk()?;
-            u128::from_be_bytes(*head.last_chunk()?)
+        [0x86, 0xdd, _] => {
+            let head: &[u8; ETHERNET + 44] = frame.first_chunk()?;
+            let address = u128::from_be_bytes(std::array::from_fn(|i| head[38 + i]));
+            (address, head[20], [head[56], head[57]])
         }
         _ => return None,
     };
-    let source = Mac::from_bytes(std::array::from_fn(|i| head[6 + i]));
-    let arrival = match before {
-        Some(before) if before.destination == destination => before,
-        _ => {
-            let network = *outside.by_link.get(&(uplink, 0))?;
-            let owner = outside.owner_on(network, destination)?;
-            let epoch = tables.snapshot.vpcs[owner.vpc].epoch;
-            Arrival {
-                destination,
-                mac: outside.network(network)?.link?.mac,
-                stamp: Stamp::new(epoch, Ingress::External(network)),
-            }
-        }
+    let is_no_tunnel = match protocol {
+        protocol::TCP => true,
+        protocol::UDP => u16::from_be_bytes(port) != VXLAN_PORT,
+        _ => false,
     };
-    // The slow path says that frames with our own MAC are not from there, and counts what an elastic IP is sent that is limited.
-    (source != arrival.mac && !outside.limits.has(destination)).then_some(arrival)
+    if !is_no_tunnel {
+        return None;
+    }
+    let arrival = match last {
+        Some(last) if last.destination == destination => last,
+        _ => last.insert(first_arrival(tables, uplink, destination)?),
+    };
+    // The slow path says that frames with our own MAC are not from there.
+    let source = Mac::from_bytes(std::array::from_fn(|i| head[6 + i]));
+    (source != arrival.own).then_some(arrival.stamp)
+}
+
+/// None too where the slow path counts what is sent to an address.
+fn first_arrival(tables: Tables<'_>, uplink: u16, destination: u128) -> Option<Arrival> {
+    let outside = &tables.snapshot.outside;
+    let network = *outside.by_link.get(&(uplink, 0))?;
+    let owner = outside.owner_on(network, destination)?;
+    if outside.limits.has(destination) {
+        return None;
+    }
+    let epoch = tables.snapshot.vpcs[owner.vpc].epoch;
+    Some(Arrival {
+        destination,
+        own: outside.network(network)?.link?.mac,
+        stamp: Stamp::new(epoch, Ingress::External(network)),
+    })
 }
 
 impl Core {
