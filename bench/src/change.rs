@@ -20,7 +20,7 @@ use weft_dataplane::snapshot::compile::{Adjacency, Compiler, Context, Underlay};
 use weft_fabric::{Fabric, MemoryIo};
 use weft_proto::state::{Key, Kind, Object, State};
 use weft_proto::v1::{
-    Delta, Device, FullState, Objects, Port, Route, RouteTable, SecurityGroup, SecurityRule,
+    Delta, Device, FullState, Host, Objects, Port, Route, RouteTable, SecurityGroup, SecurityRule,
     Subnet, Vpc,
 };
 use weft_proto::validate::{Scope, validate, validate_next};
@@ -322,8 +322,8 @@ fn table_change(tables: usize) -> impl Fn(&State, usize) -> anyhow::Result<Objec
 }
 
 fn address(number: usize) -> String {
-    let [_, _, b, c] = (number as u32).to_be_bytes();
-    format!("10.7.{b}.{c}")
+    let [_, a, b, c] = (number as u32).to_be_bytes();
+    format!("10.{}.{b}.{c}", 7 + a)
 }
 
 fn group(id: &str, members: impl Iterator<Item = usize>) -> SecurityGroup {
@@ -403,6 +403,48 @@ fn with_ports(ports: usize, routes: usize) -> anyhow::Result<Objects> {
         });
     }
     Ok(objects)
+}
+
+/// So many ports of the VPC on other hosts.
+fn with_remote_ports(ports: usize) -> anyhow::Result<Objects> {
+    const HOSTS: usize = 500;
+    let mut objects = with_ports(100, 1000)?;
+    for number in 0..HOSTS {
+        let [_, _, b, c] = (number as u32).to_be_bytes();
+        objects.hosts.push(Host {
+            id: format!("far-{number}"),
+            vteps: vec![format!("192.0.{}.{c}", 3 + b)],
+            ..Host::default()
+        });
+    }
+    objects
+        .ports
+        .extend((0..ports).map(|number| remote_port(number, number % HOSTS)));
+    Ok(objects)
+}
+
+fn remote_port(number: usize, host: usize) -> Port {
+    let [_, a, b, c] = (number as u32).to_be_bytes();
+    Port {
+        id: format!("remote-{number}"),
+        vpc: "blue".into(),
+        subnet: "wide".into(),
+        mac: format!("06:00:01:{a:02x}:{b:02x}:{c:02x}"),
+        addresses: vec![address(1000 + number)],
+        host: format!("far-{host}"),
+        ..Port::default()
+    }
+}
+
+/// One port more on this host.
+fn own_port(number: usize) -> Port {
+    Port {
+        id: format!("more-{number}"),
+        host: HOST.into(),
+        security_groups: vec!["group-0".into()],
+        device: Some(device(&format!("m{number}"))),
+        ..remote_port(60_000 + number, 0)
+    }
 }
 
 fn rule_change(state: &State, number: usize) -> anyhow::Result<Object> {
@@ -526,6 +568,21 @@ pub(crate) fn rows() -> anyhow::Result<Vec<Row>> {
         "a member of a group of 10k",
         with_members(10_000)?,
         member_change,
+    )?);
+    rows.extend(measure(
+        "a member of a group of 100k",
+        with_members(100_000)?,
+        member_change,
+    )?);
+    rows.extend(measure(
+        "a port more on another host, in a VPC of 50k ports",
+        with_remote_ports(50_000)?,
+        |_, number| Ok(Object::Port(remote_port(50_000 + number, number % 500))),
+    )?);
+    rows.extend(measure(
+        "a port more on this host, in a VPC of 50k ports",
+        with_remote_ports(50_000)?,
+        |_, number| Ok(Object::Port(own_port(number))),
     )?);
     rows.extend(measure(
         "a rule of a group of 100 of 10k ports",

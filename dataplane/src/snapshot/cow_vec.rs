@@ -57,8 +57,15 @@ impl<T> CowVec<T> {
         self.len == other.len && chunks.into_iter().all(|(a, b)| Arc::ptr_eq(a, b))
     }
 
+    /// The items of two lists by place, but for chunks that both have, in which nothing differs; as far as both are long.
+    pub fn pairs_not_shared<'v>(&'v self, other: &'v Self) -> impl Iterator<Item = (&'v T, &'v T)> {
+        let chunks = self.chunks.iter().zip(&other.chunks);
+        let apart = chunks.filter(|(a, b)| !Arc::ptr_eq(a, b));
+        apart.flat_map(|(a, b)| a.iter().zip(b.iter()))
+    }
+
     /// Every item, in order.
-    pub fn iter(&self) -> impl Iterator<Item = &T> {
+    pub fn iter(&self) -> impl Iterator<Item = &T> + Clone {
         self.chunks.iter().flat_map(|chunk| chunk.iter())
     }
 }
@@ -67,6 +74,18 @@ impl<T: Clone> CowVec<T> {
     /// The item of a place, for changes that copies of the list do not see.
     pub fn get_mut(&mut self, place: usize) -> Option<&mut T> {
         Arc::make_mut(self.chunks.get_mut(place / CHUNK)?).get_mut(place % CHUNK)
+    }
+
+    /// Adds an item at the end.
+    pub fn push(&mut self, item: T) {
+        let last = if self.len.is_multiple_of(CHUNK) {
+            None
+        } else {
+            self.chunks.pop()
+        };
+        let items = last.iter().flat_map(|last| last.iter().cloned());
+        self.chunks.push(items.chain([item]).collect());
+        self.len += 1;
     }
 }
 
@@ -115,5 +134,12 @@ mod tests {
         assert!(list.iter().copied().eq(0..1000));
         assert!(CowVec::<u8>::from_iter([]).is_empty());
         assert_eq!(CowVec::from_iter(0..CHUNK).len(), CHUNK);
+        let mut longer = list.clone();
+        (1000..1100).for_each(|n| longer.push(n));
+        assert!(longer.iter().copied().eq(0..1100) && list.len() == 1000);
+        let pairs: Vec<_> = list.pairs_not_shared(&copy).collect();
+        // The chunk of what was changed, and the last one, of which an item was asked for.
+        assert_eq!(pairs.len(), CHUNK + 1000 % CHUNK);
+        assert!(pairs.contains(&(&777, &0)));
     }
 }

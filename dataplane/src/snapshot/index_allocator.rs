@@ -35,6 +35,16 @@ impl IndexAllocator {
         self.cap
     }
 
+    /// The number that a name has.
+    pub fn find(&self, name: &str) -> Option<u32> {
+        self.numbers.get(name).copied()
+    }
+
+    /// How many names more may have a number.
+    pub fn room(&self) -> usize {
+        (self.cap - self.next) as usize + self.free.len()
+    }
+
     /// The number of a name, a new one if it has none; none when the cap is reached.
     pub fn number(&mut self, name: &str) -> Option<u32> {
         if let Some(number) = self.numbers.get(name) {
@@ -50,6 +60,13 @@ impl IndexAllocator {
         };
         self.numbers.insert(name.to_owned(), number);
         Some(number)
+    }
+
+    /// Forgets some names, and gives their numbers back.
+    pub fn release<'n>(&mut self, names: impl Iterator<Item = &'n str>) {
+        let mut gone: Vec<u32> = names.filter_map(|name| self.numbers.remove(name)).collect();
+        gone.sort_unstable();
+        self.free.extend(gone);
     }
 
     /// Forgets every name that is not kept; gives back the numbers that fell free.

@@ -4,6 +4,7 @@
 //! exactly one generation. Objects refer to each other by index.
 
 pub mod compile;
+mod cow_map;
 mod cow_vec;
 mod external;
 mod guests;
@@ -18,6 +19,7 @@ use std::sync::Arc;
 use foldhash::fast::FixedState;
 use weft_proto::v1;
 
+pub use self::cow_map::{CowMap, Difference};
 pub use self::cow_vec::CowVec;
 pub use self::external::{
     ElasticIp, Fellows, Held, HeldBy, LimitsByAddress, Link, NatGateway, Network, Outside, Owner,
@@ -80,9 +82,9 @@ pub struct Vpc {
     /// The generation in which it changed last, by which sessions know what was decided for them.
     pub epoch: Epoch,
     /// Who has an address.
-    pub by_address: Arc<Map<u128, Endpoint>>,
+    pub by_address: Arc<CowMap<u128, Endpoint>>,
     /// Who has a MAC.
-    pub by_mac: Arc<Map<Mac, Endpoint>>,
+    pub by_mac: Arc<CowMap<Mac, Endpoint>>,
     /// Subnet, by the address of its gateway.
     pub gateways: Arc<Map<u128, usize>>,
     /// Addresses of ports, with the prefix lengths of the subnets that hold them, for choosing the subnet of an address.
@@ -101,7 +103,7 @@ pub struct Vpc {
     /// Peerings that join it to other VPCs.
     pub peerings: Arc<[Peering]>,
     /// Elastic IPs of its ports, by the address of the port that they stand for.
-    pub elastic_ips: Arc<Map<u128, ElasticIp>>,
+    pub elastic_ips: Arc<CowMap<u128, ElasticIp>>,
 }
 
 /// What a VPC knows of a peering.

@@ -5,13 +5,12 @@
 //! unsolicited neighbour advertisement (RFC 4861 §7.2.6). Sessions with the old MAC end.
 
 use std::collections::{HashMap, HashSet, VecDeque};
-use std::sync::Arc;
 
 use weft_dataplane::numbers::Vni;
 use weft_dataplane::packet::parse::{ETHERNET, IPV4_MAPPED, protocol, word_family};
 use weft_dataplane::packet::{Family, Mac, checksum};
 use weft_dataplane::pipeline::guard::link_local;
-use weft_dataplane::snapshot::{Snapshot, Vpc};
+use weft_dataplane::snapshot::{CowMap, Difference, Endpoint, Snapshot, Vpc};
 
 /// Addresses without a port that are remembered, in case another port gets them.
 const REMEMBERED: usize = 65_536;
@@ -42,59 +41,70 @@ pub struct Announcer {
 }
 
 impl Announcer {
-    /// The addresses that have moved between two snapshots. Time grows with the addresses of VPCs whose ports have changed.
+    /// The addresses that have moved between two snapshots. Time grows with what has changed in the tables of addresses.
     pub fn moved(&mut self, before: &Snapshot, after: &Snapshot) -> Vec<Moved> {
+        let nobody = CowMap::default();
         let mut moved = Vec::new();
-        for vpc in before.vpcs.iter() {
-            let place = after.vpc_by_vni.get(&vpc.vni);
-            let now = place.and_then(|place| after.vpcs.get(*place));
-            if now.is_some_and(|now| Arc::ptr_eq(&vpc.by_address, &now.by_address)) {
-                continue;
-            }
-            self.leave(vpc, now);
+        let gone = before
+            .vpcs
+            .iter()
+            .filter(|vpc| !after.vpc_by_vni.contains_key(&vpc.vni));
+        for vpc in gone {
+            self.look(vpc.vni, vpc.by_address.changes_to(&nobody), &mut moved);
         }
         for now in after.vpcs.iter() {
             let place = before.vpc_by_vni.get(&now.vni);
             let vpc = place.and_then(|place| before.vpcs.get(*place));
-            if vpc.is_some_and(|vpc| Arc::ptr_eq(&vpc.by_address, &now.by_address)) {
-                continue;
+            let addresses = vpc.map_or(&nobody, |vpc| &*vpc.by_address);
+            if !std::ptr::eq(addresses, &*now.by_address) {
+                self.look(now.vni, addresses.changes_to(&now.by_address), &mut moved);
             }
-            for (address, endpoint) in now.by_address.iter() {
-                let known = vpc.and_then(|vpc| vpc.by_address.get(address));
-                let known = known.map(|endpoint| endpoint.mac);
-                let known = known.or_else(|| self.left.remove(&(now.vni, *address)));
-                if known.is_some_and(|mac| mac != endpoint.mac) {
-                    moved.push(Moved {
-                        vni: now.vni,
-                        address: *address,
-                        mac: endpoint.mac,
-                        subnet: endpoint.subnet,
-                        is_router: false,
-                    });
-                }
+            if !before.subnets.is_shared_with(&after.subnets) {
+                let routers = vpc
+                    .into_iter()
+                    .flat_map(|vpc| routers(before, vpc, after, now));
+                moved.extend(routers);
             }
-            moved.extend(
-                vpc.into_iter()
-                    .flat_map(|vpc| routers(before, vpc, after, now)),
-            );
         }
         moved
     }
 
-    /// Remembers the last MAC of addresses that no port has now.
-    fn leave(&mut self, vpc: &Vpc, now: Option<&Vpc>) {
-        for (address, endpoint) in vpc.by_address.iter() {
-            if now.is_some_and(|now| now.by_address.contains_key(address)) {
-                continue;
-            }
-            let key = (vpc.vni, *address);
-            if self.left.insert(key, endpoint.mac).is_none() {
-                self.order.push_back(key);
-            }
-            while self.order.len() > REMEMBERED {
-                if let Some(oldest) = self.order.pop_front() {
-                    self.left.remove(&oldest);
+    /// Remembers the last MAC of addresses that no port has now, and finds those that are at another one.
+    fn look(
+        &mut self,
+        vni: Vni,
+        changes: Vec<Difference<'_, u128, Endpoint>>,
+        moved: &mut Vec<Moved>,
+    ) {
+        for (address, before, after) in changes {
+            let key = (vni, *address);
+            match (before, after) {
+                (Some(before), None) => self.leave(key, before.mac),
+                (before, Some(endpoint)) => {
+                    let known = before.map(|endpoint| endpoint.mac);
+                    let known = known.or_else(|| self.left.remove(&key));
+                    if known.is_some_and(|mac| mac != endpoint.mac) {
+                        moved.push(Moved {
+                            vni,
+                            address: *address,
+                            mac: endpoint.mac,
+                            subnet: endpoint.subnet,
+                            is_router: false,
+                        });
+                    }
                 }
+                (None, None) => {}
+            }
+        }
+    }
+
+    fn leave(&mut self, key: (Vni, u128), mac: Mac) {
+        if self.left.insert(key, mac).is_none() {
+            self.order.push_back(key);
+        }
+        while self.order.len() > REMEMBERED {
+            if let Some(oldest) = self.order.pop_front() {
+                self.left.remove(&oldest);
             }
         }
     }

@@ -354,7 +354,12 @@ impl Host {
             }
             inner.vteps = vteps;
         }
-        let held = self.held(&snapshot);
+        let is_outside_same = Arc::ptr_eq(&snapshot.outside, &before.outside);
+        let held = if is_outside_same {
+            inner.held.clone()
+        } else {
+            self.held(&snapshot)
+        };
         // What is no longer held is the kernel's before the workers forget it, and what is held now is ours when they know it.
         inner.take(&held, true);
         if !inner.workers.publish(Arc::clone(&snapshot)) {
@@ -369,10 +374,10 @@ impl Host {
             );
         }
         inner.take(&held, false);
+        self.announce(&snapshot, &inner.announcer.moved(&before, &snapshot));
         if snapshot.ports.is_shared_with(&before.ports) {
             return Ok(());
         }
-        self.announce(&snapshot, &inner.announcer.moved(&before, &snapshot));
         for (index, port) in (0u16..).zip(before.ports.iter()) {
             let same = |port: &weft_dataplane::snapshot::Port| {
                 snapshot.port(index).is_some_and(|now| now.id == port.id)

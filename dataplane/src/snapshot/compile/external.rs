@@ -200,6 +200,7 @@ impl Draft<'_> {
             networks.binary_search_by(|network| network.id.as_str().cmp(&elastic.external_network));
         // One that is bound to nothing that lives is nobody's.
         let (Ok(port), Ok(network)) = (port, network) else {
+            self.places.named_ports.insert(elastic.port.clone());
             return;
         };
         let (port, network) = (objects.ports[port], networks[network]);
@@ -210,6 +211,9 @@ impl Draft<'_> {
         ) else {
             return;
         };
+        if elastic.is_direct() {
+            self.places.named_ports.insert(elastic.port.clone());
+        }
         let own = port.addresses.iter().filter_map(|text| parse_address(text));
         let inside = match parse_address(&elastic.private_address) {
             _ if elastic.is_direct() => Some(address),
@@ -336,6 +340,8 @@ impl Draft<'_> {
         // Those of one family stand together.
         pools.sort_by_key(|pool| word_family(pool.address) == Family::Ipv6);
         let forwards = gateway.port_forwards.iter();
+        let named = forwards.clone().map(|forward| forward.port.clone());
+        self.places.named_ports.extend(named);
         let forwards = forwards.filter_map(|forward| self.forward(objects, &addresses, forward));
         let nat64 = match gateway.nat64() {
             Ok(nat64) => nat64,

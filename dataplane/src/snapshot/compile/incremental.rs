@@ -1,7 +1,7 @@
-//! The next snapshot from the one before, when nothing has changed but the underlay, and what objects that stay contain: routes, rules, members of
+//! The next snapshot from the one before, when nothing has changed but the underlay, ports, and what objects that stay contain: routes, rules, members of
 //! groups.
 //!
-//! Such a change moves no object to another place in the snapshot, so that each can be compiled by itself and put where it was. Takes as long as the changed
+//! Such a change moves no other object to another place in the snapshot, so that each can be compiled by itself and put where it was. Takes as long as the changed
 //! objects are large, whatever else there is.
 
 use std::collections::HashSet;
@@ -12,15 +12,17 @@ use weft_proto::v1;
 
 use super::peerings::add_joined;
 use super::policy::{GroupClassifiers, classify, compile_acl, renew_prefixes, rules_of_port};
-use super::routes::compile_table;
+use super::port_changes::{self, PortChanges};
+use super::routes::{compile_table, ports_of};
 use super::{Context, Done, Map, Report, hosts};
 use crate::policy::{Acl, AddressSet, GroupRules};
 use crate::route::Table;
 use crate::snapshot::Target;
+use crate::snapshot::index_allocator::IndexAllocator;
 
 /// What is put into the snapshot.
 enum Edit<'s> {
-    Routes(&'s str, Table<Target>),
+    Routes(&'s v1::RouteTable, Table<Target>),
     Acl(usize, Box<Acl>),
     Set(Vec<(usize, usize)>, AddressSet),
     Classifiers(&'s str, GroupClassifiers),
@@ -33,6 +35,7 @@ enum Edit<'s> {
 /// The rules that the changes break; `done` is then as it was.
 pub(super) fn compile(
     done: &mut Arc<Done>,
+    numbers: &mut IndexAllocator,
     state: &State,
     context: &Context<'_>,
 ) -> Option<Result<crate::snapshot::Snapshot, Vec<v1::Violation>>> {
@@ -42,9 +45,14 @@ pub(super) fn compile(
         return None;
     }
     let mut report = Report::default();
-    let edits = edits(done, state, &changes, &mut report);
+    let (edits, ports) = edits(done, numbers, state, &changes, &mut report)?;
     if !report.violations.is_empty() {
-        return Some(Err(report.violations));
+        // Whatever else is wrong is said with it.
+        return if ports.is_empty() {
+            Some(Err(report.violations))
+        } else {
+            None
+        };
     }
     let done = Arc::make_mut(done);
     done.snapshot.generation = context.generation;
@@ -53,10 +61,13 @@ pub(super) fn compile(
         done.underlay = context.underlay.clone();
         done.snapshot.peers = hosts::renew(&done.snapshot.peers, state, context);
     }
+    ports.put(done, numbers);
     for edit in edits {
         put(done, edit);
     }
-    let changed = changes.iter().filter_map(|change| change.new?.vpc());
+    let changed = changes
+        .iter()
+        .filter_map(|change| change.new.or(change.old)?.vpc());
     let mut changed: HashSet<&str> = changed.collect();
     add_joined(&mut changed, state);
     for vpc in changed {
@@ -69,12 +80,14 @@ pub(super) fn compile(
     Some(Ok(done.snapshot.clone()))
 }
 
-/// Whether a change is one of what an object contains, and of nothing that others see of it.
+/// Whether a change is one of a port, or of what an object contains and of nothing that others see of it.
 fn is_contained(change: &Change<'_>) -> bool {
     let (Some(old), Some(new)) = (change.old, change.new) else {
-        return false;
+        let object = change.new.or(change.old);
+        return object.is_some_and(|object| object.kind() == Kind::Port);
     };
     let kinds = [
+        Kind::Port,
         Kind::RouteTable,
         Kind::NetworkAcl,
         Kind::PrefixList,
@@ -83,12 +96,14 @@ fn is_contained(change: &Change<'_>) -> bool {
     old.vpc() == new.vpc() && kinds.contains(&new.kind())
 }
 
+/// None if the ports take more than this.
 fn edits<'s>(
     done: &Done,
+    numbers: &IndexAllocator,
     state: &State,
     changes: &[Change<'s>],
     report: &mut Report,
-) -> Vec<Edit<'s>> {
+) -> Option<(Vec<Edit<'s>>, PortChanges<'s>)> {
     let places = &done.places;
     let mut edits = Vec::new();
     let mut classifiers: Map<&str, GroupClassifiers> = Map::default();
@@ -96,7 +111,7 @@ fn edits<'s>(
         match (change.old, change.new) {
             (_, Some(Object::RouteTable(new))) if places.users.contains_key(&new.id) => {
                 let table = compile_table(new, places, report);
-                edits.push(Edit::Routes(&new.id, table));
+                edits.push(Edit::Routes(new, table));
             }
             (_, Some(Object::NetworkAcl(new))) => {
                 if let Some(place) = places.acls.get(&new.id) {
@@ -128,7 +143,9 @@ fn edits<'s>(
             _ => {}
         }
     }
-    // The ports of the groups whose rules have changed, each once.
+    let latest = |id: &str| classifiers.get(id).or_else(|| places.classifiers.get(id));
+    let changed_ports = port_changes::between(done, numbers, changes, latest)?;
+    // The ports of the groups whose rules have changed, each once. Those that have changed themselves are compiled with them already.
     let members = classifiers.keys().filter_map(|id| places.members.get(*id));
     let mut ports: Vec<u16> = members.flatten().copied().collect();
     ports.sort_unstable();
@@ -138,14 +155,13 @@ fn edits<'s>(
             continue;
         };
         if let Some(Object::Port(port)) = state.find(Kind::Port, &port.id) {
-            let classifiers = |id: &str| classifiers.get(id).or_else(|| places.classifiers.get(id));
-            let (ingress, egress) = rules_of_port(port, classifiers, report);
+            let (ingress, egress) = rules_of_port(port, latest, report);
             edits.push(Edit::Rules(index, ingress, egress));
         }
     }
     let renewed = classifiers.into_iter();
     edits.extend(renewed.map(|(id, compiled)| Edit::Classifiers(id, compiled)));
-    edits
+    Some((edits, changed_ports))
 }
 
 fn set<'s>(
@@ -168,8 +184,10 @@ fn set<'s>(
 fn put(done: &mut Done, edit: Edit<'_>) {
     let snapshot = &mut done.snapshot;
     match edit {
-        Edit::Routes(id, table) => {
-            for place in done.places.users.get(id).into_iter().flatten() {
+        Edit::Routes(of, table) => {
+            let named = ports_of(of).map(str::to_owned);
+            done.places.named_ports.extend(named);
+            for place in done.places.users.get(&of.id).into_iter().flatten() {
                 if let Some(subnet) = snapshot.subnets.get_mut(*place) {
                     subnet.routes = table.clone();
                 }

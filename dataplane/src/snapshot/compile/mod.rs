@@ -1,6 +1,6 @@
 //! From a node state to a snapshot. Whole or not at all: every violation is collected, and none leaves a trace.
 //!
-//! Runs in the agent. The compiler keeps what it compiled last. When nothing has changed since but routes, rules and members of groups, only these are
+//! Runs in the agent. The compiler keeps what it compiled last. When nothing has changed since but ports, routes, rules and members of groups, only these are
 //! compiled again (`incremental`), and the new snapshot shares the rest with the one before; when nothing has but the underlay, only the tunnels are. Else everything
 //! is; but VPCs that have not changed keep their epochs (`epochs`).
 //!
@@ -15,13 +15,14 @@ mod incremental;
 mod limits;
 mod peerings;
 mod policy;
+mod port_changes;
 mod ports;
 mod routes;
 #[cfg(test)]
 mod tests;
 mod translations;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 use std::sync::Arc;
 
 use weft_proto::state::{Key, Kind, Object, State};
@@ -31,8 +32,8 @@ use self::epochs::Changed;
 use self::policy::GroupClassifiers;
 use super::index_allocator::IndexAllocator;
 use super::{
-    Appliance, ElasticIp, Endpoint, Limits, Map, Outside, Peer, Port, Snapshot, StaticTranslation,
-    Subnet, Vpc,
+    Appliance, CowMap, ElasticIp, Endpoint, Limits, Map, Outside, Peer, Port, Snapshot,
+    StaticTranslation, Subnet, Vpc,
 };
 use crate::numbers::Vni;
 use crate::packet::Mac;
@@ -171,6 +172,11 @@ struct Places {
     classifiers: Map<String, GroupClassifiers>,
     /// The ports of this host in a group.
     members: Map<String, Vec<u16>>,
+    /// How many ports of a subnet are behind a peer.
+    ports_behind: Map<(usize, u16), u32>,
+    /// Ports that routes and port forwards name, that elastic IPs wait for, and that have an elastic IP's address themselves: the others of an elastic IP
+    /// are known by their address.
+    named_ports: HashSet<String>,
 }
 
 impl Done {
@@ -232,7 +238,8 @@ impl Compiler {
             && done.translations == context.translations
             && done.externals == context.externals
             && done.silent == *context.silent
-            && let Some(snapshot) = incremental::compile(done, state, context)
+            && let Some(snapshot) =
+                incremental::compile(done, &mut self.indices.ports, state, context)
         {
             return snapshot;
         }
@@ -346,7 +353,7 @@ struct VpcDraft {
     moves: Map<Mac, u16>,
     appliances: Vec<Appliance>,
     sets: Vec<AddressSet>,
-    elastic_ips: Map<u128, ElasticIp>,
+    elastic_ips: CowMap<u128, ElasticIp>,
 }
 
 /// A snapshot that is being filled.
@@ -450,8 +457,8 @@ impl<'a> Draft<'a> {
 
     fn finish(self) -> (Places, Snapshot) {
         let vpcs = self.vpcs.into_iter().map(|draft| Vpc {
-            by_address: Arc::new(draft.by_address),
-            by_mac: Arc::new(draft.by_mac),
+            by_address: Arc::new(draft.by_address.into_iter().collect()),
+            by_mac: Arc::new(draft.by_mac.into_iter().collect()),
             gateways: Arc::new(draft.gateways),
             moves: Arc::new(draft.moves),
             appliances: draft.appliances.into(),

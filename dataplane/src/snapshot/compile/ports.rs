@@ -8,8 +8,8 @@ use weft_proto::state::Kind;
 use weft_proto::{mtu, v1};
 
 use super::super::{Appliance, Endpoint, Map, Place, Port, Subnet};
-use super::policy::rules_of_port;
-use super::{Draft, Objects, guests, put};
+use super::policy::{GroupClassifiers, rules_of_port};
+use super::{Draft, Objects, Places, Report, guests, put};
 use crate::packet::parse::{address_word, word_family};
 use crate::packet::{Family, Mac};
 use crate::route::Prefix;
@@ -109,53 +109,25 @@ impl Draft<'_> {
     pub(super) fn fill_ports(&mut self, objects: &Objects<'_>) {
         let direct = direct_addresses(objects);
         for port in &objects.ports {
-            let (Some(vpc), Some(subnet)) = (
-                self.places.vpcs.get(&port.vpc).copied(),
-                self.places.subnets.get(&port.subnet).copied(),
-            ) else {
-                let rule = format!("'{}' does not exist in VPC '{}'", port.subnet, port.vpc);
-                self.report.add(Kind::Port, &port.id, "subnet", rule);
+            let Some(mut parsed) = Parsed::of(port, &self.places, &mut self.report) else {
                 continue;
             };
-            let mac = match port.mac.parse::<Mac>() {
-                Ok(mac) => mac,
-                Err(error) => {
-                    let rule = error.to_string();
-                    self.report.add(Kind::Port, &port.id, "mac", rule);
-                    continue;
-                }
-            };
-            let mut addresses: Vec<u128> = port
-                .addresses
-                .iter()
-                .filter_map(|text| text.parse::<IpAddr>().ok())
-                .map(address_word)
-                .collect();
-            if addresses.len() != port.addresses.len() {
-                let rule = "is a list of addresses";
-                self.report.add(Kind::Port, &port.id, "addresses", rule);
-            }
+            let (vpc, subnet) = (parsed.vpc, parsed.subnet);
             for address in direct.get(port.id.as_str()).into_iter().flatten() {
-                addresses.push(*address);
+                parsed.addresses.push(*address);
                 // As a subnet of its own: within the VPC the address is the port's, too.
                 let prefix = Prefix::host(*address);
                 self.vpcs[vpc].vpc.subnets.insert(prefix, subnet as u32);
             }
-            let Some(place) = self.place(port, (vpc, subnet, mac, &addresses)) else {
+            let Some(place) = self.place(port, &parsed) else {
                 continue;
             };
-            let endpoint = Endpoint {
-                mac,
-                subnet,
-                place,
-                ipv6: addresses
-                    .iter()
-                    .any(|address| word_family(*address) == Family::Ipv6),
-            };
+            let endpoint = parsed.endpoint(place);
             self.places.endpoints.insert(port.id.clone(), endpoint);
-            let other = self.other_end_of_move(port);
+            let other = other_end_of_move(port, self.context.host, &self.places);
+            let Parsed { mac, addresses, .. } = parsed;
             if let Place::There(peer) = place {
-                let pairs = self.pairs(port, mac).into_iter().map(Some);
+                let pairs = pairs(port, mac, &mut self.report).into_iter().map(Some);
                 let pairs = pairs.chain(port.unguarded.then_some(None));
                 let appliances = pairs.map(|pair| Appliance { peer, pair });
                 self.vpcs[vpc].appliances.extend(appliances);
@@ -177,21 +149,9 @@ impl Draft<'_> {
         }
     }
 
-    /// Of a port that has moved between this host and a peer, the peer. None if the host that it came from has gone since.
-    fn other_end_of_move(&self, port: &v1::Port) -> Option<u16> {
-        let other = if port.host == self.context.host {
-            &port.moved_from
-        } else if port.moved_from == self.context.host {
-            &port.host
-        } else {
-            return None;
-        };
-        self.places.peers.get(other).copied()
-    }
-
     /// Where a port is; one of this host is compiled.
-    fn place(&mut self, port: &v1::Port, identity: (usize, usize, Mac, &[u128])) -> Option<Place> {
-        let (_, subnet, ..) = identity;
+    fn place(&mut self, port: &v1::Port, parsed: &Parsed) -> Option<Place> {
+        let subnet = parsed.subnet;
         if port.host == self.context.host {
             let Some(index) = self.numbers.ports.number(&port.id) else {
                 let most = self.numbers.ports.cap();
@@ -200,7 +160,8 @@ impl Draft<'_> {
                 return None;
             };
             let index = index as u16;
-            let compiled = self.port(port, identity);
+            let classifiers = |id: &str| self.places.classifiers.get(id);
+            let compiled = compile_port(port, parsed, classifiers, &mut self.report);
             self.subnets[subnet].ports.push(index);
             put(&mut self.ports, index, compiled);
             self.fill_limits(port, index);
@@ -216,51 +177,126 @@ impl Draft<'_> {
             return None;
         };
         let peers = &mut self.subnets[subnet].peers;
-        if !peers.contains(&peer) {
+        let behind = self.places.ports_behind.entry((subnet, peer)).or_default();
+        if *behind == 0 {
             peers.push(peer);
         }
+        *behind += 1;
         Some(Place::There(peer))
     }
+}
 
-    /// What a port of this MAC may use besides.
-    fn pairs(&mut self, port: &v1::Port, mac: Mac) -> Vec<(Prefix, Mac)> {
-        let mut pairs = Vec::new();
-        for (i, pair) in port.allowed_pairs.iter().enumerate() {
-            let pair_mac = if pair.mac.is_empty() {
-                Ok(mac)
-            } else {
-                pair.mac.parse()
-            };
-            match (pair.cidr.parse::<IpNetwork>(), pair_mac) {
-                (Ok(network), Ok(mac)) => pairs.push((network.into(), mac)),
-                _ => {
-                    let field = format!("allowed_pairs[{i}]");
-                    let rule = "is a prefix and a MAC";
-                    self.report.add(Kind::Port, &port.id, field, rule);
-                }
+/// A port's own fields, with the places of what it is in.
+#[derive(Debug)]
+pub(super) struct Parsed {
+    pub vpc: usize,
+    pub subnet: usize,
+    pub mac: Mac,
+    pub addresses: Vec<u128>,
+}
+
+impl Parsed {
+    /// None, and why is in the report, if the port is in no subnet or has no MAC.
+    pub(super) fn of(port: &v1::Port, places: &Places, report: &mut Report) -> Option<Self> {
+        let (Some(vpc), Some(subnet)) = (
+            places.vpcs.get(&port.vpc).copied(),
+            places.subnets.get(&port.subnet).copied(),
+        ) else {
+            let rule = format!("'{}' does not exist in VPC '{}'", port.subnet, port.vpc);
+            report.add(Kind::Port, &port.id, "subnet", rule);
+            return None;
+        };
+        let mac = match port.mac.parse::<Mac>() {
+            Ok(mac) => mac,
+            Err(error) => {
+                report.add(Kind::Port, &port.id, "mac", error.to_string());
+                return None;
             }
+        };
+        let addresses: Vec<u128> = port
+            .addresses
+            .iter()
+            .filter_map(|text| text.parse::<IpAddr>().ok())
+            .map(address_word)
+            .collect();
+        if addresses.len() != port.addresses.len() {
+            let rule = "is a list of addresses";
+            report.add(Kind::Port, &port.id, "addresses", rule);
         }
-        pairs
-    }
-
-    fn port(&mut self, port: &v1::Port, identity: (usize, usize, Mac, &[u128])) -> Port {
-        let (vpc, subnet, mac, addresses) = identity;
-        let pairs = self.pairs(port, mac);
-        let classifiers = |id: &str| self.places.classifiers.get(id);
-        let (ingress, egress) = rules_of_port(port, classifiers, &mut self.report);
-        Port {
-            id: port.id.clone(),
-            device: port.device.clone(),
+        Some(Self {
             vpc,
             subnet,
             mac,
-            addresses: addresses.to_vec(),
-            hostname: port.hostname.clone(),
-            pairs,
-            guarded: !port.unguarded,
-            clamp_mss: port.clamp_mss,
-            ingress,
-            egress,
+            addresses,
+        })
+    }
+
+    /// The port as others see it.
+    pub(super) fn endpoint(&self, place: Place) -> Endpoint {
+        let mut families = self.addresses.iter().copied().map(word_family);
+        Endpoint {
+            mac: self.mac,
+            subnet: self.subnet,
+            place,
+            ipv6: families.any(|family| family == Family::Ipv6),
         }
+    }
+}
+
+/// Of a port that has moved between this host and a peer, the peer. None if the host that it came from has gone since.
+pub(super) fn other_end_of_move(port: &v1::Port, host: &str, places: &Places) -> Option<u16> {
+    let other = if port.host == host {
+        &port.moved_from
+    } else if port.moved_from == host {
+        &port.host
+    } else {
+        return None;
+    };
+    places.peers.get(other).copied()
+}
+
+/// What a port of this MAC may use besides.
+fn pairs(port: &v1::Port, mac: Mac, report: &mut Report) -> Vec<(Prefix, Mac)> {
+    let mut pairs = Vec::new();
+    for (i, pair) in port.allowed_pairs.iter().enumerate() {
+        let pair_mac = if pair.mac.is_empty() {
+            Ok(mac)
+        } else {
+            pair.mac.parse()
+        };
+        match (pair.cidr.parse::<IpNetwork>(), pair_mac) {
+            (Ok(network), Ok(mac)) => pairs.push((network.into(), mac)),
+            _ => {
+                let field = format!("allowed_pairs[{i}]");
+                let rule = "is a prefix and a MAC";
+                report.add(Kind::Port, &port.id, field, rule);
+            }
+        }
+    }
+    pairs
+}
+
+/// A port of this host.
+pub(super) fn compile_port<'c>(
+    port: &v1::Port,
+    parsed: &Parsed,
+    classifiers: impl Fn(&str) -> Option<&'c GroupClassifiers>,
+    report: &mut Report,
+) -> Port {
+    let pairs = pairs(port, parsed.mac, report);
+    let (ingress, egress) = rules_of_port(port, classifiers, report);
+    Port {
+        id: port.id.clone(),
+        device: port.device.clone(),
+        vpc: parsed.vpc,
+        subnet: parsed.subnet,
+        mac: parsed.mac,
+        addresses: parsed.addresses.clone(),
+        hostname: port.hostname.clone(),
+        pairs,
+        guarded: !port.unguarded,
+        clamp_mss: port.clamp_mss,
+        ingress,
+        egress,
     }
 }

@@ -32,6 +32,9 @@ impl Draft<'_> {
                     .add(Kind::Subnet, &subnet.id, "route_table", rule);
                 continue;
             };
+            self.places
+                .named_ports
+                .extend(ports_of(table).map(str::to_owned));
             let users = self.places.users.entry(id.clone()).or_default();
             users.push(place);
             self.subnets[place].routes = match users[..] {
@@ -40,6 +43,14 @@ impl Draft<'_> {
             };
         }
     }
+}
+
+/// The ports that the routes of a table name.
+pub(super) fn ports_of(table: &v1::RouteTable) -> impl Iterator<Item = &str> {
+    let single = table.routes.iter().map(|route| &route.port);
+    let several = table.routes.iter().flat_map(|route| &route.ecmp);
+    let ports = single.chain(several.map(|hop| &hop.port));
+    ports.map(String::as_str).filter(|port| !port.is_empty())
 }
 
 pub(super) fn compile_table(

@@ -1,6 +1,6 @@
 //! States compiled one after the other, against each of them compiled from nothing.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 
 use proptest::prelude::*;
@@ -15,7 +15,7 @@ use crate::packet::parse::address_word;
 use crate::policy::GroupRules;
 
 const TOPOLOGY: &str = r#"
-hosts: [{id: h1, vteps: [192.0.2.1]}, {id: h2, vteps: [192.0.2.2]}, {id: h3, vteps: [192.0.2.3]}]
+hosts: [{id: h1, vteps: [192.0.2.1], physical_networks: [physnet]}, {id: h2, vteps: [192.0.2.2]}, {id: h3, vteps: [192.0.2.3]}]
 vpcs: [{id: blue, vni: 100}, {id: red, vni: 200}]
 subnets:
   - {id: a, vpc: blue, cidrs: [10.0.1.0/24], network_acl: acl, route_table: main}
@@ -25,6 +25,11 @@ network_acls: [{id: acl, vpc: blue}]
 route_tables: [{id: main, vpc: blue}, {id: unused, vpc: blue}]
 prefix_lists: [{id: offices, vpc: blue}]
 security_groups: [{id: web, vpc: blue}, {id: db, vpc: blue}, {id: other, vpc: red}]
+external_networks: [{id: internet, physical_network: physnet, prefixes: [203.0.113.0/24], gateways: [203.0.113.1], gateway_hosts: [h1]}]
+elastic_ips:
+  - {id: e2, external_network: internet, address: 203.0.113.2, port: p2}
+  - {id: e3, external_network: internet, address: 203.0.113.3, port: p3, mode: direct}
+nat_gateways: [{id: nat, vpc: blue, external_network: internet, addresses: [203.0.113.9], port_forwards: [{protocol: tcp, port_min: 80, port: p4}]}]
 ports:
   - {id: a1, vpc: blue, subnet: a, mac: "02:00:00:00:01:01", addresses: [10.0.1.11], security_groups: [web, db], host: h1}
   - {id: a2, vpc: blue, subnet: a, mac: "02:00:00:00:01:02", addresses: [10.0.1.12], security_groups: [web], host: h1}
@@ -60,7 +65,9 @@ fn dump_vpc(snapshot: &Snapshot, place: usize) -> String {
     vpc.subnets
         .for_each(|prefix, place| subnets.push(format!("{prefix} {place}")));
     let names = (&vpc.id, vpc.vni, vpc.index, &vpc.gateway_macs);
+    let elastic_ips: BTreeMap<_, _> = vpc.elastic_ips.iter().collect();
     writeln!(text, "{names:?} {by_address:?} {by_mac:?} {gateways:?}").unwrap();
+    writeln!(text, "{elastic_ips:?}").unwrap();
     writeln!(text, "{:?} {moves:?} {:?}", sorted(subnets), vpc.appliances).unwrap();
     for set in vpc.sets.iter() {
         let mut prefixes = Vec::new();
@@ -74,7 +81,16 @@ fn dump_vpc(snapshot: &Snapshot, place: usize) -> String {
             .routes
             .for_each(|prefix, target| routes.push(format!("{prefix} {target:?}")));
         let plain = (&subnet.id, subnet.gateway_mac);
-        let lists = (&subnet.prefixes, &subnet.ports, &subnet.peers);
+        let ordered = |list: &[u16]| list.iter().copied().collect::<BTreeSet<u16>>();
+        let lists = (
+            &subnet.prefixes,
+            ordered(&subnet.ports),
+            ordered(&subnet.peers),
+        );
+        assert_eq!(
+            (lists.1.len(), lists.2.len()),
+            (subnet.ports.len(), subnet.peers.len())
+        );
         let acl = subnet.acl.map(|acl| &snapshot.acls[acl]);
         writeln!(text, "{plain:?} {lists:?} {acl:?} {:?}", sorted(routes)).unwrap();
     }
@@ -101,8 +117,10 @@ enum Edit {
     Rules(Index, Vec<u8>),
     Acl(Vec<u8>),
     Prefixes(Vec<u8>),
-    /// Beyond what can be followed: a port moves.
+    /// A port moves.
     Move(Index),
+    /// Ports come, go or change, with members and rules of a group if so many of them.
+    Ports(Vec<(u8, u16)>),
     /// A host that comes or goes.
     Host,
     /// A VPC that comes or goes, with a port; it is the last, so that no other moves to another place.
@@ -122,6 +140,8 @@ fn edits() -> impl Strategy<Value = Edit> {
         bytes().prop_map(Edit::Acl),
         bytes().prop_map(Edit::Prefixes),
         any::<Index>().prop_map(Edit::Move),
+        proptest::collection::vec((any::<u8>(), any::<u16>()), 1..6).prop_map(Edit::Ports),
+        proptest::collection::vec((any::<u8>(), any::<u16>()), 1..6).prop_map(Edit::Ports),
         Just(Edit::Host),
         Just(Edit::Vpc),
         (0u8..3).prop_map(Edit::Ways),
@@ -135,7 +155,12 @@ fn apply(objects: &mut Wire, edit: &Edit) {
             let route = |byte: &u8| Route {
                 prefix: format!("10.{}.0.0/16", byte / 4),
                 blackhole: byte.is_multiple_of(4),
-                port: if byte % 4 == 1 { "b1" } else { "" }.into(),
+                port: match (byte % 4, byte % 8) {
+                    (1, 1) => "b1",
+                    (1, _) => "p1",
+                    _ => "",
+                }
+                .into(),
                 host: if byte % 4 == 2 { "h4" } else { "" }.into(),
                 ecmp: ["h2", "h3"]
                     .map(|host| NextHop {
@@ -204,6 +229,22 @@ fn apply(objects: &mut Wire, edit: &Edit) {
             port.host = if port.host == "h2" { "h1" } else { "h2" }.into();
             port.moved_from = "h4".into();
         }
+        Edit::Ports(ports) => {
+            for (id, bits) in ports {
+                change_port(objects, &format!("p{}", id % 6), *bits);
+            }
+            if let [(more, _), _, _, ..] = ports[..] {
+                let members: Vec<u8> = ports.iter().map(|(id, _)| *id).collect();
+                apply(objects, &Edit::Members(members));
+                objects.security_groups[0].rules = vec![SecurityRule {
+                    direction: "ingress".into(),
+                    protocol: "tcp".into(),
+                    port_min: Some(more.into()),
+                    port_max: Some(more.into()),
+                    ..SecurityRule::default()
+                }];
+            }
+        }
         Edit::Host => match objects.hosts.iter().position(|host| host.id == "h4") {
             Some(place) => drop(objects.hosts.remove(place)),
             None => objects.hosts.push(v1::Host {
@@ -244,6 +285,71 @@ fn apply(objects: &mut Wire, edit: &Edit) {
         Edit::Ways(_) => {}
         Edit::Broken => objects.route_tables[0].routes = vec![Route::default()],
     }
+}
+
+/// Takes a port out if it is there and some bit says so; else puts it in as the bits say. Some of these have what another one has: refused.
+fn change_port(objects: &mut Wire, id: &str, bits: u16) {
+    let bit = |number: u16| bits >> number & 1 != 0;
+    let known = objects.ports.iter().position(|port| port.id == id);
+    let known = known.map(|place| objects.ports.remove(place));
+    if known.is_some() && bit(0) {
+        return;
+    }
+    let last = if bits.is_multiple_of(19) {
+        99
+    } else {
+        id.as_bytes()[1]
+    };
+    let mut port = v1::Port {
+        id: id.into(),
+        vpc: "blue".into(),
+        subnet: if bit(1) { "a" } else { "b" }.into(),
+        mac: format!("02:00:00:00:03:{:02x}", last + u8::from(bit(2))),
+        addresses: vec![format!(
+            "10.0.{}.{}",
+            2 - u8::from(bit(1)),
+            100 + last + u8::from(bit(3))
+        )],
+        host: if bit(4) { "h1" } else { "h2" }.into(),
+        hostname: if bit(5) { "name" } else { "" }.into(),
+        ..v1::Port::default()
+    };
+    if bit(4) {
+        let groups = [(6, "web"), (7, "db")].into_iter();
+        port.security_groups = groups
+            .filter(|(at, _)| bit(*at))
+            .map(|(_, id)| id.to_owned())
+            .collect();
+        port.device = Some(v1::Device {
+            kind: "netdev".into(),
+            name: id.into(),
+            ..v1::Device::default()
+        });
+    }
+    if bit(8) && bit(9) {
+        port.allowed_pairs = vec![v1::AddressPair {
+            cidr: "10.0.9.0/24".into(),
+            mac: String::new(),
+        }];
+    }
+    if bit(10) && bit(11) {
+        let packets = v1::RateLimit {
+            packets_per_second: 1000,
+            ..v1::RateLimit::default()
+        };
+        port.limits = Some(v1::RateLimits {
+            ingress: Some(packets),
+            ..v1::RateLimits::default()
+        });
+    }
+    if bit(12) && bit(13) {
+        port.moved_from = if bit(4) { "h3" } else { "h1" }.into();
+    }
+    // In order of their ids, as a state has them.
+    let place = objects
+        .ports
+        .partition_point(|other| other.id.as_str() < id);
+    objects.ports.insert(place, port);
 }
 
 fn context(underlay: &Underlay, generation: u32) -> Context<'_> {
@@ -370,6 +476,45 @@ fn a_change_of_rules_is_followed_and_shares_the_rest() {
 }
 
 /// The number of a host that is gone may still stand in sessions of any VPC.
+#[test]
+fn a_port_is_followed_and_shares_the_rest() {
+    let underlay = Underlay::default();
+    let mut objects: Wire = serde_yaml_ng::from_str(TOPOLOGY).unwrap();
+    let mut compiler = Compiler::new(8, 8, 8);
+    let mut state = State::from_objects(objects.clone()).unwrap();
+    let mut before = compiler.compile(&state, &context(&underlay, 1)).unwrap();
+    // Behind h2; on this host; another address; gone. Then those that others name: taken out and put in with everything else.
+    let steps = [
+        ("p1", 1 << 14, true),
+        ("p1", 1 << 4 | 1 << 6, true),
+        ("p1", 1 << 4 | 1 << 3 | 1 << 7, true),
+        ("p1", 1, true),
+        ("p2", 1 << 14, false),
+        ("p3", 1 << 14, false),
+        ("p4", 1 << 14, false),
+        ("p0", 1 << 8 | 1 << 9, false),
+        ("p5", 1 << 4 | 1 << 10 | 1 << 11, false),
+    ];
+    for (generation, (id, bits, is_followed)) in (2..).zip(steps) {
+        change_port(&mut objects, id, bits);
+        let (upserts, deletes) = state.delta_to(&State::from_objects(objects.clone()).unwrap());
+        state = state.patched(upserts, &deletes).unwrap();
+        let after = compiler
+            .compile(&state, &context(&underlay, generation))
+            .unwrap();
+        let is_shared = Arc::ptr_eq(&before.outside, &after.outside);
+        assert_eq!(is_shared, is_followed, "{id} {bits:x}");
+        let red = |snapshot: &Snapshot| snapshot.vpcs[1].clone();
+        assert_eq!(
+            Arc::ptr_eq(&red(&before).by_mac, &red(&after).by_mac),
+            is_followed
+        );
+        assert_eq!(red(&before).epoch, red(&after).epoch);
+        assert_eq!(after.vpcs[0].epoch, generation);
+        before = after;
+    }
+}
+
 #[test]
 fn a_host_that_gets_the_number_of_another_ends_every_epoch() {
     let underlay = Underlay::default();
