@@ -6,13 +6,15 @@
 
 use std::cmp::Ordering;
 use std::collections::HashSet;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use prost::Message;
 use sha2::{Digest, Sha256};
 
+use crate::address::parse_mac;
 use crate::shelf::Shelf;
-use crate::v1::{self, ObjectKey, Objects};
+use crate::v1::{self, ObjectKey, Objects, Port};
 
 /// One table of all kinds: each with the name that `ObjectKey::kind`, topology files and the command line use, and the field of [`Objects`] that lists its objects.
 macro_rules! kinds {
@@ -310,7 +312,57 @@ pub struct State {
     objects: Shelf<Entry>,
     /// By VPC, then by kind and id; hosts are in none.
     by_vpc: Shelf<Entry>,
+    /// What ports have that others may want too.
+    claims: Shelf<Claim>,
     digest: Sum,
+}
+
+/// Something that a port has, and where.
+#[derive(Debug)]
+struct Claim {
+    /// The port.
+    of: Arc<Entry>,
+    what: Claimed,
+}
+
+/// What a port may have. Addresses and MACs are of a VPC; so is a host's share in it; devices are of a host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Claimed {
+    Mac([u8; 6]),
+    Address(IpAddr),
+    Host,
+    Device,
+}
+
+/// What claims are ordered by: what, where, the name of a host or a device, and the port.
+type ClaimKey<'c> = (Claimed, &'c str, &'c str, &'c str);
+
+impl Claim {
+    fn key(&self) -> ClaimKey<'_> {
+        let Object::Port(port) = &self.of.object else {
+            return (self.what, "", "", "");
+        };
+        claim_key(port, self.what)
+    }
+}
+
+fn claim_key(port: &Port, what: Claimed) -> ClaimKey<'_> {
+    let (place, name) = match what {
+        Claimed::Mac(_) | Claimed::Address(_) => (&port.vpc, ""),
+        Claimed::Host => (&port.vpc, port.host.as_str()),
+        Claimed::Device => (&port.host, port.device.as_ref().map_or("", |it| &it.name)),
+    };
+    (what, place, name, &port.id)
+}
+
+/// What a port has.
+fn claims(port: &Port) -> impl Iterator<Item = Claimed> {
+    let mac = parse_mac(&port.mac).ok().map(Claimed::Mac);
+    let addresses = port.addresses.iter().filter_map(|text| text.parse().ok());
+    let host = (!port.host.is_empty()).then_some(Claimed::Host);
+    let device = host.and(port.device.as_ref()).map(|_| Claimed::Device);
+    let addresses = addresses.map(Claimed::Address);
+    addresses.chain(mac).chain(host).chain(device)
 }
 
 impl PartialEq for State {
@@ -361,6 +413,7 @@ impl State {
         let before = self.objects.insert(Arc::clone(entry), by_key(kind, id));
         if let Some(before) = &before {
             self.digest = self.digest.minus(before.digest);
+            self.give_up_claims(&before.object);
             if before.object.vpc() != entry.object.vpc() {
                 self.leave_vpc(&before.object);
             }
@@ -368,7 +421,90 @@ impl State {
         if let Some(vpc) = entry.object.vpc() {
             self.by_vpc.insert(Arc::clone(entry), by_vpc(vpc, kind, id));
         }
+        if let Object::Port(port) = &entry.object {
+            for what in claims(port) {
+                let of = Arc::clone(entry);
+                let key = claim_key(port, what);
+                let order = |claim: &Claim| claim.key().cmp(&key);
+                self.claims.insert(Arc::new(Claim { of, what }), order);
+            }
+        }
         before
+    }
+
+    fn give_up_claims(&mut self, object: &Object) {
+        if let Object::Port(port) = object {
+            for what in claims(port) {
+                let key = claim_key(port, what);
+                self.claims.remove(|claim| claim.key().cmp(&key));
+            }
+        }
+    }
+
+    /// The ports that have this; of a name, if it is of a host or a device. In order of their ids.
+    fn claimants<'a>(
+        &'a self,
+        what: Claimed,
+        place: &'a str,
+        name: &'a str,
+    ) -> impl Iterator<Item = &'a Port> {
+        let from = (what, place, name, "");
+        let claims = self.claims.iter_from(move |claim| claim.key().cmp(&from));
+        let same = claims.take_while(move |claim| {
+            let (of, at, named, _) = claim.key();
+            (of, at, named) == (what, place, name)
+        });
+        same.filter_map(|claim| match &claim.of.object {
+            Object::Port(port) => Some(port),
+            _ => None,
+        })
+    }
+
+    /// Whether another port has the MAC or an address of this one in its VPC, or its device; or it has an address twice.
+    pub fn is_shared(&self, port: &Port) -> bool {
+        let mut seen = HashSet::new();
+        let mut addresses = port
+            .addresses
+            .iter()
+            .filter_map(|text| text.parse::<IpAddr>().ok());
+        let has_twice = addresses.any(|address| !seen.insert(address));
+        has_twice
+            || claims(port)
+                .filter(|what| *what != Claimed::Host)
+                .any(|what| {
+                    let (_, place, name, _) = claim_key(port, what);
+                    self.claimants(what, place, name).any(|it| it.id != port.id)
+                })
+    }
+
+    /// Whether a host has a port of a VPC.
+    pub fn has_port_on(&self, vpc: &str, host: &str) -> bool {
+        self.claimants(Claimed::Host, vpc, host).next().is_some()
+    }
+
+    /// The ports with a device on a host, in order of their devices.
+    pub fn ports_with_device<'a>(&'a self, host: &'a str) -> impl Iterator<Item = &'a Port> {
+        let from = (Claimed::Device, host, "", "");
+        let claims = self.claims.iter_from(move |claim| claim.key().cmp(&from));
+        let same = claims.take_while(move |claim| {
+            let (what, at, ..) = claim.key();
+            (what, at) == (Claimed::Device, host)
+        });
+        same.filter_map(|claim| match &claim.of.object {
+            Object::Port(port) => Some(port),
+            _ => None,
+        })
+    }
+
+    /// Every object of a kind in a VPC, in order of their ids.
+    pub fn of_vpc_and_kind<'a>(
+        &'a self,
+        vpc: &'a str,
+        kind: Kind,
+    ) -> impl Iterator<Item = &'a Object> {
+        let from = self.by_vpc.iter_from(by_vpc(vpc, kind, ""));
+        from.map(|entry| &entry.object)
+            .take_while(move |object| object.vpc() == Some(vpc) && object.kind() == kind)
     }
 
     fn leave_vpc(&mut self, object: &Object) {
@@ -403,6 +539,7 @@ impl State {
         let before = self.objects.remove(by_key(key.kind, &key.id))?;
         self.digest = self.digest.minus(before.digest);
         self.leave_vpc(&before.object);
+        self.give_up_claims(&before.object);
         Some(before.object.clone())
     }
 

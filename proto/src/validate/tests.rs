@@ -3,6 +3,7 @@
 mod dhcp;
 mod external;
 mod peering;
+mod port_changes;
 mod tenants;
 
 use std::time::{Duration, Instant};

@@ -362,16 +362,16 @@ impl Draft<'_> {
             nat64: nat64.into(),
             timeouts: timeouts(gateway),
             budget: budget(gateway),
-            alarms: self.alarms(&gateway.id),
+            alarms: self.alarms(index, &gateway.id),
         };
         self.places.nat_gateways.insert(gateway.id.clone(), index);
         put(&mut outside.nat_gateways, index, compiled);
     }
 
-    /// The counters of a gateway: those that it has already.
-    fn alarms(&self, id: &str) -> Arc<NatAlarms> {
-        let mut before = self.outside_before.nat_gateways.iter().flatten();
-        let same = before.find(|gateway| gateway.id == id);
+    /// The counters of a gateway: those that it has already. Its index stays while it is known.
+    fn alarms(&self, index: u16, id: &str) -> Arc<NatAlarms> {
+        let before = self.outside_before.nat_gateway(index);
+        let same = before.filter(|gateway| gateway.id == id);
         same.map_or_else(Arc::default, |gateway| Arc::clone(&gateway.alarms))
     }
 
