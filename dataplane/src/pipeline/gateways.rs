@@ -19,7 +19,7 @@ use crate::session::mappings::{Inside, Outside as OutsidePort};
 use crate::session::table::{NewSession, SessionRef, SessionView};
 use crate::session::tcp::Side;
 use crate::session::{Key, State, Translation};
-use crate::snapshot::Translator;
+use crate::snapshot::{Fellows, Translator};
 
 /// UDP port of what gateway hosts tell each other.
 const PORT: u16 = 7473;
@@ -29,6 +29,8 @@ const RECORD: usize = 84;
 const RECORDS: usize = 15;
 /// Slots of the session table that are gone over ten times a second: all of a million in five seconds.
 const SLOTS: usize = 20_000;
+/// Of those, how many at a time: what is to be told of them fits in the buffer.
+const STEP: usize = 1000;
 /// Sessions that may wait to be told of; those beyond are told of when it is their turn.
 const WAITING: usize = 1024;
 
@@ -121,15 +123,27 @@ impl Told {
 pub(super) struct Telling {
     /// New sessions that are to be told of.
     pub(super) new: Vec<Told>,
+    /// Room for those of one datagram; empty between them.
+    batch: Vec<Told>,
     /// Where the walk over all sessions is.
     place: usize,
     /// Networks that this host was the gateway of, by index.
     served: Vec<u16>,
-    /// Whether there is anybody to tell.
+    /// Room for those that it is the gateway of now.
+    serves: Vec<u16>,
+    /// Who there is to tell, as of the snapshot.
+    fellows: Fellows,
+    /// Whether there is anybody.
     pub(super) is_wanted: bool,
 }
 
 impl Telling {
+    /// Tells others from now on.
+    pub(super) fn set_fellows(&mut self, fellows: Fellows) {
+        self.is_wanted = !fellows.all.is_empty();
+        self.fellows = fellows;
+    }
+
     /// Tells of a session soon: it is new, or its state is.
     #[cold]
     pub(super) fn note(&mut self, session: &SessionRef<'_>, now: u32) {
@@ -265,17 +279,19 @@ impl Core {
             return;
         }
         let outside = &tables.snapshot.outside;
-        let fellows = outside.fellows();
+        let fellows = std::mem::take(&mut self.telling.fellows);
         let probes = Arc::clone(&self.probes);
         probes.tick(self.now, outside.probed(), &fellows, |peer, control| {
             self.send_to_peer(tables, io, peer, &probes::frame(&control));
         });
         let networks = (0u16..).zip(&outside.networks);
-        let serves = networks.filter_map(|(index, network)| {
+        let mut serves = std::mem::take(&mut self.telling.serves);
+        serves.clear();
+        serves.extend(networks.filter_map(|(index, network)| {
             (network.as_ref()?.gateway == Translator::Here).then_some(index)
-        });
-        let serves: Vec<u16> = serves.collect();
+        }));
         let served = self.telling.served.iter().copied();
+        // Empty, and so without memory, but for the moment when the gateway changes.
         let lost: Vec<u16> = served.filter(|index| !serves.contains(index)).collect();
         if !lost.is_empty() {
             let routed = |address| outside.routed(address).map(|routed| routed.network);
@@ -285,27 +301,37 @@ impl Core {
                     || routed(address).is_some_and(|network| lost.contains(&network))
             });
         }
-        self.telling.served = serves;
-        if fellows.all.is_empty() {
-            return;
-        }
-        let mut all = std::mem::take(&mut self.telling.new);
-        let place = self.telling.place;
-        self.telling.place = tables
-            .sessions
-            .walk_translated(place, SLOTS, self.now, |view| {
-                all.extend(Told::of(view));
-            });
-        self.tell(tables, io, &all);
-        all.clear();
-        all.shrink_to(WAITING);
-        self.telling.new = all;
-        // Also where this host serves nothing: the others do not know that, and wait for what it may have to tell.
-        if self.telling.place == 0 {
-            for peer in fellows.all {
-                self.send_told(tables, io, peer, 2, &[]);
+        self.telling.serves = std::mem::replace(&mut self.telling.served, serves);
+        if !fellows.all.is_empty() {
+            self.tell_by_turns(tables, io);
+            // Also where this host serves nothing: the others do not know that, and wait for what it may have to tell.
+            if self.telling.place == 0 {
+                for peer in &fellows.all {
+                    self.send_told(tables, io, *peer, 2, &[]);
+                }
             }
         }
+        self.telling.fellows = fellows;
+    }
+
+    /// Tells of the new sessions, and of those in some more slots of the table.
+    fn tell_by_turns(&mut self, tables: Tables<'_>, io: &mut impl Io) {
+        let mut all = std::mem::take(&mut self.telling.new);
+        for _ in 0..SLOTS / STEP {
+            let place = self.telling.place;
+            let walk = |view: &SessionView| all.extend(Told::of(view));
+            self.telling.place = tables.sessions.walk_translated(place, STEP, self.now, walk);
+            if all.len() >= WAITING {
+                self.tell(tables, io, &all);
+                all.clear();
+            }
+            if self.telling.place == 0 {
+                break;
+            }
+        }
+        self.tell(tables, io, &all);
+        all.clear();
+        self.telling.new = all;
     }
 
     /// Tells of new sessions now.
@@ -321,7 +347,7 @@ impl Core {
     fn tell(&mut self, tables: Tables<'_>, io: &mut impl Io, all: &[Told]) {
         let outside = &tables.snapshot.outside;
         let network_of = |told: &Told| outside.owner(told.held()).map(|owner| owner.network);
-        let mut batch: Vec<Told> = Vec::with_capacity(RECORDS);
+        let mut batch = std::mem::take(&mut self.telling.batch);
         for (index, network) in (0u16..).zip(&outside.networks) {
             let Some(network) = network.as_ref() else {
                 continue;
@@ -341,6 +367,8 @@ impl Core {
                 }
             }
         }
+        batch.clear();
+        self.telling.batch = batch;
     }
 
     fn send_told(

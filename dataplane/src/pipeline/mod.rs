@@ -262,8 +262,8 @@ impl Pipeline {
 
     /// Judges the vectors that follow by another snapshot.
     pub fn set_snapshot(&mut self, snapshot: Arc<Snapshot>) {
-        self.core.telling.is_wanted = !snapshot.outside.fellows().all.is_empty();
         if !Arc::ptr_eq(&self.snapshot.outside, &snapshot.outside) {
+            self.core.telling.set_fellows(snapshot.outside.fellows());
             // Sessions that go to such an address find that it is here. Those of a snapshot that this worker skipped are forgotten when they are announced.
             for (network, address) in &snapshot.outside.came {
                 self.neighbors.forget(*network, *address);
