@@ -201,6 +201,8 @@ pub struct Fabric {
     pub externals: BTreeMap<String, Vec<ExternalLink>>,
     /// Hosts that are dead: nothing reaches them, and they send nothing.
     pub dead: BTreeSet<String>,
+    /// Pairs of hosts, of which the first is not heard by the second: what it sends through the underlay is lost.
+    pub cut: BTreeSet<(String, String)>,
     /// By host, the hosts that do not answer its probes, and itself where it is not ready to be a gateway.
     silent: BTreeMap<String, BTreeSet<String>>,
     /// What hosts have sent onto the segment to none of them, each with its sender, ARP and neighbour discovery included.
@@ -257,6 +259,7 @@ impl Fabric {
             outside: Vec::new(),
             silent: BTreeMap::new(),
             dead: BTreeSet::new(),
+            cut: BTreeSet::new(),
             asked: Vec::new(),
             state: State::default(),
         };
@@ -468,7 +471,7 @@ impl Fabric {
                         Destination::Metadata(index) => {
                             self.asked.push((host.port_id(index), frame));
                         }
-                        Destination::Uplink(0) => crossing.push(frame),
+                        Destination::Uplink(0) => crossing.push((host.id.clone(), frame)),
                         Destination::Uplink(uplink) => {
                             segment.push((host.id.clone(), uplink, frame));
                         }
@@ -481,7 +484,7 @@ impl Fabric {
             for (sender, uplink, frame) in segment {
                 self.cross_segment(&sender, uplink, frame);
             }
-            for frame in crossing {
+            for (sender, frame) in crossing {
                 let target = macs(&frame).map(|(destination, _)| destination);
                 let receiver = self.hosts.values().find(|host| {
                     host.pipeline
@@ -492,7 +495,12 @@ impl Fabric {
                 });
                 let receiver = receiver.map(|host| host.id.clone());
                 self.crossed.push(frame.clone());
-                if let Some(receiver) = receiver.filter(|host| !self.dead.contains(host)) {
+                let receiver = receiver.filter(|host| !self.dead.contains(host));
+                let is_cut = |receiver: &String| {
+                    let pair = (sender.clone(), receiver.clone());
+                    !self.cut.is_empty() && self.cut.contains(&pair)
+                };
+                if let Some(receiver) = receiver.filter(|host| !is_cut(host)) {
                     self.inject(&receiver, Source::Uplink(0), [&frame[..]]);
                 }
             }

@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use super::super::probes::Probes;
 use super::super::slow_path::Entered;
 use super::super::{
     Core, Destination, Entry, Io, Tables, gateway, gso, icmp_error, ip_fragment, rewrite,
@@ -15,7 +16,7 @@ use crate::packet::parse::{self, ETHERNET, Family, IPV4_MAPPED, Inner, protocol,
 use crate::packet::{DropReason, Mac, Packet, Parsed};
 use crate::session::Key;
 use crate::session::table::{Ingress, Stamp};
-use crate::snapshot::{HeldBy, Link, Network, Outside};
+use crate::snapshot::{HeldBy, Link, Network, Outside, Translator};
 
 /// Questions that are sent at a time.
 pub(in crate::pipeline) const QUESTIONS: usize = 64;
@@ -45,6 +46,8 @@ pub(in crate::pipeline) struct Announcer {
     defended: Option<u32>,
     /// Gateway hosts that did not answer when it looked last.
     silent: Vec<u16>,
+    /// Room for those that do not answer now.
+    spare: Vec<u16>,
 }
 
 impl Announcer {
@@ -86,8 +89,13 @@ impl Announcer {
     }
 
     /// Announces the addresses of a network again when another of its gateway hosts is back: while the two did not hear each other, that one may have had them.
-    fn look_at_gateways(&mut self, outside: &Outside, silent: Vec<u16>, now: u32) {
-        let before = std::mem::replace(&mut self.silent, silent);
+    fn look_at_gateways(&mut self, outside: &Outside, probes: &Probes, now: u32) {
+        probes.silent(&mut self.spare);
+        if self.spare == self.silent {
+            return;
+        }
+        std::mem::swap(&mut self.spare, &mut self.silent);
+        let before = &self.spare;
         let is_back = |peer: &u16| before.contains(peer) && !self.silent.contains(peer);
         let again = |network: u16| {
             let network = outside.network(network);
@@ -101,6 +109,14 @@ impl Announcer {
         self.queue
             .extend(held.map(|(address, held)| (held.network, *address, ANNOUNCE_TIMES, now)));
     }
+}
+
+/// Whether this host holds addresses of a network as its gateway, and others stand in for it.
+fn is_shared(tables: Tables<'_>, index: u16) -> bool {
+    let network = tables.snapshot.outside.network(index);
+    network.is_some_and(|network| {
+        network.gateway == Translator::Here && network.other_gateways().next().is_some()
+    })
 }
 
 /// Takes a VLAN tag off. Answers its VLAN, 0 where it has none.
@@ -284,7 +300,7 @@ impl Core {
         }
         if outside.held_on(index, sender).is_some() {
             // Somebody else claims an address of ours: it is defended (RFC 5227 §2.4 (c)).
-            self.defend(io, (index, link), sender);
+            self.defend(tables, io, (index, link), sender);
             return Err(DropReason::ExternalSpoofed);
         }
         let is_answer =
@@ -292,7 +308,10 @@ impl Core {
         let neighbors = tables.neighbors;
         neighbors.learn(index, sender, sender_mac, is_answer, self.now);
         let is_question = message[20..22] == [0, 1] && sender != target;
-        if !is_question || outside.held_on(index, target).is_none() {
+        if !is_question
+            || outside.held_on(index, target).is_none()
+            || !self.has_addresses(tables, index)
+        {
             return Err(DropReason::ArpUnanswered);
         }
         if !self.may_answer_outside(index) {
@@ -341,7 +360,7 @@ impl Core {
             }
             136 => {
                 if outside.held_on(index, target).is_some() && parsed.eth_src != link.mac {
-                    self.defend(io, (index, link), target);
+                    self.defend(tables, io, (index, link), target);
                     return Err(DropReason::ExternalSpoofed);
                 }
                 let is_solicited = message[4] & 0x40 != 0
@@ -354,7 +373,7 @@ impl Core {
             }
             _ => return Err(DropReason::NeighborUnanswered),
         }
-        if outside.held_on(index, target).is_none() {
+        if outside.held_on(index, target).is_none() || !self.has_addresses(tables, index) {
             return Err(DropReason::NeighborUnanswered);
         }
         if !self.may_answer_outside(index) {
@@ -378,11 +397,24 @@ impl Core {
         self.external.take(network.into(), self.now)
     }
 
-    /// Says whose an address is that somebody else has claimed.
-    fn defend(&mut self, io: &mut impl Io, (index, link): (u16, Link), address: u128) {
+    /// Whether the addresses that the snapshot holds on a network are still this host's. One that stood still answers for none that another gateway host may
+    /// have by now, be it a question that has waited here meanwhile.
+    fn has_addresses(&self, tables: Tables<'_>, network: u16) -> bool {
+        !is_shared(tables, network) || self.probes.is_gateway(self.now)
+    }
+
+    /// Says whose an address is that somebody else has claimed; not while that may be the gateway host that stands in for this one.
+    fn defend(
+        &mut self,
+        tables: Tables<'_>,
+        io: &mut impl Io,
+        (index, link): (u16, Link),
+        address: u128,
+    ) {
         let since = self.announcer.defended;
-        let may_defend = since.is_none_or(|at| self.now.wrapping_sub(at) >= DEFEND_INTERVAL);
-        if may_defend && self.may_answer_outside(index) {
+        let is_due = since.is_none_or(|at| self.now.wrapping_sub(at) >= DEFEND_INTERVAL);
+        let may_defend = || !is_shared(tables, index) || self.probes.may_defend(self.now);
+        if is_due && may_defend() && self.may_answer_outside(index) {
             self.announcer.defended = Some(self.now);
             let traffic = self.counters.uplink(link.uplink);
             if announce(io, link, address) {
@@ -542,7 +574,7 @@ impl Core {
         self.ask_neighbors(tables, io);
         self.announcer.look(outside, tables.neighbors, self.now);
         self.announcer
-            .look_at_gateways(outside, self.probes.silent(), self.now);
+            .look_at_gateways(outside, &self.probes, self.now);
         self.announce_new(tables, io);
     }
 
@@ -556,6 +588,7 @@ impl Core {
             }
             room -= 1;
             let link = outside.network(*network).and_then(|network| network.link);
+            let link = link.filter(|_| self.has_addresses(tables, *network));
             if let Some(link) = link
                 && announce(io, link, *address)
             {
