@@ -2,7 +2,7 @@
 //! another's frames.
 //!
 //! h1 and h2 are gateway hosts, in this order, on a segment with a server; the clients are on h3. `WEFT_GATEWAY_ROUNDS` and `WEFT_GATEWAY_CONNECTIONS` set
-//! how often each fault happens and under how many connections, `WEFT_GATEWAY_REPORT` the file for the figures.
+//! how often each fault happens and under how many connections, `WEFT_GATEWAY_FAULTS` which ones (`Cut,Freeze`), `WEFT_GATEWAY_REPORT` the file for the figures.
 
 #![allow(clippy::unwrap_used)]
 
@@ -171,12 +171,54 @@ fn longest_silence(from: &Namespace, over: &AtomicBool) -> Result<Duration, LabE
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Fault {
+    /// The daemon.
     Kill,
+    /// The uplink is set down.
     Cut,
+    /// The uplink has a link, and nothing passes.
+    Unplug,
+    /// It hears nobody.
+    Deaf,
+    /// Nobody hears it.
+    Mute,
+    /// The interface on the segment has no carrier.
+    Segment,
+    /// The daemon.
     Freeze,
 }
 
+const FAULTS: [Fault; 7] = [
+    Fault::Kill,
+    Fault::Cut,
+    Fault::Unplug,
+    Fault::Deaf,
+    Fault::Mute,
+    Fault::Segment,
+    Fault::Freeze,
+];
+
+/// What the bridge of the underlay drops, by the direction of h1's packets.
+fn filter(site: &Site, directions: &[&str]) -> Result<(), LabError> {
+    let bridge = site.underlay.as_ref();
+    let bridge = bridge.ok_or_else(|| LabError::Deadline {
+        what: "the underlay has a bridge".to_owned(),
+        within: Duration::ZERO,
+    })?;
+    let rules = directions.iter().map(|name| format!("{name} b0 drop;"));
+    let rules: String = rules.collect();
+    let text = format!(
+        "add table bridge cut; flush table bridge cut; delete table bridge cut; \
+         table bridge cut {{ chain forward {{ type filter hook forward priority 0; {rules} }}; }}"
+    );
+    bridge.run(&["nft", &text]).map(drop)
+}
+
 impl Fault {
+    /// Whether the daemon goes on, and might take itself for the owner of the addresses.
+    fn is_cut(self) -> bool {
+        matches!(self, Self::Cut | Self::Unplug | Self::Deaf | Self::Mute)
+    }
+
     fn begin(self, site: &Site) -> Result<(), LabError> {
         let h1 = &site.hosts["h1"];
         let signal = |signal| {
@@ -189,6 +231,10 @@ impl Fault {
             Self::Kill => signal(libc::SIGKILL),
             Self::Freeze => signal(libc::SIGSTOP),
             Self::Cut => h1.namespace.ip("link set u0 down").map(drop),
+            Self::Unplug => filter(site, &["iifname", "oifname"]),
+            Self::Deaf => filter(site, &["oifname"]),
+            Self::Mute => filter(site, &["iifname"]),
+            Self::Segment => segment(site, "down"),
         }
     }
 
@@ -202,8 +248,46 @@ impl Fault {
                 Ok(())
             }
             Self::Cut => site.hosts["h1"].namespace.ip("link set u0 up").map(drop),
+            Self::Unplug | Self::Deaf | Self::Mute => filter(site, &[]),
+            Self::Segment => segment(site, "up"),
         }
     }
+}
+
+/// The other end of h1's interface on the segment is set up or down.
+fn segment(site: &Site, to: &str) -> Result<(), LabError> {
+    let outside = site.outside.as_ref();
+    let set = outside.map(|outside| outside.ip(&format!("link set e-h1 {to}")));
+    set.transpose().map(drop)
+}
+
+/// How often h1 says, in some seconds, that it has the address of the NAT gateway, while h2 is the gateway. The router asks everybody again and again.
+fn claims(
+    site: &Site,
+    router: &Namespace,
+    connections: &mut Connections,
+) -> Result<usize, LabError> {
+    /// A late packet has brought it back after two seconds.
+    const WATCHED: Duration = Duration::from_secs(4);
+    let mac = site.hosts["h1"].namespace.mac("x0")?;
+    let is_claim = |frame: &[u8]| {
+        frame.len() >= 42
+            && frame[12..14] == [8, 6]
+            && frame[22..28] == mac
+            && frame[28..32] == [203, 0, 113, 100]
+    };
+    let socket = RawSocket::open(router, SEGMENT)?;
+    let (begun, mut claims, mut turns) = (Instant::now(), 0, 0);
+    while begun.elapsed() < WATCHED {
+        connections.turn();
+        turns += 1;
+        if turns % 50 == 0 {
+            router.ip("neigh flush to 203.0.113.100")?;
+        }
+        let claim = socket.receive(Duration::from_millis(2), is_claim);
+        claims += usize::from(claim.is_some());
+    }
+    Ok(claims)
 }
 
 /// The MAC that the segment knows the gateway by.
@@ -231,6 +315,8 @@ struct Round {
     silence_of_return: Duration,
     lost: usize,
     mappings_lost: usize,
+    /// How often the first said that it has an address that the second had.
+    claims: usize,
 }
 
 /// The mappings of TCP connections that a host knows: inside and outside.
@@ -340,14 +426,20 @@ fn round(
     let missing = |site: &Site, host: &str| -> Result<usize, LabError> {
         Ok(known.difference(&mappings(site, host)?).count())
     };
-    let (silence, (lost, missing_there)) = silent_during(client, || {
+    let (silence, (lost, missing_there, claims)) = silent_during(client, || {
         fault.begin(site)?;
         let after = Instant::now() + Duration::from_millis(700);
         let lost = connections.go_on(after);
         wait_until("h2 is the gateway", SOON, || {
             has_the_address(router, site, "h2")
         })?;
-        Ok((lost, missing(site, "h2")?))
+        let missing = missing(site, "h2")?;
+        let claims = if fault.is_cut() {
+            claims(site, router, connections)?
+        } else {
+            0
+        };
+        Ok((lost, missing, claims))
     })?;
     let (silence_of_return, (lost_again, missing_here)) = silent_during(client, || {
         fault.end(site)?;
@@ -363,6 +455,7 @@ fn round(
         silence_of_return,
         lost: lost + lost_again,
         mappings_lost: missing_there + missing_here,
+        claims,
     })
 }
 
@@ -372,6 +465,11 @@ fn gateway_hosts_stand_in_for_each_other() {
     // The long form has the connections that are promised.
     let usual = if rounds == 1 { 100 } else { 1000 };
     let count = setting("WEFT_GATEWAY_CONNECTIONS", usual);
+    let wanted = std::env::var("WEFT_GATEWAY_FAULTS").unwrap_or_default();
+    let is_wanted = |fault: Fault| {
+        let mut names = wanted.split(',');
+        wanted.is_empty() || names.any(|name| name == format!("{fault:?}"))
+    };
     let options = SiteOptions {
         externals: BTreeMap::from(["h1", "h2"].map(|host| (host.to_owned(), "x0".to_owned()))),
         ..SiteOptions::default()
@@ -395,7 +493,7 @@ fn gateway_hosts_stand_in_for_each_other() {
             let watching = scope.spawn(|| watch.run(&over));
             let mut run = |report: &mut serde_json::Map<_, _>| -> Result<(), LabError> {
                 let mut connections = Connections::open(&client, count)?;
-                for fault in [Fault::Kill, Fault::Cut, Fault::Freeze] {
+                for fault in FAULTS.into_iter().filter(|fault| is_wanted(*fault)) {
                     let mut worst = Round::default();
                     for _ in 0..rounds {
                         let seen = round(site, &router, (&client, &mut connections), fault)?;
@@ -405,6 +503,7 @@ fn gateway_hosts_stand_in_for_each_other() {
                             worst.silence_of_return.max(seen.silence_of_return);
                         worst.lost += seen.lost;
                         worst.mappings_lost += seen.mappings_lost;
+                        worst.claims += seen.claims;
                     }
                     let seconds = [worst.silence, worst.silence_of_return];
                     report.insert(
@@ -414,11 +513,13 @@ fn gateway_hosts_stand_in_for_each_other() {
                             "connections": count,
                             "lost": worst.lost,
                             "mappings_lost": worst.mappings_lost,
+                            "claims": worst.claims,
                             "silence_ms": seconds[0].as_millis() as u64,
                             "silence_of_return_ms": seconds[1].as_millis() as u64,
                         }),
                     );
-                    let none_lost = worst.lost == 0 && worst.mappings_lost == 0;
+                    let none_lost =
+                        worst.lost == 0 && worst.mappings_lost == 0 && worst.claims == 0;
                     let is_kept = none_lost && seconds.iter().all(|it| *it <= SILENCE);
                     holds(&format!("the promise after {fault:?}: {worst:?}"), is_kept)?;
                 }

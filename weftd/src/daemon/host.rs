@@ -15,7 +15,7 @@ use super::devices::Devices;
 use super::resources::Resources;
 use crate::agent::Apply;
 use crate::metadata::{DESK, Service};
-use crate::underlay::{self, Adjacencies};
+use crate::underlay::{self, Adjacencies, LinksUp};
 use weft_dataplane::packet::Mac;
 use weft_dataplane::packet::parse::{address_word, word_address};
 use weft_dataplane::pipeline::Shared;
@@ -79,6 +79,12 @@ pub struct Inner {
     externals: Vec<ExternalLink>,
     /// Hosts that are no gateways now.
     silent: BTreeSet<String>,
+    /// Interfaces that are up and have a carrier.
+    links_up: LinksUp,
+    /// Physical networks of which this host has no link now, and is a gateway host.
+    unlinked: BTreeSet<String>,
+    /// No way leads from the uplinks to any other host.
+    is_uplink_cut: bool,
     /// The addresses that the XDP program of each interface knows as held, by index, sorted.
     held: Vec<Vec<IpNetwork>>,
     wanted: BTreeMap<u16, v1::Device>,
@@ -146,6 +152,9 @@ impl Host {
             externals: Vec::new(),
             // Not ready to be a gateway.
             silent: BTreeSet::from([config.host.clone()]),
+            links_up: None,
+            unlinked: BTreeSet::new(),
+            is_uplink_cut: false,
             held: Vec::new(),
             wanted: BTreeMap::new(),
             announcer: Announcer::default(),
@@ -229,11 +238,81 @@ impl Host {
     /// Judges by other ways through the underlay from now on.
     pub fn set_adjacencies(&self, adjacencies: &Adjacencies) {
         let mut inner = self.inner();
-        if inner.adjacencies == *adjacencies {
+        let is_cut = self.leads_nowhere(adjacencies);
+        if is_cut != std::mem::replace(&mut inner.is_uplink_cut, is_cut) {
+            self.shared.probes.set_uplink_cut(is_cut);
+            if is_cut {
+                tracing::warn!("no way leads from the uplinks to any other host");
+            } else {
+                tracing::info!("a way leads from the uplinks to other hosts again");
+            }
+        }
+        if inner.adjacencies != *adjacencies {
+            inner.adjacencies = Arc::clone(adjacencies);
+            self.compile_again(&mut inner);
+        }
+    }
+
+    /// Whether no way leads to any other host, and it is this host's side that fails.
+    fn leads_nowhere(&self, adjacencies: &Adjacencies) -> bool {
+        let mut ways = adjacencies.values();
+        // A virtual machine that is the uplink tells nothing of its own links.
+        self.fixed.is_empty()
+            && !adjacencies.is_empty()
+            && ways.all(|way| match way {
+                Ok(way) => !self.uplinks.contains(&way.uplink),
+                Err(reason) => reason.is_near(),
+            })
+    }
+
+    /// Takes note of the interfaces that are up now.
+    pub fn set_links_up(&self, links_up: LinksUp) {
+        let mut inner = self.inner();
+        inner.links_up = links_up;
+        self.look_at_segments(&mut inner);
+    }
+
+    /// Tells the other hosts whether this one has a link on the segments that it is a gateway host of.
+    fn look_at_segments(&self, inner: &mut Inner) {
+        let unlinked = self.unlinked(inner);
+        if unlinked == inner.unlinked {
             return;
         }
-        inner.adjacencies = Arc::clone(adjacencies);
-        self.compile_again(&mut inner);
+        let gone: Vec<&String> = unlinked.difference(&inner.unlinked).collect();
+        let back: Vec<&String> = inner.unlinked.difference(&unlinked).collect();
+        tracing::warn!(
+            ?gone,
+            ?back,
+            "links on physical networks of which this host is a gateway host"
+        );
+        self.shared.probes.set_path_down(!unlinked.is_empty());
+        inner.unlinked = unlinked;
+    }
+
+    /// The physical networks that this host is a gateway host of, and has no link on now.
+    fn unlinked(&self, inner: &Inner) -> BTreeSet<String> {
+        let Some(up) = &inner.links_up else {
+            // Not known yet.
+            return BTreeSet::new();
+        };
+        let is_virtual = |index: u16| self.fixed.iter().any(|(number, _)| *number == index);
+        let is_up = |network: &str| {
+            let mut links = self.physical_networks.iter();
+            let link = links.find(|(name, _)| name == network);
+            link.is_some_and(|(_, index)| {
+                let name = self.links.get(usize::from(*index));
+                is_virtual(*index) || name.is_some_and(|name| up.contains(name))
+            })
+        };
+        let networks = inner.state.of_kind(Kind::ExternalNetwork);
+        let networks = networks.filter_map(|object| match object {
+            Object::ExternalNetwork(network) => Some(network),
+            _ => None,
+        });
+        let own = networks.filter(|network| network.gateway_hosts.contains(&self.id));
+        own.map(|network| network.physical_network.clone())
+            .filter(|network| !is_up(network))
+            .collect()
     }
 
     /// Judges by which gateway hosts live, and whether this one may be one.
@@ -252,7 +331,7 @@ impl Host {
         }
         let gone: Vec<&String> = silent.difference(&inner.silent).collect();
         let back: Vec<&String> = inner.silent.difference(&silent).collect();
-        tracing::info!(?gone, ?back, "gateway hosts");
+        tracing::info!(?gone, ?back, cut_off = liveness.is_cut_off, "gateway hosts");
         inner.silent = silent;
         self.compile_again(&mut inner);
     }
@@ -348,6 +427,7 @@ impl Host {
         inner.generation = generation;
         inner.state = Arc::clone(state);
         inner.revision = revision.unwrap_or(inner.revision);
+        self.look_at_segments(inner);
         if inner.vteps != vteps {
             if let Err(error) = inner.devices.set_vteps(&vteps) {
                 tracing::error!(%error, "cannot set the tunnel addresses of the uplinks' XDP programs");

@@ -160,6 +160,8 @@ async fn watch(
     supervisor: &mut Supervisor,
 ) -> anyhow::Result<()> {
     let mut adjacencies = underlay.adjacencies();
+    let mut links_up = underlay.links_up();
+    links_up.mark_changed();
     let mut states = agent.watch();
     host.watch_peers();
     let mut settle = tokio::time::interval(SETTLE);
@@ -175,6 +177,14 @@ async fn watch(
                 let now = adjacencies.borrow_and_update().clone();
                 let host = Arc::clone(host);
                 tokio::task::spawn_blocking(move || host.set_adjacencies(&now)).await?;
+            }
+            changed = links_up.changed() => {
+                if changed.is_err() {
+                    anyhow::bail!("the watcher of the underlay ended");
+                }
+                let now = links_up.borrow_and_update().clone();
+                let host = Arc::clone(host);
+                tokio::task::spawn_blocking(move || host.set_links_up(now)).await?;
             }
             changed = states.changed() => {
                 if changed.is_err() {

@@ -8,7 +8,11 @@ mod netlink;
 mod path_mtu;
 mod watcher;
 
-use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    sync::Arc,
+};
 
 pub use fitness::check_uplink;
 pub use watcher::Underlay;
@@ -50,10 +54,26 @@ pub enum Unreachable {
     /// The kernel waits for the next hop's answer.
     #[error("the next hop has not answered yet")]
     Resolving,
-    /// The next hop doesn't answer.
+    /// The peer, which is on the link itself, doesn't answer.
     #[error("the next hop does not answer")]
     NoAnswer,
+    /// The router on the way doesn't answer.
+    #[error("the router on the way does not answer")]
+    RouterSilent,
 }
+
+impl Unreachable {
+    /// Whether it is this host's side of the way that fails, and not the peer's.
+    pub fn is_near(self) -> bool {
+        match self {
+            Self::NoRoute | Self::UplinkDown | Self::NotEthernet | Self::RouterSilent => true,
+            Self::Local | Self::Resolving | Self::NoAnswer => false,
+        }
+    }
+}
+
+/// The names of all interfaces that are up and have a carrier; none before the kernel has been asked.
+pub type LinksUp = Option<Arc<BTreeSet<String>>>;
 
 /// Every requested peer, with its adjacency or the reason why there is none.
 pub type Adjacencies = Arc<BTreeMap<IpAddr, Result<Adjacency, Unreachable>>>;

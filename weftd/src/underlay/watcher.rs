@@ -18,7 +18,7 @@ use tokio::{
 };
 
 use super::{
-    Adjacencies, Adjacency, Unreachable,
+    Adjacencies, Adjacency, LinksUp, Unreachable,
     netlink::{Events, Link, Neighbour, NeighbourKey, Netlink, skip_news, wait_for_news},
     path_mtu::{self, PathMtus, TooBig},
 };
@@ -36,6 +36,7 @@ const REFRESH: Duration = Duration::from_secs(30);
 pub struct Underlay {
     peers: watch::Sender<BTreeSet<IpAddr>>,
     adjacencies: watch::Receiver<Adjacencies>,
+    links_up: watch::Receiver<LinksUp>,
     task: JoinHandle<()>,
 }
 
@@ -45,10 +46,12 @@ impl Underlay {
         let (netlink, events) = Netlink::connect()?;
         let (peers, wanted) = watch::channel(BTreeSet::new());
         let (publish, adjacencies) = watch::channel(Adjacencies::default());
+        let (publish_links, links_up) = watch::channel(None);
         let watcher = Watcher {
             netlink,
             wanted,
             publish,
+            publish_links,
             kept: BTreeSet::new(),
             path_mtus: PathMtus::default(),
         };
@@ -56,6 +59,7 @@ impl Underlay {
         Ok(Self {
             peers,
             adjacencies,
+            links_up,
             task: tokio::spawn(watcher.run(events, routers)),
         })
     }
@@ -88,6 +92,11 @@ impl Underlay {
         self.task.abort();
     }
 
+    /// The interfaces that are up, now and whenever that changes.
+    pub fn links_up(&self) -> watch::Receiver<LinksUp> {
+        self.links_up.clone()
+    }
+
     /// The adjacencies, now and whenever they change.
     pub fn adjacencies(&self) -> watch::Receiver<Adjacencies> {
         self.adjacencies.clone()
@@ -104,6 +113,7 @@ struct Watcher {
     netlink: Netlink,
     wanted: watch::Receiver<BTreeSet<IpAddr>>,
     publish: watch::Sender<Adjacencies>,
+    publish_links: watch::Sender<LinksUp>,
     /// Neighbours which the kernel keeps resolved for us.
     kept: BTreeSet<NeighbourKey>,
     /// Path MTUs that routers have reported.
@@ -142,6 +152,15 @@ impl Watcher {
     async fn refresh(&mut self) -> Result<bool, PortError> {
         let peers = self.wanted.borrow_and_update().clone();
         let links = self.netlink.links().await?;
+        let names_up = links.values().filter(|link| link.up);
+        let names_up: BTreeSet<String> = names_up.map(|link| link.name.clone()).collect();
+        self.publish_links.send_if_modified(|present| {
+            let is_new = present.as_deref() != Some(&names_up);
+            if is_new {
+                *present = Some(Arc::new(names_up));
+            }
+            is_new
+        });
         let neighbours = self.netlink.neighbours().await?;
         self.path_mtus
             .age(Instant::now(), |peer| peers.contains(peer));
@@ -156,15 +175,16 @@ impl Watcher {
                     if !neighbour.is_some_and(|entry| entry.permanent) {
                         needed.insert(key);
                     }
-                    adjacency(&links, neighbour, &route)
+                    adjacency(&links, neighbour, &route, peer)
                 }
                 Err(reason) => Err(reason),
             };
             // The kernel tries again and again; that is no news until there is an answer.
             if way == Err(Unreachable::Resolving)
-                && present.get(&peer) == Some(&Err(Unreachable::NoAnswer))
+                && let Some(Err(before @ (Unreachable::NoAnswer | Unreachable::RouterSilent))) =
+                    present.get(&peer)
             {
-                way = Err(Unreachable::NoAnswer);
+                way = Err(*before);
             }
             if let Ok(way) = &mut way {
                 way.mtu = way.mtu.min(self.path_mtus.of(peer));
@@ -213,6 +233,7 @@ fn adjacency(
     links: &HashMap<u32, Link>,
     neighbour: Option<&Neighbour>,
     route: &super::netlink::Route,
+    peer: IpAddr,
 ) -> Result<Adjacency, Unreachable> {
     let link = links.get(&route.interface).ok_or(Unreachable::UplinkDown)?;
     if !link.up {
@@ -220,10 +241,10 @@ fn adjacency(
     }
     let source_mac = link.mac.ok_or(Unreachable::NotEthernet)?;
     let neighbour = neighbour.ok_or(Unreachable::Resolving)?;
-    let reason = if neighbour.failed {
-        Unreachable::NoAnswer
-    } else {
-        Unreachable::Resolving
+    let reason = match neighbour.failed {
+        true if route.next_hop == peer => Unreachable::NoAnswer,
+        true => Unreachable::RouterSilent,
+        false => Unreachable::Resolving,
     };
     let mtu = route.mtu.map_or(link.mtu, |limit| limit.min(link.mtu));
     Ok(Adjacency {
