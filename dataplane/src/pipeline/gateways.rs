@@ -142,6 +142,12 @@ impl Telling {
     pub(super) fn set_fellows(&mut self, fellows: Fellows) {
         self.is_wanted = !fellows.all.is_empty();
         self.fellows = fellows;
+        if self.is_wanted {
+            // As much as there ever is: packets shall not wait for memory.
+            self.new
+                .reserve((WAITING + STEP).saturating_sub(self.new.len()));
+            self.batch.reserve(RECORDS);
+        }
     }
 
     /// Tells of a session soon: it is new, or its state is.

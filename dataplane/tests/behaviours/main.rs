@@ -3,6 +3,7 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod allocations;
 mod appliances;
 mod checksums;
 mod connections;
@@ -11,6 +12,7 @@ mod dhcp6;
 mod direct;
 mod epochs;
 mod external;
+mod failover;
 mod fellows;
 mod fragments;
 mod frames;

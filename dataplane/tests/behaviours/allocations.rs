@@ -1,0 +1,102 @@
+//! What a worker does again and again allocates nothing. The allocator of this program counts, for each thread by itself.
+
+#![allow(unsafe_code)]
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::Cell;
+
+use weft_dataplane::packet::Packet;
+use weft_dataplane::pipeline::{Destination, Source};
+use weft_fabric::Fabric;
+
+use crate::external::{FAR, twofold};
+use crate::frames::{A1, udp};
+use crate::topology::ROUTER;
+
+thread_local! {
+    static COUNT: Cell<u64> = const { Cell::new(0) };
+}
+
+struct Counting;
+
+fn count() {
+    // A thread that ends has no counter any more.
+    let _ = COUNT.try_with(|count| count.set(count.get() + 1));
+}
+
+// SAFETY: every call goes on to the system's allocator with the arguments that it came with; counting allocates nothing.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        count();
+        // SAFETY: the caller keeps the rules of `alloc`, which are the same there.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, memory: *mut u8, layout: Layout) {
+        // SAFETY: the memory is of the system's allocator, as all is.
+        unsafe { System.dealloc(memory, layout) }
+    }
+
+    unsafe fn realloc(&self, memory: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        count();
+        // SAFETY: the memory is of the system's allocator, as all is.
+        unsafe { System.realloc(memory, layout, size) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+fn allocations() -> u64 {
+    COUNT.with(Cell::get)
+}
+
+/// What one vector of new flows of a1 makes its host allocate, and how many packets that sends to other hosts.
+fn opens(fabric: &mut Fabric, first: u16) -> (u64, usize) {
+    const FLOWS: u16 = 32;
+    let (host, index) = fabric.find_port("a1").unwrap();
+    let now = fabric.now;
+    let host = fabric.hosts.get_mut(&host).unwrap();
+    let frames = (first..first + FLOWS).map(|port| udp(A1, FAR, ROUTER, (port, 53), b"x"));
+    let packets = frames.map(|frame| host.io.memory.packet(128, &frame));
+    let mut packets: Vec<Packet> = packets.collect::<Option<_>>().unwrap();
+    host.io.sent.reserve(256);
+    let before = allocations();
+    let source = Source::Port(index);
+    host.pipeline
+        .process(&mut host.io, source, &mut packets, now);
+    let count = allocations() - before;
+    let to = |uplink| {
+        let sent = host.io.sent.iter();
+        sent.filter(|(to, _)| *to == Destination::Uplink(uplink))
+            .count()
+    };
+    assert_eq!(to(1), usize::from(FLOWS), "all leave");
+    let told = to(0);
+    fabric.carry();
+    (count, told)
+}
+
+#[test]
+fn a_gateway_host_tells_of_new_sessions_and_of_all_without_allocating() {
+    let mut fabric = twofold();
+    // What is kept grows to what is needed.
+    for round in 0..3 {
+        opens(&mut fabric, 10_000 + 32 * round);
+        fabric.live(100).unwrap();
+    }
+    for round in 0..5 {
+        let (count, told) = opens(&mut fabric, 20_000 + 32 * round);
+        // 15 sessions in a datagram, to one other gateway host.
+        assert_eq!((count, told), (0, 3));
+        fabric.now += 100;
+        let now = fabric.now;
+        let host = fabric.hosts.get_mut("h1").unwrap();
+        host.io.sent.reserve(256);
+        let before = allocations();
+        host.pipeline.tick(&mut host.io, now);
+        assert_eq!(allocations() - before, 0, "in a turn");
+        assert!(host.io.sent.len() > 10, "of all, and probes");
+        fabric.carry();
+    }
+}
