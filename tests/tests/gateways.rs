@@ -17,7 +17,8 @@ use weft_proto::v1::Objects;
 use weft_tests::site::SEGMENT;
 use weft_tests::traffic::Pinger;
 use weft_tests::{
-    Lab, LabError, Namespace, RawSocket, Site, SiteOptions, tenants, topology, wait_until,
+    Lab, LabError, LinkOptions, Namespace, RawSocket, Site, SiteOptions, tenants, topology,
+    wait_until,
 };
 
 const INTENT: &str = r#"
@@ -184,17 +185,23 @@ enum Fault {
     Mute,
     /// The interface on the segment has no carrier.
     Segment,
+    /// It is set down.
+    Down,
+    /// It is deleted; another of the same name comes.
+    Delete,
     /// The daemon.
     Freeze,
 }
 
-const FAULTS: [Fault; 7] = [
+const FAULTS: [Fault; 9] = [
     Fault::Kill,
     Fault::Cut,
     Fault::Unplug,
     Fault::Deaf,
     Fault::Mute,
     Fault::Segment,
+    Fault::Down,
+    Fault::Delete,
     Fault::Freeze,
 ];
 
@@ -236,6 +243,8 @@ impl Fault {
             Self::Deaf => filter(site, &["oifname"]),
             Self::Mute => filter(site, &["iifname"]),
             Self::Segment => segment(site, "down"),
+            Self::Down => h1.namespace.ip("link set x0 down").map(drop),
+            Self::Delete => h1.namespace.ip("link delete x0").map(drop),
         }
     }
 
@@ -251,8 +260,22 @@ impl Fault {
             Self::Cut => site.hosts["h1"].namespace.ip("link set u0 up").map(drop),
             Self::Unplug | Self::Deaf | Self::Mute => filter(site, &[]),
             Self::Segment => segment(site, "up"),
+            Self::Down => site.hosts["h1"].namespace.ip("link set x0 up").map(drop),
+            Self::Delete => join(site),
         }
     }
+}
+
+/// Gives h1 an interface on the segment.
+fn join(site: &mut Site) -> Result<(), LabError> {
+    let host = site.hosts["h1"].namespace.clone();
+    let Some(outside) = site.outside.clone() else {
+        return Ok(());
+    };
+    let link = LinkOptions::default();
+    site.lab().link((&host, "x0"), (&outside, "e-h1"), link)?;
+    let line = format!("link set e-h1 master {SEGMENT}");
+    outside.ip(&line).map(drop)
 }
 
 /// The other end of h1's interface on the segment is set up or down.

@@ -297,11 +297,12 @@ impl Host {
         };
         let is_virtual = |index: u16| self.fixed.iter().any(|(number, _)| *number == index);
         let is_up = |network: &str| {
-            let mut links = self.physical_networks.iter();
-            let link = links.find(|(name, _)| name == network);
-            link.is_some_and(|(_, index)| {
-                let name = self.links.get(usize::from(*index));
-                is_virtual(*index) || name.is_some_and(|name| up.contains(name))
+            // Those that are open.
+            let mut links = inner.externals.iter();
+            let link = links.find(|link| link.physical_network == network);
+            link.is_some_and(|link| {
+                let name = self.links.get(usize::from(link.uplink));
+                is_virtual(link.uplink) || name.is_some_and(|name| up.contains(name))
             })
         };
         let networks = inner.state.of_kind(Kind::ExternalNetwork);
@@ -371,6 +372,7 @@ impl Host {
         let externals = self.externals(devices);
         if externals != inner.externals {
             inner.externals = externals;
+            self.look_at_segments(&mut inner);
             self.compile_again(&mut inner);
         }
         let Inner {
