@@ -434,6 +434,23 @@ fn a_limit_holds_between_vpcs_of_one_host() {
     );
 }
 
+/// The answer of an address that no port has comes in for the elastic IP that asked, like any other packet.
+#[test]
+fn answers_to_an_elastic_ips_pings_count_against_its_ingress_limit() {
+    let mut fabric = outside(|objects| {
+        objects.external_networks[0].routers = texts(station(2)).into();
+        objects.external_networks[0].answer_pings = true;
+        bind(objects, "a1", station(9));
+        limited(objects, 10, 4);
+    });
+    let pings = (0..30).map(|id| echo(A1, station(2), ROUTER, id, b"hello"));
+    let passed = passing(&mut fabric, pings, Some("a1"));
+    assert_eq!(passed, 4, "{:?}", fabric.all_drops());
+    let drops = fabric.all_drops();
+    let refused = [DropReason::ElasticIpEgress, DropReason::ElasticIpIngress];
+    assert_eq!(refused.map(|reason| drops[&reason]), [20, 6]);
+}
+
 /// RFC 1812 §4.3.3.6 has routers answer pings; here they do if they are asked to.
 #[test]
 fn addresses_that_no_port_has_answer_pings_if_they_are_to() {

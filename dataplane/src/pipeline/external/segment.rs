@@ -474,7 +474,9 @@ impl Core {
                 let Inner::Ip(reply) = parse::inner(frame)? else {
                     return Err(DropReason::EtherType);
                 };
-                return came_back(tables, reply);
+                let entry = came_back(tables, reply)?;
+                self.take_ingress(tables, &entry, len)?;
+                return Ok(entry);
             }
             let entry = came_back(tables, parsed)?;
             self.take_ingress(tables, &entry, len)?;
