@@ -110,7 +110,7 @@ pub(crate) fn overload(seconds: u64) -> Result<()> {
     Ok(())
 }
 
-/// The gateway host in use killed, cut off and frozen, so often each, under 1,000 TCP connections. Prints the figures as one line of JSON.
+/// The gateway host in use killed, cut off, without a link on the segment and frozen, so often each, under 1,000 TCP connections. Prints the figures as one line of JSON.
 pub(crate) fn gateways(rounds: u64) -> Result<()> {
     setup::setup()?;
     binaries::build(&[])?;

@@ -83,6 +83,8 @@ struct Session {
     diagnostic: u8,
     /// The peer may be a gateway, as it says.
     is_usable: bool,
+    /// It does not hear this host, as it says.
+    is_deaf: bool,
     heard: Option<u32>,
     /// When it was made.
     since: u32,
@@ -260,7 +262,7 @@ impl Probes {
         }
         let mut silent = std::mem::take(&mut table.spare);
         silent.clear();
-        silent.extend(table.silent_now(now));
+        silent.extend(table.silent_now(now, fellows));
         for (peer, session) in &table.sessions {
             send(*peer, session.packet(table.is_ready));
         }
@@ -329,6 +331,7 @@ impl Probes {
         let before = (session.state, session.is_usable);
         session.theirs = mine;
         session.heard = Some(now);
+        session.is_deaf = remote == State::Down;
         session.is_usable =
             remote != State::AdminDown && packet[0] & 0x1f != diagnostic::CONCATENATED_PATH_DOWN;
         session.state = match (session.state, remote) {
@@ -388,8 +391,8 @@ impl Table {
                 }
                 session.state = State::Down;
                 session.is_lost = true;
-                // RFC 5880 §6.8.1 wants this after the detection time. Until it is forgotten when it fell, the peer, where it still hears this host, is told by its
-                // discriminator that it is not heard: it takes nothing else while its session is up.
+                // RFC 5880 §6.8.1 wants zero at once. Here the discriminator is kept for a while: a peer that still hears this host takes nothing else while its
+                // session is up, and is to know that it is not heard.
                 if session.fell.is_none() {
                     session.theirs = 0;
                 }
@@ -402,10 +405,11 @@ impl Table {
             look.is_in_contact |= session.state == State::Up;
             look.is_steady |= session.is_steady;
             look.lost += usize::from(session.fell.is_some());
-            let is_heard = session.heard.is_some() && session.is_heard(now);
-            if is_heard && session.is_usable && fellows.all.contains(peer) {
+            if session.is_heard_usable(now) && fellows.all.contains(peer) {
                 look.lives = true;
                 look.is_met |= session.is_steady;
+                // One that stands in for this host, and does not hear it, takes over.
+                look.is_out_of_date |= session.is_deaf && fellows.juniors.contains(peer);
             }
         }
         look
@@ -439,18 +443,19 @@ impl Table {
         // Which of them is in use for what, and so has made something, is not known here: all that live have to tell.
         let of_fellows = self.sessions.iter();
         let mut of_fellows = of_fellows.filter(|(peer, _)| fellows.all.contains(peer));
-        let have_told = of_fellows.all(|(_, session)| {
-            let is_heard = session.heard.is_some() && session.is_heard(now);
-            !(is_heard && session.is_usable) || session.turns >= TURNS
-        });
+        let have_told =
+            of_fellows.all(|(_, session)| !session.is_heard_usable(now) || session.turns >= TURNS);
         look.is_met && (have_told || waited >= MOST_WAIT)
     }
 
-    fn silent_now(&self, now: u32) -> impl Iterator<Item = u16> {
-        let silent = self.sessions.iter().filter(move |(_, session)| {
+    fn silent_now<'a>(&'a self, now: u32, fellows: &'a Fellows) -> impl Iterator<Item = u16> + 'a {
+        let is_senior = |peer: &u16| fellows.all.contains(peer) && !fellows.juniors.contains(peer);
+        let silent = self.sessions.iter().filter(move |(peer, session)| {
             let is_new = session.heard.is_none() && session.is_heard(now);
             let lives = session.state == State::Up && session.is_usable && !session.is_lost;
-            session.is_active && !lives && !is_new
+            // One that this host stands in for, and that does not hear it, goes on: two owners would be worse than no way there for this host's ports.
+            let goes_on = session.is_deaf && session.is_heard_usable(now) && is_senior(peer);
+            session.is_active && !lives && !is_new && !goes_on
         });
         silent.map(|(peer, _)| *peer)
     }
@@ -465,6 +470,7 @@ impl Session {
             theirs: 0,
             diagnostic: diagnostic::NONE,
             is_usable: false,
+            is_deaf: false,
             heard: None,
             since: now,
             is_active: false,
@@ -478,6 +484,10 @@ impl Session {
 
     fn is_heard(&self, now: u32) -> bool {
         since(self.heard.unwrap_or(self.since), now) < DETECTION
+    }
+
+    fn is_heard_usable(&self, now: u32) -> bool {
+        self.heard.is_some() && self.is_heard(now) && self.is_usable
     }
 
     /// Times that are long ago are kept no older than they have to be: a clock of 32 bits comes round.
@@ -959,6 +969,28 @@ mod tests {
         }
         site.tells = true;
         site.until(5, |site| site.owners() == [0]);
+    }
+
+    /// A third host hears both.
+    #[test]
+    fn two_gateways_of_which_only_one_hears_the_other_have_one_owner() {
+        for (lost, owner) in [((0, 1), 1), ((1, 0), 0)] {
+            let mut site = Site::new(2, 1);
+            site.cut.insert(lost);
+            site.until(6, |site| {
+                site.owners() == [owner] && !site.silent(0).is_empty()
+            });
+            for _ in 0..60 {
+                site.step();
+                assert_eq!((site.owners(), site.uses(2)), (vec![owner], Some(owner)));
+            }
+            site.cut.clear();
+            for _ in 0..20 {
+                site.step();
+                assert!(site.owners().len() <= 1);
+            }
+            assert_eq!((site.owners(), site.uses(2)), (vec![0], Some(0)));
+        }
     }
 
     #[test]
