@@ -71,6 +71,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         "ChangeReply",
         "HostStatusReply",
         "HostStatus",
+        "HostLimits",
+        "HeldBack",
+        "VpcStatusReply",
+        "VpcHeldBack",
     ] {
         builder = builder.message_attribute(
             format!("weft.v1.{name}"),

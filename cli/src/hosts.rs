@@ -9,6 +9,7 @@ use weft_proto::v1::{HostStatusReply, ListHostStatusRequest};
 use weft_proto::validate::describe;
 
 use crate::client::Targets;
+use crate::held_back::line;
 use crate::output::{Format, Table, show};
 
 /// How often a wait asks again.
@@ -18,7 +19,7 @@ const ASK_AGAIN: Duration = Duration::from_millis(20);
 #[derive(Debug, Args)]
 pub(crate) struct Hosts {
     /// Wait until every attached host has the current intent in force, at most SECONDS (10 if not given). Fails if a host
-    /// refuses the intent or the time is up.
+    /// refuses the intent or holds back a part of it, or the time is up.
     #[arg(long, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "10")]
     wait: Option<u64>,
 }
@@ -53,6 +54,15 @@ impl Hosts {
                     behind.join(", ")
                 );
             }
+            let hosts = reply.hosts.iter().filter(|host| host.attached);
+            let held = hosts.flat_map(|host| {
+                let lines = host.held_back.iter().map(line);
+                lines.map(|line| format!("host {}: {line}", host.host))
+            });
+            let held: Vec<_> = held.collect();
+            if !held.is_empty() {
+                bail!(held.join("\n"));
+            }
         }
         Ok(())
     }
@@ -86,6 +96,7 @@ fn text(reply: &HostStatusReply) -> String {
         "INTENT",
         "EFFECT",
         "REFUSED",
+        "HELD BACK",
     ]);
     for host in &reply.hosts {
         let refused: Vec<_> = host.violations.iter().map(describe).collect();
@@ -100,6 +111,12 @@ fn text(reply: &HostStatusReply) -> String {
                 "-".to_owned()
             } else {
                 refused.join("; ")
+            },
+            if host.held_back.is_empty() {
+                "-".to_owned()
+            } else {
+                let lines: Vec<_> = host.held_back.iter().map(line).collect();
+                lines.join("; ")
             },
         ]);
     }

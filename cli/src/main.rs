@@ -6,6 +6,7 @@ mod client;
 mod edit;
 mod external;
 mod frame;
+mod held_back;
 mod hosts;
 mod kinds;
 mod node;
@@ -42,7 +43,7 @@ enum Command {
     Apply(objects::Apply),
     /// Manage VPCs: tenants' address spaces.
     #[command(subcommand)]
-    Vpc(objects::Action<kinds::Vpc>),
+    Vpc(held_back::VpcAction),
     /// Manage quotas: how many objects of a kind a tenant may have. The id is TENANT/KIND.
     #[command(subcommand)]
     Quota(objects::Action<kinds::Quota>),
@@ -81,7 +82,7 @@ enum Command {
     NatGateway(objects::Action<external::NatGateway>),
     /// Manage hosts: hypervisors that run weftd, and foreign equipment.
     #[command(subcommand)]
-    Host(objects::Action<kinds::Host>),
+    Host(held_back::HostAction),
     /// Show how far hosts are in sync: attached, acknowledged, refused and why.
     Hosts(hosts::Hosts),
     /// Show the status or the state of a host's daemon.

@@ -13,6 +13,7 @@ use weft_proto::v1::{
 };
 
 use crate::client::Targets;
+use crate::held_back::line;
 use crate::kinds;
 use crate::output::{Format, Table, brief, print, show};
 
@@ -94,8 +95,13 @@ fn status_text(status: &v1::Status) -> String {
             yes(port.zero_copy),
         ]);
     }
+    let held_back: String = status
+        .held_back
+        .iter()
+        .map(|held| format!("HELD BACK: {}\n", line(held)))
+        .collect();
     format!(
-        "host {}, weftd {}\nrevision {}, generation {}, controller {}\nuplinks {}\n\n{}\n{}",
+        "host {}, weftd {}\nrevision {}, generation {}, controller {}\nuplinks {}\n{held_back}\n{}\n{}",
         status.host,
         status.version,
         status.revision,
@@ -371,6 +377,12 @@ fn stats_text(stats: &v1::Stats, before: Option<&v1::Stats>, seconds: u64) -> St
         ]);
     }
     let mut text = table.text();
+    if stats.held_back > 0 {
+        text += &format!(
+            "\nheld back: {} VPCs or other objects; see `weftctl node status`\n",
+            stats.held_back
+        );
+    }
     if let Some(s) = &stats.sessions {
         text += &format!(
             "\nsessions: {} of {}; installed {}, expired {}, evicted {}, refused {}\n",

@@ -84,6 +84,14 @@ pub(crate) struct Create<F: Flags> {
 }
 
 impl<F: Flags> Action<F> {
+    /// The id of the object that is to be shown, if one is.
+    pub(crate) fn shown(&self) -> Option<&str> {
+        match self {
+            Self::Show { id } => Some(id),
+            _ => None,
+        }
+    }
+
     pub(crate) async fn run(self, targets: &Targets, format: Format) -> Result<()> {
         match self {
             Self::List { vpc } => {

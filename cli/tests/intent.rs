@@ -410,7 +410,7 @@ async fn hosts_shows_who_is_attached() {
     let cells: Vec<_> = h1.split_whitespace().collect();
     assert_eq!(
         cells,
-        ["h1", "no", "0", "0", "1", "0", "us", "-"],
+        ["h1", "no", "0", "0", "1", "0", "us", "-", "-"],
         "{table}"
     );
     let json: serde_json::Value =
@@ -440,8 +440,66 @@ async fn hosts_can_be_waited_for() {
     let outbound = tokio_stream::wrappers::ReceiverStream::new(receiver);
     let mut client = weft_process::services::host_control_client::HostControlClient::new(channel);
     let mut stream = client.attach(outbound).await.unwrap().into_inner();
-    stream.message().await.unwrap().unwrap();
+    let first = stream.message().await.unwrap().unwrap();
+    let Some(weft_proto::v1::to_host::Message::Welcome(welcome)) = first.message else {
+        panic!("no Welcome")
+    };
+    let session = welcome.session;
     // It is there and acknowledges nothing.
     let late = scene.run("hosts --wait 1").await.failed(1);
     assert_eq!(late, "weftctl: hosts that are not at revision 1 yet: h1\n");
+    assert_eq!(scene.run("vpc status").await.ok().lines().count(), 1);
+
+    // It acknowledges all but one VPC.
+    let sent = stream.message().await.unwrap().unwrap();
+    let Some(weft_proto::v1::to_host::Message::Full(full)) = sent.message else {
+        panic!("no state came")
+    };
+    let ack = weft_proto::v1::from_host::Message::Ack(weft_proto::v1::Ack {
+        session,
+        revision: full.revision,
+        digest: full.digest,
+        held_back: vec![weft_proto::v1::HeldBack {
+            object: Some(weft_proto::v1::ObjectKey {
+                kind: "vpc".into(),
+                id: "blue".into(),
+            }),
+            in_force_revision: 0,
+            violations: vec![weft_proto::v1::Violation {
+                rule: "no room".into(),
+                ..weft_proto::v1::Violation::default()
+            }],
+        }],
+        ..weft_proto::v1::Ack::default()
+    });
+    let ack = weft_proto::v1::FromHost { message: Some(ack) };
+    sender.send(ack).await.unwrap();
+    let held = scene.run("hosts --wait").await.failed(1);
+    assert_eq!(
+        held,
+        "weftctl: host h1: vpc blue stays behind (absent): no room\n"
+    );
+    let table = scene.run("hosts").await.ok();
+    let h1 = table.lines().nth(1).unwrap();
+    assert!(
+        h1.ends_with("vpc blue stays behind (absent): no room"),
+        "{table}"
+    );
+    let table = scene.run("vpc status blue").await.ok();
+    let cells: Vec<_> = table.lines().nth(1).unwrap().split_whitespace().collect();
+    assert_eq!(
+        cells,
+        ["blue", "h1", "absent", "1", "no", "room"],
+        "{table}"
+    );
+    let shown = scene.run("vpc show blue").await;
+    assert_eq!(
+        shown.err,
+        "weftctl: vpc blue stays behind on host h1 (absent): no room\n"
+    );
+    let shown = scene.run("host show h1").await;
+    assert_eq!(
+        shown.err,
+        "weftctl: host h1: vpc blue stays behind (absent): no room\n"
+    );
 }

@@ -60,6 +60,17 @@ impl Node for Daemon {
                 reason: String::new(),
             }],
             uplinks: vec!["eth0".into()],
+            held_back: vec![v1::HeldBack {
+                object: Some(v1::ObjectKey {
+                    kind: "vpc".into(),
+                    id: "red".into(),
+                }),
+                in_force_revision: 5,
+                violations: vec![v1::Violation {
+                    rule: "no room".into(),
+                    ..v1::Violation::default()
+                }],
+            }],
         }))
     }
 
@@ -107,6 +118,7 @@ impl Node for Daemon {
                 requests: 7,
                 ..MetadataCounters::default()
             }),
+            held_back: 1,
         }))
     }
 
@@ -215,6 +227,10 @@ async fn scene() -> (Scene, Arc<Mutex<Vec<TraceRequest>>>) {
 async fn what_the_daemon_says_is_printed() {
     let (scene, _) = scene().await;
     let status = scene.run("node status").await.ok();
+    assert!(
+        status.contains("\nHELD BACK: vpc red stays behind (as of revision 5): no room\n"),
+        "{status}"
+    );
     assert!(
         status.contains("revision 7, generation 9, controller connected"),
         "{status}"

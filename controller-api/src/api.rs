@@ -10,7 +10,8 @@ use weft_process::tls::Role;
 use weft_proto::state::{Key, Kind, Object, State, StateError, collect};
 use weft_proto::v1::{
     ApplyRequest, ChangePeeringRequest, ChangeReply, CreateRequest, DeleteRequest, GetRequest,
-    HostStatusReply, ListHostStatusRequest, ListReply, ListRequest,
+    HostStatusReply, ListHostStatusRequest, ListReply, ListRequest, ListVpcStatusRequest,
+    Violation, VpcStatusReply,
 };
 
 use crate::caller::{AUDIT, Caller};
@@ -153,6 +154,43 @@ impl intent_server::Intent for Api {
         Ok(Response::new(HostStatusReply {
             revision: version.revision,
             hosts: self.hosts.status(&version),
+        }))
+    }
+
+    async fn list_vpc_status(
+        &self,
+        request: Request<ListVpcStatusRequest>,
+    ) -> Result<Response<VpcStatusReply>, Status> {
+        let caller = allowed(&request, Role::Read)?;
+        let wanted = request.into_inner().vpc;
+        let version = self.intent.current();
+        let may_read = |vpc: &str| {
+            let key = Key {
+                kind: Kind::Vpc,
+                id: vpc.to_owned(),
+            };
+            caller.find(Role::Read, &version.state, &key).is_some()
+        };
+        let is_wanted = |vpc: &str| (wanted.is_empty() || vpc == wanted) && may_read(vpc);
+        let mut held_back = self.hosts.vpcs_held_back(is_wanted);
+        if caller.role < Role::Read {
+            for held in &mut held_back {
+                // Which hosts are gateways, and what others have on a host, is not for tenants.
+                if version
+                    .port_hosts_of(&held.vpc)
+                    .all(|host| host != held.host)
+                {
+                    held.host.clear();
+                }
+                held.violations = vec![Violation {
+                    rule: "the host has no room for it, or refuses it; ask the operator".to_owned(),
+                    ..Violation::default()
+                }];
+            }
+        }
+        Ok(Response::new(VpcStatusReply {
+            revision: version.revision,
+            held_back,
         }))
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! The gRPC service calls it; the session of every attached host watches for new versions.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::watch;
@@ -12,6 +12,7 @@ use weft_proto::v1::{self, Objects};
 use weft_proto::validate::{Scope, describe, validate};
 
 use crate::caller::{AUDIT, Caller};
+use crate::capacity;
 use crate::peering::{self, PeeringError};
 use crate::store::{Change, Store, StoreError};
 use crate::tenancy;
@@ -75,6 +76,8 @@ pub struct Intent {
     /// Held from reading the current version to publishing the next.
     writer: Mutex<()>,
     current: watch::Sender<Arc<Version>>,
+    /// What hosts can hold, as they told.
+    limits: Mutex<Arc<HashMap<String, v1::HostLimits>>>,
 }
 
 impl Intent {
@@ -88,7 +91,22 @@ impl Intent {
             store,
             writer: Mutex::new(()),
             current: watch::Sender::new(Arc::new(Version::loaded(revision, state))),
+            limits: Mutex::default(),
         })
+    }
+
+    /// Notes what a host can hold: changes that would have it hold more are refused from now on.
+    pub fn set_limits(&self, host: &str, limits: Option<v1::HostLimits>) {
+        // A map of plain values, whole after any panic.
+        let mut all = self.limits.lock().unwrap_or_else(PoisonError::into_inner);
+        if all.get(host) == limits.as_ref() {
+            return;
+        }
+        let all = Arc::make_mut(&mut all);
+        match limits {
+            Some(limits) => drop(all.insert(host.to_owned(), limits)),
+            None => drop(all.remove(host)),
+        }
     }
 
     /// The newest version.
@@ -319,13 +337,34 @@ impl Intent {
             updated,
             deleted: change.deletes.len(),
         };
+        let next = version.next(&change, state);
+        let full = self.check_capacity(caller, &version, &next, &change);
+        if !full.is_empty() {
+            return Err(ChangeError::Refused(full));
+        }
         if !dry_run {
             self.store.commit(&change)?;
             audit(caller, &change);
-            self.current
-                .send_replace(Arc::new(version.next(&change, state)));
+            self.current.send_replace(Arc::new(next));
         }
         Ok(outcome)
+    }
+
+    /// What hosts cannot hold, in words that the caller may read.
+    fn check_capacity(
+        &self,
+        caller: &Caller,
+        before: &Version,
+        after: &Version,
+        change: &Change,
+    ) -> Vec<v1::Violation> {
+        let limits = Arc::clone(&self.limits.lock().unwrap_or_else(PoisonError::into_inner));
+        let found = capacity::check(before, after, change, &limits);
+        if caller.role >= Role::Operate {
+            return found;
+        }
+        let is_seen = |key: &Key| caller.find(Role::Read, &after.state, key).is_some();
+        capacity::told_to_tenant(found, is_seen)
     }
 }
 

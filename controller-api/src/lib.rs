@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! api ──> intent ──> store          (a change: validated whole, stored, then published as a version)
+//!            ├─────> capacity            (what a host cannot hold is refused at the change)
 //!            ├─────> hosts ──> compile   (each attached host gets the newest version)
 //!            ├─────> moves               (the old host of a moved port stops forwarding after a while)
 //!            └─────> peering             (a peering is frozen or active once all hosts know)
@@ -11,6 +12,7 @@
 
 mod api;
 pub mod caller;
+mod capacity;
 pub mod compile;
 pub mod config;
 pub mod hosts;

@@ -32,6 +32,10 @@ struct Index {
     /// Security groups and prefix lists that are in no VPC.
     objects_of_tenant: HashMap<String, Vec<Key>>,
     vpcs_of_host: HashMap<String, BTreeSet<String>>,
+    /// The hosts with ports of each VPC.
+    hosts_of_vpc: HashMap<String, BTreeSet<String>>,
+    ports_of_host: HashMap<String, usize>,
+    counts: HashMap<Kind, usize>,
     /// The ids of the elastic IPs that are bound to ports of each VPC.
     elastic_ips_of_vpc: HashMap<String, Vec<String>>,
     /// The hosts that are gateways to external networks for each VPC.
@@ -146,7 +150,33 @@ impl Version {
         vpcs.cloned().unwrap_or_default()
     }
 
-    /// Those, and the VPCs that peerings join to them.
+    /// How many objects of a kind there are.
+    pub fn count(&self, kind: Kind) -> usize {
+        let count = self.index().counts.get(&kind);
+        count.copied().unwrap_or_default()
+    }
+
+    /// How many ports are on a host.
+    pub fn ports_of(&self, host: &str) -> usize {
+        let ports = self.index().ports_of_host.get(host);
+        ports.copied().unwrap_or_default()
+    }
+
+    /// The hosts with ports of a VPC.
+    pub fn port_hosts_of(&self, vpc: &str) -> impl Iterator<Item = &str> {
+        let hosts = self.index().hosts_of_vpc.get(vpc);
+        hosts.into_iter().flatten().map(String::as_str)
+    }
+
+    /// Those, the ones that ports of it have just left, and its gateways to external networks.
+    pub fn hosts_of<'a>(&'a self, vpc: &'a str) -> impl Iterator<Item = &'a str> {
+        let left = self.moving().filter(move |port| port.vpc == vpc);
+        let left = left.map(|port| port.moved_from.as_str());
+        let ports = self.port_hosts_of(vpc).chain(left);
+        ports.chain(self.gateways_of(vpc))
+    }
+
+    /// The VPCs of [`Self::vpcs_of`], and those that peerings join to them.
     pub fn vpcs_concerning(&self, host: &str) -> BTreeSet<String> {
         let own = self.vpcs_of(host);
         let mut all = own.clone();
@@ -211,6 +241,7 @@ impl Version {
         self.index.get_or_init(|| {
             let mut index = Index::default();
             for object in self.state.iter() {
+                *index.counts.entry(object.kind()).or_default() += 1;
                 if let Some((vpc, network)) = self.state.needs_gateway(object) {
                     index.add_gateways(vpc, network);
                 }
@@ -237,6 +268,13 @@ impl Version {
                     index.objects_of_vpc.insert(vpc.to_owned(), keys);
                 }
                 let Object::Port(port) = object else { continue };
+                if !port.host.is_empty() {
+                    *index.ports_of_host.entry(port.host.clone()).or_default() += 1;
+                    let hosts = index.hosts_of_vpc.entry(vpc.to_owned()).or_default();
+                    if !hosts.contains(&port.host) {
+                        hosts.insert(port.host.clone());
+                    }
+                }
                 for host in [&port.host, &port.moved_from] {
                     if host.is_empty() {
                         continue;

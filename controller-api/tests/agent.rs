@@ -40,6 +40,7 @@ async fn attach(id: &str, host: &Arc<Host>, address: &str, directory: &Path) -> 
     let config = AgentConfig {
         host: id.into(),
         capabilities: vec![],
+        limits: weft_proto::v1::HostLimits::default(),
         source: Source::Controller {
             address: address.to_owned(),
             tls: None,

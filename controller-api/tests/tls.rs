@@ -229,6 +229,7 @@ async fn attach(host: &str, address: &str, files: &TlsFiles, directory: &Path) -
     let config = AgentConfig {
         host: host.into(),
         capabilities: vec![],
+        limits: weft_proto::v1::HostLimits::default(),
         source: Source::Controller {
             address: address.to_owned(),
             tls: Some(files.clone()),

@@ -15,8 +15,8 @@ use weft_process::services::host_control_server::{HostControl, HostControlServer
 use weft_process::transport::{self, Listener};
 use weft_proto::state::State;
 use weft_proto::v1::{
-    Delta, Event, FromHost, FullState, Hello, Objects, ToHost, Violation, Vpc, Welcome, from_host,
-    to_host,
+    Delta, Event, FromHost, FullState, Hello, HostLimits, Objects, ToHost, Violation, Vpc, Welcome,
+    from_host, to_host,
 };
 use weftd::agent::{
     self, AgentConfig, AgentError, AgentHandle, AgentStatus, Apply, Connection, Source,
@@ -242,6 +242,7 @@ fn config(source: Source) -> AgentConfig {
     AgentConfig {
         host: "h1".into(),
         capabilities: vec!["vxlan".into()],
+        limits: HostLimits::default(),
         source,
     }
 }
@@ -301,10 +302,6 @@ async fn a_refused_state_changes_nothing_and_does_not_block_the_next() {
     peer.send_full(1, &good).await;
     peer.acknowledged(1, &good).await;
 
-    let against_the_rules = state(&[("a", 1), ("b", 1)]);
-    peer.send_delta((1, &good), (2, &against_the_rules)).await;
-    let violations = peer.refused(2).await;
-    assert_eq!(violations[0].field, "vni");
     let unwelcome = state(&[("unwelcome", 3)]);
     peer.send_delta((1, &good), (3, &unwelcome)).await;
     assert_eq!(peer.refused(3).await[0].rule, "unwelcome here");
@@ -316,6 +313,51 @@ async fn a_refused_state_changes_nothing_and_does_not_block_the_next() {
     peer.acknowledged(4, &better).await;
     assert_eq!(scene.recorder.revisions(), [1, 4]);
     assert!(agent.status().violations.is_empty());
+    agent.stop().await;
+}
+
+/// Deltas go on from what was received, whatever of it is in force, and a controller that comes back is told what is not.
+#[tokio::test]
+async fn what_is_held_back_is_acknowledged_with_the_rest_and_told_again() {
+    let scene = Scene::new();
+    let mut server = Server::start(&scene.address()).await;
+    let agent = scene.agent().await;
+    let mut peer = server.peer().await;
+    assert_eq!(peer.hello.limits, Some(HostLimits::default()));
+    let good = state(&[("a", 1), ("b", 2)]);
+    peer.send_full(1, &good).await;
+    peer.acknowledged(1, &good).await;
+
+    // Against a rule: no VNI is of two VPCs. The second stays as it was.
+    let broken = state(&[("a", 2), ("b", 0)]);
+    peer.send_delta((1, &good), (2, &broken)).await;
+    let from_host::Message::Ack(ack) = peer.receive().await else {
+        panic!("no Ack")
+    };
+    assert_eq!((ack.revision, &ack.digest[..]), (2, &broken.digest()[..]));
+    assert_eq!(ack.held_back.len(), 1);
+    let held = ack.held_back[0].clone();
+    assert_eq!(held.object.as_ref().unwrap().id, "b");
+    assert_eq!(held.violations[0].field, "vni");
+    // Its old VNI is a's by now: nothing of it is left.
+    assert_eq!(held.in_force_revision, 0);
+    assert_eq!(
+        scene.recorder.applied.lock().unwrap().last().unwrap(),
+        &(2, state(&[("a", 2)]))
+    );
+    drop(peer);
+    let mut peer = server.peer().await;
+    assert_eq!(peer.hello.revision, 2);
+    assert_eq!(peer.hello.digest, broken.digest());
+    assert_eq!(peer.hello.held_back, [held]);
+
+    let better = state(&[("a", 2), ("b", 3)]);
+    peer.send_delta((2, &broken), (3, &better)).await;
+    let from_host::Message::Ack(ack) = peer.receive().await else {
+        panic!("no Ack")
+    };
+    assert_eq!(ack.held_back, []);
+    assert_eq!(*agent.status().in_force.unwrap().effective, better);
     agent.stop().await;
 }
 

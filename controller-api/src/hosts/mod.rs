@@ -1,5 +1,7 @@
 //! The hosts and how far each is in sync: one session per host; the newest session wins.
 //!
+//! A host has a state in force when it acknowledges it, but for what it holds back (decision 013), which it says.
+//!
 //! What a host last acknowledged is remembered beyond its session, so that a host that reconnects gets the difference only.
 
 mod service;
@@ -9,8 +11,9 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::oneshot;
+use weft_proto::state::Kind;
 use weft_proto::state::{Object, State};
-use weft_proto::v1::{HostStatus, Violation};
+use weft_proto::v1::{HeldBack, Hello, HostLimits, HostStatus, Violation, VpcHeldBack};
 
 pub(crate) use service::Control;
 
@@ -36,6 +39,47 @@ struct Entry {
     effect_microseconds: u64,
     violations: Vec<Violation>,
     refused_revision: u64,
+    /// What of the acknowledged state is not in force.
+    held_back: Vec<HeldBack>,
+    limits: Option<HostLimits>,
+}
+
+impl Entry {
+    /// Notes what a host holds back, and logs what is new of it.
+    fn set_held_back(&mut self, host: &str, held_back: Vec<HeldBack>) {
+        let key = |held: &HeldBack| held.object.clone().unwrap_or_default();
+        for held in &held_back {
+            if self
+                .held_back
+                .iter()
+                .all(|known| known.object != held.object)
+            {
+                let object = key(held);
+                let reason = held.violations.iter().map(weft_proto::validate::describe);
+                let reason = reason.collect::<Vec<_>>().join("; ");
+                tracing::error!(
+                    host,
+                    kind = object.kind,
+                    object = object.id,
+                    in_force = held.in_force_revision,
+                    reason,
+                    "stays behind on this host; all else goes on"
+                );
+            }
+        }
+        for known in &self.held_back {
+            if held_back.iter().all(|held| held.object != known.object) {
+                let object = key(known);
+                tracing::info!(
+                    host,
+                    kind = object.kind,
+                    object = object.id,
+                    "is no longer behind on this host"
+                );
+            }
+        }
+        self.held_back = held_back;
+    }
 }
 
 /// Every host that ever attached.
@@ -72,18 +116,44 @@ impl Hosts {
                     effect_microseconds: entry.effect_microseconds,
                     violations: entry.violations.clone(),
                     refused_revision: entry.refused_revision,
+                    held_back: entry.held_back.clone(),
+                    limits: entry.limits,
                 }
             })
             .collect()
     }
 
+    /// The VPCs that stay behind, each with a host on which it does, by both.
+    pub fn vpcs_held_back(&self, is_wanted: impl Fn(&str) -> bool) -> Vec<VpcHeldBack> {
+        let entries = self.lock();
+        let all = entries.iter().flat_map(|(host, entry)| {
+            let held = entry.held_back.iter();
+            held.map(move |held| (host, held))
+        });
+        let mut found: Vec<VpcHeldBack> = all
+            .filter_map(|(host, held)| {
+                let object = held.object.as_ref()?;
+                (object.kind == Kind::Vpc.name() && is_wanted(&object.id)).then(|| VpcHeldBack {
+                    vpc: object.id.clone(),
+                    host: host.clone(),
+                    in_force_revision: held.in_force_revision,
+                    violations: held.violations.clone(),
+                })
+            })
+            .collect();
+        found.sort_by(|a, b| (&a.vpc, &a.host).cmp(&(&b.vpc, &b.host)));
+        found
+    }
+
     /// Makes a session the host's only one. The receiver fails when a newer one takes its place.
-    fn attach(&self, host: &str, session: u64) -> (oneshot::Receiver<()>, Option<NodeState>) {
+    fn attach(&self, hello: &Hello, session: u64) -> (oneshot::Receiver<()>, Option<NodeState>) {
         let (lease, taken) = oneshot::channel();
         let mut entries = self.lock();
-        let entry = entries.entry(host.to_owned()).or_default();
+        let entry = entries.entry(hello.host.clone()).or_default();
         entry.session = session;
         entry.lease = Some(lease);
+        entry.limits = hello.limits;
+        entry.set_held_back(&hello.host, hello.held_back.clone());
         (taken, entry.acknowledged.clone())
     }
 

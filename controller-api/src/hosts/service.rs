@@ -72,6 +72,7 @@ async fn run(
         );
         return Err(refusal);
     }
+    intent.set_limits(&hello.host, hello.limits);
     let id = rand::random::<u64>().max(1);
     let welcome = to_host::Message::Welcome(Welcome {
         session: id,

@@ -45,7 +45,7 @@ impl Session {
         hosts: Arc<Hosts>,
         sender: mpsc::Sender<Result<ToHost, Status>>,
     ) -> Self {
-        let (taken, remembered) = hosts.attach(&hello.host, id);
+        let (taken, remembered) = hosts.attach(hello, id);
         let same = |known: &NodeState| {
             known.revision == hello.revision && known.digest[..] == hello.digest[..]
         };
@@ -233,6 +233,7 @@ impl Session {
         self.set_acknowledged(sent);
         self.hosts.update(&self.host, self.id, |entry| {
             entry.effect_microseconds = ack.effect_microseconds;
+            entry.set_held_back(&self.host, ack.held_back.clone());
         });
         Ok(())
     }

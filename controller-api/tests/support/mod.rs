@@ -22,8 +22,8 @@ use weft_process::tls::{ServerTls, TlsFiles};
 use weft_process::transport::{Listener, connect};
 use weft_proto::state::State;
 use weft_proto::v1::{
-    Ack, FromHost, Hello, ListReply, ListRequest, ObjectKey, Objects, Refusal, ToHost, Violation,
-    from_host, to_host,
+    Ack, FromHost, HeldBack, Hello, ListReply, ListRequest, ObjectKey, Objects, Refusal, ToHost,
+    Violation, from_host, to_host,
 };
 
 /// For how long a port that moved is sent on.
@@ -156,16 +156,32 @@ pub struct FakeHost {
 
 impl FakeHost {
     pub async fn attach(address: &str, host: &str, revision: u64, digest: Vec<u8>) -> Self {
+        Self::attach_as(
+            address,
+            Hello {
+                host: host.into(),
+                revision,
+                digest,
+                ..Hello::default()
+            },
+        )
+        .await
+    }
+
+    /// With what it says of itself besides.
+    pub async fn attach_as(address: &str, hello: Hello) -> Self {
         let channel = until(|| connect(address, None), Result::is_ok)
             .await
             .unwrap();
+        Self::attach_over(channel, hello).await
+    }
+
+    pub async fn attach_over(channel: Channel, hello: Hello) -> Self {
+        let revision = hello.revision;
         let (sender, receiver) = tokio::sync::mpsc::channel(8);
         let hello = from_host::Message::Hello(Hello {
-            host: host.into(),
             protocol: weft_proto::HOST_PROTOCOL,
-            capabilities: vec![],
-            revision,
-            digest,
+            ..hello
         });
         send(&sender, hello).await;
         let outbound = tokio_stream::wrappers::ReceiverStream::new(receiver);
@@ -214,11 +230,17 @@ impl FakeHost {
     }
 
     pub async fn acknowledge(&self, session: u64, revision: u64) {
+        self.acknowledge_but(session, revision, Vec::new()).await;
+    }
+
+    /// Acknowledges a state of which something is not in force.
+    pub async fn acknowledge_but(&self, session: u64, revision: u64, held_back: Vec<HeldBack>) {
         let ack = from_host::Message::Ack(Ack {
             session,
             revision,
             digest: self.state.digest().to_vec(),
             effect_microseconds: 77,
+            held_back,
         });
         send(&self.sender, ack).await;
     }

@@ -1,7 +1,8 @@
 //! The agent: receives this host's state from the controller, or reads it from a file, and applies it.
 //!
 //! It runs on tokio and touches no packet. A received state is validated as a whole ([`weft_proto::validate`]), passed to [`Apply`], stored
-//! on disk so that the host can start without the controller, and acknowledged. The connection is retried indefinitely.
+//! on disk so that the host can start without the controller, and acknowledged. What the host cannot have of it is held back by VPC, and said
+//! in the acknowledgement (decision 013). The connection is retried indefinitely.
 //!
 //! ```text
 //! controller ──stream──┐
@@ -11,9 +12,12 @@
 
 mod active;
 mod file;
+mod hold_back;
 mod persist;
 mod run;
 mod stream;
+#[cfg(test)]
+mod tests;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -22,7 +26,7 @@ use tokio::sync::{Mutex, mpsc, watch};
 use tokio::task::JoinHandle;
 use weft_process::tls::TlsFiles;
 use weft_proto::state::{State, StateError};
-use weft_proto::v1::{Event, Violation};
+use weft_proto::v1::{Event, HeldBack, HostLimits, Violation};
 use weft_proto::validate::describe;
 
 use active::ActiveState;
@@ -46,6 +50,8 @@ pub struct AgentConfig {
     pub host: String,
     /// Capabilities of the host, for the controller.
     pub capabilities: Vec<String>,
+    /// How much the host can hold; 0: there is no limit.
+    pub limits: HostLimits,
     /// Where its state comes from.
     pub source: Source,
 }
@@ -95,8 +101,14 @@ pub struct InForce {
     pub revision: u64,
     /// Its digest.
     pub digest: [u8; 32],
-    /// The state.
+    /// The state, as it was received.
     pub state: Arc<State>,
+    /// What is in effect: the state, but for what is held back.
+    pub effective: Arc<State>,
+    /// What of the state is not in effect.
+    pub held_back: Arc<[HeldBack]>,
+    /// Whether the received state breaks no rule.
+    is_valid: bool,
 }
 
 /// How the agent stands.
@@ -178,7 +190,11 @@ pub async fn start<A: Apply>(
     let (stopping, watched) = watch::channel(false);
     match config.source {
         Source::File(path) => {
-            let force = Arc::new(ActiveState::new(config.host, apply, Connection::File));
+            let force = Arc::new(ActiveState::new(
+                (config.host, config.limits),
+                apply,
+                Connection::File,
+            ));
             file::read(&force, &path).await?;
             Ok(AgentHandle {
                 force,
@@ -194,7 +210,7 @@ pub async fn start<A: Apply>(
             state_directory,
         } => {
             let force = Arc::new(ActiveState::new(
-                config.host,
+                (config.host, config.limits),
                 apply,
                 Connection::Disconnected,
             ));

@@ -1,7 +1,7 @@
 //! The last acknowledged state on disk: replaced whole, or not at all.
 //!
 //! The file: 8 bytes that identify the format, the SHA-256 of what follows, the length of the host's id (4 bytes, big-endian), the id, and
-//! a `FullState` message. It is written under another name, synchronised, renamed over the old one, and the directory synchronised. A write
+//! a `StoredState` message. It is written under another name, synchronised, renamed over the old one, and the directory synchronised. A write
 //! that failed (a full disk) is retried until it succeeds, with a controller or without.
 
 use std::fs::File;
@@ -14,7 +14,7 @@ use prost::Message;
 use sha2::{Digest, Sha256};
 use tokio::sync::watch;
 use weft_proto::state::State;
-use weft_proto::v1::FullState;
+use weft_proto::v1::StoredState;
 
 use super::InForce;
 use super::active::ActiveState;
@@ -109,10 +109,14 @@ impl Keeper {
     }
 
     fn replace(&self, next: &Path, host: &str, known: &InForce) -> io::Result<()> {
-        let full = FullState {
+        let (upserts, deletes) = known.state.delta_to(&known.effective);
+        let full = StoredState {
             revision: known.revision,
             digest: known.digest.to_vec(),
             state: Some(known.state.to_objects()),
+            upserts: Some(upserts),
+            deletes,
+            held_back: known.held_back.to_vec(),
         };
         let length = u32::try_from(host.len()).map_err(io::Error::other)?;
         let mut payload = length.to_be_bytes().to_vec();
@@ -148,10 +152,15 @@ impl Keeper {
             let owner = String::from_utf8_lossy(owner).into_owned();
             return Err(KeepError::OtherHost(owner));
         }
-        let full = FullState::decode(full).map_err(|_| KeepError::Format)?;
+        let full = StoredState::decode(full).map_err(|_| KeepError::Format)?;
         let state =
             State::from_objects(full.state.unwrap_or_default()).map_err(|_| KeepError::Format)?;
-        let known = InForce::new(full.revision, state);
+        let effective = state
+            .patched(full.upserts.unwrap_or_default(), &full.deletes)
+            .map_err(|_| KeepError::Format)?;
+        let mut known = InForce::new(full.revision, state);
+        known.effective = Arc::new(effective);
+        known.held_back = full.held_back.into();
         if known.digest[..] == full.digest[..] {
             Ok(Some(known))
         } else {

@@ -23,7 +23,7 @@ pub(super) async fn start_headless(force: &Arc<ActiveState>, keeper: &Keeper) {
         Ok(Some(known)) => {
             let revision = known.revision;
             // A refusal is logged, and shown in the status.
-            if force.bring(known).await.is_ok() {
+            if force.restore(known).await.is_ok() {
                 tracing::info!(revision, path = %path.display(), "started from the stored state");
             }
         }

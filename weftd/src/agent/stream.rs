@@ -113,7 +113,11 @@ impl Attachment<'_> {
             protocol: HOST_PROTOCOL,
             capabilities: self.capabilities.to_vec(),
             revision: known.as_ref().map_or(0, |known| known.revision),
+            held_back: known
+                .as_ref()
+                .map_or(Vec::new(), |known| known.held_back.to_vec()),
             digest: known.map_or(Vec::new(), |known| known.digest.to_vec()),
+            limits: Some(self.force.limits),
         };
         say(&sender, from_host::Message::Hello(hello)).await?;
         let mut client = HostControlClient::new(channel).max_decoding_message_size(MAX_MESSAGE);
@@ -166,11 +170,13 @@ impl Attachment<'_> {
                     let effect = received.elapsed();
                     self.taken = true;
                     self.keep().await;
+                    let in_force = self.force.status().in_force;
                     return Ok(from_host::Message::Ack(Ack {
                         session,
                         revision: next.revision,
                         digest: next.digest.to_vec(),
                         effect_microseconds: u64::try_from(effect.as_micros()).unwrap_or(u64::MAX),
+                        held_back: in_force.map_or(Vec::new(), |known| known.held_back.to_vec()),
                     }));
                 }
                 Err(violations) => (next.revision, violations),

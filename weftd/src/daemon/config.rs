@@ -7,12 +7,14 @@ use std::time::Duration;
 
 use serde::Deserialize;
 use weft_process::tls::TlsFiles;
+use weft_proto::v1::HostLimits;
 
 use crate::metadata::Backend;
 use weft_dataplane::packet::Mac;
 use weft_dataplane::pipeline::Settings;
 use weft_dataplane::port::{BusyPoll, PortError};
 use weft_dataplane::session::{Limits, Timeouts};
+use weft_dataplane::snapshot::compile::{NAT_GATEWAYS, NETWORKS};
 
 /// The whole file.
 #[derive(Debug, Clone, Deserialize)]
@@ -311,6 +313,19 @@ impl Default for LimitSection {
             flows_per_second,
             vpc_flows_per_second,
             fragment,
+        }
+    }
+}
+
+impl LimitSection {
+    /// What of these the controller is told.
+    pub fn told(&self) -> HostLimits {
+        HostLimits {
+            ports: self.ports.into(),
+            peers: self.peers.into(),
+            vpcs: self.vpcs,
+            external_networks: NETWORKS,
+            nat_gateways: NAT_GATEWAYS,
         }
     }
 }

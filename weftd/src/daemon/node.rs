@@ -151,7 +151,10 @@ impl Node for NodeService {
             .zip(snapshot.ports.iter())
             .filter_map(|(index, entry)| Some(port((index, entry.as_ref()?))))
             .collect();
+        let held_back = agent.in_force.as_ref();
+        let held_back = held_back.map_or(Vec::new(), |known| known.held_back.to_vec());
         Ok(Response::new(v1::Status {
+            held_back,
             host: self.host.id.clone(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             revision: agent.revision(),
@@ -223,7 +226,9 @@ impl Node for NodeService {
                 backend_errors: read(&tally.backend_errors),
             }
         });
+        let in_force = self.agent.status().in_force;
         Ok(Response::new(v1::Stats {
+            held_back: in_force.map_or(0, |known| known.held_back.len() as u32),
             ports,
             sessions: Some(sessions),
             frames: Some(frames),

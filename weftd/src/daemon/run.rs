@@ -90,6 +90,7 @@ fn agent_config(config: &Config) -> anyhow::Result<AgentConfig> {
     Ok(AgentConfig {
         host: config.host.clone(),
         capabilities: CAPABILITIES.map(str::to_owned).to_vec(),
+        limits: config.limits.told(),
         source,
     })
 }

@@ -58,9 +58,9 @@ struct Indices {
 }
 
 /// The most external networks that a host knows.
-const NETWORKS: u32 = 1024;
+pub const NETWORKS: u32 = 1024;
 /// The most NAT gateways that a host knows.
-const NAT_GATEWAYS: u32 = 65_535;
+pub const NAT_GATEWAYS: u32 = 65_535;
 
 impl Indices {
     fn new(ports: u16, peers: u16, vpcs: u32) -> Self {
@@ -401,6 +401,7 @@ impl<'a> Draft<'a> {
     }
 
     fn fill(&mut self, objects: &Objects<'_>) {
+        self.retain(objects);
         self.fill_hosts(objects);
         self.fill_vpcs(objects);
         self.fill_peerings(objects);
@@ -412,7 +413,11 @@ impl<'a> Draft<'a> {
         self.fill_ports(objects);
         self.fill_outside(objects);
         self.fill_routes(objects);
-        // Names that are gone give their numbers back, to be given out again last.
+        self.retain_outside(objects);
+    }
+
+    /// Names that are gone give their numbers back first, so that there is room for as many new ones. They are given out again last.
+    fn retain(&mut self, objects: &Objects<'_>) {
         let host = self.context.host;
         let own = |id: &str| {
             let place = objects
@@ -433,7 +438,6 @@ impl<'a> Draft<'a> {
         self.numbers.ports.retain(own);
         self.numbers.peers.retain(peer);
         self.numbers.vpcs.retain(vpc);
-        self.retain_outside(objects);
     }
 
     /// VPCs that have not changed keep their epoch.

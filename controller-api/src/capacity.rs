@@ -1,0 +1,487 @@
+//! Whether hosts can hold what a change asks of them. Each tells its limits when it attaches (`HostLimits`); what one could not hold is refused at the
+//! change, since the host would hold back a whole VPC.
+//!
+//! Of hosts that have not attached since the controller started nothing is known: what they cannot hold stays behind there.
+//!
+//! Only changes that may tell a host of more are looked at, and of the hosts only those that they concern. Where no host of the intent can be over
+//! its limits, whatever is where, nothing is counted.
+
+use std::collections::{BTreeSet, HashMap, HashSet};
+
+use weft_proto::peering::SideState;
+use weft_proto::state::{Key, Kind, Object};
+use weft_proto::v1::{HostLimits, Peering, Violation};
+
+use crate::store::Change;
+use crate::version::Version;
+
+/// Hosts that are named in the refusal of one change.
+const NAMED: usize = 10;
+
+/// What of a change may tell hosts of more.
+struct Growth<'a> {
+    object: &'a Object,
+    field: &'static str,
+    /// The VPCs that it concerns.
+    vpcs: Vec<String>,
+}
+
+/// The hosts that cannot hold what a change asks of them, each with the object of the change that asks it.
+pub(crate) fn check(
+    before: &Version,
+    after: &Version,
+    change: &Change,
+    limits: &HashMap<String, HostLimits>,
+) -> Vec<Violation> {
+    if limits.is_empty() {
+        return Vec::new();
+    }
+    let grown: Vec<Growth<'_>> = change
+        .upserts
+        .iter()
+        .filter_map(|object| growth(before, after, object))
+        .collect();
+    if grown.is_empty() {
+        return Vec::new();
+    }
+    let most = Most::of(after);
+    let mut hosts: BTreeSet<&str> = BTreeSet::new();
+    for vpc in grown.iter().flat_map(|growth| &growth.vpcs) {
+        hosts.extend(after.hosts_of(vpc));
+        for other in joined(after, vpc).map(|(other, _)| other) {
+            hosts.extend(after.hosts_of(other));
+        }
+    }
+    let mut found = Vec::new();
+    for host in hosts {
+        let Some(limits) = limits.get(host) else {
+            continue;
+        };
+        if after.host(host).is_none() || most.is_within(limits) && !has_ports(&grown, host) {
+            continue;
+        }
+        for excess in excesses(before, after, host, limits, &most) {
+            let concerns = |growth: &&Growth<'_>| {
+                let own = after.vpcs_of(host);
+                let is_near = |vpc: &String| {
+                    own.contains(vpc) || joined(after, vpc).any(|(other, _)| own.contains(other))
+                };
+                match growth.object {
+                    Object::Port(port) if excess.is_of_ports => port.host == host,
+                    _ => growth.vpcs.iter().any(is_near),
+                }
+            };
+            let cause = grown.iter().find(concerns).or(grown.first());
+            found.extend(cause.map(|cause| Violation {
+                object: Some(cause.object.key().to_wire()),
+                field: cause.field.to_owned(),
+                rule: format!("with it, host '{host}' {}", excess.rule),
+            }));
+        }
+        if found.len() >= NAMED {
+            break;
+        }
+    }
+    found
+}
+
+/// The same without a word of hosts and of what others have there.
+pub(crate) fn told_to_tenant(
+    found: Vec<Violation>,
+    is_seen: impl Fn(&Key) -> bool,
+) -> Vec<Violation> {
+    let mut told: Vec<Violation> = Vec::new();
+    for violation in found {
+        let object = violation
+            .object
+            .filter(|object| Key::from_wire(object).is_ok_and(|key| is_seen(&key)));
+        let field = object.as_ref().map(|_| violation.field).unwrap_or_default();
+        let violation = Violation {
+            object,
+            field,
+            rule: "a host that it needs is full; ask the operator".to_owned(),
+        };
+        if !told.contains(&violation) {
+            told.push(violation);
+        }
+    }
+    told
+}
+
+fn has_ports(grown: &[Growth<'_>], host: &str) -> bool {
+    let is_on =
+        |growth: &Growth<'_>| matches!(growth.object, Object::Port(port) if port.host == host);
+    grown.iter().any(is_on)
+}
+
+/// What an object of a change may tell hosts more of; none: nothing.
+fn growth<'a>(before: &Version, after: &Version, object: &'a Object) -> Option<Growth<'a>> {
+    let old = before.state.get(&object.key());
+    let (field, vpcs) = match (old, object) {
+        (_, Object::Port(new)) if new.host.is_empty() => return None,
+        (Some(Object::Port(old)), Object::Port(new))
+            if (&old.host, &old.moved_from, &old.vpc) == (&new.host, &new.moved_from, &new.vpc) =>
+        {
+            return None;
+        }
+        (_, Object::Port(new)) => ("host", vec![new.vpc.clone()]),
+        (old, Object::RouteTable(new)) => {
+            let known: HashSet<&str> = match old {
+                Some(Object::RouteTable(old)) => old.hosts().collect(),
+                _ => HashSet::new(),
+            };
+            if new.hosts().all(|host| known.contains(host)) {
+                return None;
+            }
+            ("routes", vec![new.vpc.clone()])
+        }
+        (old, Object::Subnet(new)) => {
+            let same =
+                matches!(old, Some(Object::Subnet(old)) if old.route_table == new.route_table);
+            if same || new.route_table.is_empty() {
+                return None;
+            }
+            ("route_table", vec![new.vpc.clone()])
+        }
+        (_, Object::Peering(new)) => ("", new.vpcs().map(str::to_owned).to_vec()),
+        (_, Object::NatGateway(new)) => ("external_network", vec![new.vpc.clone()]),
+        (_, Object::ElasticIp(new)) => {
+            let port = after.state.port_of(new)?;
+            ("port", vec![port.vpc.clone()])
+        }
+        (_, Object::ExternalNetwork(new)) => {
+            let hosts = new.gateway_hosts.iter();
+            let vpcs: BTreeSet<String> = hosts.flat_map(|host| after.vpcs_of(host)).collect();
+            ("gateway_hosts", vpcs.into_iter().collect())
+        }
+        (Some(Object::Host(old)), Object::Host(new))
+            if old.physical_networks != new.physical_networks =>
+        {
+            let vpcs = after.vpcs_of(&new.id);
+            ("physical_networks", vpcs.into_iter().collect())
+        }
+        _ => return None,
+    };
+    Some(Growth {
+        object,
+        field,
+        vpcs,
+    })
+}
+
+/// What a host has to know at most, whatever is where.
+struct Most {
+    peers: usize,
+    vpcs: usize,
+    external_networks: usize,
+    nat_gateways: usize,
+}
+
+impl Most {
+    fn of(version: &Version) -> Self {
+        let count = |kind| version.count(kind);
+        Self {
+            peers: count(Kind::Host).saturating_sub(1),
+            vpcs: count(Kind::Vpc),
+            external_networks: count(Kind::ExternalNetwork),
+            nat_gateways: count(Kind::NatGateway),
+        }
+    }
+
+    fn is_within(&self, limits: &HostLimits) -> bool {
+        let pairs = [
+            (self.peers, limits.peers),
+            (self.vpcs, limits.vpcs),
+            (self.external_networks, limits.external_networks),
+            (self.nat_gateways, limits.nat_gateways),
+        ];
+        pairs.iter().all(|(count, most)| !is_over(*count, *most))
+    }
+}
+
+/// A limit of 0 was not told.
+fn is_over(count: usize, most: u32) -> bool {
+    most != 0 && count > most as usize
+}
+
+/// A limit that a host would exceed.
+struct Excess {
+    rule: String,
+    is_of_ports: bool,
+}
+
+fn excesses(
+    before: &Version,
+    after: &Version,
+    host: &str,
+    limits: &HostLimits,
+    most: &Most,
+) -> Vec<Excess> {
+    type Count = fn(&Version, &str) -> usize;
+    let all: [(Count, u32, usize, &str, &str, &str); 5] = [
+        (
+            Version::ports_of,
+            limits.ports,
+            usize::MAX,
+            "hold",
+            "ports",
+            " (limits.ports of its weftd.toml)",
+        ),
+        (
+            peers,
+            limits.peers,
+            most.peers,
+            "know",
+            "other hosts",
+            " (limits.peers of its weftd.toml)",
+        ),
+        (
+            vpcs,
+            limits.vpcs,
+            most.vpcs,
+            "hold",
+            "VPCs",
+            " (limits.vpcs of its weftd.toml)",
+        ),
+        (
+            external_networks,
+            limits.external_networks,
+            most.external_networks,
+            "know",
+            "external networks",
+            "",
+        ),
+        (
+            nat_gateways,
+            limits.nat_gateways,
+            most.nat_gateways,
+            "know",
+            "NAT gateways",
+            "",
+        ),
+    ];
+    let mut found = Vec::new();
+    for (count, most, possible, verb, things, setting) in all {
+        if !is_over(possible, most) {
+            continue;
+        }
+        let now = count(after, host);
+        // One that is over its limit already refuses only what makes that worse.
+        if is_over(now, most) && now > count(before, host) {
+            found.push(Excess {
+                rule: format!(
+                    "would have to {verb} {now} {things}, and {verb}s at most {most}{setting}"
+                ),
+                is_of_ports: things == "ports",
+            });
+        }
+    }
+    found
+}
+
+/// The VPCs that peerings join to one, and whether hosts of one are told where the other's ports are.
+fn joined<'v>(version: &'v Version, vpc: &'v str) -> impl Iterator<Item = (&'v str, bool)> {
+    let peering = |object: &'v Object| match object {
+        Object::Peering(peering) => Some((peering.other(vpc)?, tells_ports(peering))),
+        _ => None,
+    };
+    version.state.of_kind(Kind::Peering).filter_map(peering)
+}
+
+/// As `compile` decides it.
+fn tells_ports(peering: &Peering) -> bool {
+    let is_known = |state: SideState| state.is_agreed() || state == SideState::Deleted;
+    peering.states().into_iter().all(is_known)
+}
+
+/// How many other hosts a host has to know.
+fn peers(version: &Version, host: &str) -> usize {
+    let mut known: HashSet<&str> = HashSet::new();
+    let own = version.vpcs_of(host);
+    for vpc in &own {
+        known.extend(version.port_hosts_of(vpc));
+        known.extend(version.gateways_of(vpc));
+        known.extend(route_hosts(version, vpc, host));
+        for (other, tells) in joined(version, vpc) {
+            if tells {
+                known.extend(version.port_hosts_of(other));
+            }
+        }
+    }
+    let arrived = version.moving().filter(|port| port.host == host);
+    known.extend(arrived.map(|port| port.moved_from.as_str()));
+    let is_known = |id: &&&str| **id != host && version.state.find(Kind::Host, id).is_some();
+    known.iter().filter(is_known).count()
+}
+
+/// The hosts to which the routes of a VPC lead that a host is told: those of subnets with ports there, or of all where it is a gateway.
+fn route_hosts<'v>(version: &'v Version, vpc: &str, host: &str) -> HashSet<&'v str> {
+    let tables: HashMap<&str, HashSet<&str>> = version
+        .objects_of(vpc)
+        .filter_map(|object| match object {
+            Object::RouteTable(table) => Some((&*table.id, table.hosts().collect())),
+            _ => None,
+        })
+        .filter(|(_, hosts): &(&str, HashSet<&str>)| !hosts.is_empty())
+        .collect();
+    if tables.is_empty() {
+        return HashSet::new();
+    }
+    let is_gateway = version.gateways_of(vpc).any(|gateway| gateway == host);
+    let local: HashSet<&str> = version
+        .objects_of(vpc)
+        .filter_map(|object| match object {
+            Object::Port(port) if port.host == host => Some(&*port.subnet),
+            _ => None,
+        })
+        .collect();
+    let subnets = version.objects_of(vpc).filter_map(|object| match object {
+        Object::Subnet(subnet) if is_gateway || local.contains(&*subnet.id) => {
+            tables.get(&*subnet.route_table)
+        }
+        _ => None,
+    });
+    subnets.flatten().copied().collect()
+}
+
+/// How many VPCs a host has to know.
+fn vpcs(version: &Version, host: &str) -> usize {
+    version.vpcs_concerning(host).len()
+}
+
+fn external_networks(version: &Version, host: &str) -> usize {
+    let state = crate::compile::compile(version, host);
+    state.map_or(0, |state| state.of_kind(Kind::ExternalNetwork).count())
+}
+
+fn nat_gateways(version: &Version, host: &str) -> usize {
+    let vpcs = version.vpcs_of(host);
+    let objects = vpcs.iter().flat_map(|vpc| version.objects_of(vpc));
+    objects
+        .filter(|object| object.kind() == Kind::NatGateway)
+        .count()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fmt::Write;
+
+    use rand::Rng;
+    use rand::SeedableRng;
+    use rand::rngs::StdRng;
+    use weft_proto::state::State;
+
+    use super::*;
+    use crate::compile::compile;
+
+    /// Some VPCs with ports anywhere, joined and routed and with ways out at random.
+    fn random(random: &mut StdRng) -> Version {
+        let (hosts, vpcs) = (random.random_range(2..9), random.random_range(1..5));
+        let mut text = String::from("hosts:\n");
+        for host in 0..hosts {
+            writeln!(
+                text,
+                "  - {{id: h{host}, vteps: [192.0.2.{}], physical_networks: [p{}]}}",
+                host + 1,
+                host % 2
+            )
+            .unwrap();
+        }
+        let mut lists = [(); 8].map(|()| String::new());
+        let [
+            in_vpcs,
+            subnets,
+            tables,
+            ports,
+            peerings,
+            nets,
+            elastic,
+            nats,
+        ] = &mut lists;
+        writeln!(nets, "  - {{id: inet, physical_network: p0, prefixes: [203.0.0.0/16], gateways: [203.0.255.1], gateway_hosts: [h0]}}").unwrap();
+        for vpc in 0..vpcs {
+            writeln!(in_vpcs, "  - {{id: v{vpc}, vni: {}}}", vpc + 1).unwrap();
+            for subnet in 0..2 {
+                let table = if random.random() {
+                    format!(", route_table: t{vpc}")
+                } else {
+                    String::new()
+                };
+                writeln!(subnets, "  - {{id: s{vpc}-{subnet}, vpc: v{vpc}, cidrs: [10.{vpc}.{subnet}.0/24]{table}}}").unwrap();
+            }
+            let target = random.random_range(0..hosts);
+            writeln!(
+                tables,
+                "  - {{id: t{vpc}, vpc: v{vpc}, routes: [{{prefix: 0.0.0.0/0, host: h{target}}}]}}"
+            )
+            .unwrap();
+            for port in 0..random.random_range(0..5) {
+                let (subnet, host) = (random.random_range(0..2), random.random_range(0..hosts));
+                let from = if random.random_ratio(1, 4) {
+                    format!(", moved_from: h{}", (host + 1) % hosts)
+                } else {
+                    String::new()
+                };
+                writeln!(ports, "  - {{id: q{vpc}-{port}, vpc: v{vpc}, subnet: s{vpc}-{subnet}, mac: \"02:00:00:00:{vpc:02}:{port:02}\", addresses: [10.{vpc}.{subnet}.{}], host: h{host}{from}}}", port + 10).unwrap();
+                if random.random_ratio(1, 4) {
+                    writeln!(elastic, "  - {{id: e{vpc}-{port}, external_network: inet, address: 203.0.{vpc}.{}, port: q{vpc}-{port}}}", port + 10).unwrap();
+                }
+            }
+            if random.random_ratio(1, 4) {
+                writeln!(nats, "  - {{id: n{vpc}, vpc: v{vpc}, external_network: inet, addresses: [203.0.{vpc}.200]}}").unwrap();
+            }
+            if vpc > 0 && random.random() {
+                let state =
+                    ["connecting", "active", "frozen", "deleted"][random.random_range(0..4)];
+                writeln!(peerings, "  - {{id: p{vpc}, requester: v{vpc}, accepter: v{}, requester_state: {state}, accepter_state: {state}}}", vpc - 1).unwrap();
+            }
+        }
+        let names = [
+            "vpcs",
+            "subnets",
+            "route_tables",
+            "ports",
+            "peerings",
+            "external_networks",
+            "elastic_ips",
+            "nat_gateways",
+        ];
+        for (name, list) in names
+            .iter()
+            .zip(&lists)
+            .filter(|(_, list)| !list.is_empty())
+        {
+            writeln!(text, "{name}:\n{list}").unwrap();
+        }
+        let objects =
+            serde_yaml_ng::from_str(&text).unwrap_or_else(|error| panic!("{error}\n{text}"));
+        Version::loaded(1, State::from_objects(objects).unwrap())
+    }
+
+    #[test]
+    fn what_is_counted_is_what_a_host_is_told() {
+        for seed in 0..500 {
+            let version = random(&mut StdRng::seed_from_u64(seed));
+            for object in version.state.of_kind(Kind::Host) {
+                let host = object.id();
+                let told = compile(&version, host).unwrap();
+                let count = |kind| told.of_kind(kind).count();
+                let own =
+                    |object: &&Object| matches!(object, Object::Port(port) if port.host == host);
+                let counted = (
+                    peers(&version, host),
+                    vpcs(&version, host),
+                    nat_gateways(&version, host),
+                    version.ports_of(host),
+                );
+                let expected = (
+                    count(Kind::Host) - 1,
+                    count(Kind::Vpc),
+                    count(Kind::NatGateway),
+                    told.of_kind(Kind::Port).filter(own).count(),
+                );
+                assert_eq!(counted, expected, "seed {seed}, host {host}");
+            }
+        }
+    }
+}
