@@ -52,6 +52,11 @@ pub(crate) fn check(
             hosts.extend(after.hosts_of(other));
         }
     }
+    for growth in &grown {
+        if let Object::Port(port) = growth.object {
+            hosts.insert(&port.host);
+        }
+    }
     let mut found = Vec::new();
     for host in hosts {
         let Some(limits) = limits.get(host) else {
@@ -120,9 +125,18 @@ fn growth<'a>(before: &Version, after: &Version, object: &'a Object) -> Option<G
     let (field, vpcs) = match (old, object) {
         (_, Object::Port(new)) if new.host.is_empty() => return None,
         (Some(Object::Port(old)), Object::Port(new))
-            if (&old.host, &old.moved_from, &old.vpc) == (&new.host, &new.moved_from, &new.vpc) =>
+            if (&old.host, &old.moved_from, &old.vpc, &old.subnet)
+                == (&new.host, &new.moved_from, &new.vpc, &new.subnet) =>
         {
             return None;
+        }
+        // One more where the VPC is anyway tells no other host of anything that it could have no room for.
+        (_, Object::Port(new))
+            if new.moved_from.is_empty()
+                && before.has_ports(&new.vpc, &new.host)
+                && !leads_to_hosts(after, &new.subnet) =>
+        {
+            ("host", Vec::new())
         }
         (_, Object::Port(new)) => ("host", vec![new.vpc.clone()]),
         (old, Object::RouteTable(new)) => {
@@ -167,6 +181,17 @@ fn growth<'a>(before: &Version, after: &Version, object: &'a Object) -> Option<G
         field,
         vpcs,
     })
+}
+
+/// Whether routes of a subnet lead to hosts.
+fn leads_to_hosts(version: &Version, subnet: &str) -> bool {
+    let Some(Object::Subnet(subnet)) = version.state.find(Kind::Subnet, subnet) else {
+        return false;
+    };
+    match version.state.find(Kind::RouteTable, &subnet.route_table) {
+        Some(Object::RouteTable(table)) => table.hosts().next().is_some(),
+        _ => false,
+    }
 }
 
 /// What a host has to know at most, whatever is where.

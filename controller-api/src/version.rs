@@ -168,7 +168,13 @@ impl Version {
         hosts.into_iter().flatten().map(String::as_str)
     }
 
-    /// Those, the ones that ports of it have just left, and its gateways to external networks.
+    /// Whether a host has ports of a VPC.
+    pub fn has_ports(&self, vpc: &str, host: &str) -> bool {
+        let hosts = self.index().hosts_of_vpc.get(vpc);
+        hosts.is_some_and(|hosts| hosts.contains(host))
+    }
+
+    /// The hosts with ports of a VPC, the ones that ports of it have just left, and its gateways to external networks.
     pub fn hosts_of<'a>(&'a self, vpc: &'a str) -> impl Iterator<Item = &'a str> {
         let left = self.moving().filter(move |port| port.vpc == vpc);
         let left = left.map(|port| port.moved_from.as_str());

@@ -123,6 +123,17 @@ route_tables: [{id: t, vpc: blue, routes: [{prefix: 0.0.0.0/0, host: f1}]}]
         "subnet blue-a: route_table: with it, host 'h1' would have to know 3 other hosts, and knows at most 2 (limits.peers of its weftd.toml)"
     );
 
+    // A subnet without ports there tells h1 nothing; one that its port moves to does.
+    let beside = "subnets: [{id: blue-b, vpc: blue, cidrs: [10.0.1.0/24], route_table: t}]";
+    apply(&mut client, yaml(beside)).await.unwrap();
+    let moved = r#"
+ports: [{id: b1, vpc: blue, subnet: blue-b, mac: "02:00:00:00:00:01", addresses: [10.0.1.11], security_groups: [web], host: h1, device: {kind: netdev, name: b1}}]
+"#;
+    assert_eq!(
+        refusal(&mut client, moved).await,
+        "port b1: host: with it, host 'h1' would have to know 3 other hosts, and knows at most 2 (limits.peers of its weftd.toml)"
+    );
+
     // Room that is made can be used.
     let request = DeleteRequest {
         objects: vec![key("port", "m1")],
@@ -178,7 +189,7 @@ async fn what_a_host_holds_back_is_shown_until_it_has_caught_up() {
         |status| status.acknowledged_revision == 1,
     )
     .await;
-    assert_eq!(seen.held_back, [held.clone()]);
+    assert_eq!(seen.held_back, std::slice::from_ref(&held));
     assert!(seen.violations.is_empty(), "the state was not refused");
     let request = ListVpcStatusRequest { vpc: "red".into() };
     let shown = client.list_vpc_status(request).await.unwrap().into_inner();

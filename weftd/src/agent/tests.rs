@@ -57,13 +57,18 @@ impl Apply for Host {
 }
 
 fn host() -> (Arc<Host>, Arc<ActiveState>) {
+    host_with(PEERS)
+}
+
+/// A host that knows so many others.
+fn host_with(peers: u16) -> (Arc<Host>, Arc<ActiveState>) {
     let host = Arc::new(Host {
-        inner: Mutex::new((Compiler::new(PORTS, PEERS, VPCS), 0, None)),
+        inner: Mutex::new((Compiler::new(PORTS, peers, VPCS), 0, None)),
         unwelcome: Mutex::default(),
     });
     let limits = HostLimits {
         ports: PORTS.into(),
-        peers: PEERS.into(),
+        peers: peers.into(),
         vpcs: VPCS,
         ..HostLimits::default()
     };
@@ -205,6 +210,24 @@ async fn what_is_held_back_is_so_after_a_restart_too() {
     assert_eq!(known.held_back, before.held_back);
     let known = bring(&force, 3, &small).await;
     assert_eq!(held(&known), []);
+
+    // With more room it catches up at the start; with less, what needs most goes.
+    let (_, force) = host_with(PEERS + 1);
+    force
+        .restore(keeper.load("h1").unwrap().unwrap())
+        .await
+        .unwrap();
+    let known = force.status().in_force.unwrap();
+    assert_eq!((held(&known), &*known.effective), (vec![], &large));
+    let (_, force) = host_with(1);
+    force
+        .restore(keeper.load("h1").unwrap().unwrap())
+        .await
+        .unwrap();
+    let known = force.status().in_force.unwrap();
+    assert_eq!(known.digest, large.digest());
+    assert_eq!(held(&known), [("vpc red".to_owned(), 0)]);
+    assert_eq!(of_vpc(&known.effective, "blue"), of_vpc(&large, "blue"));
 }
 
 #[tokio::test]

@@ -270,7 +270,7 @@ impl Default for SessionSection {
 pub struct LimitSection {
     /// Ports of this host, at most 32768.
     pub ports: u16,
-    /// Other hosts.
+    /// Other hosts, at most 32768. Each takes about half a KiB when it is known, and nothing before.
     pub peers: u16,
     /// VPCs on this host.
     pub vpcs: u32,
@@ -304,7 +304,7 @@ impl Default for LimitSection {
         } = Settings::default();
         Self {
             ports: 1024,
-            peers: 1024,
+            peers: 4096,
             vpcs: 4096,
             errors_per_second,
             replies_per_second,

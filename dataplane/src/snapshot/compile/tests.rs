@@ -535,3 +535,107 @@ fn a_host_that_gets_the_number_of_another_ends_every_epoch() {
         assert_eq!(epochs(&objects, generation), wanted, "{generation}");
     }
 }
+
+/// `limits.peers` bounds numbers; memory is taken for the hosts that there are.
+#[test]
+fn four_thousand_other_hosts_in_one_vpc_take_half_a_kibibyte_each() {
+    const HOSTS: u16 = 4096;
+    let mut text = String::from("hosts: [{id: h1, vteps: [192.0.2.1]}");
+    let mut ports = String::new();
+    for host in 0..HOSTS {
+        let [a, b] = host.to_be_bytes();
+        write!(text, ", {{id: host-{host}, vteps: [198.18.{a}.{b}]}}").unwrap();
+        let (mac, address) = (
+            format!("02:00:00:00:{a:02x}:{b:02x}"),
+            format!("10.1.{}.{b}", a + 1),
+        );
+        writeln!(ports, "  - {{id: p{host}, vpc: blue, subnet: a, mac: \"{mac}\", addresses: [{address}], host: host-{host}}}").unwrap();
+    }
+    write!(text, "]\nvpcs: [{{id: blue, vni: 1}}]\nsubnets: [{{id: a, vpc: blue, cidrs: [10.1.0.0/16]}}]\nports:\n{ports}").unwrap();
+    let objects: Wire = serde_yaml_ng::from_str(&text).unwrap();
+    let state = State::from_objects(objects).unwrap();
+    let way = Adjacency {
+        source: address_word("192.0.2.1".parse().unwrap()),
+        source_mac: Mac::ROUTER,
+        next_hop_mac: Mac::ROUTER,
+        uplink: 0,
+        mtu: 1500,
+    };
+    let vteps = (0..HOSTS).map(|host| {
+        let [a, b] = host.to_be_bytes();
+        address_word(std::net::Ipv4Addr::new(198, 18, a, b).into())
+    });
+    let underlay = Underlay::from_iter(vteps.map(|vtep| (vtep, vec![way.clone()])));
+    let silent = BTreeSet::new();
+    let context = Context {
+        host: "h1",
+        generation: 1,
+        revision: 1,
+        underlay: &underlay,
+        metadata: false,
+        translations: &[],
+        externals: &[],
+        silent: &silent,
+    };
+    let begun = std::time::Instant::now();
+    let snapshot = Compiler::new(16, HOSTS, 16)
+        .compile(&state, &context)
+        .unwrap();
+    println!("compiled in {:?}", begun.elapsed());
+    let peers: Vec<&Peer> = snapshot.peers.iter().flatten().collect();
+    assert_eq!(peers.len(), usize::from(HOSTS));
+    let size = |peer: &&Peer| {
+        size_of::<Option<Peer>>()
+            + peer.host.capacity()
+            + 16 * peer.vteps.capacity()
+            + size_of::<crate::snapshot::Tunnel>() * peer.tunnels.len()
+            + peer.slots.capacity()
+    };
+    let most = peers.iter().map(size).max().unwrap();
+    println!("{most} bytes");
+    assert!(most <= 512, "{most} bytes");
+    // One more is one too many, and nothing is left of it.
+    let mut small = Compiler::new(16, HOSTS - 1, 16);
+    let refused = small.compile(&state, &context).unwrap_err();
+    assert_eq!(refused.len(), 2, "the host and its port: {refused:?}");
+}
+
+/// At the cap too: the names that go give their numbers back before new ones are given out.
+#[test]
+fn hosts_and_ports_that_take_the_place_of_others_fit_where_those_did() {
+    let objects = |host: &str, port: &str| -> State {
+        let text = format!(
+            r#"
+hosts: [{{id: h1, vteps: [192.0.2.1]}}, {{id: {host}, vteps: [192.0.2.9]}}]
+vpcs: [{{id: v-{host}, vni: 1}}]
+subnets: [{{id: a, vpc: v-{host}, cidrs: [10.0.1.0/24]}}]
+ports:
+  - {{id: {port}, vpc: v-{host}, subnet: a, mac: "02:00:00:00:01:01", addresses: [10.0.1.11], host: h1}}
+  - {{id: far, vpc: v-{host}, subnet: a, mac: "02:00:00:00:01:02", addresses: [10.0.1.12], host: {host}}}
+"#
+        );
+        State::from_objects(serde_yaml_ng::from_str(&text).unwrap()).unwrap()
+    };
+    let (underlay, silent) = (Underlay::default(), BTreeSet::new());
+    let mut compiler = Compiler::new(1, 1, 1);
+    for (generation, (host, port)) in (1..).zip([("h2", "p"), ("h3", "q"), ("h2", "p")]) {
+        let context = Context {
+            host: "h1",
+            generation,
+            revision: 1,
+            underlay: &underlay,
+            metadata: false,
+            translations: &[],
+            externals: &[],
+            silent: &silent,
+        };
+        let snapshot = compiler.compile(&objects(host, port), &context).unwrap();
+        assert_eq!(snapshot.port(0).unwrap().id, port);
+        assert_eq!(snapshot.peer(0).unwrap().host, host);
+        assert_eq!(
+            snapshot.vpcs[0].epoch.get(),
+            generation,
+            "what sessions know of the number is decided again"
+        );
+    }
+}
