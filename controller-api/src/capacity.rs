@@ -3,17 +3,107 @@
 //!
 //! Of hosts that have not attached since the controller started nothing is known: what they cannot hold stays behind there.
 //!
-//! Only changes that may tell a host of more are looked at, and of the hosts only those that they concern. Where no host of the intent can be over
-//! its limits, whatever is where, nothing is counted.
+//! What that takes: [`Counts`] follows each change by itself. Where no host can know too much, whatever is where, they decide alone; else the hosts
+//! that a change concerns are looked at, with the version's index.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 
 use weft_proto::peering::SideState;
-use weft_proto::state::{Key, Kind, Object};
+use weft_proto::state::{Key, Kind, Object, State};
 use weft_proto::v1::{HostLimits, Peering, Violation};
 
 use crate::store::Change;
 use crate::version::Version;
+
+/// What hosts can hold, as they told.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Limits {
+    hosts: HashMap<String, HostLimits>,
+    /// The least of each.
+    least: HostLimits,
+}
+
+impl Limits {
+    pub(crate) fn of(&self, host: &str) -> Option<&HostLimits> {
+        self.hosts.get(host)
+    }
+
+    pub(crate) fn set(&mut self, host: &str, limits: Option<HostLimits>) {
+        match limits {
+            Some(limits) => drop(self.hosts.insert(host.to_owned(), limits)),
+            None => drop(self.hosts.remove(host)),
+        }
+        let least = |limit: fn(&HostLimits) -> u32| {
+            let told = self.hosts.values().map(limit).filter(|limit| *limit != 0);
+            told.min().unwrap_or_default()
+        };
+        self.least = HostLimits {
+            ports: least(|it| it.ports),
+            peers: least(|it| it.peers),
+            vpcs: least(|it| it.vpcs),
+            external_networks: least(|it| it.external_networks),
+            nat_gateways: least(|it| it.nat_gateways),
+        };
+    }
+}
+
+/// Counters of the intent that follow its changes.
+#[derive(Debug, Default, PartialEq)]
+pub(crate) struct Counts {
+    kinds: HashMap<Kind, usize>,
+    ports_of_host: HashMap<String, usize>,
+}
+
+impl Counts {
+    pub(crate) fn of(state: &State) -> Self {
+        let mut counts = Self::default();
+        for object in state.iter() {
+            counts.shift(None, Some(object));
+        }
+        counts
+    }
+
+    /// Follows a change that leads from one state to another, or back.
+    pub(crate) fn follow(&mut self, from: &State, to: &State, change: &Change) {
+        let upserts = change.upserts.iter().map(Object::key);
+        let keys: BTreeSet<Key> = upserts.chain(change.deletes.iter().cloned()).collect();
+        for key in keys {
+            self.shift(from.get(&key), to.get(&key));
+        }
+    }
+
+    fn shift(&mut self, old: Option<&Object>, new: Option<&Object>) {
+        if let Some(old) = old {
+            less(&mut self.kinds, &old.kind());
+            if let Object::Port(port) = old {
+                less(&mut self.ports_of_host, &port.host);
+            }
+        }
+        if let Some(new) = new {
+            *self.kinds.entry(new.kind()).or_default() += 1;
+            if let Object::Port(port) = new {
+                *self.ports_of_host.entry(port.host.clone()).or_default() += 1;
+            }
+        }
+    }
+
+    fn count(&self, kind: Kind) -> usize {
+        self.kinds.get(&kind).copied().unwrap_or_default()
+    }
+
+    fn ports(&self, host: &str) -> usize {
+        self.ports_of_host.get(host).copied().unwrap_or_default()
+    }
+}
+
+fn less<K: std::hash::Hash + Eq>(counts: &mut HashMap<K, usize>, key: &K) {
+    if let Some(count) = counts.get_mut(key) {
+        *count -= 1;
+        if *count == 0 {
+            counts.remove(key);
+        }
+    }
+}
 
 /// Hosts that are named in the refusal of one change.
 const NAMED: usize = 10;
@@ -26,67 +116,107 @@ struct Growth<'a> {
     vpcs: Vec<String>,
 }
 
-/// The hosts that cannot hold what a change asks of them, each with the object of the change that asks it.
+/// The hosts that cannot hold what a change asks of them, each with the object of the change that asks it. `counts` are those after the change.
 pub(crate) fn check(
     before: &Version,
     after: &Version,
     change: &Change,
-    limits: &HashMap<String, HostLimits>,
+    (limits, counts): (&Limits, &Counts),
 ) -> Vec<Violation> {
-    if limits.is_empty() {
+    if limits.hosts.is_empty() {
         return Vec::new();
+    }
+    let mut found = too_many_ports(before, after, change, (limits, counts));
+    let most = Most::of(counts);
+    if most.is_within(&limits.least) {
+        return found;
     }
     let grown: Vec<Growth<'_>> = change
         .upserts
         .iter()
         .filter_map(|object| growth(before, after, object))
         .collect();
-    if grown.is_empty() {
-        return Vec::new();
-    }
-    let most = Most::of(after);
     let mut hosts: BTreeSet<&str> = BTreeSet::new();
     for vpc in grown.iter().flat_map(|growth| &growth.vpcs) {
         hosts.extend(after.hosts_of(vpc));
-        for other in joined(after, vpc).map(|(other, _)| other) {
+        for (other, _) in joined(after, vpc) {
             hosts.extend(after.hosts_of(other));
         }
     }
-    for growth in &grown {
-        if let Object::Port(port) = growth.object {
-            hosts.insert(&port.host);
-        }
-    }
-    let mut found = Vec::new();
     for host in hosts {
-        let Some(limits) = limits.get(host) else {
+        let Some(limits) = limits.of(host).filter(|limits| !most.is_within(limits)) else {
             continue;
         };
-        if after.host(host).is_none() || most.is_within(limits) && !has_ports(&grown, host) {
+        if after.host(host).is_none() {
             continue;
         }
-        for excess in excesses(before, after, host, limits, &most) {
-            let concerns = |growth: &&Growth<'_>| {
-                let own = after.vpcs_of(host);
-                let is_near = |vpc: &String| {
-                    own.contains(vpc) || joined(after, vpc).any(|(other, _)| own.contains(other))
-                };
-                match growth.object {
-                    Object::Port(port) if excess.is_of_ports => port.host == host,
-                    _ => growth.vpcs.iter().any(is_near),
-                }
-            };
-            let cause = grown.iter().find(concerns).or(grown.first());
-            found.extend(cause.map(|cause| Violation {
-                object: Some(cause.object.key().to_wire()),
-                field: cause.field.to_owned(),
-                rule: format!("with it, host '{host}' {}", excess.rule),
-            }));
+        let own = after.vpcs_of(host);
+        let is_near = |vpc: &String| {
+            own.contains(vpc) || joined(after, vpc).any(|(other, _)| own.contains(other))
+        };
+        for rule in excesses(before, after, host, limits, &most) {
+            let cause = grown.iter().find(|growth| growth.vpcs.iter().any(is_near));
+            found.extend(cause.map(|cause| violation(cause.object, cause.field, host, &rule)));
         }
         if found.len() >= NAMED {
             break;
         }
     }
+    found
+}
+
+fn violation(object: &Object, field: &str, host: &str, rule: &str) -> Violation {
+    Violation {
+        object: Some(object.key().to_wire()),
+        field: field.to_owned(),
+        rule: format!("with it, host '{host}' {rule}"),
+    }
+}
+
+/// Hosts that would have more ports than they hold.
+fn too_many_ports(
+    before: &Version,
+    after: &Version,
+    change: &Change,
+    (limits, counts): (&Limits, &Counts),
+) -> Vec<Violation> {
+    let mut come: HashMap<&str, &Object> = HashMap::new();
+    for object in &change.upserts {
+        let Object::Port(port) = object else { continue };
+        let was = before.state.find(Kind::Port, &port.id);
+        if !matches!(was, Some(Object::Port(old)) if old.host == port.host) {
+            come.insert(&port.host, object);
+        }
+    }
+    let mut found = Vec::new();
+    for (host, object) in come {
+        let most = limits.of(host).map_or(0, |limits| limits.ports);
+        let now = counts.ports(host);
+        if !is_over(now, most) || after.host(host).is_none() {
+            continue;
+        }
+        let was = change
+            .upserts
+            .iter()
+            .map(Object::key)
+            .chain(change.deletes.iter().cloned());
+        let keys: BTreeSet<Key> = was.collect();
+        let on_host = |version: &Version| {
+            let ports = keys.iter().filter_map(|key| version.state.get(key));
+            ports
+                .filter(|object| matches!(object, Object::Port(port) if port.host == host))
+                .count()
+        };
+        // One that is over its limit already refuses only what makes that worse.
+        if on_host(after) > on_host(before) {
+            let rule = format!(
+                "would have to hold {now} ports, and holds at most {most} (limits.ports of its weftd.toml)"
+            );
+            found.push(violation(object, "host", host, &rule));
+        }
+    }
+    found.sort_by(|a, b| a.rule.cmp(&b.rule));
+    found.truncate(NAMED);
     found
 }
 
@@ -113,12 +243,6 @@ pub(crate) fn told_to_tenant(
     told
 }
 
-fn has_ports(grown: &[Growth<'_>], host: &str) -> bool {
-    let is_on =
-        |growth: &Growth<'_>| matches!(growth.object, Object::Port(port) if port.host == host);
-    grown.iter().any(is_on)
-}
-
 /// What an object of a change may tell hosts more of; none: nothing.
 fn growth<'a>(before: &Version, after: &Version, object: &'a Object) -> Option<Growth<'a>> {
     let old = before.state.get(&object.key());
@@ -130,13 +254,13 @@ fn growth<'a>(before: &Version, after: &Version, object: &'a Object) -> Option<G
         {
             return None;
         }
-        // One more where the VPC is anyway tells no other host of anything that it could have no room for.
+        // One more where the VPC is anyway tells hosts of nothing else that they have to know.
         (_, Object::Port(new))
             if new.moved_from.is_empty()
                 && before.has_ports(&new.vpc, &new.host)
                 && !leads_to_hosts(after, &new.subnet) =>
         {
-            ("host", Vec::new())
+            return None;
         }
         (_, Object::Port(new)) => ("host", vec![new.vpc.clone()]),
         (old, Object::RouteTable(new)) => {
@@ -203,8 +327,8 @@ struct Most {
 }
 
 impl Most {
-    fn of(version: &Version) -> Self {
-        let count = |kind| version.count(kind);
+    fn of(counts: &Counts) -> Self {
+        let count = |kind| counts.count(kind);
         Self {
             peers: count(Kind::Host).saturating_sub(1),
             vpcs: count(Kind::Vpc),
@@ -229,29 +353,16 @@ fn is_over(count: usize, most: u32) -> bool {
     most != 0 && count > most as usize
 }
 
-/// A limit that a host would exceed.
-struct Excess {
-    rule: String,
-    is_of_ports: bool,
-}
-
+/// The limits that a host would exceed, but that of ports.
 fn excesses(
     before: &Version,
     after: &Version,
     host: &str,
     limits: &HostLimits,
     most: &Most,
-) -> Vec<Excess> {
+) -> Vec<String> {
     type Count = fn(&Version, &str) -> usize;
-    let all: [(Count, u32, usize, &str, &str, &str); 5] = [
-        (
-            Version::ports_of,
-            limits.ports,
-            usize::MAX,
-            "hold",
-            "ports",
-            " (limits.ports of its weftd.toml)",
-        ),
+    let all: [(Count, u32, usize, &str, &str, &str); 4] = [
         (
             peers,
             limits.peers,
@@ -291,14 +402,10 @@ fn excesses(
             continue;
         }
         let now = count(after, host);
-        // One that is over its limit already refuses only what makes that worse.
         if is_over(now, most) && now > count(before, host) {
-            found.push(Excess {
-                rule: format!(
-                    "would have to {verb} {now} {things}, and {verb}s at most {most}{setting}"
-                ),
-                is_of_ports: things == "ports",
-            });
+            found.push(format!(
+                "would have to {verb} {now} {things}, and {verb}s at most {most}{setting}"
+            ));
         }
     }
     found
@@ -391,13 +498,11 @@ fn nat_gateways(version: &Version, host: &str) -> usize {
 mod tests {
     use std::fmt::Write;
 
+    use super::*;
+    use crate::compile::compile;
     use rand::Rng;
     use rand::SeedableRng;
     use rand::rngs::StdRng;
-    use weft_proto::state::State;
-
-    use super::*;
-    use crate::compile::compile;
 
     /// Some VPCs with ports anywhere, joined and routed and with ways out at random.
     fn random(random: &mut StdRng) -> Version {
@@ -497,7 +602,7 @@ mod tests {
                     peers(&version, host),
                     vpcs(&version, host),
                     nat_gateways(&version, host),
-                    version.ports_of(host),
+                    Counts::of(&version.state).ports(host),
                 );
                 let expected = (
                     count(Kind::Host) - 1,
@@ -507,6 +612,35 @@ mod tests {
                 );
                 assert_eq!(counted, expected, "seed {seed}, host {host}");
             }
+        }
+    }
+
+    /// Whatever changes, and back again where a change is refused.
+    #[test]
+    fn counters_follow_every_change_as_if_counted_anew() {
+        for seed in 0..200 {
+            let (from, to) = (
+                random(&mut StdRng::seed_from_u64(seed)),
+                random(&mut StdRng::seed_from_u64(seed + 1000)),
+            );
+            let changes = from.state.changes_to(&to.state);
+            let change = Change {
+                revision: 2,
+                upserts: changes
+                    .iter()
+                    .filter_map(|change| change.new.cloned())
+                    .collect(),
+                deletes: changes
+                    .iter()
+                    .filter(|it| it.new.is_none())
+                    .filter_map(|it| Some(it.old?.key()))
+                    .collect(),
+            };
+            let mut counts = Counts::of(&from.state);
+            counts.follow(&from.state, &to.state, &change);
+            assert_eq!(counts, Counts::of(&to.state));
+            counts.follow(&to.state, &from.state, &change);
+            assert_eq!(counts, Counts::of(&from.state));
         }
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! The gRPC service calls it; the session of every attached host watches for new versions.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::watch;
@@ -12,7 +12,7 @@ use weft_proto::v1::{self, Objects};
 use weft_proto::validate::{Scope, describe, validate};
 
 use crate::caller::{AUDIT, Caller};
-use crate::capacity;
+use crate::capacity::{self, Counts, Limits};
 use crate::peering::{self, PeeringError};
 use crate::store::{Change, Store, StoreError};
 use crate::tenancy;
@@ -73,11 +73,11 @@ pub struct Outcome {
 /// The intent and its store. Changes block on the disk: call them where blocking is allowed.
 pub struct Intent {
     store: Box<dyn Store>,
-    /// Held from reading the current version to publishing the next.
-    writer: Mutex<()>,
+    /// Held from reading the current version to publishing the next, whose counters it has.
+    writer: Mutex<Counts>,
     current: watch::Sender<Arc<Version>>,
     /// What hosts can hold, as they told.
-    limits: Mutex<Arc<HashMap<String, v1::HostLimits>>>,
+    limits: Mutex<Arc<Limits>>,
 }
 
 impl Intent {
@@ -89,7 +89,7 @@ impl Intent {
         let (revision, state) = store.load()?;
         Ok(Self {
             store,
-            writer: Mutex::new(()),
+            writer: Mutex::new(Counts::of(&state)),
             current: watch::Sender::new(Arc::new(Version::loaded(revision, state))),
             limits: Mutex::default(),
         })
@@ -97,15 +97,10 @@ impl Intent {
 
     /// Notes what a host can hold: changes that would have it hold more are refused from now on.
     pub fn set_limits(&self, host: &str, limits: Option<v1::HostLimits>) {
-        // A map of plain values, whole after any panic.
+        // Plain values, whole after any panic.
         let mut all = self.limits.lock().unwrap_or_else(PoisonError::into_inner);
-        if all.get(host) == limits.as_ref() {
-            return;
-        }
-        let all = Arc::make_mut(&mut all);
-        match limits {
-            Some(limits) => drop(all.insert(host.to_owned(), limits)),
-            None => drop(all.remove(host)),
+        if all.of(host) != limits.as_ref() {
+            Arc::make_mut(&mut all).set(host, limits);
         }
     }
 
@@ -274,8 +269,13 @@ impl Intent {
         dry_run: bool,
         decide: impl FnOnce(&Version) -> Result<(Vec<Object>, Vec<Key>), ChangeError>,
     ) -> Result<Outcome, ChangeError> {
-        // A panic while it was held published nothing, so what it guards is whole.
-        let _writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut counts = self.writer.lock().unwrap_or_else(|poisoned| {
+            // A panic while it was held published nothing; the counters may have followed it.
+            let mut counts = poisoned.into_inner();
+            *counts = Counts::of(&self.current().state);
+            self.writer.clear_poison();
+            counts
+        });
         let version = self.current();
         let (mut upserts, mut deletes) = decide(&version)?;
         let is_host = |key: &Key| key.kind == Kind::Host;
@@ -338,12 +338,21 @@ impl Intent {
             deleted: change.deletes.len(),
         };
         let next = version.next(&change, state);
-        let full = self.check_capacity(caller, &version, &next, &change);
+        counts.follow(&version.state, &next.state, &change);
+        let full = self.check_capacity(caller, (&version, &next), &change, &counts);
+        let stored = if full.is_empty() && !dry_run {
+            self.store.commit(&change)
+        } else {
+            Ok(())
+        };
+        if dry_run || !full.is_empty() || stored.is_err() {
+            counts.follow(&next.state, &version.state, &change);
+        }
+        stored?;
         if !full.is_empty() {
             return Err(ChangeError::Refused(full));
         }
         if !dry_run {
-            self.store.commit(&change)?;
             audit(caller, &change);
             self.current.send_replace(Arc::new(next));
         }
@@ -354,12 +363,12 @@ impl Intent {
     fn check_capacity(
         &self,
         caller: &Caller,
-        before: &Version,
-        after: &Version,
+        (before, after): (&Version, &Version),
         change: &Change,
+        counts: &Counts,
     ) -> Vec<v1::Violation> {
         let limits = Arc::clone(&self.limits.lock().unwrap_or_else(PoisonError::into_inner));
-        let found = capacity::check(before, after, change, &limits);
+        let found = capacity::check(before, after, change, (&limits, counts));
         if caller.role >= Role::Operate {
             return found;
         }

@@ -34,8 +34,6 @@ struct Index {
     vpcs_of_host: HashMap<String, BTreeSet<String>>,
     /// The hosts with ports of each VPC.
     hosts_of_vpc: HashMap<String, BTreeSet<String>>,
-    ports_of_host: HashMap<String, usize>,
-    counts: HashMap<Kind, usize>,
     /// The ids of the elastic IPs that are bound to ports of each VPC.
     elastic_ips_of_vpc: HashMap<String, Vec<String>>,
     /// The hosts that are gateways to external networks for each VPC.
@@ -150,18 +148,6 @@ impl Version {
         vpcs.cloned().unwrap_or_default()
     }
 
-    /// How many objects of a kind there are.
-    pub fn count(&self, kind: Kind) -> usize {
-        let count = self.index().counts.get(&kind);
-        count.copied().unwrap_or_default()
-    }
-
-    /// How many ports are on a host.
-    pub fn ports_of(&self, host: &str) -> usize {
-        let ports = self.index().ports_of_host.get(host);
-        ports.copied().unwrap_or_default()
-    }
-
     /// The hosts with ports of a VPC.
     pub fn port_hosts_of(&self, vpc: &str) -> impl Iterator<Item = &str> {
         let hosts = self.index().hosts_of_vpc.get(vpc);
@@ -247,7 +233,6 @@ impl Version {
         self.index.get_or_init(|| {
             let mut index = Index::default();
             for object in self.state.iter() {
-                *index.counts.entry(object.kind()).or_default() += 1;
                 if let Some((vpc, network)) = self.state.needs_gateway(object) {
                     index.add_gateways(vpc, network);
                 }
@@ -275,7 +260,6 @@ impl Version {
                 }
                 let Object::Port(port) = object else { continue };
                 if !port.host.is_empty() {
-                    *index.ports_of_host.entry(port.host.clone()).or_default() += 1;
                     let hosts = index.hosts_of_vpc.entry(vpc.to_owned()).or_default();
                     if !hosts.contains(&port.host) {
                         hosts.insert(port.host.clone());
