@@ -141,11 +141,10 @@ impl Taken {
 /// Puts a VPC back as it was; what others have by now is left out.
 fn restore_vpc(vpc: &str, before: &State, taken: &mut Taken, next: &mut State) {
     let objects: Vec<&Object> = objects_of(before, vpc).collect();
-    // Its routes and rules name objects by ids, which must not lead to another VPC's.
-    if objects
-        .iter()
-        .any(|object| next.get(&object.key()).is_some())
-    {
+    // Its routes and rules name objects by ids, which must not lead to another VPC's. They name no elastic IPs.
+    let is_taken = |object: &&Object| next.get(&object.key()).is_some();
+    let mut in_vpc = objects.iter().filter(|object| object.vpc().is_some());
+    if in_vpc.any(|object| is_taken(object)) {
         return;
     }
     let own = before.find(Kind::Vpc, vpc);
@@ -154,7 +153,9 @@ fn restore_vpc(vpc: &str, before: &State, taken: &mut Taken, next: &mut State) {
     }
     for object in objects {
         let is_bound = match object {
-            Object::ElasticIp(elastic) => next.port_of(elastic).is_some(),
+            Object::ElasticIp(elastic) => {
+                next.port_of(elastic).is_some() && next.get(&object.key()).is_none()
+            }
             _ => true,
         };
         if is_bound && taken.admits(object) {

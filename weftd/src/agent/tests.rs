@@ -376,6 +376,48 @@ async fn what_a_held_vpc_had_and_another_has_now_is_the_others() {
 }
 
 #[tokio::test]
+async fn an_elastic_ip_that_leaves_a_held_vpc_is_the_others_and_the_vpc_stays_as_it_was() {
+    let outside = |elastic: &str| {
+        format!(
+            "external_networks: [{{id: inet, physical_network: p, prefixes: [203.0.113.0/24], gateways: [203.0.113.1], gateway_hosts: [h2]}}]\nelastic_ips: [{elastic}]\n"
+        )
+    };
+    let text = |red: &[u32], elastic: &str| {
+        let hosts = "{id: h2, vteps: [192.0.2.2]}";
+        let text = two(red, RULE).replace(
+            hosts,
+            "{id: h2, vteps: [192.0.2.2], physical_networks: [p]}",
+        );
+        state(&format!("{text}{}", outside(elastic)))
+    };
+    let bound = |port: &str, address: u8| {
+        format!(
+            "{{id: e{address}, external_network: inet, address: 203.0.113.{address}, port: {port}}}"
+        )
+    };
+    let (_, force) = host();
+    bring(
+        &force,
+        1,
+        &text(&[3], &format!("{}, {}", bound("r1", 7), bound("r3", 8))),
+    )
+    .await;
+    let next = text(&[3, 4, 5], &bound("b1", 7));
+    let known = bring(&force, 2, &next).await;
+    assert_eq!(held(&known), [("vpc red".to_owned(), 1)]);
+    assert!(!of_vpc(&known.effective, "red").is_empty());
+    let ports: Vec<&str> = known
+        .effective
+        .of_kind(Kind::ElasticIp)
+        .map(|object| match object {
+            Object::ElasticIp(elastic) => &*elastic.port,
+            _ => "",
+        })
+        .collect();
+    assert_eq!(ports, ["b1", "r3"], "one is blue's, the other still red's");
+}
+
+#[tokio::test]
 async fn a_host_that_takes_anothers_place_fits_where_that_one_did() {
     let (_, force) = host();
     bring(&force, 1, &state(&two(&[3, 4], RULE))).await;
