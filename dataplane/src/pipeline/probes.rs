@@ -1,9 +1,9 @@
 //! Whether gateway hosts live: BFD (RFC 5880) between hosts, in the tunnel, outside of every VPC (RFC 8971: VNI 0).
 //!
 //! A host probes every gateway host of the external networks that it knows, and answers whoever probes it. Asynchronous mode, [`INTERVAL`] each way, gone
-//! after [`MULTIPLIER`] of them. Who is gone is told to whoever compiles the snapshot ([`Probes::silent`]): the next gateway host is in use then.
+//! after [`MULTIPLIER`] of them. Who is gone is told to whoever compiles the snapshot (`Probes::silent`): the next gateway host is in use then.
 //!
-//! Two hosts are in contact while each hears the other, which is BFD's state Up; whoever was lost is back after [`STEADY`] of it. A host that must not be a
+//! Two hosts are in contact while each hears the other, which is BFD's state Up; whoever was lost is back after `STEADY` of it. A host that must not be a
 //! gateway now says "concatenated path down" (RFC 5880 §6.8.17), and its sessions stay up. That is one which
 //! - has just started, stood still, or was stood in for, and has not yet what the others know,
 //! - is cut off: it has lost everybody at once, or its uplink leads nowhere,

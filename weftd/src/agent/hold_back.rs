@@ -144,7 +144,7 @@ fn restore_vpc(vpc: &str, before: &State, taken: &mut Taken, next: &mut State) {
     // Its routes and rules name objects by ids, which must not lead to another VPC's. They name no elastic IPs.
     let is_taken = |object: &&Object| next.get(&object.key()).is_some();
     let mut in_vpc = objects.iter().filter(|object| object.vpc().is_some());
-    if in_vpc.any(|object| is_taken(object)) {
+    if in_vpc.any(is_taken) {
         return;
     }
     let own = before.find(Kind::Vpc, vpc);
