@@ -390,7 +390,7 @@ fn bad_configuration_is_refused_with_the_field_named() {
 }
 
 #[test]
-fn a_refused_revision_does_not_block_a_later_good_one() {
+fn a_change_that_a_host_has_no_room_for_does_not_block_a_later_good_one() {
     let mut site = site_with("limits.ports = 4");
     explained(&mut site, |site| {
         let stream = site.stream("blue-1", "blue-2", 9, 1000)?;
@@ -406,7 +406,8 @@ fn a_refused_revision_does_not_block_a_later_good_one() {
             }
         });
         let message = refused.unwrap_err().to_string();
-        assert!(message.contains("h1 refuses"), "{message}");
+        let rule = "host 'h1' would have to hold 5 ports, and holds at most 4 (limits.ports of its weftd.toml)";
+        assert!(message.contains(rule), "{message}");
         assert!(site.pings("blue-1", "red-2"), "what was in force stays");
         // Red goes, and what is left fits.
         site.change(|objects| {
