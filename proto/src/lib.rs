@@ -15,7 +15,7 @@ pub mod external;
 pub mod mtu;
 pub mod nat;
 pub mod peering;
-mod shelf;
+pub mod persistent;
 pub mod state;
 pub mod strict;
 pub mod validate;

@@ -123,15 +123,6 @@ impl RouteTable {
 }
 
 impl State {
-    /// The peerings of a VPC.
-    pub fn peerings_of<'s>(&'s self, vpc: &'s str) -> impl Iterator<Item = &'s Peering> {
-        self.of_kind(Kind::Peering)
-            .filter_map(move |object| match object {
-                Object::Peering(peering) if peering.other(vpc).is_some() => Some(peering),
-                _ => None,
-            })
-    }
-
     /// Whether anything leads to a peering or relies on it: a route, or a group that names one of the other VPC.
     pub fn names_peering(&self, peering: &Peering) -> bool {
         peering.vpcs().into_iter().any(|vpc| {

@@ -4,17 +4,19 @@
 //! objects that they have in common, so that a copy with one object changed costs next to nothing, whatever the number of objects.
 //! The digest is the sum, modulo 2^256, of the SHA-256 of each object as kind, id and encoded bytes, every part preceded by its length.
 
+mod claims;
+mod layer;
+
 use std::cmp::Ordering;
 use std::collections::HashSet;
-use std::net::IpAddr;
 use std::sync::Arc;
 
 use prost::Message;
-use sha2::{Digest, Sha256};
 
-use crate::address::parse_mac;
-use crate::shelf::Shelf;
-use crate::v1::{self, ObjectKey, Objects, Port};
+use crate::persistent::PersistentSet;
+use crate::v1::{self, ObjectKey, Objects};
+use claims::Claims;
+pub use layer::{Entry, Layer, Sum};
 
 /// One table of all kinds: each with the name that `ObjectKey::kind`, topology files and the command line use, and the field of [`Objects`] that lists its objects.
 macro_rules! kinds {
@@ -236,150 +238,23 @@ pub enum StateError {
     Missing(Key),
 }
 
-/// An object with cached properties.
-#[derive(Debug)]
-struct Entry {
-    object: Object,
-    /// Its part of the digest.
-    digest: Sum,
-}
-
-impl Entry {
-    fn new(object: Object) -> Arc<Self> {
-        let mut hash = Sha256::new();
-        let mut part = |bytes: &[u8]| {
-            hash.update((bytes.len() as u64).to_be_bytes());
-            hash.update(bytes);
-        };
-        part(object.kind().name().as_bytes());
-        part(object.id().as_bytes());
-        part(&object.encode());
-        let digest = Sum::from_bytes(hash.finalize().into());
-        Arc::new(Self { object, digest })
-    }
-}
-
-/// A number modulo 2^256.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-struct Sum {
-    low: u128,
-    high: u128,
-}
-
-impl Sum {
-    fn from_bytes(bytes: [u8; 32]) -> Self {
-        let (high, low) = bytes.split_at(16);
-        let word = |half: &[u8]| {
-            half.iter()
-                .fold(0, |word, byte| word << 8 | u128::from(*byte))
-        };
-        Self {
-            low: word(low),
-            high: word(high),
-        }
-    }
-
-    fn to_bytes(self) -> [u8; 32] {
-        let mut bytes = [0; 32];
-        bytes[..16].copy_from_slice(&self.high.to_be_bytes());
-        bytes[16..].copy_from_slice(&self.low.to_be_bytes());
-        bytes
-    }
-
-    fn plus(self, other: Self) -> Self {
-        let (low, carry) = self.low.overflowing_add(other.low);
-        let high = self.high.wrapping_add(other.high);
-        Self {
-            low,
-            high: high.wrapping_add(carry.into()),
-        }
-    }
-
-    fn minus(self, other: Self) -> Self {
-        let (low, borrow) = self.low.overflowing_sub(other.low);
-        let high = self.high.wrapping_sub(other.high);
-        Self {
-            low,
-            high: high.wrapping_sub(borrow.into()),
-        }
-    }
-}
-
 /// Objects by key.
 #[derive(Debug, Clone, Default)]
 pub struct State {
-    /// By kind and id.
-    objects: Shelf<Entry>,
+    objects: Layer,
     /// By VPC, then by kind and id; hosts are in none.
-    by_vpc: Shelf<Entry>,
-    /// What ports have that others may want too.
-    claims: Shelf<Claim>,
-    digest: Sum,
-}
-
-/// Something that a port has, and where.
-#[derive(Debug)]
-struct Claim {
-    /// The port.
-    of: Arc<Entry>,
-    what: Claimed,
-}
-
-/// What a port may have. Addresses and MACs are of a VPC; so is a host's share in it; devices are of a host.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Claimed {
-    Mac([u8; 6]),
-    Address(IpAddr),
-    Host,
-    Device,
-}
-
-/// What claims are ordered by: what, where, the name of a host or a device, and the port.
-type ClaimKey<'c> = (Claimed, &'c str, &'c str, &'c str);
-
-impl Claim {
-    fn key(&self) -> ClaimKey<'_> {
-        let Object::Port(port) = &self.of.object else {
-            return (self.what, "", "", "");
-        };
-        claim_key(port, self.what)
-    }
-}
-
-fn claim_key(port: &Port, what: Claimed) -> ClaimKey<'_> {
-    let (place, name) = match what {
-        Claimed::Mac(_) | Claimed::Address(_) => (&port.vpc, ""),
-        Claimed::Host => (&port.vpc, port.host.as_str()),
-        Claimed::Device => (&port.host, port.device.as_ref().map_or("", |it| &it.name)),
-    };
-    (what, place, name, &port.id)
-}
-
-/// What a port has.
-fn claims(port: &Port) -> impl Iterator<Item = Claimed> {
-    let mac = parse_mac(&port.mac).ok().map(Claimed::Mac);
-    let addresses = port.addresses.iter().filter_map(|text| text.parse().ok());
-    let host = (!port.host.is_empty()).then_some(Claimed::Host);
-    let device = host.and(port.device.as_ref()).map(|_| Claimed::Device);
-    let addresses = addresses.map(Claimed::Address);
-    addresses.chain(mac).chain(host).chain(device)
+    by_vpc: PersistentSet<Arc<Entry>>,
+    claims: Claims,
 }
 
 impl PartialEq for State {
     fn eq(&self, other: &Self) -> bool {
-        let objects = self.objects.iter().zip(other.objects.iter());
-        let same = |(a, b): (&Arc<Entry>, &Arc<Entry>)| Arc::ptr_eq(a, b) || a.object == b.object;
-        self.len() == other.len() && self.digest == other.digest && objects.into_iter().all(same)
+        self.objects == other.objects
     }
 }
 
-/// How an object compares to a kind and an id.
-fn by_key(kind: Kind, id: &str) -> impl Fn(&Entry) -> Ordering {
-    move |entry| (entry.object.kind(), entry.object.id()).cmp(&(kind, id))
-}
-
 /// How an object compares to a kind and an id in a VPC.
-fn by_vpc(vpc: &str, kind: Kind, id: &str) -> impl Fn(&Entry) -> Ordering {
+fn by_vpc(vpc: &str, kind: Kind, id: &str) -> impl Fn(&Arc<Entry>) -> Ordering {
     move |entry| {
         let object = &entry.object;
         (object.vpc().unwrap_or(""), object.kind(), object.id()).cmp(&(vpc, kind, id))
@@ -409,11 +284,9 @@ impl State {
 
     fn put(&mut self, entry: &Arc<Entry>) -> Option<Arc<Entry>> {
         let (kind, id) = (entry.object.kind(), entry.object.id());
-        self.digest = self.digest.plus(entry.digest);
-        let before = self.objects.insert(Arc::clone(entry), by_key(kind, id));
+        let before = self.objects.insert(Arc::clone(entry));
         if let Some(before) = &before {
-            self.digest = self.digest.minus(before.digest);
-            self.give_up_claims(&before.object);
+            self.claims.remove(&before.object);
             if before.object.vpc() != entry.object.vpc() {
                 self.leave_vpc(&before.object);
             }
@@ -421,79 +294,8 @@ impl State {
         if let Some(vpc) = entry.object.vpc() {
             self.by_vpc.insert(Arc::clone(entry), by_vpc(vpc, kind, id));
         }
-        if let Object::Port(port) = &entry.object {
-            for what in claims(port) {
-                let of = Arc::clone(entry);
-                let key = claim_key(port, what);
-                let order = |claim: &Claim| claim.key().cmp(&key);
-                self.claims.insert(Arc::new(Claim { of, what }), order);
-            }
-        }
+        self.claims.add(entry);
         before
-    }
-
-    fn give_up_claims(&mut self, object: &Object) {
-        if let Object::Port(port) = object {
-            for what in claims(port) {
-                let key = claim_key(port, what);
-                self.claims.remove(|claim| claim.key().cmp(&key));
-            }
-        }
-    }
-
-    /// The ports that have this; of a name, if it is of a host or a device. In order of their ids.
-    fn claimants<'a>(
-        &'a self,
-        what: Claimed,
-        place: &'a str,
-        name: &'a str,
-    ) -> impl Iterator<Item = &'a Port> {
-        let from = (what, place, name, "");
-        let claims = self.claims.iter_from(move |claim| claim.key().cmp(&from));
-        let same = claims.take_while(move |claim| {
-            let (of, at, named, _) = claim.key();
-            (of, at, named) == (what, place, name)
-        });
-        same.filter_map(|claim| match &claim.of.object {
-            Object::Port(port) => Some(port),
-            _ => None,
-        })
-    }
-
-    /// Whether another port has the MAC or an address of this one in its VPC, or its device; or it has an address twice.
-    pub fn is_shared(&self, port: &Port) -> bool {
-        let mut seen = HashSet::new();
-        let mut addresses = port
-            .addresses
-            .iter()
-            .filter_map(|text| text.parse::<IpAddr>().ok());
-        let has_twice = addresses.any(|address| !seen.insert(address));
-        has_twice
-            || claims(port)
-                .filter(|what| *what != Claimed::Host)
-                .any(|what| {
-                    let (_, place, name, _) = claim_key(port, what);
-                    self.claimants(what, place, name).any(|it| it.id != port.id)
-                })
-    }
-
-    /// Whether a host has a port of a VPC.
-    pub fn has_port_on(&self, vpc: &str, host: &str) -> bool {
-        self.claimants(Claimed::Host, vpc, host).next().is_some()
-    }
-
-    /// The ports with a device on a host, in order of their devices.
-    pub fn ports_with_device<'a>(&'a self, host: &'a str) -> impl Iterator<Item = &'a Port> {
-        let from = (Claimed::Device, host, "", "");
-        let claims = self.claims.iter_from(move |claim| claim.key().cmp(&from));
-        let same = claims.take_while(move |claim| {
-            let (what, at, ..) = claim.key();
-            (what, at) == (Claimed::Device, host)
-        });
-        same.filter_map(|claim| match &claim.of.object {
-            Object::Port(port) => Some(port),
-            _ => None,
-        })
     }
 
     /// Every object of a kind in a VPC, in order of their ids.
@@ -525,7 +327,12 @@ impl State {
 
     /// The object of that kind and id.
     pub fn find(&self, kind: Kind, id: &str) -> Option<&Object> {
-        Some(&self.objects.get(by_key(kind, id))?.object)
+        Some(&self.objects.get(kind, id)?.object)
+    }
+
+    /// The same, as copies share it.
+    pub fn entry(&self, kind: Kind, id: &str) -> Option<&Arc<Entry>> {
+        self.objects.get(kind, id)
     }
 
     /// Adds or replaces; gives back what was there.
@@ -536,10 +343,9 @@ impl State {
 
     /// Takes out the object of that key.
     pub fn remove(&mut self, key: &Key) -> Option<Object> {
-        let before = self.objects.remove(by_key(key.kind, &key.id))?;
-        self.digest = self.digest.minus(before.digest);
+        let before = self.objects.remove(key.kind, &key.id)?;
         self.leave_vpc(&before.object);
-        self.give_up_claims(&before.object);
+        self.claims.remove(&before.object);
         Some(before.object.clone())
     }
 
@@ -550,9 +356,7 @@ impl State {
 
     /// Every object of a kind, in order of their ids.
     pub fn of_kind(&self, kind: Kind) -> impl Iterator<Item = &Object> {
-        let from = self.objects.iter_from(by_key(kind, ""));
-        from.map(|entry| &entry.object)
-            .take_while(move |object| object.kind() == kind)
+        self.objects.of_kind(kind)
     }
 
     /// Every object in a VPC, the VPC itself among them, in key order.
@@ -574,29 +378,13 @@ impl State {
 
     /// The digest of the canonical form.
     pub fn digest(&self) -> [u8; 32] {
-        self.digest.to_bytes()
+        self.objects.digest().to_bytes()
     }
 
     /// What differs between two states, each object as it was and as it is. Takes as long as the difference is large when one was made from the
     /// other by changes.
     pub fn changes_to<'a>(&'a self, next: &'a Self) -> Vec<Change<'a>> {
-        let (gone, come) = self.objects.difference(&next.objects);
-        let mut changes: Vec<Change<'_>> = Vec::with_capacity(come.len());
-        let (mut gone, mut come) = (gone.into_iter().peekable(), come.into_iter().peekable());
-        loop {
-            let key = |entry: &'a Arc<Entry>| (entry.object.kind(), entry.object.id());
-            let order = match (gone.peek(), come.peek()) {
-                (None, None) => return changes,
-                (Some(_), None) => Ordering::Less,
-                (None, Some(_)) => Ordering::Greater,
-                (Some(old), Some(new)) => key(old).cmp(&key(new)),
-            };
-            let old = gone.next_if(|_| order.is_le()).map(|entry| &entry.object);
-            let new = come.next_if(|_| order.is_ge()).map(|entry| &entry.object);
-            if old != new {
-                changes.push(Change { old, new });
-            }
-        }
+        self.objects.changes_to(&next.objects)
     }
 
     /// What turns `self` into `next`: objects to add or replace, and keys to delete.

@@ -1,6 +1,6 @@
 //! External networks, elastic IPs and NAT gateways: their addresses, which are one address space, and what they refer to.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
@@ -10,7 +10,7 @@ use super::{At, Index, Report, Scope, limits, port};
 use crate::address::{parse_address, parse_prefix, special_use};
 use crate::nat::GATEWAY_HOST_ADDRESSES;
 use crate::nat::{LONGEST_TIMEOUT, MOST_MAPPINGS};
-use crate::state::{Kind, Object};
+use crate::state::{Change, Kind, Object};
 use crate::v1::{self, ElasticIp, ExternalNetwork, NatGateway};
 
 /// The first and the last port of a port forward, and which one it is.
@@ -642,7 +642,14 @@ fn owner(tenant: &str) -> String {
 pub(super) fn check_room(index: &Index<'_>, report: &mut Report) {
     let is_concerned =
         |object: &&&Object| matches!(object.kind(), Kind::NatGateway | Kind::ExternalNetwork);
-    if !index.objects.iter().any(|object| is_concerned(&object)) {
+    let concerned = match index.changes {
+        None => index.objects.iter().any(|object| is_concerned(&object)),
+        Some(changes) => {
+            let mut new = changes.iter().filter_map(|change| change.new);
+            new.any(|object| is_concerned(&&object))
+        }
+    };
+    if !concerned {
         return;
     }
     let mut counts: HashMap<&str, usize> = HashMap::new();
@@ -747,31 +754,56 @@ fn at_network(id: &str) -> At<'_> {
     }
 }
 
-/// Every address of an external network is of one elastic IP or NAT gateway, or the network's own, and every address of a port has one elastic IP at most.
-fn check_addresses(index: &Index<'_>, report: &mut Report) {
+/// No two have an address of an external network, of all that have one.
+fn check_outside(index: &Index<'_>, report: &mut Report) {
     let mut outside: HashMap<IpAddr, (Kind, &str)> = HashMap::new();
-    let may_be_taken = |address: &IpAddr| {
-        let among = index.outside.as_ref();
-        among.is_none_or(|among| among.contains(address))
-    };
     let kinds = [Kind::ExternalNetwork, Kind::ElasticIp, Kind::NatGateway].into_iter();
-    let is_any = index.outside.as_ref().is_none_or(|among| !among.is_empty());
-    for object in kinds
-        .filter(|_| is_any)
-        .flat_map(|kind| index.state.of_kind(kind))
-    {
-        let at = At {
-            kind: object.kind(),
-            id: object.id(),
-        };
+    for object in kinds.flat_map(|kind| index.state.of_kind(kind)) {
         for (field, address) in object.outside_addresses() {
-            if may_be_taken(&address)
-                && let Some((kind, id)) = outside.insert(address, (at.kind, at.id))
-            {
-                let rule = format!("{address} is already used by {} '{id}'", kind.name());
-                report.add(at, field, rule);
+            let key = (object.kind(), object.id());
+            if let Some(other) = outside.insert(address, key) {
+                report_taken((object, &field, address), other, report);
             }
         }
+    }
+}
+
+fn report_taken(
+    (object, field, address): (&Object, &str, IpAddr),
+    (kind, id): (Kind, &str),
+    report: &mut Report,
+) {
+    let at = At {
+        kind: object.kind(),
+        id: object.id(),
+    };
+    let rule = format!("{address} is already used by {} '{id}'", kind.name());
+    report.add(at, field, rule);
+}
+
+/// No two have an address of an external network that something which changed has.
+fn check_taken(index: &Index<'_>, changes: &[Change<'_>], report: &mut Report) {
+    let new = changes.iter().filter_map(|change| change.new);
+    let addresses = new.flat_map(Object::outside_addresses);
+    let addresses: BTreeSet<IpAddr> = addresses.map(|(_, address)| address).collect();
+    for address in addresses {
+        let mut before = None;
+        for object in index.state.holders_of(address) {
+            let held = object.outside_addresses();
+            for (field, _) in held.filter(|(_, held)| *held == address) {
+                if let Some(other) = before.replace((object.kind(), object.id())) {
+                    report_taken((object, &field, address), other, report);
+                }
+            }
+        }
+    }
+}
+
+/// Every address of an external network is of one elastic IP or NAT gateway, or the network's own, and every address of a port has one elastic IP at most.
+fn check_addresses(index: &Index<'_>, report: &mut Report) {
+    match index.changes {
+        None => check_outside(index, report),
+        Some(changes) => check_taken(index, changes, report),
     }
     let mut inside: HashMap<(&str, IpAddr), &str> = HashMap::new();
     for object in &index.objects {

@@ -1,7 +1,6 @@
 //! Rules on hosts and VPC-IDs, and whether every tunnel that a VPC needs is possible and its MTU large enough.
 
-use std::collections::HashMap;
-use std::collections::hash_map::Entry;
+use std::collections::{BTreeSet, HashMap};
 
 use super::{At, Index, Report, limits};
 use crate::address::{parse_address, special_use};
@@ -82,37 +81,47 @@ fn check_physical_networks(at: At<'_>, host: &v1::Host, report: &mut Report) {
 
 /// A VPC-ID belongs to one VPC, a tunnel address to one host.
 pub(super) fn check_uniqueness(index: &Index<'_>, report: &mut Report) {
-    let mut vnis = HashMap::new();
-    let mut vteps = HashMap::new();
+    let (mut vnis, mut vteps) = (BTreeSet::new(), BTreeSet::new());
     for object in &index.objects {
         match object {
-            Object::Vpc(vpc) => match vnis.entry(vpc.vni) {
-                Entry::Occupied(other) => {
-                    let at = At {
-                        kind: Kind::Vpc,
-                        id: &vpc.id,
-                    };
-                    let rule = format!("{} is already used by vpc '{}'", vpc.vni, other.get());
-                    report.add(at, "vni", rule);
-                }
-                Entry::Vacant(free) => drop(free.insert(&vpc.id)),
-            },
+            Object::Vpc(vpc) => drop(vnis.insert(vpc.vni)),
             Object::Host(host) => {
-                let at = At {
-                    kind: Kind::Host,
-                    id: &host.id,
-                };
-                for (i, text) in host.vteps.iter().enumerate() {
-                    let Ok(address) = parse_address(text) else {
-                        continue;
-                    };
-                    if let Some(other) = vteps.insert(address, &host.id) {
-                        let rule = format!("{address} is already used by host '{other}'");
-                        report.add(at, format!("vteps[{i}]"), rule);
-                    }
-                }
+                let vteps_of = host
+                    .vteps
+                    .iter()
+                    .filter_map(|text| parse_address(text).ok());
+                vteps.extend(vteps_of);
             }
             _ => {}
+        }
+    }
+    for vni in vnis {
+        let mut having = index.state.vpcs_with_vni(vni).map(Object::id);
+        let Some(first) = having.next() else { continue };
+        for id in having {
+            let at = At {
+                kind: Kind::Vpc,
+                id,
+            };
+            report.add(at, "vni", format!("{vni} is already used by vpc '{first}'"));
+        }
+    }
+    for address in vteps {
+        let mut before = None;
+        for object in index.state.hosts_with_vtep(address) {
+            let Object::Host(host) = object else { continue };
+            for (i, text) in host.vteps.iter().enumerate() {
+                if text.parse() == Ok(address)
+                    && let Some(other) = before.replace(&host.id)
+                {
+                    let at = At {
+                        kind: Kind::Host,
+                        id: &host.id,
+                    };
+                    let rule = format!("{address} is already used by host '{other}'");
+                    report.add(at, format!("vteps[{i}]"), rule);
+                }
+            }
         }
     }
 }

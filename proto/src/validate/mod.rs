@@ -49,19 +49,19 @@ pub fn validate(state: &State, scope: Scope<'_>) -> Vec<v1::Violation> {
     check_together(&index, &mut report);
     if scope == Scope::Intent {
         external::check_room(&index, &mut report);
-        quota::check_all(&index, &mut report);
+        quota::check_all(state, &mut report);
     }
     report.violations
 }
 
 /// Every rule that `next` breaks, as [`validate`] says, when `before` breaks none: only what the changes between them can break is checked.
 ///
-/// Time grows with the changed objects when they are route tables, network ACLs, prefix lists and security groups that were there before; else
-/// with the objects of their VPCs; with all when hosts, VPC-IDs or devices are among what changes.
+/// Time grows with the changed objects, and where ports are placed and take addresses with the logarithm of all; of what can break rules elsewhere in a VPC, with
+/// the objects of that VPC; with all objects when a host, an external network or what tenants share changes, but for what is new.
 pub fn validate_next(before: &State, next: &State, scope: Scope<'_>) -> Vec<v1::Violation> {
     let changes = before.changes_to(next);
     if port_changes::are_good((before, next), &changes, scope) {
-        return Vec::new();
+        return check_quotas(next, &changes, scope);
     }
     let reach = changes.iter().map(Reach::of).max();
     let objects: Vec<&Object> = match reach {
@@ -70,7 +70,7 @@ pub fn validate_next(before: &State, next: &State, scope: Scope<'_>) -> Vec<v1::
         Some(Reach::Object) => changes.iter().filter_map(|change| change.new).collect(),
         Some(Reach::Vpc) => {
             let ends = || changes.iter().flat_map(|change| [change.old, change.new]);
-            let mut vpcs: BTreeSet<&str> = ends().flatten().filter_map(Object::vpc).collect();
+            let mut vpcs: BTreeSet<&str> = ends().flatten().flat_map(Object::vpcs).collect();
             // An elastic IP is in the VPC of its port.
             for object in ends().flatten() {
                 if let Object::ElasticIp(elastic) = object {
@@ -81,18 +81,23 @@ pub fn validate_next(before: &State, next: &State, scope: Scope<'_>) -> Vec<v1::
             let elastic_ips = elastic_ips_under_check((before, next), &changes, &vpcs);
             let objects = vpcs.iter().flat_map(|vpc| next.of_vpc(vpc));
             let orphans = objects_that_name(next, &vpcs);
-            let mut objects: Vec<&Object> = objects.chain(elastic_ips).chain(orphans).collect();
+            let new = changes.iter().filter_map(|change| change.new);
+            let alone = new.filter(|object| object.vpc().is_none());
+            let mut objects: Vec<&Object> = objects
+                .chain(elastic_ips)
+                .chain(orphans)
+                .chain(alone)
+                .collect();
             objects.sort_by_key(|object| (object.kind(), object.id()));
+            objects.dedup_by_key(|object| (object.kind(), object.id()));
             objects
         }
     };
     let mut report = Report::default();
     let together = reach == Some(Reach::Vpc);
     let index = if together {
-        let new = changes.iter().filter_map(|change| change.new);
-        let addresses = new.flat_map(Object::outside_addresses);
         Index {
-            outside: Some(addresses.map(|(_, address)| address).collect()),
+            changes: Some(&changes),
             ..Index::of_part(next, objects)
         }
     } else {
@@ -106,14 +111,26 @@ pub fn validate_next(before: &State, next: &State, scope: Scope<'_>) -> Vec<v1::
         check_together(&index, &mut report);
         if scope == Scope::Intent {
             external::check_room(&index, &mut report);
-            quota::check_all(&Index::new(next, next.iter().collect()), &mut report);
         }
+    }
+    report
+        .violations
+        .extend(check_quotas(next, &changes, scope));
+    report.violations.truncate(limits::VIOLATIONS);
+    report.violations
+}
+
+/// The quotas that changes exceed.
+fn check_quotas(next: &State, changes: &[Change<'_>], scope: Scope<'_>) -> Vec<v1::Violation> {
+    let mut report = Report::default();
+    if scope == Scope::Intent {
+        quota::check_changed(next, changes, &mut report);
     }
     report.violations
 }
 
 /// The objects in no VPC that name one of these which is not there.
-fn objects_that_name<'s>(next: &'s State, vpcs: &BTreeSet<&str>) -> Vec<&'s Object> {
+fn objects_that_name<'s>(next: &'s State, vpcs: &BTreeSet<&'s str>) -> Vec<&'s Object> {
     let gone: BTreeSet<&str> = vpcs
         .iter()
         .copied()
@@ -122,11 +139,12 @@ fn objects_that_name<'s>(next: &'s State, vpcs: &BTreeSet<&str>) -> Vec<&'s Obje
     if gone.is_empty() {
         return Vec::new();
     }
-    let kinds = [Kind::Peering, Kind::ExternalNetwork].into_iter();
-    kinds
-        .flat_map(|kind| next.of_kind(kind))
-        .filter(|object| object.vpcs().any(|vpc| gone.contains(vpc)))
-        .collect()
+    let named = gone.into_iter().flat_map(|vpc| {
+        let peerings = next.peerings_of(vpc);
+        let peerings = peerings.filter_map(|it| next.find(Kind::Peering, &it.id));
+        peerings.chain(next.networks_that_route_to(vpc))
+    });
+    named.collect()
 }
 
 /// The elastic IPs that a change may break: those that it makes, and those that are bound, or were, to ports of these VPCs.
@@ -136,29 +154,18 @@ fn elastic_ips_under_check<'s>(
     vpcs: &BTreeSet<&str>,
 ) -> Vec<&'s Object> {
     let new = changes.iter().filter_map(|change| change.new);
-    let new: HashSet<&str> = new
-        .filter(|object| object.kind() == Kind::ElasticIp)
-        .map(Object::id)
-        .collect();
-    let mut all = next.of_kind(Kind::ElasticIp).peekable();
-    if all.peek().is_none() || new.is_empty() && vpcs.is_empty() {
-        return Vec::new();
-    }
-    let of_vpcs = vpcs
-        .iter()
-        .flat_map(|vpc| [before, next].map(|state| state.of_vpc(vpc)));
-    let ports: HashSet<&str> = of_vpcs
-        .flatten()
-        .filter(|object| object.kind() == Kind::Port)
-        .map(Object::id)
-        .collect();
-    let is_under_check = |object: &&Object| match object {
-        Object::ElasticIp(elastic) => {
-            ports.contains(elastic.port.as_str()) || new.contains(elastic.id.as_str())
+    let new = new.filter(|object| object.kind() == Kind::ElasticIp);
+    let mut found: Vec<&Object> = new.collect();
+    if next.of_kind(Kind::ElasticIp).next().is_some() {
+        for vpc in vpcs {
+            for state in [before, next] {
+                let ports = state.of_vpc_and_kind(vpc, Kind::Port);
+                let bound = ports.flat_map(|port| next.elastic_ips_of_port(port.id()));
+                found.extend(bound.filter_map(|it| next.find(Kind::ElasticIp, &it.id)));
+            }
         }
-        _ => false,
-    };
-    all.filter(is_under_check).collect()
+    }
+    found
 }
 
 /// How far a change can break rules.
@@ -174,20 +181,12 @@ enum Reach {
 
 impl Reach {
     fn of(change: &Change<'_>) -> Self {
-        let is_of_all = |object: &Object| {
-            matches!(
-                object,
-                Object::Host(_)
-                    | Object::Quota(_)
-                    | Object::Peering(_)
-                    | Object::ExternalNetwork(_)
-            )
-        };
+        let is_of_all =
+            |object: &Object| matches!(object, Object::Host(_) | Object::ExternalNetwork(_));
         let tenant_wide = [change.old, change.new].map(|it| it.and_then(Object::tenant_wide));
-        if tenant_wide[0] != tenant_wide[1] {
+        if change.old.is_some() && tenant_wide[0] != tenant_wide[1] {
             return Self::All;
         }
-        let device = |port: &v1::Port| Some((port.host.clone(), port.device.clone()?.name));
         match (change.old, change.new) {
             (Some(Object::RouteTable(old)), Some(Object::RouteTable(new)))
                 if old.vpc == new.vpc =>
@@ -204,16 +203,19 @@ impl Reach {
             {
                 Self::Object
             }
+            // Nothing names them yet.
+            (
+                None,
+                Some(Object::NetworkAcl(_) | Object::PrefixList(_) | Object::SecurityGroup(_)),
+            )
+            | (_, Some(Object::Quota(_)))
+            | (Some(Object::Quota(_)), None) => Self::Object,
+            (None, Some(Object::Host(_))) => Self::Vpc,
             (Some(old), _) if is_of_all(old) => Self::All,
             (_, Some(new)) if is_of_all(new) => Self::All,
-            (old, Some(Object::Vpc(new))) => match old {
-                Some(Object::Vpc(old)) if old.vni == new.vni => Self::Vpc,
-                _ => Self::All,
-            },
-            (old, Some(Object::Port(new))) if new.device.is_some() => match old {
-                Some(Object::Port(old)) if device(old) == device(new) => Self::Vpc,
-                _ => Self::All,
-            },
+            (Some(Object::Vpc(old)), Some(Object::Vpc(new))) if old.tenant != new.tenant => {
+                Self::All
+            }
             _ => Self::Vpc,
         }
     }
@@ -297,8 +299,8 @@ struct Index<'a> {
     by_key: HashMap<(Kind, &'a str), &'a Object>,
     /// Hosts on which a VPC under check has ports, to which its routes point, or which are its gateways to external networks.
     carriers: HashMap<&'a str, BTreeSet<&'a str>>,
-    /// Addresses of external networks that may be taken; none: all.
-    outside: Option<HashSet<IpAddr>>,
+    /// What changed, if only what that may break is under check.
+    changes: Option<&'a [Change<'a>]>,
 }
 
 impl<'a> Index<'a> {
@@ -341,7 +343,7 @@ impl<'a> Index<'a> {
             objects,
             by_key: HashMap::new(),
             carriers: HashMap::new(),
-            outside: None,
+            changes: None,
         }
     }
 

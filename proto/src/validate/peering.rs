@@ -1,6 +1,6 @@
 //! Peerings, and that the subnets of two VPCs that one joins do not overlap.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use ipnetwork::IpNetwork;
 
@@ -38,10 +38,33 @@ pub(super) fn check(at: At<'_>, peering: &Peering, index: &Index<'_>, report: &m
 /// No two peerings join the same VPCs, and no subnet of one VPC overlaps one of the other.
 pub(super) fn check_together(index: &Index<'_>, report: &mut Report) {
     let mut joined: HashMap<[&str; 2], &str> = HashMap::new();
-    for object in index.state.of_kind(Kind::Peering) {
-        let Object::Peering(peering) = object else {
-            continue;
-        };
+    // Those that join what is under check; of a part, no others can have come to break a rule.
+    let peerings: BTreeMap<&str, &Peering> = match index.changes {
+        None => {
+            let all = index.state.of_kind(Kind::Peering);
+            all.filter_map(|object| match object {
+                Object::Peering(peering) => Some((&*peering.id, peering)),
+                _ => None,
+            })
+            .collect()
+        }
+        Some(changes) => {
+            let mut vpcs = BTreeSet::new();
+            for object in &index.objects {
+                match object {
+                    Object::Vpc(vpc) => drop(vpcs.insert(&*vpc.id)),
+                    Object::Peering(peering) => vpcs.extend(peering.vpcs()),
+                    _ => {}
+                }
+            }
+            let ends = changes.iter().flat_map(|change| [change.old, change.new]);
+            vpcs.extend(ends.flatten().filter_map(Object::vpc));
+            let of_vpcs = vpcs.into_iter();
+            let of_vpcs = of_vpcs.flat_map(|vpc| index.state.peerings_of(vpc));
+            of_vpcs.map(|peering| (&*peering.id, peering)).collect()
+        }
+    };
+    for peering in peerings.into_values() {
         if peering.is_over() || peering.requester == peering.accepter {
             continue;
         }

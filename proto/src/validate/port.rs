@@ -1,6 +1,6 @@
 //! Ports: addresses, MACs, groups, hosts and devices.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
 
@@ -329,7 +329,7 @@ pub(super) fn check_gateways(index: &Index<'_>, report: &mut Report) {
 pub(super) fn check_uniqueness(index: &Index<'_>, report: &mut Report) {
     let mut macs: HashMap<(&str, [u8; 6]), &str> = HashMap::new();
     let mut addresses: HashMap<(&str, IpAddr), &str> = HashMap::new();
-    let mut devices: HashMap<(&str, &str), &str> = HashMap::new();
+    let mut devices = BTreeSet::new();
     for object in &index.objects {
         let Object::Port(port) = object else { continue };
         let at = At {
@@ -355,13 +355,22 @@ pub(super) fn check_uniqueness(index: &Index<'_>, report: &mut Report) {
         }
         if let Some(device) = &port.device
             && !port.host.is_empty()
-            && let Some(other) = devices.insert((&port.host, &device.name), &port.id)
         {
-            let rule = format!(
-                "'{}' of host '{}' is already used by port '{other}'",
-                device.name, port.host
-            );
-            report.add(at, "device.name", rule);
+            devices.insert((&*port.host, &*device.name));
+        }
+    }
+    // Of ports in any VPC.
+    for (host, device) in devices {
+        let mut before = None;
+        for port in index.state.ports_with_name(host, device) {
+            if let Some(other) = before.replace(&port.id) {
+                let at = At {
+                    kind: Kind::Port,
+                    id: &port.id,
+                };
+                let rule = format!("'{device}' of host '{host}' is already used by port '{other}'");
+                report.add(at, "device.name", rule);
+            }
         }
     }
 }

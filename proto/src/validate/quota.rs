@@ -1,9 +1,9 @@
 //! Quotas: how many objects of each kind a tenant has.
 
-use std::collections::HashMap;
+use std::collections::BTreeSet;
 
-use super::{At, Index, Report, limits};
-use crate::state::{Kind, Object};
+use super::{At, Report, limits};
+use crate::state::{Change, Kind, Object, State};
 use crate::v1::Quota;
 
 /// Kinds that have a quota, and how many objects of each a tenant may have for whom there is none.
@@ -36,51 +36,85 @@ pub(super) fn check(at: At<'_>, quota: &Quota, report: &mut Report) {
 }
 
 /// No tenant has more than its quota.
-pub(super) fn check_all(index: &Index<'_>, report: &mut Report) {
-    let mut tenants: HashMap<&str, &str> = HashMap::new();
-    for object in index.state.of_kind(Kind::Vpc) {
-        if let Object::Vpc(vpc) = object
-            && !vpc.tenant.is_empty()
-        {
-            tenants.insert(&vpc.id, &vpc.tenant);
+pub(super) fn check_all(state: &State, report: &mut Report) {
+    let mut tenants = BTreeSet::new();
+    for object in state
+        .of_kind(Kind::Vpc)
+        .chain(state.of_kind(Kind::ElasticIp))
+    {
+        tenants.extend(tenant_of(state, object));
+    }
+    for kind in [Kind::PrefixList, Kind::SecurityGroup] {
+        tenants.extend(state.of_kind(kind).filter_map(Object::tenant_wide));
+    }
+    let kinds = DEFAULTS.map(|(kind, _)| kind);
+    let all = tenants
+        .into_iter()
+        .flat_map(|tenant| kinds.map(|kind| (tenant, kind)));
+    all.for_each(|(tenant, kind)| check_count(state, tenant, kind, report));
+}
+
+/// No tenant of which a change makes objects, or whose quota it changes, has more than its quota.
+pub(super) fn check_changed(next: &State, changes: &[Change<'_>], report: &mut Report) {
+    let mut grown = BTreeSet::new();
+    for change in changes {
+        for object in [change.old, change.new].into_iter().flatten() {
+            if let Object::Quota(quota) = object {
+                let kind = Kind::from_name(&quota.kind);
+                grown.extend(kind.map(|kind| (&*quota.tenant, kind)));
+            }
+        }
+        if let Some(new) = change.new {
+            grown.extend(tenant_of(next, new).map(|tenant| (tenant, new.kind())));
         }
     }
-    let mut counts: HashMap<(&str, Kind), u32> = HashMap::new();
-    for object in &index.objects {
-        let vpc = match object {
-            Object::Peering(peering) => Some(peering.requester.as_str()),
-            other => other.vpc(),
-        };
-        let tenant = match object {
-            Object::ElasticIp(elastic) => Some(&*elastic.tenant).filter(|own| !own.is_empty()),
-            other if other.tenant_wide().is_some() => other.tenant_wide(),
-            _ => vpc.and_then(|vpc| tenants.get(vpc).copied()),
-        };
-        if let Some(tenant) = tenant {
-            *counts.entry((tenant, object.kind())).or_default() += 1;
-        }
+    for (tenant, kind) in grown {
+        check_count(next, tenant, kind, report);
     }
-    let mut counts: Vec<_> = counts.into_iter().collect();
-    counts.sort_unstable();
-    for ((tenant, kind), count) in counts {
-        let Some((_, default)) = DEFAULTS.iter().find(|(other, _)| *other == kind) else {
-            continue;
+}
+
+/// The tenant as whose an object counts, if any.
+fn tenant_of<'s>(state: &'s State, object: &'s Object) -> Option<&'s str> {
+    let tenant = match object {
+        Object::ElasticIp(elastic) => &elastic.tenant,
+        Object::Peering(peering) => tenant_of_vpc(state, &peering.requester)?,
+        other => match other.tenant_wide() {
+            Some(tenant) => tenant,
+            None => tenant_of_vpc(state, other.vpc()?)?,
+        },
+    };
+    Some(tenant).filter(|tenant| !tenant.is_empty())
+}
+
+fn tenant_of_vpc<'s>(state: &'s State, vpc: &str) -> Option<&'s str> {
+    match state.find(Kind::Vpc, vpc)? {
+        Object::Vpc(vpc) => Some(&vpc.tenant),
+        _ => None,
+    }
+}
+
+fn check_count(state: &State, tenant: &str, kind: Kind, report: &mut Report) {
+    let Some((_, default)) = DEFAULTS.iter().find(|(other, _)| *other == kind) else {
+        return;
+    };
+    if tenant.is_empty() {
+        return;
+    }
+    let id = format!("{tenant}/{}", kind.name());
+    let limit = match state.find(Kind::Quota, &id) {
+        Some(Object::Quota(quota)) => quota.limit,
+        _ => *default,
+    };
+    let count = state.count_of_tenant(tenant, kind);
+    if count > limit as usize {
+        let at = At {
+            kind: Kind::Quota,
+            id: &id,
         };
-        let id = format!("{tenant}/{}", kind.name());
-        let limit = match index.find(Kind::Quota, &id) {
-            Some(Object::Quota(quota)) => quota.limit,
-            _ => *default,
-        };
-        if count > limit {
-            let at = At {
-                kind: Kind::Quota,
-                id: &id,
-            };
-            let kind = kind.name();
-            let rule = format!(
-                "tenant '{tenant}' would have {count} objects of kind {kind}, and may have {limit}"
-            );
-            report.add(at, "limit", rule);
-        }
+        let kind = kind.name();
+        let rule = format!(
+            "tenant '{tenant}' would have {count} objects of kind {kind}, and may have {limit}"
+        );
+        report.add(at, "limit", rule);
     }
 }

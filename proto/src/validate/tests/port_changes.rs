@@ -18,13 +18,15 @@ impl Numbers {
 }
 
 /// A state of h1. Two hosts that have no port of the VPC can't carry it: one is too narrow, the other has tunnels of the other family.
-fn base() -> Objects {
+fn base(scope: Scope<'_>) -> Objects {
     let mut objects = good();
     objects.hosts.push(Host {
         underlay_mtu: 1400,
         ..host("h3", &["192.0.2.3"])
     });
     objects.hosts.push(host("h4", &["2001:db8::4"]));
+    // This one is like those that do.
+    objects.hosts.push(host("h5", &["192.0.2.5"]));
     objects.hosts[0].physical_networks = vec!["physnet".into()];
     objects.external_networks.push(ExternalNetwork {
         id: "internet".into(),
@@ -43,7 +45,7 @@ fn base() -> Objects {
     objects.subnets[0].mtu = 1380;
     objects.ports.push(port("p3", "front", "h2", 13));
     for port in &mut objects.ports {
-        if port.host != "h1" {
+        if scope != Scope::Intent && port.host != "h1" {
             port.device = None;
             port.security_groups.clear();
         }
@@ -51,9 +53,9 @@ fn base() -> Objects {
     objects
 }
 
-fn random_port(numbers: &mut Numbers) -> Port {
+fn random_port(numbers: &mut Numbers, scope: Scope<'_>) -> Port {
     let id = format!("p{}", 1 + numbers.below(6));
-    let host = ["h1", "h1", "h2", "h2", "h3", "h4", "nowhere"][numbers.below(7) as usize];
+    let host = ["h1", "h1", "h2", "h2", "h3", "h4", "h5", "nowhere"][numbers.below(8) as usize];
     let n = 11 + numbers.below(8) as u8;
     let mut made = port(&id, "front", host, n);
     made.id = id;
@@ -76,7 +78,7 @@ fn random_port(numbers: &mut Numbers) -> Port {
     if numbers.below(10) == 0 {
         made.security_groups = vec!["missing".into()];
     }
-    if host != "h1" && numbers.below(10) != 0 {
+    if scope != Scope::Intent && host != "h1" && numbers.below(10) != 0 {
         made.device = None;
         made.security_groups.clear();
     }
@@ -85,9 +87,13 @@ fn random_port(numbers: &mut Numbers) -> Port {
 
 #[test]
 fn a_change_of_ports_breaks_the_same_rules_as_the_state_after_it() {
-    let scope = Scope::Node { host: "h1" };
+    breaks_the_same_rules(Scope::Node { host: "h1" });
+    breaks_the_same_rules(Scope::Intent);
+}
+
+fn breaks_the_same_rules(scope: Scope<'_>) {
     let mut numbers = Numbers(7);
-    let mut objects = base();
+    let mut objects = base(scope);
     assert_eq!(
         validate(&State::from_objects(objects.clone()).unwrap(), scope),
         vec![]
@@ -96,7 +102,7 @@ fn a_change_of_ports_breaks_the_same_rules_as_the_state_after_it() {
     for _ in 0..4000 {
         let mut next = objects.clone();
         for _ in 0..=numbers.below(3) {
-            let made = random_port(&mut numbers);
+            let made = random_port(&mut numbers, scope);
             let known = next.ports.iter().position(|port| port.id == made.id);
             match known {
                 Some(place) if numbers.below(3) == 0 => drop(next.ports.remove(place)),
@@ -104,7 +110,7 @@ fn a_change_of_ports_breaks_the_same_rules_as_the_state_after_it() {
                 None => next.ports.push(made),
             }
         }
-        if numbers.below(4) == 0 {
+        if scope != Scope::Intent && numbers.below(4) == 0 {
             let members = (0..numbers.below(4)).map(|n| format!("10.0.0.{}", 20 + n));
             next.security_groups[0].members = members.collect();
         }
@@ -137,7 +143,7 @@ fn a_change_of_ports_breaks_the_same_rules_as_the_state_after_it() {
 
 #[test]
 fn claims_follow_the_ports() {
-    let mut state = State::from_objects(base()).unwrap();
+    let mut state = State::from_objects(base(Scope::Node { host: "h1" })).unwrap();
     assert!(state.has_port_on("blue", "h2") && !state.has_port_on("blue", "h3"));
     let mut twin = port("p9", "front", "h2", 11);
     assert!(state.is_shared(&twin));
