@@ -447,7 +447,7 @@ fn peers(version: &Version, host: &str) -> usize {
 }
 
 /// The hosts to which the routes of a VPC lead that a host is told: those of subnets with ports there, or of all where it is a gateway.
-fn route_hosts<'v>(version: &'v Version, vpc: &str, host: &str) -> HashSet<&'v str> {
+fn route_hosts<'v>(version: &'v Version, vpc: &'v str, host: &str) -> HashSet<&'v str> {
     let tables: HashMap<&str, HashSet<&str>> = version
         .objects_of(vpc)
         .filter_map(|object| match object {

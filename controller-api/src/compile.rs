@@ -10,88 +10,191 @@
 //!
 //! A tenant's groups and prefix lists are told as those of each VPC, with ids that say so: hosts know none that are of no VPC.
 //!
-//! The result passes [`Scope::Node`](weft_proto::validate::Scope), and changes only when something that the host acts on changes.
+//! What all hosts of a VPC are told alike is in [`VpcView`]; here is what one is told beyond that. The result passes
+//! [`Scope::Node`](weft_proto::validate::Scope), and changes only when something that the host acts on changes.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::BTreeSet;
 use std::net::IpAddr;
+use std::sync::{Arc, LazyLock};
 
 use weft_proto::peering::SideState;
-use weft_proto::state::{Kind, Object, State};
+use weft_proto::state::{Entry, Kind, Layer, Object, State, Sum};
 use weft_proto::v1::{
-    ElasticIp, Host, NatGateway, Port, PortForward, PrefixList, RouteTable, SecurityGroup,
-    SecurityRule, Subnet,
+    NatGateway, Peering, Port, PortForward, PrefixList, SecurityGroup, SecurityRule, Subnet,
 };
-use weft_proto::{mtu, v1};
 
+use crate::node::NodeState;
 use crate::version::Version;
+use crate::view::VpcView;
 
 /// The state of a host; nothing when the intent has no such host, or it runs no weftd.
 pub fn compile(version: &Version, host: &str) -> Option<State> {
-    let own = version.host(host)?;
-    let hosts: BTreeMap<&str, &Host> = version
-        .state
-        .iter()
-        .map_while(|object| match object {
-            Object::Host(host) => Some((host.id.as_str(), host)),
-            _ => None,
-        })
-        .collect();
+    let node = NodeState::compile(version, host, None)?;
     let mut state = State::default();
-    let mut needed = BTreeSet::from([own.id.as_str()]);
-    let vpcs = version.vpcs_of(host);
-    for vpc in &vpcs {
-        let objects = Objects::of(version, vpc);
-        objects.compile(version, host, &hosts, &mut needed, &mut state);
-    }
-    for object in version.state.of_kind(Kind::Peering) {
-        let Object::Peering(peering) = object else {
-            continue;
-        };
-        let own = |vpc: &&str| vpcs.contains(*vpc);
-        if !peering.vpcs().iter().any(own) {
-            continue;
-        }
-        state.insert(object.clone());
-        for vpc in peering.vpcs().iter().filter(|vpc| !own(vpc)) {
-            let objects = Objects::of(version, vpc);
-            // One that is deleted still has to be told from what never was.
-            let is_known = |state: SideState| state.is_agreed() || state == SideState::Deleted;
-            if peering.states().into_iter().all(is_known) {
-                objects.compile_from_afar(&hosts, &mut needed, &mut state);
-            } else if let Some(vpc) = objects.vpc {
-                state.insert(Object::Vpc(vpc.clone()));
-            }
-        }
-    }
-    add_remote_groups(version, &mut state);
-    add_external_networks(version, &vpcs, &mut state);
-    for id in needed {
-        if let Some(host) = hosts.get(id) {
-            state.insert(Object::Host((*host).clone()));
-        }
+    for entry in node.iter() {
+        state.insert(entry.object.clone());
     }
     Some(state)
 }
 
-/// The objects of one VPC, by kind.
-#[derive(Default)]
-struct Objects<'a> {
-    vpc: Option<&'a v1::Vpc>,
-    subnets: Vec<&'a Subnet>,
-    route_tables: BTreeMap<&'a str, &'a RouteTable>,
-    network_acls: BTreeMap<&'a str, &'a v1::NetworkAcl>,
-    /// Those of the VPC and of its tenant, each with the id by which hosts know it.
-    prefix_lists: BTreeMap<&'a str, (&'a PrefixList, String)>,
-    groups: BTreeMap<&'a str, (&'a SecurityGroup, String)>,
-    /// Only those that live somewhere.
-    ports: Vec<&'a Port>,
-    /// Bound to these ports.
-    elastic_ips: Vec<&'a ElasticIp>,
-    nat_gateways: Vec<&'a NatGateway>,
-    /// Hosts that are gateways to external networks for the VPC.
-    gateways: BTreeSet<&'a str>,
-    /// The VPCs into which active peerings lead.
-    joined: Vec<&'a str>,
+static EMPTY: LazyLock<Layer> = LazyLock::new(Layer::default);
+
+/// What a host is told of one VPC.
+#[derive(Debug)]
+pub(crate) struct Part {
+    pub(crate) vpc: Arc<str>,
+    /// What all are told, where this host is; none where it is told only that the VPC is there.
+    view: Option<Arc<VpcView>>,
+    /// Whether it has ports here, or is a gateway.
+    pub(crate) is_own: bool,
+    /// The VPCs that peerings joined to this one.
+    joined: Vec<Arc<str>>,
+    /// What this host is told beyond that, and in place of that.
+    own: Layer,
+    /// What is not told since `own` has it in another form.
+    hidden: Sum,
+    /// Other hosts that this one has to know because of its ports and its routes here.
+    hosts: BTreeSet<Arc<str>>,
+    /// The external networks that something here leads to, or that lead here.
+    pub(crate) networks: BTreeSet<Arc<str>>,
+}
+
+impl Part {
+    /// What a host is told of a VPC; nothing if the VPC does not concern it. `before`: what it was told last.
+    pub(crate) fn compile(
+        version: &Version,
+        vpc: &str,
+        host: &str,
+        before: Option<&Self>,
+    ) -> Option<Self> {
+        let is_own = version.is_own(vpc, host);
+        let peerings: Vec<&Peering> = version.state.peerings_of(vpc).collect();
+        let reach = peerings.iter().filter_map(|peering| {
+            let other = peering.other(vpc)?;
+            version.is_own(other, host).then(|| tells_ports(peering))
+        });
+        let reach = reach.max();
+        if !is_own && reach.is_none() {
+            return None;
+        }
+        let view = version.view(vpc)?;
+        let mut part = Self {
+            vpc: Arc::clone(&view.id),
+            view: (is_own || reach == Some(true)).then(|| Arc::clone(view)),
+            is_own,
+            joined: peerings
+                .iter()
+                .filter_map(|peering| peering.other(vpc).map(Arc::from))
+                .collect(),
+            own: Layer::default(),
+            hidden: Sum::default(),
+            hosts: BTreeSet::new(),
+            networks: BTreeSet::new(),
+        };
+        let mut told = Told {
+            version,
+            vpc,
+            host,
+            view,
+            before: before.map(|before| &before.own),
+            peerings,
+            part: &mut part,
+        };
+        told.peerings();
+        told.policy();
+        if is_own {
+            told.ports();
+            told.subnets();
+            told.nat_gateways();
+            told.networks();
+        } else if part.view.is_none() {
+            part.own.extend(view.places.get(Kind::Vpc, vpc));
+        }
+        part.hide();
+        Some(part)
+    }
+
+    /// Notes what of the view is not told.
+    fn hide(&mut self) {
+        let view = self.view.as_ref();
+        let hidden = self.own.iter().filter_map(|entry| {
+            let (kind, id) = (entry.object.kind(), entry.object.id());
+            Some(seen(view?, self.is_own, kind, id)?.digest)
+        });
+        self.hidden = hidden.fold(Sum::default(), Sum::plus);
+    }
+
+    /// What it adds to the digest of a host's state.
+    pub(crate) fn digest(&self) -> Sum {
+        let all = self.layers().map(Layer::digest);
+        all.into_iter()
+            .fold(Sum::default(), Sum::plus)
+            .minus(self.hidden)
+    }
+
+    /// Everything that is told, and what is hidden by `own`, the last.
+    fn layers(&self) -> [&Layer; 3] {
+        let view = self.view.as_ref();
+        let places = view.map_or(&*EMPTY, |view| &view.places);
+        let way_out = view.filter(|_| self.is_own);
+        let way_out = way_out.map_or(&*EMPTY, |view| &view.way_out);
+        [places, way_out, &self.own]
+    }
+
+    /// An object that is told.
+    pub(crate) fn get(&self, kind: Kind, id: &str) -> Option<&Arc<Entry>> {
+        let shared = || seen(self.view.as_ref()?, self.is_own, kind, id);
+        self.own.get(kind, id).or_else(shared)
+    }
+
+    /// Everything that is told.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Arc<Entry>> {
+        let is_told = |entry: &&Arc<Entry>| {
+            let told = self.get(entry.object.kind(), entry.object.id());
+            told.is_some_and(|told| Arc::ptr_eq(told, entry))
+        };
+        let all = self.layers().into_iter().flat_map(Layer::iter);
+        all.filter(is_told)
+    }
+
+    /// What is in either and not in the other as it is: what is told otherwise is among it, by its key.
+    pub(crate) fn difference<'a>(
+        old: Option<&'a Self>,
+        new: Option<&'a Self>,
+    ) -> impl Iterator<Item = &'a Arc<Entry>> {
+        let [old, new] = [old, new].map(|part| part.map_or([&*EMPTY; 3], Self::layers));
+        let layers = old.into_iter().zip(new);
+        layers.flat_map(|(old, new)| old.difference(new).into_iter().flatten())
+    }
+
+    /// The VPCs that peerings joined to this one.
+    pub(crate) fn joined(&self) -> impl Iterator<Item = &str> {
+        self.joined.iter().map(|vpc| &**vpc)
+    }
+
+    /// The hosts that this one has to know because of the VPC, some more than once.
+    pub(crate) fn hosts(&self) -> impl Iterator<Item = &Arc<str>> {
+        let view = self.view.iter();
+        let shared = view.flat_map(|view| {
+            let gateways = self.is_own.then_some(&view.gateways);
+            [Some(&view.port_hosts), gateways].into_iter().flatten()
+        });
+        shared.flat_map(|hosts| hosts.iter()).chain(&self.hosts)
+    }
+}
+
+/// What a view says of a key.
+fn seen<'v>(view: &'v VpcView, is_own: bool, kind: Kind, id: &str) -> Option<&'v Arc<Entry>> {
+    match kind {
+        Kind::ElasticIp | Kind::NatGateway => view.way_out.get(kind, id).filter(|_| is_own),
+        _ => view.places.get(kind, id),
+    }
+}
+
+/// Whether hosts of one VPC are told where the ports of the other are. One that is deleted still has to be told from what never was.
+pub(crate) fn tells_ports(peering: &Peering) -> bool {
+    let is_known = |state: SideState| state.is_agreed() || state == SideState::Deleted;
+    peering.states().into_iter().all(is_known)
 }
 
 /// The id by which hosts know a group or a prefix list: one of a tenant is another in each VPC.
@@ -102,409 +205,321 @@ fn id_in(object: &Object, vpc: &str) -> String {
     }
 }
 
-impl<'a> Objects<'a> {
-    fn of(version: &'a Version, vpc: &str) -> Self {
-        let mut all = Self {
-            gateways: version.gateways_of(vpc).collect(),
-            ..Self::default()
+/// Fills a part.
+struct Told<'a> {
+    version: &'a Version,
+    vpc: &'a str,
+    host: &'a str,
+    view: &'a VpcView,
+    before: Option<&'a Layer>,
+    peerings: Vec<&'a Peering>,
+    part: &'a mut Part,
+}
+
+impl<'a> Told<'a> {
+    /// Tells an object, as the very one that was told before if it is the same.
+    fn put(&mut self, object: Object) {
+        let known = self.before;
+        let known = known.and_then(|before| before.get(object.kind(), object.id()));
+        let entry = match known {
+            Some(known) if known.object == object => Arc::clone(known),
+            _ => Entry::new(object),
         };
-        let peerings = version.state.of_kind(Kind::Peering);
-        all.joined = peerings
-            .filter_map(|object| match object {
-                Object::Peering(peering) if peering.passes() => peering.other(vpc),
-                _ => None,
-            })
-            .collect();
-        let tenant = match version.state.find(Kind::Vpc, vpc) {
-            Some(Object::Vpc(vpc)) => vpc.tenant.as_str(),
-            _ => "",
-        };
-        for object in version
-            .objects_of(vpc)
-            .chain(version.objects_of_tenant(tenant))
-        {
-            match object {
-                Object::Host(_) | Object::Quota(_) | Object::Peering(_) => {}
-                Object::ExternalNetwork(_) | Object::ElasticIp(_) => {}
-                Object::NatGateway(o) => all.nat_gateways.push(o),
-                Object::Vpc(o) => all.vpc = Some(o),
-                Object::Subnet(o) => all.subnets.push(o),
-                Object::RouteTable(o) => drop(all.route_tables.insert(&o.id, o)),
-                Object::NetworkAcl(o) => drop(all.network_acls.insert(&o.id, o)),
-                Object::PrefixList(o) => {
-                    drop(all.prefix_lists.insert(&o.id, (o, id_in(object, vpc))));
-                }
-                Object::SecurityGroup(o) => drop(all.groups.insert(&o.id, (o, id_in(object, vpc)))),
-                Object::Port(o) if o.host.is_empty() => {}
-                Object::Port(o) => all.ports.push(o),
-            }
-        }
-        let ports: HashSet<&str> = all.ports.iter().map(|port| port.id.as_str()).collect();
-        let elastic_ips = version.elastic_ips_of(vpc);
-        all.elastic_ips = elastic_ips
-            .filter(|elastic| ports.contains(elastic.port.as_str()))
-            .collect();
-        all
+        self.part.own.insert(entry);
     }
 
-    fn compile(
-        &self,
-        version: &Version,
-        host: &str,
-        hosts: &BTreeMap<&str, &'a Host>,
-        needed: &mut BTreeSet<&'a str>,
-        state: &mut State,
-    ) {
-        if let Some(vpc) = self.vpc {
-            state.insert(Object::Vpc(vpc.clone()));
-        }
-        self.compile_subnets(host, hosts, needed, state);
-        self.compile_policy(version, host, state);
-        self.compile_way_out(version, host, state);
-        needed.extend(&self.gateways);
-        for port in &self.ports {
-            needed.insert(&port.host);
-            let mut seen = if port.host == host {
-                needed.insert(&port.moved_from);
-                (*port).clone()
-            } else {
-                seen_from_afar(port)
+    /// Tells an object as it is in the intent.
+    fn share(&mut self, kind: Kind, id: &str) {
+        self.part.own.extend(self.version.state.entry(kind, id));
+    }
+
+    fn state(&self) -> &'a State {
+        &self.version.state
+    }
+
+    /// The ports here, and those that were here.
+    fn local_ports(&self) -> impl Iterator<Item = &'a Port> + use<'a> {
+        self.version.state.ports_on(self.vpc, self.host)
+    }
+
+    fn peerings(&mut self) {
+        for peering in self.peerings.clone() {
+            // One that is deleted may outlive its requester.
+            let [teller, other] = match self.state().find(Kind::Vpc, &peering.requester) {
+                Some(_) => [&peering.requester, &peering.accepter],
+                None => [&peering.accepter, &peering.requester],
             };
-            if port.moved_from == host {
-                seen.moved_from = host.to_owned();
+            let is_told =
+                *teller == self.vpc && (self.part.is_own || self.version.is_own(other, self.host));
+            if is_told {
+                self.share(Kind::Peering, &peering.id);
             }
-            for group in &mut seen.security_groups {
-                *group = self.group_id(group).clone();
+        }
+    }
+
+    fn ports(&mut self) {
+        for port in self.local_ports() {
+            if !port.moved_from.is_empty() {
+                self.part.hosts.insert(Arc::from(&*port.moved_from));
             }
-            state.insert(Object::Port(seen));
+            let mut groups = port.security_groups.iter();
+            if groups.all(|group| self.group_id(group) == *group) {
+                self.share(Kind::Port, &port.id);
+                continue;
+            }
+            let groups = port.security_groups.iter();
+            let security_groups = groups.map(|group| self.group_id(group)).collect();
+            self.put(Object::Port(Port {
+                security_groups,
+                ..port.clone()
+            }));
+        }
+        for port in self.state().ports_that_left(self.vpc, self.host) {
+            if *port.host != *self.host
+                && let Some(seen) = self.view.places.get(Kind::Port, &port.id)
+                && let Object::Port(seen) = &seen.object
+            {
+                self.put(Object::Port(Port {
+                    moved_from: self.host.to_owned(),
+                    ..seen.clone()
+                }));
+            }
+        }
+    }
+
+    /// A group or a prefix list that the VPC may use: one of its own, or of its tenant.
+    fn usable(&self, kind: Kind, id: &str) -> Option<&'a Object> {
+        let found = self.state().find(kind, id)?;
+        let is_usable = match found.tenant_wide() {
+            Some(tenant) => self.tenant() == Some(tenant),
+            None => found.vpc() == Some(self.vpc),
+        };
+        is_usable.then_some(found)
+    }
+
+    fn tenant(&self) -> Option<&'a str> {
+        match self.state().find(Kind::Vpc, self.vpc)? {
+            Object::Vpc(vpc) => Some(&vpc.tenant),
+            _ => None,
+        }
+    }
+
+    fn group(&self, id: &str) -> Option<&'a SecurityGroup> {
+        match self.usable(Kind::SecurityGroup, id)? {
+            Object::SecurityGroup(group) => Some(group),
+            _ => None,
         }
     }
 
     /// The id by which hosts know a group.
-    fn group_id<'s>(&'s self, id: &'s String) -> &'s String {
-        self.groups.get(id.as_str()).map_or(id, |(_, known)| known)
+    fn group_id(&self, id: &str) -> String {
+        let found = self.usable(Kind::SecurityGroup, id);
+        found.map_or_else(|| id.to_owned(), |found| id_in(found, self.vpc))
     }
 
-    /// Elastic IPs and NAT gateways.
-    fn compile_way_out(&self, version: &Version, host: &str, state: &mut State) {
-        for elastic in &self.elastic_ips {
-            state.insert(Object::ElasticIp((*elastic).clone()));
+    /// The groups of local ports, and what their rules name; and the groups here that rules of local ports in joined VPCs name.
+    fn policy(&mut self) {
+        let mut local: BTreeSet<&'a str> = BTreeSet::new();
+        let mut remotes: BTreeSet<&'a str> = BTreeSet::new();
+        if self.part.is_own {
+            let ports = self.local_ports();
+            local.extend(ports.flat_map(|port| port.security_groups.iter().map(String::as_str)));
         }
-        for nat in &self.nat_gateways {
-            let network = version.state.external_network(&nat.external_network);
-            let runs_here = network.is_some_and(|network| {
-                let mut hosts = network.gateway_hosts.iter();
-                hosts.any(|gateway| gateway == host)
-            });
-            // Hosts that send to it need not know who may send back, nor to whom.
-            let mut seen = NatGateway {
-                port_forwards: Vec::new(),
-                filtering: String::new(),
-                timeouts: None,
-                limits: None,
-                ..(*nat).clone()
-            };
-            if runs_here {
-                seen.port_forwards = self.live_forwards(nat);
-                seen.filtering.clone_from(&nat.filtering);
-                (seen.timeouts, seen.limits) = (nat.timeouts, nat.limits);
-            }
-            state.insert(Object::NatGateway(seen));
-        }
-    }
-
-    /// The port forwards of a gateway to ports that live somewhere.
-    fn live_forwards(&self, nat: &NatGateway) -> Vec<PortForward> {
-        if nat.port_forwards.is_empty() {
-            return Vec::new();
-        }
-        let ids: HashSet<&str> = self.ports.iter().map(|port| port.id.as_str()).collect();
-        let addresses = self.ports.iter().flat_map(|port| &port.addresses);
-        let addresses: HashSet<IpAddr> = addresses.filter_map(|text| text.parse().ok()).collect();
-        let is_live = |forward: &&PortForward| {
-            let private: Option<IpAddr> = forward.private_address.parse().ok();
-            ids.contains(forward.port.as_str())
-                || private.is_some_and(|private| addresses.contains(&private))
-        };
-        nat.port_forwards.iter().filter(is_live).cloned().collect()
-    }
-
-    /// What a host without ports of the VPC needs, where a peering joins it to one that has: where each address is.
-    fn compile_from_afar(
-        &self,
-        hosts: &BTreeMap<&str, &'a Host>,
-        needed: &mut BTreeSet<&'a str>,
-        state: &mut State,
-    ) {
-        if let Some(vpc) = self.vpc {
-            state.insert(Object::Vpc(vpc.clone()));
-        }
-        self.compile_subnets("", hosts, needed, state);
-        for port in &self.ports {
-            needed.insert(&port.host);
-            state.insert(Object::Port(seen_from_afar(port)));
-        }
-    }
-
-    /// Subnets, with the routes and ACLs of those that have ports here. A gateway of the VPC has the routes of all.
-    fn compile_subnets(
-        &self,
-        host: &str,
-        hosts: &BTreeMap<&str, &'a Host>,
-        needed: &mut BTreeSet<&'a str>,
-        state: &mut State,
-    ) {
-        let local: BTreeSet<&str> = self
-            .ports
-            .iter()
-            .filter(|port| port.host == host)
-            .map(|port| port.subnet.as_str())
-            .collect();
-        let carriers = self.carriers(hosts);
-        for subnet in &self.subnets {
-            let mut seen = (*subnet).clone();
-            // Told rather than derived: a host does not see every host that carries the VPC.
-            seen.mtu = mtu::effective(subnet, carriers.iter().copied());
-            let is_local = local.contains(subnet.id.as_str());
-            if is_local || self.gateways.contains(host) {
-                if let Some(table) = self.route_tables.get(subnet.route_table.as_str()) {
-                    needed.extend(table.hosts());
-                    state.insert(Object::RouteTable((*table).clone()));
-                }
-            } else {
-                seen.route_table.clear();
-            }
-            if is_local {
-                if let Some(acl) = self.network_acls.get(subnet.network_acl.as_str()) {
-                    state.insert(Object::NetworkAcl((*acl).clone()));
-                }
-            } else {
-                seen.network_acl.clear();
-                seen.dhcp = None;
-            }
-            state.insert(Object::Subnet(seen));
-        }
-    }
-
-    /// The groups of local ports, and what their rules name.
-    fn compile_policy(&self, version: &Version, host: &str, state: &mut State) {
-        let local: BTreeSet<&str> = self
-            .ports
-            .iter()
-            .filter(|port| port.host == host)
-            .flat_map(|port| port.security_groups.iter().map(String::as_str))
-            .collect();
-        let rules = local
-            .iter()
-            .filter_map(|id| self.groups.get(id))
-            .flat_map(|(group, _)| &group.rules);
-        let mut remotes = BTreeSet::new();
+        let rules = local.iter().filter_map(|id| self.group(id));
+        let rules: Vec<&SecurityRule> = rules.flat_map(|group| &group.rules).collect();
         for rule in rules {
             if !rule.remote_group.is_empty() {
-                remotes.insert(rule.remote_group.as_str());
+                remotes.insert(&rule.remote_group);
             }
-            let list = self.prefix_lists.get(rule.remote_prefix_list.as_str());
-            if let Some((list, known)) = list {
-                state.insert(Object::PrefixList(PrefixList {
-                    id: known.clone(),
-                    vpc: self.id().to_owned(),
+            let list = self.usable(Kind::PrefixList, &rule.remote_prefix_list);
+            if let Some(found @ Object::PrefixList(list)) = list {
+                if found.tenant_wide().is_none() {
+                    self.share(Kind::PrefixList, &list.id);
+                    continue;
+                }
+                self.put(Object::PrefixList(PrefixList {
+                    id: id_in(found, self.vpc),
+                    vpc: self.vpc.to_owned(),
                     prefixes: list.prefixes.clone(),
                     tenant: String::new(),
                 }));
             }
         }
-        let mut members = self.members(&remotes);
-        self.add_joined_members(version, &remotes, &mut members);
-        for id in local.union(&remotes) {
-            let Some((group, known)) = self.groups.get(id) else {
+        for peering in self.peerings.clone() {
+            let Some(other) = peering.other(self.vpc) else {
                 continue;
             };
-            let rules = if local.contains(id) {
-                &group.rules[..]
-            } else {
-                &[]
+            let state = self.state();
+            let groups = state.ports_on(other, self.host);
+            let groups: BTreeSet<&str> = groups
+                .flat_map(|port| port.security_groups.iter().map(String::as_str))
+                .collect();
+            for id in groups {
+                // One of the tenant names only such as are everywhere.
+                if let Some(Object::SecurityGroup(group)) = state.find(Kind::SecurityGroup, id)
+                    && group.vpc == other
+                {
+                    let named = group.rules.iter().map(|rule| &*rule.remote_group);
+                    remotes.extend(named.filter(|id| {
+                        let found = state.find(Kind::SecurityGroup, id);
+                        found.and_then(Object::vpc) == Some(self.vpc)
+                    }));
+                }
+            }
+        }
+        for id in local.union(&remotes) {
+            let Some(group) = self.group(id) else {
+                continue;
             };
-            state.insert(Object::SecurityGroup(SecurityGroup {
-                id: known.clone(),
-                vpc: self.id().to_owned(),
-                rules: rules.iter().map(|rule| self.known_rule(rule)).collect(),
-                members: members.remove(id).unwrap_or_default(),
-                tenant: String::new(),
-            }));
+            let (has_rules, has_members) = (local.contains(id), remotes.contains(id));
+            if group.vpc.is_empty() {
+                let object = self.told_group(group, has_rules, has_members);
+                self.put(object);
+                continue;
+            }
+            let make = || self.told_group(group, has_rules, has_members);
+            let entry = self.view.group((id, has_rules, has_members), make);
+            self.part.own.insert(entry);
         }
     }
 
-    fn id(&self) -> &str {
-        self.vpc.map_or("", |vpc| &vpc.id)
+    fn told_group(&self, group: &SecurityGroup, has_rules: bool, has_members: bool) -> Object {
+        let rules = if has_rules { &group.rules[..] } else { &[] };
+        let members = if has_members {
+            self.members(group)
+        } else {
+            Vec::new()
+        };
+        Object::SecurityGroup(SecurityGroup {
+            id: self.group_id(&group.id),
+            vpc: self.vpc.to_owned(),
+            rules: rules.iter().map(|rule| self.known_rule(rule)).collect(),
+            members,
+            tenant: String::new(),
+        })
     }
 
     /// A rule with the ids by which hosts know what it names.
     fn known_rule(&self, rule: &SecurityRule) -> SecurityRule {
         let list = &rule.remote_prefix_list;
-        let list = self
-            .prefix_lists
-            .get(list.as_str())
-            .map_or(list, |(_, known)| known);
+        let found = self.usable(Kind::PrefixList, list);
         SecurityRule {
-            remote_group: self.group_id(&rule.remote_group).clone(),
-            remote_prefix_list: list.clone(),
+            remote_group: self.group_id(&rule.remote_group),
+            remote_prefix_list: found.map_or_else(|| list.clone(), |it| id_in(it, self.vpc)),
             ..rule.clone()
         }
     }
 
-    /// A tenant's groups have members in the VPCs, too, that this one reaches by peerings.
-    fn add_joined_members(
-        &self,
-        version: &Version,
-        groups: &BTreeSet<&'a str>,
-        members: &mut BTreeMap<&'a str, Vec<String>>,
-    ) {
-        let wide = groups.iter().copied().filter(|id| {
-            let found = self.groups.get(id);
-            found.is_some_and(|(group, _)| group.vpc.is_empty())
-        });
-        let wide: BTreeSet<&str> = wide.collect();
-        if wide.is_empty() {
-            return;
-        }
-        for vpc in &self.joined {
-            for (id, more) in Objects::of(version, vpc).members(&wide) {
-                if let Some(id) = wide.get(id) {
-                    members.entry(id).or_default().extend(more);
-                }
+    /// The addresses of the ports in a group, sorted. A tenant's groups have members in the VPCs, too, that this one reaches by peerings.
+    fn members(&self, group: &SecurityGroup) -> Vec<String> {
+        let mut members = Vec::new();
+        self.add_members(self.vpc, group, &mut members);
+        if group.vpc.is_empty() {
+            for peering in self.peerings.iter().filter(|peering| peering.passes()) {
+                let Some(other) = peering.other(self.vpc) else {
+                    continue;
+                };
+                self.add_members(other, group, &mut members);
             }
         }
-        for list in members.values_mut() {
-            list.sort_unstable();
-        }
-    }
-
-    /// The addresses of the ports in each of these groups, sorted.
-    fn members(&self, groups: &BTreeSet<&str>) -> BTreeMap<&'a str, Vec<String>> {
-        let direct = self
-            .elastic_ips
-            .iter()
-            .filter(|elastic| elastic.is_direct());
-        let mut direct_of: BTreeMap<&str, Vec<&String>> = BTreeMap::new();
-        for elastic in direct {
-            direct_of
-                .entry(&elastic.port)
-                .or_default()
-                .push(&elastic.address);
-        }
-        let mut members: BTreeMap<&str, Vec<String>> = BTreeMap::new();
-        for port in &self.ports {
-            for group in &port.security_groups {
-                if groups.contains(group.as_str()) {
-                    let list = members.entry(group).or_default();
-                    list.extend(port.addresses.iter().cloned());
-                    let direct = direct_of.get(port.id.as_str());
-                    list.extend(direct.into_iter().flatten().copied().cloned());
-                }
-            }
-        }
-        for list in members.values_mut() {
-            list.sort_unstable();
-        }
+        members.sort_unstable();
         members
     }
 
-    /// Hosts on which the VPC has ports, to which its routes point, or which are its gateways.
-    fn carriers(&self, hosts: &BTreeMap<&str, &'a Host>) -> Vec<&'a Host> {
-        let ports = self.ports.iter().map(|port| port.host.as_str());
-        let tables = self.route_tables.values();
-        let ids: BTreeSet<&str> = ports
-            .chain(tables.flat_map(|table| table.hosts()))
-            .chain(self.gateways.iter().copied())
-            .collect();
-        ids.iter().filter_map(|id| hosts.get(id).copied()).collect()
-    }
-}
-
-/// The groups of other VPCs that groups of this host's ports name, with their members.
-fn add_remote_groups(version: &Version, state: &mut State) {
-    let named: BTreeSet<String> = state
-        .of_kind(Kind::SecurityGroup)
-        .filter_map(|object| match object {
-            Object::SecurityGroup(group) => Some(group),
-            _ => None,
-        })
-        .flat_map(|group| {
-            group
-                .rules
-                .iter()
-                .map(|rule| (&group.vpc, &rule.remote_group))
-        })
-        .filter(
-            |(vpc, id)| match version.state.find(Kind::SecurityGroup, id) {
-                Some(remote) => remote.vpc() != Some(vpc),
-                None => false,
-            },
-        )
-        .map(|(_, id)| id.clone())
-        .collect();
-    for id in named {
-        let Some(Object::SecurityGroup(remote)) = version.state.find(Kind::SecurityGroup, &id)
-        else {
-            continue;
-        };
-        let vpc = Objects::of(version, &remote.vpc);
-        let members = vpc.members(&BTreeSet::from([id.as_str()]));
-        let rules = match state.find(Kind::SecurityGroup, &id) {
-            Some(Object::SecurityGroup(known)) => known.rules.clone(),
-            _ => Vec::new(),
-        };
-        state.insert(Object::SecurityGroup(SecurityGroup {
-            id: id.clone(),
-            vpc: remote.vpc.clone(),
-            rules,
-            members: members.into_values().next().unwrap_or_default(),
-            tenant: String::new(),
-        }));
-    }
-}
-
-/// The external networks that elastic IPs, NAT gateways and routes name, and those that route prefixes to the host's own VPCs. Of each what concerns these.
-fn add_external_networks(version: &Version, vpcs: &BTreeSet<String>, state: &mut State) {
-    let mut named = BTreeSet::new();
-    for object in version.state.of_kind(Kind::ExternalNetwork) {
-        if let Object::ExternalNetwork(network) = object
-            && network.routed.iter().any(|it| vpcs.contains(&it.vpc))
-        {
-            named.insert(network.id.clone());
+    fn add_members(&self, vpc: &str, group: &SecurityGroup, members: &mut Vec<String>) {
+        let ports = self.state().ports_in_group(&group.id, vpc);
+        for port in ports.filter(|port| !port.host.is_empty()) {
+            members.extend(port.addresses.iter().cloned());
+            let direct = self.state().elastic_ips_of_port(&port.id);
+            let direct = direct.filter(|elastic| elastic.is_direct());
+            members.extend(direct.map(|elastic| elastic.address.clone()));
         }
     }
-    for kind in [Kind::ElasticIp, Kind::NatGateway, Kind::RouteTable] {
-        for object in state.of_kind(kind) {
-            match object {
-                Object::ElasticIp(elastic) => drop(named.insert(elastic.external_network.clone())),
-                Object::NatGateway(nat) => drop(named.insert(nat.external_network.clone())),
-                Object::RouteTable(table) => {
-                    named.extend(table.external_networks().map(str::to_owned));
-                }
-                _ => {}
+
+    /// Subnets, with the routes and ACLs of those that have ports here. A gateway of the VPC has the routes of all.
+    fn subnets(&mut self) {
+        let local = self.local_ports().map(|port| &*port.subnet);
+        let local: BTreeSet<&str> = local.collect();
+        let is_gateway = self.version.is_gateway(self.vpc, self.host);
+        let ids: BTreeSet<&str> = if is_gateway {
+            let subnets = self.state().of_vpc_and_kind(self.vpc, Kind::Subnet);
+            subnets.map(Object::id).collect()
+        } else {
+            local.clone()
+        };
+        for id in ids {
+            let Some(Object::Subnet(subnet)) = self.state().find(Kind::Subnet, id) else {
+                continue;
+            };
+            let table = self.state().find(Kind::RouteTable, &subnet.route_table);
+            if let Some(Object::RouteTable(table)) = table {
+                self.part.hosts.extend(table.hosts().map(Arc::from));
+                let networks = table.external_networks().map(Arc::from);
+                self.part.networks.extend(networks);
+                self.share(Kind::RouteTable, &table.id);
+            }
+            let mut seen: Subnet = self.view.told_subnet(subnet);
+            if local.contains(id) {
+                self.share(Kind::NetworkAcl, &subnet.network_acl);
+            } else {
+                seen.network_acl.clear();
+                seen.dhcp = None;
+            }
+            self.put(Object::Subnet(seen));
+        }
+    }
+
+    /// NAT gateways that may run here, with whom they let in.
+    fn nat_gateways(&mut self) {
+        for object in self.state().of_vpc_and_kind(self.vpc, Kind::NatGateway) {
+            let Object::NatGateway(nat) = object else {
+                continue;
+            };
+            let network = self.state().external_network(&nat.external_network);
+            let runs_here = network.is_some_and(|network| {
+                let mut hosts = network.gateway_hosts.iter();
+                hosts.any(|gateway| gateway == self.host)
+            });
+            if runs_here {
+                let port_forwards = self.live_forwards(nat);
+                self.put(Object::NatGateway(NatGateway {
+                    port_forwards,
+                    ..nat.clone()
+                }));
             }
         }
     }
-    for id in named {
-        if let Some(network) = version.state.external_network(&id) {
-            let mut network = network.clone();
-            network.routed.retain(|routed| vpcs.contains(&routed.vpc));
-            state.insert(Object::ExternalNetwork(network));
-        }
-    }
-}
 
-/// A port as other hosts need it: who it is and where it lives.
-fn seen_from_afar(port: &Port) -> Port {
-    Port {
-        id: port.id.clone(),
-        vpc: port.vpc.clone(),
-        subnet: port.subnet.clone(),
-        mac: port.mac.clone(),
-        addresses: port.addresses.clone(),
-        host: port.host.clone(),
-        ..Port::default()
+    /// The port forwards of a gateway to ports that live somewhere.
+    fn live_forwards(&self, nat: &NatGateway) -> Vec<PortForward> {
+        let is_live = |forward: &&PortForward| {
+            let port = match self.state().find(Kind::Port, &forward.port) {
+                Some(Object::Port(port)) => Some(port).filter(|port| port.vpc == self.vpc),
+                _ => None,
+            };
+            let private = forward.private_address.parse::<IpAddr>().ok();
+            let by_address =
+                private.and_then(|address| self.state().port_with_address(self.vpc, address));
+            let mut ports = [port, by_address].into_iter().flatten();
+            ports.any(|port| !port.host.is_empty())
+        };
+        nat.port_forwards.iter().filter(is_live).cloned().collect()
+    }
+
+    /// The external networks that the way out leads to.
+    fn networks(&mut self) {
+        for entry in self.view.way_out.iter() {
+            let network = match &entry.object {
+                Object::ElasticIp(elastic) => &elastic.external_network,
+                Object::NatGateway(nat) => &nat.external_network,
+                _ => continue,
+            };
+            self.part.networks.insert(Arc::from(&**network));
+        }
+        let leading = self.state().networks_that_route_to(self.vpc);
+        self.part
+            .networks
+            .extend(leading.map(|it| Arc::from(it.id())));
     }
 }
 
@@ -512,6 +527,7 @@ fn seen_from_afar(port: &Port) -> Port {
 mod tests {
     use super::*;
     use crate::store::Change;
+    use weft_proto::v1::{self, ElasticIp, Host, RouteTable};
     use weft_proto::validate::{Scope, validate};
 
     /// Three hosts; blue on h1 and h2, red on h3 and with a route to it from h1's blue subnet.

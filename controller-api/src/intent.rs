@@ -3,16 +3,18 @@
 //! The gRPC service calls it; the session of every attached host watches for new versions.
 
 use std::collections::BTreeSet;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use tokio::sync::watch;
 use weft_process::tls::Role;
 use weft_proto::state::{Key, Kind, Object, State, StateError};
 use weft_proto::v1::{self, Objects};
-use weft_proto::validate::{Scope, describe, validate};
+use weft_proto::validate::{Scope, describe, validate, validate_next};
 
 use crate::caller::{AUDIT, Caller};
 use crate::capacity::{self, Counts, Limits};
+use crate::interest::Interest;
+use crate::journal::{Journal, Ticket};
 use crate::peering::{self, PeeringError};
 use crate::store::{Change, Store, StoreError};
 use crate::tenancy;
@@ -46,7 +48,7 @@ pub enum ChangeError {
     #[error(transparent)]
     Peering(#[from] PeeringError),
     #[error(transparent)]
-    Store(#[from] StoreError),
+    Store(Arc<StoreError>),
 }
 
 fn list(keys: &[Key], what: &str) -> String {
@@ -70,12 +72,22 @@ pub struct Outcome {
     pub deleted: usize,
 }
 
+#[derive(Debug, Default)]
+struct Writer {
+    counts: Counts,
+    /// The version that has these counters.
+    revision: u64,
+    /// Whether the rules hold for that version; none: as for what was loaded.
+    is_good: Option<bool>,
+}
+
 /// The intent and its store. Changes block on the disk: call them where blocking is allowed.
 pub struct Intent {
-    store: Box<dyn Store>,
-    /// Held from reading the current version to publishing the next, whose counters it has.
-    writer: Mutex<Counts>,
-    current: watch::Sender<Arc<Version>>,
+    journal: Journal,
+    /// Held from reading the newest version to deciding the next, whose counters it has.
+    writer: Mutex<Writer>,
+    /// Whether the rules hold for what the store held. If not, a change is checked with all else until they do.
+    is_good: Arc<OnceLock<bool>>,
     /// What hosts can hold, as they told.
     limits: Mutex<Arc<Limits>>,
 }
@@ -87,12 +99,36 @@ impl Intent {
     /// The store cannot be read.
     pub fn load(store: Box<dyn Store>) -> Result<Self, StoreError> {
         let (revision, state) = store.load()?;
+        let counts = Counts::of(&state);
+        let version = Version::loaded(revision, state.clone());
+        let is_good = Arc::new(OnceLock::new());
+        // Takes a while when there is much; hosts and readers need not wait for it.
+        let checked = Arc::clone(&is_good);
+        std::thread::spawn(move || {
+            let _ = checked.get_or_init(|| {
+                let found = validate(&state, Scope::Intent);
+                for violation in found.iter().take(AUDITED) {
+                    let rule = describe(violation);
+                    tracing::warn!(rule, "what is stored breaks a rule");
+                }
+                found.is_empty()
+            });
+        });
         Ok(Self {
-            store,
-            writer: Mutex::new(Counts::of(&state)),
-            current: watch::Sender::new(Arc::new(Version::loaded(revision, state))),
+            writer: Mutex::new(Writer {
+                counts,
+                revision,
+                is_good: None,
+            }),
+            journal: Journal::new(store, version),
+            is_good,
             limits: Mutex::default(),
         })
+    }
+
+    /// Who is told of which changes.
+    pub(crate) fn interest(&self) -> &Arc<Interest> {
+        self.journal.interest()
     }
 
     /// Notes what a host can hold: changes that would have it hold more are refused from now on.
@@ -106,12 +142,12 @@ impl Intent {
 
     /// The newest version.
     pub fn current(&self) -> Arc<Version> {
-        self.current.borrow().clone()
+        self.journal.published().borrow().clone()
     }
 
     /// The newest version, and notice of each newer one.
     pub fn watch(&self) -> watch::Receiver<Arc<Version>> {
-        self.current.subscribe()
+        self.journal.published().subscribe()
     }
 
     /// Creates objects. A peering that is over may be created again, which asks again.
@@ -252,7 +288,7 @@ impl Intent {
         &self,
         caller: &Caller,
         dry_run: bool,
-        decide: impl FnOnce(&Version) -> Result<(Vec<Object>, Vec<Key>), ChangeError>,
+        decide: impl Fn(&Version) -> Result<(Vec<Object>, Vec<Key>), ChangeError>,
     ) -> Result<Outcome, ChangeError> {
         let result = self.change_unseen(caller, dry_run, decide);
         if let Err(error) = &result {
@@ -267,16 +303,49 @@ impl Intent {
         &self,
         caller: &Caller,
         dry_run: bool,
-        decide: impl FnOnce(&Version) -> Result<(Vec<Object>, Vec<Key>), ChangeError>,
+        decide: impl Fn(&Version) -> Result<(Vec<Object>, Vec<Key>), ChangeError>,
     ) -> Result<Outcome, ChangeError> {
-        let mut counts = self.writer.lock().unwrap_or_else(|poisoned| {
-            // A panic while it was held published nothing; the counters may have followed it.
-            let mut counts = poisoned.into_inner();
-            *counts = Counts::of(&self.current().state);
+        loop {
+            let mut upon = None;
+            let decided = self.decide(caller, dry_run, &decide, &mut upon);
+            // A refusal stands when what it was decided upon does.
+            let stands = || upon.is_none_or(|upon| self.journal.wait(upon).is_ok());
+            match decided {
+                Ok(Decided::Waits(outcome, change, ticket)) => {
+                    self.journal.wait(ticket).map_err(ChangeError::Store)?;
+                    audit(caller, &change);
+                    return Ok(outcome);
+                }
+                Ok(Decided::Nothing(outcome)) if stands() => return Ok(outcome),
+                Err(error) if stands() => return Err(error),
+                // What it was decided upon was undone.
+                _ => {}
+            }
+        }
+    }
+
+    /// Decides a change upon the newest version, and gives it to the journal.
+    fn decide(
+        &self,
+        caller: &Caller,
+        dry_run: bool,
+        decide: impl Fn(&Version) -> Result<(Vec<Object>, Vec<Key>), ChangeError>,
+        seen: &mut Option<Ticket>,
+    ) -> Result<Decided, ChangeError> {
+        let mut writer = self.writer.lock().unwrap_or_else(|poisoned| {
+            // A panic while it was held decided nothing; the counters may have followed it.
+            let mut writer = poisoned.into_inner();
+            writer.revision = u64::MAX;
             self.writer.clear_poison();
-            counts
+            writer
         });
-        let version = self.current();
+        let (version, upon) = self.journal.head();
+        *seen = Some(upon);
+        if writer.revision != version.revision {
+            // Of a version that was undone.
+            writer.counts = Counts::of(&version.state);
+            writer.revision = version.revision;
+        }
         let (mut upserts, mut deletes) = decide(&version)?;
         let is_host = |key: &Key| key.kind == Kind::Host;
         let changes_hosts =
@@ -309,15 +378,21 @@ impl Intent {
             deletes.push(key);
         }
         if upserts.is_empty() && deletes.is_empty() {
-            return Ok(Outcome {
+            return Ok(Decided::Nothing(Outcome {
                 revision: version.revision,
                 ..Outcome::default()
-            });
+            }));
         }
-        let violations = if caller.role >= Role::Operate {
-            validate(&state, Scope::Intent)
+        // Waits for the check of what was loaded if it has begun.
+        let loaded = || *self.is_good.get_or_init(|| false);
+        let is_good = *writer.is_good.get_or_insert_with(loaded);
+        let violations = if caller.role < Role::Operate {
+            let before = is_good.then_some(&version.state);
+            tenancy::check_result(caller, before, &state, &upserts)
+        } else if is_good {
+            validate_next(&version.state, &state, Scope::Intent)
         } else {
-            tenancy::check_result(caller, &state, &upserts)
+            validate(&state, Scope::Intent)
         };
         if !violations.is_empty() {
             return Err(ChangeError::Refused(violations));
@@ -338,25 +413,23 @@ impl Intent {
             deleted: change.deletes.len(),
         };
         let next = version.next(&change, state);
-        counts.follow(&version.state, &next.state, &change);
-        let full = self.check_capacity(caller, (&version, &next), &change, &counts);
-        let stored = if full.is_empty() && !dry_run {
-            self.store.commit(&change)
-        } else {
-            Ok(())
-        };
-        if dry_run || !full.is_empty() || stored.is_err() {
-            counts.follow(&next.state, &version.state, &change);
+        writer.counts.follow(&version.state, &next.state, &change);
+        let full = self.check_capacity(caller, (&version, &next), &change, &writer.counts);
+        if dry_run || !full.is_empty() {
+            writer.counts.follow(&next.state, &version.state, &change);
+            return if full.is_empty() {
+                Ok(Decided::Nothing(outcome))
+            } else {
+                Err(ChangeError::Refused(full))
+            };
         }
-        stored?;
-        if !full.is_empty() {
-            return Err(ChangeError::Refused(full));
-        }
-        if !dry_run {
-            audit(caller, &change);
-            self.current.send_replace(Arc::new(next));
-        }
-        Ok(outcome)
+        writer.revision = next.revision;
+        // The whole is good now, whatever it was.
+        writer.is_good = Some(true);
+        let added = self.journal.add(upon, change.clone(), next);
+        Ok(added.map_or(Decided::Overtaken, |ticket| {
+            Decided::Waits(outcome, change, ticket)
+        }))
     }
 
     /// What hosts cannot hold, in words that the caller may read.
@@ -375,6 +448,16 @@ impl Intent {
         let is_seen = |key: &Key| caller.find(Role::Read, &after.state, key).is_some();
         capacity::told_to_tenant(found, is_seen)
     }
+}
+
+/// What became of a change.
+enum Decided {
+    /// It waits to be stored.
+    Waits(Outcome, Change, Ticket),
+    /// There is nothing to store.
+    Nothing(Outcome),
+    /// What it was decided upon is not there any more.
+    Overtaken,
 }
 
 /// One line for each change that was made: by whom, and of what, as far as a line is long.

@@ -1,9 +1,11 @@
 //! weft-controller as a library: the intent of all tenants, stored durably, compiled per host and streamed to it.
 //!
 //! ```text
-//! api ──> intent ──> store          (a change: validated whole, stored, then published as a version)
+//! api ──> intent ──> journal ──> store  (a change: validated, stored, then published as a version)
 //!            ├─────> capacity            (what a host cannot hold is refused at the change)
-//!            ├─────> hosts ──> compile   (each attached host gets the newest version)
+//!            ├─────> version ──> view    (what hosts are told of each VPC, shared by all that carry it)
+//!            ├─────> interest            (a change wakes the hosts that it concerns)
+//!            ├─────> hosts ──> node ──> compile   (each attached host gets the newest version)
 //!            ├─────> moves               (the old host of a moved port stops forwarding after a while)
 //!            └─────> peering             (a peering is frozen or active once all hosts know)
 //! ```
@@ -17,9 +19,13 @@ pub mod compile;
 pub mod config;
 pub mod hosts;
 pub mod intent;
+mod interest;
+mod journal;
 pub mod moves;
+pub mod node;
 pub mod peering;
 pub mod server;
 pub mod store;
 mod tenancy;
 pub mod version;
+mod view;

@@ -28,7 +28,7 @@ pub async fn serve(
     move_grace: Duration,
     stop: impl Future<Output = ()>,
 ) -> Result<(), TransportError> {
-    let hosts = Arc::new(Hosts::default());
+    let hosts = Arc::new(Hosts::new(&intent));
     let (stopping, watched) = watch::channel(false);
     let moves = crate::moves::end_in_time(Arc::clone(&intent), move_grace);
     let peerings = crate::peering::finish(Arc::clone(&intent), Arc::clone(&hosts));

@@ -12,7 +12,7 @@ use std::net::IpAddr;
 use weft_process::tls::Role;
 use weft_proto::state::{Key, Kind, Object, State};
 use weft_proto::v1::{self, Violation};
-use weft_proto::validate::{Scope, validate};
+use weft_proto::validate::{Scope, validate, validate_next};
 
 use crate::caller::Caller;
 
@@ -246,8 +246,14 @@ pub(crate) fn check_written(caller: &Caller, before: &State, objects: &[Object])
     found
 }
 
-/// The rules that a tenant's change breaks, told without a word of what is not the tenant's. `written` are the objects of the change.
-pub(crate) fn check_result(caller: &Caller, state: &State, written: &[Object]) -> Vec<Violation> {
+/// The rules that a tenant's change breaks, told without a word of what is not the tenant's. `written` are the objects of the change, `before` is the state
+/// before it if that was good.
+pub(crate) fn check_result(
+    caller: &Caller,
+    before: Option<&State>,
+    state: &State,
+    written: &[Object],
+) -> Vec<Violation> {
     // What is put into another's VPC is another's, and would be checked by nobody else.
     let foreign = written
         .iter()
@@ -260,6 +266,15 @@ pub(crate) fn check_result(caller: &Caller, state: &State, written: &[Object]) -
         .collect();
     if !foreign.is_empty() {
         return foreign;
+    }
+    // What breaks no rule, and names nothing that the tenant cannot see, is good within that too.
+    if let Some(before) = before
+        && written
+            .iter()
+            .all(|object| names_what_is_seen(caller, state, object))
+        && validate_next(before, state, Scope::Intent).is_empty()
+    {
+        return Vec::new();
     }
     let within = validate(&view(caller, state), Scope::Intent);
     if !within.is_empty() {
@@ -304,6 +319,18 @@ pub(crate) fn check_result(caller: &Caller, state: &State, written: &[Object]) -
         }
     }
     all
+}
+
+/// Whether an object that breaks no rule names nothing but what the tenant sees. Only a group may name what is in another VPC.
+fn names_what_is_seen(caller: &Caller, state: &State, object: &Object) -> bool {
+    let is_seen = |id: &String| {
+        let remote = state.find(Kind::SecurityGroup, id);
+        remote.is_none_or(|remote| caller.may(Role::Read, state, remote))
+    };
+    match object {
+        Object::SecurityGroup(group) => group.rules.iter().all(|rule| is_seen(&rule.remote_group)),
+        _ => true,
+    }
 }
 
 /// The written addresses of external networks that somebody else has, without a word of who. Which are taken is no secret: a packet can find out.

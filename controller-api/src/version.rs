@@ -1,14 +1,22 @@
-//! One version of the intent: a revision, its objects, and an index of the hosts that each change affects.
+//! One version of the intent: a revision, its objects, what hosts are told of each VPC, and which hosts each change affects.
 //!
-//! Immutable and shared by all streams. The index is built once, when it is first needed.
+//! Immutable and shared by all streams. The next version is made from this one by what a change touches, and shares all else.
 
-use std::collections::{BTreeSet, HashMap};
-use std::sync::OnceLock;
+use std::collections::{BTreeSet, VecDeque};
+use std::sync::{Arc, OnceLock};
 
+use weft_proto::persistent::PersistentSet;
 use weft_proto::state::{Key, Kind, Object, State};
-use weft_proto::v1::{ElasticIp, ExternalNetwork, Port};
+use weft_proto::v1::{ElasticIp, Port};
 
 use crate::store::Change;
+use crate::view::{HostIds, VpcView};
+
+/// Changes whose VPCs are remembered: a host that is as far behind need not look at all of its VPCs.
+const REMEMBERED: usize = 64;
+
+/// With more objects in a change, what hosts are told of a VPC is made anew.
+const FEW: usize = 64;
 
 /// The intent as of one revision.
 #[derive(Debug, Default)]
@@ -17,107 +25,333 @@ pub struct Version {
     pub revision: u64,
     /// Every object.
     pub state: State,
-    /// When each VPC, or any object in it, last changed.
-    vpc_changed: HashMap<String, u64>,
-    /// When any host last changed.
+    vpcs: PersistentSet<Arc<Slot>>,
+    /// When any host last changed that was there before.
     hosts_changed: u64,
     /// Ports that still are sent on from where they were.
     moving: BTreeSet<String>,
-    index: OnceLock<Index>,
+    /// VPCs, each with the id of an elastic IP that is bound to a port of it.
+    elastic_ips: Pairs,
+    /// VPCs, each with a host that is a gateway to an external network for it.
+    gateways: Pairs,
+    /// The same, each host with a VPC.
+    vpcs_of_gateways: Pairs,
+    recent: VecDeque<Touched>,
 }
 
-#[derive(Debug, Default)]
-struct Index {
-    objects_of_vpc: HashMap<String, Vec<Key>>,
-    /// Security groups and prefix lists that are in no VPC.
-    objects_of_tenant: HashMap<String, Vec<Key>>,
-    vpcs_of_host: HashMap<String, BTreeSet<String>>,
-    /// The hosts with ports of each VPC.
-    hosts_of_vpc: HashMap<String, BTreeSet<String>>,
-    /// The ids of the elastic IPs that are bound to ports of each VPC.
-    elastic_ips_of_vpc: HashMap<String, Vec<String>>,
-    /// The hosts that are gateways to external networks for each VPC.
-    gateways_of_vpc: HashMap<String, BTreeSet<String>>,
+/// The VPCs that one change concerns.
+#[derive(Debug, Clone)]
+struct Touched {
+    revision: u64,
+    vpcs: Arc<[Arc<str>]>,
+    /// Hosts that it makes.
+    hosts: Arc<[Arc<str>]>,
+}
+
+/// What is known of a VPC.
+#[derive(Debug)]
+struct Slot {
+    id: Arc<str>,
+    /// When it, or any object in it, last changed.
+    changed: u64,
+    /// Made when it is first asked for.
+    view: OnceLock<Arc<VpcView>>,
+}
+
+/// Pairs of names, in order.
+#[derive(Debug, Clone, Default)]
+struct Pairs(PersistentSet<(Arc<str>, Arc<str>)>);
+
+impl Pairs {
+    fn insert(&mut self, a: &str, b: &str) {
+        let order = |pair: &(Arc<str>, Arc<str>)| (&*pair.0, &*pair.1).cmp(&(a, b));
+        self.0.insert((a.into(), b.into()), order);
+    }
+
+    fn remove(&mut self, a: &str, b: &str) {
+        self.0.remove(|pair| (&*pair.0, &*pair.1).cmp(&(a, b)));
+    }
+
+    fn has(&self, a: &str, b: &str) -> bool {
+        let found = self.0.get(|pair| (&*pair.0, &*pair.1).cmp(&(a, b)));
+        found.is_some()
+    }
+
+    /// What is paired with a name.
+    fn of<'a>(&'a self, a: &'a str) -> impl Iterator<Item = &'a str> {
+        let from = self
+            .0
+            .iter_from(move |pair| (&*pair.0, &*pair.1).cmp(&(a, "")));
+        from.take_while(move |pair| &*pair.0 == a)
+            .map(|pair| &*pair.1)
+    }
 }
 
 impl Version {
     /// The version that was stored.
     pub fn loaded(revision: u64, state: State) -> Self {
-        let moving = state.of_kind(Kind::Port).filter_map(moving).collect();
-        Self {
+        let mut version = Self {
             revision,
-            state,
+            moving: state.of_kind(Kind::Port).filter_map(moving).collect(),
             hosts_changed: revision,
-            moving,
             ..Self::default()
+        };
+        for object in state.of_kind(Kind::Vpc) {
+            version.set_slot(object.id().into(), revision, None);
         }
+        let mut outside: BTreeSet<&str> = BTreeSet::new();
+        for object in state.of_kind(Kind::ElasticIp) {
+            if let Object::ElasticIp(elastic) = object
+                && let Some(port) = state.port_of(elastic)
+            {
+                version.elastic_ips.insert(&port.vpc, &elastic.id);
+                outside.insert(&port.vpc);
+            }
+        }
+        let nat_gateways = state.of_kind(Kind::NatGateway).filter_map(Object::vpc);
+        outside.extend(nat_gateways);
+        let networks = state.of_kind(Kind::ExternalNetwork);
+        outside.extend(networks.flat_map(Object::vpcs));
+        for vpc in outside {
+            version.find_gateways(&state, vpc);
+        }
+        version.state = state;
+        version
     }
 
     /// The version after a change that led to `state`.
     pub fn next(&self, change: &Change, state: State) -> Self {
-        let mut vpc_changed = self.vpc_changed.clone();
-        let mut hosts_changed = self.hosts_changed;
-        let old = change.deletes.iter().filter_map(|key| self.state.get(key));
-        let replaced = change
-            .upserts
-            .iter()
-            .filter_map(|object| self.state.get(&object.key()));
-        let mut networks = BTreeSet::new();
-        for object in old.chain(replaced).chain(&change.upserts) {
-            for vpc in object.vpcs() {
-                vpc_changed.insert(vpc.to_owned(), change.revision);
-            }
-            match object {
-                Object::ElasticIp(elastic) => {
-                    let ports = [&self.state, &state].map(|state| state.port_of(elastic));
-                    for port in ports.into_iter().flatten() {
-                        vpc_changed.insert(port.vpc.clone(), change.revision);
-                    }
+        let changes = self.state.changes_to(&state);
+        let states = [&self.state, &state];
+        let mut touched: BTreeSet<&str> = BTreeSet::new();
+        let mut next = Self {
+            revision: change.revision,
+            state: State::default(),
+            vpcs: self.vpcs.clone(),
+            hosts_changed: self.hosts_changed,
+            moving: self.moving.clone(),
+            elastic_ips: self.elastic_ips.clone(),
+            gateways: self.gateways.clone(),
+            vpcs_of_gateways: self.vpcs_of_gateways.clone(),
+            recent: self.recent.clone(),
+        };
+        for changed in &changes {
+            for object in [changed.old, changed.new].into_iter().flatten() {
+                touched.extend(object.vpcs());
+                if let Some(tenant) = object.tenant_wide() {
+                    touched.extend(states.iter().flat_map(|it| it.vpcs_of_tenant(tenant)));
                 }
-                Object::ExternalNetwork(network) => drop(networks.insert(network.id.as_str())),
+                match object {
+                    Object::Port(port) => {
+                        let ids = states
+                            .iter()
+                            .flat_map(|it| it.elastic_ips_of_port(&port.id));
+                        for elastic in ids {
+                            next.bind_elastic_ip(states, &elastic.id, &mut touched);
+                        }
+                    }
+                    Object::ElasticIp(elastic) => {
+                        next.bind_elastic_ip(states, &elastic.id, &mut touched);
+                    }
+                    Object::ExternalNetwork(network) => {
+                        let users = states.iter().flat_map(|state| {
+                            let users = state.users_of(&network.id);
+                            users.filter_map(|user| vpc_of(state, user))
+                        });
+                        touched.extend(users);
+                    }
+                    _ => {}
+                }
+            }
+            match (changed.old, changed.new) {
+                (Some(old), Some(new)) if old.kind() == Kind::Host && new.kind() == Kind::Host => {
+                    next.hosts_changed = change.revision;
+                }
+                (Some(old), None) if old.kind() == Kind::Host => {
+                    next.hosts_changed = change.revision;
+                }
+                (Some(Object::Port(old)), None) => drop(next.moving.remove(&old.id)),
+                (_, Some(new @ Object::Port(port))) => match moving(new) {
+                    Some(id) => drop(next.moving.insert(id)),
+                    None => drop(next.moving.remove(&port.id)),
+                },
                 _ => {}
             }
-            if object.kind() == Kind::Host {
-                hosts_changed = change.revision;
-            }
-            if let Some(tenant) = object.tenant_wide() {
-                for vpc in [&self.state, &state]
-                    .iter()
-                    .flat_map(|it| vpcs_of(it, tenant))
-                {
-                    vpc_changed.insert(vpc.to_owned(), change.revision);
-                }
+        }
+        let is_of_hosts = next.hosts_changed == change.revision;
+        if is_of_hosts {
+            // Where gateways are needed depends on what hosts have, and what may be sent on where all tunnels lead.
+            let all: Vec<Arc<Slot>> = next.vpcs.iter().cloned().collect();
+            for slot in all {
+                next.find_gateways(&state, &slot.id);
+                next.set_slot(Arc::clone(&slot.id), slot.changed, None);
             }
         }
-        if !networks.is_empty() {
-            for vpc in [&self.state, &state]
-                .into_iter()
-                .flat_map(|state| users(state, &networks))
-            {
-                vpc_changed.insert(vpc.to_owned(), change.revision);
+        for vpc in &touched {
+            let before: BTreeSet<&str> = self.gateways.of(vpc).collect();
+            next.find_gateways(&state, vpc);
+            if state.of_vpc(vpc).next().is_none() {
+                next.vpcs.remove(|slot| (*slot.id).cmp(vpc));
+                continue;
             }
+            let slot = self.slot(vpc);
+            let id = slot.map_or_else(|| Arc::from(*vpc), |slot| Arc::clone(&slot.id));
+            let known = slot.and_then(|slot| slot.view.get());
+            let is_small = changes.len() <= FEW && !is_of_hosts;
+            let view = known.filter(|_| is_small).map(|view| {
+                let gateways = if next.gateways.of(vpc).eq(before.iter().copied()) {
+                    Arc::clone(&view.gateways)
+                } else {
+                    next.gateway_ids(vpc)
+                };
+                Arc::new(view.after((&self.state, &state), &changes, gateways))
+            });
+            next.set_slot(id, change.revision, view);
         }
-        let mut moving_now = self.moving.clone();
-        for key in &change.deletes {
-            if key.kind == Kind::Port {
-                moving_now.remove(&key.id);
-            }
+        if next.recent.len() == REMEMBERED {
+            next.recent.pop_front();
         }
-        for object in &change.upserts {
-            match moving(object) {
-                Some(id) => drop(moving_now.insert(id)),
-                None if object.kind() == Kind::Port => drop(moving_now.remove(object.id())),
-                None => {}
-            }
-        }
-        Self {
+        next.recent.push_back(Touched {
             revision: change.revision,
-            state,
-            vpc_changed,
-            hosts_changed,
-            moving: moving_now,
-            index: OnceLock::new(),
+            vpcs: touched.iter().map(|vpc| Arc::from(*vpc)).collect(),
+            hosts: changes
+                .iter()
+                .filter(|changed| changed.old.is_none())
+                .filter_map(|changed| match changed.new {
+                    Some(Object::Host(host)) => Some(Arc::from(&*host.id)),
+                    _ => None,
+                })
+                .collect(),
+        });
+        next.state = state;
+        next
+    }
+
+    fn slot(&self, vpc: &str) -> Option<&Arc<Slot>> {
+        self.vpcs.get(|slot| (*slot.id).cmp(vpc))
+    }
+
+    fn set_slot(&mut self, id: Arc<str>, changed: u64, view: Option<Arc<VpcView>>) {
+        let slot = Slot {
+            id: Arc::clone(&id),
+            changed,
+            view: view.map_or_else(OnceLock::new, OnceLock::from),
+        };
+        self.vpcs.insert(Arc::new(slot), |slot| slot.id.cmp(&id));
+    }
+
+    /// Notes in which VPC an elastic IP is now.
+    fn bind_elastic_ip<'s>(
+        &mut self,
+        states: [&'s State; 2],
+        id: &str,
+        touched: &mut BTreeSet<&'s str>,
+    ) {
+        let ports = states.map(|state| match state.find(Kind::ElasticIp, id) {
+            Some(Object::ElasticIp(elastic)) => state.port_of(elastic),
+            _ => None,
+        });
+        if let Some(port) = ports[0] {
+            self.elastic_ips.remove(&port.vpc, id);
         }
+        if let Some(port) = ports[1] {
+            self.elastic_ips.insert(&port.vpc, id);
+        }
+        touched.extend(ports.into_iter().flatten().map(|port| &*port.vpc));
+    }
+
+    /// Finds the hosts that are gateways for a VPC: for its NAT gateways, for elastic IPs of ports on hosts without the physical network, and for
+    /// prefixes that are routed to it.
+    fn find_gateways(&mut self, state: &State, vpc: &str) {
+        let mut found: BTreeSet<&str> = BTreeSet::new();
+        let elastic_ips = self.elastic_ips.of(vpc);
+        let elastic_ips = elastic_ips.filter_map(|id| state.find(Kind::ElasticIp, id));
+        let users = elastic_ips.chain(state.of_vpc_and_kind(vpc, Kind::NatGateway));
+        for object in users {
+            if let Some((_, network)) = state.needs_gateway(object) {
+                found.extend(network.gateway_hosts.iter().map(String::as_str));
+            }
+        }
+        for object in state.networks_that_route_to(vpc) {
+            if let Object::ExternalNetwork(network) = object {
+                found.extend(network.gateway_hosts.iter().map(String::as_str));
+            }
+        }
+        let known: Vec<String> = self.gateways.of(vpc).map(str::to_owned).collect();
+        for gone in known.iter().filter(|host| !found.contains(host.as_str())) {
+            self.gateways.remove(vpc, gone);
+            self.vpcs_of_gateways.remove(gone, vpc);
+        }
+        for host in found {
+            if !self.gateways.has(vpc, host) {
+                self.gateways.insert(vpc, host);
+                self.vpcs_of_gateways.insert(host, vpc);
+            }
+        }
+    }
+
+    fn gateway_ids(&self, vpc: &str) -> HostIds {
+        Arc::new(self.gateways.of(vpc).map(Arc::from).collect())
+    }
+
+    /// What hosts are told of a VPC. Made by whoever asks first; none for a VPC that has nothing.
+    pub(crate) fn view(&self, vpc: &str) -> Option<&Arc<VpcView>> {
+        let slot = self.slot(vpc)?;
+        let make = || Arc::new(VpcView::new(&self.state, &slot.id, self.gateway_ids(vpc)));
+        Some(slot.view.get_or_init(make))
+    }
+
+    /// When any host last changed that was there before.
+    pub(crate) fn hosts_changed(&self) -> u64 {
+        self.hosts_changed
+    }
+
+    /// The VPCs that changes after a revision concern; none: that is too long ago to tell.
+    pub(crate) fn touched_since(&self, revision: u64) -> Option<BTreeSet<&str>> {
+        let oldest = self.recent.front()?.revision;
+        if self.revision != revision && oldest > revision + 1 {
+            return None;
+        }
+        let newer = self.recent.iter().filter(|it| it.revision > revision);
+        Some(
+            newer
+                .flat_map(|it| it.vpcs.iter().map(|vpc| &**vpc))
+                .collect(),
+        )
+    }
+
+    /// Whether a VPC, or anything in it, has changed after a revision.
+    pub(crate) fn has_changed(&self, vpc: &str, revision: u64) -> bool {
+        self.slot(vpc).is_none_or(|slot| slot.changed > revision)
+    }
+
+    /// Whether a host is told of a VPC for itself: it has ports of it, or has just lost some, or is a gateway for it.
+    pub(crate) fn is_own(&self, vpc: &str, host: &str) -> bool {
+        self.state.has_port_on(vpc, host)
+            || self.state.ports_that_left(vpc, host).next().is_some()
+            || self.gateways.has(vpc, host)
+    }
+
+    /// The hosts that the change which led from `before` to this version may concern; none: any.
+    pub fn concerned<'a>(&'a self, before: &'a Self) -> Option<BTreeSet<&'a str>> {
+        if self.hosts_changed != before.hosts_changed {
+            return None;
+        }
+        let mut vpcs = self.touched_since(before.revision)?;
+        for version in [before, self] {
+            let peerings = vpcs.iter().flat_map(|vpc| version.state.peerings_of(vpc));
+            let joined: Vec<&str> = peerings.flat_map(|peering| peering.vpcs()).collect();
+            vpcs.extend(joined);
+        }
+        let mut hosts = BTreeSet::new();
+        for vpc in vpcs {
+            hosts.extend(before.hosts_of(vpc));
+            hosts.extend(self.hosts_of(vpc));
+        }
+        let newer = self.recent.iter();
+        let newer = newer.filter(|it| it.revision > before.revision);
+        hosts.extend(newer.flat_map(|it| it.hosts.iter().map(|host| &**host)));
+        Some(hosts)
     }
 
     /// The host of that id, if it is one that runs weftd.
@@ -144,76 +378,63 @@ impl Version {
 
     /// The VPCs that have ports on a host, or ports that have just left it, and those for which it is a gateway to an external network.
     pub fn vpcs_of(&self, host: &str) -> BTreeSet<String> {
-        let vpcs = self.index().vpcs_of_host.get(host);
-        vpcs.cloned().unwrap_or_default()
+        let with_ports = self.state.vpcs_with_ports_on(host);
+        let all = with_ports.chain(self.vpcs_of_gateways.of(host));
+        all.map(str::to_owned).collect()
     }
 
     /// The hosts with ports of a VPC.
-    pub fn port_hosts_of(&self, vpc: &str) -> impl Iterator<Item = &str> {
-        let hosts = self.index().hosts_of_vpc.get(vpc);
-        hosts.into_iter().flatten().map(String::as_str)
+    pub fn port_hosts_of<'a>(&'a self, vpc: &'a str) -> impl Iterator<Item = &'a str> {
+        self.state.hosts_with_ports(vpc)
     }
 
     /// Whether a host has ports of a VPC.
     pub fn has_ports(&self, vpc: &str, host: &str) -> bool {
-        let hosts = self.index().hosts_of_vpc.get(vpc);
-        hosts.is_some_and(|hosts| hosts.contains(host))
+        self.state.has_port_on(vpc, host)
     }
 
     /// The hosts with ports of a VPC, the ones that ports of it have just left, and its gateways to external networks.
     pub fn hosts_of<'a>(&'a self, vpc: &'a str) -> impl Iterator<Item = &'a str> {
-        let left = self.moving().filter(move |port| port.vpc == vpc);
-        let left = left.map(|port| port.moved_from.as_str());
-        let ports = self.port_hosts_of(vpc).chain(left);
+        let ports = self.port_hosts_of(vpc).chain(self.state.hosts_left(vpc));
         ports.chain(self.gateways_of(vpc))
     }
 
     /// The VPCs of [`Self::vpcs_of`], and those that peerings join to them.
     pub fn vpcs_concerning(&self, host: &str) -> BTreeSet<String> {
-        let own = self.vpcs_of(host);
-        let mut all = own.clone();
-        for object in self.state.of_kind(Kind::Peering) {
-            if let Object::Peering(peering) = object
-                && peering.vpcs().into_iter().any(|vpc| own.contains(vpc))
-            {
-                all.extend(peering.vpcs().map(str::to_owned));
-            }
-        }
+        let mut all = self.vpcs_of(host);
+        let own = all.iter();
+        let peerings = own.flat_map(|vpc| self.state.peerings_of(vpc));
+        let joined: Vec<String> = peerings
+            .flat_map(|peering| peering.vpcs().map(str::to_owned))
+            .collect();
+        all.extend(joined);
         all
     }
 
     /// The elastic IPs that are bound to ports of a VPC.
-    pub fn elastic_ips_of(&self, vpc: &str) -> impl Iterator<Item = &ElasticIp> {
-        let ids = self.index().elastic_ips_of_vpc.get(vpc);
-        ids.into_iter()
-            .flatten()
+    pub fn elastic_ips_of<'a>(&'a self, vpc: &'a str) -> impl Iterator<Item = &'a ElasticIp> {
+        self.elastic_ips
+            .of(vpc)
             .filter_map(|id| match self.state.find(Kind::ElasticIp, id) {
                 Some(Object::ElasticIp(elastic)) => Some(elastic),
                 _ => None,
             })
     }
 
-    /// The security groups and the prefix lists of a tenant.
-    pub fn objects_of_tenant(&self, tenant: &str) -> impl Iterator<Item = &Object> {
-        let keys = self.index().objects_of_tenant.get(tenant);
-        keys.into_iter()
-            .flatten()
-            .filter_map(|key| self.state.get(key))
-    }
-
     /// The hosts that are gateways to external networks for a VPC: for its NAT gateways, for elastic IPs of ports on hosts without the physical
     /// network, and for prefixes that are routed to it.
-    pub fn gateways_of(&self, vpc: &str) -> impl Iterator<Item = &str> {
-        let hosts = self.index().gateways_of_vpc.get(vpc);
-        hosts.into_iter().flatten().map(String::as_str)
+    pub fn gateways_of<'a>(&'a self, vpc: &'a str) -> impl Iterator<Item = &'a str> {
+        self.gateways.of(vpc)
+    }
+
+    /// Whether a host is a gateway to an external network for a VPC.
+    pub fn is_gateway(&self, vpc: &str, host: &str) -> bool {
+        self.gateways.has(vpc, host)
     }
 
     /// Every object in a VPC, the VPC itself among them, in key order.
-    pub fn objects_of(&self, vpc: &str) -> impl Iterator<Item = &Object> {
-        let keys = self.index().objects_of_vpc.get(vpc);
-        keys.into_iter()
-            .flatten()
-            .filter_map(|key| self.state.get(key))
+    pub fn objects_of<'a>(&'a self, vpc: &'a str) -> impl Iterator<Item = &'a Object> {
+        self.state.of_vpc(vpc)
     }
 
     /// Whether nothing that could concern a host with ports in these VPCs has changed since a revision.
@@ -225,102 +446,16 @@ impl Version {
         revision: u64,
         mut vpcs: impl Iterator<Item = &'a String>,
     ) -> bool {
-        self.hosts_changed <= revision
-            && vpcs.all(|vpc| self.vpc_changed.get(vpc).is_none_or(|at| *at <= revision))
-    }
-
-    fn index(&self) -> &Index {
-        self.index.get_or_init(|| {
-            let mut index = Index::default();
-            for object in self.state.iter() {
-                if let Some((vpc, network)) = self.state.needs_gateway(object) {
-                    index.add_gateways(vpc, network);
-                }
-                if let Object::ExternalNetwork(network) = object {
-                    for routed in &network.routed {
-                        index.add_gateways(&routed.vpc, network);
-                    }
-                }
-                if let Object::ElasticIp(elastic) = object
-                    && let Some(port) = self.state.port_of(elastic)
-                {
-                    let ids = index.elastic_ips_of_vpc.entry(port.vpc.clone());
-                    ids.or_default().push(elastic.id.clone());
-                }
-                if let Some(tenant) = object.tenant_wide() {
-                    let keys = index.objects_of_tenant.entry(tenant.to_owned());
-                    keys.or_default().push(object.key());
-                }
-                let Some(vpc) = object.vpc() else { continue };
-                if let Some(keys) = index.objects_of_vpc.get_mut(vpc) {
-                    keys.push(object.key());
-                } else {
-                    let keys = vec![object.key()];
-                    index.objects_of_vpc.insert(vpc.to_owned(), keys);
-                }
-                let Object::Port(port) = object else { continue };
-                if !port.host.is_empty() {
-                    let hosts = index.hosts_of_vpc.entry(vpc.to_owned()).or_default();
-                    if !hosts.contains(&port.host) {
-                        hosts.insert(port.host.clone());
-                    }
-                }
-                for host in [&port.host, &port.moved_from] {
-                    if host.is_empty() {
-                        continue;
-                    }
-                    let vpcs = index.vpcs_of_host.entry(host.clone()).or_default();
-                    if !vpcs.contains(vpc) {
-                        vpcs.insert(vpc.to_owned());
-                    }
-                }
-            }
-            index
-        })
+        self.hosts_changed <= revision && !vpcs.any(|vpc| self.has_changed(vpc, revision))
     }
 }
 
-impl Index {
-    /// Enters the gateway hosts of an external network as those of a VPC.
-    fn add_gateways(&mut self, vpc: &str, network: &ExternalNetwork) {
-        let gateways = self.gateways_of_vpc.entry(vpc.to_owned()).or_default();
-        for host in &network.gateway_hosts {
-            gateways.insert(host.clone());
-            let vpcs = self.vpcs_of_host.entry(host.clone()).or_default();
-            vpcs.insert(vpc.to_owned());
-        }
+/// The VPC in which something uses an external network.
+fn vpc_of<'s>(state: &'s State, user: &'s Object) -> Option<&'s str> {
+    match user {
+        Object::ElasticIp(elastic) => Some(&*state.port_of(elastic)?.vpc),
+        other => other.vpc(),
     }
-}
-
-/// The VPCs that use any of these external networks, as often as they do.
-fn users<'s>(state: &'s State, networks: &'s BTreeSet<&'s str>) -> impl Iterator<Item = &'s str> {
-    let elastic_ips = state.of_kind(Kind::ElasticIp);
-    let nat_gateways = state.of_kind(Kind::NatGateway);
-    let tables = state.of_kind(Kind::RouteTable);
-    let all = elastic_ips.chain(nat_gateways).chain(tables);
-    all.filter_map(|object| match object {
-        Object::ElasticIp(elastic) if networks.contains(&*elastic.external_network) => {
-            Some(&*state.port_of(elastic)?.vpc)
-        }
-        Object::NatGateway(nat) if networks.contains(&*nat.external_network) => Some(&*nat.vpc),
-        Object::RouteTable(table) => {
-            let mut named = table.external_networks();
-            named
-                .any(|network| networks.contains(network))
-                .then_some(&*table.vpc)
-        }
-        _ => None,
-    })
-}
-
-/// The VPCs of a tenant.
-fn vpcs_of<'s>(state: &'s State, tenant: &'s str) -> impl Iterator<Item = &'s str> {
-    state
-        .of_kind(Kind::Vpc)
-        .filter_map(move |object| match object {
-            Object::Vpc(vpc) if vpc.tenant == tenant => Some(&*vpc.id),
-            _ => None,
-        })
 }
 
 /// The id of a port that has moved and still is sent on from where it was.

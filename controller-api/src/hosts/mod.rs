@@ -12,19 +12,22 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::oneshot;
 use weft_proto::state::Kind;
-use weft_proto::state::{Object, State};
+use weft_proto::state::Object;
 use weft_proto::v1::{HeldBack, Hello, HostLimits, HostStatus, Violation, VpcHeldBack};
 
 pub(crate) use service::Control;
 
+use crate::intent::Intent;
+use crate::interest::Interest;
+use crate::node::NodeState;
 use crate::version::Version;
 
 /// A state of a host, as sent to it or in force there.
 #[derive(Debug, Clone)]
-struct NodeState {
+struct Told {
     revision: u64,
     digest: [u8; 32],
-    state: Arc<State>,
+    state: Arc<NodeState>,
 }
 
 /// What is known of one host.
@@ -33,7 +36,7 @@ struct Entry {
     session: u64,
     /// Dropped, and so noticed by the session, when a newer one takes its place.
     lease: Option<oneshot::Sender<()>>,
-    acknowledged: Option<NodeState>,
+    acknowledged: Option<Told>,
     sent_revision: u64,
     acknowledged_revision: u64,
     effect_microseconds: u64,
@@ -83,12 +86,21 @@ impl Entry {
 }
 
 /// Every host that ever attached.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Hosts {
     entries: Mutex<HashMap<String, Entry>>,
+    interest: Arc<Interest>,
 }
 
 impl Hosts {
+    /// The hosts of an intent.
+    pub fn new(intent: &Intent) -> Self {
+        Self {
+            entries: Mutex::default(),
+            interest: Arc::clone(intent.interest()),
+        }
+    }
+
     /// How far each host of the intent has come, and each that is attached, by id.
     pub fn status(&self, version: &Version) -> Vec<HostStatus> {
         let mut entries = self.lock();
@@ -108,14 +120,20 @@ impl Hosts {
         ids.into_iter()
             .map(|id| {
                 let entry = entries.get(id).unwrap_or(&none);
+                let now = |revision: u64| match entry.lease {
+                    Some(_) if revision != 0 => {
+                        self.interest.holds_until(id, revision, version.revision)
+                    }
+                    _ => revision,
+                };
                 HostStatus {
                     host: id.to_owned(),
                     attached: entry.lease.is_some(),
                     sent_revision: entry.sent_revision,
-                    acknowledged_revision: entry.acknowledged_revision,
+                    acknowledged_revision: now(entry.acknowledged_revision),
                     effect_microseconds: entry.effect_microseconds,
                     violations: entry.violations.clone(),
-                    refused_revision: entry.refused_revision,
+                    refused_revision: now(entry.refused_revision),
                     held_back: entry.held_back.clone(),
                     limits: entry.limits,
                 }
@@ -146,7 +164,7 @@ impl Hosts {
     }
 
     /// Makes a session the host's only one. The receiver fails when a newer one takes its place.
-    fn attach(&self, hello: &Hello, session: u64) -> (oneshot::Receiver<()>, Option<NodeState>) {
+    fn attach(&self, hello: &Hello, session: u64) -> (oneshot::Receiver<()>, Option<Told>) {
         let (lease, taken) = oneshot::channel();
         let mut entries = self.lock();
         let entry = entries.entry(hello.host.clone()).or_default();
@@ -160,6 +178,21 @@ impl Hosts {
     /// Ends a session, unless a newer one has taken its place.
     fn detach(&self, host: &str, session: u64) {
         self.update(host, session, |entry| entry.lease = None);
+    }
+
+    /// Notes that a session looks at the newest version, and how far the host was before it.
+    fn look(&self, host: &str, session: u64) {
+        self.update(host, session, |entry| {
+            for revision in [
+                &mut entry.acknowledged_revision,
+                &mut entry.refused_revision,
+            ] {
+                if *revision != 0 {
+                    *revision = self.interest.holds_until(host, *revision, 0);
+                }
+            }
+        });
+        self.interest.look(host);
     }
 
     /// Changes what is known of a host, if this session is still its own.

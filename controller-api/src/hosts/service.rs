@@ -88,7 +88,7 @@ async fn run(
     let host = hello.host.clone();
     tracing::info!(host, revision = hello.revision, "attached");
     let result = Session::open(id, &hello, hosts, sender.clone())
-        .run(inbound, intent.watch())
+        .run(inbound, intent)
         .await;
     match &result {
         Ok(()) => tracing::info!(host, "detached"),

@@ -3,16 +3,15 @@
 //! While a state is not yet acknowledged, newer versions wait; the next state that is sent contains all of them. A delta starts from what
 //! the host last acknowledged, also when it refused states in between.
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{Notify, mpsc, oneshot};
 use tonic::{Status, Streaming};
-use weft_proto::state::State;
 use weft_proto::v1::{Ack, Delta, FromHost, FullState, Hello, Refusal, ToHost, from_host, to_host};
 
-use super::{Hosts, NodeState};
-use crate::compile::compile;
+use super::{Hosts, Told};
+use crate::intent::Intent;
+use crate::node::NodeState;
 use crate::version::Version;
 
 pub(super) struct Session {
@@ -25,17 +24,14 @@ pub(super) struct Session {
     /// The state that the host reported in its Hello, until one is acknowledged.
     claimed: (u64, Vec<u8>),
     /// What the host has in force, if we know what that is.
-    acknowledged: Option<NodeState>,
-    outstanding: Option<NodeState>,
+    acknowledged: Option<Told>,
+    outstanding: Option<Told>,
     /// The digest of the state that was refused last: it is not sent again.
     refused: Option<[u8; 32]>,
-    considered: Option<Considered>,
-}
-
-/// What was last compiled, to tell whether a newer version concerns the host.
-struct Considered {
-    revision: u64,
-    vpcs: BTreeSet<String>,
+    /// Wakes the session when there is news for the host.
+    waker: Arc<Notify>,
+    /// What was last compiled, whether it was sent or not.
+    considered: Option<Arc<NodeState>>,
 }
 
 impl Session {
@@ -46,13 +42,14 @@ impl Session {
         sender: mpsc::Sender<Result<ToHost, Status>>,
     ) -> Self {
         let (taken, remembered) = hosts.attach(hello, id);
-        let same = |known: &NodeState| {
-            known.revision == hello.revision && known.digest[..] == hello.digest[..]
-        };
+        let waker = hosts.interest.waker(&hello.host);
+        let same =
+            |known: &Told| known.revision == hello.revision && known.digest[..] == hello.digest[..];
         Self {
             id,
             host: hello.host.clone(),
             hosts,
+            waker,
             sender,
             taken,
             claimed: (hello.revision, hello.digest.clone()),
@@ -67,17 +64,16 @@ impl Session {
     pub(super) async fn run(
         mut self,
         inbound: &mut Streaming<FromHost>,
-        mut versions: watch::Receiver<Arc<Version>>,
+        intent: &Intent,
     ) -> Result<(), Status> {
+        let waker = Arc::clone(&self.waker);
         loop {
             if self.outstanding.is_none() {
-                let version = versions.borrow_and_update().clone();
-                self.bring_to(version).await?;
+                self.hosts.look(&self.host, self.id);
+                self.bring_to(intent.current()).await?;
             }
             tokio::select! {
-                changed = versions.changed(), if self.outstanding.is_none() => {
-                    changed.map_err(|_| Status::unavailable("the controller is stopping"))?;
-                }
+                () = waker.notified(), if self.outstanding.is_none() => {}
                 message = inbound.message() => match message? {
                     Some(message) => self.hear(message)?,
                     None => return Ok(()),
@@ -91,19 +87,6 @@ impl Session {
 
     /// Sends what leads the host to a version, if anything does.
     async fn bring_to(&mut self, version: Arc<Version>) -> Result<(), Status> {
-        if let Some(considered) = &self.considered
-            && version.unchanged_since(considered.revision, considered.vpcs.iter())
-            && version.unchanged_since(
-                considered.revision,
-                version.vpcs_concerning(&self.host).iter(),
-            )
-        {
-            match self.refused {
-                None => self.note_current(version.revision),
-                Some(_) => self.note_refused(version.revision),
-            }
-            return Ok(());
-        }
         let Some(next) = self.compiled(version).await? else {
             return Ok(());
         };
@@ -115,7 +98,7 @@ impl Session {
         }
         if in_force.is_none() && self.claimed.1 == next.digest {
             let revision = next.revision;
-            self.set_acknowledged(NodeState {
+            self.set_acknowledged(Told {
                 revision: self.claimed.0,
                 ..next
             });
@@ -131,31 +114,30 @@ impl Session {
 
     /// The host's state at a version. Nothing for a host that the intent does not name: it keeps what it has until it is named,
     /// but one that was named and no longer is loses everything.
-    async fn compiled(&mut self, version: Arc<Version>) -> Result<Option<NodeState>, Status> {
+    async fn compiled(&mut self, version: Arc<Version>) -> Result<Option<Told>, Status> {
         let host = self.host.clone();
-        let was_named = self.considered.is_some();
+        let considered = self.considered.clone();
         let compiled = tokio::task::spawn_blocking(move || {
-            let state = compile(&version, &host).or_else(|| was_named.then(State::default))?;
-            let vpcs = version.vpcs_concerning(&host);
-            let next = NodeState {
+            let gone = || {
+                let state = NodeState::empty(version.revision);
+                considered.is_some().then_some(state)
+            };
+            let state = NodeState::compile(&version, &host, considered.as_deref()).or_else(gone)?;
+            Some(Told {
                 revision: version.revision,
                 digest: state.digest(),
                 state: Arc::new(state),
-            };
-            Some((next, vpcs))
+            })
         })
         .await
         .map_err(|_| Status::internal("compiling the host's state failed"))?;
-        Ok(compiled.map(|(next, vpcs)| {
-            self.considered = Some(Considered {
-                revision: next.revision,
-                vpcs,
-            });
-            next
-        }))
+        if let Some(next) = &compiled {
+            self.considered = Some(Arc::clone(&next.state));
+        }
+        Ok(compiled)
     }
 
-    async fn send(&mut self, next: NodeState) -> Result<(), Status> {
+    async fn send(&mut self, next: Told) -> Result<(), Status> {
         let message = match &self.acknowledged {
             Some(known) => {
                 let (upserts, deletes) = known.state.delta_to(&next.state);
@@ -260,7 +242,7 @@ impl Session {
         });
     }
 
-    fn set_acknowledged(&mut self, known: NodeState) {
+    fn set_acknowledged(&mut self, known: Told) {
         self.acknowledged = Some(known.clone());
         self.hosts.update(&self.host, self.id, |entry| {
             entry.acknowledged = Some(known);
@@ -279,6 +261,7 @@ impl Session {
 
 impl Drop for Session {
     fn drop(&mut self) {
+        self.hosts.interest.forget(&self.host);
         self.hosts.detach(&self.host, self.id);
     }
 }

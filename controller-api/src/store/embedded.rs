@@ -1,4 +1,4 @@
-//! The embedded store: one database file, one row per object, one transaction per change.
+//! The embedded store: one database file, one row per object, one transaction for the changes that wait.
 
 use std::cell::Cell;
 use std::panic::AssertUnwindSafe;
@@ -108,19 +108,23 @@ fn revision(database: &Database) -> Result<u64, StoreError> {
     Ok(numbers.get(REVISION)?.map_or(0, |value| value.value()))
 }
 
-fn write(database: &Database, change: &Change) -> Result<(), StoreError> {
+fn write(database: &Database, changes: &[Change]) -> Result<(), StoreError> {
     // The default durability: the commit returns after the file is synchronised.
     let transaction = database.begin_write()?;
     {
         let mut objects = transaction.open_table(OBJECTS)?;
-        for key in &change.deletes {
-            objects.remove(name(key).as_str())?;
+        for change in changes {
+            for key in &change.deletes {
+                objects.remove(name(key).as_str())?;
+            }
+            for object in &change.upserts {
+                objects.insert(name(&object.key()).as_str(), object.encode().as_slice())?;
+            }
         }
-        for object in &change.upserts {
-            objects.insert(name(&object.key()).as_str(), object.encode().as_slice())?;
+        if let Some(last) = changes.last() {
+            let mut numbers = transaction.open_table(NUMBERS)?;
+            numbers.insert(REVISION, last.revision)?;
         }
-        let mut numbers = transaction.open_table(NUMBERS)?;
-        numbers.insert(REVISION, change.revision)?;
     }
     transaction.commit()?;
     Ok(())
@@ -139,18 +143,21 @@ impl Store for Embedded {
         Ok((revision, state))
     }
 
-    fn commit(&self, change: &Change) -> Result<(), StoreError> {
+    fn commit(&self, changes: &[Change]) -> Result<(), StoreError> {
+        let [Some(first), Some(last)] = [changes.first(), changes.last()] else {
+            return Ok(());
+        };
         let mut slot = self.database();
         let database = match slot.take() {
             Some(database) => database,
             None => open(&self.path)?,
         };
         let present = revision(&database)?;
-        if present + 1 != change.revision {
+        if present + 1 != first.revision {
             *slot = Some(database);
             return Err(StoreError::Overtaken(present));
         }
-        let Err(error) = write(&database, change) else {
+        let Err(error) = write(&database, changes) else {
             *slot = Some(database);
             return Ok(());
         };
@@ -158,7 +165,7 @@ impl Store for Embedded {
         drop(database);
         let database = slot.insert(open(&self.path)?);
         match revision(database)? {
-            present if present == change.revision => Ok(()),
+            present if present == last.revision => Ok(()),
             _ => Err(error),
         }
     }
@@ -204,13 +211,13 @@ mod tests {
             upserts: vec![vpc("a/b", 1), vpc("c", 2)],
             deletes: vec![],
         };
-        store.commit(&first).unwrap();
+        store.commit(&[first]).unwrap();
         let second = Change {
             revision: 2,
             upserts: vec![vpc("c", 3)],
             deletes: vec![vpc("a/b", 1).key()],
         };
-        store.commit(&second).unwrap();
+        store.commit(&[second]).unwrap();
         drop(store);
         let (revision, state) = Embedded::open(&path).unwrap().load().unwrap();
         assert_eq!(revision, 2);
@@ -229,7 +236,7 @@ mod tests {
                     .collect(),
                 deletes: vec![],
             };
-            store.commit(&change).unwrap();
+            store.commit(&[change]).unwrap();
         }
         let bytes = std::fs::read(&path).unwrap();
         drop(store);

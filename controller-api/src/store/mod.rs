@@ -31,11 +31,11 @@ pub trait Store: Send + Sync + 'static {
     /// What is stored cannot be read or understood.
     fn load(&self) -> Result<(u64, State), StoreError>;
 
-    /// Stores a change, all of it or none, and returns when it will survive a crash.
+    /// Stores changes that follow each other, all of them or none, and returns when they will survive a crash.
     ///
     /// # Errors
-    /// It could not be stored.
-    fn commit(&self, change: &Change) -> Result<(), StoreError>;
+    /// They could not be stored.
+    fn commit(&self, changes: &[Change]) -> Result<(), StoreError>;
 }
 
 /// Why the intent cannot be kept or read.

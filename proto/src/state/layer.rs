@@ -172,6 +172,14 @@ impl Layer {
     }
 }
 
+impl<'a> Extend<&'a Arc<Entry>> for Layer {
+    fn extend<I: IntoIterator<Item = &'a Arc<Entry>>>(&mut self, entries: I) {
+        for entry in entries {
+            self.insert(Arc::clone(entry));
+        }
+    }
+}
+
 impl PartialEq for Layer {
     fn eq(&self, other: &Self) -> bool {
         let mut objects = self.iter().zip(other.iter());

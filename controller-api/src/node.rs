@@ -1,0 +1,229 @@
+//! The state of one host: a part for each VPC that concerns it, the external networks that these name, and the hosts that they lead to.
+//!
+//! A state is made from the one before by the parts that changes since may concern, and shares the others; what all hosts of a VPC are told alike is in
+//! all their states but once. The difference between two states takes as long as it is large.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use weft_proto::persistent::PersistentSet;
+use weft_proto::state::{Entry, Key, Kind, Layer, Object, Sum, collect};
+use weft_proto::v1::{ExternalNetwork, ObjectKey, Objects};
+
+use crate::compile::Part;
+use crate::version::Version;
+
+/// What a host is told at a revision.
+#[derive(Debug, Clone, Default)]
+pub struct NodeState {
+    /// The revision of the intent of which this is what concerns the host.
+    pub revision: u64,
+    parts: PersistentSet<Arc<Part>>,
+    /// External networks.
+    networks: Layer,
+    hosts: Layer,
+    /// How often parts lead to each host.
+    led_to: PersistentSet<(Arc<str>, usize)>,
+    digest: Sum,
+}
+
+impl NodeState {
+    /// That of a host of which there is nothing any more.
+    pub fn empty(revision: u64) -> Self {
+        Self {
+            revision,
+            ..Self::default()
+        }
+    }
+
+    /// The state of a host; nothing when the intent has no such host, or it runs no weftd. `before`: an earlier state of the same host.
+    pub fn compile(version: &Version, host: &str, before: Option<&Self>) -> Option<Self> {
+        let own = version.host(host)?;
+        let before = before.filter(|before| {
+            let was_there = before.hosts.get(Kind::Host, host).is_some();
+            was_there
+                && version.hosts_changed() <= before.revision
+                && before.revision <= version.revision
+        });
+        let (mut next, vpcs) = match before {
+            Some(before) => (before.clone(), before.to_look_at(version, host)),
+            None => {
+                let mut next = Self::default();
+                next.hosts.extend(version.state.entry(Kind::Host, &own.id));
+                (next, version.vpcs_concerning(host))
+            }
+        };
+        next.revision = version.revision;
+        let mut networks_change = false;
+        for vpc in vpcs {
+            let old = next.part(&vpc).cloned();
+            let new = Part::compile(version, &vpc, host, old.as_deref()).map(Arc::new);
+            for part in [&old, &new].into_iter().flatten() {
+                networks_change |= !part.networks.is_empty();
+            }
+            next.replace(version, (&vpc, host), (old, new));
+        }
+        if networks_change {
+            next.find_networks(version);
+        }
+        Some(next)
+    }
+
+    /// The VPCs that may concern the host otherwise than before.
+    fn to_look_at(&self, version: &Version, host: &str) -> BTreeSet<String> {
+        let changed: BTreeSet<String> = match version.touched_since(self.revision) {
+            Some(touched) => {
+                let is_near = |vpc: &&&str| {
+                    let mut peerings = version.state.peerings_of(vpc);
+                    self.part(vpc).is_some()
+                        || version.is_own(vpc, host)
+                        || peerings.any(|it| it.vpcs().iter().any(|vpc| self.part(vpc).is_some()))
+                };
+                let near = touched.iter().filter(is_near);
+                near.map(|vpc| (*vpc).to_owned()).collect()
+            }
+            None => {
+                let mut all = version.vpcs_concerning(host);
+                all.extend(self.parts.iter().map(|part| part.vpc.to_string()));
+                all.retain(|vpc| version.has_changed(vpc, self.revision));
+                all
+            }
+        };
+        let mut all = changed.clone();
+        for vpc in &changed {
+            let joined = version.state.peerings_of(vpc);
+            all.extend(joined.flat_map(|peering| peering.vpcs().map(str::to_owned)));
+            if let Some(part) = self.part(vpc) {
+                all.extend(part.joined().map(str::to_owned));
+            }
+        }
+        all
+    }
+
+    fn part(&self, vpc: &str) -> Option<&Arc<Part>> {
+        self.parts.get(|part| (*part.vpc).cmp(vpc))
+    }
+
+    fn replace(
+        &mut self,
+        version: &Version,
+        (vpc, host): (&str, &str),
+        (old, new): (Option<Arc<Part>>, Option<Arc<Part>>),
+    ) {
+        let order = |part: &Arc<Part>| (*part.vpc).cmp(vpc);
+        let mut shift = BTreeMap::new();
+        if let Some(new) = &new {
+            self.digest = self.digest.plus(new.digest());
+            new.hosts()
+                .for_each(|id| *shift.entry(id).or_insert(0) += 1);
+            self.parts.insert(Arc::clone(new), order);
+        } else {
+            self.parts.remove(order);
+        }
+        if let Some(old) = &old {
+            self.digest = self.digest.minus(old.digest());
+            old.hosts()
+                .for_each(|id| *shift.entry(id).or_insert(0) -= 1);
+        }
+        for (id, by) in shift {
+            if by == 0_isize || **id == *host {
+                continue;
+            }
+            let order = |known: &(Arc<str>, usize)| known.0.cmp(id);
+            let count = self.led_to.get(order).map_or(0, |known| known.1);
+            let now = count.saturating_add_signed(by);
+            match (count, now) {
+                (_, 0) => {
+                    self.led_to.remove(order);
+                    self.hosts.remove(Kind::Host, id);
+                }
+                (0, _) => {
+                    self.led_to.insert((Arc::clone(id), now), order);
+                    self.hosts.extend(version.state.entry(Kind::Host, id));
+                }
+                (_, _) => drop(self.led_to.insert((Arc::clone(id), now), order)),
+            }
+        }
+    }
+
+    /// The external networks that the parts name, each with the prefixes that are routed to VPCs of this host.
+    fn find_networks(&mut self, version: &Version) {
+        let mut named: BTreeSet<&Arc<str>> = BTreeSet::new();
+        for part in self.parts.iter() {
+            named.extend(&part.networks);
+        }
+        let mut networks = Layer::default();
+        for id in named {
+            if let Some(network) = version.state.external_network(id) {
+                let is_here = |vpc: &str| self.part(vpc).is_some_and(|part| part.is_own);
+                let routed = network.routed.iter().filter(|routed| is_here(&routed.vpc));
+                let told = Object::ExternalNetwork(ExternalNetwork {
+                    routed: routed.cloned().collect(),
+                    ..network.clone()
+                });
+                let known = self.networks.get(Kind::ExternalNetwork, id);
+                networks.insert(match known {
+                    Some(known) if known.object == told => Arc::clone(known),
+                    _ => Entry::new(told),
+                });
+            }
+        }
+        self.networks = networks;
+    }
+
+    /// Every object.
+    pub fn iter(&self) -> impl Iterator<Item = &Arc<Entry>> {
+        let parts = self.parts.iter().flat_map(|part| part.iter());
+        parts.chain(self.networks.iter()).chain(self.hosts.iter())
+    }
+
+    /// The digest, as the host computes it.
+    pub fn digest(&self) -> [u8; 32] {
+        let rest = self.networks.digest().plus(self.hosts.digest());
+        self.digest.plus(rest).to_bytes()
+    }
+
+    /// All objects as a list.
+    pub fn to_objects(&self) -> Objects {
+        let mut all: Vec<&Arc<Entry>> = self.iter().collect();
+        all.sort_unstable_by_key(|entry| (entry.object.kind(), entry.object.id()));
+        collect(all.into_iter().map(|entry| entry.object.clone()))
+    }
+
+    /// What turns `self` into `next`: objects to add or replace, and keys to delete.
+    pub fn delta_to(&self, next: &Self) -> (Objects, Vec<ObjectKey>) {
+        type Ends<'a> = [Option<&'a Object>; 2];
+        let mut found: BTreeMap<(Kind, &str), Ends<'_>> = BTreeMap::new();
+        let [gone, come] = self.parts.difference(&next.parts);
+        let of = |parts: &[&Arc<Part>]| -> BTreeSet<Arc<str>> {
+            parts.iter().map(|part| Arc::clone(&part.vpc)).collect()
+        };
+        let vpcs: BTreeSet<Arc<str>> = of(&gone).union(&of(&come)).cloned().collect();
+        for vpc in &vpcs {
+            let ends = [self.part(vpc), next.part(vpc)].map(|part| part.map(|part| &**part));
+            for entry in Part::difference(ends[0], ends[1]) {
+                let (kind, id) = (entry.object.kind(), entry.object.id());
+                let known = found.entry((kind, id)).or_default();
+                for (known, part) in known.iter_mut().zip(ends) {
+                    // An object may have gone from one VPC to another.
+                    let told = part.and_then(|part| part.get(kind, id));
+                    *known = known.or(told.map(|told| &told.object));
+                }
+            }
+        }
+        for (old, new) in [(&self.networks, &next.networks), (&self.hosts, &next.hosts)] {
+            for change in old.changes_to(new) {
+                if let Some(object) = change.old.or(change.new) {
+                    found.insert((object.kind(), object.id()), [change.old, change.new]);
+                }
+            }
+        }
+        let is_changed = |ends: &&Ends<'_>| ends[0] != ends[1];
+        let changed = || found.values().filter(is_changed);
+        let upserts = changed().filter_map(|[_, new]| new.cloned());
+        let deletes = changed().filter(|[_, new]| new.is_none());
+        let deletes = deletes.filter_map(|[old, _]| old.map(Object::key));
+        let deletes = deletes.map(|key: Key| key.to_wire()).collect();
+        (collect(upserts), deletes)
+    }
+}

@@ -1,0 +1,234 @@
+//! What hosts that carry a VPC are told of it alike, whatever they are: the VPC, its subnets, where each port lives, its elastic IPs and NAT
+//! gateways. It is made once for each version of the VPC and shared by all these hosts; what one is told beyond is in [`crate::node`].
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use weft_proto::mtu;
+use weft_proto::state::{Change, Entry, Kind, Layer, Object, State};
+use weft_proto::v1::{NatGateway, Port, Subnet};
+
+/// Hosts by id.
+pub(crate) type HostIds = Arc<BTreeSet<Arc<str>>>;
+
+/// One VPC as hosts see it from afar.
+#[derive(Debug)]
+pub(crate) struct VpcView {
+    pub(crate) id: Arc<str>,
+    /// The VPC, its subnets, and its ports that live somewhere.
+    pub(crate) places: Layer,
+    /// Its elastic IPs and NAT gateways.
+    pub(crate) way_out: Layer,
+    /// The hosts with ports of it.
+    pub(crate) port_hosts: HostIds,
+    /// The hosts that are gateways to external networks for it.
+    pub(crate) gateways: HostIds,
+    /// Hosts to which its routes lead.
+    route_hosts: HostIds,
+    /// Whether packets between its hosts may go over IPv6.
+    has_ipv6: bool,
+    /// Security groups as hosts are told, each made when it is first asked for: with or without its rules and its members.
+    groups: Mutex<HashMap<(String, bool, bool), Arc<Entry>>>,
+}
+
+impl VpcView {
+    /// The view of a VPC in a state, with its gateway hosts.
+    pub(crate) fn new(state: &State, id: &Arc<str>, gateways: HostIds) -> Self {
+        let mut view = Self {
+            id: Arc::clone(id),
+            places: Layer::default(),
+            way_out: Layer::default(),
+            port_hosts: HostIds::default(),
+            gateways,
+            route_hosts: HostIds::default(),
+            has_ipv6: false,
+            groups: Mutex::default(),
+        };
+        view.find_hosts(state);
+        for object in state.of_vpc(id) {
+            match object {
+                Object::Vpc(_) => view.places.extend(state.entry(Kind::Vpc, id)),
+                Object::Port(port) => view.put_port(state, port),
+                Object::Subnet(subnet) => view.put_subnet(subnet),
+                Object::NatGateway(nat) => view.put_nat_gateway(nat),
+                _ => {}
+            }
+        }
+        view
+    }
+
+    /// The view after changes that lead to a state, of which some may be of this VPC.
+    pub(crate) fn after(
+        &self,
+        (before, state): (&State, &State),
+        changes: &[Change<'_>],
+        gateways: HostIds,
+    ) -> Self {
+        let mut view = Self {
+            id: Arc::clone(&self.id),
+            places: self.places.clone(),
+            way_out: self.way_out.clone(),
+            port_hosts: Arc::clone(&self.port_hosts),
+            gateways,
+            route_hosts: Arc::clone(&self.route_hosts),
+            has_ipv6: self.has_ipv6,
+            groups: Mutex::default(),
+        };
+        let is_here = |object: &&Object| object.vpc() == Some(&*self.id);
+        let mut hosts_move = view.gateways != self.gateways;
+        for change in changes {
+            let ends = [change.old, change.new];
+            let [old, new] = ends.map(|object| object.filter(is_here));
+            for object in [old, new].into_iter().flatten() {
+                hosts_move |= match object {
+                    Object::RouteTable(_) => true,
+                    Object::Port(port) => {
+                        let has = |state: &State| state.has_port_on(&self.id, &port.host);
+                        has(before) != has(state)
+                    }
+                    _ => false,
+                };
+            }
+            if let Some(old) = old {
+                view.places.remove(old.kind(), old.id());
+                view.way_out.remove(old.kind(), old.id());
+            }
+            match new {
+                Some(Object::Vpc(vpc)) => view.places.extend(state.entry(Kind::Vpc, &vpc.id)),
+                Some(Object::Port(port)) => view.put_port(state, port),
+                Some(Object::Subnet(subnet)) => view.put_subnet(subnet),
+                Some(Object::NatGateway(nat)) => view.put_nat_gateway(nat),
+                _ => {}
+            }
+            if let Some(Object::Port(port)) = old.filter(|_| new.is_none()) {
+                for elastic in before.elastic_ips_of_port(&port.id) {
+                    view.way_out.remove(Kind::ElasticIp, &elastic.id);
+                }
+            }
+            for object in ends.into_iter().flatten() {
+                let Object::ElasticIp(elastic) = object else {
+                    continue;
+                };
+                view.way_out.remove(Kind::ElasticIp, &elastic.id);
+                let now = match state.find(Kind::ElasticIp, &elastic.id) {
+                    Some(Object::ElasticIp(now)) => state.port_of(now),
+                    _ => None,
+                };
+                if now.is_some_and(|port| *port.vpc == *self.id && !port.host.is_empty()) {
+                    let entry = state.entry(Kind::ElasticIp, &elastic.id);
+                    view.way_out.extend(entry);
+                }
+            }
+        }
+        if hosts_move {
+            view.find_hosts(state);
+            if view.has_ipv6 != self.has_ipv6 {
+                for object in state.of_vpc_and_kind(&self.id, Kind::Subnet) {
+                    if let Object::Subnet(subnet) = object {
+                        view.put_subnet(subnet);
+                    }
+                }
+            }
+        }
+        view
+    }
+
+    /// Finds the hosts that carry the VPC.
+    fn find_hosts(&mut self, state: &State) {
+        let update = |known: &mut HostIds, found: BTreeSet<Arc<str>>| {
+            if **known != found {
+                *known = Arc::new(found);
+            }
+        };
+        let ports = state.hosts_with_ports(&self.id).map(Arc::from).collect();
+        update(&mut self.port_hosts, ports);
+        let mut routes = BTreeSet::new();
+        for object in state.of_vpc_and_kind(&self.id, Kind::RouteTable) {
+            if let Object::RouteTable(table) = object {
+                routes.extend(table.hosts().map(Arc::from));
+            }
+        }
+        update(&mut self.route_hosts, routes);
+        let all = [&self.port_hosts, &self.route_hosts, &self.gateways];
+        let mut hosts = all.into_iter().flat_map(|hosts| hosts.iter());
+        self.has_ipv6 = hosts.any(|id| state.host(id).is_some_and(mtu::has_ipv6));
+    }
+
+    fn put_port(&mut self, state: &State, port: &Port) {
+        if port.host.is_empty() {
+            for elastic in state.elastic_ips_of_port(&port.id) {
+                self.way_out.remove(Kind::ElasticIp, &elastic.id);
+            }
+            return;
+        }
+        let seen = Object::Port(seen_from_afar(port));
+        // One that is changed in what others do not see stays what it is.
+        let known = self.places.get(Kind::Port, &port.id);
+        if known.is_none_or(|known| known.object != seen) {
+            self.places.insert(Entry::new(seen));
+        }
+        for elastic in state.elastic_ips_of_port(&port.id) {
+            let entry = state.entry(Kind::ElasticIp, &elastic.id);
+            self.way_out.extend(entry);
+        }
+    }
+
+    fn put_subnet(&mut self, subnet: &Subnet) {
+        let mut seen = self.told_subnet(subnet);
+        seen.route_table.clear();
+        seen.network_acl.clear();
+        seen.dhcp = None;
+        self.places.insert(Entry::new(Object::Subnet(seen)));
+    }
+
+    /// A subnet with its MTU. Told rather than derived: a host does not see every host that carries the VPC.
+    pub(crate) fn told_subnet(&self, subnet: &Subnet) -> Subnet {
+        let mtu = match (subnet.mtu, self.has_ipv6) {
+            (0, true) => mtu::DEFAULT_MTU_IPV6_UNDERLAY,
+            (0, false) => mtu::DEFAULT_MTU,
+            (mtu, _) => mtu,
+        };
+        Subnet {
+            mtu,
+            ..subnet.clone()
+        }
+    }
+
+    /// Hosts that send to a NAT gateway need not know who may send back, nor to whom.
+    fn put_nat_gateway(&mut self, nat: &NatGateway) {
+        self.way_out
+            .insert(Entry::new(Object::NatGateway(NatGateway {
+                port_forwards: Vec::new(),
+                filtering: String::new(),
+                timeouts: None,
+                limits: None,
+                ..nat.clone()
+            })));
+    }
+
+    /// A security group as hosts are told of it, which is made if it was not.
+    pub(crate) fn group(
+        &self,
+        (id, has_rules, has_members): (&str, bool, bool),
+        make: impl FnOnce() -> Object,
+    ) -> Arc<Entry> {
+        // Entries are whole after any panic.
+        let mut groups = self.groups.lock().unwrap_or_else(PoisonError::into_inner);
+        let key = (id.to_owned(), has_rules, has_members);
+        let entry = groups.entry(key).or_insert_with(|| Entry::new(make()));
+        Arc::clone(entry)
+    }
+}
+
+/// A port as other hosts need it: who it is and where it lives.
+fn seen_from_afar(port: &Port) -> Port {
+    Port {
+        id: port.id.clone(),
+        vpc: port.vpc.clone(),
+        subnet: port.subnet.clone(),
+        mac: port.mac.clone(),
+        addresses: port.addresses.clone(),
+        host: port.host.clone(),
+        ..Port::default()
+    }
+}
