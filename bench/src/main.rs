@@ -15,6 +15,7 @@ mod lpm;
 mod memory;
 mod parts;
 mod plot;
+mod region;
 mod scale;
 mod scenario;
 mod tap;
@@ -163,7 +164,7 @@ impl Suite {
 }
 
 /// All suites, in the order in which they run.
-const SUITES: [Suite; 14] = [
+const SUITES: [Suite; 15] = [
     Suite::new("memory", "the pipeline without sockets", |_| {
         dpdk::pinned(memory::rows)
     }),
@@ -200,6 +201,11 @@ const SUITES: [Suite; 14] = [
     Suite::new("change", "from a change to its effect", |_| {
         dpdk::pinned_to(0, change::rows)
     }),
+    Suite::new(
+        "region",
+        "a controller with the ports and hosts of a region",
+        region::rows,
+    ),
     Suite::new("forward", "real sockets across two hosts", forward::rows),
     Suite::new("tcp", "one stream over the same", forward::tcp),
     Suite::new("tap", "a guest's tap, both ways over it", |_| tap::rows()),

@@ -91,8 +91,13 @@ pub(crate) const PACKAGES: &[&str] = &[
 ];
 
 /// What the benchmarks' peers need besides: DPDK's libraries for the programs in bench/peers, its testpmd as a guest that is nothing but
-/// rings, and Open vSwitch with DPDK.
-pub(crate) const PEERS: &[&str] = &["dpdk-dev", "libdpdk-dev", "openvswitch-switch-dpdk"];
+/// rings, Open vSwitch with DPDK, and OVN's databases and compiler.
+pub(crate) const PEERS: &[&str] = &[
+    "dpdk-dev",
+    "libdpdk-dev",
+    "openvswitch-switch-dpdk",
+    "ovn-central",
+];
 
 /// Which of `packages` are not installed.
 fn missing<'p>(packages: &[&'p str]) -> Result<Vec<&'p str>> {
