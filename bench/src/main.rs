@@ -203,7 +203,7 @@ const SUITES: [Suite; 15] = [
     }),
     Suite::new(
         "region",
-        "a controller with the ports and hosts of a region",
+        "a controller with the ports and hosts of a region; WEFT_REGION_* are its sizes",
         region::rows,
     ),
     Suite::new("forward", "real sockets across two hosts", forward::rows),

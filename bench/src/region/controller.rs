@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::net::TcpListener;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
@@ -75,13 +75,7 @@ impl Controller {
 
     /// MiB in memory: now, and at most since [`Self::forget_peak`].
     pub(super) fn memory(&self) -> anyhow::Result<(f64, f64)> {
-        let status = std::fs::read_to_string(self.proc("status"))?;
-        let field = |name: &str| -> anyhow::Result<f64> {
-            let line = status.lines().find_map(|line| line.strip_prefix(name));
-            let kib = line.and_then(|line| line.trim().strip_suffix(" kB"));
-            Ok(kib.context("no VmRSS or VmHWM")?.parse::<f64>()? / 1024.0)
-        };
-        Ok((field("VmRSS:")?, field("VmHWM:")?))
+        memory(&self.proc("status"))
     }
 
     /// Has the peak of memory count from now on.
@@ -105,6 +99,17 @@ impl Controller {
         let lines: Vec<&str> = log.lines().collect();
         lines[lines.len().saturating_sub(15)..].join("\n")
     }
+}
+
+/// MiB in memory that a process has, and had at most, by its file in `/proc`.
+pub(super) fn memory(status: &Path) -> anyhow::Result<(f64, f64)> {
+    let status = std::fs::read_to_string(status)?;
+    let field = |name: &str| -> anyhow::Result<f64> {
+        let line = status.lines().find_map(|line| line.strip_prefix(name));
+        let kib = line.and_then(|line| line.trim().strip_suffix(" kB"));
+        Ok(kib.context("no VmRSS or VmHWM")?.parse::<f64>()? / 1024.0)
+    };
+    Ok((field("VmRSS:")?, field("VmHWM:")?))
 }
 
 fn spawn(directory: &TempDir) -> anyhow::Result<Child> {

@@ -263,6 +263,7 @@ async fn attach(shared: Arc<Shared>, host: usize, channel: Channel) {
         let ended = stream(&shared, host, channel.clone()).await;
         if !shared.is_cut_expected.load(Ordering::Acquire) {
             shared.lost.fetch_add(1, Ordering::Relaxed);
+            shared.news.notify_waiters();
             if let Err(status) = ended {
                 let reason = status.message();
                 eprintln!("   {}: its stream ended: {reason}", host_id(host));
@@ -344,4 +345,107 @@ async fn send(sender: &mpsc::Sender<FromHost>, message: from_host::Message) -> R
     };
     let gone = |_| Status::cancelled("the stream has ended");
     sender.send(message).await.map_err(gone)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::region::topology::Region;
+    use weft_controller::{intent::Intent, server, store::Embedded};
+    use weft_process::services::intent_client::IntentClient;
+    use weft_process::transport::{Listener, connect};
+    use weft_proto::v1::{ApplyRequest, Objects};
+
+    const PATIENCE: Duration = Duration::from_secs(20);
+
+    /// A controller in this process that serves until the runtime ends, and its address.
+    async fn controller(directory: &std::path::Path) -> String {
+        let store = Embedded::open(&directory.join("intent.redb")).unwrap();
+        let intent = Arc::new(Intent::load(Box::new(store)).unwrap());
+        let listener = Listener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.address().unwrap();
+        let never = std::future::pending();
+        tokio::spawn(server::serve(intent, listener, None, Duration::ZERO, never));
+        address
+    }
+
+    async fn apply(intent: &mut IntentClient<Channel>, objects: Objects) -> u64 {
+        let request = ApplyRequest {
+            objects: Some(objects),
+            ..ApplyRequest::default()
+        };
+        let reply = intent.apply(request).await.unwrap();
+        reply.into_inner().revision
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn hosts_follow_the_controller_through_cuts_and_losses() {
+        let directory = tempfile::tempdir().unwrap();
+        let address = controller(directory.path()).await;
+        let mut intent = IntentClient::new(connect(&address, None).await.unwrap());
+        let region = Region::new(40, 4, 8, 5);
+        let shape = Shape {
+            hosts: region.hosts,
+            streams: 3,
+            check_every: 1,
+            limits: HostLimits::default(),
+        };
+        let fleet = Fleet::start(&address, shape);
+        assert_eq!(fleet.checking(), 8);
+        let mut objects = region.base();
+        objects.ports = (0..region.ports).map(|port| region.port(port)).collect();
+        let filled = apply(&mut intent, objects).await;
+        let all: Vec<usize> = (0..region.hosts).collect();
+        fleet.acknowledged(&all, filled, PATIENCE).await.unwrap();
+        let more = |number| Objects {
+            ports: (0..region.vpcs)
+                .map(|vpc| region.more(number + vpc, vpc))
+                .collect(),
+            ..Objects::default()
+        };
+        let changed = apply(&mut intent, more(0)).await;
+        fleet.acknowledged(&all, changed, PATIENCE).await.unwrap();
+        let soon = Duration::from_millis(50);
+        assert!(fleet.acknowledged(&all, changed + 1, soon).await.is_err());
+        for forgets in [false, true] {
+            fleet.cut(PATIENCE).await.unwrap();
+            if forgets {
+                fleet.forget();
+            }
+            let changed = apply(&mut intent, more(if forgets { 20 } else { 10 })).await;
+            assert!(fleet.acknowledged(&all, changed, soon).await.is_err());
+            fleet.attach();
+            fleet.acknowledged(&all, changed, PATIENCE).await.unwrap();
+            assert_eq!(fleet.attached(), 8);
+            fleet.expect_cut(false);
+        }
+        assert_eq!(fleet.lost(), 0);
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_stream_that_ends_by_itself_is_counted_and_opened_again() {
+        let directory = tempfile::tempdir().unwrap();
+        let address = controller(directory.path()).await;
+        let shape = Shape {
+            hosts: 1,
+            streams: 1,
+            check_every: 1,
+            limits: HostLimits::default(),
+        };
+        let fleet = Fleet::start(&address, shape);
+        let is_attached = || fleet.attached() == 1;
+        fleet.until(PATIENCE, "a host", is_attached).await.unwrap();
+        // The same host once more: the newer session takes the stream of the older, as long as both live.
+        let other = Fleet::start(&address, shape);
+        let is_lost = || fleet.lost() > 0;
+        fleet
+            .until(PATIENCE, "a lost stream", is_lost)
+            .await
+            .unwrap();
+        drop(other);
+        fleet
+            .until(PATIENCE, "a host again", is_attached)
+            .await
+            .unwrap();
+    }
 }

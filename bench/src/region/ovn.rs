@@ -17,7 +17,7 @@ use super::topology::{Region, host_id, vtep};
 const PATIENCE: Duration = Duration::from_secs(120);
 const SCHEMAS: &str = "/usr/share/ovn";
 /// Ports in one transaction while the switch is filled.
-const AT_ONCE: usize = 500;
+const AT_ONCE: usize = 2500;
 
 /// OVN's central part with a switch; it ends with this value.
 #[derive(Debug)]
@@ -189,6 +189,8 @@ impl Ovn {
         self.tell("nbctl", &words)?;
         let spent = begun.elapsed();
         self.tell("sbctl", &line(&format!("lsp-bind {id} {}", port.host)))?;
+        // What follows from that is not to take time from what is measured next.
+        self.tell("nbctl", &line("--wait=sb sync"))?;
         Ok(spent)
     }
 }

@@ -13,7 +13,7 @@ use weft_proto::v1::{
     Objects, Port,
 };
 
-use super::controller::Controller;
+use super::controller::{Controller, memory};
 use super::fleet::{Fleet, Shape};
 use super::ovn::Ovn;
 use super::settings::Settings;
@@ -146,6 +146,8 @@ impl Scenario<'_> {
         self.reconnect(false).await?;
         self.reconnect(true).await?;
         self.cold_start().await?;
+        let (_, own) = memory("/proc/self/status".as_ref())?;
+        eprintln!("   the simulated hosts and clients took {own:.0} MiB at most");
         let lost = self.fleet.lost() as f64;
         self.row(
             "streams that ended though nothing was cut",
@@ -170,16 +172,17 @@ impl Scenario<'_> {
 
     /// All ports at once, into a region of hosts, VPCs, subnets and groups.
     async fn fill(&mut self) -> anyhow::Result<()> {
-        let base = requests(self.region.base());
+        let base = requests(self.region.base(), REQUEST);
         self.apply(base).await?;
         self.settle().await?;
         let checking = self.fleet.checking();
         eprintln!("   {checking} of the hosts check digests, the others the chain of revisions");
         let ports = (0..self.region.ports).map(|number| self.region.port(number));
-        let ports = requests(Objects {
+        let ports = Objects {
             ports: ports.collect(),
             ..Objects::default()
-        });
+        };
+        let ports = requests(ports, REQUEST);
         let begun = Instant::now();
         let revision = self.apply(ports).await?;
         let stored = begun.elapsed().as_secs_f64();
@@ -504,15 +507,15 @@ fn deletion(number: usize) -> DeleteRequest {
     }
 }
 
-/// Objects in as few requests as their size allows, those first that others refer to.
-fn requests(objects: Objects) -> Vec<Objects> {
-    if objects.encoded_len() <= REQUEST {
+/// Objects in as few requests of at most so many bytes as may be, those first that others refer to.
+fn requests(objects: Objects, most: usize) -> Vec<Objects> {
+    if objects.encoded_len() <= most {
         return vec![objects];
     }
     let (mut lists, mut list, mut size) = (Vec::new(), Vec::new(), 0);
     for object in explode(objects) {
         let bytes = object.encode().len() + 8;
-        if size + bytes > REQUEST {
+        if size + bytes > most {
             lists.push(collect(std::mem::take(&mut list).into_iter()));
             size = 0;
         }
@@ -529,13 +532,13 @@ mod tests {
 
     #[test]
     fn a_large_list_goes_in_several_requests_in_its_order() {
-        let region = Region::new(600_000, 1, 10, 1000);
+        let region = Region::new(600, 1, 10, 100);
         let ports = (0..region.ports).map(|number| region.port(number));
         let mut objects = region.base();
         objects.ports = ports.collect();
-        let lists = requests(objects.clone());
-        assert_eq!(lists.len(), 2);
-        assert!(lists.iter().all(|list| list.encoded_len() <= REQUEST));
+        let lists = requests(objects.clone(), 10_000);
+        assert!(lists.len() > 2);
+        assert!(lists.iter().all(|list| list.encoded_len() <= 10_000));
         assert_eq!((lists[0].vpcs.len(), lists[1].vpcs.len()), (1, 0));
         let joined = lists.into_iter().flat_map(explode);
         assert!(joined.eq(explode(objects)));

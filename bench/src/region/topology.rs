@@ -59,14 +59,17 @@ impl Region {
 
     /// Everything but the ports.
     pub(super) fn base(&self) -> Objects {
-        let mut all = Objects::default();
-        all.hosts = (0..self.hosts)
-            .map(|number| Host {
-                id: host_id(number),
-                vteps: vec![vtep(number).to_string()],
-                ..Host::default()
-            })
-            .collect();
+        let hosts = (0..self.hosts).map(|number| Host {
+            id: host_id(number),
+            vteps: vec![vtep(number).to_string()],
+            ..Host::default()
+        });
+        let groups = (0..self.groups()).map(|number| self.group(number, 443));
+        let mut all = Objects {
+            hosts: hosts.collect(),
+            security_groups: groups.collect(),
+            ..Objects::default()
+        };
         for number in 0..self.vpcs {
             all.vpcs.push(Vpc {
                 id: format!("v{number}"),
@@ -80,9 +83,6 @@ impl Region {
                 ..Subnet::default()
             });
         }
-        all.security_groups = (0..self.groups())
-            .map(|number| self.group(number, 443))
-            .collect();
         all
     }
 
