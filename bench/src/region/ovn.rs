@@ -5,19 +5,20 @@
 
 use std::fs::File;
 use std::io::{Read, Write};
+use std::ops::Range;
 use std::os::unix::net::UnixStream;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
+use serde_json::{Value, json};
 use tempfile::TempDir;
+use weft_proto::v1::Port;
 
 use super::topology::{Region, host_id, vtep};
 
 const PATIENCE: Duration = Duration::from_secs(120);
 const SCHEMAS: &str = "/usr/share/ovn";
-/// Ports in one transaction while the switch is filled.
-const AT_ONCE: usize = 2500;
 
 /// OVN's central part with a switch; it ends with this value.
 #[derive(Debug)]
@@ -115,74 +116,104 @@ impl Ovn {
 
     /// Has a connected client (`nbctl` or `sbctl`) run a command line.
     fn tell(&self, client: &str, words: &[String]) -> anyhow::Result<()> {
-        let mut socket = UnixStream::connect(self.at(&format!("{client}.ctl")))?;
-        socket.set_read_timeout(Some(PATIENCE))?;
-        let request = serde_json::json!({ "method": "run", "params": words, "id": 0 });
-        socket.write_all(request.to_string().as_bytes())?;
-        // The connection stays open: the answer ends where its JSON does.
-        let answer = serde_json::Deserializer::from_reader(Bytewise(socket))
-            .into_iter::<serde_json::Value>()
-            .next();
-        let answer = answer.context("no answer")??;
-        if !answer["error"].is_null() {
-            bail!("ovn-{client} {}: {}", words.join(" "), answer["error"]);
+        let socket = self.at(&format!("{client}.ctl"));
+        ask(&socket, "run", &json!(words)).map(drop)
+    }
+
+    /// Has a database make a transaction, without the command lines' tools: these take a time for each port that grows with their number.
+    fn transact(&self, name: &str, database: &str, mut steps: Vec<Value>) -> anyhow::Result<Value> {
+        steps.insert(0, json!(database));
+        let socket = self.at(&format!("{name}.sock"));
+        let result = ask(&socket, "transact", &json!(steps))?;
+        let steps = result.as_array().map_or(&[][..], Vec::as_slice);
+        match steps.iter().find(|step| !step["error"].is_null()) {
+            Some(step) => bail!("{database}: {step}"),
+            None => Ok(result),
         }
-        Ok(())
     }
 
     fn fill(&self) -> anyhow::Result<()> {
         let region = &self.region;
-        self.tell("nbctl", &line("ls-add sw"))?;
         for number in 0..region.hosts {
-            let id = host_id(number);
-            let line = line(&format!("chassis-add {id} geneve {}", vtep(number)));
+            let (id, address) = (host_id(number), vtep(number));
+            let line = line(&format!("chassis-add {id} geneve {address}"));
             self.tell("sbctl", &line)?;
         }
-        for first in (0..region.ports).step_by(AT_ONCE) {
-            let numbers = first..region.ports.min(first + AT_ONCE);
-            let mut words = Vec::new();
-            for number in numbers {
-                let port = region.port(number);
-                words.extend(line(&format!("-- lsp-add sw {}", port.id)));
-                words.extend(addresses(&port.id, &port.mac, &port.addresses));
-            }
-            self.tell("nbctl", &words)?;
+        let all = 0..region.ports;
+        let mut steps = vec![insert(
+            "Logical_Switch",
+            "sw",
+            &json!({ "name": "sw", "ports": named("p", all.clone()) }),
+        )];
+        for number in all {
+            let port = region.port(number);
+            let row = json!({ "name": port.id, "addresses": addresses(&port) });
+            steps.push(insert("Logical_Switch_Port", &port.id, &row));
         }
         for group in 0..region.groups() {
-            let all = group * region.group..region.ports.min((group + 1) * region.group);
-            let mut words = line(&format!("pg-add g{group}"));
-            words.extend(all.map(|number| format!("p{number}")));
-            let from = format!("outport == @g{group} && ip4.src == $g{group}_ip4");
-            let tcp = format!("outport == @g{group} && tcp.dst == 443");
-            for (priority, rule, verdict) in [
-                ("1000", from, "allow-related"),
-                ("1000", tcp, "allow-related"),
-                ("900", format!("outport == @g{group} && ip"), "drop"),
-            ] {
-                let acl = format!("-- acl-add g{group} to-lport {priority}");
-                words.extend(line(&acl));
-                words.extend([rule, verdict.to_owned()]);
+            let ports = group * region.group..region.ports.min((group + 1) * region.group);
+            let rules = [
+                (1000, format!("ip4.src == $g{group}_ip4"), "allow-related"),
+                (1000, "tcp.dst == 443".to_owned(), "allow-related"),
+                (900, "ip".to_owned(), "drop"),
+            ];
+            for (number, (priority, rule, action)) in rules.iter().enumerate() {
+                let row = json!({
+                    "priority": priority, "direction": "to-lport", "action": action,
+                    "match": format!("outport == @g{group} && {rule}"),
+                });
+                steps.push(insert("ACL", &format!("a{group}_{number}"), &row));
             }
-            self.tell("nbctl", &words)?;
-        }
-        self.tell("nbctl", &line("--wait=sb sync"))?;
-        for first in (0..region.ports).step_by(AT_ONCE) {
-            let numbers = first..region.ports.min(first + AT_ONCE);
-            let binding = numbers.flat_map(|number| {
-                let port = region.port(number);
-                line(&format!("-- lsp-bind {} {}", port.id, port.host))
+            let acls = named(&format!("a{group}_"), 0..rules.len());
+            let row = json!({
+                "name": format!("g{group}"), "ports": named("p", ports), "acls": acls,
             });
-            self.tell("sbctl", &binding.collect::<Vec<_>>())?;
+            steps.push(insert("Port_Group", &format!("g{group}"), &row));
         }
+        self.transact("nb", "OVN_Northbound", steps)?;
+        self.sync()?;
+        self.bind()?;
+        self.sync()
+    }
+
+    /// Waits until OVN's compiler has done what there is to do.
+    fn sync(&self) -> anyhow::Result<()> {
         self.tell("nbctl", &line("--wait=sb sync"))
+    }
+
+    /// Binds every port to its chassis, as `lsp-bind` would.
+    fn bind(&self) -> anyhow::Result<()> {
+        let columns = json!(["_uuid", "name"]);
+        let chassis =
+            json!({ "op": "select", "table": "Chassis", "where": [], "columns": columns });
+        let found = self.transact("sb", "OVN_Southbound", vec![chassis])?;
+        let rows = found[0]["rows"].as_array().context("no chassis")?;
+        let by_name = |name: &str| rows.iter().find(|row| row["name"] == name);
+        let mut steps = Vec::new();
+        for number in 0..self.region.ports {
+            let port = self.region.port(number);
+            let chassis = by_name(&port.host).context("a chassis is missing")?;
+            steps.push(json!({
+                "op": "update", "table": "Port_Binding", "where": [["logical_port", "==", port.id]],
+                "row": { "chassis": chassis["_uuid"], "up": true },
+            }));
+        }
+        let bound = self.transact("sb", "OVN_Southbound", steps)?;
+        let counts = bound.as_array().map_or(&[][..], Vec::as_slice);
+        anyhow::ensure!(
+            counts.iter().all(|step| step["count"] == 1),
+            "a port has no binding"
+        );
+        Ok(())
     }
 
     /// The time that a port more takes, with its addresses and its group, until the southbound database has it.
     pub(super) fn one_more(&self, number: usize) -> anyhow::Result<Duration> {
         let port = self.region.more(number, 0);
         let mut words = line(&format!("--wait=sb -- lsp-add sw {}", port.id));
-        words.extend(addresses(&port.id, &port.mac, &port.addresses));
         let id = &port.id;
+        words.extend(line(&format!("-- lsp-set-addresses {id}")));
+        words.push(addresses(&port));
         words.extend(line(&format!("-- --id=@p get logical_switch_port {id}")));
         words.extend(line("-- add port_group g0 ports @p"));
         let begun = Instant::now();
@@ -190,7 +221,7 @@ impl Ovn {
         let spent = begun.elapsed();
         self.tell("sbctl", &line(&format!("lsp-bind {id} {}", port.host)))?;
         // What follows from that is not to take time from what is measured next.
-        self.tell("nbctl", &line("--wait=sb sync"))?;
+        self.sync()?;
         Ok(spent)
     }
 }
@@ -200,20 +231,40 @@ fn line(text: &str) -> Vec<String> {
     text.split_whitespace().map(str::to_owned).collect()
 }
 
-fn addresses(id: &str, mac: &str, addresses: &[String]) -> Vec<String> {
-    let mut words = line(&format!("-- lsp-set-addresses {id}"));
-    words.push(format!("{mac} {}", addresses.join(" ")));
-    words
+/// As OVN writes them.
+fn addresses(port: &Port) -> String {
+    format!("{} {}", port.mac, port.addresses.join(" "))
 }
 
-/// Reads one byte at a time, so that a reader never waits for more than there is.
-struct Bytewise(UnixStream);
+/// The step of a transaction that inserts a row, which other steps know by a name.
+fn insert(table: &str, name: &str, row: &Value) -> Value {
+    json!({ "op": "insert", "table": table, "uuid-name": name, "row": row })
+}
 
-impl Read for Bytewise {
-    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
-        let one = buffer.len().min(1);
-        self.0.read(&mut buffer[..one])
+/// The set of the rows so named with these numbers.
+fn named(name: &str, numbers: Range<usize>) -> Value {
+    let all: Vec<Value> = numbers
+        .map(|number| json!(["named-uuid", format!("{name}{number}")]))
+        .collect();
+    json!(["set", all])
+}
+
+/// A call by JSON-RPC over a socket; what it answers.
+fn ask(socket: &str, method: &str, parameters: &Value) -> anyhow::Result<Value> {
+    let mut stream = UnixStream::connect(socket)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    let request = json!({ "method": method, "params": parameters, "id": 0 });
+    stream.write_all(request.to_string().as_bytes())?;
+    // The connection stays open: an answer ends where its JSON does. The server may ask on its own, too, whether we live.
+    for answer in serde_json::Deserializer::from_reader(stream).into_iter::<Value>() {
+        let mut answer = answer?;
+        if !answer["method"].is_null() {
+            continue;
+        }
+        anyhow::ensure!(answer["error"].is_null(), "{method}: {}", answer["error"]);
+        return Ok(answer["result"].take());
     }
+    bail!("{method}: no answer")
 }
 
 impl Drop for Ovn {

@@ -28,7 +28,7 @@ const LOOK: Duration = Duration::from_millis(10);
 const REQUEST: usize = 64 << 20;
 /// Clients that change at once.
 const CLIENTS: usize = 64;
-/// The most ports with which a peer is measured: it takes minutes to be filled with more.
+/// The most ports with which a peer is measured: its compiler looks at all of them for each change.
 const MOST_OF_PEER: usize = 20_000;
 
 /// A controller with a region, and how its rows are called.
