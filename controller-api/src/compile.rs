@@ -141,6 +141,11 @@ impl Part {
         [places, way_out, &self.own]
     }
 
+    /// About how many objects are told.
+    pub(crate) fn len(&self) -> usize {
+        self.layers().into_iter().map(Layer::len).sum()
+    }
+
     /// An object that is told.
     pub(crate) fn get(&self, kind: Kind, id: &str) -> Option<&Arc<Entry>> {
         let shared = || seen(self.view.as_ref()?, self.is_own, kind, id);

@@ -183,6 +183,16 @@ impl NodeState {
         self.digest.plus(rest).to_bytes()
     }
 
+    /// About how many objects are told.
+    fn len(&self) -> usize {
+        self.parts.iter().map(|part| part.len()).sum()
+    }
+
+    /// Whether a state has many more objects than the one that a host has; nothing: it has none.
+    pub(crate) fn is_far_from(&self, known: Option<&Self>, many: usize) -> bool {
+        self.len() > known.map_or(0, Self::len) + many
+    }
+
     /// All objects as a list.
     pub fn to_objects(&self) -> Objects {
         let mut all: Vec<&Arc<Entry>> = self.iter().collect();

@@ -10,7 +10,7 @@ mod session;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use tokio::sync::oneshot;
+use tokio::sync::{Semaphore, oneshot};
 use weft_proto::state::Kind;
 use weft_proto::state::Object;
 use weft_proto::v1::{HeldBack, Hello, HostLimits, HostStatus, Violation, VpcHeldBack};
@@ -90,7 +90,14 @@ impl Entry {
 pub struct Hosts {
     entries: Mutex<HashMap<String, Entry>>,
     interest: Arc<Interest>,
+    /// Who may compile: as many as there are cores, so that the threads that answer are not starved when all hosts come at once.
+    compiling: Semaphore,
+    /// Who may have a large state on its way.
+    sending: Arc<Semaphore>,
 }
+
+/// Large states that are on their way at a time, which bounds the memory that they take.
+const LARGE_STATES: usize = 16;
 
 impl Hosts {
     /// The hosts of an intent.
@@ -98,6 +105,8 @@ impl Hosts {
         Self {
             entries: Mutex::default(),
             interest: Arc::clone(intent.interest()),
+            compiling: Semaphore::new(std::thread::available_parallelism().map_or(1, usize::from)),
+            sending: Arc::new(Semaphore::new(LARGE_STATES)),
         }
     }
 

@@ -4,6 +4,7 @@
 //! the host last acknowledged, also when it refused states in between.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::{Notify, mpsc, oneshot};
 use tonic::{Status, Streaming};
@@ -13,6 +14,12 @@ use super::{Hosts, Told};
 use crate::intent::Intent;
 use crate::node::NodeState;
 use crate::version::Version;
+
+/// A state is large that differs by so many objects from what the host has.
+const LARGE: usize = 4096;
+
+/// How long a host may take for a large state before others no longer wait for it.
+const LARGE_DEADLINE: Duration = Duration::from_secs(10);
 
 pub(super) struct Session {
     id: u64,
@@ -28,6 +35,8 @@ pub(super) struct Session {
     outstanding: Option<Told>,
     /// The digest of the state that was refused last: it is not sent again.
     refused: Option<[u8; 32]>,
+    /// Ends when it may be said that the large state which was sent has arrived.
+    large: Option<tokio::task::AbortHandle>,
     /// Wakes the session when there is news for the host.
     waker: Arc<Notify>,
     /// What was last compiled, whether it was sent or not.
@@ -50,6 +59,7 @@ impl Session {
             host: hello.host.clone(),
             hosts,
             waker,
+            large: None,
             sender,
             taken,
             claimed: (hello.revision, hello.digest.clone()),
@@ -117,6 +127,8 @@ impl Session {
     async fn compiled(&mut self, version: Arc<Version>) -> Result<Option<Told>, Status> {
         let host = self.host.clone();
         let considered = self.considered.clone();
+        // Never closed.
+        let permit = self.hosts.compiling.acquire().await;
         let compiled = tokio::task::spawn_blocking(move || {
             let gone = || {
                 let state = NodeState::empty(version.revision);
@@ -131,13 +143,29 @@ impl Session {
         })
         .await
         .map_err(|_| Status::internal("compiling the host's state failed"))?;
+        drop(permit);
         if let Some(next) = &compiled {
             self.considered = Some(Arc::clone(&next.state));
         }
         Ok(compiled)
     }
 
+    /// The right to have a large state on its way. A host that is slow loses it after a while, so that it holds up nobody.
+    async fn large_permit(&self) -> Option<tokio::task::AbortHandle> {
+        // Never closed.
+        let permit = Arc::clone(&self.hosts.sending).acquire_owned().await.ok()?;
+        let held = tokio::spawn(async move {
+            tokio::time::sleep(LARGE_DEADLINE).await;
+            drop(permit);
+        });
+        Some(held.abort_handle())
+    }
+
     async fn send(&mut self, next: Told) -> Result<(), Status> {
+        let known = self.acknowledged.as_ref().map(|known| &known.state);
+        if next.state.is_far_from(known.map(|known| &**known), LARGE) {
+            self.large = self.large_permit().await;
+        }
         let message = match &self.acknowledged {
             Some(known) => {
                 let (upserts, deletes) = known.state.delta_to(&next.state);
@@ -202,6 +230,7 @@ impl Session {
         else {
             return Ok(());
         };
+        self.end_large();
         if sent.digest[..] != ack.digest[..] {
             self.acknowledged = None;
             self.hosts
@@ -220,6 +249,13 @@ impl Session {
         Ok(())
     }
 
+    /// Gives back the right to have a large state on its way.
+    fn end_large(&mut self) {
+        if let Some(held) = self.large.take() {
+            held.abort();
+        }
+    }
+
     fn note_refusal(&mut self, refusal: Refusal) {
         let Some(sent) = self
             .outstanding
@@ -227,6 +263,7 @@ impl Session {
         else {
             return;
         };
+        self.end_large();
         tracing::warn!(host = self.host, revision = sent.revision, violations = ?refusal.violations, "refused");
         self.refused = Some(sent.digest);
         self.hosts.update(&self.host, self.id, |entry| {
@@ -261,6 +298,7 @@ impl Session {
 
 impl Drop for Session {
     fn drop(&mut self) {
+        self.end_large();
         self.hosts.interest.forget(&self.host);
         self.hosts.detach(&self.host, self.id);
     }
