@@ -10,7 +10,7 @@ use anyhow::Context;
 use tempfile::TempDir;
 use tonic::transport::Channel;
 use weft_process::services::intent_client::IntentClient;
-use weft_process::transport::{MAX_MESSAGE, connect};
+use weft_process::transport::{MAX_MESSAGE, endpoint};
 use weft_tests::site::program;
 
 /// How long the process may take until it answers.
@@ -57,8 +57,10 @@ impl Controller {
     /// A client, once the controller answers.
     pub(super) async fn intent(&self) -> anyhow::Result<IntentClient<Channel>> {
         let begun = Instant::now();
+        // A controller that is too busy to answer a ping is measured, not given up.
+        let endpoint = endpoint(&self.address, None)?.keep_alive_timeout(START);
         loop {
-            match connect(&self.address, None).await {
+            match endpoint.connect().await {
                 Ok(channel) => {
                     let client = IntentClient::new(channel);
                     return Ok(client.max_decoding_message_size(MAX_MESSAGE));

@@ -262,9 +262,10 @@ async fn attach(shared: Arc<Shared>, host: usize, channel: Channel) {
     loop {
         let ended = stream(&shared, host, channel.clone()).await;
         if !shared.is_cut_expected.load(Ordering::Acquire) {
-            shared.lost.fetch_add(1, Ordering::Relaxed);
+            let before = shared.lost.fetch_add(1, Ordering::Relaxed);
             shared.news.notify_waiters();
-            if let Err(status) = ended {
+            // The first stands for all: most go together.
+            if let (0, Err(status)) = (before, ended) {
                 let reason = status.message();
                 eprintln!("   {}: its stream ended: {reason}", host_id(host));
             }
