@@ -6,11 +6,13 @@ use anyhow::Context;
 use prost::Message;
 use tokio::task::JoinSet;
 use tonic::transport::Channel;
+use tonic::{Code, Status};
 use weft_process::services::intent_client::IntentClient;
+use weft_process::transport::innermost;
 use weft_proto::state::{collect, explode};
 use weft_proto::v1::{
-    ApplyRequest, CreateRequest, DeleteRequest, HostLimits, ListHostStatusRequest, ObjectKey,
-    Objects, Port,
+    ApplyRequest, CreateRequest, DeleteRequest, HostLimits, HostStatusReply, ListHostStatusRequest,
+    ObjectKey, Objects, Port,
 };
 
 use super::controller::{Controller, memory};
@@ -26,6 +28,8 @@ const PATIENCE: Duration = Duration::from_secs(900);
 const LOOK: Duration = Duration::from_millis(10);
 /// Bytes of objects in one request, which the largest message that the controller accepts has room for.
 const REQUEST: usize = 64 << 20;
+/// Calls that may fail with their connection.
+const FAILURES: usize = 20;
 /// Clients that change at once.
 const CLIENTS: usize = 64;
 /// The most ports with which a peer is measured: its compiler looks at all of them for each change.
@@ -42,6 +46,8 @@ struct Scenario<'a> {
     rows: Vec<Row>,
     /// Of the ports beyond the region's own, so that no two are alike.
     next: usize,
+    /// Calls whose connection ended.
+    failed: usize,
 }
 
 pub(super) async fn scenario(
@@ -78,6 +84,7 @@ pub(super) async fn scenario(
         fleet,
         rows: Vec::new(),
         next: 0,
+        failed: 0,
     };
     let measured = scenario.measure(ovn.as_mut()).await;
     // The controller ends before the hosts do.
@@ -148,10 +155,10 @@ impl Scenario<'_> {
         self.cold_start().await?;
         let (_, own) = memory("/proc/self/status".as_ref())?;
         eprintln!("   the simulated hosts and clients took {own:.0} MiB at most");
-        let lost = self.fleet.lost() as f64;
+        let lost = self.fleet.lost() as f64 + self.failed as f64;
         self.row(
-            "streams that ended though nothing was cut",
-            "streams",
+            "streams and calls that ended though nothing was cut",
+            "times",
             vec![lost],
             Some(0.0),
         );
@@ -215,9 +222,37 @@ impl Scenario<'_> {
                 objects: Some(objects),
                 ..ApplyRequest::default()
             };
-            revision = self.intent.apply(request).await?.into_inner().revision;
+            revision = loop {
+                match self.intent.apply(request.clone()).await {
+                    Ok(reply) => break reply.into_inner().revision,
+                    Err(status) => self.fail(status)?,
+                }
+            };
         }
         Ok(revision)
+    }
+
+    async fn status(&mut self) -> anyhow::Result<HostStatusReply> {
+        loop {
+            match self.intent.list_host_status(ListHostStatusRequest {}).await {
+                Ok(reply) => return Ok(reply.into_inner()),
+                Err(status) => self.fail(status)?,
+            }
+        }
+    }
+
+    /// Notes that a call's connection ended, which it does where the controller is too busy to answer pings: the client connects again.
+    ///
+    /// # Errors
+    /// It failed otherwise, or too often.
+    fn fail(&mut self, status: Status) -> anyhow::Result<()> {
+        self.failed += 1;
+        let is_of_transport = std::error::Error::source(&status).is_some();
+        if !is_of_transport || self.failed > FAILURES {
+            return Err(status.into());
+        }
+        eprintln!("   a call failed: {}", innermost(&status));
+        Ok(())
     }
 
     /// Waits until the controller says that every host has its newest revision in force; tells when the first host had.
@@ -225,8 +260,7 @@ impl Scenario<'_> {
         let begun = Instant::now();
         let mut first = None;
         loop {
-            let status = self.intent.list_host_status(ListHostStatusRequest {}).await;
-            let status = status?.into_inner();
+            let status = self.status().await?;
             let now = Instant::now();
             let current = |revision| revision == status.revision;
             let in_sync = status.hosts.iter();
@@ -339,20 +373,38 @@ impl Scenario<'_> {
         let region = self.region;
         // Far from each other, so that hosts and VPCs are all alike.
         let vpc = number * 7919 % region.vpcs;
-        let reply = match change {
-            Change::Create => self.intent.create(creation(&region, number, vpc)).await,
-            Change::Delete => self.intent.delete(deletion(number)).await,
+        let objects = match change {
+            Change::Create => creation(&region, number, vpc),
             Change::Rule => {
                 let group = number * 7919 % region.groups();
+                let rule = 1000 + number as u32 % 60_000;
                 let objects = Objects {
-                    security_groups: vec![region.group(group, 1000 + number as u32 % 60_000)],
+                    security_groups: vec![region.group(group, rule)],
                     ..Objects::default()
                 };
                 let revision = self.apply(vec![objects]).await?;
                 return Ok((revision, region.hosts_of_group(group)));
             }
+            Change::Delete => {
+                return Ok((self.delete(number).await?, region.hosts_of_vpc(vpc)));
+            }
         };
-        Ok((reply?.into_inner().revision, region.hosts_of_vpc(vpc)))
+        let revision = self.apply(vec![objects]).await?;
+        Ok((revision, region.hosts_of_vpc(vpc)))
+    }
+
+    async fn delete(&mut self, number: usize) -> anyhow::Result<u64> {
+        let before = self.failed;
+        loop {
+            match self.intent.delete(deletion(number)).await {
+                Ok(reply) => return Ok(reply.into_inner().revision),
+                // It was deleted, and the answer lost.
+                Err(status) if status.code() == Code::NotFound && self.failed > before => {
+                    return Ok(self.status().await?.revision);
+                }
+                Err(status) => self.fail(status)?,
+            }
+        }
     }
 
     /// Many clients change at once, each in another VPC every time: a port comes, and goes.
@@ -370,7 +422,8 @@ impl Scenario<'_> {
                 while Instant::now() < end {
                     let number = first + changes / 2 % 90_000;
                     let vpc = (client + CLIENTS * (changes / 2)) % region.vpcs;
-                    intent.create(creation(&region, number, vpc)).await?;
+                    let objects = Some(creation(&region, number, vpc));
+                    intent.create(CreateRequest { objects }).await?;
                     intent.delete(deletion(number)).await?;
                     changes += 2;
                 }
@@ -489,12 +542,10 @@ impl Scenario<'_> {
     }
 }
 
-fn creation(region: &Region, number: usize, vpc: usize) -> CreateRequest {
-    CreateRequest {
-        objects: Some(Objects {
-            ports: vec![region.more(number, vpc)],
-            ..Objects::default()
-        }),
+fn creation(region: &Region, number: usize, vpc: usize) -> Objects {
+    Objects {
+        ports: vec![region.more(number, vpc)],
+        ..Objects::default()
     }
 }
 
