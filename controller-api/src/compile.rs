@@ -230,7 +230,7 @@ impl<'a> Told<'a> {
             Some(known) if known.object == object => Arc::clone(known),
             _ => Entry::new(object),
         };
-        self.part.own.insert(entry);
+        self.part.own.insert(&entry);
     }
 
     /// Tells an object as it is in the intent.
@@ -384,7 +384,7 @@ impl<'a> Told<'a> {
             }
             let make = || self.told_group(group, has_rules, has_members);
             let entry = self.view.group((id, has_rules, has_members), make);
-            self.part.own.insert(entry);
+            self.part.own.insert(&entry);
         }
     }
 

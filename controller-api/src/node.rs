@@ -162,7 +162,7 @@ impl NodeState {
                     ..network.clone()
                 });
                 let known = self.networks.get(Kind::ExternalNetwork, id);
-                networks.insert(match known {
+                networks.insert(&match known {
                     Some(known) if known.object == told => Arc::clone(known),
                     _ => Entry::new(told),
                 });

@@ -7,7 +7,7 @@ use std::sync::{Arc, OnceLock};
 
 use weft_proto::persistent::PersistentSet;
 use weft_proto::state::{Key, Kind, Object, State};
-use weft_proto::v1::{ElasticIp, Port};
+use weft_proto::v1::{ElasticIp, Peering, Port};
 
 use crate::store::Change;
 use crate::view::{HostIds, VpcView};
@@ -97,7 +97,7 @@ impl Version {
             ..Self::default()
         };
         for object in state.of_kind(Kind::Vpc) {
-            version.set_slot(object.id().into(), revision, None);
+            version.set_slot(&object.id().into(), revision, None);
         }
         let mut outside: BTreeSet<&str> = BTreeSet::new();
         for object in state.of_kind(Kind::ElasticIp) {
@@ -184,7 +184,7 @@ impl Version {
             let all: Vec<Arc<Slot>> = next.vpcs.iter().cloned().collect();
             for slot in all {
                 next.find_gateways(&state, &slot.id);
-                next.set_slot(Arc::clone(&slot.id), slot.changed, None);
+                next.set_slot(&slot.id, slot.changed, None);
             }
         }
         for vpc in &touched {
@@ -206,7 +206,7 @@ impl Version {
                 };
                 Arc::new(view.after((&self.state, &state), &changes, gateways))
             });
-            next.set_slot(id, change.revision, view);
+            next.set_slot(&id, change.revision, view);
         }
         if next.recent.len() == REMEMBERED {
             next.recent.pop_front();
@@ -231,13 +231,13 @@ impl Version {
         self.vpcs.get(|slot| (*slot.id).cmp(vpc))
     }
 
-    fn set_slot(&mut self, id: Arc<str>, changed: u64, view: Option<Arc<VpcView>>) {
+    fn set_slot(&mut self, id: &Arc<str>, changed: u64, view: Option<Arc<VpcView>>) {
         let slot = Slot {
-            id: Arc::clone(&id),
+            id: Arc::clone(id),
             changed,
             view: view.map_or_else(OnceLock::new, OnceLock::from),
         };
-        self.vpcs.insert(Arc::new(slot), |slot| slot.id.cmp(&id));
+        self.vpcs.insert(Arc::new(slot), |slot| slot.id.cmp(id));
     }
 
     /// Notes in which VPC an elastic IP is now.
@@ -340,7 +340,7 @@ impl Version {
         let mut vpcs = self.touched_since(before.revision)?;
         for version in [before, self] {
             let peerings = vpcs.iter().flat_map(|vpc| version.state.peerings_of(vpc));
-            let joined: Vec<&str> = peerings.flat_map(|peering| peering.vpcs()).collect();
+            let joined: Vec<&str> = peerings.flat_map(Peering::vpcs).collect();
             vpcs.extend(joined);
         }
         let mut hosts = BTreeSet::new();

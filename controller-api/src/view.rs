@@ -165,7 +165,7 @@ impl VpcView {
         // One that is changed in what others do not see stays what it is.
         let known = self.places.get(Kind::Port, &port.id);
         if known.is_none_or(|known| known.object != seen) {
-            self.places.insert(Entry::new(seen));
+            self.places.insert(&Entry::new(seen));
         }
         for elastic in state.elastic_ips_of_port(&port.id) {
             let entry = state.entry(Kind::ElasticIp, &elastic.id);
@@ -178,7 +178,7 @@ impl VpcView {
         seen.route_table.clear();
         seen.network_acl.clear();
         seen.dhcp = None;
-        self.places.insert(Entry::new(Object::Subnet(seen)));
+        self.places.insert(&Entry::new(Object::Subnet(seen)));
     }
 
     /// A subnet with its MTU. Told rather than derived: a host does not see every host that carries the VPC.
@@ -197,7 +197,7 @@ impl VpcView {
     /// Hosts that send to a NAT gateway need not know who may send back, nor to whom.
     fn put_nat_gateway(&mut self, nat: &NatGateway) {
         self.way_out
-            .insert(Entry::new(Object::NatGateway(NatGateway {
+            .insert(&Entry::new(Object::NatGateway(NatGateway {
                 port_forwards: Vec::new(),
                 filtering: String::new(),
                 timeouts: None,

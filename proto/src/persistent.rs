@@ -70,7 +70,7 @@ impl<T: Clone> PersistentSet<T> {
             return Err([at, in_run, 0]);
         };
         chunk
-            .binary_search_by(|item| order(item))
+            .binary_search_by(order)
             .map(|item| [at, in_run, item])
             .map_err(|item| [at, in_run, item])
     }

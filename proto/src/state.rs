@@ -284,7 +284,7 @@ impl State {
 
     fn put(&mut self, entry: &Arc<Entry>) -> Option<Arc<Entry>> {
         let (kind, id) = (entry.object.kind(), entry.object.id());
-        let before = self.objects.insert(Arc::clone(entry));
+        let before = self.objects.insert(entry);
         if let Some(before) = &before {
             self.claims.remove(&before.object);
             if before.object.vpc() != entry.object.vpc() {

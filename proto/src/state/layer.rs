@@ -96,10 +96,10 @@ fn by_key(kind: Kind, id: &str) -> impl Fn(&Arc<Entry>) -> Ordering {
 
 impl Layer {
     /// Adds or replaces; gives back what was there.
-    pub fn insert(&mut self, entry: Arc<Entry>) -> Option<Arc<Entry>> {
+    pub fn insert(&mut self, entry: &Arc<Entry>) -> Option<Arc<Entry>> {
         self.digest = self.digest.plus(entry.digest);
         let order = by_key(entry.object.kind(), entry.object.id());
-        let before = self.objects.insert(Arc::clone(&entry), order);
+        let before = self.objects.insert(Arc::clone(entry), order);
         if let Some(before) = &before {
             self.digest = self.digest.minus(before.digest);
         }
@@ -175,7 +175,7 @@ impl Layer {
 impl<'a> Extend<&'a Arc<Entry>> for Layer {
     fn extend<I: IntoIterator<Item = &'a Arc<Entry>>>(&mut self, entries: I) {
         for entry in entries {
-            self.insert(Arc::clone(entry));
+            self.insert(entry);
         }
     }
 }
