@@ -29,8 +29,8 @@ pub(crate) struct ExternalNetwork {
     /// VLAN of its frames, 1 to 4094 [default: untagged].
     #[arg(long, default_value_t = 0, hide_default_value = true)]
     vlan: u32,
-    /// Prefix of the network; repeat for several.
-    #[arg(long = "prefix", required_unless_present = "file")]
+    /// Prefix of the network, for elastic IPs and NAT gateways; repeat for several.
+    #[arg(long = "prefix")]
     prefixes: Vec<String>,
     /// Next hop for addresses outside of its prefixes; at most one of IPv4 and one of IPv6.
     #[arg(long = "gateway")]

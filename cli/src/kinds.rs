@@ -135,7 +135,7 @@ pub(crate) struct Subnet {
     /// Prefix of the subnet; at most one of IPv4 and one of IPv6.
     #[arg(long = "cidr", required_unless_present = "file")]
     cidrs: Vec<String>,
-    /// Gateway address in each prefix [default: the first address].
+    /// Gateway address in each prefix [default: the first address; on an external network none].
     #[arg(long = "gateway")]
     gateways: Vec<String>,
     /// MAC of the gateway.
@@ -147,9 +147,12 @@ pub(crate) struct Subnet {
     /// Network ACL of the subnet.
     #[arg(long, default_value = "", hide_default_value = true)]
     acl: String,
-    /// MTU of guests, in bytes [default: what fits into the tunnels].
+    /// MTU of guests, in bytes [default: what fits into the tunnels, or what the external network carries].
     #[arg(long, default_value_t = 0, hide_default_value = true)]
     mtu: u32,
+    /// External network that the subnet is on, in place of tunnels: its ports are neighbours of what is on that wire.
+    #[arg(long, default_value = "", hide_default_value = true)]
+    external_network: String,
     #[command(flatten)]
     dhcp: Dhcp,
 }
@@ -221,6 +224,7 @@ impl Flags for Subnet {
             network_acl: self.acl,
             mtu: self.mtu,
             dhcp: self.dhcp.message(),
+            external_network: self.external_network,
         })
     }
 }
@@ -561,6 +565,7 @@ fn headings(kind: Kind) -> &'static [&'static str] {
             "ROUTE-TABLE",
             "ACL",
             "MTU",
+            "EXTERNAL-NETWORK",
         ],
         Kind::RouteTable => &["ID", "VPC", "ROUTES"],
         Kind::NetworkAcl => &["ID", "VPC", "RULES"],
@@ -621,7 +626,7 @@ fn row(object: Object) -> Vec<String> {
             or_dash(o.tenant),
             or_dash(o.physical_network),
             number(o.vlan),
-            o.prefixes.join(","),
+            or_dash(o.prefixes.join(",")),
             or_dash(o.gateways.join(",")),
             or_dash(o.gateway_hosts.join(",")),
         ],
@@ -649,6 +654,7 @@ fn row(object: Object) -> Vec<String> {
             or_dash(o.route_table),
             or_dash(o.network_acl),
             number(o.mtu),
+            or_dash(o.external_network),
         ],
         Object::RouteTable(o) => vec![o.id, o.vpc, o.routes.len().to_string()],
         Object::NetworkAcl(o) => vec![o.id, o.vpc, o.rules.len().to_string()],

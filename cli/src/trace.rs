@@ -5,7 +5,7 @@
 
 use std::net::IpAddr;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use clap::Args;
 use ipnetwork::IpNetwork;
 use weft_proto::address::{DEFAULT_GATEWAY_MAC, parse_mac, parse_prefix, parse_protocol};
@@ -132,6 +132,13 @@ fn next_mac(state: &Objects, port: &Port, destination: IpAddr) -> Result<[u8; 6]
         && let Some(neighbour) = state.ports.iter().find(neighbour)
     {
         return Ok(parse_mac(&neighbour.mac)?);
+    }
+    if !subnet.external_network.is_empty() {
+        bail!(
+            "no port of subnet {} has {destination}, and who is on external network {} is not known here: set --dst-mac",
+            subnet.id,
+            subnet.external_network
+        );
     }
     if subnet.gateway_mac.is_empty() {
         Ok(DEFAULT_GATEWAY_MAC)

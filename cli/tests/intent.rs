@@ -160,6 +160,31 @@ async fn each_kind_is_created_by_flags_listed_shown_and_deleted() {
 }
 
 #[tokio::test]
+async fn a_subnet_is_put_on_an_external_network_by_flags() {
+    let scene = Scene::empty().await;
+    for words in [
+        "host create h1 --vtep 192.0.2.1 --physical-network physnet1",
+        "external-network create office --physical-network physnet1 --vlan 100",
+        "vpc create office",
+        "subnet create office-a --vpc office --external-network office --cidr 10.20.0.0/24 --gateway 10.20.0.1",
+        "port create desk-1 --vpc office --subnet office-a --mac 02:00:00:00:20:11 --address 10.20.0.11 --host h1 --tap desk-1",
+    ] {
+        scene.run(words).await.ok();
+    }
+    assert_eq!(
+        scene.run("subnet list").await.ok(),
+        "ID        VPC     CIDRS         GATEWAYS   ROUTE-TABLE  ACL  MTU  EXTERNAL-NETWORK\n\
+         office-a  office  10.20.0.0/24  10.20.0.1  -            -    -    office\n"
+    );
+    let refused = scene.run("external-network delete office").await.failed(1);
+    assert!(
+        refused
+            .contains("subnet office-a: external_network: there is no external_network 'office'"),
+        "{refused}"
+    );
+}
+
+#[tokio::test]
 async fn the_way_out_is_made_listed_bound_and_deleted() {
     let scene = Scene::with_topology().await;
     for words in [
@@ -309,7 +334,7 @@ ports:
             }
         }
     }
-    assert_eq!(tried, 15);
+    assert_eq!(tried, 22);
 }
 
 #[tokio::test]

@@ -521,6 +521,8 @@ impl<'a> Told<'a> {
             };
             self.part.networks.insert(Arc::from(&**network));
         }
+        let own = self.state().wire_of(self.vpc);
+        self.part.networks.extend(own.map(Arc::from));
         let leading = self.state().networks_that_route_to(self.vpc);
         self.part
             .networks
@@ -1200,5 +1202,36 @@ ports:
         assert_eq!(concerned(&before, fewer, &[]), blue);
         let idle = network("idle", |n| n.mtu = 1400);
         assert_eq!(concerned(&before, idle, &[]), none);
+    }
+
+    #[test]
+    fn a_host_with_ports_on_an_external_network_is_told_the_network() {
+        let mut objects: v1::Objects = serde_yaml_ng::from_str(TOPOLOGY).unwrap();
+        let more = "[{id: lan, physical_network: physnet1, vlan: 7, mtu: 9000}]";
+        objects.external_networks = serde_yaml_ng::from_str(more).unwrap();
+        for host in &mut objects.hosts {
+            host.physical_networks = vec!["physnet1".into()];
+        }
+        let red = objects.subnets.iter_mut().find(|subnet| subnet.id == "r");
+        red.unwrap().external_network = "lan".into();
+        let state = State::from_objects(objects).unwrap();
+        assert_eq!(validate(&state, Scope::Intent), vec![]);
+        let version = Version::loaded(1, state.clone());
+        let h3 = compiled(&version, "h3");
+        assert_eq!(ids(&h3.external_networks, |o| &o.id), ["lan"]);
+        assert_eq!(h3.subnets[0].mtu, 0, "the network's");
+        assert!(compiled(&version, "h2").external_networks.is_empty());
+        // A change of the network concerns those on it.
+        let mut network = state.external_network("lan").unwrap().clone();
+        network.vlan = 8;
+        let change = Change {
+            revision: 2,
+            upserts: vec![Object::ExternalNetwork(network)],
+            deletes: vec![],
+        };
+        let mut next = state;
+        next.insert(change.upserts[0].clone());
+        let next = version.next(&change, next);
+        assert_eq!(compiled(&next, "h3").external_networks[0].vlan, 8);
     }
 }

@@ -210,6 +210,19 @@ pub(crate) fn check_written(caller: &Caller, before: &State, objects: &[Object])
                     }
                 }
             }
+            // Whoever puts a subnet on a network has it for itself: nothing else of anybody uses that then.
+            Object::Subnet(subnet) if !subnet.external_network.is_empty() => {
+                let is_same = matches!(old, Some(Object::Subnet(old))
+                    if old.external_network == subnet.external_network && old.vpc == subnet.vpc);
+                let network = before.external_network(&subnet.external_network);
+                let is_own = network.is_some_and(|network| {
+                    !network.tenant.is_empty() && caller.is_of(&network.tenant, Role::Operate)
+                });
+                if !is_same && !is_own {
+                    let rule = "only the operator puts a subnet on a network that is not your own";
+                    found.push(violation(object, "external_network", rule));
+                }
+            }
             Object::RouteTable(table) => {
                 let was: BTreeSet<&str> = match old {
                     Some(Object::RouteTable(old)) => old.hosts().collect(),

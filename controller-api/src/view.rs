@@ -183,6 +183,10 @@ impl VpcView {
 
     /// A subnet with its MTU. Told rather than derived: a host does not see every host that carries the VPC.
     pub(crate) fn told_subnet(&self, subnet: &Subnet) -> Subnet {
+        if !subnet.external_network.is_empty() {
+            // Without one of its own it has the network's, which hosts are told.
+            return subnet.clone();
+        }
         let mtu = match (subnet.mtu, self.has_ipv6) {
             (0, true) => mtu::DEFAULT_MTU_IPV6_UNDERLAY,
             (0, false) => mtu::DEFAULT_MTU,

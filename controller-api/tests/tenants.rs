@@ -581,6 +581,39 @@ async fn a_tenant_has_elastic_ips_and_nat_gateways_of_its_own() {
 }
 
 /// That it is taken is told, whoever's name comes first; not by whom.
+/// What has ports is used for nothing else: a tenant does not take the operator's networks for itself.
+#[tokio::test]
+async fn a_tenant_puts_subnets_on_its_own_networks_alone() {
+    let mut site = Site::start().await;
+    applied(&mut site.operator, OUTSIDE).await.unwrap();
+    let wired = |tenant: &str, network: &str| {
+        format!(
+            "vpcs: [{{id: {tenant}/w, tenant: {tenant}}}]\nsubnets: [{{id: {tenant}/lan, vpc: {tenant}/w, cidrs: [10.9.0.0/24], external_network: {network}}}]"
+        )
+    };
+    refused(
+        &mut site.ann,
+        &wired("ann", "inet"),
+        "subnet ann/lan: external_network: only the operator puts a subnet on a network that is not your own",
+    )
+    .await;
+    refused(
+        &mut site.ann,
+        &wired("ann", "bens"),
+        "subnet ann/lan: external_network: only the operator puts a subnet on a network that is not your own",
+    )
+    .await;
+    applied(&mut site.ben, &wired("ben", "bens")).await.unwrap();
+    // The operator gives ann a network, where she may change the subnet.
+    applied(&mut site.operator, &wired("ann", "inet"))
+        .await
+        .unwrap();
+    let again = wired("ann", "inet").replace("10.9.0.0/24]", "10.9.0.0/24], gateways: [10.9.0.7]");
+    let again = again.lines().last().unwrap().to_owned();
+    applied(&mut site.ann, &again).await.unwrap();
+    site.controller.stop().await;
+}
+
 #[tokio::test]
 async fn an_address_that_another_tenant_has_is_taken() {
     let mut site = Site::start().await;

@@ -111,6 +111,17 @@ impl Object {
 }
 
 impl State {
+    /// The external network that a VPC's subnets are on, if they are on one: its id.
+    pub fn wire_of<'s>(&'s self, vpc: &'s str) -> Option<&'s str> {
+        // All are, or none is.
+        let first = self.of_vpc_and_kind(vpc, Kind::Subnet).next();
+        match first? {
+            Object::Subnet(subnet) => Some(&*subnet.external_network),
+            _ => None,
+        }
+        .filter(|network| !network.is_empty())
+    }
+
     /// The external network of that id.
     pub fn external_network(&self, id: &str) -> Option<&ExternalNetwork> {
         match self.find(Kind::ExternalNetwork, id)? {

@@ -35,7 +35,26 @@ pub fn has_ipv6(host: &v1::Host) -> bool {
     host.vteps.iter().any(|vtep| vtep.contains(':'))
 }
 
-/// The MTU in force in a subnet whose VPC these hosts carry.
+/// What an external network carries where it does not say.
+pub const DEFAULT_EXTERNAL_MTU: u32 = 1500;
+
+/// Bytes of IP packet that an external network carries.
+pub fn external(network: &v1::ExternalNetwork) -> u32 {
+    match network.mtu {
+        0 => DEFAULT_EXTERNAL_MTU,
+        mtu => mtu,
+    }
+}
+
+/// The MTU in force in a subnet on an external network.
+pub fn on_network(subnet: &v1::Subnet, network: &v1::ExternalNetwork) -> u32 {
+    match subnet.mtu {
+        0 => external(network),
+        mtu => mtu,
+    }
+}
+
+/// The MTU in force in a subnet whose VPC these hosts carry, if it is on no external network.
 pub fn effective<'a>(subnet: &v1::Subnet, mut carriers: impl Iterator<Item = &'a v1::Host>) -> u32 {
     if subnet.mtu != 0 {
         subnet.mtu

@@ -79,6 +79,7 @@ fn key(object: &Object, what: Claimed, at: u32) -> ClaimKey<'_> {
         (Object::Vpc(o), Claimed::VpcOf) => (&*o.tenant, ""),
         (object, Claimed::WideOf) => (object.tenant_wide().unwrap_or_default(), ""),
         (Object::ElasticIp(o), Claimed::BoundTo) => (&*o.port, ""),
+        (Object::Subnet(o), Claimed::UserOf) => (&*o.external_network, ""),
         (Object::ElasticIp(o), Claimed::UserOf) => (&*o.external_network, ""),
         (Object::NatGateway(o), Claimed::UserOf) => (&*o.external_network, ""),
         (Object::RouteTable(o), Claimed::UserOf) => {
@@ -142,6 +143,7 @@ fn claims(object: &Object, claim: &mut impl FnMut(Claimed, usize)) {
             }
         }
         Object::NatGateway(_) => claim(Claimed::UserOf, 0),
+        Object::Subnet(subnet) if !subnet.external_network.is_empty() => claim(Claimed::UserOf, 0),
         Object::RouteTable(table) => {
             for (i, route) in table.routes.iter().enumerate() {
                 if !route.external.is_empty() {

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use ipnetwork::IpNetwork;
 
 use super::network::reserved;
-use super::{At, Index, Report, Scope, limits, port};
+use super::{At, Index, Report, Scope, limits, port, wire};
 use crate::address::{parse_address, parse_prefix, special_use};
 use crate::nat::GATEWAY_HOST_ADDRESSES;
 use crate::nat::{LONGEST_TIMEOUT, MOST_MAPPINGS};
@@ -53,6 +53,7 @@ pub(super) fn check_network(
     check_gateway_hosts(at, network, index, scope, report);
     check_routers(at, network, report);
     check_routed(at, network, (index, scope), report);
+    wire::check_network(at, network, (index, scope), report);
 }
 
 fn check_routers(at: At<'_>, network: &ExternalNetwork, report: &mut Report) {
@@ -103,7 +104,7 @@ fn check_routed(
                 let rule = format!("vpc '{}' is not of the network's tenant", routed.vpc);
                 report.add(at, field, rule);
             }
-            _ => {}
+            _ => wire::check_tunnelled(at, (&field, &routed.vpc), index, report),
         }
         let field = format!("routed[{i}].prefix");
         let parsed = parse_prefix(&routed.prefix);
@@ -126,13 +127,6 @@ fn check_routed(
 
 fn check_prefixes(at: At<'_>, network: &ExternalNetwork, report: &mut Report) -> Vec<IpNetwork> {
     let count = network.prefixes.len();
-    if count == 0 {
-        report.add(
-            at,
-            "prefixes",
-            "an external network needs at least one prefix",
-        );
-    }
     let most = (
         "an external network has",
         limits::EXTERNAL_PREFIXES,
@@ -279,6 +273,7 @@ pub(super) fn check_elastic_ip(
         );
         report.add(at, "port", rule);
     }
+    wire::check_tunnelled(at, ("port", &port.vpc), index, report);
     if let Some(address) = address {
         check_private_address(at, elastic, (port, address), index, report);
     }
@@ -342,6 +337,7 @@ pub(super) fn check_nat_gateway(
     report: &mut Report,
 ) {
     index.require_vpc(at, &nat.vpc, report);
+    wire::check_tunnelled(at, ("vpc", &nat.vpc), index, report);
     let tenant = index.tenant_of(&nat.vpc).unwrap_or_default();
     let network = check_use(at, &nat.external_network, tenant, index, report);
     if let Some(network) = network
@@ -575,7 +571,10 @@ fn check_use<'a>(
         Some(network) if !network.is_open_to(tenant) => {
             format!("external_network '{id}' is another tenant's")
         }
-        Some(network) => return Some(network),
+        Some(network) => {
+            wire::check_free(at, ("external_network", id), index, report);
+            return Some(network);
+        }
     };
     report.add(at, "external_network", rule);
     None

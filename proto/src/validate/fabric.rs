@@ -130,7 +130,10 @@ pub(super) fn check_uniqueness(index: &Index<'_>, report: &mut Report) {
 pub(super) fn check_carriers(index: &Index<'_>, report: &mut Report) {
     let mut largest: HashMap<&str, (u32, &str)> = HashMap::new();
     for object in &index.objects {
-        if let Object::Subnet(subnet) = object {
+        // What is on an external network needs no tunnel.
+        if let Object::Subnet(subnet) = object
+            && subnet.external_network.is_empty()
+        {
             let mtu = mtu::effective(subnet, index.carriers_of(&subnet.vpc));
             let entry = largest.entry(&subnet.vpc).or_insert((mtu, &subnet.id));
             if mtu > entry.0 {
@@ -140,6 +143,9 @@ pub(super) fn check_carriers(index: &Index<'_>, report: &mut Report) {
     }
     for object in &index.objects {
         let Object::Vpc(vpc) = object else { continue };
+        if index.state.wire_of(&vpc.id).is_some() {
+            continue;
+        }
         check_families(vpc, index, report);
         let Some(&(mtu, subnet)) = largest.get(vpc.id.as_str()) else {
             continue;

@@ -16,6 +16,7 @@ mod quota;
 mod route;
 #[cfg(test)]
 mod tests;
+mod wire;
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
@@ -181,8 +182,12 @@ enum Reach {
 
 impl Reach {
     fn of(change: &Change<'_>) -> Self {
-        let is_of_all =
-            |object: &Object| matches!(object, Object::Host(_) | Object::ExternalNetwork(_));
+        // Once a subnet is on a network, nothing else is, whoever's.
+        let is_of_all = |object: &Object| match object {
+            Object::Host(_) | Object::ExternalNetwork(_) => true,
+            Object::Subnet(subnet) => !subnet.external_network.is_empty(),
+            _ => false,
+        };
         let tenant_wide = [change.old, change.new].map(|it| it.and_then(Object::tenant_wide));
         if change.old.is_some() && tenant_wide[0] != tenant_wide[1] {
             return Self::All;
@@ -268,6 +273,7 @@ fn check(
 /// The rules that objects obey together.
 fn check_together(index: &Index<'_>, report: &mut Report) {
     external::check_together(index, report);
+    wire::check_together(index, report);
     fabric::check_uniqueness(index, report);
     fabric::check_carriers(index, report);
     network::check_overlap(index, report);
@@ -379,6 +385,15 @@ impl<'a> Index<'a> {
     fn external_network(&self, id: &str) -> Option<&'a v1::ExternalNetwork> {
         match self.find(Kind::ExternalNetwork, id)? {
             Object::ExternalNetwork(network) => Some(network),
+            _ => None,
+        }
+    }
+
+    /// The subnet that is on an external network, if any is; the first by id.
+    fn subnet_on(&self, network: &'a str) -> Option<&'a v1::Subnet> {
+        // Subnets come before all else that uses one.
+        match self.state.users_of(network).next()? {
+            Object::Subnet(subnet) => Some(subnet),
             _ => None,
         }
     }

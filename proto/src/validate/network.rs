@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
 
-use super::{At, Index, Report, check_reference, dhcp};
+use super::{At, Index, Report, check_reference, dhcp, wire};
 use crate::address::{first_address, parse_address, parse_mac, parse_prefix, special_use};
 use crate::state::{Kind, Object};
 use crate::v1;
@@ -47,6 +47,9 @@ pub(super) fn check(at: At<'_>, subnet: &v1::Subnet, index: &Index<'_>, report: 
     if let Some(dhcp) = &subnet.dhcp {
         dhcp::check(at, dhcp, &prefixes, report);
     }
+    if !subnet.external_network.is_empty() {
+        wire::check_subnet(at, subnet, index, report);
+    }
 }
 
 fn check_prefixes(at: At<'_>, subnet: &v1::Subnet, report: &mut Report) -> Vec<IpNetwork> {
@@ -86,7 +89,7 @@ fn check_gateways(at: At<'_>, subnet: &v1::Subnet, prefixes: &[IpNetwork], repor
     if subnet.gateways.is_empty() {
         return;
     }
-    if subnet.gateways.len() != subnet.cidrs.len() {
+    if subnet.gateways.len() != subnet.cidrs.len() && subnet.external_network.is_empty() {
         let rule = "set none, or one for each prefix";
         report.add(at, "gateways", rule);
     }
@@ -127,8 +130,8 @@ pub(super) fn reserved(prefix: IpNetwork, address: IpAddr) -> Option<&'static st
     }
 }
 
-/// The prefixes of a subnet, those that parse, each with its gateway.
-pub(super) fn prefixes_and_gateways(subnet: &v1::Subnet) -> Vec<(IpNetwork, IpAddr)> {
+/// The prefixes of a subnet, those that parse, each with its gateway. On an external network there may be none.
+pub(super) fn prefixes_and_gateways(subnet: &v1::Subnet) -> Vec<(IpNetwork, Option<IpAddr>)> {
     let gateways: Vec<IpAddr> = subnet
         .gateways
         .iter()
@@ -140,7 +143,11 @@ pub(super) fn prefixes_and_gateways(subnet: &v1::Subnet) -> Vec<(IpNetwork, IpAd
         .filter_map(|text| parse_prefix(text).ok())
         .map(|prefix| {
             let named = gateways.iter().find(|gateway| prefix.contains(**gateway));
-            (prefix, named.copied().unwrap_or(first_address(prefix)))
+            let first = subnet
+                .external_network
+                .is_empty()
+                .then(|| first_address(prefix));
+            (prefix, named.copied().or(first))
         })
         .collect()
 }

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use ipnetwork::IpNetwork;
 
-use super::{At, Index, Report};
+use super::{At, Index, Report, wire};
 use crate::address::parse_prefix;
 use crate::peering::SideState;
 use crate::state::{Kind, Object, State};
@@ -20,6 +20,9 @@ pub(super) fn check(at: At<'_>, peering: &Peering, index: &Index<'_>, report: &m
         let is_asked = field == "accepter" && state == SideState::Accepting.name();
         if !peering.is_over() && !is_asked && index.find(Kind::Vpc, vpc).is_none() {
             report.add(at, field, format!("there is no vpc '{vpc}'"));
+        }
+        if !peering.is_over() && !is_asked {
+            wire::check_tunnelled(at, (field, vpc), index, report);
         }
         let opposite = match field {
             "requester" => SideState::Accepting,

@@ -6,7 +6,7 @@ use std::ops::RangeInclusive;
 
 use super::dhcp::is_label;
 use super::network::{prefixes_and_gateways, reserved};
-use super::{At, Index, Report, Scope, check_reference, limits};
+use super::{At, Index, Report, Scope, check_reference, limits, wire};
 use crate::address::{
     DEFAULT_GATEWAY_MAC, parse_address, parse_mac, parse_prefix_or_address, special_use,
 };
@@ -57,6 +57,7 @@ pub(super) fn check(
     check_limits(at, port.limits.as_ref(), report);
     check_groups(at, port, index, report);
     check_place(at, port, index, scope, report);
+    wire::check_port(at, port, index, report);
 }
 
 fn check_pairs(at: At<'_>, port: &v1::Port, report: &mut Report) {
@@ -113,7 +114,7 @@ fn check_addresses(at: At<'_>, port: &v1::Port, subnet: Option<&v1::Subnet>, rep
             report.add(at, field, rule);
             continue;
         };
-        if address == *gateway {
+        if Some(address) == *gateway {
             let rule = format!("{address} is the gateway of subnet '{}'", port.subnet);
             report.add(at, field, rule);
         } else if let Some(what) = reserved(*prefix, address) {
@@ -284,7 +285,10 @@ pub(super) fn check_gateways(index: &Index<'_>, report: &mut Report) {
             continue;
         };
         macs.insert((&subnet.vpc, gateway_mac(subnet)), &subnet.id);
-        for (_, gateway) in prefixes_and_gateways(subnet) {
+        for gateway in prefixes_and_gateways(subnet)
+            .into_iter()
+            .filter_map(|it| it.1)
+        {
             addresses.insert((&subnet.vpc, gateway), &subnet.id);
         }
     }

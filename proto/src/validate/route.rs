@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 
-use super::{At, Index, Report, check_reference, limits};
+use super::{At, Index, Report, check_reference, limits, wire};
 use crate::address::{parse_mac, parse_prefix};
 use crate::state::{Kind, Object};
 use crate::v1;
@@ -138,7 +138,10 @@ fn check_external(
         Some(network) if !network.is_open_to(index.tenant_of(vpc).unwrap_or_default()) => {
             format!("external_network '{id}' is another tenant's")
         }
-        Some(_) => return,
+        Some(_) => {
+            let field = format!("{field}.external");
+            return wire::check_free(at, (&field, id), index, report);
+        }
     };
     report.add(at, format!("{field}.external"), rule);
 }

@@ -5,6 +5,7 @@ mod external;
 mod peering;
 mod port_changes;
 mod tenants;
+mod wire;
 
 use std::time::{Duration, Instant};
 
