@@ -17,8 +17,8 @@ use weft_dataplane::pipeline::counters::Traffic;
 use weft_dataplane::pipeline::trace::View;
 use weft_dataplane::pipeline::{Destination, DeviceMtus, Io, Pipeline, Settings, Shared, Source};
 use weft_dataplane::session::{Limits, SessionTable};
-use weft_dataplane::snapshot::StaticTranslation;
 use weft_dataplane::snapshot::compile::{Adjacency, Compiler, Context, ExternalLink, Underlay};
+use weft_dataplane::snapshot::{Place, StaticTranslation};
 
 /// Bytes of IP packet that the underlay carries.
 pub const UNDERLAY_MTU: u16 = 1500;
@@ -163,6 +163,15 @@ impl MemoryHost {
 }
 
 impl MemoryHost {
+    /// Whether a port of this host has a MAC on an external network.
+    fn has_there(&self, mac: Mac) -> bool {
+        let mut vpcs = self.pipeline.snapshot().vpcs.iter();
+        vpcs.any(|vpc| {
+            let endpoint = vpc.wire.as_ref().and_then(|_| vpc.by_mac.get(&mac));
+            endpoint.is_some_and(|endpoint| matches!(endpoint.place, Place::Here(_)))
+        })
+    }
+
     fn port_id(&self, index: u16) -> String {
         let port = self.pipeline.snapshot().port(index);
         port.map(|port| port.id.clone()).unwrap_or_default()
@@ -518,7 +527,10 @@ impl Fabric {
         });
         let others = links.filter(|(host, _)| host != sender);
         let receivers: Vec<String> = others
-            .filter(|(_, mac)| target.is_group() || *mac == target)
+            .filter(|(host, mac)| {
+                let host = self.hosts.get(host);
+                target.is_group() || *mac == target || host.is_some_and(|it| it.has_there(target))
+            })
             .map(|(host, _)| host)
             .filter(|host| !self.dead.contains(host))
             .collect();

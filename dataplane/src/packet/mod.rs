@@ -8,9 +8,11 @@ pub mod metadata;
 pub mod nested;
 pub mod offload;
 pub mod parse;
+pub mod station;
 
 pub use buffer::{Frame, FrameMemory, Packet, PlainMemory};
 pub use drop_reason::DropReason;
 pub use mac::Mac;
 pub use offload::{Offload, Segments};
 pub use parse::{Family, Flow, Fragment, Inner, Parsed};
+pub use station::Station;

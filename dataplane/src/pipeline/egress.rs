@@ -28,6 +28,8 @@ pub(super) enum Obstacle<'t> {
     Unresolved,
     /// The neighbour on the external network is not known any more.
     NoNeighbor,
+    /// This host has no interface on the port's external network.
+    NoLink,
     /// The way takes so many bytes of IP packet.
     TooBig(u16, Onward<'t>),
 }
@@ -39,6 +41,7 @@ impl Obstacle<'_> {
             Self::TimeExceeded => DropReason::TtlExceeded,
             Self::Unresolved => DropReason::UnderlayUnresolved,
             Self::NoNeighbor => DropReason::ExternalUnresolved,
+            Self::NoLink => DropReason::ExternalDown,
             Self::TooBig(..) => DropReason::TooBig,
         }
     }
@@ -72,6 +75,11 @@ pub(super) fn way<'t>(
                 neighbor(tables, action.new, index).ok_or(Obstacle::NoNeighbor)?;
             (Onward::External(network, link), network.mtu)
         }
+        Egress::Wire(index) => {
+            let network = snapshot.outside.network(index).ok_or(Obstacle::NoLink)?;
+            let link = network.link.ok_or(Obstacle::NoLink)?;
+            (Onward::External(network, link), network.mtu)
+        }
     };
     if ip_len > mtu {
         return Err(Obstacle::TooBig(mtu, onward));
@@ -100,6 +108,10 @@ pub(super) fn has_router(
     parsed: &Parsed,
     action: &Action,
 ) -> bool {
+    // On an external network the router is another's, and it does not see what passes between neighbours.
+    if snapshot.vpcs[vpc].wire.is_some() {
+        return false;
+    }
     let Egress::Port(index) = action.egress() else {
         return true;
     };

@@ -27,6 +27,8 @@ pub(super) struct Entry {
     outer: u16,
     /// Bytes of the inner frame.
     len: u16,
+    /// The tag that was taken off the frame where it lies (IEEE 802.1Q §9.6), and is put back if the packet is left; 0 for none.
+    tag: u16,
 }
 
 /// What the packets of a vector have in common.
@@ -73,6 +75,7 @@ impl Lane {
         if packet.frame.is_large() {
             return None;
         }
+        entry.tag = 0;
         let frame = packet.bytes_mut(io);
         let (stamp, vni, outer, inner) = match self {
             Self::Closed => return None,
@@ -82,9 +85,20 @@ impl Lane {
                     Some(outer) => outer,
                     None => {
                         if !tables.snapshot.outside.by_link.is_empty()
-                            && let Some(stamp) = segment::arrival(tables, *uplink, frame, arrival)
+                            && let Some((stamp, vni)) =
+                                segment::arrival(tables, *uplink, frame, arrival)
                         {
-                            break 'tunnel (stamp, Vni::OUTSIDE, 0, frame);
+                            break 'tunnel (stamp, vni, 0, frame);
+                        }
+                        if let Some((stamp, vni)) =
+                            segment::tagged(tables, *uplink, frame, &mut entry.tag)
+                        {
+                            break 'tunnel (
+                                stamp,
+                                vni,
+                                segment::TAG as u16,
+                                &mut frame[segment::TAG..],
+                            );
                         }
                         decap::general(frame).ok()?
                     }
@@ -94,8 +108,8 @@ impl Lane {
                     Some((same, vni, stamp)) if *same == ends && *vni == outer.vni => *stamp,
                     _ => {
                         let peer = ends.peer(tables.snapshot).ok()?;
-                        let vpc = tables.snapshot.vpc_by_vni.get(&outer.vni)?;
-                        let epoch = tables.snapshot.vpcs[*vpc].epoch;
+                        let vpc = slow_path::tunnelled(tables.snapshot, outer.vni)?;
+                        let epoch = tables.snapshot.vpcs[vpc].epoch;
                         let stamp = Stamp::new(epoch, Ingress::Peer(peer));
                         *before = Some((ends, outer.vni, stamp));
                         stamp
@@ -111,12 +125,16 @@ impl Lane {
                 (stamp, outer.vni, outer.inner, inner)
             }
         };
-        quick_parse(inner, tables.sessions.seeds(), vni, &mut entry.quick)?;
+        let len = inner.len() as u16;
+        if quick_parse(inner, tables.sessions.seeds(), vni, &mut entry.quick).is_none() {
+            entry.leave(packet.bytes_mut(io));
+            return None;
+        }
         tables.sessions.prefetch(&entry.quick.key);
         entry.stamp = stamp;
         entry.vni = vni;
         entry.outer = outer;
-        entry.len = inner.len() as u16;
+        entry.len = len;
         Some(())
     }
 }
@@ -157,6 +175,14 @@ impl Change for Translated {
 }
 
 impl Entry {
+    /// Leaves a frame as it came.
+    #[inline(always)]
+    fn leave(&self, frame: &mut [u8]) {
+        if self.tag != 0 {
+            segment::put_back(frame, self.tag);
+        }
+    }
+
     /// Second stage: finds where the session probably lies.
     #[inline(always)]
     pub(super) fn probe(&mut self, tables: Tables<'_>) {
@@ -184,7 +210,10 @@ impl Core {
                     len,
                 },
             )),
-            None => Err(packet),
+            None => {
+                entry.leave(packet.bytes_mut(io));
+                Err(packet)
+            }
         }
     }
 
@@ -280,6 +309,7 @@ impl Core {
         {
             return None;
         }
+        let mut vlan = 0;
         let (destination, tunnel) = match action.egress() {
             Egress::Port(index) => {
                 if *ip_len > self.least_mtu && *ip_len > self.device_mtus.of(index) {
@@ -296,6 +326,11 @@ impl Core {
             }
             Egress::External(index) => {
                 let uplink = untagged(tables, action.new, index, *ip_len)?;
+                (Destination::Uplink(uplink), None)
+            }
+            Egress::Wire(index) => {
+                let (uplink, tag) = wire(tables, index, (*ip_len, start))?;
+                vlan = tag;
                 (Destination::Uplink(uplink), None)
             }
         };
@@ -316,6 +351,10 @@ impl Core {
                 .write(area, start, entry.len, vni, class, entropy);
             debug_assert!(written, "there is the room that was asked for");
             outer = tunnel.template.overhead() as u16;
+        } else if vlan != 0 {
+            let written = segment::write_tag(area, start, vlan);
+            debug_assert!(written, "there is the room that was asked for");
+            outer = segment::TAG as u16;
         }
         Some((destination, start as u16 - outer, entry.len + outer))
     }
@@ -326,6 +365,15 @@ impl Core {
 fn untagged(tables: Tables<'_>, macs: MacPair, index: u16, ip_len: u16) -> Option<u16> {
     let (network, link) = egress::neighbor(tables, macs, index)?;
     (ip_len <= network.mtu && link.vlan == 0).then_some(link.uplink)
+}
+
+/// The uplink to the wire of an external network, and the VLAN there, for a frame that starts here in its buffer, with so many bytes of IP packet.
+#[inline(never)]
+fn wire(tables: Tables<'_>, index: u16, (ip_len, start): (u16, usize)) -> Option<(u16, u16)> {
+    let network = tables.snapshot.outside.network(index)?;
+    let link = network.link?;
+    let room = if link.vlan == 0 { 0 } else { segment::TAG };
+    (ip_len <= network.mtu && start >= room).then_some((link.uplink, link.vlan))
 }
 
 /// Follows the session with the packet. None: the slow path has to.

@@ -1,4 +1,5 @@
-//! Broadcast and multicast within a subnet: one copy to each port of it that may have it, one to each peer that has such ports, none back.
+//! Broadcast and multicast within a subnet: one copy to each port of it that may have it, one to each peer that has such ports, none back. On an external
+//! network: one to each port there, of whichever subnet, and from a port one onto the wire.
 
 use super::gateway;
 use crate::packet::Parsed;
@@ -13,6 +14,8 @@ pub struct Receivers {
     pub ports: Vec<u16>,
     /// Peers, each once.
     pub peers: Vec<u16>,
+    /// The external network that the sender's port is on.
+    pub wire: Option<u16>,
 }
 
 /// Whether policy lets the packet pass at a port.
@@ -37,6 +40,24 @@ pub fn receivers(snapshot: &Snapshot, ingress: Ingress, vpc: usize, parsed: &Par
     let passes = |port: &Port, towards: bool| {
         gateway::is_discovery(parsed) || passes(snapshot, port, parsed, towards)
     };
+    if let Some(wire) = &snapshot.vpcs[vpc].wire {
+        let sender = match ingress {
+            Ingress::Port(index) => match snapshot.port(index) {
+                Some(port) if passes(port, false) => Some(index),
+                _ => return Receivers::default(),
+            },
+            Ingress::External(_) => None,
+            Ingress::Peer(_) => return Receivers::default(),
+        };
+        let admitted = |index: &u16| {
+            Some(*index) != sender && snapshot.port(*index).is_some_and(|port| passes(port, true))
+        };
+        return Receivers {
+            ports: wire.ports(snapshot).filter(admitted).collect(),
+            peers: Vec::new(),
+            wire: sender.map(|_| wire.network),
+        };
+    }
     let (subnet, sender) = match ingress {
         Ingress::Port(index) => match snapshot.port(index) {
             Some(port) if passes(port, false) => (port.subnet, Some(index)),
@@ -59,5 +80,6 @@ pub fn receivers(snapshot: &Snapshot, ingress: Ingress, vpc: usize, parsed: &Par
         } else {
             Vec::new()
         },
+        wire: None,
     }
 }

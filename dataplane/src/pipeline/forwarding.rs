@@ -1,7 +1,7 @@
 //! Where a packet goes: within its subnet by its MAC, between subnets by a route, out of a tunnel to a port of this host.
 
 use super::guard::may_be_routed;
-use super::tracer::Tracer;
+use super::tracer::{Silent, Tracer};
 use super::{Tables, external};
 use crate::numbers::Vni;
 use crate::packet::parse::word_address;
@@ -61,6 +61,11 @@ pub(super) fn from_port(
 ) -> Result<Way, DropReason> {
     let (snapshot, (index, port)) = (tables.snapshot, sender);
     let subnet = &snapshot.subnets[port.subnet];
+    let vpc = &snapshot.vpcs[port.vpc];
+    if vpc.wire.is_some() {
+        let egress = external::wire::from_port(snapshot, (index, vpc), parsed.eth_dst, trace)?;
+        return Ok(Way::new(egress, None));
+    }
     let way = if parsed.eth_dst == subnet.gateway_mac {
         route(tables, port, subnet, flow, trace)?
     } else {
@@ -491,6 +496,17 @@ pub(super) fn on_link(
     vpc: usize,
     parsed: &Parsed,
 ) -> Result<Action, DropReason> {
+    if snapshot.vpcs[vpc].wire.is_some() {
+        let (to, vpc) = (parsed.eth_dst, &snapshot.vpcs[vpc]);
+        let egress = match ingress {
+            Ingress::Port(index) => {
+                external::wire::from_port(snapshot, (index, vpc), to, &mut Silent)?
+            }
+            Ingress::External(_) => external::wire::to_port(vpc, to, &mut Silent)?.egress,
+            Ingress::Peer(_) => return Err(DropReason::NotHere),
+        };
+        return Ok(Action::new(macs(parsed), egress, None));
+    }
     let by_mac = &snapshot.vpcs[vpc].by_mac;
     let subnet = match ingress {
         Ingress::Port(index) => snapshot.port(index).ok_or(DropReason::PortDown)?.subnet,
@@ -507,7 +523,9 @@ pub(super) fn on_link(
     let endpoint = endpoint.filter(|endpoint| endpoint.subnet == subnet);
     let egress = egress_of(endpoint.ok_or(DropReason::UnknownMac)?);
     match (ingress, egress) {
-        (Ingress::Peer(_), Egress::Peer(_)) | (_, Egress::External(_)) => Err(DropReason::NotHere),
+        (Ingress::Peer(_), Egress::Peer(_)) | (_, Egress::External(_) | Egress::Wire(_)) => {
+            Err(DropReason::NotHere)
+        }
         (Ingress::Port(from), Egress::Port(to)) if from == to => Err(DropReason::UnknownMac),
         _ => Ok(Action::new(macs(parsed), egress, None)),
     }

@@ -52,6 +52,12 @@ fn neighbour(snapshot: &Snapshot, asker: Asker<'_>, address: u128) -> Option<Own
         Asker::Peer(_, vpc) => (vpc, None),
     };
     let vpc = snapshot.vpcs.get(place)?;
+    if vpc.wire.is_some() {
+        let own = subnet.and_then(|subnet| snapshot.subnets.get(subnet))?;
+        let serves = metadata::serves(snapshot, address)
+            || own.guests.is_some() && own.gateway_v4 == Some(address);
+        return serves.then(|| Owner::router(own.gateway_mac));
+    }
     if let Some(own) = subnet.and_then(|subnet| snapshot.subnets.get(subnet))
         && (address == link_local(own.gateway_mac) || metadata::serves(snapshot, address))
     {
@@ -76,11 +82,20 @@ fn neighbour(snapshot: &Snapshot, asker: Asker<'_>, address: u128) -> Option<Own
     allowed.then_some(Owner::host(endpoint.mac))
 }
 
-/// Turns an ARP request into its reply.
+/// What to do with an ARP packet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Arp {
+    /// It has become the reply.
+    Reply,
+    /// It is for others on the wire of an external network.
+    Relay,
+}
+
+/// Turns an ARP request into its reply, or has it go on to an external network.
 ///
 /// # Errors
 /// Why there is none.
-pub fn arp(snapshot: &Snapshot, asker: Asker<'_>, frame: &mut [u8]) -> Result<(), DropReason> {
+pub fn arp(snapshot: &Snapshot, asker: Asker<'_>, frame: &mut [u8]) -> Result<Arp, DropReason> {
     let packet: &mut [u8; ARP] = frame
         .get_mut(..ARP)
         .and_then(|bytes| bytes.try_into().ok())
@@ -105,17 +120,24 @@ pub fn arp(snapshot: &Snapshot, asker: Asker<'_>, frame: &mut [u8]) -> Result<()
             return Err(DropReason::SpoofedArp);
         }
     }
-    if operation != 1 || sender == target {
-        return Err(DropReason::ArpUnanswered);
-    }
-    let Owner { mac, .. } = neighbour(snapshot, asker, target).ok_or(DropReason::ArpUnanswered)?;
+    let owner = if operation == 1 && sender != target {
+        neighbour(snapshot, asker, target)
+    } else {
+        None
+    };
+    let Some(Owner { mac, .. }) = owner else {
+        return match asker {
+            Asker::Port(_, port) if snapshot.wire_of(port).is_some() => Ok(Arp::Relay),
+            _ => Err(DropReason::ArpUnanswered),
+        };
+    };
     packet[..6].copy_from_slice(&sender_mac.bytes());
     packet[6..12].copy_from_slice(&mac.bytes());
     packet[21] = 2;
     packet.copy_within(22..32, 32);
     packet[22..28].copy_from_slice(&mac.bytes());
     packet[28..32].copy_from_slice(&(target as u32).to_be_bytes());
-    Ok(())
+    Ok(Arp::Reply)
 }
 
 /// What to do with a neighbour discovery packet.
@@ -157,7 +179,9 @@ pub fn neighbor(
     }
     let (l4, end) = (usize::from(parsed.l4), usize::from(parsed.end));
     let message = checked(frame, parsed)?;
+    let is_on_wire = matches!(asker, Asker::Port(_, port) if snapshot.wire_of(port).is_some());
     match kind {
+        133 if is_on_wire => return router_solicitation(snapshot, asker, message, parsed),
         135 => {}
         136 => return advertisement(snapshot, asker, message, parsed),
         _ => return Err(DropReason::NeighborUnanswered),
@@ -177,12 +201,12 @@ pub fn neighbor(
             return Err(DropReason::SpoofedNeighbor);
         }
         let is_its_own = port.owns_address(target) || mac_of_link_local(target) == Some(port.mac);
-        if detection && is_its_own {
+        if detection && is_its_own && !is_on_wire {
             return Err(DropReason::NeighborUnanswered);
         }
     }
     let Some(owner) = neighbour(snapshot, asker, target) else {
-        return if is_link_local(target) {
+        return if is_link_local(target) || is_on_wire {
             Ok(Neighbor::Relay)
         } else {
             Err(DropReason::NeighborUnanswered)
@@ -219,6 +243,30 @@ pub(super) fn checked<'f>(frame: &'f [u8], parsed: &Parsed) -> Result<&'f [u8], 
     Ok(message)
 }
 
+/// A guest on an external network asks the routers there (RFC 4861 §4.1).
+fn router_solicitation(
+    snapshot: &Snapshot,
+    asker: Asker<'_>,
+    message: &[u8],
+    parsed: &Parsed,
+) -> Result<Neighbor, DropReason> {
+    if let Asker::Port(_, port) = asker
+        && port.guarded
+    {
+        let source = parsed.flow.source;
+        let option = message.get(8..).and_then(source_option);
+        let honest = port.owns_mac(parsed.eth_src)
+            && (source == 0
+                || port.owns(source, parsed.eth_src)
+                || guard::may_be_own_link_local(snapshot, port, source))
+            && option.is_none_or(|mac| port.owns_mac(mac));
+        if !honest {
+            return Err(DropReason::SpoofedNeighbor);
+        }
+    }
+    Ok(Neighbor::Relay)
+}
+
 /// What a guest says of its link-local addresses, others on the link are told. Of all other addresses the gateway tells them.
 fn advertisement(
     snapshot: &Snapshot,
@@ -248,8 +296,9 @@ fn advertisement(
             return Err(DropReason::SpoofedNeighbor);
         }
     }
+    let is_on_wire = matches!(asker, Asker::Port(_, port) if snapshot.wire_of(port).is_some());
     match target {
-        Some(target) if is_link_local(target) => Ok(Neighbor::Relay),
+        Some(target) if is_link_local(target) || is_on_wire => Ok(Neighbor::Relay),
         _ => Err(DropReason::NeighborUnanswered),
     }
 }

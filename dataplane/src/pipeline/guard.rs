@@ -16,7 +16,9 @@ pub fn check(snapshot: &Snapshot, port: &Port, parsed: &Parsed) -> Result<(), Dr
     let (mac, source) = (parsed.eth_src, parsed.flow.source);
     if port.owns(source, mac)
         || (mac == port.mac
-            && (may_be_own_link_local(snapshot, port, source) || is_joining(parsed)))
+            && (may_be_own_link_local(snapshot, port, source)
+                || is_joining(parsed)
+                || asks_wire_for_address(snapshot, port, parsed)))
     {
         return Ok(());
     }
@@ -84,6 +86,17 @@ pub fn may_be_routed(address: u128) -> bool {
     } else {
         address > 1 && !is_link_local(address)
     }
+}
+
+/// Whether a guest without an address asks a DHCP server of its external network for one (RFC 2131 §4.1), where this host answers nothing.
+fn asks_wire_for_address(snapshot: &Snapshot, port: &Port, parsed: &Parsed) -> bool {
+    let flow = &parsed.flow;
+    flow.source == IPV4_MAPPED
+        && flow.protocol == protocol::UDP
+        && (flow.source_port, flow.destination_port) == (68, 67)
+        && flow.destination as u32 == u32::MAX
+        && snapshot.wire_of(port).is_some()
+        && snapshot.subnets[port.subnet].guests.is_none()
 }
 
 /// Whether a packet is a message that only routers and servers send: router advertisement (RFC 4861 §4.2, RFC 1256 §3), redirect, DHCP or

@@ -104,7 +104,7 @@ impl Core {
             Err(Obstacle::TimeExceeded) => {
                 return self.report(tables, io, packet, entry, Problem::TimeExceeded);
             }
-            Err(obstacle @ (Obstacle::Unresolved | Obstacle::NoNeighbor)) => {
+            Err(obstacle @ (Obstacle::Unresolved | Obstacle::NoNeighbor | Obstacle::NoLink)) => {
                 return self.drop(tables, io, packet, entry.ingress, obstacle.reason());
             }
             Err(Obstacle::TooBig(mtu, onward)) => {

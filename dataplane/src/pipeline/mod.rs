@@ -109,7 +109,7 @@ pub struct Settings {
     pub errors_per_second: u32,
     /// Replies of the gateway (ARP, ND, ping) that one port may cause, a second.
     pub replies_per_second: u32,
-    /// Broadcast and multicast packets that one port may send, a second.
+    /// Broadcast and multicast packets that one port may send, and one external network may bring, a second.
     pub broadcasts_per_second: u32,
     /// Packets to the metadata service that one port may send, a second.
     pub metadata_per_second: u32,
@@ -194,6 +194,8 @@ struct Core {
     vpc_flows: Limiter,
     /// What is sent on external networks that nobody's traffic is: answers and errors, by network.
     external: Limiter,
+    /// Broadcast and multicast from external networks with ports, by network.
+    wire_broadcasts: Limiter,
     fragment: bool,
     /// That of the next IPv4 packet which is made of an IPv6 one.
     identification: u16,
@@ -236,6 +238,10 @@ impl Pipeline {
             flows: flows(settings.flows_per_second, settings.ports),
             vpc_flows: flows(settings.vpc_flows_per_second, settings.vpcs),
             external: Limiter::new(EXTERNAL_ANSWERS, EXTERNAL_ANSWERS, NETWORKS),
+            wire_broadcasts: {
+                let rate = settings.broadcasts_per_second;
+                Limiter::new(rate, rate.div_ceil(2).max(1), NETWORKS)
+            },
             fragment: settings.fragment,
             // Workers begin apart.
             identification: rand::random(),

@@ -198,10 +198,13 @@ impl Core {
         }
     }
 
-    /// Whether a port may send one more packet to all.
+    /// Whether a port may send one more packet to all, or an external network bring one.
     pub(super) fn may_flood(&mut self, ingress: Ingress) -> Result<(), DropReason> {
         match ingress {
             Ingress::Port(index) if !self.broadcasts.take(index.into(), self.now) => {
+                Err(DropReason::BroadcastLimit)
+            }
+            Ingress::External(network) if !self.may_bring(network) => {
                 Err(DropReason::BroadcastLimit)
             }
             _ => Ok(()),
@@ -255,7 +258,11 @@ impl Core {
             .peers
             .iter()
             .filter_map(|peer| tables.snapshot.peer(*peer)?.tunnel(entry.key.hash));
-        let copies = receivers.ports.len() + ways.clone().count();
+        let wire = receivers.wire.and_then(|network| {
+            let known = tables.snapshot.outside.network(network)?;
+            Some((network, known.mtu))
+        });
+        let copies = receivers.ports.len() + ways.clone().count() + usize::from(wire.is_some());
         if copies == 0 {
             return self.drop(tables, io, packet, entry.ingress, DropReason::NoReceiver);
         }
@@ -282,6 +289,15 @@ impl Core {
                 } else {
                     self.deliver(tables, io, *port, copy);
                 }
+            }
+        }
+        if let Some((network, mtu)) = wire
+            && let Some(copy) = copy(io)
+        {
+            if ip_len > mtu {
+                self.drop(tables, io, copy, entry.ingress, DropReason::TooBig);
+            } else {
+                self.send_wire(tables, io, copy, (entry.ingress, network));
             }
         }
         for tunnel in ways {

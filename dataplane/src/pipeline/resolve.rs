@@ -110,7 +110,7 @@ pub(super) fn resolve<'t>(
             at_port(snapshot, (index, port), entry, area, tracer)?
         }
         Ingress::Peer(peer) => at_tunnel(snapshot, peer, entry, area, tracer)?,
-        Ingress::External(_) => None,
+        Ingress::External(_) => at_wire(snapshot, entry)?,
     };
     if let Some(verdict) = verdict {
         return Ok(verdict);
@@ -188,6 +188,23 @@ fn at_tunnel<'t>(
         return Err(DropReason::RogueServer);
     }
     Ok(None)
+}
+
+/// What concerns a packet from an external network with ports alone.
+fn at_wire<'t>(snapshot: &Snapshot, entry: &Entry) -> Result<Option<Verdict<'t>>, DropReason> {
+    let parsed = &entry.parsed;
+    if snapshot.vpcs[entry.vpc].wire.is_none() || !gateway::is_discovery(parsed) {
+        return Ok(None);
+    }
+    if parsed.fragment.is_some() {
+        return Err(DropReason::NeighborMalformed);
+    }
+    // What is said there is for the guests to judge, as on any link.
+    if parsed.eth_dst.is_group() {
+        return Ok(Some(Verdict::Flood));
+    }
+    let action = forwarding::on_link(snapshot, entry.ingress, entry.vpc, parsed)?;
+    Ok(Some(Verdict::Relay(action)))
 }
 
 fn reply<'t>(len: Option<u16>, name: &'static str) -> Result<Option<Verdict<'t>>, DropReason> {
@@ -428,6 +445,10 @@ fn judge(
             let way = forwarding::from_peer(tables, (entry.vpc, peer), (parsed, &routed), tracer)?;
             (routed, way, is_routed)
         }
+        Ingress::External(_) if vpc.wire.is_some() => {
+            let way = external::wire::to_port(vpc, parsed.eth_dst, tracer)?;
+            (*flow, way, false)
+        }
         Ingress::External(_) => {
             let routed = match choice {
                 // It has come from another VPC of this host, to an address that a port has as it is.
@@ -531,7 +552,7 @@ fn may_be_one_sided(snapshot: &Snapshot, ingress: Ingress, egress: Egress) -> bo
     };
     let goes = match egress {
         Egress::Port(index) => snapshot.port(index),
-        Egress::Peer(_) | Egress::External(_) => None,
+        Egress::Peer(_) | Egress::External(_) | Egress::Wire(_) => None,
     };
     [comes, goes]
         .into_iter()

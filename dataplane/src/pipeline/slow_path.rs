@@ -3,6 +3,7 @@
 use super::counters::Traffic;
 use super::{Core, Destination, Entry, Io, Source, Tables, gateway, gso, rewrite};
 use crate::encap::decap;
+use crate::numbers::Vni;
 use crate::packet::parse::{self, Inner};
 use crate::packet::{DropReason, Offload, Packet, Parsed, Segments};
 use crate::session::Key;
@@ -58,6 +59,9 @@ impl Core {
                 self.place(source).read.add(1);
                 io.free(packet.frame);
             }
+            Ok(Entered::Neighbor(ingress, vpc)) => {
+                self.pass_arp(tables, io, packet, (ingress, vpc));
+            }
             Err(reason) => {
                 self.place(source).drop(reason);
                 io.free(packet.frame);
@@ -79,7 +83,10 @@ impl Core {
         let parsed = match parse::inner(frame)? {
             Inner::Ip(parsed) => parsed,
             Inner::Arp => {
-                gateway::arp(tables.snapshot, gateway::Asker::Port(index, port), frame)?;
+                let asker = gateway::Asker::Port(index, port);
+                if gateway::arp(tables.snapshot, asker, frame)? == gateway::Arp::Relay {
+                    return Ok(Entered::Neighbor(Ingress::Port(index), port.vpc));
+                }
                 self.may_reply(index)?;
                 return Ok(Entered::Answer(Destination::Port(index)));
             }
@@ -148,6 +155,8 @@ pub(super) enum Entered {
     Answer(Destination),
     /// For this host's daemon, which has read it.
     Read,
+    /// ARP of or for ports on an external network, in the VPC of this place: it goes on as it is.
+    Neighbor(Ingress, usize),
 }
 
 /// A parsed packet with its key.
@@ -182,11 +191,14 @@ pub(super) fn check_outer(
 ) -> Result<(decap::Outer, u16, usize), DropReason> {
     let outer = decap::outer(frame)?;
     let peer = Ends::of(&outer).peer(snapshot)?;
-    let vpc = snapshot
-        .vpc_by_vni
-        .get(&outer.vni)
-        .ok_or(DropReason::UnknownVni)?;
-    Ok((outer, peer, *vpc))
+    let vpc = tunnelled(snapshot, outer.vni).ok_or(DropReason::UnknownVni)?;
+    Ok((outer, peer, vpc))
+}
+
+/// The place of the VPC that has tunnels with a VNI.
+pub(super) fn tunnelled(snapshot: &Snapshot, vni: Vni) -> Option<usize> {
+    let vpc = snapshot.vpc_by_vni.get(&vni).copied();
+    vpc.filter(|vpc| snapshot.vpcs[*vpc].wire.is_none())
 }
 
 /// The two VTEP addresses of a tunnel.

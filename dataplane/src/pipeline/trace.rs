@@ -9,7 +9,7 @@ use super::tracer::{Steps, Tracer};
 use super::translate::Decision;
 use super::{Entry, Shared, Tables, external, flood, gateway, nat64, rewrite, slow_path};
 use crate::packet::parse::{self, Inner, word_address};
-use crate::packet::{DropReason, Parsed};
+use crate::packet::{DropReason, Mac, Parsed};
 use crate::session::table::{Action, Egress, Ingress};
 use crate::snapshot::Snapshot;
 
@@ -56,6 +56,8 @@ pub enum Outcome {
         peers: Vec<u16>,
         /// A neighbour on an external network.
         neighbor: Option<u16>,
+        /// The wire of an external network, by index.
+        wire: Option<u16>,
         /// In fragments of so many bytes at most.
         fragments: Option<u16>,
     },
@@ -82,6 +84,7 @@ impl Outcome {
                 ports,
                 peers,
                 neighbor,
+                wire,
                 fragments,
             } => {
                 let ports = ports.iter().map(|port| Egress::Port(*port));
@@ -90,6 +93,7 @@ impl Outcome {
                 let mut text = ports
                     .chain(peers)
                     .chain(neighbors)
+                    .chain(wire.iter().map(|index| Egress::Wire(*index)))
                     .map(|egress| egress_text(snapshot, egress))
                     .collect::<Vec<_>>()
                     .join(", ");
@@ -186,6 +190,26 @@ fn from_segment(
     if frame.get(12..14) == Some(&[0x81, 0]) && frame.len() >= 16 {
         frame.drain(12..16);
     }
+    let from = Mac::from_bytes(std::array::from_fn(|i| {
+        frame.get(6 + i).copied().unwrap_or(0)
+    }));
+    let to = external::segment::destination(&frame);
+    let wires = networks.clone().filter_map(|(_, index)| {
+        let network = outside.network(*index)?;
+        Some((*index, network, network.vpc?))
+    });
+    let mut wires = wires.filter(|(.., vpc)| {
+        external::wire::check(&snapshot.vpcs[*vpc], to, from) != Err(DropReason::UnknownMac)
+    });
+    if let Some((index, network, vpc)) = wires.next() {
+        steps.step("external", || {
+            format!(
+                "network {}, in generation {}",
+                network.id, snapshot.generation
+            )
+        });
+        return from_wire(view, &frame, (index, vpc, from, to), steps);
+    }
     let Inner::Ip(parsed) = parse::inner(&frame)? else {
         return Err(DropReason::ArpUnanswered);
     };
@@ -210,6 +234,46 @@ fn from_segment(
     decide(view, &entry, &mut frame, steps)
 }
 
+/// A frame, without a tag, from the wire of an external network with ports.
+fn from_wire(
+    view: View<'_>,
+    frame: &[u8],
+    (index, vpc, from, to): (u16, usize, Mac, Mac),
+    steps: &mut Steps,
+) -> Result<Outcome, DropReason> {
+    let snapshot = view.snapshot;
+    match parse::inner(frame)? {
+        Inner::Arp => {
+            external::wire::check(&snapshot.vpcs[vpc], to, from)?;
+            passed_arp(snapshot, (Ingress::External(index), vpc), to)
+        }
+        Inner::Ip(parsed) => {
+            steps.step("parse", || describe(&parsed));
+            let entry = external::wire::entry(view.tables(), (index, vpc), parsed)?;
+            decide(view, &entry, &mut frame.to_vec(), steps)
+        }
+    }
+}
+
+/// Where ARP goes on an external network with ports.
+fn passed_arp(
+    snapshot: &Snapshot,
+    (ingress, vpc): (Ingress, usize),
+    to: Mac,
+) -> Result<Outcome, DropReason> {
+    let (ports, wire) = external::wire::receivers(snapshot, (ingress, vpc), to);
+    if ports.is_empty() && wire.is_none() {
+        return Err(DropReason::NoReceiver);
+    }
+    Ok(Outcome::To {
+        ports,
+        peers: Vec::new(),
+        neighbor: None,
+        wire,
+        fragments: None,
+    })
+}
+
 fn inner(
     view: View<'_>,
     frame: &[u8],
@@ -225,8 +289,13 @@ fn inner(
     let parsed = match parse::inner(&area)? {
         Inner::Ip(parsed) => parsed,
         Inner::Arp => {
-            gateway::arp(snapshot, asker, &mut area)?;
-            return Ok(Outcome::Reply("ARP reply"));
+            return match gateway::arp(snapshot, asker, &mut area)? {
+                gateway::Arp::Reply => Ok(Outcome::Reply("ARP reply")),
+                gateway::Arp::Relay => {
+                    let to = external::segment::destination(&area);
+                    passed_arp(snapshot, (ingress, vpc), to)
+                }
+            };
         }
     };
     steps.step("parse", || describe(&parsed));
@@ -290,9 +359,6 @@ fn leave(
     );
     let fragments = match way {
         Ok(_) => None,
-        Err(obstacle @ (Obstacle::TimeExceeded | Obstacle::Unresolved | Obstacle::NoNeighbor)) => {
-            return Err(obstacle.reason());
-        }
         Err(Obstacle::TooBig(mtu, _)) => {
             let origin = (entry.ingress, entry.vpc);
             let may_split = view.fragment
@@ -300,16 +366,20 @@ fn leave(
                 && egress::has_router(snapshot, origin, parsed, action);
             Some(may_split.then_some(mtu).ok_or(DropReason::TooBig)?)
         }
+        Err(obstacle) => return Err(obstacle.reason()),
     };
-    let (ports, peers, neighbor) = match action.egress() {
-        Egress::Port(index) => (vec![index], vec![], None),
-        Egress::Peer(index) => (vec![], vec![index], None),
-        Egress::External(index) => (vec![], vec![], Some(index)),
-    };
+    let (mut ports, mut peers, mut neighbor, mut wire) = (vec![], vec![], None, None);
+    match action.egress() {
+        Egress::Port(index) => ports.push(index),
+        Egress::Peer(index) => peers.push(index),
+        Egress::External(index) => neighbor = Some(index),
+        Egress::Wire(index) => wire = Some(index),
+    }
     Ok(Outcome::To {
         ports,
         peers,
         neighbor,
+        wire,
         fragments,
     })
 }
@@ -321,13 +391,14 @@ fn flooded(tables: Tables<'_>, entry: &Entry) -> Result<Outcome, DropReason> {
         let peer = tables.snapshot.peer(*peer);
         peer.is_some_and(|peer| peer.tunnel(entry.key.hash).is_some())
     });
-    if ports.is_empty() && peers.is_empty() {
+    if ports.is_empty() && peers.is_empty() && receivers.wire.is_none() {
         return Err(DropReason::NoReceiver);
     }
     Ok(Outcome::To {
         ports,
         peers,
         neighbor: None,
+        wire: receivers.wire,
         fragments: None,
     })
 }
@@ -361,5 +432,10 @@ pub fn egress_text(snapshot: &Snapshot, egress: Egress) -> String {
             "an external network, and back to this host".to_owned()
         }
         Egress::External(index) => format!("an external network, neighbour {index}"),
+        Egress::Wire(index) => {
+            let network = snapshot.outside.network(index);
+            let network = network.map_or("gone", |network| network.id.as_str());
+            format!("the wire of external network {network}")
+        }
     }
 }

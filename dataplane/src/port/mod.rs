@@ -32,8 +32,8 @@ pub use frame_cache::FrameCache;
 pub use interface::Interface;
 pub use kinds::open;
 pub use netdev::{
-    AllMulticast, AttachMode, Attachment, Bond, BusyPoll, Netdev, Programs, QueueCounters,
-    QueueOptions, Role, ThreadedNapi, XskQueue, check_mtu, release,
+    AllMulticast, AttachMode, Attachment, Bond, BusyPoll, Netdev, Programs, Promiscuous,
+    QueueCounters, QueueOptions, Role, ThreadedNapi, XskQueue, check_mtu, release,
 };
 pub use opening::Opening;
 pub use pool::Accounting;

@@ -30,6 +30,8 @@ pub enum Egress {
     Peer(u16),
     /// An external network, to the neighbour there of this index.
     External(u16),
+    /// The wire of the external network of this index, to whoever has the MAC there.
+    Wire(u16),
 }
 
 /// By what a decision is known to hold: the epoch of its VPC, the ingress that it was taken for, and the key of the session that the packet has,
@@ -105,6 +107,8 @@ const PEER: u32 = 1 << 16;
 const ROUTED: u32 = 1 << 17;
 const TRANSLATED: u32 = 1 << 18;
 const EXTERNAL: u32 = 1 << 19;
+/// Both are set of a wire.
+const WIRE: u32 = EXTERNAL | PEER;
 
 /// What was decided for packets of one direction of a flow that come in at one place: what a packet must look like, where it goes, and what is
 /// changed of it.
@@ -125,6 +129,7 @@ impl Action {
             Egress::Port(index) => (0, index),
             Egress::Peer(index) => (PEER, index),
             Egress::External(index) => (EXTERNAL, index),
+            Egress::Wire(index) => (WIRE, index),
         };
         let flag = if routed.is_some() { ROUTED } else { 0 };
         Self {
@@ -146,12 +151,11 @@ impl Action {
     #[inline]
     pub fn egress(&self) -> Egress {
         let index = self.word as u16;
-        if self.word & (PEER | EXTERNAL) == 0 {
-            Egress::Port(index)
-        } else if self.word & PEER != 0 {
-            Egress::Peer(index)
-        } else {
-            Egress::External(index)
+        match self.word & WIRE {
+            0 => Egress::Port(index),
+            PEER => Egress::Peer(index),
+            EXTERNAL => Egress::External(index),
+            _ => Egress::Wire(index),
         }
     }
 
@@ -486,6 +490,10 @@ mod tests {
             Egress::Port(u16::MAX),
             Egress::Peer(0),
             Egress::Peer(u16::MAX),
+            Egress::External(0),
+            Egress::External(u16::MAX),
+            Egress::Wire(0),
+            Egress::Wire(u16::MAX),
         ] {
             for routed in [None, Some(macs(3, 4))] {
                 let action = Action::new(macs(1, 2), egress, routed);

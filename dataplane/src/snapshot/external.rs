@@ -8,9 +8,9 @@ use std::sync::Arc;
 use ipnetwork::IpNetwork;
 
 use super::nat::{NatAlarms, NatTimeouts};
-use super::{Limits, Map, RateLimit, Snapshot};
+use super::{Limits, Map, RateLimit, Snapshot, Wire};
 use crate::packet::parse::{word_address, word_family};
-use crate::packet::{Family, Mac};
+use crate::packet::{Family, Mac, Station};
 use crate::route::Prefix;
 use crate::session::mappings::{Budget, Pool};
 
@@ -35,6 +35,8 @@ pub struct Network {
     pub own: Vec<u128>,
     /// Whether pings to addresses are answered that are of no port.
     pub answers_pings: bool,
+    /// The VPC whose ports are on it, by place in [`Snapshot::vpcs`]; none where weft is a router for addresses that it holds.
+    pub vpc: Option<usize>,
 }
 
 /// An interface on an external network.
@@ -397,5 +399,62 @@ impl Snapshot {
             .filter(|routed| self.outside.is_gateway(routed.network) && is_there(routed.network));
         held.chain(routed.map(|routed| routed.prefix.into()))
             .collect()
+    }
+}
+
+impl Snapshot {
+    /// The networks with ports of this host on an uplink's segment, each with its VLAN and the VPC.
+    fn wires_on(&self, uplink: u16) -> impl Iterator<Item = (u16, &Wire)> {
+        let networks = self.outside.networks.iter().flatten();
+        networks.filter_map(move |network| {
+            let link = network.link.filter(|link| link.uplink == uplink)?;
+            Some((link.vlan, self.vpcs[network.vpc?].wire.as_ref()?))
+        })
+    }
+
+    /// Whether ports are on any external network.
+    pub fn has_wires(&self) -> bool {
+        let mut networks = self.outside.networks.iter().flatten();
+        networks.any(|network| network.vpc.is_some())
+    }
+
+    /// The ports of this host on external networks of an uplink's segment, and the group of each network. Not the group of untagged frames on an interface that the kernel
+    /// shares: it has to hear these itself.
+    pub fn stations_on(&self, uplink: u16, is_shared: bool) -> Vec<Station> {
+        let mut stations = Vec::new();
+        for (vlan, wire) in self.wires_on(uplink) {
+            let ports = wire.ports(self).filter_map(|port| self.port(port));
+            let before = stations.len();
+            stations.extend(ports.map(|port| Station {
+                vlan,
+                mac: Some(port.mac),
+            }));
+            if stations.len() > before && !(is_shared && vlan == 0) {
+                stations.push(Station { vlan, mac: None });
+            }
+        }
+        stations
+    }
+
+    /// The addresses of ports on an external network of untagged frames, on an interface that the kernel shares: questions for them are asked by broadcast. Those of allowed
+    /// pairs are among them, not their prefixes.
+    pub fn asked_on(&self, uplink: u16) -> Vec<IpNetwork> {
+        let wires = self.wires_on(uplink).filter(|(vlan, _)| *vlan == 0);
+        let ports = wires.flat_map(|(_, wire)| wire.ports(self));
+        let mut asked = Vec::new();
+        for port in ports.filter_map(|port| self.port(port)) {
+            asked.extend(
+                port.addresses
+                    .iter()
+                    .map(|address| IpNetwork::from(word_address(*address))),
+            );
+            let pairs = port.pairs.iter().map(|(prefix, _)| *prefix);
+            asked.extend(
+                pairs
+                    .filter(|prefix| prefix.length() == 128)
+                    .map(IpNetwork::from),
+            );
+        }
+        asked
     }
 }

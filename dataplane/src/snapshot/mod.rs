@@ -104,6 +104,26 @@ pub struct Vpc {
     pub peerings: Arc<[Peering]>,
     /// Elastic IPs of its ports, by the address of the port that they stand for.
     pub elastic_ips: Arc<CowMap<u128, ElasticIp>>,
+    /// The external network that it is on, in place of tunnels.
+    pub wire: Option<Wire>,
+}
+
+/// The external network that a VPC is on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Wire {
+    /// The network, by index.
+    pub network: u16,
+    /// The VPC's subnets, by place in [`Snapshot::subnets`].
+    pub subnets: Vec<usize>,
+}
+
+impl Wire {
+    /// The ports of this host on the network.
+    pub fn ports<'s>(&'s self, snapshot: &'s Snapshot) -> impl Iterator<Item = u16> {
+        let subnets = self.subnets.iter();
+        let ports = subnets.flat_map(|subnet| &snapshot.subnets[*subnet].ports);
+        ports.copied()
+    }
 }
 
 /// What a VPC knows of a peering.
@@ -170,7 +190,8 @@ pub struct Subnet {
     pub vpc: usize,
     /// The virtual router's MAC.
     pub gateway_mac: Mac,
-    /// The virtual router's IPv4 address, if the subnet has IPv4.
+    /// The virtual router's IPv4 address, if the subnet has IPv4. On an external network, whose router is another, the address by which this host serves
+    /// DHCP.
     pub gateway_v4: Option<u128>,
     /// The virtual router's IPv6 address, if the subnet has IPv6.
     pub gateway_v6: Option<u128>,
@@ -349,6 +370,13 @@ pub struct Tunnel {
 const USUAL_MTU: u16 = 1500;
 
 impl Snapshot {
+    /// The external network that a port is on, by index, if it is on one.
+    #[inline]
+    pub fn wire_of(&self, port: &Port) -> Option<u16> {
+        let wire = self.vpcs[port.vpc].wire.as_ref();
+        wire.map(|wire| wire.network)
+    }
+
     /// The port of an index.
     pub fn port(&self, index: u16) -> Option<&Port> {
         self.ports.get(usize::from(index))?.as_ref()

@@ -36,3 +36,5 @@ mod traces;
 mod translation;
 mod transport;
 mod vectors;
+mod wires;
+mod wires_random;

@@ -56,12 +56,15 @@ impl Traced {
                 ports,
                 peers,
                 neighbor,
+                // The model has no ports on external networks.
+                wire: None,
                 fragments,
             } => {
                 let in_pieces = fragments.is_some();
                 let leaves = neighbor.is_none_or(|index| leaves(host, index, in_pieces, found));
                 leaves && self.arrives(host, (ports, peers, in_pieces), found)
             }
+            Way::To { wire: Some(_), .. } => false,
         };
         (!happened).then(|| {
             let text = self.trace.outcome.text(host.pipeline.snapshot());

@@ -2,7 +2,7 @@
 //!
 //! The object is loaded once for every uplink, which therefore has maps of its own, and once for all ports of a host: loading it and
 //! attaching it for the first time takes tens of milliseconds, and there are many ports. The uplink program takes the tunnel packets to our
-//! addresses, what is for addresses that weft holds on that segment ([`held`]), and nothing else: the host keeps its own traffic. The port program takes everything: a guest never reaches the host's stack.
+//! addresses, what is for ports on that segment ([`station`]), what is for addresses that weft holds there ([`held`]), and nothing else: the host keeps its own traffic. The port program takes everything: a guest never reaches the host's stack.
 //! The port program passes packets that are too long for a tap's ring to a packet socket, after which the guard drops them. The guard stays
 //! on the interface when the daemon is gone, and has no state. What counts as a tunnel packet is in [`parse`].
 #![no_std]
@@ -10,6 +10,7 @@
 
 mod held;
 mod parse;
+mod station;
 
 use aya_ebpf::{
     bindings::{
@@ -23,7 +24,7 @@ use aya_ebpf::{
 };
 use weft_ebpf_types::{
     AddressKey, Counter, GUARD_MARK, MAX_HELD, MAX_PORT_QUEUES, MAX_PORTS, MAX_QUEUES, MAX_ROUTED,
-    MAX_VTEPS, PortEntry,
+    MAX_STATIONS, MAX_VTEPS, PortEntry, StationKey,
 };
 
 use parse::Class;
@@ -44,6 +45,11 @@ static WEFT_HELD: HashMap<AddressKey, u8> = HashMap::with_max_entries(MAX_HELD, 
 #[map]
 static WEFT_ROUTED: LpmTrie<AddressKey, u8> =
     LpmTrie::with_max_entries(MAX_ROUTED, BPF_F_NO_PREALLOC);
+
+/// Ports of external networks on the uplink's segment; the value is unused.
+#[map]
+static WEFT_STATIONS: HashMap<StationKey, u8> =
+    HashMap::with_max_entries(MAX_STATIONS, BPF_F_NO_PREALLOC);
 
 /// One cell for each [`Counter`].
 #[map]
@@ -80,6 +86,15 @@ fn is_held(address: &AddressKey) -> bool {
         || WEFT_ROUTED.get(&Key::new(u128::BITS, *address)).is_some()
 }
 
+#[inline(always)]
+fn is_for_station(ctx: &XdpContext) -> bool {
+    match station::of(ctx) {
+        // SAFETY: as above.
+        Some(station) => unsafe { WEFT_STATIONS.get(&station) }.is_some(),
+        None => false,
+    }
+}
+
 /// The packet's receive queue.
 #[inline(always)]
 fn queue(ctx: &XdpContext) -> u32 {
@@ -102,7 +117,8 @@ fn redirect(sockets: &XskMap, place: u32, otherwise: u32) -> u32 {
     }
 }
 
-/// For uplinks: tunnel packets to our addresses and what is for addresses that we hold go to the ring, everything else to the kernel.
+/// For uplinks: tunnel packets to our addresses, what is for ports on an external network and what is for addresses that we hold go to the ring, everything else to
+/// the kernel.
 #[xdp]
 pub fn weft_uplink(ctx: XdpContext) -> u32 {
     let mut to = [0; 16];
@@ -111,7 +127,7 @@ pub fn weft_uplink(ctx: XdpContext) -> u32 {
     if class == Class::Tunnel && is_vtep(&to) {
         return redirect(&WEFT_SOCKETS, queue(&ctx), XDP_PASS);
     }
-    if held::is_for(&ctx, is_held) {
+    if is_for_station(&ctx) || held::is_for(&ctx, is_held) {
         return redirect(&WEFT_SOCKETS, queue(&ctx), XDP_PASS);
     }
     count(match class {

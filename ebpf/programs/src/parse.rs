@@ -10,7 +10,7 @@ use weft_ebpf_types::{AddressKey, GRE_ETHERNET, PROTOCOL_GRE, VXLAN_PORT, mapped
 pub const ETHERNET_LEN: usize = 14;
 pub const VLAN_TAG_LEN: usize = 4;
 /// The VLAN identifier in a tag (IEEE 802.1Q §9.6). 0: the tag says a priority alone, and the frame is of no VLAN.
-const VLAN_ID: u16 = 0x0fff;
+pub const VLAN_ID: u16 = 0x0fff;
 const MAX_EXTENSIONS: usize = 4;
 
 pub const ETHERTYPE_IPV4: u16 = 0x0800;

@@ -35,6 +35,8 @@ pub const VTEPS_MAP: &str = "WEFT_VTEPS";
 pub const HELD_MAP: &str = "WEFT_HELD";
 /// Name of an uplink's map of the prefixes that are routed to us on its segment.
 pub const ROUTED_MAP: &str = "WEFT_ROUTED";
+/// Name of an uplink's map of our stations on its segment: ports of external networks.
+pub const STATIONS_MAP: &str = "WEFT_STATIONS";
 /// Name of the per-CPU counters.
 pub const COUNTERS_MAP: &str = "WEFT_COUNTERS";
 
@@ -50,6 +52,15 @@ pub const MAX_VTEPS: u32 = 256;
 pub const MAX_HELD: u32 = 65_536;
 /// The most prefixes that are routed to one host on the segment of an uplink.
 pub const MAX_ROUTED: u32 = 16_384;
+
+/// The most stations that one host has on the segment of an uplink.
+pub const MAX_STATIONS: u32 = 65_536;
+
+/// A station on a segment as the map knows it: its VLAN in network byte order, 0 for untagged frames, and its MAC.
+pub type StationKey = [u8; 8];
+
+/// What broadcast and multicast frames are for in the map, whatever their MAC.
+pub const GROUP: [u8; 6] = [0xff; 6];
 
 /// What the port program knows of an interface: the place of its first socket among all, how many receive queues it has, bytes by which the
 /// head of each packet grows, and the longest frame that goes to a ring (0: there is no such limit).

@@ -13,10 +13,11 @@ use weft_proto::v1;
 use super::config::{Config, Uplink};
 use crate::underlay::check_uplink;
 use weft_dataplane::encap;
+use weft_dataplane::packet::Station;
 use weft_dataplane::pipeline::{DeviceMtus, Source};
 use weft_dataplane::port::{
-    self, AllMulticast, Bond, Device, Interface, Netdev, Opening, PortError, Programs, Queue, Role,
-    Umem, check_mtu,
+    self, AllMulticast, Bond, Device, Interface, Netdev, Opening, PortError, Programs, Promiscuous,
+    Queue, Role, Umem, check_mtu,
 };
 use weft_dataplane::worker::Workers;
 
@@ -47,6 +48,9 @@ pub struct UplinkDevice {
     /// Whether it is on a physical network, whose neighbours ask by multicast for addresses that the kernel does not have.
     is_external: bool,
     multicast: Option<AllMulticast>,
+    /// The ports on external networks of its segment, as its program has to know them, and that frames to them come in.
+    stations: Vec<Station>,
+    promiscuous: Option<Promiscuous>,
     /// The addresses that are held on its segment, as its program has to know them.
     held: Vec<IpNetwork>,
     open: Option<OpenUplink>,
@@ -104,6 +108,14 @@ impl OpenUplink {
         }
     }
 
+    fn set_stations(&mut self, stations: &[Station]) -> Result<(), PortError> {
+        match self {
+            Self::Kernel(device) => device.set_stations(stations),
+            Self::Bond(device) => device.set_stations(stations),
+            Self::Other(_) => Ok(()),
+        }
+    }
+
     fn device(&self) -> &dyn Device {
         match self {
             Self::Kernel(device) => &**device,
@@ -153,6 +165,9 @@ impl UplinkDevice {
         if let Err(error) = open.set_held(&self.held) {
             tracing::error!(uplink = self.name(), %error, "cannot take the addresses that are held on its segment");
         }
+        if let Err(error) = open.set_stations(&self.stations) {
+            tracing::error!(uplink = self.name(), %error, "cannot take what is for ports on its segment");
+        }
         let queues = open.device_mut().take_queues().into_iter();
         let queues = queues.map(|queue| (Source::Uplink(number), queue));
         let what = open.device().describe();
@@ -170,7 +185,25 @@ impl UplinkDevice {
             self.multicast = joined.map_err(note).ok();
         }
         self.open = Some(open);
+        self.look_at_stations();
         Ok(queues.collect())
+    }
+
+    /// Has frames to ports on the segment come in, while there are any.
+    fn look_at_stations(&mut self) {
+        let has_any = !self.stations.is_empty()
+            && matches!(self.open, Some(OpenUplink::Kernel(_) | OpenUplink::Bond(_)));
+        if has_any == self.promiscuous.is_some() {
+            return;
+        }
+        if !has_any {
+            self.promiscuous = None;
+            return;
+        }
+        let note = |error| {
+            tracing::error!(uplink = self.name(), %error, "frames to ports on the physical network may not come in");
+        };
+        self.promiscuous = Promiscuous::enable(self.name()).map_err(note).ok();
     }
 }
 
@@ -232,6 +265,8 @@ impl Devices {
                 has_tunnels: usize::from(number) < config.uplinks.len(),
                 is_external: external.iter().any(|(_, index)| *index == number),
                 multicast: None,
+                stations: Vec::new(),
+                promiscuous: None,
                 held: Vec::new(),
                 open: None,
                 refused: None,
@@ -289,6 +324,20 @@ impl Devices {
         open.map_or(Ok(()), |open| open.set_held(held))
     }
 
+    /// Tells the program of an uplink which ports are on external networks of its segment, now or when it is opened.
+    ///
+    /// # Errors
+    /// They are too many, or the kernel refuses.
+    pub fn set_stations(&mut self, number: u16, stations: &[Station]) -> Result<(), PortError> {
+        let Some(uplink) = self.uplinks.get_mut(usize::from(number)) else {
+            return Ok(());
+        };
+        uplink.stations = stations.to_vec();
+        uplink.look_at_stations();
+        let open = uplink.open.as_mut();
+        open.map_or(Ok(()), |open| open.set_stations(stations))
+    }
+
     /// Has ports that were opened read, and with the first of them the uplinks.
     fn read(&mut self, opened: &mut Unread, workers: &Workers) {
         let mut queues = std::mem::take(opened);
@@ -309,6 +358,7 @@ impl Devices {
             let is_stale = |open: &mut OpenUplink| open.device().is_stale();
             if uplink.open.take_if(is_stale).is_some() {
                 uplink.multicast = None;
+                uplink.promiscuous = None;
                 tracing::error!(uplink = uplink.name(), "the uplink is gone or has changed");
                 self.unread
                     .retain(|(place, _)| *place != Source::Uplink(number));

@@ -17,6 +17,7 @@ use crate::agent::Apply;
 use crate::metadata::{DESK, Service};
 use crate::underlay::{self, Adjacencies, LinksUp};
 use weft_dataplane::packet::Mac;
+use weft_dataplane::packet::Station;
 use weft_dataplane::packet::parse::{address_word, word_address};
 use weft_dataplane::pipeline::Shared;
 use weft_dataplane::pipeline::probes::Liveness;
@@ -85,10 +86,19 @@ pub struct Inner {
     unlinked: BTreeSet<String>,
     /// No way leads from the uplinks to any other host.
     is_uplink_cut: bool,
-    /// The addresses that the XDP program of each interface knows as held, by index, sorted.
-    held: Vec<Vec<IpNetwork>>,
+    /// What the XDP program of each interface takes, by index.
+    taken: Vec<Taken>,
     wanted: BTreeMap<u16, v1::Device>,
     announcer: Announcer,
+}
+
+/// What the XDP program of an interface takes besides tunnel packets; sorted.
+#[derive(Debug, Clone, Default)]
+struct Taken {
+    /// Addresses that are held on its segment.
+    held: Vec<IpNetwork>,
+    /// Ports there.
+    stations: Vec<Station>,
 }
 
 impl Host {
@@ -155,7 +165,7 @@ impl Host {
             links_up: None,
             unlinked: BTreeSet::new(),
             is_uplink_cut: false,
-            held: Vec::new(),
+            taken: Vec::new(),
             wanted: BTreeMap::new(),
             announcer: Announcer::default(),
         };
@@ -182,7 +192,7 @@ impl Host {
             inner: Mutex::new(inner),
         };
         let mut inner = host.inner();
-        inner.held.resize_with(host.links.len(), Vec::new);
+        inner.taken.resize_with(host.links.len(), Taken::default);
         inner.externals = host.externals(&inner.devices);
         drop(inner);
         Ok(host)
@@ -437,13 +447,13 @@ impl Host {
             inner.vteps = vteps;
         }
         let is_outside_same = Arc::ptr_eq(&snapshot.outside, &before.outside);
-        let held = if is_outside_same {
-            inner.held.clone()
+        let taken = if is_outside_same && !snapshot.has_wires() {
+            inner.taken.clone()
         } else {
-            self.held(&snapshot)
+            self.taken(&snapshot)
         };
-        // What is no longer held is the kernel's before the workers forget it, and what is held now is ours when they know it.
-        inner.take(&held, true);
+        // What is no longer taken is the kernel's before the workers forget it, and what is taken now is ours when they know it.
+        inner.take(&taken, true);
         if !inner.workers.publish(Arc::clone(&snapshot)) {
             tracing::warn!(
                 generation,
@@ -455,7 +465,7 @@ impl Host {
                 "a stuck worker still uses the old generation; all others use the new one"
             );
         }
-        inner.take(&held, false);
+        inner.take(&taken, false);
         self.announce(&snapshot, &inner.announcer.moved(&before, &snapshot));
         if snapshot.ports.is_shared_with(&before.ports) {
             return Ok(());
@@ -483,16 +493,22 @@ impl Host {
         Ok(())
     }
 
-    /// The addresses that a snapshot holds on the segment of each interface, sorted.
-    fn held(&self, snapshot: &Snapshot) -> Vec<Vec<IpNetwork>> {
+    /// What a snapshot takes from the segment of each interface.
+    fn taken(&self, snapshot: &Snapshot) -> Vec<Taken> {
         let links = (0u16..).zip(&self.links);
-        let held = links.map(|(index, _)| {
+        let taken = links.map(|(index, _)| {
+            let is_shared = usize::from(index) < self.uplinks.len();
             let mut held = snapshot.held_on(index);
+            if is_shared {
+                held.extend(snapshot.asked_on(index));
+            }
             held.sort_unstable();
             held.dedup();
-            held
+            let mut stations = snapshot.stations_on(index, is_shared);
+            stations.sort_unstable();
+            Taken { held, stations }
         });
-        held.collect()
+        taken.collect()
     }
 
     /// Tells ports of this host of addresses that have moved, and ends the sessions of where they were.
@@ -525,22 +541,34 @@ impl Host {
 }
 
 impl Inner {
-    /// Has the XDP programs take packets for addresses that are held; only for those that were held before, too, if `only_known`.
-    fn take(&mut self, held: &[Vec<IpNetwork>], only_known: bool) {
-        for ((index, now), then) in (0u16..).zip(held).zip(&mut self.held) {
-            if now == then {
-                continue;
+    /// Has the XDP programs take what is for addresses that are held and for ports on segments; only for those of before, too, if `only_known`.
+    fn take(&mut self, taken: &[Taken], only_known: bool) {
+        for ((index, now), then) in (0u16..).zip(taken).zip(&mut self.taken) {
+            if now.held != then.held {
+                let held = kept(&now.held, &then.held, only_known);
+                if let Err(error) = self.devices.set_held(index, &held) {
+                    tracing::error!(%error, "cannot set the held addresses of an interface's XDP program");
+                }
+                then.held = held;
             }
-            let mut wanted = now.clone();
-            if only_known {
-                wanted.retain(|address| then.binary_search(address).is_ok());
+            if now.stations != then.stations {
+                let stations = kept(&now.stations, &then.stations, only_known);
+                if let Err(error) = self.devices.set_stations(index, &stations) {
+                    tracing::error!(%error, "cannot set the ports of an interface's XDP program");
+                }
+                then.stations = stations;
             }
-            if let Err(error) = self.devices.set_held(index, &wanted) {
-                tracing::error!(%error, "cannot set the held addresses of an interface's XDP program");
-            }
-            *then = wanted;
         }
     }
+}
+
+/// What is wanted now, or of it, if `only_known`, what was there before. Both are sorted.
+fn kept<T: Ord + Clone>(now: &[T], then: &[T], only_known: bool) -> Vec<T> {
+    let mut wanted = now.to_vec();
+    if only_known {
+        wanted.retain(|it| then.binary_search(it).is_ok());
+    }
+    wanted
 }
 
 impl Apply for Host {

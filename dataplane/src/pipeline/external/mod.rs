@@ -6,6 +6,7 @@
 
 pub mod neighbors;
 pub(super) mod segment;
+pub(super) mod wire;
 
 use super::forwarding::{Exit, Way};
 use super::tracer::Tracer;

@@ -9,6 +9,7 @@ use super::super::{
     Core, Destination, Entry, Io, Tables, gateway, gso, icmp_error, ip_fragment, rewrite,
 };
 use super::neighbors::{Neighbors, Question};
+use super::wire;
 use crate::encap::VXLAN_PORT;
 use crate::numbers::Vni;
 use crate::packet::checksum;
@@ -146,17 +147,18 @@ pub(in crate::pipeline) struct Arrival {
     destination: u128,
     own: Mac,
     stamp: Stamp,
+    vni: Vni,
 }
 
-/// The stamp of what is decided for an untagged frame, if it can't be a tunnel packet and an address that is held on the uplink is its destination.
-/// `last`: the arrival of the frame before.
+/// The stamp of what is decided for an untagged frame, and the VNI that it is in, if it can't be a tunnel packet, and an address that is held on the uplink is its
+/// destination, or ports are on its network. `last`: the arrival of the frame before.
 #[inline(never)]
 pub(in crate::pipeline) fn arrival(
     tables: Tables<'_>,
     uplink: u16,
     frame: &[u8],
     last: &mut Option<Arrival>,
-) -> Option<Stamp> {
+) -> Option<(Stamp, Vni)> {
     let head: &[u8; ETHERNET + 24] = frame.first_chunk()?;
     let (destination, protocol, port) = match [head[12], head[13], head[14]] {
         [0x08, 0x00, 0x45] => {
@@ -185,13 +187,60 @@ pub(in crate::pipeline) fn arrival(
     };
     // The slow path says that frames with our own MAC are not from there.
     let source = Mac::from_bytes(std::array::from_fn(|i| head[6 + i]));
-    (source != arrival.own).then_some(arrival.stamp)
+    (source != arrival.own).then_some((arrival.stamp, arrival.vni))
+}
+
+/// The stamp of what is decided for a frame with the tag of a VLAN, and the VNI that it is in, if ports are on the network of the VLAN. The tag is off then, and
+/// the frame begins as much later; `tag` keeps it.
+pub(in crate::pipeline) fn tagged(
+    tables: Tables<'_>,
+    uplink: u16,
+    frame: &mut [u8],
+    tag: &mut u16,
+) -> Option<(Stamp, Vni)> {
+    let head: &mut [u8; 16] = frame.first_chunk_mut()?;
+    if head[12..14] != [0x81, 0] {
+        return None;
+    }
+    let tci = u16::from_be_bytes([head[14], head[15]]);
+    let outside = &tables.snapshot.outside;
+    // A tag of no VLAN says a priority alone: rare, and the slow path's.
+    let network = *outside.by_link.get(&(uplink, tci & 0x0fff))?;
+    let vpc = outside
+        .network(network)?
+        .vpc
+        .filter(|_| tci & 0x0fff != 0)?;
+    let vpc = tables.snapshot.vpcs.get(vpc)?;
+    head.copy_within(..12, TAG);
+    *tag = tci;
+    Some((Stamp::new(vpc.epoch, Ingress::External(network)), vpc.vni))
+}
+
+/// Puts the tag back that [`tagged`] has taken off.
+#[cold]
+pub(in crate::pipeline) fn put_back(frame: &mut [u8], tag: u16) {
+    if let Some(head) = frame.first_chunk_mut::<16>() {
+        head.copy_within(TAG.., 0);
+        let [high, low] = tag.to_be_bytes();
+        head[12..].copy_from_slice(&[0x81, 0, high, low]);
+    }
 }
 
 /// None too where the slow path counts what is sent to an address.
 fn first_arrival(tables: Tables<'_>, uplink: u16, destination: u128) -> Option<Arrival> {
     let outside = &tables.snapshot.outside;
     let network = *outside.by_link.get(&(uplink, 0))?;
+    let known = outside.network(network)?;
+    let own = known.link?.mac;
+    if let Some(vpc) = known.vpc {
+        let vpc = tables.snapshot.vpcs.get(vpc)?;
+        return Some(Arrival {
+            destination,
+            own,
+            stamp: Stamp::new(vpc.epoch, Ingress::External(network)),
+            vni: vpc.vni,
+        });
+    }
     let owner = outside.owner_on(network, destination)?;
     if outside.limits.has(destination) {
         return None;
@@ -199,8 +248,9 @@ fn first_arrival(tables: Tables<'_>, uplink: u16, destination: u128) -> Option<A
     let epoch = tables.snapshot.vpcs[owner.vpc].epoch;
     Some(Arrival {
         destination,
-        own: outside.network(network)?.link?.mac,
+        own,
         stamp: Stamp::new(epoch, Ingress::External(network)),
+        vni: Vni::OUTSIDE,
     })
 }
 
@@ -221,6 +271,19 @@ impl Core {
         let link = network.link.ok_or(reason)?;
         untag(io, packet);
         let frame = packet.bytes_mut(io);
+        if let Some(vpc) = network.vpc {
+            return match parse::inner(frame)? {
+                Inner::Arp => {
+                    let from = Mac::from_bytes(std::array::from_fn(|i| frame[6 + i]));
+                    wire::check(&tables.snapshot.vpcs[vpc], destination(frame), from)?;
+                    Ok(Entered::Neighbor(Ingress::External(index), vpc))
+                }
+                Inner::Ip(parsed) => {
+                    rewrite::complete_checksum(frame, &parsed);
+                    wire::entry(tables, (index, vpc), parsed).map(Entered::Ip)
+                }
+            };
+        }
         match parse::inner(frame)? {
             Inner::Arp => self.arp(tables, io, (index, link), packet),
             Inner::Ip(parsed) if gateway::is_discovery(&parsed) => {
@@ -695,21 +758,46 @@ fn enter(tables: Tables<'_>, index: u16, parsed: Parsed, from: Vni) -> Result<En
     })
 }
 
+/// Bytes of a VLAN's tag (IEEE 802.1Q §9.3).
+pub(in crate::pipeline) const TAG: usize = 4;
+
 /// Puts the tag of a VLAN on, if there is one.
-fn tag(io: &mut impl Io, packet: &mut Packet, vlan: u16) -> Result<(), DropReason> {
+pub(in crate::pipeline) fn tag(
+    io: &mut impl Io,
+    packet: &mut Packet,
+    vlan: u16,
+) -> Result<(), DropReason> {
     if vlan == 0 {
         return Ok(());
     }
-    if packet.start < 4 {
+    let start = usize::from(packet.start);
+    if !write_tag(io.bytes_mut(&mut packet.frame), start, vlan) {
         return Err(DropReason::NoBuffer);
     }
-    packet.start -= 4;
-    packet.len += 4;
-    let [high, low] = vlan.to_be_bytes();
-    let frame = packet.bytes_mut(io);
-    frame.copy_within(4..16, 0);
-    frame[12..16].copy_from_slice(&[0x81, 0, high, low]);
+    packet.start -= TAG as u16;
+    packet.len += TAG as u16;
     Ok(())
+}
+
+/// Writes the tag of a VLAN into a frame that starts here in its buffer, and then as much before. False where there is no room.
+#[inline]
+pub(in crate::pipeline) fn write_tag(area: &mut [u8], start: usize, vlan: u16) -> bool {
+    let frame = start
+        .checked_sub(TAG)
+        .and_then(|start| area.get_mut(start..));
+    let Some(head) = frame.and_then(|frame| frame.first_chunk_mut::<16>()) else {
+        return false;
+    };
+    head.copy_within(4..16, 0);
+    let [high, low] = vlan.to_be_bytes();
+    head[12..16].copy_from_slice(&[0x81, 0, high, low]);
+    true
+}
+
+/// The destination MAC of a frame; of one that is none, one that nobody has.
+pub(in crate::pipeline) fn destination(frame: &[u8]) -> Mac {
+    let head = frame.first_chunk().copied().unwrap_or_default();
+    Mac::from_bytes(head)
 }
 
 /// Sends a frame of our own; false where no buffer is free.

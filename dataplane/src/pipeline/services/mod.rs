@@ -54,7 +54,10 @@ pub fn question<'a>(
     let service = match (parsed.family, flow.protocol) {
         (Family::Ipv4, protocol::UDP) if flow.destination_port == dhcp4::SERVER => Service::Dhcp,
         (Family::Ipv6, protocol::UDP) if flow.destination_port == dhcp6::SERVER => Service::Dhcp6,
-        (Family::Ipv6, protocol::ICMPV6) if parsed.icmp >> 8 == advertise::SOLICITATION => {
+        // On an external network the routers there are asked.
+        (Family::Ipv6, protocol::ICMPV6)
+            if parsed.icmp >> 8 == advertise::SOLICITATION && snapshot.wire_of(port).is_none() =>
+        {
             Service::Router
         }
         _ => return None,

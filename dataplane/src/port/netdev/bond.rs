@@ -13,6 +13,7 @@ use std::net::IpAddr;
 use std::os::fd::RawFd;
 
 use super::{Netdev, QueueOptions, Role, XskQueue};
+use crate::packet::Station;
 use crate::packet::buffer::Packet;
 use crate::port::device::{Description, Device, Queue};
 use crate::port::{FrameCache, Interface, Opening, PortError};
@@ -89,6 +90,15 @@ impl Bond {
     pub fn set_held(&mut self, held: &[IpNetwork]) -> Result<(), PortError> {
         let mut slaves = self.slaves.iter_mut();
         slaves.try_for_each(|slave| slave.set_held(held))
+    }
+
+    /// Has the programs take frames to these ports on external networks.
+    ///
+    /// # Errors
+    /// They are too many, or the kernel refuses.
+    pub fn set_stations(&mut self, stations: &[Station]) -> Result<(), PortError> {
+        let mut slaves = self.slaves.iter_mut();
+        slaves.try_for_each(|slave| slave.set_stations(stations))
     }
 
     fn names(&self) -> Vec<&str> {

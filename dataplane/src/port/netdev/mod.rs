@@ -24,7 +24,7 @@ use port_queue::PortQueue;
 
 pub use bond::Bond;
 pub use guard::release;
-pub use multicast::AllMulticast;
+pub use multicast::{AllMulticast, Promiscuous};
 pub use napi::ThreadedNapi;
 pub use program::{AttachMode, Attachment, Programs, Role};
 use weft_ebpf_types::Counter;
@@ -35,6 +35,7 @@ use super::interface::KeptTags;
 use super::link_mtu::link_mtu;
 use super::share::Share;
 use super::{DATA_OFFSET, FrameCache, Interface, Opening, PortError};
+use crate::packet::Station;
 use crate::packet::parse::ETHERNET;
 
 /// Linux before this knows no UDP segments in packet sockets.
@@ -181,6 +182,14 @@ impl Netdev {
     /// They are too many, or the kernel refuses.
     pub fn set_held(&mut self, held: &[IpNetwork]) -> Result<(), PortError> {
         self.attachment.set_held(held)
+    }
+
+    /// Has the program of an uplink take frames to these ports on external networks.
+    ///
+    /// # Errors
+    /// They are too many, or the kernel refuses.
+    pub fn set_stations(&mut self, stations: &[Station]) -> Result<(), PortError> {
+        self.attachment.set_stations(stations)
     }
 
     /// An uplink's MTU may be raised while it is open.

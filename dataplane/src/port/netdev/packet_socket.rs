@@ -102,9 +102,18 @@ impl PacketSocket {
 
     /// Has the interface of this index receive frames to all multicast addresses, as long as the socket is open (`packet(7)`).
     pub(super) fn receive_all_multicast(&self, interface: u32) -> io::Result<()> {
+        self.join(interface, libc::PACKET_MR_ALLMULTI)
+    }
+
+    /// The same of frames to any MAC.
+    pub(super) fn receive_all(&self, interface: u32) -> io::Result<()> {
+        self.join(interface, libc::PACKET_MR_PROMISC)
+    }
+
+    fn join(&self, interface: u32, what: libc::c_int) -> io::Result<()> {
         let request = libc::packet_mreq {
             mr_ifindex: interface.cast_signed(),
-            mr_type: libc::PACKET_MR_ALLMULTI as u16,
+            mr_type: what as u16,
             mr_alen: 0,
             mr_address: [0; 8],
         };

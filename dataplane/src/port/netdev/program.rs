@@ -21,6 +21,7 @@ use super::link::{Hook, Link};
 use super::object::{ALL, Loader, missing, program_error};
 use super::port_program::{Place, PortProgram};
 use super::uplink_program::UplinkProgram;
+use crate::packet::Station;
 use crate::port::{Interface, PortError, socket_options};
 
 /// What an interface is to us.
@@ -125,7 +126,7 @@ impl Programs {
 /// What of a loaded program is one interface's.
 #[derive(Debug)]
 enum Own {
-    Uplink(UplinkProgram),
+    Uplink(Box<UplinkProgram>),
     Port(Place),
 }
 
@@ -156,7 +157,7 @@ impl Attachment {
             Role::Uplink { vteps } => {
                 let mut program = programs.uplink(interface)?;
                 program.set_vteps(interface, vteps)?;
-                (Own::Uplink(program), None)
+                (Own::Uplink(Box::new(program)), None)
             }
             Role::Port { headroom } => {
                 // Before anything else: whatever comes of it, the port is closed.
@@ -200,6 +201,14 @@ impl Attachment {
         match &mut self.own {
             Own::Uplink(program) => program.set_held(&self.interface, held),
             Own::Port(_) => Err(missing(&self.interface, "held addresses, of a port")),
+        }
+    }
+
+    /// Replaces the set of ports on external networks on the segment of an uplink: frames to them are ours. Those that stay are not interrupted.
+    pub fn set_stations(&mut self, stations: &[Station]) -> Result<(), PortError> {
+        match &mut self.own {
+            Own::Uplink(program) => program.set_stations(&self.interface, stations),
+            Own::Port(_) => Err(missing(&self.interface, "stations, of a port")),
         }
     }
 

@@ -1,20 +1,22 @@
 //! The uplink program: loaded for each uplink, with maps of its own.
 
 use std::collections::HashSet;
+use std::hash::Hash;
 use std::net::IpAddr;
 use std::os::fd::RawFd;
 
-use aya::Ebpf;
 use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{HashMap, MapData, MapError, XskMap};
 use aya::programs::{ProgramFd, Xdp};
+use aya::{Ebpf, Pod};
 use ipnetwork::IpNetwork;
 use weft_ebpf_types::{
-    AddressKey, Counter, HELD_MAP, MAX_HELD, MAX_ROUTED, MAX_VTEPS, ROUTED_MAP, SOCKETS_MAP,
-    UPLINK_PROGRAM, VTEPS_MAP,
+    AddressKey, Counter, GROUP, HELD_MAP, MAX_HELD, MAX_ROUTED, MAX_STATIONS, MAX_VTEPS,
+    ROUTED_MAP, SOCKETS_MAP, STATIONS_MAP, StationKey, UPLINK_PROGRAM, VTEPS_MAP,
 };
 
 use super::object::{Loader, counters, descriptor, missing, program, program_error};
+use crate::packet::{Mac, Station};
 use crate::port::PortError;
 
 /// A loaded uplink program.
@@ -25,6 +27,7 @@ pub(super) struct UplinkProgram {
     held: HashSet<AddressKey>,
     /// Prefixes with their length.
     routed: HashSet<(AddressKey, u32)>,
+    stations: HashSet<StationKey>,
     ebpf: Ebpf,
 }
 
@@ -39,6 +42,7 @@ impl UplinkProgram {
             vteps: HashSet::new(),
             held: HashSet::new(),
             routed: HashSet::new(),
+            stations: HashSet::new(),
             ebpf,
         })
     }
@@ -89,6 +93,28 @@ impl UplinkProgram {
             &mut self.ebpf,
             (interface, HELD_MAP),
             &mut self.held,
+            &wanted,
+        )
+    }
+
+    /// Replaces the set of ports on external networks of the segment. Those that stay are not interrupted.
+    pub(super) fn set_stations(
+        &mut self,
+        interface: &str,
+        stations: &[Station],
+    ) -> Result<(), PortError> {
+        let wanted: HashSet<StationKey> = stations.iter().map(Station::key).collect();
+        if wanted.len() > MAX_STATIONS as usize {
+            return Err(PortError::Setting {
+                what: "number of ports on external networks of an uplink",
+                value: wanted.len() as u64,
+                rule: "more than 65536",
+            });
+        }
+        replace(
+            &mut self.ebpf,
+            (interface, STATIONS_MAP),
+            &mut self.stations,
             &wanted,
         )
     }
@@ -158,21 +184,29 @@ fn keys(addresses: &[IpAddr]) -> HashSet<AddressKey> {
     addresses.iter().copied().map(address_key).collect()
 }
 
-/// Makes a map of addresses hold `wanted`. `present` is what it holds, whatever comes of it.
-fn replace(
+impl Station {
+    fn key(&self) -> StationKey {
+        let [high, low] = self.vlan.to_be_bytes();
+        let [a, b, c, d, e, f] = self.mac.map_or(GROUP, Mac::bytes);
+        [high, low, a, b, c, d, e, f]
+    }
+}
+
+/// Makes a map of addresses or stations hold `wanted`. `present` is what it holds, whatever comes of it.
+fn replace<K: Pod + Eq + Hash>(
     ebpf: &mut Ebpf,
     (interface, name): (&str, &str),
-    present: &mut HashSet<AddressKey>,
-    wanted: &HashSet<AddressKey>,
+    present: &mut HashSet<K>,
+    wanted: &HashSet<K>,
 ) -> Result<(), PortError> {
     if present == wanted {
         return Ok(());
     }
     let problem = |error: MapError| program_error(interface, &error);
     let map = ebpf.map_mut(name).ok_or_else(|| missing(interface, name))?;
-    let mut map: HashMap<&mut MapData, AddressKey, u8> = HashMap::try_from(map).map_err(problem)?;
+    let mut map: HashMap<&mut MapData, K, u8> = HashMap::try_from(map).map_err(problem)?;
     // Room first: the map may be full of addresses that go.
-    let gone: Vec<AddressKey> = present.difference(wanted).copied().collect();
+    let gone: Vec<K> = present.difference(wanted).copied().collect();
     for key in gone {
         map.remove(&key).map_err(problem)?;
         present.remove(&key);

@@ -9,7 +9,7 @@ use weft_proto::v1;
 
 use super::super::{
     ElasticIp, Held, HeldBy, Link, NatGateway, Network, Outside, PortForward, Routed,
-    StaticTranslation, Translator,
+    StaticTranslation, Translator, Wire,
 };
 use super::{Draft, Objects, limits, put};
 use crate::packet::Family;
@@ -72,6 +72,9 @@ impl Draft<'_> {
         outside
             .routed
             .sort_unstable_by_key(|routed| routed.prefix.bits());
+        for subnet in &objects.subnets {
+            self.put_on_wire(subnet, &mut outside);
+        }
         for elastic in &objects.elastic_ips {
             self.add_elastic_ip(objects, elastic, &mut outside);
         }
@@ -137,6 +140,7 @@ impl Draft<'_> {
             gateways_in_order: self.gateways_in_order(network),
             own: Vec::new(),
             answers_pings: network.answer_pings,
+            vpc: None,
         };
         let is_gateway = compiled.gateway == Translator::Here;
         self.places.networks.insert(network.id.clone(), index);
@@ -162,6 +166,38 @@ impl Draft<'_> {
                 self.hold(at, address, held, outside);
             }
         }
+    }
+
+    /// Enters a subnet that is on an external network.
+    fn put_on_wire(&mut self, subnet: &v1::Subnet, outside: &mut Outside) {
+        if subnet.external_network.is_empty() {
+            return;
+        }
+        let networks = &self.places.networks;
+        let (Some(index), Some(place)) = (
+            networks.get(&subnet.external_network).copied(),
+            self.places.subnets.get(&subnet.id).copied(),
+        ) else {
+            let rule = format!("'{}' does not exist", subnet.external_network);
+            let field = "external_network";
+            return self.report.add(Kind::Subnet, &subnet.id, field, rule);
+        };
+        let vpc = self.subnets[place].vpc;
+        let wire = self.vpcs[vpc].vpc.wire.get_or_insert_with(|| Wire {
+            network: index,
+            subnets: Vec::new(),
+        });
+        let network = outside.networks.get_mut(usize::from(index));
+        let Some(network) = network.and_then(Option::as_mut) else {
+            return;
+        };
+        if wire.network != index || network.vpc.is_some_and(|other| other != vpc) {
+            let rule = "an external network has the subnets of one VPC, and a VPC is on one";
+            let field = "external_network";
+            return self.report.add(Kind::Subnet, &subnet.id, field, rule);
+        }
+        wire.subnets.push(place);
+        network.vpc = Some(vpc);
     }
 
     /// A host that translates, as this one sees it.

@@ -53,8 +53,16 @@ pub(super) fn compile(
                 let gateway = Ipv4Addr::from_bits(compiled.gateway_v4.unwrap_or_default() as u32);
                 guests.mask = network.mask().to_bits();
                 let told = (dhcp, &servers[..], guests.mtu, metadata);
-                guests.dhcp = dhcp4(&subnet.id, gateway, told, report);
+                let router = if subnet.external_network.is_empty() {
+                    Router::Own(gateway)
+                } else {
+                    let named = subnet.gateways.iter().filter_map(|text| text.parse().ok());
+                    Router::Foreign(named.into_iter().find(|it| network.contains(*it)))
+                };
+                guests.dhcp = dhcp4(&subnet.id, router, told, report);
             }
+            // Its router advertises itself.
+            Ok(IpNetwork::V6(_)) if !subnet.external_network.is_empty() => {}
             Ok(IpNetwork::V6(network)) => {
                 let mode = dhcp.ipv6_mode.as_str();
                 let told = (mode, &servers[..], &domain[..], guests.mtu);
@@ -77,10 +85,37 @@ fn option(options: &mut Vec<u8>, code: u8, value: &[u8]) {
     }
 }
 
+/// Who routes for the guests of a subnet.
+#[derive(Debug, Clone, Copy)]
+enum Router {
+    /// This host, by the gateway's address.
+    Own(Ipv4Addr),
+    /// A router of the external network, if there is one. This host is a neighbour.
+    Foreign(Option<Ipv4Addr>),
+}
+
+impl Router {
+    /// The next hop of what this host serves; none (RFC 3442: 0.0.0.0) where it is on the link itself.
+    fn service(self) -> Ipv4Addr {
+        match self {
+            Self::Own(gateway) => gateway,
+            Self::Foreign(_) => Ipv4Addr::UNSPECIFIED,
+        }
+    }
+
+    /// The default gateway.
+    fn gateway(self) -> Option<Ipv4Addr> {
+        match self {
+            Self::Own(gateway) => Some(gateway),
+            Self::Foreign(gateway) => gateway,
+        }
+    }
+}
+
 /// RFC 2132 and RFC 3442; the more important come first, since an answer may have no room for all.
 fn dhcp4(
     id: &str,
-    gateway: Ipv4Addr,
+    router: Router,
     told: (&v1::Dhcp, &[IpAddr], u16, bool),
     report: &mut Report,
 ) -> Box<[u8]> {
@@ -97,15 +132,19 @@ fn dhcp4(
         }
     }
     let default = routes.iter().find(|(prefix, _)| prefix.prefix() == 0);
-    let router = default.map_or(gateway, |(_, next_hop)| *next_hop);
-    if default.is_none() {
+    let (own, is_foreign) = (router.gateway(), matches!(router, Router::Foreign(_)));
+    let gateway = default.map(|(_, next_hop)| *next_hop).or(own);
+    if default.is_none()
+        && let Some(own) = own
+    {
         classless.push(0);
-        classless.extend(gateway.octets());
+        classless.extend(own.octets());
     }
     let service = Ipv4Network::from(metadata::IPV4);
-    if metadata && routes.iter().all(|(prefix, _)| *prefix != service) {
+    // On an external network it is where the lease is renewed, too.
+    if (metadata || is_foreign) && routes.iter().all(|(prefix, _)| *prefix != service) {
         // A guest with another default route, or an address of its own on that link, finds it nevertheless.
-        routes.push((service, gateway));
+        routes.push((service, router.service()));
     }
     for (prefix, next_hop) in &routes {
         let significant = usize::from(prefix.prefix().div_ceil(8));
@@ -114,7 +153,9 @@ fn dhcp4(
         classless.extend(next_hop.octets());
     }
     let mut options = Vec::new();
-    option(&mut options, 3, &router.octets());
+    if let Some(gateway) = gateway {
+        option(&mut options, 3, &gateway.octets());
+    }
     option(&mut options, 121, &classless);
     option(&mut options, 26, &mtu.to_be_bytes());
     let servers: Vec<u8> = servers
@@ -234,7 +275,7 @@ mod tests {
             ..v1::Dhcp::default()
         };
         let mut report = Report::default();
-        let gateway = Ipv4Addr::new(10, 0, 0, 1);
+        let gateway = Router::Own(Ipv4Addr::new(10, 0, 0, 1));
         let told = (&dhcp, &[][..], 1450, false);
         let options = dhcp4("a", gateway, told, &mut report);
         let routes: &[u8] = &[

@@ -10,8 +10,8 @@ use weft_proto::{mtu, v1};
 use super::super::{Appliance, Endpoint, Map, Place, Port, Subnet};
 use super::policy::{GroupClassifiers, rules_of_port};
 use super::{Draft, Objects, Places, Report, guests, put};
-use crate::packet::parse::{address_word, word_family};
-use crate::packet::{Family, Mac};
+use crate::packet::parse::{IPV4_MAPPED, address_word, word_family};
+use crate::packet::{Family, Mac, metadata};
 use crate::route::Prefix;
 
 /// The addresses that ports have besides their own: their elastic IPs in mode direct.
@@ -24,6 +24,17 @@ fn direct_addresses<'o>(objects: &Objects<'o>) -> Map<&'o str, Vec<u128>> {
         }
     }
     direct
+}
+
+/// The address by which a host serves the guests of a subnet on an external network: that of the metadata service (RFC 3927 addresses).
+const SERVICE: u128 = IPV4_MAPPED | metadata::IPV4.to_bits() as u128;
+
+/// The external network that a subnet is on.
+fn network_of<'o>(objects: &Objects<'o>, subnet: &v1::Subnet) -> Option<&'o v1::ExternalNetwork> {
+    let networks = &objects.external_networks;
+    let by_id = |network: &&v1::ExternalNetwork| (*network.id).cmp(&subnet.external_network);
+    let place = networks.binary_search_by(by_id);
+    place.ok().map(|place| networks[place])
 }
 
 impl Draft<'_> {
@@ -61,7 +72,11 @@ impl Draft<'_> {
             };
             self.fill_prefixes(subnet, place, &mut compiled);
             // The controller says the MTU. Where none does, every host that is known here may carry the VPC.
-            let mtu = mtu::effective(subnet, objects.hosts.iter().copied());
+            let network = network_of(objects, subnet);
+            let mtu = match network {
+                Some(network) => mtu::on_network(subnet, network),
+                None => mtu::effective(subnet, objects.hosts.iter().copied()),
+            };
             let guests = guests::compile(
                 subnet,
                 &compiled,
@@ -84,6 +99,15 @@ impl Draft<'_> {
                 continue;
             };
             let prefix = Prefix::from(network);
+            if !subnet.external_network.is_empty() {
+                // The router there is another's; guests know this host by an address of the link.
+                if prefix.family() == Family::Ipv4 {
+                    compiled.gateway_v4 = Some(SERVICE);
+                }
+                compiled.prefixes.push(prefix);
+                draft.vpc.subnets.insert(prefix, place as u32);
+                continue;
+            }
             let named = subnet
                 .gateways
                 .iter()
