@@ -9,7 +9,7 @@ use std::{env, net::IpAddr, thread, time::Duration};
 use common::{SOON, collect, frame, open, pair, small_umem};
 use ipnetwork::IpNetwork;
 use weft_dataplane::{
-    packet::buffer::FrameMemory,
+    packet::{Mac, Station, buffer::FrameMemory},
     port::{Attachment, FrameCache, PortError, Programs, QueueOptions, Role, XskQueue},
 };
 use weft_ebpf_types::Counter;
@@ -597,6 +597,87 @@ fn what_is_for_or_about_a_routed_prefix_is_taken_as_for_a_held_address() {
         around(HELD6.parse().unwrap(), 127),
     ];
     judge(&held, cases().into_iter().chain(held_cases()).collect());
+}
+
+/// A frame to a MAC, in a VLAN if that is not 0.
+fn to_station(mac: [u8; 6], vlan: u16, payload: &[u8]) -> Vec<u8> {
+    let mut frame = [mac, [2, 0, 0, 0, 0, 9]].concat();
+    if vlan != 0 {
+        frame.extend([0x81, 0]);
+        frame.extend((0xa000 | vlan).to_be_bytes());
+    }
+    frame.extend([0x08, 0x00]);
+    frame.extend(payload);
+    frame
+}
+
+#[test]
+fn frames_to_stations_are_taken_in_their_vlan_and_groups_where_they_are_ours() {
+    const PORT: [u8; 6] = [2, 0, 0, 0, 1, 0x11];
+    const OTHER: [u8; 6] = [2, 0, 0, 0, 1, 0x12];
+    const GROUP: [u8; 6] = [0x33, 0x33, 0, 0, 0, 1];
+    let lab = pair();
+    let umem = small_umem();
+    let mut cache = FrameCache::new(&umem);
+    let (mut queue, mut attachment) = open(&lab.dut, &umem, "under0", &uplink(), None);
+    let mac = |mac| Some(Mac::from_bytes(mac));
+    let station = |vlan, mac| Station { vlan, mac };
+    attachment
+        .set_stations(&[
+            station(0, mac(PORT)),
+            station(42, mac(OTHER)),
+            station(42, None),
+        ])
+        .unwrap();
+    queue.receive(&mut cache, &mut Vec::new(), 64);
+    let sender = RawSocket::open(&lab.peer, "peer0").unwrap();
+    let kernel = RawSocket::open(&lab.dut, "under0").unwrap();
+    for (n, (to, vlan, is_ours)) in [
+        (PORT, 0, true),
+        (PORT, 42, false),
+        (OTHER, 42, true),
+        (OTHER, 43, false),
+        (OTHER, 0, false),
+        // Broadcast and multicast are the kernel's, but in the VLAN that is ours.
+        ([0xff; 6], 0, false),
+        (GROUP, 0, false),
+        ([0xff; 6], 42, true),
+        (GROUP, 42, true),
+        (GROUP, 43, false),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let packet = V4 {
+            to: [198, 51, 100, 9],
+            ..PLAIN
+        }
+        .packet(&udp(1000 + n as u16));
+        let sent = to_station(to, vlan, &packet);
+        sender.send(&sent).unwrap();
+        let what = format!("{to:?} in VLAN {vlan}");
+        if is_ours {
+            let packets = collect(&mut queue, &mut cache, 1);
+            assert_eq!(packets.len(), 1, "{what}");
+            assert_eq!(packets[0].bytes(&cache), sent, "{what}");
+            packets
+                .into_iter()
+                .for_each(|packet| cache.free(packet.frame));
+        } else {
+            let tail = packet[..].to_vec();
+            let found = kernel.receive(SOON, |got| got.ends_with(&tail));
+            assert!(found.is_some(), "{what}: not the kernel's");
+        }
+    }
+    // They go, and are the kernel's again.
+    attachment.set_stations(&[]).unwrap();
+    let packet = V4 {
+        to: [198, 51, 100, 9],
+        ..PLAIN
+    }
+    .packet(&udp(99));
+    sender.send(&to_station(PORT, 0, &packet)).unwrap();
+    assert!(kernel.receive(SOON, |got| got.ends_with(&packet)).is_some());
 }
 
 #[test]
