@@ -10,7 +10,7 @@
 //!
 //! A tenant's groups and prefix lists are told as those of each VPC, with ids that say so: hosts know none that are of no VPC.
 //!
-//! What all hosts of a VPC are told alike is in [`VpcView`]; here is what one is told beyond that. The result passes
+//! What all hosts of a VPC are told alike is in `VpcView`; here is what one is told beyond that. The result passes
 //! [`Scope::Node`](weft_proto::validate::Scope), and changes only when something that the host acts on changes.
 
 use std::collections::BTreeSet;
