@@ -85,6 +85,7 @@ fn site(outside: u8, inside: u8, capacity: u32) -> anyhow::Result<Fabric> {
         uplink: SEGMENT,
         mac: Mac::from_bytes(OURS),
         mtu: 1500,
+        has_tunnels: false,
     };
     fabric.externals.insert("h1".into(), vec![link]);
     let state = fabric.state().clone();
@@ -511,6 +512,7 @@ fn at_host(name: &str, states: [&State; 2]) -> anyhow::Result<Vec<f64>> {
         uplink: SEGMENT,
         mac: Mac::from_bytes(OURS),
         mtu: 1500,
+        has_tunnels: false,
     };
     let (externals, silent) = ([link], Default::default());
     let mut compiler = Compiler::new(u16::MAX, 1024, 1 << 20);

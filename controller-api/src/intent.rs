@@ -309,10 +309,13 @@ impl Intent {
             let mut upon = None;
             let decided = self.decide(caller, dry_run, &decide, &mut upon);
             // A refusal stands when what it was decided upon does.
-            let stands = || upon.is_none_or(|upon| self.journal.wait(upon).is_ok());
+            let stands = || {
+                upon.as_ref()
+                    .is_none_or(|upon| self.journal.wait(upon).is_ok())
+            };
             match decided {
                 Ok(Decided::Waits(outcome, change, ticket)) => {
-                    self.journal.wait(ticket).map_err(ChangeError::Store)?;
+                    self.journal.wait(&ticket).map_err(ChangeError::Store)?;
                     audit(caller, &change);
                     return Ok(outcome);
                 }
@@ -340,11 +343,12 @@ impl Intent {
             writer
         });
         let (version, upon) = self.journal.head();
-        *seen = Some(upon);
+        *seen = Some(upon.clone());
         if writer.revision != version.revision {
             // Of a version that was undone.
             writer.counts = Counts::of(&version.state);
             writer.revision = version.revision;
+            writer.is_good = None;
         }
         let (mut upserts, mut deletes) = decide(&version)?;
         let is_host = |key: &Key| key.kind == Kind::Host;
@@ -426,7 +430,7 @@ impl Intent {
         writer.revision = next.revision;
         // The whole is good now, whatever it was.
         writer.is_good = Some(true);
-        let added = self.journal.add(upon, change.clone(), next);
+        let added = self.journal.add(&upon, change.clone(), next);
         Ok(added.map_or(Decided::Overtaken, |ticket| {
             Decided::Waits(outcome, change, ticket)
         }))

@@ -31,28 +31,28 @@ struct Span {
 }
 
 impl Interest {
-    /// The waker of a host's session.
+    /// A waker for a host's session, in place of that of an earlier one.
     pub(crate) fn waker(&self, host: &str) -> Arc<Notify> {
+        let waker = Arc::<Notify>::default();
         let mut hosts = self.lock();
-        let waker = hosts.wakers.entry(host.to_owned()).or_default();
-        Arc::clone(waker)
+        hosts.wakers.insert(host.to_owned(), Arc::clone(&waker));
+        waker
     }
 
-    /// Forgets the waker of a host whose session has ended, unless another session has it.
-    pub(crate) fn forget(&self, host: &str) {
+    /// Forgets the waker of a session that has ended, if no other has taken its place.
+    pub(crate) fn forget(&self, host: &str, own: &Arc<Notify>) {
         let mut hosts = self.lock();
-        // This map's, and that of the session that ends.
         if hosts
             .wakers
             .get(host)
-            .is_some_and(|it| Arc::strong_count(it) <= 2)
+            .is_some_and(|it| Arc::ptr_eq(it, own))
         {
             hosts.wakers.remove(host);
         }
     }
 
-    /// Notes that a revision, which is about to be published, concerns hosts; none: all.
-    pub(crate) fn expect(&self, revision: u64, concerned: Option<&BTreeSet<&str>>) {
+    /// Notes that revisions from `first` on, of which the last is about to be published, concern hosts; none: all.
+    pub(crate) fn expect(&self, first: u64, revision: u64, concerned: Option<&BTreeSet<&str>>) {
         let mut hosts = self.lock();
         match concerned {
             None => {
@@ -71,7 +71,7 @@ impl Interest {
                         }),
                     };
                     if span.is_seen {
-                        (span.before, span.first) = (span.newest, revision);
+                        (span.before, span.first) = (span.newest, first);
                     }
                     (span.newest, span.is_seen) = (revision, false);
                 }
@@ -129,21 +129,22 @@ mod tests {
     fn what_does_not_concern_a_host_changes_nothing_for_it() {
         let interest = Interest::default();
         let one = BTreeSet::from(["h1"]);
-        interest.expect(1, None);
+        interest.expect(1, 1, None);
         assert_eq!(interest.holds_until("h1", 1, 3), 3);
-        interest.expect(4, Some(&one));
+        interest.expect(4, 4, Some(&one));
         assert_eq!(
             interest.holds_until("h1", 1, 4),
             3,
             "until the one that does"
         );
         assert_eq!(interest.holds_until("h2", 1, 4), 4);
-        interest.expect(6, Some(&one));
+        interest.expect(5, 6, Some(&one));
         assert_eq!(interest.holds_until("h1", 1, 6), 3);
         assert_eq!(interest.holds_until("h1", 6, 7), 7);
         interest.look("h1");
-        interest.expect(9, Some(&one));
-        assert_eq!(interest.holds_until("h1", 6, 9), 8);
+        interest.expect(8, 9, Some(&one));
+        // Of two that were stored together, the first may be what concerns it.
+        assert_eq!(interest.holds_until("h1", 6, 9), 7);
         assert_eq!(
             interest.holds_until("h1", 3, 9),
             3,
@@ -163,12 +164,12 @@ mod tests {
         assert_eq!(wakers.each_ref().map(is_woken), [false, true]);
         interest.wake(None);
         assert_eq!(wakers.each_ref().map(is_woken), [true, true]);
-        // Another session of the host has the same waker, which stays while that one is there.
+        // Another session of the host has another, which stays when the first one's is forgotten.
         let other = interest.waker("h1");
-        interest.forget("h1");
-        assert!(Arc::ptr_eq(&other, &interest.waker("h1")));
-        drop(other);
-        interest.forget("h1");
+        interest.forget("h1", &wakers[0]);
+        interest.wake(Some(&BTreeSet::from(["h1"])));
+        assert!(is_woken(&other) && !is_woken(&wakers[0]));
+        interest.forget("h1", &other);
         assert!(!interest.lock().wakers.contains_key("h1"));
     }
 }

@@ -4,7 +4,8 @@
 //! When the store fails, every change that was not stored yet is undone, those too that were decided upon one of them.
 
 use std::collections::BTreeSet;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use tokio::sync::watch;
 
@@ -28,18 +29,32 @@ struct Queue {
     waiting: Vec<Change>,
     /// Whether a thread stores changes.
     is_storing: bool,
+    run: Arc<Run>,
+}
+
+/// Changes that follow each other up to a failure of the store.
+#[derive(Debug)]
+struct Run {
     /// The newest revision that is stored.
-    stored: u64,
-    /// How often the store failed, and why it did last.
-    failures: u64,
-    failure: Option<Arc<StoreError>>,
+    stored: AtomicU64,
+    /// Why no more of them will be.
+    failure: OnceLock<Arc<StoreError>>,
+}
+
+impl Run {
+    fn from(stored: u64) -> Arc<Self> {
+        Arc::new(Self {
+            stored: stored.into(),
+            failure: OnceLock::new(),
+        })
+    }
 }
 
 /// A change that waits to be stored.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(crate) struct Ticket {
     revision: u64,
-    failures: u64,
+    run: Arc<Run>,
 }
 
 impl Journal {
@@ -48,11 +63,9 @@ impl Journal {
         Self {
             store,
             queue: Mutex::new(Queue {
-                stored: head.revision,
+                run: Run::from(head.revision),
                 waiting: Vec::new(),
                 is_storing: false,
-                failures: 0,
-                failure: None,
                 head: Arc::clone(&head),
             }),
             done: Condvar::new(),
@@ -75,36 +88,38 @@ impl Journal {
         let queue = self.lock();
         let ticket = Ticket {
             revision: queue.head.revision,
-            failures: queue.failures,
+            run: Arc::clone(&queue.run),
         };
         (Arc::clone(&queue.head), ticket)
     }
 
     /// Adds a change to those to be stored, with the version that it leads to; nothing when what it was decided upon is undone. Called by one thread at a time.
-    pub(crate) fn add(&self, upon: Ticket, change: Change, version: Version) -> Option<Ticket> {
+    pub(crate) fn add(&self, upon: &Ticket, change: Change, version: Version) -> Option<Ticket> {
         let mut queue = self.lock();
-        if queue.failures != upon.failures {
+        if !Arc::ptr_eq(&queue.run, &upon.run) {
             return None;
         }
         let revision = version.revision;
         queue.head = Arc::new(version);
         queue.waiting.push(change);
-        Some(Ticket { revision, ..upon })
+        Some(Ticket {
+            revision,
+            run: Arc::clone(&upon.run),
+        })
     }
 
     /// Waits until a version is stored and published.
     ///
     /// # Errors
     /// It could not be stored, or one before it; then it is undone.
-    pub(crate) fn wait(&self, ticket: Ticket) -> Result<(), Arc<StoreError>> {
+    pub(crate) fn wait(&self, ticket: &Ticket) -> Result<(), Arc<StoreError>> {
         let mut queue = self.lock();
         loop {
-            if queue.stored >= ticket.revision && queue.failures == ticket.failures {
+            if ticket.run.stored.load(Ordering::SeqCst) >= ticket.revision {
                 return Ok(());
             }
-            if queue.failures != ticket.failures {
-                let failure = queue.failure.clone();
-                return Err(failure.unwrap_or_else(|| Arc::new(StoreError::Closed)));
+            if let Some(failure) = ticket.run.failure.get() {
+                return Err(Arc::clone(failure));
             }
             if queue.is_storing {
                 let woken = self.done.wait(queue);
@@ -130,11 +145,12 @@ impl Journal {
         let mut queue = self.lock();
         queue.is_storing = false;
         match stored {
-            Ok(()) => queue.stored = version.revision,
+            Ok(()) => queue.run.stored.store(version.revision, Ordering::SeqCst),
             Err(error) => {
-                queue.failures += 1;
-                queue.failure = Some(Arc::new(error));
+                // Nobody else sets it: one thread stores at a time.
+                let _ = queue.run.failure.set(Arc::new(error));
                 queue.head = self.published.borrow().clone();
+                queue.run = Run::from(queue.head.revision);
                 queue.waiting.clear();
             }
         }
@@ -145,7 +161,9 @@ impl Journal {
     fn publish(&self, version: &Arc<Version>) {
         let before = self.published.borrow().clone();
         let concerned: Option<BTreeSet<&str>> = version.concerned(&before);
-        self.interest.expect(version.revision, concerned.as_ref());
+        let first = before.revision + 1;
+        self.interest
+            .expect(first, version.revision, concerned.as_ref());
         self.published.send_replace(Arc::clone(version));
         self.interest.wake(concerned.as_ref());
     }
@@ -153,5 +171,59 @@ impl Journal {
     fn lock(&self) -> MutexGuard<'_, Queue> {
         // Whatever a panic interrupts, the fields are set one after the other without a call between that could panic.
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use weft_proto::state::State;
+
+    /// A store that fails once it holds so many changes.
+    struct Limited(Mutex<usize>);
+
+    impl Store for Limited {
+        fn load(&self) -> Result<(u64, State), StoreError> {
+            Ok((0, State::default()))
+        }
+
+        fn commit(&self, changes: &[Change]) -> Result<(), StoreError> {
+            let mut left = self.0.lock().unwrap();
+            *left = left.checked_sub(changes.len()).ok_or(StoreError::Closed)?;
+            Ok(())
+        }
+    }
+
+    fn add(journal: &Journal, upon: &Ticket, revision: u64) -> Option<Ticket> {
+        let change = Change {
+            revision,
+            ..Change::default()
+        };
+        journal.add(upon, change, Version::loaded(revision, State::default()))
+    }
+
+    #[test]
+    fn when_the_store_fails_what_it_has_stays_and_the_rest_is_undone() {
+        let store = Limited(Mutex::new(2));
+        let journal = Journal::new(Box::new(store), Version::default());
+        let (_, start) = journal.head();
+        // Two that wait are stored together.
+        let first = add(&journal, &start, 1).unwrap();
+        let second = add(&journal, &first, 2).unwrap();
+        assert_eq!(journal.published().borrow().revision, 0, "not yet durable");
+        journal.wait(&first).unwrap();
+        assert_eq!(journal.published().borrow().revision, 2);
+        let third = add(&journal, &second, 3).unwrap();
+        let fourth = add(&journal, &third, 4).unwrap();
+        for ticket in [&fourth, &third] {
+            assert!(journal.wait(ticket).is_err());
+        }
+        journal.wait(&second).unwrap();
+        assert_eq!(journal.head().0.revision, 2);
+        assert!(
+            add(&journal, &fourth, 5).is_none(),
+            "what it rests on is gone"
+        );
+        assert_eq!(journal.published().borrow().revision, 2);
     }
 }

@@ -170,6 +170,12 @@ impl Version {
                 (Some(old), None) if old.kind() == Kind::Host => {
                     next.hosts_changed = change.revision;
                 }
+                // Ports may have left one of that name.
+                (None, Some(Object::Host(new)))
+                    if self.state.vpcs_with_ports_on(&new.id).next().is_some() =>
+                {
+                    next.hosts_changed = change.revision;
+                }
                 (Some(Object::Port(old)), None) => drop(next.moving.remove(&old.id)),
                 (_, Some(new @ Object::Port(port))) => match moving(new) {
                     Some(id) => drop(next.moving.insert(id)),

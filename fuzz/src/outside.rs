@@ -48,6 +48,7 @@ fn new() -> Fabric {
             uplink: SEGMENT,
             mac: Mac::from_bytes(mac(host)),
             mtu: 1500,
+            has_tunnels: false,
         };
         fabric.externals.insert(host.into(), vec![link]);
     }

@@ -341,19 +341,14 @@ fn ports_of_two_hosts_are_on_one_vlan_and_no_other() {
     });
 }
 
-/// The physical network is the underlay. Broadcast is the kernel's there, but for questions about ports.
+/// The physical network is the underlay, of which one VLAN is theirs.
 #[test]
-fn an_uplink_that_the_host_uses_too_may_have_ports_on_it() {
-    let mut objects = objects(0);
-    // Not a host of ours, but with it there is a segment of more than two.
-    let mut other = objects.hosts[1].clone();
-    (other.id, other.vteps, other.foreign) = ("h3".into(), vec!["192.0.2.3".into()], true);
-    other.physical_networks.clear();
-    objects.hosts.push(other);
-    on_site(&objects, &options("u0"), |site| {
-        let segment = site.underlay.clone().unwrap();
-        let far = route(site, &segment, "br0")?;
-        all_passes(site, &far)?;
+fn an_uplink_that_the_host_uses_too_may_have_ports_in_a_vlan() {
+    on_site(&objects(42), &options("u0"), |site| {
+        reaches(site, "blue-1", "10.0.1.12")?;
+        reaches(site, "blue-2", "fd00:1::11")?;
+        let (one, two) = (namespace(site, "blue-1"), namespace(site, "blue-2"));
+        tcp_exchange(&one, &two, site.service("blue-2", false, 8080)?, 300_000)?;
         holds("tunnels work", site.pings("red-1", "red-2"))?;
         let h1 = site.hosts["h1"].namespace.clone();
         holds("and the hosts' own traffic", h1.pings("192.0.2.2", 2))

@@ -10,7 +10,7 @@ mod session;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use tokio::sync::{Semaphore, oneshot};
+use tokio::sync::{Notify, Semaphore, oneshot};
 use weft_proto::state::Kind;
 use weft_proto::state::Object;
 use weft_proto::v1::{HeldBack, Hello, HostLimits, HostStatus, Violation, VpcHeldBack};
@@ -173,7 +173,11 @@ impl Hosts {
     }
 
     /// Makes a session the host's only one. The receiver fails when a newer one takes its place.
-    fn attach(&self, hello: &Hello, session: u64) -> (oneshot::Receiver<()>, Option<Told>) {
+    fn attach(
+        &self,
+        hello: &Hello,
+        session: u64,
+    ) -> (oneshot::Receiver<()>, Arc<Notify>, Option<Told>) {
         let (lease, taken) = oneshot::channel();
         let mut entries = self.lock();
         let entry = entries.entry(hello.host.clone()).or_default();
@@ -181,7 +185,9 @@ impl Hosts {
         entry.lease = Some(lease);
         entry.limits = hello.limits;
         entry.set_held_back(&hello.host, hello.held_back.clone());
-        (taken, entry.acknowledged.clone())
+        // In the order in which sessions take each other's place.
+        let waker = self.interest.waker(&hello.host);
+        (taken, waker, entry.acknowledged.clone())
     }
 
     /// Ends a session, unless a newer one has taken its place.

@@ -50,8 +50,7 @@ impl Session {
         hosts: Arc<Hosts>,
         sender: mpsc::Sender<Result<ToHost, Status>>,
     ) -> Self {
-        let (taken, remembered) = hosts.attach(hello, id);
-        let waker = hosts.interest.waker(&hello.host);
+        let (taken, waker, remembered) = hosts.attach(hello, id);
         let same =
             |known: &Told| known.revision == hello.revision && known.digest[..] == hello.digest[..];
         Self {
@@ -299,7 +298,7 @@ impl Session {
 impl Drop for Session {
     fn drop(&mut self) {
         self.end_large();
-        self.hosts.interest.forget(&self.host);
+        self.hosts.interest.forget(&self.host, &self.waker);
         self.hosts.detach(&self.host, self.id);
     }
 }

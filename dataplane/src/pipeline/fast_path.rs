@@ -107,6 +107,9 @@ impl Lane {
                 let stamp = match before {
                     Some((same, vni, stamp)) if *same == ends && *vni == outer.vni => *stamp,
                     _ => {
+                        if !tables.snapshot.outside.has_tunnels(*uplink) {
+                            return None;
+                        }
                         let peer = ends.peer(tables.snapshot).ok()?;
                         let vpc = slow_path::tunnelled(tables.snapshot, outer.vni)?;
                         let epoch = tables.snapshot.vpcs[vpc].epoch;

@@ -116,7 +116,8 @@ pub fn arp(snapshot: &Snapshot, asker: Asker<'_>, frame: &mut [u8]) -> Result<Ar
         let honest = eth_src == sender_mac
             && port.owns_mac(sender_mac)
             && (probe || port.owns(sender, sender_mac));
-        if port.guarded && !honest {
+        // The address at which hosts serve their guests is no guest's.
+        if port.guarded && !honest || sender == IPV4_MAPPED | u128::from(metadata::IPV4.to_bits()) {
             return Err(DropReason::SpoofedArp);
         }
     }

@@ -1,6 +1,7 @@
 //! The slow path in: parsing, and what is aside of plain IP packets.
 
 use super::counters::Traffic;
+use super::external::segment;
 use super::{Core, Destination, Entry, Io, Source, Tables, gateway, gso, rewrite};
 use crate::encap::decap;
 use crate::numbers::Vni;
@@ -84,7 +85,12 @@ impl Core {
             Inner::Ip(parsed) => parsed,
             Inner::Arp => {
                 let asker = gateway::Asker::Port(index, port);
-                if gateway::arp(tables.snapshot, asker, frame)? == gateway::Arp::Relay {
+                let answer = gateway::arp(tables.snapshot, asker, frame)?;
+                if answer == gateway::Arp::Relay {
+                    // Broadcasts have a limit of their own.
+                    if !segment::destination(frame).is_group() {
+                        self.may_reply(index)?;
+                    }
                     return Ok(Entered::Neighbor(Ingress::Port(index), port.vpc));
                 }
                 self.may_reply(index)?;
@@ -107,7 +113,13 @@ impl Core {
         uplink: u16,
         packet: &mut Packet,
     ) -> Result<Entered, DropReason> {
-        let (outer, peer, vpc) = match check_outer(tables.snapshot, packet.bytes(io)) {
+        let found = match check_outer(tables.snapshot, packet.bytes(io)) {
+            Ok(_) | Err(DropReason::UnknownVni) if !tables.snapshot.outside.has_tunnels(uplink) => {
+                Err(DropReason::NotOurVtep)
+            }
+            found => found,
+        };
+        let (outer, peer, vpc) = match found {
             Ok(found) => found,
             Err(DropReason::UnknownVni) if !tables.snapshot.outside.networks.is_empty() => {
                 let read = self.read_fellow(tables, io, packet);

@@ -239,6 +239,8 @@ pub struct Outside {
     pub networks: Vec<Option<Network>>,
     /// Network by uplink and VLAN.
     pub by_link: Map<(u16, u16), u16>,
+    /// The uplinks that tunnels do not come by, as bits by index: interfaces of external networks alone.
+    pub without_tunnels: u64,
     /// Addresses that this host holds.
     pub held: Map<u128, Held>,
     /// For each of these, the generation in which this host came to hold it: one that went and came back is announced again, though no worker has seen
@@ -254,6 +256,14 @@ pub struct Outside {
     pub came: Vec<(u16, u128)>,
     /// Rate limits of elastic IPs, by address: of those that this host holds.
     pub limits: LimitsByAddress,
+}
+
+impl Outside {
+    /// Whether tunnels come by an uplink. What looks like one on the segment of an external network is traffic like any other.
+    #[inline]
+    pub fn has_tunnels(&self, uplink: u16) -> bool {
+        self.without_tunnels >> (uplink & 63) & 1 == 0
+    }
 }
 
 /// Rate limits by address.
@@ -418,9 +428,8 @@ impl Snapshot {
         networks.any(|network| network.vpc.is_some())
     }
 
-    /// The ports of this host on external networks of an uplink's segment, and the group of each network. Not the group of untagged frames on an interface that the kernel
-    /// shares: it has to hear these itself.
-    pub fn stations_on(&self, uplink: u16, is_shared: bool) -> Vec<Station> {
+    /// The ports of this host on external networks of an uplink's segment, and the group of each network.
+    pub fn stations_on(&self, uplink: u16) -> Vec<Station> {
         let mut stations = Vec::new();
         for (vlan, wire) in self.wires_on(uplink) {
             let ports = wire.ports(self).filter_map(|port| self.port(port));
@@ -429,32 +438,10 @@ impl Snapshot {
                 vlan,
                 mac: Some(port.mac),
             }));
-            if stations.len() > before && !(is_shared && vlan == 0) {
+            if stations.len() > before {
                 stations.push(Station { vlan, mac: None });
             }
         }
         stations
-    }
-
-    /// The addresses of ports on an external network of untagged frames, on an interface that the kernel shares: questions for them are asked by broadcast. Those of allowed
-    /// pairs are among them, not their prefixes.
-    pub fn asked_on(&self, uplink: u16) -> Vec<IpNetwork> {
-        let wires = self.wires_on(uplink).filter(|(vlan, _)| *vlan == 0);
-        let ports = wires.flat_map(|(_, wire)| wire.ports(self));
-        let mut asked = Vec::new();
-        for port in ports.filter_map(|port| self.port(port)) {
-            asked.extend(
-                port.addresses
-                    .iter()
-                    .map(|address| IpNetwork::from(word_address(*address))),
-            );
-            let pairs = port.pairs.iter().map(|(prefix, _)| *prefix);
-            asked.extend(
-                pairs
-                    .filter(|prefix| prefix.length() == 128)
-                    .map(IpNetwork::from),
-            );
-        }
-        asked
     }
 }

@@ -388,11 +388,15 @@ impl Snapshot {
         let all_take = tunnels.map(|tunnel| tunnel.inner_mtu).min();
         let all_take = all_take.unwrap_or(u16::MAX);
         move |index| {
-            let subnet = self
-                .port(index)
-                .and_then(|port| self.subnets.get(port.subnet));
+            let port = self.port(index);
+            let subnet = port.and_then(|port| self.subnets.get(port.subnet));
             let told = subnet.and_then(|subnet| subnet.guests.as_ref());
-            told.map_or(USUAL_MTU, |guests| guests.mtu).min(all_take)
+            let told = told.map_or(USUAL_MTU, |guests| guests.mtu);
+            // What goes to a wire goes by no tunnel.
+            match port.and_then(|port| self.wire_of(port)) {
+                Some(_) => told,
+                None => told.min(all_take),
+            }
         }
     }
 

@@ -123,6 +123,7 @@ pub fn outside_on(mut fabric: Fabric, change_objects: impl FnOnce(&mut Objects))
         uplink: 1,
         mac: Mac::from_bytes(mac),
         mtu: 1500,
+        has_tunnels: false,
     };
     fabric.externals.insert("h1".into(), vec![link(H1)]);
     change(&mut fabric, |objects| {
@@ -1069,6 +1070,7 @@ pub fn twofold() -> Fabric {
             uplink: 1,
             mac: Mac::from_bytes(mac),
             mtu: 1500,
+            has_tunnels: false,
         };
         fabric.externals.insert(host.into(), vec![link]);
     }

@@ -37,6 +37,7 @@ fn threefold() -> Fabric {
         uplink: 1,
         mac: Mac::from_bytes(H4),
         mtu: 1500,
+        has_tunnels: false,
     };
     fabric.externals.insert("h4".into(), vec![link]);
     fabric.set(state).unwrap();

@@ -9,7 +9,7 @@ use weft_fabric::Fabric;
 use weft_proto::v1::{Dhcp, ExternalNetwork, Objects};
 
 use crate::frames::{
-    A1, End, arp, echo, echo_reply, end, icmp6, read, solicit, syn_mss, tcp, udp, udp6,
+    A1, A2, End, arp, echo, echo_reply, end, icmp6, read, solicit, syn_mss, tcp, udp, udp6,
 };
 use crate::topology::{ROUTER, change, fabric, group, ingress, port};
 
@@ -52,6 +52,7 @@ pub fn wired(change_objects: impl FnOnce(&mut Objects)) -> Fabric {
             uplink: 1,
             mac: Mac::from_bytes([6, 0, 0, 0, 1, last]),
             mtu: 1500,
+            has_tunnels: false,
         };
         fabric.externals.insert(host.into(), vec![link]);
     }
@@ -552,4 +553,79 @@ fn a_trace_says_the_way() {
     assert_eq!(seen.outcome.text(view.snapshot), "port w1");
     let seen = trace_from_uplink(view, &udp(W2, W1, W1.mac, (7, 53), b"x"));
     assert_eq!(seen.outcome, Outcome::Drop(DropReason::ExternalLoop));
+}
+
+/// What looks like a tunnel packet, from the tunnel address of another host to that of this one, on the wire: there it is traffic like any other.
+#[test]
+fn a_tunnel_packet_from_the_wire_ends_in_no_vpc() {
+    let mut fabric = wired(|_| {});
+    fabric.crossed.clear();
+    let inner = udp(A1, A2, A2.mac, (7, 53), b"x");
+    assert_eq!(fabric.send("a1", &inner).len(), 1);
+    let mut tunnelled = fabric.crossed[0].clone();
+    assert_eq!(fabric.send_from_underlay("h2", &tunnelled).len(), 1);
+    for mac in [W3.mac, BROADCAST] {
+        tunnelled[..6].copy_from_slice(&mac);
+        tunnelled[6..12].copy_from_slice(&STATION.mac);
+        // Twice, so that the fast path has had its chance.
+        for _ in 0..2 {
+            for delivered in fabric.send_from_uplink("h2", 1, &tunnelled) {
+                assert_eq!(delivered.port, "w3", "as it is, if at all");
+            }
+        }
+    }
+}
+
+#[test]
+fn the_wire_does_not_speak_for_ports_of_this_host() {
+    let mut fabric = wired(|_| {});
+    let question = udp(W1, W2, W2.mac, (7, 53), b"x");
+    assert_eq!(sent(&mut fabric, "w1", &question).0, ["w2"]);
+    let forged = End {
+        mac: STATION.mac,
+        ..W2
+    };
+    let answer = udp(forged, W1, W1.mac, (53, 7), b"y");
+    dropped(&mut fabric, DropReason::ExternalSpoofed, |fabric| {
+        assert_eq!(fabric.send_from_uplink("h1", 1, &answer), []);
+    });
+}
+
+#[test]
+fn nobody_on_the_wire_or_in_a_guest_has_the_address_of_the_metadata_service() {
+    let mut fabric = wired(|objects| port(objects, "w2").unguarded = true);
+    let service = [169, 254, 169, 254];
+    let claim = |mac: [u8; 6]| {
+        let mut claim = arp(mac, 2, (mac, service), (W1.mac, W1.v4));
+        claim[..6].copy_from_slice(&W1.mac);
+        claim
+    };
+    dropped(&mut fabric, DropReason::ExternalSpoofed, |fabric| {
+        assert_eq!(fabric.send_from_uplink("h1", 1, &claim(STATION.mac)), []);
+    });
+    dropped(&mut fabric, DropReason::SpoofedArp, |fabric| {
+        assert_eq!(sent(fabric, "w2", &claim(W2.mac)), (vec![], 0));
+    });
+}
+
+/// Guests without a VLAN would be on the segment of the tunnels.
+#[test]
+fn a_flat_network_has_no_ports_on_an_interface_that_tunnels_come_by() {
+    for vlan in [0, 42] {
+        let mut fabric = wired(|objects| objects.external_networks[0].vlan = vlan);
+        for links in fabric.externals.values_mut() {
+            (links[0].uplink, links[0].has_tunnels) = (0, true);
+        }
+        let state = fabric.state().clone();
+        match fabric.set(state) {
+            Ok(()) => assert_ne!(vlan, 0),
+            Err(found) => {
+                assert_eq!(vlan, 0, "{found:?}");
+                let object = found[0].object.clone().unwrap();
+                assert_eq!((&*object.kind, &*object.id), ("subnet", "lan"));
+                assert_eq!(found[0].field, "external_network");
+                assert!(found[0].rule.contains("give the network a VLAN"));
+            }
+        }
+    }
 }

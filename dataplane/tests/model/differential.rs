@@ -123,6 +123,7 @@ fn links(objects: &Objects) -> BTreeMap<String, Vec<ExternalLink>> {
             uplink: 1,
             mac: Mac::from_bytes(interface(&host.id)),
             mtu: 1500,
+            has_tunnels: false,
         });
         (host.id.clone(), links.collect())
     });

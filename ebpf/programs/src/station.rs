@@ -16,6 +16,10 @@ pub fn of(ctx: &XdpContext) -> Option<StationKey> {
         ETHERTYPE_VLAN => read_u16(ctx, ETHERNET_LEN)? & VLAN_ID,
         _ => 0,
     };
+    // The link's own: LACP, LLDP and their like are for the kernel (IEEE 802.1Q §8.6.3).
+    if [a, b, c, d, e] == [0x01, 0x80, 0xc2, 0, 0] && f & 0xf0 == 0 {
+        return None;
+    }
     if a & 1 != 0 {
         [a, b, c, d, e, f] = GROUP;
     }

@@ -79,6 +79,15 @@ pub fn validate_next(before: &State, next: &State, scope: Scope<'_>) -> Vec<v1::
                     vpcs.extend(ports.into_iter().flatten().map(|port| port.vpc.as_str()));
                 }
             }
+            // A group may be named in the VPCs that peerings join to its own.
+            for change in &changes {
+                if let Some(old @ Object::SecurityGroup(group)) = change.old
+                    && change.new.and_then(Object::vpc) != old.vpc()
+                {
+                    let joined = before.peerings_of(&group.vpc);
+                    vpcs.extend(joined.flat_map(v1::Peering::vpcs));
+                }
+            }
             let elastic_ips = elastic_ips_under_check((before, next), &changes, &vpcs);
             let objects = vpcs.iter().flat_map(|vpc| next.of_vpc(vpc));
             let orphans = objects_that_name(next, &vpcs);

@@ -1,6 +1,6 @@
 //! Network ACLs, security groups and prefix lists.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 
 use super::{At, Index, Report, Scope, check_reference, limits, peering};
 use crate::address::{parse_address, parse_prefix, parse_protocol};
@@ -190,30 +190,31 @@ fn check_members(at: At<'_>, (group, known): (&v1::SecurityGroup, &[String]), re
     }
 }
 
-/// Members of groups, which the intent gives by the ports alone.
+/// Members of groups, which the intent gives by the ports alone: of the groups under check, and of those of ports under check.
 pub(super) fn check_memberships(index: &Index<'_>, report: &mut Report) {
-    let mut members: HashMap<&str, usize> = HashMap::new();
+    let mut groups: BTreeSet<&str> = BTreeSet::new();
     for object in &index.objects {
-        if let Object::Port(port) = object {
-            for group in &port.security_groups {
-                *members.entry(group).or_default() += port.addresses.len();
-            }
+        match object {
+            Object::SecurityGroup(group) => drop(groups.insert(&group.id)),
+            Object::Port(port) => groups.extend(port.security_groups.iter().map(String::as_str)),
+            _ => {}
         }
     }
-    for object in &index.objects {
-        if let Object::SecurityGroup(group) = object {
-            let at = At {
-                kind: Kind::SecurityGroup,
-                id: &group.id,
-            };
-            let count = members.get(group.id.as_str()).copied().unwrap_or(0);
-            let most = (
-                "the ports of a security group have",
-                limits::GROUP_MEMBERS,
-                "addresses",
-            );
-            report.within(at, "members", count, most);
+    for id in groups {
+        if index.find(Kind::SecurityGroup, id).is_none() {
+            continue;
         }
+        let at = At {
+            kind: Kind::SecurityGroup,
+            id,
+        };
+        let count = index.state.members_of(id);
+        let most = (
+            "the ports of a security group have",
+            limits::GROUP_MEMBERS,
+            "addresses",
+        );
+        report.within(at, "members", count, most);
     }
 }
 

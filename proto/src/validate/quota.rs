@@ -65,7 +65,12 @@ pub(super) fn check_changed(next: &State, changes: &[Change<'_>], report: &mut R
             }
         }
         if let Some(new) = change.new {
-            grown.extend(tenant_of(next, new).map(|tenant| (tenant, new.kind())));
+            let tenant = tenant_of(next, new);
+            grown.extend(tenant.map(|tenant| (tenant, new.kind())));
+            // One that is over may outlive its VPC, and counts again with it.
+            if new.kind() == Kind::Vpc {
+                grown.extend(tenant.map(|tenant| (tenant, Kind::Peering)));
+            }
         }
     }
     for (tenant, kind) in grown {

@@ -367,6 +367,7 @@ impl Host {
                 uplink: *index,
                 mac: Mac::from_bytes(found.mac),
                 mtu: u16::try_from(found.mtu).unwrap_or(u16::MAX),
+                has_tunnels: usize::from(*index) < self.uplinks.len(),
             })
         };
         networks.filter_map(link).collect()
@@ -497,14 +498,9 @@ impl Host {
     fn taken(&self, snapshot: &Snapshot) -> Vec<Taken> {
         let links = (0u16..).zip(&self.links);
         let taken = links.map(|(index, _)| {
-            let is_shared = usize::from(index) < self.uplinks.len();
             let mut held = snapshot.held_on(index);
-            if is_shared {
-                held.extend(snapshot.asked_on(index));
-            }
             held.sort_unstable();
-            held.dedup();
-            let mut stations = snapshot.stations_on(index, is_shared);
+            let mut stations = snapshot.stations_on(index);
             stations.sort_unstable();
             Taken { held, stations }
         });

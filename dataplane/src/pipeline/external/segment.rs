@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use super::super::metadata;
 use super::super::probes::Probes;
 use super::super::slow_path::Entered;
 use super::super::{
@@ -274,6 +275,10 @@ impl Core {
         if let Some(vpc) = network.vpc {
             return match parse::inner(frame)? {
                 Inner::Arp => {
+                    // Nobody there has the address at which this host serves its guests.
+                    if frame.get(28..32) == Some(&metadata::IPV4.octets()[..]) {
+                        return Err(DropReason::ExternalSpoofed);
+                    }
                     let from = Mac::from_bytes(std::array::from_fn(|i| frame[6 + i]));
                     wire::check(&tables.snapshot.vpcs[vpc], destination(frame), from)?;
                     Ok(Entered::Neighbor(Ingress::External(index), vpc))
@@ -496,7 +501,12 @@ impl Core {
         link: Link,
     ) {
         if !packet.frame.is_large() {
-            let passes = self.take_egress(tables, packet.bytes(io));
+            // A port on the wire sends as itself, whoever has its address elsewhere.
+            let passes = if tables.snapshot.vpcs[entry.vpc].wire.is_some() {
+                Ok(())
+            } else {
+                self.take_egress(tables, packet.bytes(io))
+            };
             return match passes.and_then(|()| tag(io, &mut packet, link.vlan)) {
                 Ok(()) => io.send(Destination::Uplink(link.uplink), packet),
                 Err(reason) => self.drop(tables, io, packet, entry.ingress, reason),

@@ -6,6 +6,7 @@
 //! is decremented.
 
 use super::super::forwarding::Way;
+use super::super::metadata;
 use super::super::tracer::Tracer;
 use super::super::{Core, Destination, Entry, Io, Tables, gso, ip_fragment};
 use super::segment;
@@ -45,6 +46,13 @@ pub(in crate::pipeline) fn entry(
 ) -> Result<Entry, DropReason> {
     let known = &tables.snapshot.vpcs[vpc];
     check(known, parsed.eth_dst, parsed.eth_src)?;
+    // Between ports of this host, sessions are of packets that never were on the wire.
+    let sender = known.by_address.get(&parsed.flow.source);
+    if sender.is_some_and(|sender| matches!(sender.place, Place::Here(_)))
+        || metadata::serves(tables.snapshot, parsed.flow.source)
+    {
+        return Err(DropReason::ExternalSpoofed);
+    }
     Ok(Entry {
         parsed,
         key: Key::new(tables.sessions.seeds(), &parsed.flow, known.vni),

@@ -66,6 +66,10 @@ impl Draft<'_> {
     /// Enters all of them. Ports are in place by now; routes come after.
     pub(super) fn fill_outside(&mut self, objects: &Objects<'_>) {
         let mut outside = Outside::default();
+        let alone = self.context.externals.iter();
+        for link in alone.filter(|link| !link.has_tunnels && link.uplink < 64) {
+            outside.without_tunnels |= 1 << link.uplink;
+        }
         for network in &objects.external_networks {
             self.add_network(network, &mut outside);
         }
@@ -198,6 +202,18 @@ impl Draft<'_> {
         }
         wire.subnets.push(place);
         network.vpc = Some(vpc);
+        let Some(Link {
+            uplink, vlan: 0, ..
+        }) = network.link
+        else {
+            return;
+        };
+        let mut links = self.context.externals.iter();
+        if links.any(|link| link.uplink == uplink && link.has_tunnels) {
+            let rule = "the interface of its physical network is an uplink of this host, where guests without a VLAN would be among the tunnels: give the network a VLAN, or an interface of its own";
+            let field = "external_network";
+            self.report.add(Kind::Subnet, &subnet.id, field, rule);
+        }
     }
 
     /// A host that translates, as this one sees it.

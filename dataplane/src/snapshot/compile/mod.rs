@@ -130,6 +130,8 @@ pub struct ExternalLink {
     pub mac: Mac,
     /// Bytes of IP packet that it carries.
     pub mtu: u16,
+    /// Whether the interface is an uplink that tunnels come by, too.
+    pub has_tunnels: bool,
 }
 
 /// Compiles the states of one host, one after the other.

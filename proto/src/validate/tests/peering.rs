@@ -121,6 +121,29 @@ fn subnets_of_joined_vpcs_do_not_overlap_whichever_came_last() {
 }
 
 #[test]
+fn a_group_that_a_joined_vpc_names_does_not_go() {
+    let mut objects = good();
+    join(&mut objects);
+    objects.security_groups.push(SecurityGroup {
+        id: "far".into(),
+        vpc: "red".into(),
+        ..SecurityGroup::default()
+    });
+    objects.security_groups[0].rules.push(v1::SecurityRule {
+        direction: "ingress".into(),
+        remote_group: "far".into(),
+        ..v1::SecurityRule::default()
+    });
+    let before = State::from_objects(objects.clone()).unwrap();
+    assert_eq!(validate(&before, Scope::Intent), vec![]);
+    objects.security_groups.pop();
+    let next = State::from_objects(objects).unwrap();
+    let found = validate_next(&before, &next, Scope::Intent);
+    assert_eq!(found, validate(&next, Scope::Intent));
+    assert_eq!(found.len(), 1);
+}
+
+#[test]
 fn routes_and_groups_name_only_what_a_peering_of_their_own_vpc_joins() {
     let routed = |peering: &'static str| {
         move |o: &mut Objects| {
