@@ -644,6 +644,8 @@ fn frames_to_stations_are_taken_in_their_vlan_and_groups_where_they_are_ours() {
         ([0xff; 6], 42, true),
         (GROUP, 42, true),
         (GROUP, 43, false),
+        // What no bridge forwards is the link's own, whoever has the VLAN.
+        ([0x01, 0x80, 0xc2, 0, 0, 2], 42, false),
     ]
     .into_iter()
     .enumerate()

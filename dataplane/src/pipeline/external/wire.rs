@@ -13,7 +13,7 @@ use super::segment;
 use crate::packet::{DropReason, Mac, Packet, Parsed};
 use crate::session::Key;
 use crate::session::table::{Egress, Ingress};
-use crate::snapshot::{Place, Snapshot, Vpc};
+use crate::snapshot::{Endpoint, Place, Snapshot, Vpc};
 
 /// The port of this host that has a MAC on the network of a VPC.
 fn here(vpc: &Vpc, mac: Mac) -> Option<u16> {
@@ -46,9 +46,12 @@ pub(in crate::pipeline) fn entry(
 ) -> Result<Entry, DropReason> {
     let known = &tables.snapshot.vpcs[vpc];
     check(known, parsed.eth_dst, parsed.eth_src)?;
-    // Between ports of this host, sessions are of packets that never were on the wire.
-    let sender = known.by_address.get(&parsed.flow.source);
-    if sender.is_some_and(|sender| matches!(sender.place, Place::Here(_)))
+    // Between ports of this host in one subnet, sessions are of packets that never were on the wire. Between two subnets the wire's router routes.
+    let [from, to] =
+        [parsed.flow.source, parsed.flow.destination].map(|address| known.by_address.get(&address));
+    let is_on_link = |from: &Endpoint| to.is_some_and(|to| to.subnet == from.subnet);
+    let is_here = |from: &Endpoint| matches!(from.place, Place::Here(_));
+    if from.is_some_and(|from| is_here(from) && is_on_link(from))
         || metadata::serves(tables.snapshot, parsed.flow.source)
     {
         return Err(DropReason::ExternalSpoofed);
