@@ -44,6 +44,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         "AclRule",
         "PrefixList",
         "SecurityGroup",
+        "GroupMembers",
         "SecurityRule",
         "Port",
         "AddressPair",

@@ -20,9 +20,10 @@ use weft_dataplane::snapshot::compile::{Adjacency, Compiler, Context, Underlay};
 use weft_fabric::{Fabric, MemoryIo};
 use weft_proto::state::{Key, Kind, Object, State};
 use weft_proto::v1::{
-    Delta, Device, FullState, Host, Objects, Port, Route, RouteTable, SecurityGroup, SecurityRule,
-    Subnet, Vpc,
+    Delta, Device, FullState, GroupMembers, Host, Objects, Port, Route, RouteTable, SecurityGroup,
+    SecurityRule, Subnet, Vpc,
 };
+use weft_proto::validate::limits::GROUP_PARTS;
 use weft_proto::validate::{Scope, validate, validate_next};
 
 use crate::{Row, dpdk, scenario};
@@ -346,25 +347,42 @@ fn group(id: &str, members: impl Iterator<Item = usize>) -> SecurityGroup {
     }
 }
 
-/// One group with so many members.
+/// One group with so many members, told in parts.
 fn with_members(count: usize) -> anyhow::Result<Objects> {
     let mut objects = base()?;
-    objects.security_groups.push(group("large", 10..10 + count));
+    objects.security_groups.push(group("large", 0..0));
+    objects.group_members = (0..GROUP_PARTS)
+        .map(|number| GroupMembers {
+            id: GroupMembers::id_of("large", number),
+            vpc: "blue".into(),
+            group: "large".into(),
+            number,
+            members: (10 + number as usize..10 + count)
+                .step_by(GROUP_PARTS as usize)
+                .map(address)
+                .collect(),
+        })
+        .collect();
     Ok(objects)
 }
 
 fn member_change(state: &State, number: usize) -> anyhow::Result<Object> {
-    let Some(Object::SecurityGroup(group)) = state.find(Kind::SecurityGroup, "large") else {
-        anyhow::bail!("no group");
+    // A member goes from a part, and comes back.
+    let part = number as u32 / 2 % GROUP_PARTS;
+    let id = GroupMembers::id_of("large", part);
+    let Some(Object::GroupMembers(part)) = state.find(Kind::GroupMembers, &id) else {
+        anyhow::bail!("no part {id}");
     };
-    let mut group = group.clone();
+    let mut part = part.clone();
     if number.is_multiple_of(2) {
-        group.members.remove(number * 4 % 9000);
+        part.members.remove(part.members.len() / 2);
     } else {
-        let removed = (number - 1) * 4 % 9000;
-        group.members.insert(removed, address(10 + removed));
+        let at = part.members.len().div_ceil(2);
+        let place = at * GROUP_PARTS as usize;
+        part.members
+            .insert(at, address(10 + part.number as usize + place));
     }
-    Ok(Object::SecurityGroup(group))
+    Ok(Object::GroupMembers(part))
 }
 
 /// So many ports of this host in groups of a hundred, and so many routes in their table.

@@ -570,6 +570,7 @@ fn headings(kind: Kind) -> &'static [&'static str] {
         Kind::RouteTable => &["ID", "VPC", "ROUTES"],
         Kind::NetworkAcl => &["ID", "VPC", "RULES"],
         Kind::SecurityGroup => &["ID", "VPC", "RULES", "TENANT"],
+        Kind::GroupMembers => &["ID", "VPC", "MEMBERS"],
         Kind::PrefixList => &["ID", "VPC", "PREFIXES", "TENANT"],
         Kind::Port => &[
             "ID",
@@ -666,6 +667,7 @@ fn row(object: Object) -> Vec<String> {
             let rules = o.rules.len().to_string();
             vec![o.id, or_dash(o.vpc), rules, or_dash(o.tenant)]
         }
+        Object::GroupMembers(o) => vec![o.id, o.vpc, o.members.len().to_string()],
         Object::Port(o) => vec![
             o.id,
             o.vpc,

@@ -13,7 +13,7 @@
 //! What all hosts of a VPC are told alike is in `VpcView`; here is what one is told beyond that. The result passes
 //! [`Scope::Node`](weft_proto::validate::Scope), and changes only when something that the host acts on changes.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::{Arc, LazyLock};
 
@@ -23,13 +23,14 @@ use weft_proto::v1::{
     NatGateway, Peering, Port, PortForward, PrefixList, SecurityGroup, SecurityRule, Subnet,
 };
 
-use crate::node::NodeState;
+use crate::members::{self, Members};
+use crate::node::{Capabilities, NodeState};
 use crate::version::Version;
 use crate::view::VpcView;
 
-/// The state of a host; nothing when the intent has no such host, or it runs no weftd.
+/// The state of a host that can do all that there is; nothing when the intent has no such host, or it runs no weftd.
 pub fn compile(version: &Version, host: &str) -> Option<State> {
-    let node = NodeState::compile(version, host, None)?;
+    let node = NodeState::compile(version, host, Capabilities::all(), None)?;
     let mut state = State::default();
     for entry in node.iter() {
         state.insert(entry.object.clone());
@@ -51,6 +52,8 @@ pub(crate) struct Part {
     joined: Vec<Arc<str>>,
     /// What this host is told beyond that, and in place of that.
     own: Layer,
+    /// Members of groups that are told in parts, by the group.
+    members: BTreeMap<String, Layer>,
     /// What is not told since `own` has it in another form.
     hidden: Sum,
     /// Other hosts that this one has to know because of its ports and its routes here.
@@ -64,7 +67,7 @@ impl Part {
     pub(crate) fn compile(
         version: &Version,
         vpc: &str,
-        host: &str,
+        (host, capabilities): (&str, Capabilities),
         before: Option<&Self>,
     ) -> Option<Self> {
         let is_own = version.is_own(vpc, host);
@@ -87,6 +90,7 @@ impl Part {
                 .filter_map(|peering| peering.other(vpc).map(Arc::from))
                 .collect(),
             own: Layer::default(),
+            members: BTreeMap::new(),
             hidden: Sum::default(),
             hosts: BTreeSet::new(),
             networks: BTreeSet::new(),
@@ -95,6 +99,7 @@ impl Part {
             version,
             vpc,
             host,
+            capabilities,
             view,
             before: before.map(|before| &before.own),
             peerings,
@@ -126,8 +131,9 @@ impl Part {
 
     /// What it adds to the digest of a host's state.
     pub(crate) fn digest(&self) -> Sum {
-        let all = self.layers().map(Layer::digest);
-        all.into_iter()
+        let layers = self.layers().into_iter().chain(self.members.values());
+        layers
+            .map(Layer::digest)
             .fold(Sum::default(), Sum::plus)
             .minus(self.hidden)
     }
@@ -143,11 +149,16 @@ impl Part {
 
     /// About how many objects are told.
     pub(crate) fn len(&self) -> usize {
-        self.layers().into_iter().map(Layer::len).sum()
+        let layers = self.layers().into_iter().chain(self.members.values());
+        layers.map(Layer::len).sum()
     }
 
     /// An object that is told.
     pub(crate) fn get(&self, kind: Kind, id: &str) -> Option<&Arc<Entry>> {
+        if kind == Kind::GroupMembers {
+            let (group, _) = id.rsplit_once('/')?;
+            return self.members.get(group)?.get(kind, id);
+        }
         let shared = || seen(self.view.as_ref()?, self.is_own, kind, id);
         self.own.get(kind, id).or_else(shared)
     }
@@ -159,7 +170,8 @@ impl Part {
             told.is_some_and(|told| Arc::ptr_eq(told, entry))
         };
         let all = self.layers().into_iter().flat_map(Layer::iter);
-        all.filter(is_told)
+        let parts = self.members.values().flat_map(Layer::iter);
+        all.filter(is_told).chain(parts)
     }
 
     /// What is in either and not in the other as it is: what is told otherwise is among it, by its key.
@@ -167,9 +179,22 @@ impl Part {
         old: Option<&'a Self>,
         new: Option<&'a Self>,
     ) -> impl Iterator<Item = &'a Arc<Entry>> {
-        let [old, new] = [old, new].map(|part| part.map_or([&*EMPTY; 3], Self::layers));
-        let layers = old.into_iter().zip(new);
-        layers.flat_map(|(old, new)| old.difference(new).into_iter().flatten())
+        let ends = [old, new];
+        let groups = ends
+            .into_iter()
+            .flatten()
+            .flat_map(|part| part.members.keys());
+        let groups: BTreeSet<&String> = groups.collect();
+        let members = groups.into_iter().map(move |group| {
+            ends.map(|part| {
+                part.and_then(|part| part.members.get(group))
+                    .unwrap_or(&EMPTY)
+            })
+        });
+        let [old, new] = ends.map(|part| part.map_or([&*EMPTY; 3], Self::layers));
+        let layers = old.into_iter().zip(new).map(|(old, new)| [old, new]);
+        let layers = layers.chain(members);
+        layers.flat_map(|[old, new]| old.difference(new).into_iter().flatten())
     }
 
     /// The VPCs that peerings joined to this one.
@@ -215,6 +240,7 @@ struct Told<'a> {
     version: &'a Version,
     vpc: &'a str,
     host: &'a str,
+    capabilities: Capabilities,
     view: &'a VpcView,
     before: Option<&'a Layer>,
     peerings: Vec<&'a Peering>,
@@ -376,30 +402,41 @@ impl<'a> Told<'a> {
             let Some(group) = self.group(id) else {
                 continue;
             };
-            let (has_rules, has_members) = (local.contains(id), remotes.contains(id));
+            let members = remotes.contains(id).then(|| self.members(group));
+            let in_parts = members.as_ref().filter(|members| {
+                let most = self.capabilities.members_in_one;
+                most.is_some_and(|most| members.len() > most)
+            });
+            if let Some(members) = in_parts {
+                let parts = members.parts().clone();
+                self.part.members.insert(self.group_id(id), parts);
+            }
+            let members = members.as_ref().filter(|_| in_parts.is_none());
+            let has_rules = local.contains(id);
             if group.vpc.is_empty() {
-                let object = self.told_group(group, has_rules, has_members);
+                let object = self.told_group(group, has_rules, members);
                 self.put(object);
                 continue;
             }
-            let make = || self.told_group(group, has_rules, has_members);
-            let entry = self.view.group((id, has_rules, has_members), make);
+            let make = || self.told_group(group, has_rules, members);
+            let key = (*id, has_rules, members.is_some());
+            let entry = self.view.group(key, make);
             self.part.own.insert(&entry);
         }
     }
 
-    fn told_group(&self, group: &SecurityGroup, has_rules: bool, has_members: bool) -> Object {
+    fn told_group(
+        &self,
+        group: &SecurityGroup,
+        has_rules: bool,
+        members: Option<&Members>,
+    ) -> Object {
         let rules = if has_rules { &group.rules[..] } else { &[] };
-        let members = if has_members {
-            self.members(group)
-        } else {
-            Vec::new()
-        };
         Object::SecurityGroup(SecurityGroup {
             id: self.group_id(&group.id),
             vpc: self.vpc.to_owned(),
             rules: rules.iter().map(|rule| self.known_rule(rule)).collect(),
-            members,
+            members: members.map_or(Vec::new(), Members::to_list),
             tenant: String::new(),
         })
     }
@@ -415,30 +452,19 @@ impl<'a> Told<'a> {
         }
     }
 
-    /// The addresses of the ports in a group, sorted. A tenant's groups have members in the VPCs, too, that this one reaches by peerings.
-    fn members(&self, group: &SecurityGroup) -> Vec<String> {
-        let mut members = Vec::new();
-        self.add_members(self.vpc, group, &mut members);
-        if group.vpc.is_empty() {
-            for peering in self.peerings.iter().filter(|peering| peering.passes()) {
-                let Some(other) = peering.other(self.vpc) else {
-                    continue;
-                };
-                self.add_members(other, group, &mut members);
-            }
+    /// The addresses of the ports in a group. A tenant's groups have members in the VPCs, too, that this one reaches by peerings.
+    fn members(&self, group: &SecurityGroup) -> Members {
+        let (state, told) = (self.state(), self.group_id(&group.id));
+        let passing = self.peerings.iter().filter(|peering| peering.passes());
+        let others = passing.filter_map(|peering| peering.other(self.vpc));
+        let others: Vec<&str> = others.filter(|_| group.vpc.is_empty()).collect();
+        if others.is_empty() {
+            return self.view.members(state, &group.id, &told);
         }
-        members.sort_unstable();
-        members
-    }
-
-    fn add_members(&self, vpc: &str, group: &SecurityGroup, members: &mut Vec<String>) {
-        let ports = self.state().ports_in_group(&group.id, vpc);
-        for port in ports.filter(|port| !port.host.is_empty()) {
-            members.extend(port.addresses.iter().cloned());
-            let direct = self.state().elastic_ips_of_port(&port.id);
-            let direct = direct.filter(|elastic| elastic.is_direct());
-            members.extend(direct.map(|elastic| elastic.address.clone()));
-        }
+        let vpcs = others.into_iter().chain([self.vpc]);
+        let ports = vpcs.flat_map(|vpc| state.ports_in_group(&group.id, vpc));
+        let addresses = ports.flat_map(|port| members::addresses_of(state, port));
+        Members::new(self.vpc, &told, addresses)
     }
 
     /// Subnets, with the routes and ACLs of those that have ports here. A gateway of the VPC has the routes of all.

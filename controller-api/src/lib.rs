@@ -3,7 +3,7 @@
 //! ```text
 //! api ──> intent ──> journal ──> store  (a change: validated, stored, then published as a version)
 //!            ├─────> capacity            (what a host cannot hold is refused at the change)
-//!            ├─────> version ──> view    (what hosts are told of each VPC, shared by all that carry it)
+//!            ├─────> version ──> view ──> members   (what hosts are told of each VPC, shared by all that carry it)
 //!            ├─────> interest            (a change wakes the hosts that it concerns)
 //!            ├─────> hosts ──> node ──> compile   (each attached host gets the newest version)
 //!            ├─────> moves               (the old host of a moved port stops forwarding after a while)
@@ -21,6 +21,7 @@ pub mod hosts;
 pub mod intent;
 mod interest;
 mod journal;
+mod members;
 pub mod moves;
 pub mod node;
 pub mod peering;

@@ -13,11 +13,40 @@ use weft_proto::v1::{ExternalNetwork, ObjectKey, Objects};
 use crate::compile::Part;
 use crate::version::Version;
 
+/// With more members, a group is told in parts to hosts that can be.
+const MEMBERS_IN_ONE: usize = 256;
+
+/// What a host can do that it might not, as it says when it attaches.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Capabilities {
+    /// With more members than these, a group is told in parts; none: the host takes no parts.
+    pub members_in_one: Option<usize>,
+}
+
+impl Capabilities {
+    /// Those of a host of this version.
+    pub fn all() -> Self {
+        Self {
+            members_in_one: Some(MEMBERS_IN_ONE),
+        }
+    }
+
+    /// Those that a host lists.
+    pub fn of(listed: &[String]) -> Self {
+        let all = Self::all();
+        let is_listed = listed.iter().any(|name| name == "group_members");
+        Self {
+            members_in_one: all.members_in_one.filter(|_| is_listed),
+        }
+    }
+}
+
 /// What a host is told at a revision.
 #[derive(Debug, Clone, Default)]
 pub struct NodeState {
     /// The revision of the intent of which this is what concerns the host.
     pub revision: u64,
+    capabilities: Capabilities,
     parts: PersistentSet<Arc<Part>>,
     /// External networks.
     networks: Layer,
@@ -37,18 +66,27 @@ impl NodeState {
     }
 
     /// The state of a host; nothing when the intent has no such host, or it runs no weftd. `before`: an earlier state of the same host.
-    pub fn compile(version: &Version, host: &str, before: Option<&Self>) -> Option<Self> {
+    pub fn compile(
+        version: &Version,
+        host: &str,
+        capabilities: Capabilities,
+        before: Option<&Self>,
+    ) -> Option<Self> {
         let own = version.host(host)?;
         let before = before.filter(|before| {
             let was_there = before.hosts.get(Kind::Host, host).is_some();
             was_there
+                && before.capabilities == capabilities
                 && version.hosts_changed() <= before.revision
                 && before.revision <= version.revision
         });
         let (mut next, vpcs) = match before {
             Some(before) => (before.clone(), before.to_look_at(version, host)),
             None => {
-                let mut next = Self::default();
+                let mut next = Self {
+                    capabilities,
+                    ..Self::default()
+                };
                 next.hosts.extend(version.state.entry(Kind::Host, &own.id));
                 (next, version.vpcs_concerning(host))
             }
@@ -57,7 +95,8 @@ impl NodeState {
         let mut networks_change = false;
         for vpc in vpcs {
             let old = next.part(&vpc).cloned();
-            let new = Part::compile(version, &vpc, host, old.as_deref()).map(Arc::new);
+            let new =
+                Part::compile(version, &vpc, (host, capabilities), old.as_deref()).map(Arc::new);
             for part in [&old, &new].into_iter().flatten() {
                 networks_change |= !part.networks.is_empty();
             }

@@ -2,11 +2,13 @@
 //! gateways. It is made once for each version of the VPC and shared by all these hosts; what one is told beyond is in [`crate::node`].
 
 use std::collections::{BTreeSet, HashMap};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use weft_proto::mtu;
 use weft_proto::state::{Change, Entry, Kind, Layer, Object, State};
 use weft_proto::v1::{NatGateway, Port, Subnet};
+
+use crate::members::{self, Known, Members};
 
 /// Hosts by id.
 pub(crate) type HostIds = Arc<BTreeSet<Arc<str>>>;
@@ -27,8 +29,10 @@ pub(crate) struct VpcView {
     route_hosts: HostIds,
     /// Whether packets between its hosts may go over IPv6.
     has_ipv6: bool,
-    /// Security groups as hosts are told, each made when it is first asked for: with or without its rules and its members.
+    /// Security groups as hosts are told, each made when it is first asked for: with or without its rules and its own members.
     groups: Mutex<HashMap<(String, bool, bool), Arc<Entry>>>,
+    /// The members of groups in this VPC, of those that were asked for.
+    members: Mutex<Known>,
 }
 
 impl VpcView {
@@ -43,6 +47,7 @@ impl VpcView {
             route_hosts: HostIds::default(),
             has_ipv6: false,
             groups: Mutex::default(),
+            members: Mutex::default(),
         };
         view.find_hosts(state);
         for object in state.of_vpc(id) {
@@ -73,7 +78,11 @@ impl VpcView {
             route_hosts: Arc::clone(&self.route_hosts),
             has_ipv6: self.has_ipv6,
             groups: Mutex::default(),
+            members: Mutex::default(),
         };
+        let mut members = self.known_members().clone();
+        members::follow(&mut members, &self.id, (before, state), changes);
+        view.members = members.into();
         let is_here = |object: &&Object| object.vpc() == Some(&*self.id);
         let mut hosts_move = view.gateways != self.gateways;
         for change in changes {
@@ -208,6 +217,26 @@ impl VpcView {
                 limits: None,
                 ..nat.clone()
             })));
+    }
+
+    /// The members of a group in this VPC, which are looked for if they were not. `told`: the id by which hosts know it.
+    pub(crate) fn members(&self, state: &State, group: &str, told: &str) -> Members {
+        if let Some(members) = self.known_members().get(group)
+            && members.are_of(told)
+        {
+            return members.clone();
+        }
+        let ports = state.ports_in_group(group, &self.id);
+        let addresses = ports.flat_map(|port| members::addresses_of(state, port));
+        let members = Members::new(&self.id, told, addresses);
+        let mut known = self.known_members();
+        known.insert(group.to_owned(), members.clone());
+        members
+    }
+
+    fn known_members(&self) -> MutexGuard<'_, Known> {
+        // What is in it is put in whole.
+        self.members.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A security group as hosts are told of it, which is made if it was not.

@@ -8,7 +8,7 @@ mod support;
 use std::collections::BTreeSet;
 
 use support::yaml;
-use weft_controller::node::NodeState;
+use weft_controller::node::{Capabilities, NodeState};
 use weft_controller::store::Change;
 use weft_controller::version::Version;
 use weft_proto::state::{Object, State};
@@ -260,6 +260,13 @@ fn as_state(node: &NodeState) -> State {
     state
 }
 
+/// Hosts of several versions: one takes no members in parts, and to the others few are many.
+fn abilities(host: &str) -> Capabilities {
+    Capabilities {
+        members_in_one: (host != "h1").then_some(2),
+    }
+}
+
 #[test]
 fn following_changes_leads_where_compiling_anew_does() {
     for seed in 1..=2 {
@@ -275,7 +282,7 @@ fn follow(seed: u64) {
     let names: Vec<String> = (0..HOSTS).map(|h| format!("h{h}")).collect();
     let mut told: Vec<NodeState> = names
         .iter()
-        .map(|host| NodeState::compile(&version, host, None).unwrap())
+        .map(|host| NodeState::compile(&version, host, abilities(host), None).unwrap())
         .collect();
     let (mut changes, mut spared) = (0, 0);
     for _ in 0..600 {
@@ -300,8 +307,8 @@ fn follow(seed: u64) {
                 continue;
             }
             let is_last = told.revision == version.revision;
-            let followed = NodeState::compile(&next, host, Some(told)).unwrap();
-            let wanted = NodeState::compile(&anew, host, None).unwrap();
+            let followed = NodeState::compile(&next, host, abilities(host), Some(told)).unwrap();
+            let wanted = NodeState::compile(&anew, host, abilities(host), None).unwrap();
             let (ours, theirs) = (as_state(&followed), as_state(&wanted));
             assert_eq!(
                 ours.to_objects(),

@@ -110,6 +110,7 @@ kinds! {
     NetworkAcl: "network_acl" in network_acls;
     PrefixList: "prefix_list" in prefix_lists;
     SecurityGroup: "security_group" in security_groups;
+    GroupMembers: "group_members" in group_members;
     Port: "port" in ports;
     ElasticIp: "elastic_ip" in elastic_ips;
     NatGateway: "nat_gateway" in nat_gateways;
@@ -147,6 +148,7 @@ impl Object {
             // Those of a tenant are in none.
             Self::PrefixList(o) => Some(&*o.vpc).filter(|vpc| !vpc.is_empty()),
             Self::SecurityGroup(o) => Some(&*o.vpc).filter(|vpc| !vpc.is_empty()),
+            Self::GroupMembers(o) => Some(&o.vpc),
             Self::Port(o) => Some(&o.vpc),
         }
     }
@@ -183,6 +185,13 @@ impl v1::RouteTable {
                 members.chain([route.host.as_str()])
             })
             .filter(|host| !host.is_empty())
+    }
+}
+
+impl v1::GroupMembers {
+    /// The id of a part of a group's members.
+    pub fn id_of(group: &str, number: u32) -> String {
+        format!("{group}/{number}")
     }
 }
 

@@ -287,6 +287,7 @@ async fn stream(shared: &Shared, number: usize, channel: Channel) -> Result<(), 
             revision: kept.revision,
             digest: kept.digest.clone(),
             limits: Some(shared.limits),
+            capabilities: vec!["group_members".into()],
             ..Hello::default()
         }
     };

@@ -47,7 +47,7 @@ pub(super) struct Delta {
 }
 
 /// The kinds of objects by their field of `Objects`, which counts from 1.
-const KINDS: [&str; 13] = [
+const KINDS: [&str; 14] = [
     "host",
     "vpc",
     "subnet",
@@ -61,6 +61,7 @@ const KINDS: [&str; 13] = [
     "external_network",
     "elastic_ip",
     "nat_gateway",
+    "group_members",
 ];
 
 /// What a host has in force, as far as it keeps that.
@@ -256,6 +257,7 @@ mod tests {
             hosts: Host, vpcs: Vpc, subnets: Subnet, route_tables: RouteTable, network_acls: NetworkAcl,
             prefix_lists: PrefixList, security_groups: SecurityGroup, ports: Port, peerings: Peering, quotas: Quota,
             external_networks: ExternalNetwork, elastic_ips: ElasticIp, nat_gateways: NatGateway,
+            group_members: GroupMembers,
         }
     }
 

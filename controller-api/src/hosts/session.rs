@@ -12,7 +12,7 @@ use weft_proto::v1::{Ack, Delta, FromHost, FullState, Hello, Refusal, ToHost, fr
 
 use super::{Hosts, Told};
 use crate::intent::Intent;
-use crate::node::NodeState;
+use crate::node::{Capabilities, NodeState};
 use crate::version::Version;
 
 /// A state is large that differs by so many objects from what the host has.
@@ -24,6 +24,7 @@ const LARGE_DEADLINE: Duration = Duration::from_secs(10);
 pub(super) struct Session {
     id: u64,
     host: String,
+    capabilities: Capabilities,
     hosts: Arc<Hosts>,
     sender: mpsc::Sender<Result<ToHost, Status>>,
     /// Fails when a newer session takes this one's place.
@@ -56,6 +57,7 @@ impl Session {
         Self {
             id,
             host: hello.host.clone(),
+            capabilities: Capabilities::of(&hello.capabilities),
             hosts,
             waker,
             large: None,
@@ -126,6 +128,7 @@ impl Session {
     async fn compiled(&mut self, version: Arc<Version>) -> Result<Option<Told>, Status> {
         let host = self.host.clone();
         let considered = self.considered.clone();
+        let capabilities = self.capabilities;
         // Never closed.
         let permit = self.hosts.compiling.acquire().await;
         let compiled = tokio::task::spawn_blocking(move || {
@@ -133,7 +136,8 @@ impl Session {
                 let state = NodeState::empty(version.revision);
                 considered.is_some().then_some(state)
             };
-            let state = NodeState::compile(&version, &host, considered.as_deref()).or_else(gone)?;
+            let state = NodeState::compile(&version, &host, capabilities, considered.as_deref())
+                .or_else(gone)?;
             Some(Told {
                 revision: version.revision,
                 digest: state.digest(),

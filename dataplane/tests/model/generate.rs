@@ -1211,7 +1211,20 @@ impl VpcPlan {
                 .ports
                 .iter()
                 .filter(|port| port.security_groups.contains(&id));
-            let members = members.flat_map(|port| port.addresses.clone()).collect();
+            let members = members.flat_map(|port| port.addresses.clone());
+            let mut members: Vec<String> = members.collect();
+            if g % 2 == 1 {
+                let parts = (3..).zip(members.drain(..members.len() / 2));
+                objects
+                    .group_members
+                    .extend(parts.map(|(number, member)| v1::GroupMembers {
+                        id: v1::GroupMembers::id_of(&id, number),
+                        vpc: vpc.into(),
+                        group: id.clone(),
+                        number,
+                        members: vec![member],
+                    }));
+            }
             let mut rules: Vec<v1::SecurityRule> = group
                 .rules
                 .iter()

@@ -182,6 +182,8 @@ enum Counted {
     OfTenant(Kind),
     /// Addresses of the ports in a group.
     MembersOf,
+    /// Addresses in the parts of a group's members.
+    InPartsOf,
 }
 
 /// What an object counts as, where, and how often.
@@ -196,10 +198,14 @@ fn counted(object: &Object, count: &mut impl FnMut(Counted, &str, usize)) {
             (None, None) => {}
         },
     }
-    if let Object::Port(port) = object {
-        for group in &port.security_groups {
-            count(Counted::MembersOf, group, port.addresses.len());
+    match object {
+        Object::Port(port) => {
+            for group in &port.security_groups {
+                count(Counted::MembersOf, group, port.addresses.len());
+            }
         }
+        Object::GroupMembers(part) => count(Counted::InPartsOf, &part.group, part.members.len()),
+        _ => {}
     }
 }
 
@@ -398,6 +404,11 @@ impl State {
     /// How many addresses the ports in a security group have.
     pub fn members_of(&self, group: &str) -> usize {
         self.claims.count(Counted::MembersOf, group)
+    }
+
+    /// How many addresses a host is told of a security group in parts.
+    pub fn members_in_parts(&self, group: &str) -> usize {
+        self.claims.count(Counted::InPartsOf, group)
     }
 
     /// The VPCs that have a VNI: more than one is against the rules.

@@ -17,6 +17,8 @@ pub const GROUP_RULES: usize = 20_000;
 pub const GROUP_SETS: usize = 64;
 /// Addresses of the ports in a security group.
 pub const GROUP_MEMBERS: usize = 262_144;
+/// Parts in which hosts are told of a group's members.
+pub const GROUP_PARTS: u32 = 256;
 /// Prefixes of a prefix list.
 pub const LIST_PREFIXES: usize = 262_144;
 /// Addresses of a port.

@@ -213,17 +213,20 @@ impl Reach {
             (Some(Object::NetworkAcl(_)), Some(Object::NetworkAcl(_)))
             | (Some(Object::PrefixList(_)), Some(Object::PrefixList(_)))
             | (Some(Object::SecurityGroup(_)), Some(Object::SecurityGroup(_)))
+            | (Some(Object::GroupMembers(_)), Some(Object::GroupMembers(_)))
                 if change.old.and_then(Object::vpc) == change.new.and_then(Object::vpc) =>
             {
                 Self::Object
             }
-            // Nothing names them yet.
+            // Nothing names them yet, or any more.
             (
                 None,
                 Some(Object::NetworkAcl(_) | Object::PrefixList(_) | Object::SecurityGroup(_)),
             )
             | (_, Some(Object::Quota(_)))
-            | (Some(Object::Quota(_)), None) => Self::Object,
+            | (Some(Object::Quota(_)), None)
+            | (None, Some(Object::GroupMembers(_)))
+            | (Some(Object::GroupMembers(_)), None) => Self::Object,
             (None, Some(Object::Host(_))) => Self::Vpc,
             (Some(old), _) if is_of_all(old) => Self::All,
             (_, Some(new)) if is_of_all(new) => Self::All,
@@ -274,6 +277,13 @@ fn check(
                 _ => &[],
             };
             policy::check_group(at, (group, known), index, scope, report);
+        }
+        Object::GroupMembers(part) => {
+            let known = match old {
+                Some(Object::GroupMembers(old)) => &old.members[..],
+                _ => &[],
+            };
+            policy::check_part(at, (part, known), index, scope, report);
         }
         Object::Port(port) => port::check(at, port, index, scope, report),
     }
@@ -550,6 +560,8 @@ fn check_id(at: At<'_>, scope: Scope<'_>, report: &mut Report) {
     // The controller tells a host of a tenant's group or list by its id and that of the VPC.
     let parts = match (scope, at.kind) {
         (Scope::Node { .. }, Kind::SecurityGroup | Kind::PrefixList) => at.id.split_once('@'),
+        // Made of that of its group, which is checked.
+        (Scope::Node { .. }, Kind::GroupMembers) => return,
         _ => None,
     };
     if let Some((id, vpc)) = parts {

@@ -72,7 +72,7 @@ pub(super) fn check_group(
         let rule = "filled by the controller; name the group in the ports' security_groups instead";
         report.add(at, "members", rule);
     }
-    check_members(at, (group, known), report);
+    check_members(at, (&group.id, &group.members, known), index, report);
     let count = group.rules.len();
     if !report.within(
         at,
@@ -176,18 +176,62 @@ fn check_rule_of_tenant(
     }
 }
 
-fn check_members(at: At<'_>, (group, known): (&v1::SecurityGroup, &[String]), report: &mut Report) {
-    let count = group.members.len();
+/// Members of a group, its own or a part of them. `known`: those that there were when they were checked last.
+fn check_members(
+    at: At<'_>,
+    (group, members, known): (&str, &[String], &[String]),
+    index: &Index<'_>,
+    report: &mut Report,
+) {
+    let own = match index.find(Kind::SecurityGroup, group) {
+        Some(Object::SecurityGroup(group)) => group.members.len(),
+        _ => 0,
+    };
+    let count = own + index.state.members_in_parts(group);
     if report.within(
         at,
         "members",
         count,
         ("a security group has", limits::GROUP_MEMBERS, "members"),
     ) {
-        for (i, member) in unknown(known, &group.members) {
+        for (i, member) in unknown(known, members) {
             report.take(at, format!("members[{i}]"), parse_address(member));
         }
     }
+}
+
+/// `known`: members that it had when it was checked last.
+pub(super) fn check_part(
+    at: At<'_>,
+    (part, known): (&v1::GroupMembers, &[String]),
+    index: &Index<'_>,
+    scope: Scope<'_>,
+    report: &mut Report,
+) {
+    if scope == Scope::Intent {
+        let rule = "made by the controller; name the group in the ports' security_groups instead";
+        report.add(at, "id", rule);
+        return;
+    }
+    if part.number >= limits::GROUP_PARTS {
+        let last = limits::GROUP_PARTS - 1;
+        let rule = format!("{} is outside 0 to {last}", part.number);
+        report.add(at, "number", rule);
+    }
+    if part.id != v1::GroupMembers::id_of(&part.group, part.number) {
+        let rule = format!(
+            "is that of its group and its number, '{}/{}'",
+            part.group, part.number
+        );
+        report.add(at, "id", rule);
+    }
+    let group = (Kind::SecurityGroup, part.group.as_str());
+    if part.group.is_empty() {
+        report.add(at, "group", "a part is of a group");
+    } else {
+        check_reference(index, group, &part.vpc, (at, "group"), report);
+    }
+    check_members(at, (&part.group, &part.members, known), index, report);
 }
 
 /// Members of groups, which the intent gives by the ports alone: of the groups under check, and of those of ports under check.

@@ -2,6 +2,7 @@
 
 mod dhcp;
 mod external;
+mod parts;
 mod peering;
 mod port_changes;
 mod tenants;

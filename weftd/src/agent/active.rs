@@ -254,7 +254,12 @@ fn may_release(known: &InForce, next: &InForce) -> bool {
     // Rules and members take no room.
     let is_contained = |change: &Change<'_>| match (change.old, change.new) {
         (Some(old), Some(new)) => {
-            let kinds = [Kind::NetworkAcl, Kind::PrefixList, Kind::SecurityGroup];
+            let kinds = [
+                Kind::NetworkAcl,
+                Kind::PrefixList,
+                Kind::SecurityGroup,
+                Kind::GroupMembers,
+            ];
             kinds.contains(&new.kind()) && old.vpc() == new.vpc() && !is_held(new.vpc())
         }
         _ => false,

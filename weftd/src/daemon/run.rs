@@ -25,7 +25,7 @@ use weft_dataplane::session::table::{PREPARE_EVERY, SessionTable};
 /// How often devices of ports are looked for.
 const SETTLE: Duration = Duration::from_millis(250);
 /// What this host offers to the controller.
-const CAPABILITIES: [&str; 7] = [
+const CAPABILITIES: [&str; 8] = [
     "vxlan",
     "gre",
     "netdev",
@@ -33,6 +33,7 @@ const CAPABILITIES: [&str; 7] = [
     "vhost-user",
     "dhcp",
     "rate_limits",
+    "group_members",
 ];
 
 /// Runs the daemon until it is stopped.

@@ -9,9 +9,12 @@ use std::sync::Arc;
 
 use weft_proto::state::{Change, Kind, Object, State};
 use weft_proto::v1;
+use weft_proto::validate::limits::GROUP_PARTS;
 
 use super::peerings::add_joined;
-use super::policy::{GroupClassifiers, classify, compile_acl, renew_prefixes, rules_of_port};
+use super::policy::{
+    GroupClassifiers, Texts, classify, compile_acl, prefixes, renew_prefixes, rules_of_port,
+};
 use super::port_changes::{self, PortChanges};
 use super::routes::{compile_table, ports_of};
 use super::{Context, Done, Map, Report, hosts};
@@ -84,7 +87,8 @@ pub(super) fn compile(
 fn is_contained(change: &Change<'_>) -> bool {
     let (Some(old), Some(new)) = (change.old, change.new) else {
         let object = change.new.or(change.old);
-        return object.is_some_and(|object| object.kind() == Kind::Port);
+        let kinds = [Kind::Port, Kind::GroupMembers];
+        return object.is_some_and(|object| kinds.contains(&object.kind()));
     };
     let kinds = [
         Kind::Port,
@@ -92,6 +96,7 @@ fn is_contained(change: &Change<'_>) -> bool {
         Kind::NetworkAcl,
         Kind::PrefixList,
         Kind::SecurityGroup,
+        Kind::GroupMembers,
     ];
     old.vpc() == new.vpc() && kinds.contains(&new.kind())
 }
@@ -100,13 +105,14 @@ fn is_contained(change: &Change<'_>) -> bool {
 fn edits<'s>(
     done: &Done,
     numbers: &IndexAllocator,
-    state: &State,
+    state: &'s State,
     changes: &[Change<'s>],
     report: &mut Report,
 ) -> Option<(Vec<Edit<'s>>, PortChanges<'s>)> {
     let places = &done.places;
     let mut edits = Vec::new();
     let mut classifiers: Map<&str, GroupClassifiers> = Map::default();
+    let mut members: Map<&str, Vec<[Texts<'_>; 2]>> = Map::default();
     for change in changes {
         match (change.old, change.new) {
             (_, Some(Object::RouteTable(new))) if places.users.contains_key(&new.id) => {
@@ -119,29 +125,51 @@ fn edits<'s>(
                 }
             }
             (Some(Object::PrefixList(old)), Some(Object::PrefixList(new))) => {
-                let key = (Kind::PrefixList, new.id.as_str());
-                let texts = (&old.prefixes[..], &new.prefixes[..]);
-                edits.extend(set(
-                    done,
-                    places.prefix_lists.get(&new.id),
-                    key,
-                    texts,
-                    report,
-                ));
+                let key = (Kind::PrefixList, &*new.id);
+                let changes = [[&old.prefixes, &new.prefixes].map(|texts| Texts { key, texts })];
+                let set = Set {
+                    places: places.prefix_lists.get(&new.id),
+                    known: old.prefixes.len(),
+                };
+                let all = || vec![changes[0][1]];
+                edits.extend(set.renew(done, &changes, all, report));
             }
             (Some(Object::SecurityGroup(old)), Some(Object::SecurityGroup(new))) => {
-                let key = (Kind::SecurityGroup, new.id.as_str());
+                let key = (Kind::SecurityGroup, &*new.id);
                 if old.members != new.members {
-                    let texts = (&old.members[..], &new.members[..]);
-                    edits.extend(set(done, places.groups.get(&new.id), key, texts, report));
+                    let change = [&old.members, &new.members].map(|texts| Texts { key, texts });
+                    members.entry(&new.id).or_default().push(change);
                 }
                 if old.rules != new.rules {
                     let compiled = classify(new, places, report);
                     classifiers.insert(&new.id, compiled);
                 }
             }
-            _ => {}
+            (old, new) => {
+                let ends = [old, new].map(|object| match object {
+                    Some(Object::GroupMembers(part)) => Some(part),
+                    _ => None,
+                });
+                if let Some(part) = ends[1].or(ends[0]) {
+                    let key = (Kind::GroupMembers, &*part.id);
+                    let texts = ends.map(|part| part.map_or(&[][..], |part| &part.members));
+                    let change = texts.map(|texts| Texts { key, texts });
+                    members.entry(&part.group).or_default().push(change);
+                }
+            }
         }
+    }
+    for (group, changes) in members {
+        let own = match done.state.find(Kind::SecurityGroup, group) {
+            Some(Object::SecurityGroup(group)) => group.members.len(),
+            _ => 0,
+        };
+        let set = Set {
+            places: places.groups.get(group),
+            known: own + done.state.members_in_parts(group),
+        };
+        let all = || members_of(state, group);
+        edits.extend(set.renew(done, &changes, all, report));
     }
     let latest = |id: &str| classifiers.get(id).or_else(|| places.classifiers.get(id));
     let changed_ports = port_changes::between(done, numbers, changes, latest)?;
@@ -164,21 +192,58 @@ fn edits<'s>(
     Some((edits, changed_ports))
 }
 
-fn set<'s>(
-    done: &Done,
-    places: Option<&Vec<(usize, usize)>>,
-    key: (Kind, &'s str),
-    texts: (&[String], &[String]),
-    report: &mut Report,
-) -> Option<Edit<'s>> {
-    let places = places?;
-    let (vpc, at) = *places.first()?;
-    let before = done.snapshot.vpcs.get(vpc)?.sets.get(at)?;
-    let set = AddressSet {
-        name: before.name.clone(),
-        prefixes: renew_prefixes(key, &before.prefixes, texts, report),
-    };
-    Some(Edit::Set(places.clone(), set))
+/// The members of a group in a state, its own and those of its parts.
+fn members_of<'s>(state: &'s State, group: &str) -> Vec<Texts<'s>> {
+    let mut all = Vec::new();
+    if let Some(Object::SecurityGroup(group)) = state.find(Kind::SecurityGroup, group) {
+        all.push(Texts {
+            key: (Kind::SecurityGroup, &group.id),
+            texts: &group.members,
+        });
+    }
+    for number in 0..GROUP_PARTS {
+        let id = v1::GroupMembers::id_of(group, number);
+        if let Some(Object::GroupMembers(part)) = state.find(Kind::GroupMembers, &id) {
+            all.push(Texts {
+                key: (Kind::GroupMembers, &part.id),
+                texts: &part.members,
+            });
+        }
+    }
+    all
+}
+
+/// An address set that is in the snapshot.
+struct Set<'d> {
+    places: Option<&'d Vec<(usize, usize)>>,
+    /// How many addresses it was given.
+    known: usize,
+}
+
+impl Set<'_> {
+    /// The set after changes, each of what there was and what there is; made anew from `all` that there is if it was given an address twice, which
+    /// would not go when one of the two does.
+    fn renew<'s>(
+        &self,
+        done: &Done,
+        changes: &[[Texts<'s>; 2]],
+        all: impl FnOnce() -> Vec<Texts<'s>>,
+        report: &mut Report,
+    ) -> Option<Edit<'s>> {
+        let places = self.places?;
+        let (vpc, at) = *places.first()?;
+        let before = done.snapshot.vpcs.get(vpc)?.sets.get(at)?;
+        let is_exact = before.prefixes.len() == self.known;
+        let set = AddressSet {
+            name: before.name.clone(),
+            prefixes: if is_exact {
+                renew_prefixes(&before.prefixes, changes, report)
+            } else {
+                prefixes(&all(), report)
+            },
+        };
+        Some(Edit::Set(places.clone(), set))
+    }
 }
 
 fn put(done: &mut Done, edit: Edit<'_>) {

@@ -314,6 +314,8 @@ struct Objects<'s> {
     network_acls: Vec<&'s v1::NetworkAcl>,
     prefix_lists: Vec<&'s v1::PrefixList>,
     security_groups: Vec<&'s v1::SecurityGroup>,
+    /// Parts of the members of groups, by the group.
+    group_members: Map<&'s str, Vec<&'s v1::GroupMembers>>,
     ports: Vec<&'s v1::Port>,
     external_networks: Vec<&'s v1::ExternalNetwork>,
     elastic_ips: Vec<&'s v1::ElasticIp>,
@@ -335,6 +337,9 @@ impl<'s> Objects<'s> {
                 Object::NetworkAcl(o) => objects.network_acls.push(o),
                 Object::PrefixList(o) => objects.prefix_lists.push(o),
                 Object::SecurityGroup(o) => objects.security_groups.push(o),
+                Object::GroupMembers(o) => {
+                    objects.group_members.entry(&o.group).or_default().push(o);
+                }
                 Object::Port(o) => objects.ports.push(o),
                 Object::ExternalNetwork(o) => objects.external_networks.push(o),
                 Object::ElasticIp(o) => objects.elastic_ips.push(o),

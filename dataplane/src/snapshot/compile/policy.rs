@@ -26,14 +26,27 @@ pub(super) struct GroupClassifiers {
 impl Draft<'_> {
     pub(super) fn fill_sets(&mut self, objects: &Objects<'_>) {
         for list in &objects.prefix_lists {
-            let prefixes = prefixes(Kind::PrefixList, &list.id, &list.prefixes, &mut self.report);
+            let texts = Texts {
+                key: (Kind::PrefixList, &list.id),
+                texts: &list.prefixes,
+            };
+            let prefixes = prefixes(&[texts], &mut self.report);
             let name = format!("prefix list {}", list.id);
             let places = self.add_set(&list.vpc, &AddressSet { name, prefixes }, false);
             self.places.prefix_lists.insert(list.id.clone(), places);
         }
         for group in &objects.security_groups {
-            let kind = Kind::SecurityGroup;
-            let prefixes = prefixes(kind, &group.id, &group.members, &mut self.report);
+            let own = Texts {
+                key: (Kind::SecurityGroup, &group.id),
+                texts: &group.members,
+            };
+            let parts = objects.group_members.get(&*group.id);
+            let parts = parts.into_iter().flatten().map(|part| Texts {
+                key: (Kind::GroupMembers, &part.id),
+                texts: &part.members,
+            });
+            let all: Vec<Texts<'_>> = [own].into_iter().chain(parts).collect();
+            let prefixes = prefixes(&all, &mut self.report);
             let name = format!("security group {}", group.id);
             let places = self.add_set(&group.vpc, &AddressSet { name, prefixes }, true);
             self.places.groups.insert(group.id.clone(), places);
@@ -82,67 +95,79 @@ impl Draft<'_> {
     }
 }
 
-fn field_of(kind: Kind) -> &'static str {
-    match kind {
-        Kind::SecurityGroup => "members",
-        _ => "prefixes",
+/// What an object lists of the addresses of a set.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Texts<'s> {
+    /// The object.
+    pub(super) key: (Kind, &'s str),
+    pub(super) texts: &'s [String],
+}
+
+impl Texts<'_> {
+    /// Puts those from the i-th on into a table, as many as are in `texts`.
+    fn insert(&self, table: &mut Lpm<()>, report: &mut Report, from: usize) {
+        let (kind, id) = self.key;
+        for (i, text) in (from..).zip(self.texts) {
+            match text.parse::<IpNetwork>() {
+                Ok(network) => {
+                    table.insert(network.into(), ());
+                }
+                Err(_) => {
+                    let list = match kind {
+                        Kind::PrefixList => "prefixes",
+                        _ => "members",
+                    };
+                    let rule = format!("'{text}' is not a prefix");
+                    report.add(kind, id, format!("{list}[{i}]"), rule);
+                }
+            }
+        }
     }
 }
 
 /// The addresses of a set, from nothing.
-fn prefixes(kind: Kind, id: &str, texts: &[String], report: &mut Report) -> Lpm<()> {
+pub(super) fn prefixes(all: &[Texts<'_>], report: &mut Report) -> Lpm<()> {
     let mut table = Lpm::default();
-    for (i, text) in texts.iter().enumerate() {
-        match text.parse::<IpNetwork>() {
-            Ok(network) => {
-                table.insert(network.into(), ());
-            }
-            Err(_) => {
-                let field = format!("{}[{i}]", field_of(kind));
-                report.add(kind, id, field, format!("'{text}' is not a prefix"));
-            }
-        }
+    for texts in all {
+        texts.insert(&mut table, report, 0);
     }
     table.compact();
     table
 }
 
-/// The addresses of a set that was there before: only what has come and gone is changed.
+/// The addresses of a set that was there before, each given once: only what has come and gone is changed.
 pub(super) fn renew_prefixes(
-    (kind, id): (Kind, &str),
     before: &Lpm<()>,
-    (old, new): (&[String], &[String]),
+    changes: &[[Texts<'_>; 2]],
     report: &mut Report,
 ) -> Lpm<()> {
-    // With the same prefix given twice, it does not go when one of the two does.
-    if before.len() != old.len() {
-        return prefixes(kind, id, new, report);
-    }
-    // Most of a long list stays as it is.
-    let first = old.iter().zip(new).take_while(|(a, b)| a == b).count();
-    let (old, new) = (&old[first..], &new[first..]);
-    let ends = old.iter().rev().zip(new.iter().rev());
-    let last = ends.take_while(|(a, b)| a == b).count();
-    let (old, new) = (&old[..old.len() - last], &new[..new.len() - last]);
-    let (was, is): (HashSet<&String>, HashSet<&String>) =
-        (old.iter().collect(), new.iter().collect());
     let mut table = before.clone();
-    for text in was.difference(&is) {
-        if let Ok(network) = text.parse::<IpNetwork>() {
-            table.remove(network.into());
+    let mut come = Vec::with_capacity(changes.len());
+    for [old, new] in changes {
+        // Most of a long list stays as it is.
+        let (is, was) = (new.texts, old.texts);
+        let first = was.iter().zip(is).take_while(|(a, b)| a == b).count();
+        let (was, is) = (&was[first..], &is[first..]);
+        let ends = was.iter().rev().zip(is.iter().rev());
+        let last = ends.take_while(|(a, b)| a == b).count();
+        let (was, is) = (&was[..was.len() - last], &is[..is.len() - last]);
+        let stay: HashSet<&String> = is.iter().collect();
+        for text in was.iter().filter(|text| !stay.contains(text)) {
+            if let Ok(network) = text.parse::<IpNetwork>() {
+                table.remove(network.into());
+            }
         }
+        come.push((
+            first,
+            Texts {
+                texts: is,
+                key: new.key,
+            },
+        ));
     }
     // Those that stay are put in again, in case one that went was the same prefix in another spelling.
-    for (i, text) in (first..).zip(new) {
-        match text.parse::<IpNetwork>() {
-            Ok(network) => {
-                table.insert(network.into(), ());
-            }
-            Err(_) => {
-                let field = format!("{}[{i}]", field_of(kind));
-                report.add(kind, id, field, format!("'{text}' is not a prefix"));
-            }
-        }
+    for (first, texts) in come {
+        texts.insert(&mut table, report, first);
     }
     table
 }

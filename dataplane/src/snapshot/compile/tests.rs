@@ -114,6 +114,8 @@ fn by_vpc(snapshot: &Snapshot) -> BTreeMap<String, (u32, String)> {
 enum Edit {
     Routes(Vec<u8>),
     Members(Vec<u8>),
+    /// Parts of the members of a group, each with what is in it.
+    Parts(Vec<(u8, Vec<u8>)>),
     Rules(Index, Vec<u8>),
     Acl(Vec<u8>),
     Prefixes(Vec<u8>),
@@ -136,6 +138,7 @@ fn edits() -> impl Strategy<Value = Edit> {
     prop_oneof![
         bytes().prop_map(Edit::Routes),
         bytes().prop_map(Edit::Members),
+        proptest::collection::vec((0u8..4, bytes()), 1..4).prop_map(Edit::Parts),
         (any::<Index>(), bytes()).prop_map(|(which, bytes)| Edit::Rules(which, bytes)),
         bytes().prop_map(Edit::Acl),
         bytes().prop_map(Edit::Prefixes),
@@ -176,12 +179,23 @@ fn apply(objects: &mut Wire, edit: &Edit) {
             objects.route_tables[0].routes = bytes.iter().map(route).collect();
         }
         Edit::Members(bytes) => {
-            let member = |byte: &u8| match byte % 16 {
-                // The same prefix, spelt otherwise.
-                0 => "10.0.1.7/32".to_owned(),
-                _ => format!("10.0.1.{}", byte % 16 + byte / 128),
-            };
-            objects.security_groups[0].members = bytes.iter().map(member).collect();
+            objects.security_groups[0].members = members(bytes);
+        }
+        Edit::Parts(parts) => {
+            for (number, bytes) in parts {
+                let number = u32::from(*number);
+                let id = v1::GroupMembers::id_of("web", number);
+                objects.group_members.retain(|part| part.id != id);
+                if !bytes.is_empty() {
+                    objects.group_members.push(v1::GroupMembers {
+                        id,
+                        vpc: "blue".into(),
+                        group: "web".into(),
+                        number,
+                        members: members(bytes),
+                    });
+                }
+            }
         }
         Edit::Rules(which, bytes) => {
             let rule = |byte: &u8| SecurityRule {
@@ -285,6 +299,15 @@ fn apply(objects: &mut Wire, edit: &Edit) {
         Edit::Ways(_) => {}
         Edit::Broken => objects.route_tables[0].routes = vec![Route::default()],
     }
+}
+
+fn members(bytes: &[u8]) -> Vec<String> {
+    let member = |byte: &u8| match byte % 64 {
+        // The same prefix, spelt otherwise.
+        0 => "10.0.1.7/32".to_owned(),
+        _ => format!("10.0.1.{}", byte % 64 + byte / 128),
+    };
+    bytes.iter().map(member).collect()
 }
 
 /// Takes a port out if it is there and some bit says so; else puts it in as the bits say. Some of these have what another one has: refused.

@@ -101,10 +101,8 @@ pub fn groups_allow(world: &World, port: &v1::Port, direction: &str, question: &
     }
     rules.any(|rule| {
         let remote = if !rule.remote_group.is_empty() {
-            let group = world.group(&rule.remote_group);
-            group
-                .members
-                .iter()
+            world
+                .members(&rule.remote_group)
                 .any(|m| m.parse() == Ok(question.remote))
         } else if !rule.remote_prefix_list.is_empty() {
             let list = world.prefix_list(&rule.remote_prefix_list);

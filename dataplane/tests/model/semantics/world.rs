@@ -180,6 +180,14 @@ impl World {
             .unwrap()
     }
 
+    /// The members of a group, its own and those that are told in parts.
+    pub fn members(&self, id: &str) -> impl Iterator<Item = &String> {
+        let parts = self.0.group_members.iter();
+        let parts = parts.filter(move |part| part.group == id);
+        let own = self.group(id).members.iter();
+        own.chain(parts.flat_map(|part| &part.members))
+    }
+
     pub fn prefix_list(&self, id: &str) -> &v1::PrefixList {
         self.0
             .prefix_lists
