@@ -41,7 +41,7 @@ pub fn compile(version: &Version, host: &str) -> Option<State> {
 static EMPTY: LazyLock<Layer> = LazyLock::new(Layer::default);
 
 /// What a host is told of one VPC.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Part {
     pub(crate) vpc: Arc<str>,
     /// What all are told, where this host is; none where it is told only that the VPC is there.
@@ -56,20 +56,28 @@ pub(crate) struct Part {
     members: BTreeMap<String, Layer>,
     /// What is not told since `own` has it in another form.
     hidden: Sum,
+    /// The groups of whose members it is told, by their ids in the intent, and whether of their rules, too.
+    named: Arc<BTreeMap<String, bool>>,
     /// Other hosts that this one has to know because of its ports and its routes here.
-    hosts: BTreeSet<Arc<str>>,
+    hosts: Arc<BTreeSet<Arc<str>>>,
     /// The external networks that something here leads to, or that lead here.
-    pub(crate) networks: BTreeSet<Arc<str>>,
+    pub(crate) networks: Arc<BTreeSet<Arc<str>>>,
 }
 
 impl Part {
-    /// What a host is told of a VPC; nothing if the VPC does not concern it. `before`: what it was told last.
+    /// What a host is told of a VPC; nothing if the VPC does not concern it. `before`: what it was told last, at a revision.
     pub(crate) fn compile(
         version: &Version,
         vpc: &str,
         (host, capabilities): (&str, Capabilities),
-        before: Option<&Self>,
+        before: Option<(u64, &Self)>,
     ) -> Option<Self> {
+        if let Some(part) = before.and_then(|(revision, before)| {
+            before.after_ports_elsewhere(version, revision, (host, capabilities))
+        }) {
+            return Some(part);
+        }
+        let before = before.map(|(_, before)| before);
         let is_own = version.is_own(vpc, host);
         let peerings: Vec<&Peering> = version.state.peerings_of(vpc).collect();
         let reach = peerings.iter().filter_map(|peering| {
@@ -92,8 +100,9 @@ impl Part {
             own: Layer::default(),
             members: BTreeMap::new(),
             hidden: Sum::default(),
-            hosts: BTreeSet::new(),
-            networks: BTreeSet::new(),
+            named: Arc::default(),
+            hosts: Arc::default(),
+            networks: Arc::default(),
         };
         let mut told = Told {
             version,
@@ -116,6 +125,44 @@ impl Part {
             part.own.extend(view.places.get(Kind::Vpc, vpc));
         }
         part.hide();
+        Some(part)
+    }
+
+    /// What a host is told after changes of ports that are all on other hosts: where those are, and the members of groups. Nothing if more may be
+    /// told otherwise.
+    fn after_ports_elsewhere(
+        &self,
+        version: &Version,
+        revision: u64,
+        (host, capabilities): (&str, Capabilities),
+    ) -> Option<Self> {
+        let vpcs: Vec<&str> = self.joined().chain([&*self.vpc]).collect();
+        if !version.only_ports_elsewhere(revision, &vpcs, host) {
+            return None;
+        }
+        let (view, before) = (version.view(&self.vpc)?, self.view.as_ref()?);
+        // What is told of subnets depends on both.
+        if view.has_ipv6 != before.has_ipv6 || view.gateways != before.gateways {
+            return None;
+        }
+        let mut part = Self {
+            view: Some(Arc::clone(view)),
+            members: BTreeMap::new(),
+            ..self.clone()
+        };
+        let mut told = Told {
+            version,
+            vpc: &self.vpc,
+            host,
+            capabilities,
+            view,
+            before: Some(&self.own),
+            peerings: version.state.peerings_of(&self.vpc).collect(),
+            part: &mut part,
+        };
+        for (id, has_rules) in &*self.named {
+            told.tell_group(id, *has_rules, true);
+        }
         Some(part)
     }
 
@@ -209,7 +256,18 @@ impl Part {
             let gateways = self.is_own.then_some(&view.gateways);
             [Some(&view.port_hosts), gateways].into_iter().flatten()
         });
-        shared.flat_map(|hosts| hosts.iter()).chain(&self.hosts)
+        shared.flat_map(|hosts| hosts.iter()).chain(&*self.hosts)
+    }
+
+    /// Whether [`Self::hosts`] are certainly those of another state.
+    pub(crate) fn has_hosts_of(&self, other: &Self) -> bool {
+        let of_view = |part: &Self| {
+            let view = part.view.as_ref()?;
+            Some((Arc::as_ptr(&view.port_hosts), Arc::as_ptr(&view.gateways)))
+        };
+        self.is_own == other.is_own
+            && of_view(self) == of_view(other)
+            && Arc::ptr_eq(&self.hosts, &other.hosts)
     }
 }
 
@@ -256,7 +314,7 @@ impl<'a> Told<'a> {
             Some(known) if known.object == object => Arc::clone(known),
             _ => Entry::new(object),
         };
-        self.part.own.insert(&entry);
+        self.tell(&entry);
     }
 
     /// Tells an object as it is in the intent.
@@ -291,7 +349,7 @@ impl<'a> Told<'a> {
     fn ports(&mut self) {
         for port in self.local_ports() {
             if !port.moved_from.is_empty() {
-                self.part.hosts.insert(Arc::from(&*port.moved_from));
+                Arc::make_mut(&mut self.part.hosts).insert(Arc::from(&*port.moved_from));
             }
             let mut groups = port.security_groups.iter();
             if groups.all(|group| self.group_id(group) == *group) {
@@ -398,30 +456,44 @@ impl<'a> Told<'a> {
                 }
             }
         }
+        let named = remotes
+            .iter()
+            .map(|id| ((*id).to_owned(), local.contains(id)));
+        self.part.named = Arc::new(named.collect());
         for id in local.union(&remotes) {
-            let Some(group) = self.group(id) else {
-                continue;
-            };
-            let members = remotes.contains(id).then(|| self.members(group));
-            let in_parts = members.as_ref().filter(|members| {
-                let most = self.capabilities.members_in_one;
-                most.is_some_and(|most| members.len() > most)
-            });
-            if let Some(members) = in_parts {
-                let parts = members.parts().clone();
-                self.part.members.insert(self.group_id(id), parts);
-            }
-            let members = members.as_ref().filter(|_| in_parts.is_none());
-            let has_rules = local.contains(id);
-            if group.vpc.is_empty() {
-                let object = self.told_group(group, has_rules, members);
-                self.put(object);
-                continue;
-            }
-            let make = || self.told_group(group, has_rules, members);
-            let key = (*id, has_rules, members.is_some());
-            let entry = self.view.group(key, make);
-            self.part.own.insert(&entry);
+            self.tell_group(id, local.contains(id), remotes.contains(id));
+        }
+    }
+
+    /// Tells a group with its rules, its members, or both.
+    fn tell_group(&mut self, id: &str, has_rules: bool, has_members: bool) {
+        let Some(group) = self.group(id) else {
+            return;
+        };
+        let members = has_members.then(|| self.members(group));
+        let in_parts = members.as_ref().filter(|members| {
+            let most = self.capabilities.members_in_one;
+            most.is_some_and(|most| members.len() > most)
+        });
+        if let Some(members) = in_parts {
+            let parts = members.parts().clone();
+            self.part.members.insert(self.group_id(id), parts);
+        }
+        let members = members.as_ref().filter(|_| in_parts.is_none());
+        let make = || self.told_group(group, has_rules, members);
+        if group.vpc.is_empty() {
+            self.put(make());
+        } else {
+            let entry = self.view.group((id, has_rules, members.is_some()), make);
+            self.tell(&entry);
+        }
+    }
+
+    /// Tells an object, unless that very one is told already.
+    fn tell(&mut self, entry: &Arc<Entry>) {
+        let known = self.part.own.get(entry.object.kind(), entry.object.id());
+        if !known.is_some_and(|known| Arc::ptr_eq(known, entry)) {
+            self.part.own.insert(entry);
         }
     }
 
@@ -484,9 +556,9 @@ impl<'a> Told<'a> {
             };
             let table = self.state().find(Kind::RouteTable, &subnet.route_table);
             if let Some(Object::RouteTable(table)) = table {
-                self.part.hosts.extend(table.hosts().map(Arc::from));
+                Arc::make_mut(&mut self.part.hosts).extend(table.hosts().map(Arc::from));
                 let networks = table.external_networks().map(Arc::from);
-                self.part.networks.extend(networks);
+                Arc::make_mut(&mut self.part.networks).extend(networks);
                 self.share(Kind::RouteTable, &table.id);
             }
             let mut seen: Subnet = self.view.told_subnet(subnet);
@@ -545,14 +617,12 @@ impl<'a> Told<'a> {
                 Object::NatGateway(nat) => &nat.external_network,
                 _ => continue,
             };
-            self.part.networks.insert(Arc::from(&**network));
+            Arc::make_mut(&mut self.part.networks).insert(Arc::from(&**network));
         }
         let own = self.state().wire_of(self.vpc);
-        self.part.networks.extend(own.map(Arc::from));
+        Arc::make_mut(&mut self.part.networks).extend(own.map(Arc::from));
         let leading = self.state().networks_that_route_to(self.vpc);
-        self.part
-            .networks
-            .extend(leading.map(|it| Arc::from(it.id())));
+        Arc::make_mut(&mut self.part.networks).extend(leading.map(|it| Arc::from(it.id())));
     }
 }
 

@@ -133,15 +133,16 @@ pub(crate) fn addresses_of<'s>(state: &'s State, port: &'s Port) -> impl Iterato
 /// The members of the groups that were asked for, by the group's id in the intent.
 pub(crate) type Known = BTreeMap<String, Members>;
 
-/// Makes them those of the state that changes lead to.
-pub(crate) fn follow(
+/// Makes them those of the state that changes lead to; the groups of which that are others.
+pub(crate) fn follow<'s>(
     known: &mut Known,
     vpc: &str,
-    (before, state): (&State, &State),
-    changes: &[Change<'_>],
-) {
+    (before, state): (&'s State, &'s State),
+    changes: &[Change<'s>],
+) -> BTreeSet<&'s str> {
+    let mut changed = BTreeSet::new();
     if known.is_empty() {
-        return;
+        return changed;
     }
     let mut ports: Vec<&str> = Vec::new();
     for object in changes.iter().flat_map(|change| [change.old, change.new]) {
@@ -182,8 +183,10 @@ pub(crate) fn follow(
             && gone != come
         {
             members.change(gone, come);
+            changed.insert(group);
         }
     }
+    changed
 }
 
 #[cfg(test)]

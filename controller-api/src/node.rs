@@ -95,8 +95,9 @@ impl NodeState {
         let mut networks_change = false;
         for vpc in vpcs {
             let old = next.part(&vpc).cloned();
-            let new =
-                Part::compile(version, &vpc, (host, capabilities), old.as_deref()).map(Arc::new);
+            let known = old.as_deref().zip(before);
+            let known = known.map(|(part, before)| (before.revision, part));
+            let new = Part::compile(version, &vpc, (host, capabilities), known).map(Arc::new);
             for part in [&old, &new].into_iter().flatten() {
                 networks_change |= !part.networks.is_empty();
             }
@@ -151,18 +152,24 @@ impl NodeState {
     ) {
         let order = |part: &Arc<Part>| (*part.vpc).cmp(vpc);
         let mut shift = BTreeMap::new();
+        let ends = old.as_ref().zip(new.as_ref());
+        let hosts_stay = ends.is_some_and(|(old, new)| new.has_hosts_of(old));
         if let Some(new) = &new {
             self.digest = self.digest.plus(new.digest());
-            new.hosts()
-                .for_each(|id| *shift.entry(id).or_insert(0) += 1);
+            if !hosts_stay {
+                new.hosts()
+                    .for_each(|id| *shift.entry(id).or_insert(0) += 1);
+            }
             self.parts.insert(Arc::clone(new), order);
         } else {
             self.parts.remove(order);
         }
         if let Some(old) = &old {
             self.digest = self.digest.minus(old.digest());
-            old.hosts()
-                .for_each(|id| *shift.entry(id).or_insert(0) -= 1);
+            if !hosts_stay {
+                old.hosts()
+                    .for_each(|id| *shift.entry(id).or_insert(0) -= 1);
+            }
         }
         for (id, by) in shift {
             if by == 0_isize || **id == *host {
@@ -189,7 +196,7 @@ impl NodeState {
     fn find_networks(&mut self, version: &Version) {
         let mut named: BTreeSet<&Arc<str>> = BTreeSet::new();
         for part in self.parts.iter() {
-            named.extend(&part.networks);
+            named.extend(&*part.networks);
         }
         let mut networks = Layer::default();
         for id in named {

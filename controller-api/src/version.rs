@@ -6,7 +6,7 @@ use std::collections::{BTreeSet, VecDeque};
 use std::sync::{Arc, OnceLock};
 
 use weft_proto::persistent::PersistentSet;
-use weft_proto::state::{Key, Kind, Object, State};
+use weft_proto::state::{Change as StateChange, Key, Kind, Object, State};
 use weft_proto::v1::{ElasticIp, Peering, Port};
 
 use crate::store::Change;
@@ -46,6 +46,27 @@ struct Touched {
     vpcs: Arc<[Arc<str>]>,
     /// Hosts that it makes.
     hosts: Arc<[Arc<str>]>,
+    /// If it is of ports alone, and no elastic IP is bound to one of them: the hosts that these are on, were on, or came from.
+    port_hosts: Option<Arc<[Arc<str>]>>,
+}
+
+/// The hosts that ports are on, were on, or came from, if changes are of ports alone, and no elastic IP is bound to one of them.
+fn hosts_of_ports(states: [&State; 2], changes: &[StateChange<'_>]) -> Option<Arc<[Arc<str>]>> {
+    let mut hosts: BTreeSet<&str> = BTreeSet::new();
+    for object in changes.iter().flat_map(|change| [change.old, change.new]) {
+        match object {
+            None => {}
+            Some(Object::Port(port)) => {
+                let mut states = states.iter();
+                if states.any(|state| state.elastic_ips_of_port(&port.id).next().is_some()) {
+                    return None;
+                }
+                hosts.extend([&*port.host, &*port.moved_from]);
+            }
+            Some(_) => return None,
+        }
+    }
+    Some(hosts.into_iter().map(Arc::from).collect())
 }
 
 /// What is known of a VPC.
@@ -220,6 +241,7 @@ impl Version {
         next.recent.push_back(Touched {
             revision: change.revision,
             vpcs: touched.iter().map(|vpc| Arc::from(*vpc)).collect(),
+            port_hosts: hosts_of_ports(states, &changes),
             hosts: changes
                 .iter()
                 .filter(|changed| changed.old.is_none())
@@ -324,6 +346,22 @@ impl Version {
                 .flat_map(|it| it.vpcs.iter().map(|vpc| &**vpc))
                 .collect(),
         )
+    }
+
+    /// Whether nothing changed after a revision in these VPCs but ports, none of which is on a host, was there, or came from there; false where that is too
+    /// long ago to tell.
+    pub(crate) fn only_ports_elsewhere(&self, revision: u64, vpcs: &[&str], host: &str) -> bool {
+        let is_known = self
+            .recent
+            .front()
+            .is_some_and(|it| it.revision <= revision + 1);
+        let newer = self.recent.iter().filter(|it| it.revision > revision);
+        let mut touching = newer.filter(|it| it.vpcs.iter().any(|vpc| vpcs.contains(&&**vpc)));
+        is_known
+            && touching.all(|it| {
+                let hosts = it.port_hosts.as_ref();
+                hosts.is_some_and(|hosts| hosts.iter().all(|other| **other != *host))
+            })
     }
 
     /// Whether a VPC, or anything in it, has changed after a revision.

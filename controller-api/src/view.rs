@@ -28,7 +28,7 @@ pub(crate) struct VpcView {
     /// Hosts to which its routes lead.
     route_hosts: HostIds,
     /// Whether packets between its hosts may go over IPv6.
-    has_ipv6: bool,
+    pub(crate) has_ipv6: bool,
     /// Security groups as hosts are told, each made when it is first asked for: with or without its rules and its own members.
     groups: Mutex<HashMap<(String, bool, bool), Arc<Entry>>>,
     /// The members of groups in this VPC, of those that were asked for.
@@ -81,8 +81,17 @@ impl VpcView {
             members: Mutex::default(),
         };
         let mut members = self.known_members().clone();
-        members::follow(&mut members, &self.id, (before, state), changes);
+        let other = members::follow(&mut members, &self.id, (before, state), changes);
         view.members = members.into();
+        let of_ports = |change: &Change<'_>| {
+            let object = change.new.or(change.old);
+            object.is_some_and(|object| object.kind() == Kind::Port)
+        };
+        if changes.iter().all(of_ports) {
+            let mut groups = self.known_groups().clone();
+            groups.retain(|(id, _, has_members), _| !*has_members || !other.contains(&**id));
+            view.groups = groups.into();
+        }
         let is_here = |object: &&Object| object.vpc() == Some(&*self.id);
         let mut hosts_move = view.gateways != self.gateways;
         for change in changes {
@@ -234,6 +243,11 @@ impl VpcView {
         members
     }
 
+    fn known_groups(&self) -> MutexGuard<'_, HashMap<(String, bool, bool), Arc<Entry>>> {
+        // Entries are whole after any panic.
+        self.groups.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn known_members(&self) -> MutexGuard<'_, Known> {
         // What is in it is put in whole.
         self.members.lock().unwrap_or_else(PoisonError::into_inner)
@@ -245,8 +259,7 @@ impl VpcView {
         (id, has_rules, has_members): (&str, bool, bool),
         make: impl FnOnce() -> Object,
     ) -> Arc<Entry> {
-        // Entries are whole after any panic.
-        let mut groups = self.groups.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut groups = self.known_groups();
         let key = (id.to_owned(), has_rules, has_members);
         let entry = groups.entry(key).or_insert_with(|| Entry::new(make()));
         Arc::clone(entry)
