@@ -56,8 +56,8 @@ pub(crate) struct Part {
     members: BTreeMap<String, Layer>,
     /// What is not told since `own` has it in another form.
     hidden: Sum,
-    /// The groups of whose members it is told, by their ids in the intent, and whether of their rules, too.
-    named: Arc<BTreeMap<String, bool>>,
+    /// The groups that are told, by their ids in the intent: with their rules, with their members, or with both.
+    groups: Arc<BTreeMap<String, (bool, bool)>>,
     /// Other hosts that this one has to know because of its ports and its routes here.
     hosts: Arc<BTreeSet<Arc<str>>>,
     /// The external networks that something here leads to, or that lead here.
@@ -73,7 +73,7 @@ impl Part {
         before: Option<(u64, &Self)>,
     ) -> Option<Self> {
         if let Some(part) = before.and_then(|(revision, before)| {
-            before.after_ports_elsewhere(version, revision, (host, capabilities))
+            before.after_small_changes(version, revision, (host, capabilities))
         }) {
             return Some(part);
         }
@@ -100,7 +100,7 @@ impl Part {
             own: Layer::default(),
             members: BTreeMap::new(),
             hidden: Sum::default(),
-            named: Arc::default(),
+            groups: Arc::default(),
             hosts: Arc::default(),
             networks: Arc::default(),
         };
@@ -128,18 +128,16 @@ impl Part {
         Some(part)
     }
 
-    /// What a host is told after changes of ports that are all on other hosts: where those are, and the members of groups. Nothing if more may be
-    /// told otherwise.
-    fn after_ports_elsewhere(
+    /// What a host is told after changes of rules and of ports that are all on other hosts: where those are, and the groups. Nothing if more may be told
+    /// otherwise.
+    fn after_small_changes(
         &self,
         version: &Version,
         revision: u64,
         (host, capabilities): (&str, Capabilities),
     ) -> Option<Self> {
         let vpcs: Vec<&str> = self.joined().chain([&*self.vpc]).collect();
-        if !version.only_ports_elsewhere(revision, &vpcs, host) {
-            return None;
-        }
+        let changed = version.only_small_changes(revision, &vpcs, host)?;
         let (view, before) = (version.view(&self.vpc)?, self.view.as_ref()?);
         // What is told of subnets depends on both.
         if view.has_ipv6 != before.has_ipv6 || view.gateways != before.gateways {
@@ -160,8 +158,10 @@ impl Part {
             peerings: version.state.peerings_of(&self.vpc).collect(),
             part: &mut part,
         };
-        for (id, has_rules) in &*self.named {
-            told.tell_group(id, *has_rules, true);
+        for (id, (has_rules, has_members)) in &*self.groups {
+            if *has_members || changed.contains(&**id) {
+                told.tell_group(id, *has_rules, *has_members);
+            }
         }
         Some(part)
     }
@@ -456,13 +456,14 @@ impl<'a> Told<'a> {
                 }
             }
         }
-        let named = remotes
-            .iter()
-            .map(|id| ((*id).to_owned(), local.contains(id)));
-        self.part.named = Arc::new(named.collect());
-        for id in local.union(&remotes) {
-            self.tell_group(id, local.contains(id), remotes.contains(id));
+        let groups = local.union(&remotes);
+        let groups: BTreeMap<String, (bool, bool)> = groups
+            .map(|id| ((*id).to_owned(), (local.contains(id), remotes.contains(id))))
+            .collect();
+        for (id, (has_rules, has_members)) in &groups {
+            self.tell_group(id, *has_rules, *has_members);
         }
+        self.part.groups = Arc::new(groups);
     }
 
     /// Tells a group with its rules, its members, or both.

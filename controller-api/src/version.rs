@@ -7,7 +7,7 @@ use std::sync::{Arc, OnceLock};
 
 use weft_proto::persistent::PersistentSet;
 use weft_proto::state::{Change as StateChange, Key, Kind, Object, State};
-use weft_proto::v1::{ElasticIp, Peering, Port};
+use weft_proto::v1::{ElasticIp, Peering, Port, SecurityGroup};
 
 use crate::store::Change;
 use crate::view::{HostIds, VpcView};
@@ -46,27 +46,53 @@ struct Touched {
     vpcs: Arc<[Arc<str>]>,
     /// Hosts that it makes.
     hosts: Arc<[Arc<str>]>,
-    /// If it is of ports alone, and no elastic IP is bound to one of them: the hosts that these are on, were on, or came from.
-    port_hosts: Option<Arc<[Arc<str>]>>,
+    small: Option<Arc<Small>>,
 }
 
-/// The hosts that ports are on, were on, or came from, if changes are of ports alone, and no elastic IP is bound to one of them.
-fn hosts_of_ports(states: [&State; 2], changes: &[StateChange<'_>]) -> Option<Arc<[Arc<str>]>> {
-    let mut hosts: BTreeSet<&str> = BTreeSet::new();
-    for object in changes.iter().flat_map(|change| [change.old, change.new]) {
-        match object {
-            None => {}
-            Some(Object::Port(port)) => {
-                let mut states = states.iter();
-                if states.any(|state| state.elastic_ips_of_port(&port.id).next().is_some()) {
-                    return None;
+/// A change of ports to which no elastic IP is bound, and of rules of groups that name no other groups or lists than before.
+#[derive(Debug, Default)]
+struct Small {
+    /// The hosts that these ports are on, were on, or came from.
+    hosts: BTreeSet<String>,
+    groups: BTreeSet<String>,
+}
+
+impl Small {
+    fn of(states: [&State; 2], changes: &[StateChange<'_>]) -> Option<Arc<Self>> {
+        let mut small = Self::default();
+        for change in changes {
+            match (change.old, change.new) {
+                (Some(Object::SecurityGroup(old)), Some(Object::SecurityGroup(new)))
+                    if (&old.vpc, &old.tenant) == (&new.vpc, &new.tenant)
+                        && named_by(old) == named_by(new) =>
+                {
+                    small.groups.insert(new.id.clone());
                 }
-                hosts.extend([&*port.host, &*port.moved_from]);
+                (old, new) => {
+                    for object in [old, new].into_iter().flatten() {
+                        let Object::Port(port) = object else {
+                            return None;
+                        };
+                        let mut states = states.iter();
+                        if states.any(|it| it.elastic_ips_of_port(&port.id).next().is_some()) {
+                            return None;
+                        }
+                        small.hosts.insert(port.host.clone());
+                        small.hosts.insert(port.moved_from.clone());
+                    }
+                }
             }
-            Some(_) => return None,
         }
+        Some(Arc::new(small))
     }
-    Some(hosts.into_iter().map(Arc::from).collect())
+}
+
+/// The groups and the prefix lists that a group's rules name.
+fn named_by(group: &SecurityGroup) -> BTreeSet<[&str; 2]> {
+    let rules = group.rules.iter();
+    rules
+        .map(|rule| [&*rule.remote_group, &*rule.remote_prefix_list])
+        .collect()
 }
 
 /// What is known of a VPC.
@@ -241,7 +267,7 @@ impl Version {
         next.recent.push_back(Touched {
             revision: change.revision,
             vpcs: touched.iter().map(|vpc| Arc::from(*vpc)).collect(),
-            port_hosts: hosts_of_ports(states, &changes),
+            small: Small::of(states, &changes),
             hosts: changes
                 .iter()
                 .filter(|changed| changed.old.is_none())
@@ -348,20 +374,29 @@ impl Version {
         )
     }
 
-    /// Whether nothing changed after a revision in these VPCs but ports, none of which is on a host, was there, or came from there; false where that is too
-    /// long ago to tell.
-    pub(crate) fn only_ports_elsewhere(&self, revision: u64, vpcs: &[&str], host: &str) -> bool {
-        let is_known = self
-            .recent
-            .front()
-            .is_some_and(|it| it.revision <= revision + 1);
+    /// The groups whose rules changed after a revision, if nothing else did in these VPCs but ports, of which none is on a host, was there, or came from
+    /// there, and if these rules name what they did; none, too, where that is too long ago to tell.
+    pub(crate) fn only_small_changes(
+        &self,
+        revision: u64,
+        vpcs: &[&str],
+        host: &str,
+    ) -> Option<BTreeSet<&str>> {
+        let oldest = self.recent.front()?.revision;
+        if oldest > revision + 1 {
+            return None;
+        }
         let newer = self.recent.iter().filter(|it| it.revision > revision);
-        let mut touching = newer.filter(|it| it.vpcs.iter().any(|vpc| vpcs.contains(&&**vpc)));
-        is_known
-            && touching.all(|it| {
-                let hosts = it.port_hosts.as_ref();
-                hosts.is_some_and(|hosts| hosts.iter().all(|other| **other != *host))
-            })
+        let touching = newer.filter(|it| it.vpcs.iter().any(|vpc| vpcs.contains(&&**vpc)));
+        let mut groups = BTreeSet::new();
+        for change in touching {
+            let small = change.small.as_ref()?;
+            if small.hosts.contains(host) {
+                return None;
+            }
+            groups.extend(small.groups.iter().map(String::as_str));
+        }
+        Some(groups)
     }
 
     /// Whether a VPC, or anything in it, has changed after a revision.

@@ -83,13 +83,21 @@ impl VpcView {
         let mut members = self.known_members().clone();
         let other = members::follow(&mut members, &self.id, (before, state), changes);
         view.members = members.into();
-        let of_ports = |change: &Change<'_>| {
-            let object = change.new.or(change.old);
-            object.is_some_and(|object| object.kind() == Kind::Port)
+        // Whether a group's rules name one of the VPC or of the tenant depends on which there are.
+        let is_small = |change: &Change<'_>| match (change.old, change.new) {
+            (Some(Object::SecurityGroup(old)), Some(Object::SecurityGroup(new))) => {
+                (&old.vpc, &old.tenant) == (&new.vpc, &new.tenant)
+            }
+            (old, new) => new.or(old).is_some_and(|it| it.kind() == Kind::Port),
         };
-        if changes.iter().all(of_ports) {
+        if changes.iter().all(is_small) {
             let mut groups = self.known_groups().clone();
             groups.retain(|(id, _, has_members), _| !*has_members || !other.contains(&**id));
+            for change in changes {
+                if let Some(Object::SecurityGroup(group)) = change.new {
+                    groups.retain(|(id, ..), _| *id != group.id);
+                }
+            }
             view.groups = groups.into();
         }
         let is_here = |object: &&Object| object.vpc() == Some(&*self.id);

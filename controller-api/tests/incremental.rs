@@ -162,15 +162,22 @@ fn edit(state: &mut State, numbers: &mut Numbers) {
             }
         }
         9 => {
-            let remote = format!("v{}/web", numbers.below(VPCS));
+            let other = match numbers.below(3) {
+                0 => numbers.below(VPCS),
+                _ => v,
+            };
+            let remote = format!("v{other}/web");
             let group = SecurityGroup {
                 id: format!("v{v}/db"),
                 vpc: format!("v{v}"),
-                rules: vec![SecurityRule {
-                    direction: "ingress".into(),
-                    remote_group: remote,
-                    ..SecurityRule::default()
-                }],
+                rules: (0..=numbers.below(2))
+                    .map(|n| SecurityRule {
+                        direction: ["ingress", "egress"][n as usize].into(),
+                        protocol: ["", "tcp", "udp"][numbers.below(3) as usize].into(),
+                        remote_group: remote.clone(),
+                        ..SecurityRule::default()
+                    })
+                    .collect(),
                 ..SecurityGroup::default()
             };
             state.insert(Object::SecurityGroup(group));
