@@ -42,7 +42,28 @@ fn put<T>(list: &mut Vec<T>, at: usize, item: T) -> Option<Vec<T>> {
     })
 }
 
+/// A list cut into lists of so many, each behind a shared pointer.
+fn cut<T>(mut list: Vec<T>, length: usize) -> Vec<Arc<Vec<T>>> {
+    let mut lists = Vec::with_capacity(list.len().div_ceil(length));
+    // From the end, so that nothing moves twice.
+    while !list.is_empty() {
+        let at = (list.len() - 1) / length * length;
+        lists.push(Arc::new(list.split_off(at)));
+    }
+    lists.reverse();
+    lists
+}
+
 impl<T: Clone> PersistentSet<T> {
+    /// The set of items that are in order already, each once. Quicker than to put them in one by one.
+    pub fn from_sorted(items: Vec<T>) -> Self {
+        // Room for a quarter more before lists are cut.
+        let most = MOST / 5 * 4;
+        let len = items.len();
+        let runs = cut(cut(items, most), most);
+        Self { runs, len }
+    }
+
     /// How many items.
     pub fn len(&self) -> usize {
         self.len
@@ -215,6 +236,21 @@ mod tests {
             }
             let from = set.iter_from(|item| item.0.cmp(&700)).copied();
             assert!(from.eq(twin.range(700..).map(|(k, v)| (*k, *v))));
+        }
+    }
+
+    #[test]
+    fn made_of_a_sorted_list_it_is_as_if_filled_one_by_one() {
+        for count in [0, 1, 101, 102, 103, 10_404, 10_405, 50_000] {
+            let mut set = PersistentSet::from_sorted((0..count).map(|n| 2 * n).collect());
+            assert_eq!(set.len(), count as usize);
+            assert!(set.iter().copied().eq((0..count).map(|n| 2 * n)));
+            for n in 0..count.min(500) {
+                assert_eq!(set.get(|item| item.cmp(&(2 * n))), Some(&(2 * n)));
+                assert_eq!(set.insert(2 * n + 1, |item| item.cmp(&(2 * n + 1))), None);
+            }
+            let wanted = (0..2 * count).filter(|n| n % 2 == 0 || *n < 1000);
+            assert!(set.iter().copied().eq(wanted));
         }
     }
 

@@ -262,6 +262,10 @@ impl PartialEq for State {
     }
 }
 
+fn by_kind(entry: &Arc<Entry>) -> (Kind, &str) {
+    (entry.object.kind(), entry.object.id())
+}
+
 /// How an object compares to a kind and an id in a VPC.
 fn by_vpc(vpc: &str, kind: Kind, id: &str) -> impl Fn(&Arc<Entry>) -> Ordering {
     move |entry| {
@@ -276,19 +280,36 @@ impl State {
     /// # Errors
     /// An object given twice.
     pub fn from_objects(objects: Objects) -> Result<Self, StateError> {
-        let mut entries: Vec<Arc<Entry>> = explode(objects).map(Entry::new).collect();
+        Self::from_list(explode(objects).collect())
+    }
+
+    /// The same of objects one by one, in any order.
+    ///
+    /// # Errors
+    /// An object given twice.
+    pub fn from_list(objects: Vec<Object>) -> Result<Self, StateError> {
+        let mut entries = Entry::of_many(objects);
         let key = |entry: &Arc<Entry>| (entry.object.kind(), entry.object.id().to_owned());
         // Most lists are in order already.
-        if !entries.is_sorted_by_key(key) {
+        if !entries.is_sorted_by(|a, b| by_kind(a).cmp(&by_kind(b)).is_le()) {
             entries.sort_by_cached_key(key);
         }
-        let mut state = Self::default();
-        for entry in &entries {
-            if let Some(twice) = state.put(entry) {
-                return Err(StateError::Duplicate(twice.object.key()));
-            }
+        let twice = entries.windows(2).find(|pair| {
+            let [a, b] = pair else { return false };
+            by_kind(a) == by_kind(b)
+        });
+        if let Some([twice, ..]) = twice {
+            return Err(StateError::Duplicate(twice.object.key()));
         }
-        Ok(state)
+        let in_vpcs = entries.iter().filter(|entry| entry.object.vpc().is_some());
+        let mut in_vpcs: Vec<Arc<Entry>> = in_vpcs.cloned().collect();
+        // In a VPC they stay in order.
+        in_vpcs.sort_by(|a, b| a.object.vpc().cmp(&b.object.vpc()));
+        Ok(Self {
+            claims: Claims::of(&entries),
+            by_vpc: PersistentSet::from_sorted(in_vpcs),
+            objects: Layer::from_sorted(entries),
+        })
     }
 
     fn put(&mut self, entry: &Arc<Entry>) -> Option<Arc<Entry>> {

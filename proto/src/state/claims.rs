@@ -1,7 +1,7 @@
 //! What objects have that others may want too, or by which they are asked for: an index of a [`State`] that follows each change of it.
 
 use std::cmp::Ordering;
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -174,7 +174,7 @@ struct Count {
 }
 
 /// What is counted.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 enum Counted {
     /// Objects in a VPC; peerings by their requester.
     InVpc(Kind),
@@ -187,7 +187,7 @@ enum Counted {
 }
 
 /// What an object counts as, where, and how often.
-fn counted(object: &Object, count: &mut impl FnMut(Counted, &str, usize)) {
+fn counted<'o>(object: &'o Object, count: &mut impl FnMut(Counted, &'o str, usize)) {
     let kind = object.kind();
     match object {
         Object::Peering(peering) => count(Counted::InVpc(kind), &peering.requester, 1),
@@ -216,7 +216,68 @@ pub(super) struct Claims {
     counts: PersistentSet<Count>,
 }
 
+/// A claim with the first of what it is ordered by, so that few comparisons have to look at the object.
+struct Sortable {
+    what: Claimed,
+    /// The first 16 bytes of the place.
+    place: u128,
+    claim: Claim,
+}
+
+impl Sortable {
+    fn of(claim: Claim) -> Self {
+        let (what, place, ..) = claim.key();
+        let mut first = [0; 16];
+        for (to, from) in first.iter_mut().zip(place.bytes()) {
+            *to = from;
+        }
+        Self {
+            what,
+            place: u128::from_be_bytes(first),
+            claim,
+        }
+    }
+
+    fn order(&self, other: &Self) -> Ordering {
+        let first = (self.what, self.place).cmp(&(other.what, other.place));
+        first.then_with(|| self.claim.key().cmp(&other.claim.key()))
+    }
+}
+
 impl Claims {
+    /// Those of so many objects. Quicker than to add one by one.
+    pub(super) fn of(entries: &[Arc<Entry>]) -> Self {
+        let mut all = Vec::with_capacity(entries.len() * 6);
+        let mut counts: HashMap<(Counted, &str), usize> = HashMap::new();
+        for of in entries {
+            claims(&of.object, &mut |what, at| {
+                let of = Arc::clone(of);
+                let at = at as u32;
+                all.push(Sortable::of(Claim { of, what, at }));
+            });
+        }
+        for of in entries {
+            counted(&of.object, &mut |what, of, more| {
+                *counts.entry((what, of)).or_default() += more;
+            });
+        }
+        let counts = counts.into_iter().filter(|(_, count)| *count != 0);
+        let mut counts: Vec<Count> = counts
+            .map(|((what, of), count)| Count {
+                what,
+                of: of.into(),
+                count,
+            })
+            .collect();
+        counts.sort_unstable_by(|a, b| (a.what, &a.of).cmp(&(b.what, &b.of)));
+        all.sort_unstable_by(Sortable::order);
+        all.dedup_by(|a, b| a.order(b).is_eq());
+        Self {
+            claims: PersistentSet::from_sorted(all.into_iter().map(|it| it.claim).collect()),
+            counts: PersistentSet::from_sorted(counts),
+        }
+    }
+
     pub(super) fn add(&mut self, of: &Arc<Entry>) {
         claims(&of.object, &mut |what, at| {
             let at = at as u32;
@@ -302,6 +363,27 @@ impl Claims {
             ((of, at) == (what, place)).then_some(named)
         };
         std::iter::successors(after(None), move |name| after(Some(name)))
+    }
+}
+
+#[cfg(test)]
+impl State {
+    /// Whether the index is the same, in every row.
+    pub(crate) fn has_the_index_of(&self, other: &Self) -> bool {
+        let counts = |state: &Self| -> Vec<(Counted, Arc<str>, usize)> {
+            let counts = state.claims.counts.iter();
+            counts
+                .map(|it| (it.what, Arc::clone(&it.of), it.count))
+                .collect()
+        };
+        let (a, b) = (&self.claims.claims, &other.claims.claims);
+        a.iter().map(Claim::key).eq(b.iter().map(Claim::key))
+            && counts(self) == counts(other)
+            && self.of_each_vpc().eq(other.of_each_vpc())
+    }
+
+    fn of_each_vpc(&self) -> impl Iterator<Item = &Object> {
+        self.by_vpc.iter().map(|entry| &entry.object)
     }
 }
 

@@ -8,6 +8,9 @@ use sha2::{Digest, Sha256};
 use super::{Change, Kind, Object};
 use crate::persistent::PersistentSet;
 
+/// So many objects are worth several threads.
+const MANY: usize = 4096;
+
 /// An object with its part of the digest.
 #[derive(Debug)]
 pub struct Entry {
@@ -18,6 +21,30 @@ pub struct Entry {
 }
 
 impl Entry {
+    /// Objects to put into sets; by several threads where they are very many.
+    pub(super) fn of_many(mut objects: Vec<Object>) -> Vec<Arc<Self>> {
+        let threads = std::thread::available_parallelism().map_or(1, usize::from);
+        if objects.len() < MANY || threads == 1 {
+            return objects.into_iter().map(Self::new).collect();
+        }
+        let each = objects.len().div_ceil(threads);
+        std::thread::scope(|scope| {
+            let mut makers = Vec::new();
+            while !objects.is_empty() {
+                let rest = objects.split_off(each.min(objects.len()));
+                let part = std::mem::replace(&mut objects, rest);
+                let make = || part.into_iter().map(Self::new).collect::<Vec<_>>();
+                makers.push(scope.spawn(make));
+            }
+            let made = makers.into_iter().flat_map(|maker| {
+                // It only panics where this thread would have.
+                let made = maker.join();
+                made.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+            });
+            made.collect()
+        })
+    }
+
     /// An object to put into sets.
     pub fn new(object: Object) -> Arc<Self> {
         let mut hash = Sha256::new();
@@ -95,6 +122,15 @@ fn by_key(kind: Kind, id: &str) -> impl Fn(&Arc<Entry>) -> Ordering {
 }
 
 impl Layer {
+    /// The entries of a list in key order, in which each key is once.
+    pub(super) fn from_sorted(entries: Vec<Arc<Entry>>) -> Self {
+        let digests = entries.iter().map(|entry| entry.digest);
+        Self {
+            digest: digests.fold(Sum::default(), Sum::plus),
+            objects: PersistentSet::from_sorted(entries),
+        }
+    }
+
     /// Adds or replaces; gives back what was there.
     pub fn insert(&mut self, entry: &Arc<Entry>) -> Option<Arc<Entry>> {
         self.digest = self.digest.plus(entry.digest);

@@ -181,6 +181,12 @@ fn violations(change: impl FnOnce(&mut Objects), scope: Scope<'_>) -> Vec<String
     change(&mut objects);
     let state = State::from_objects(objects).unwrap();
     let before = State::from_objects(good()).unwrap();
+    let mut one_by_one = State::default();
+    for object in state.iter() {
+        one_by_one.insert(object.clone());
+    }
+    assert!(one_by_one.has_the_index_of(&state), "{state:?}");
+    assert_eq!(one_by_one, state);
     let mut found = validate(&state, scope);
     if validate(&before, scope).is_empty() && found.len() < limits::VIOLATIONS {
         let line = |violation: &v1::Violation| describe(violation);
