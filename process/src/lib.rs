@@ -1,10 +1,11 @@
 //! What weft's programs share as processes: the privileges that they keep ([`privileges`]), what they tell a service manager
-//! ([`supervisor`]), the certificates that they show ([`tls`]), where they listen and connect ([`transport`]), and the services by which they
+//! ([`supervisor`]), the certificates that they show ([`tls`]), where they listen and connect ([`transport`], [`controllers`]), and the services by which they
 //! call each other ([`services`]).
 
 #![forbid(unsafe_code)]
 
 pub mod codec;
+pub mod controllers;
 pub mod privileges;
 pub mod supervisor;
 pub mod tls;
