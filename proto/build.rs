@@ -3,7 +3,8 @@
 use prost::Message;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let files = ["objects", "host", "node", "intent"].map(|name| format!("weft/v1/{name}.proto"));
+    let files =
+        ["objects", "host", "node", "intent", "store"].map(|name| format!("weft/v1/{name}.proto"));
     for file in &files {
         println!("cargo:rerun-if-changed={file}");
     }

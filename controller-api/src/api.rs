@@ -18,6 +18,7 @@ use crate::caller::{AUDIT, Caller};
 use crate::hosts::Hosts;
 use crate::intent::{ChangeError, Intent, Outcome};
 use crate::peering::PeeringError;
+use crate::version::Version;
 
 /// Objects per message of a list.
 const CHUNK: usize = 500;
@@ -25,12 +26,23 @@ const CHUNK: usize = 500;
 /// The longest error text that is sent: it travels as an HTTP/2 header, of which peers accept 16 KiB by default.
 const MAX_ERROR: usize = 8000;
 
+/// The metadata of a refusal by a controller that does not write: the address of the one that does; empty when there is none.
+pub(crate) const WRITER: &str = weft_process::controllers::WRITER;
+
 pub(crate) struct Api {
     pub(crate) intent: Arc<Intent>,
     pub(crate) hosts: Arc<Hosts>,
 }
 
 impl Api {
+    /// The newest version, those included that other controllers have stored; or the newest that is known, when the store does not answer.
+    async fn newest(&self) -> Arc<Version> {
+        if let Err(error) = self.intent.catch_up().await {
+            tracing::debug!(%error, "answers may be old");
+        }
+        self.intent.current()
+    }
+
     /// Runs a change where blocking on the disk is allowed.
     async fn change(
         &self,
@@ -95,7 +107,7 @@ impl intent_server::Intent for Api {
         let wire = request.into_inner().object.unwrap_or_default();
         let key =
             Key::from_wire(&wire).map_err(|error| Status::invalid_argument(error.to_string()))?;
-        let version = self.intent.current();
+        let version = self.newest().await;
         let object = caller
             .find(Role::Read, &version.state, &key)
             .ok_or_else(|| Status::not_found(format!("{key} does not exist")))?;
@@ -120,7 +132,7 @@ impl intent_server::Intent for Api {
                 || Status::invalid_argument(StateError::UnknownKind(kind.clone()).to_string());
             Some(Kind::from_name(&kind).ok_or_else(unknown)?)
         };
-        let version = self.intent.current();
+        let version = self.newest().await;
         let (sender, receiver) = mpsc::channel(2);
         tokio::spawn(async move {
             let wanted = |object: &&Object| {
@@ -150,7 +162,7 @@ impl intent_server::Intent for Api {
     ) -> Result<Response<HostStatusReply>, Status> {
         let caller = allowed(&request, Role::Read)?;
         caller.needs(Role::Read)?;
-        let version = self.intent.current();
+        let version = self.newest().await;
         Ok(Response::new(HostStatusReply {
             revision: version.revision,
             hosts: self.hosts.status(&version),
@@ -163,7 +175,7 @@ impl intent_server::Intent for Api {
     ) -> Result<Response<VpcStatusReply>, Status> {
         let caller = allowed(&request, Role::Read)?;
         let wanted = request.into_inner().vpc;
-        let version = self.intent.current();
+        let version = self.newest().await;
         let may_read = |vpc: &str| {
             let key = Key {
                 kind: Kind::Vpc,
@@ -228,11 +240,22 @@ fn to_status(error: &ChangeError) -> Status {
             Status::failed_precondition(text)
         }
         ChangeError::Overtaken(_) => Status::aborted(text),
+        ChangeError::NotWriter(address) => not_writer(text, address.as_deref()),
         ChangeError::Store(error) => {
             tracing::error!(%error, "a change could not be stored");
             Status::unavailable(text)
         }
     }
+}
+
+/// The answer that nothing was done, and who would do it.
+fn not_writer(text: String, address: Option<&str>) -> Status {
+    let mut status = Status::unavailable(text);
+    // An address that is no header's value is one that nobody can be sent to.
+    if let Ok(address) = address.unwrap_or_default().parse() {
+        status.metadata_mut().insert(WRITER, address);
+    }
+    status
 }
 
 /// As many whole lines as fit in an error.

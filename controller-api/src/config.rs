@@ -5,6 +5,8 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 use weft_process::tls::TlsFiles;
 
+use crate::store::{Etcd, StoreError};
+
 /// What `weft-controller --config FILE` reads.
 ///
 /// ```
@@ -19,6 +21,9 @@ use weft_process::tls::TlsFiles;
 pub struct Config {
     /// `HOST:PORT`, or `unix:/path`.
     pub listen: String,
+    /// The address that clients reach this controller at, where several share a store: `https://HOST:PORT`, `http://HOST:PORT` or
+    /// `unix:/path`. By default made of `listen`.
+    pub advertise: Option<String>,
     /// Where the intent is kept.
     pub store: StoreConfig,
     /// By what certificates callers over TCP are known; without, everybody who reaches the port may do everything.
@@ -45,6 +50,67 @@ pub enum StoreConfig {
         /// The file. It and its directory are made when they do not exist.
         path: PathBuf,
     },
+    /// etcd 3.4 or newer, which several controllers may share.
+    Etcd(EtcdConfig),
+}
+
+/// Where the intent is in etcd.
+///
+/// ```
+/// let store: weft_controller::config::StoreConfig = toml::from_str(r#"
+///     kind = "etcd"
+///     endpoints = ["http://192.0.2.1:2379", "http://192.0.2.2:2379", "http://192.0.2.3:2379"]
+/// "#).unwrap();
+/// let weft_controller::config::StoreConfig::Etcd(etcd) = store else { unreachable!() };
+/// assert_eq!(etcd.prefix, "weft/");
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EtcdConfig {
+    /// The members' client URLs: `http://HOST:PORT`, or `https://HOST:PORT` with `tls`.
+    pub endpoints: Vec<String>,
+    /// What the names of all keys begin with: 1 to 128 characters of A-Z a-z 0-9 . _ - /, the last one a slash.
+    #[serde(default = "default_prefix")]
+    pub prefix: String,
+    /// The authority of the members' certificates, and the certificate and the key that the controller shows them.
+    pub tls: Option<TlsFiles>,
+}
+
+fn default_prefix() -> String {
+    "weft/".to_owned()
+}
+
+/// Members of etcd that are named at most.
+const MAX_ENDPOINTS: usize = 16;
+/// The longest prefix of keys, in bytes.
+const MAX_PREFIX: usize = 128;
+
+impl EtcdConfig {
+    /// What rule the settings break, if any.
+    fn broken_rule(&self) -> Option<String> {
+        let count = self.endpoints.len();
+        let known = |byte: u8| byte.is_ascii_alphanumeric() || b"._-/".contains(&byte);
+        if count == 0 || count > MAX_ENDPOINTS {
+            return Some(format!(
+                "store.endpoints: {count} are given; 1 to {MAX_ENDPOINTS} are possible"
+            ));
+        }
+        let prefix = &self.prefix;
+        if !prefix.ends_with('/') || prefix.len() > MAX_PREFIX || !prefix.bytes().all(known) {
+            return Some(format!(
+                "store.prefix = '{prefix}': 1 to {MAX_PREFIX} characters of A-Z a-z 0-9 . _ - /, the last one a slash, are possible"
+            ));
+        }
+        None
+    }
+
+    /// The store that they name, which is not called yet.
+    ///
+    /// # Errors
+    /// An endpoint is no address, or the certificates cannot be used.
+    pub fn open(&self) -> Result<Etcd, StoreError> {
+        Etcd::open(&self.endpoints, &self.prefix, self.tls.as_ref())
+    }
 }
 
 /// Why a configuration file is refused.
@@ -63,6 +129,8 @@ pub enum ConfigError {
     },
     #[error("{0}: move_grace_seconds = {1} is more than {MAX_MOVE_GRACE}")]
     MoveGrace(PathBuf, u32),
+    #[error("{0}: {1}")]
+    Rule(PathBuf, String),
 }
 
 impl Config {
@@ -85,7 +153,39 @@ impl Config {
                 config.move_grace_seconds,
             ));
         }
+        if let Some(rule) = config.broken_rule() {
+            return Err(ConfigError::Rule(path.to_owned(), rule));
+        }
         Ok(config)
+    }
+
+    fn broken_rule(&self) -> Option<String> {
+        let StoreConfig::Etcd(store) = &self.store else {
+            return None;
+        };
+        store.broken_rule().or_else(|| match self.advertised() {
+            Some(_) => None,
+            None => Some(format!(
+                "listen = '{}' is no address that others reach: set advertise to one",
+                self.listen
+            )),
+        })
+    }
+
+    /// The address that clients and other controllers reach this one at; none when the configuration does not say.
+    pub fn advertised(&self) -> Option<String> {
+        if let Some(address) = &self.advertise {
+            return Some(address.clone());
+        }
+        let is_any = ["0.0.0.0:", "[::]:"];
+        if is_any.iter().any(|any| self.listen.starts_with(any)) || self.listen.ends_with(":0") {
+            return None;
+        }
+        let scheme = if self.tls.is_some() { "https" } else { "http" };
+        match self.listen.starts_with("unix:") {
+            true => Some(self.listen.clone()),
+            false => Some(format!("{scheme}://{}", self.listen)),
+        }
     }
 }
 

@@ -3,7 +3,8 @@
 //! The gRPC service calls it; the session of every attached host watches for new versions.
 
 use std::collections::BTreeSet;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
 
 use tokio::sync::watch;
 use weft_process::tls::Role;
@@ -49,6 +50,24 @@ pub enum ChangeError {
     Peering(#[from] PeeringError),
     #[error(transparent)]
     Store(Arc<StoreError>),
+    #[error("{}", elsewhere(.0.as_deref()))]
+    NotWriter(Option<String>),
+}
+
+fn elsewhere(writer: Option<&str>) -> String {
+    match writer {
+        Some(writer) => format!("this controller only reads; the one that writes is {writer}"),
+        None => "no controller writes at the moment; try again".to_owned(),
+    }
+}
+
+/// Whether a controller may change the intent.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Standing {
+    /// It may: it is the only one, or the one of several that writes.
+    Writer,
+    /// Another does, at this address if there is one now.
+    Follower(Option<String>),
 }
 
 fn list(keys: &[Key], what: &str) -> String {
@@ -90,7 +109,11 @@ pub struct Intent {
     is_good: Arc<OnceLock<bool>>,
     /// What hosts can hold, as they told.
     limits: Mutex<Arc<Limits>>,
+    standing: watch::Sender<Standing>,
 }
+
+/// How long a reader waits for what other controllers have stored.
+const CATCH_UP: Duration = Duration::from_secs(3);
 
 impl Intent {
     /// The intent that a store holds.
@@ -98,6 +121,22 @@ impl Intent {
     /// # Errors
     /// The store cannot be read.
     pub fn load(store: Box<dyn Store>) -> Result<Self, StoreError> {
+        Self::load_as(store, Standing::Writer)
+    }
+
+    /// The same, of a store that several controllers share: a follower until it becomes the writer.
+    ///
+    /// # Errors
+    /// The store cannot be read.
+    pub fn load_shared(store: Box<dyn Store>) -> Result<Self, StoreError> {
+        let intent = Self::load_as(store, Standing::Follower(None))?;
+        // What hosts told other controllers holds for no more than it says.
+        let revision = intent.current().revision;
+        intent.interest().expect(1, revision, None);
+        Ok(intent)
+    }
+
+    fn load_as(store: Box<dyn Store>, standing: Standing) -> Result<Self, StoreError> {
         let (revision, state) = store.load()?;
         let counts = Counts::of(&state);
         let version = Version::loaded(revision, state.clone());
@@ -123,6 +162,84 @@ impl Intent {
             journal: Journal::new(store, version),
             is_good,
             limits: Mutex::default(),
+            standing: watch::Sender::new(standing),
+        })
+    }
+
+    /// Whether this controller may change the intent, and notice of each change of that.
+    pub fn standing(&self) -> watch::Receiver<Standing> {
+        self.standing.subscribe()
+    }
+
+    /// Whether this controller may change the intent.
+    pub fn is_writer(&self) -> bool {
+        *self.standing.borrow() == Standing::Writer
+    }
+
+    /// Sets whether this controller may change the intent. No change is being decided when it returns.
+    pub(crate) fn set_standing(&self, standing: Standing) {
+        let _writer = self.lock_writer();
+        self.standing.send_if_modified(|present| {
+            let differs = *present != standing;
+            *present = standing;
+            differs
+        });
+    }
+
+    /// Takes up changes that another controller has stored.
+    pub(crate) fn follow(&self, changes: &[Change]) {
+        let _writer = self.lock_writer();
+        let before = self.current();
+        let mut next: Option<Version> = None;
+        for change in changes {
+            let version = next.as_ref().unwrap_or(&before);
+            let mut state = version.state.clone();
+            for key in &change.deletes {
+                state.remove(key);
+            }
+            for object in &change.upserts {
+                state.insert(object.clone());
+            }
+            next = Some(version.next(change, state));
+        }
+        if let Some(next) = next {
+            self.journal.adopt(next);
+        }
+    }
+
+    /// Takes up all that is stored, whatever was known before.
+    pub(crate) fn replace(&self, revision: u64, state: State) {
+        let _writer = self.lock_writer();
+        self.journal.adopt(Version::loaded(revision, state));
+    }
+
+    /// Waits until this controller knows what others had stored when it was asked.
+    ///
+    /// # Errors
+    /// The store does not say what that is, or it takes too long.
+    pub async fn catch_up(self: &Arc<Self>) -> Result<(), StoreError> {
+        if self.is_writer() {
+            return Ok(());
+        }
+        let intent = Arc::clone(self);
+        let newest = tokio::task::spawn_blocking(move || intent.journal.newest());
+        let newest = newest.await.unwrap_or(Err(StoreError::Closed))?;
+        let Some(newest) = newest else { return Ok(()) };
+        let mut versions = self.watch();
+        let caught_up = versions.wait_for(|version| version.revision >= newest);
+        match tokio::time::timeout(CATCH_UP, caught_up).await {
+            Ok(_) => Ok(()),
+            Err(_) => Err(StoreError::Behind(newest)),
+        }
+    }
+
+    fn lock_writer(&self) -> MutexGuard<'_, Writer> {
+        self.writer.lock().unwrap_or_else(|poisoned| {
+            // A panic while it was held decided nothing; the counters may have followed it.
+            let mut writer = poisoned.into_inner();
+            writer.revision = u64::MAX;
+            self.writer.clear_poison();
+            writer
         })
     }
 
@@ -335,13 +452,10 @@ impl Intent {
         decide: impl Fn(&Version) -> Result<(Vec<Object>, Vec<Key>), ChangeError>,
         seen: &mut Option<Ticket>,
     ) -> Result<Decided, ChangeError> {
-        let mut writer = self.writer.lock().unwrap_or_else(|poisoned| {
-            // A panic while it was held decided nothing; the counters may have followed it.
-            let mut writer = poisoned.into_inner();
-            writer.revision = u64::MAX;
-            self.writer.clear_poison();
-            writer
-        });
+        let mut writer = self.lock_writer();
+        if let Standing::Follower(address) = &*self.standing.borrow() {
+            return Err(ChangeError::NotWriter(address.clone()));
+        }
         let (version, upon) = self.journal.head();
         *seen = Some(upon.clone());
         if writer.revision != version.revision {

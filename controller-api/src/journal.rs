@@ -158,6 +158,35 @@ impl Journal {
         queue
     }
 
+    /// Takes up a version that another controller has stored, and publishes it. What was decided here and is not stored is undone. Called by one thread
+    /// at a time, while none decides.
+    pub(crate) fn adopt(&self, version: Version) {
+        let version = Arc::new(version);
+        let mut queue = self.lock();
+        while queue.is_storing {
+            let woken = self.done.wait(queue);
+            queue = woken.unwrap_or_else(PoisonError::into_inner);
+        }
+        // It may have failed before.
+        let _ = queue.run.failure.set(Arc::new(StoreError::Deposed));
+        queue.waiting.clear();
+        queue.is_storing = true;
+        queue.run = Run::from(version.revision);
+        queue.head = Arc::clone(&version);
+        drop(queue);
+        self.publish(&version);
+        self.lock().is_storing = false;
+        self.done.notify_all();
+    }
+
+    /// The newest revision that another controller may have stored; none when only this one stores.
+    ///
+    /// # Errors
+    /// The store's.
+    pub(crate) fn newest(&self) -> Result<Option<u64>, StoreError> {
+        self.store.newest()
+    }
+
     fn publish(&self, version: &Arc<Version>) {
         let before = self.published.borrow().clone();
         let concerned: Option<BTreeSet<&str>> = version.concerned(&before);
@@ -200,6 +229,24 @@ mod tests {
             ..Change::default()
         };
         journal.add(upon, change, Version::loaded(revision, State::default()))
+    }
+
+    #[test]
+    fn what_another_controller_stored_takes_the_place_of_what_waits() {
+        let journal = Journal::new(Box::new(Limited(Mutex::new(9))), Version::default());
+        let (_, start) = journal.head();
+        let first = add(&journal, &start, 1).unwrap();
+        journal.wait(&first).unwrap();
+        let lost = add(&journal, &first, 2).unwrap();
+        journal.adopt(Version::loaded(5, State::default()));
+        assert!(journal.wait(&lost).is_err());
+        journal.wait(&first).unwrap();
+        assert_eq!(journal.published().borrow().revision, 5);
+        assert!(add(&journal, &lost, 3).is_none());
+        let (head, upon) = journal.head();
+        assert_eq!(head.revision, 5);
+        let next = add(&journal, &upon, 6).unwrap();
+        journal.wait(&next).unwrap();
     }
 
     #[test]

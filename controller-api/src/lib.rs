@@ -8,6 +8,7 @@
 //!            ├─────> hosts ──> node ──> compile   (each attached host gets the newest version)
 //!            ├─────> moves               (the old host of a moved port stops forwarding after a while)
 //!            └─────> peering             (a peering is frozen or active once all hosts know)
+//! cluster ──> intent, store::etcd, hosts (several controllers: one writes, the others follow what it stores)
 //! ```
 
 #![forbid(unsafe_code)]
@@ -15,6 +16,7 @@
 mod api;
 pub mod caller;
 mod capacity;
+pub mod cluster;
 pub mod compile;
 pub mod config;
 pub mod hosts;

@@ -3,7 +3,7 @@
 #![forbid(unsafe_code)]
 
 use std::io::IsTerminal;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,7 +11,8 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
 use tokio::signal::unix::{SignalKind, signal};
-use weft_controller::config::Config;
+use weft_controller::cluster::Membership;
+use weft_controller::config::{Config, StoreConfig};
 use weft_controller::intent::Intent;
 use weft_controller::{server, store};
 use weft_process::privileges::{Capabilities, keep_only};
@@ -73,7 +74,7 @@ fn main() -> ExitCode {
     }
 }
 
-fn check(file: &std::path::Path) -> Result<()> {
+fn check(file: &Path) -> Result<()> {
     let config = Config::read(file)?;
     config.tls.clone().map(ServerTls::new).transpose()?;
     store::check(&config.store)?;
@@ -81,7 +82,7 @@ fn check(file: &std::path::Path) -> Result<()> {
     Ok(())
 }
 
-fn run(file: &std::path::Path) -> Result<()> {
+fn run(file: &Path) -> Result<()> {
     let config = Config::read(file)?;
     // Before there is a second thread.
     keep_only(Capabilities::empty()).context("cannot drop capabilities")?;
@@ -93,8 +94,7 @@ fn run(file: &std::path::Path) -> Result<()> {
 async fn serve(config: Config) -> Result<()> {
     let mut terminate = signal(SignalKind::terminate()).context("cannot handle SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot handle SIGINT")?;
-    let store = store::open(&config.store)?;
-    let intent = Arc::new(Intent::load(store).context("cannot read the store")?);
+    let (intent, membership) = load(&config).await?;
     let version = intent.current();
     let listener = Listener::bind(&config.listen).await?;
     let tls = config.tls.map(ServerTls::new).transpose()?.map(Arc::new);
@@ -110,14 +110,35 @@ async fn serve(config: Config) -> Result<()> {
     let supervisor = Supervisor::from_environment();
     supervisor.ready();
     let move_grace = Duration::from_secs(config.move_grace_seconds.into());
-    server::serve(intent, listener, tls, move_grace, async move {
+    let stop = async move {
         tokio::select! {
             _ = terminate.recv() => {}
             _ = interrupt.recv() => {}
         }
         tracing::info!("stopping");
         supervisor.stopping();
-    })
-    .await?;
+    };
+    server::serve_shared(intent, membership, listener, tls, move_grace, stop).await?;
     Ok(())
+}
+
+/// The intent in the store that the configuration names, and how it is shared, if it is.
+async fn load(config: &Config) -> Result<(Arc<Intent>, Option<Membership>)> {
+    let (membership, loaded) = match &config.store {
+        StoreConfig::Embedded { .. } => {
+            let store = store::open(&config.store)?;
+            (None, tokio::task::spawn_blocking(|| Intent::load(store)))
+        }
+        StoreConfig::Etcd(settings) => {
+            let store = Arc::new(settings.open()?);
+            let membership = Membership {
+                store: Arc::clone(&store),
+                address: config.advertised().unwrap_or_default(),
+            };
+            let load = || Intent::load_shared(Box::new(store));
+            (Some(membership), tokio::task::spawn_blocking(load))
+        }
+    };
+    let intent = loaded.await?.context("cannot read the store")?;
+    Ok((Arc::new(intent), membership))
 }

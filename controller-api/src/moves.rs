@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep_until};
 
-use crate::intent::Intent;
+use crate::intent::{Intent, Standing};
 
 /// How long to wait before a change that could not be stored is tried again.
 const RETRY: Duration = Duration::from_secs(5);
@@ -20,6 +20,7 @@ type Move = (String, String, String);
 /// Ends each move when its grace time is over. Runs until the intent is gone.
 pub async fn end_in_time(intent: Arc<Intent>, grace: Duration) {
     let mut versions = intent.watch();
+    let mut standing = intent.standing();
     let mut deadlines: HashMap<Move, Instant> = HashMap::new();
     loop {
         let version = versions.borrow_and_update().clone();
@@ -37,7 +38,9 @@ pub async fn end_in_time(intent: Arc<Intent>, grace: Duration) {
             .filter(|(_, deadline)| **deadline <= now)
             .map(|(key, _)| key.clone())
             .collect();
-        if !over.is_empty() {
+        // Each controller keeps the time; the one that writes ends the moves.
+        let is_writer = *standing.borrow_and_update() == Standing::Writer;
+        if is_writer && !over.is_empty() {
             let intent = Arc::clone(&intent);
             let count = over.len();
             let ended = tokio::task::spawn_blocking(move || intent.end_moves(&over)).await;
@@ -52,8 +55,10 @@ pub async fn end_in_time(intent: Arc<Intent>, grace: Duration) {
             continue;
         }
         let next = deadlines.values().min().copied();
+        let next = next.filter(|_| is_writer);
         tokio::select! {
             changed = versions.changed() => if changed.is_err() { return },
+            _ = standing.changed() => {}
             () = async { sleep_until(next.unwrap_or(now)).await }, if next.is_some() => {}
         }
     }

@@ -17,7 +17,7 @@ use weft_proto::state::{Key, Kind, Object, State};
 use weft_proto::v1::{Peering, PeeringAction};
 
 use crate::hosts::Hosts;
-use crate::intent::Intent;
+use crate::intent::{Intent, Standing};
 use crate::tenancy::tenant;
 use crate::version::Version;
 
@@ -191,9 +191,17 @@ fn is_on_its_way(object: &Object) -> Option<&Peering> {
 /// Ends "freezing" and "activating" when every host concerned has the change in force. Runs until the intent is gone.
 pub async fn finish(intent: Arc<Intent>, hosts: Arc<Hosts>) {
     let mut versions = intent.watch();
+    let mut standing = intent.standing();
     // The revision at which each was first seen on its way, which its hosts have to reach.
     let mut since: HashMap<Peering, u64> = HashMap::new();
     loop {
+        if *standing.borrow_and_update() != Standing::Writer {
+            since.clear();
+            if standing.changed().await.is_err() {
+                return;
+            }
+            continue;
+        }
         let version = versions.borrow_and_update().clone();
         let peerings = version.state.of_kind(Kind::Peering);
         since = peerings
@@ -219,6 +227,7 @@ pub async fn finish(intent: Arc<Intent>, hosts: Arc<Hosts>) {
         }
         tokio::select! {
             changed = versions.changed() => if changed.is_err() { return },
+            _ = standing.changed() => {}
             () = tokio::time::sleep(POLL), if !since.is_empty() => {}
         }
     }

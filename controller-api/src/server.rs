@@ -11,6 +11,7 @@ use weft_process::tls::ServerTls;
 use weft_process::transport::{self, Listener, MAX_MESSAGE, TransportError};
 
 use crate::api::Api;
+use crate::cluster::{Cluster, Membership};
 use crate::hosts::{Control, Hosts};
 use crate::intent::Intent;
 
@@ -28,7 +29,23 @@ pub async fn serve(
     move_grace: Duration,
     stop: impl Future<Output = ()>,
 ) -> Result<(), TransportError> {
+    serve_shared(intent, None, listener, tls, move_grace, stop).await
+}
+
+/// The same, as one of several controllers that share a store.
+///
+/// # Errors
+/// The transport's.
+pub async fn serve_shared(
+    intent: Arc<Intent>,
+    membership: Option<Membership>,
+    listener: Listener,
+    tls: Option<Arc<ServerTls>>,
+    move_grace: Duration,
+    stop: impl Future<Output = ()>,
+) -> Result<(), TransportError> {
     let hosts = Arc::new(Hosts::new(&intent));
+    let cluster = membership.map(|it| Cluster::join(it, &intent, &hosts));
     let (stopping, watched) = watch::channel(false);
     let moves = crate::moves::end_in_time(Arc::clone(&intent), move_grace);
     let peerings = crate::peering::finish(Arc::clone(&intent), Arc::clone(&hosts));
@@ -47,7 +64,7 @@ pub async fn serve(
         stop.await;
         stopping.send_replace(true);
     });
-    tokio::select! {
+    let result = tokio::select! {
         result = served => result,
         () = moves => Ok(()),
         () = peerings => Ok(()),
@@ -56,5 +73,10 @@ pub async fn serve(
             let _ = drained.wait_for(|stopping| *stopping).await;
             tokio::time::sleep(STOP_DEADLINE).await;
         } => Ok(()),
+    };
+    if let Some(cluster) = cluster {
+        // Waits for calls of the store.
+        let _ = tokio::task::spawn_blocking(move || cluster.leave()).await;
     }
+    result
 }

@@ -42,7 +42,7 @@ async fn attach(id: &str, host: &Arc<Host>, address: &str, directory: &Path) -> 
         capabilities: vec![],
         limits: weft_proto::v1::HostLimits::default(),
         source: Source::Controller {
-            address: address.to_owned(),
+            addresses: vec![address.to_owned()],
             tls: None,
             state_directory: directory.join(id),
         },

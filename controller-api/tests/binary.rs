@@ -4,13 +4,18 @@
 
 mod support;
 
-use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
+use support::site::{Site, StoreKind};
 use support::{DEADLINE, list, topology, until};
+use weft_process::controllers::Controllers;
 use weft_process::services::intent_client::IntentClient;
-use weft_process::transport::connect;
 use weft_proto::v1::{ApplyRequest, CreateRequest, Objects, Vpc};
+
+on_both_stores!(
+    nothing_acknowledged_is_lost_when_the_program_is_killed,
+    it_stops_cleanly_when_asked,
+);
 
 struct Program {
     child: Child,
@@ -18,14 +23,11 @@ struct Program {
 }
 
 impl Program {
-    fn start(directory: &Path) -> Self {
+    fn start(site: &Site) -> Self {
+        let directory = site.path();
         let address = format!("unix:{}", directory.join("socket").display());
         let config = directory.join("controller.toml");
-        let store = directory.join("intent.redb");
-        let text = format!(
-            "listen = '{address}'\n[store]\nkind = 'embedded'\npath = '{}'\n",
-            store.display()
-        );
+        let text = format!("listen = '{address}'\n{}", site.configuration());
         std::fs::write(&config, text).unwrap();
         let child = Command::new(env!("CARGO_BIN_EXE_weft-controller"))
             .arg("--config")
@@ -36,9 +38,10 @@ impl Program {
         Self { child, address }
     }
 
-    async fn intent(&self) -> IntentClient<tonic::transport::Channel> {
-        let channel = until(|| connect(&self.address, None), Result::is_ok).await;
-        IntentClient::new(channel.unwrap())
+    async fn intent(&self) -> IntentClient<Controllers> {
+        let addresses = || vec![self.address.clone()];
+        let connect = || Controllers::connect(addresses(), None);
+        IntentClient::new(until(connect, Result::is_ok).await.unwrap())
     }
 }
 
@@ -49,12 +52,11 @@ impl Drop for Program {
     }
 }
 
-#[tokio::test]
-async fn nothing_acknowledged_is_lost_when_the_program_is_killed() {
-    let directory = tempfile::tempdir().unwrap();
+async fn nothing_acknowledged_is_lost_when_the_program_is_killed(kind: StoreKind) {
+    let site = Site::new(kind).await;
     let mut acknowledged = topology().vpcs;
     for round in 0..3u32 {
-        let mut program = Program::start(directory.path());
+        let mut program = Program::start(&site);
         let mut client = program.intent().await;
         if round == 0 {
             let objects = Some(topology());
@@ -80,7 +82,7 @@ async fn nothing_acknowledged_is_lost_when_the_program_is_killed() {
         program.child.kill().unwrap();
         program.child.wait().unwrap();
     }
-    let program = Program::start(directory.path());
+    let program = Program::start(&site);
     let mut client = program.intent().await;
     let replies = list(&mut client, "vpc", "").await;
     assert_eq!(replies[0].revision, 61);
@@ -90,10 +92,9 @@ async fn nothing_acknowledged_is_lost_when_the_program_is_killed() {
     assert_eq!(stored, acknowledged);
 }
 
-#[tokio::test]
-async fn it_stops_cleanly_when_asked() {
-    let directory = tempfile::tempdir().unwrap();
-    let mut program = Program::start(directory.path());
+async fn it_stops_cleanly_when_asked(kind: StoreKind) {
+    let site = Site::new(kind).await;
+    let mut program = Program::start(&site);
     // A stream that would never end by itself is open.
     let mut host = support::FakeHost::attach(&program.address, "h1", 0, vec![]).await;
     let kill = Command::new("kill")
@@ -111,7 +112,7 @@ async fn it_stops_cleanly_when_asked() {
         tokio::time::sleep(std::time::Duration::from_millis(10)).await;
     };
     assert_eq!(status.code(), Some(0));
-    assert!(!directory.path().join("socket").exists());
+    assert!(!site.path().join("socket").exists());
 }
 
 #[test]

@@ -4,9 +4,18 @@
 
 mod support;
 
-use support::{Controller, key, list, topology, yaml};
+use support::site::{Site, StoreKind};
+use support::{key, list, topology, yaml};
 use tonic::Code;
 use weft_proto::v1::{ApplyRequest, CreateRequest, DeleteRequest, GetRequest, Objects, Vpc};
+
+on_both_stores!(
+    b031_create_get_list_delete_and_create_again,
+    b031_a_change_that_breaks_a_rule_leaves_nothing,
+    applying_counts_what_changes_prunes_and_can_be_tried,
+    b033_a_long_list_arrives_whole_and_at_one_revision,
+    the_same_objects_created_by_many_at_once_are_created_once,
+);
 
 fn create(objects: Objects) -> CreateRequest {
     CreateRequest {
@@ -33,10 +42,9 @@ fn get(kind: &str, id: &str) -> GetRequest {
     }
 }
 
-#[tokio::test]
-async fn b031_create_get_list_delete_and_create_again() {
-    let directory = tempfile::tempdir().unwrap();
-    let controller = Controller::start(directory.path(), "127.0.0.1:0").await;
+async fn b031_create_get_list_delete_and_create_again(kind: StoreKind) {
+    let site = Site::new(kind).await;
+    let controller = site.controller("127.0.0.1:0").await;
     let mut client = controller.intent().await;
 
     let reply = client
@@ -75,11 +83,10 @@ async fn b031_create_get_list_delete_and_create_again() {
     controller.stop().await;
 }
 
-#[tokio::test]
-async fn b031_a_change_that_breaks_a_rule_leaves_nothing() {
-    let directory = tempfile::tempdir().unwrap();
-    let listen = format!("unix:{}", directory.path().join("s").display());
-    let controller = Controller::start(directory.path(), &listen).await;
+async fn b031_a_change_that_breaks_a_rule_leaves_nothing(kind: StoreKind) {
+    let site = Site::new(kind).await;
+    let listen = format!("unix:{}", site.path().join("s").display());
+    let controller = site.controller(&listen).await;
     let mut client = controller.intent().await;
     client.create(create(topology())).await.unwrap();
 
@@ -124,10 +131,9 @@ fn topology_in_order() -> Objects {
         .to_objects()
 }
 
-#[tokio::test]
-async fn applying_counts_what_changes_prunes_and_can_be_tried() {
-    let directory = tempfile::tempdir().unwrap();
-    let controller = Controller::start(directory.path(), "127.0.0.1:0").await;
+async fn applying_counts_what_changes_prunes_and_can_be_tried(kind: StoreKind) {
+    let site = Site::new(kind).await;
+    let controller = site.controller("127.0.0.1:0").await;
     let mut client = controller.intent().await;
     client.apply(apply(topology())).await.unwrap();
     let same = client.apply(apply(topology())).await.unwrap().into_inner();
@@ -157,10 +163,9 @@ async fn applying_counts_what_changes_prunes_and_can_be_tried() {
     controller.stop().await;
 }
 
-#[tokio::test]
-async fn b033_a_long_list_arrives_whole_and_at_one_revision() {
-    let directory = tempfile::tempdir().unwrap();
-    let controller = Controller::start(directory.path(), "127.0.0.1:0").await;
+async fn b033_a_long_list_arrives_whole_and_at_one_revision(kind: StoreKind) {
+    let site = Site::new(kind).await;
+    let controller = site.controller("127.0.0.1:0").await;
     let mut client = controller.intent().await;
     let vpcs = (1..=1234).map(|vni| Vpc {
         id: format!("v{vni:05}"),
@@ -193,10 +198,9 @@ async fn b033_a_long_list_arrives_whole_and_at_one_revision() {
     controller.stop().await;
 }
 
-#[tokio::test]
-async fn the_same_objects_created_by_many_at_once_are_created_once() {
-    let directory = tempfile::tempdir().unwrap();
-    let controller = Controller::start(directory.path(), "127.0.0.1:0").await;
+async fn the_same_objects_created_by_many_at_once_are_created_once(kind: StoreKind) {
+    let site = Site::new(kind).await;
+    let controller = site.controller("127.0.0.1:0").await;
     let client = controller.intent().await;
     let mut calls = tokio::task::JoinSet::new();
     for _ in 0..8 {

@@ -231,7 +231,7 @@ async fn attach(host: &str, address: &str, files: &TlsFiles, directory: &Path) -
         capabilities: vec![],
         limits: weft_proto::v1::HostLimits::default(),
         source: Source::Controller {
-            address: address.to_owned(),
+            addresses: vec![address.to_owned()],
             tls: Some(files.clone()),
             state_directory: directory.join(host),
         },

@@ -228,7 +228,7 @@ impl Scene {
 
     async fn agent(&self) -> AgentHandle {
         let source = Source::Controller {
-            address: self.address(),
+            addresses: vec![self.address()],
             tls: None,
             state_directory: self.path("kept"),
         };

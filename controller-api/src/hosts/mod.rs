@@ -89,6 +89,8 @@ impl Entry {
 #[derive(Debug)]
 pub struct Hosts {
     entries: Mutex<HashMap<String, Entry>>,
+    /// What other controllers say of the hosts that are attached to them.
+    others: Mutex<HashMap<String, HostStatus>>,
     interest: Arc<Interest>,
     /// Who may compile: as many as there are cores, so that the threads that answer are not starved when all hosts come at once.
     compiling: Semaphore,
@@ -104,16 +106,18 @@ impl Hosts {
     pub fn new(intent: &Intent) -> Self {
         Self {
             entries: Mutex::default(),
+            others: Mutex::default(),
             interest: Arc::clone(intent.interest()),
             compiling: Semaphore::new(std::thread::available_parallelism().map_or(1, usize::from)),
             sending: Arc::new(Semaphore::new(LARGE_STATES)),
         }
     }
 
-    /// How far each host of the intent has come, and each that is attached, by id.
+    /// How far each host of the intent has come, and each that is attached, by id. Of hosts that are attached to other controllers, what those told last.
     pub fn status(&self, version: &Version) -> Vec<HostStatus> {
         let mut entries = self.lock();
         entries.retain(|id, entry| entry.lease.is_some() || version.host(id).is_some());
+        let others = self.others();
         let known = version.state.iter().map_while(|object| match object {
             Object::Host(host) => Some(host),
             _ => None,
@@ -121,7 +125,7 @@ impl Hosts {
         let mut ids: Vec<&str> = known
             .filter(|host| !host.foreign)
             .map(|host| host.id.as_str())
-            .chain(entries.keys().map(String::as_str))
+            .chain(entries.keys().chain(others.keys()).map(String::as_str))
             .collect();
         ids.sort_unstable();
         ids.dedup();
@@ -129,34 +133,62 @@ impl Hosts {
         ids.into_iter()
             .map(|id| {
                 let entry = entries.get(id).unwrap_or(&none);
-                let now = |revision: u64| match entry.lease {
-                    Some(_) if revision != 0 => {
-                        self.interest.holds_until(id, revision, version.revision)
-                    }
-                    _ => revision,
-                };
-                HostStatus {
-                    host: id.to_owned(),
-                    attached: entry.lease.is_some(),
-                    sent_revision: entry.sent_revision,
-                    acknowledged_revision: now(entry.acknowledged_revision),
-                    effect_microseconds: entry.effect_microseconds,
-                    violations: entry.violations.clone(),
-                    refused_revision: now(entry.refused_revision),
-                    held_back: entry.held_back.clone(),
-                    limits: entry.limits,
+                match others.get(id) {
+                    Some(other) if entry.lease.is_none() => other.clone(),
+                    _ => self.own_status(id, entry, version),
                 }
             })
             .collect()
     }
 
+    /// The hosts that are attached to this controller, as it tells others.
+    pub(crate) fn attached(&self, version: &Version) -> Vec<HostStatus> {
+        let entries = self.lock();
+        let attached = entries.iter().filter(|(_, entry)| entry.lease.is_some());
+        let mut all: Vec<HostStatus> = attached
+            .map(|(id, entry)| self.own_status(id, entry, version))
+            .collect();
+        all.sort_by(|a, b| a.host.cmp(&b.host));
+        all
+    }
+
+    /// Notes what other controllers say of the hosts that are attached to them.
+    pub(crate) fn set_others(&self, others: HashMap<String, HostStatus>) {
+        *self.others() = others;
+    }
+
+    fn own_status(&self, id: &str, entry: &Entry, version: &Version) -> HostStatus {
+        let now = |revision: u64| match entry.lease {
+            Some(_) if revision != 0 => self.interest.holds_until(id, revision, version.revision),
+            _ => revision,
+        };
+        HostStatus {
+            host: id.to_owned(),
+            attached: entry.lease.is_some(),
+            sent_revision: entry.sent_revision,
+            acknowledged_revision: now(entry.acknowledged_revision),
+            effect_microseconds: entry.effect_microseconds,
+            violations: entry.violations.clone(),
+            refused_revision: now(entry.refused_revision),
+            held_back: entry.held_back.clone(),
+            limits: entry.limits,
+        }
+    }
+
     /// The VPCs that stay behind, each with a host on which it does, by both.
     pub fn vpcs_held_back(&self, is_wanted: impl Fn(&str) -> bool) -> Vec<VpcHeldBack> {
-        let entries = self.lock();
-        let all = entries.iter().flat_map(|(host, entry)| {
-            let held = entry.held_back.iter();
-            held.map(move |held| (host, held))
-        });
+        let (entries, others) = (self.lock(), self.others());
+        let is_elsewhere = |host: &str| {
+            let is_here = entries.get(host).is_some_and(|it| it.lease.is_some());
+            !is_here && others.contains_key(host)
+        };
+        let here = entries.iter().filter(|(host, _)| !is_elsewhere(host));
+        let here = here.map(|(host, entry)| (host, &entry.held_back));
+        let elsewhere = others.iter().filter(|(host, _)| is_elsewhere(host));
+        let elsewhere = elsewhere.map(|(host, other)| (host, &other.held_back));
+        let all = here
+            .chain(elsewhere)
+            .flat_map(|(host, held)| held.iter().map(move |held| (host, held)));
         let mut found: Vec<VpcHeldBack> = all
             .filter_map(|(host, held)| {
                 let object = held.object.as_ref()?;
@@ -217,6 +249,11 @@ impl Hosts {
         {
             change(entry);
         }
+    }
+
+    fn others(&self) -> MutexGuard<'_, HashMap<String, HostStatus>> {
+        // Replaced whole. Always locked after the entries.
+        self.others.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<String, Entry>> {

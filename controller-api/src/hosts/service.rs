@@ -14,6 +14,7 @@ use super::Hosts;
 use super::session::Session;
 use crate::caller::Caller;
 use crate::intent::Intent;
+use crate::store::StoreError;
 
 /// How long to wait for a stream's Hello.
 const HELLO_DEADLINE: Duration = Duration::from_secs(10);
@@ -60,7 +61,7 @@ async fn run(
     caller: &Caller,
     inbound: &mut Streaming<FromHost>,
     sender: &mpsc::Sender<Result<ToHost, Status>>,
-    intent: &Intent,
+    intent: &Arc<Intent>,
     hosts: Arc<Hosts>,
 ) -> Result<(), Status> {
     let hello = hello(inbound).await?;
@@ -71,6 +72,11 @@ async fn run(
             "is not allowed to attach as this host"
         );
         return Err(refusal);
+    }
+    if hello.revision > intent.current().revision {
+        // It may come from a controller that is ahead of this one: what is older would take from it what it has.
+        let behind = |error: StoreError| Status::unavailable(error.to_string());
+        intent.catch_up().await.map_err(behind)?;
     }
     intent.set_limits(&hello.host, hello.limits);
     let id = rand::random::<u64>().max(1);

@@ -10,7 +10,7 @@ use redb::{
 };
 use weft_proto::state::{Key, Kind, Object, State};
 
-use super::{Change, Store, StoreError};
+use super::{Change, Maintenance, Store, StoreError};
 
 /// "KIND/ID" to the object's wire form; an id may hold slashes, a kind does not.
 const OBJECTS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("objects");
@@ -168,6 +168,38 @@ impl Store for Embedded {
             present if present == last.revision => Ok(()),
             _ => Err(error),
         }
+    }
+}
+
+impl Maintenance for Embedded {
+    fn replace(&self, revision: u64, state: &State) -> Result<(), StoreError> {
+        let slot = self.database();
+        let database = slot.as_ref().ok_or(StoreError::Closed)?;
+        let transaction = database.begin_write()?;
+        transaction.delete_table(OBJECTS)?;
+        {
+            let mut objects = transaction.open_table(OBJECTS)?;
+            for object in state.iter() {
+                objects.insert(name(&object.key()).as_str(), object.encode().as_slice())?;
+            }
+            let mut numbers = transaction.open_table(NUMBERS)?;
+            numbers.insert(REVISION, revision)?;
+        }
+        transaction.commit()?;
+        Ok(())
+    }
+
+    fn compact(&self) -> Result<(), StoreError> {
+        let mut slot = self.database();
+        let database = slot.as_mut().ok_or(StoreError::Closed)?;
+        // Each pass moves what the last one made room for.
+        while database.compact().map_err(redb::Error::from)? {}
+        Ok(())
+    }
+
+    fn check_unused(&self) -> Result<(), StoreError> {
+        // Else it could not have been opened.
+        Ok(())
     }
 }
 

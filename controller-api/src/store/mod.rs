@@ -1,6 +1,7 @@
 //! Persistent storage of the intent. A change is durable when `commit` returns successfully.
 
 mod embedded;
+pub mod etcd;
 
 use std::fs::{DirBuilder, File};
 use std::os::unix::fs::DirBuilderExt;
@@ -9,6 +10,7 @@ use std::path::{Path, PathBuf};
 use weft_proto::state::{Key, Object, State};
 
 pub use embedded::{Embedded, is_guarded};
+pub use etcd::Etcd;
 
 use crate::config::StoreConfig;
 
@@ -36,6 +38,35 @@ pub trait Store: Send + Sync + 'static {
     /// # Errors
     /// They could not be stored.
     fn commit(&self, changes: &[Change]) -> Result<(), StoreError>;
+
+    /// The newest revision that is stored, if another controller may have stored it; none when only this one stores.
+    ///
+    /// # Errors
+    /// The store cannot be asked.
+    fn newest(&self) -> Result<Option<u64>, StoreError> {
+        Ok(None)
+    }
+}
+
+/// What is done to a store that no controller uses, by an operator.
+pub trait Maintenance: Store {
+    /// Replaces all that is stored, whole or not at all.
+    ///
+    /// # Errors
+    /// A controller uses the store, or it cannot be stored.
+    fn replace(&self, revision: u64, state: &State) -> Result<(), StoreError>;
+
+    /// Gives back the room of what is not stored any more. A store in etcd may be in use.
+    ///
+    /// # Errors
+    /// The store does not do that.
+    fn compact(&self) -> Result<(), StoreError>;
+
+    /// Fails when a controller uses the store.
+    ///
+    /// # Errors
+    /// One does, or the store does not answer.
+    fn check_unused(&self) -> Result<(), StoreError>;
 }
 
 /// Why the intent cannot be kept or read.
@@ -64,8 +95,18 @@ pub enum StoreError {
     Overtaken(u64),
     #[error("the database has format {0}; this program reads format {1}")]
     Format(u64, u64),
-    #[error("cannot decode object '{0}' of the database")]
+    #[error("cannot decode '{0}' of the database")]
     Content(String),
+    #[error("etcd: {0}")]
+    Etcd(String),
+    #[error("another controller writes now; whether this change is stored is not known")]
+    Deposed,
+    #[error("the controller at {0} uses the store: stop all controllers first")]
+    InUse(String),
+    #[error("this controller has not read revision {0} yet, which another one has stored")]
+    Behind(u64),
+    #[error("etcd has been compacted beyond what was being read")]
+    Compacted,
 }
 
 /// Checks that the store can be there, and makes nothing: the file can be read and written, or it is missing and [`open`] will make it. A controller that runs may have the file open.
@@ -73,7 +114,10 @@ pub enum StoreError {
 /// # Errors
 /// The path is not usable.
 pub fn check(config: &StoreConfig) -> Result<(), StoreError> {
-    let StoreConfig::Embedded { path } = config;
+    let path = match config {
+        StoreConfig::Embedded { path } => path,
+        StoreConfig::Etcd(settings) => return settings.open().map(drop),
+    };
     let unusable = |reason| StoreError::Path {
         path: path.clone(),
         reason,
@@ -90,7 +134,7 @@ pub fn check(config: &StoreConfig) -> Result<(), StoreError> {
 ///
 /// # Errors
 /// It cannot be opened.
-pub fn open(config: &StoreConfig) -> Result<Box<dyn Store>, StoreError> {
+pub fn open(config: &StoreConfig) -> Result<Box<dyn Maintenance>, StoreError> {
     check(config)?;
     match config {
         StoreConfig::Embedded { path } => {
@@ -100,6 +144,7 @@ pub fn open(config: &StoreConfig) -> Result<Box<dyn Store>, StoreError> {
             })?;
             Ok(Box::new(Embedded::open(path)?))
         }
+        StoreConfig::Etcd(settings) => Ok(Box::new(settings.open()?)),
     }
 }
 

@@ -4,6 +4,8 @@
 #![allow(dead_code, unreachable_pub, clippy::unwrap_used)]
 
 pub mod authority;
+pub mod etcd;
+pub mod site;
 
 use std::future::Future;
 use std::path::Path;
@@ -12,10 +14,14 @@ use std::time::Duration;
 
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
+use tonic::body::Body;
+use tonic::client::GrpcService;
+use tonic::codegen::{Bytes, StdError};
 use tonic::transport::Channel;
-use weft_controller::intent::Intent;
+use weft_controller::cluster::Membership;
+use weft_controller::intent::{Intent, Standing};
 use weft_controller::server;
-use weft_controller::store::Embedded;
+use weft_controller::store::{Embedded, Etcd, Store};
 use weft_process::services::host_control_client::HostControlClient;
 use weft_process::services::intent_client::IntentClient;
 use weft_process::tls::{ServerTls, TlsFiles};
@@ -64,6 +70,7 @@ pub fn key(kind: &str, id: &str) -> ObjectKey {
 
 pub struct Controller {
     pub address: String,
+    pub intent: Arc<Intent>,
     stop: oneshot::Sender<()>,
     served: JoinHandle<()>,
 }
@@ -79,20 +86,50 @@ impl Controller {
         let tls = tls.map(|files| Arc::new(ServerTls::new(files).unwrap()));
         let store = Embedded::open(&directory.join("intent.redb")).unwrap();
         let intent = Arc::new(Intent::load(Box::new(store)).unwrap());
+        Self::serve(intent, None, listen, tls).await
+    }
+
+    /// One of several with a store in etcd.
+    pub async fn start_shared(store: Arc<Etcd>, listen: &str) -> Self {
+        let shared: Box<dyn Store> = Box::new(Arc::clone(&store));
+        let loaded = tokio::task::spawn_blocking(|| Intent::load_shared(shared)).await;
+        let intent = Arc::new(loaded.unwrap().unwrap());
+        Self::serve(intent, Some(store), listen, None).await
+    }
+
+    async fn serve(
+        intent: Arc<Intent>,
+        store: Option<Arc<Etcd>>,
+        listen: &str,
+        tls: Option<Arc<ServerTls>>,
+    ) -> Self {
         let listener = Listener::bind(listen).await.unwrap();
         let address = listener.address().unwrap();
+        let membership = store.map(|store| Membership {
+            store,
+            address: address.clone(),
+        });
+        let served_intent = Arc::clone(&intent);
         let (stop, stopped) = oneshot::channel();
         let served = tokio::spawn(async move {
             let stop = async { drop(stopped.await) };
-            server::serve(intent, listener, tls, MOVE_GRACE, stop)
+            server::serve_shared(served_intent, membership, listener, tls, MOVE_GRACE, stop)
                 .await
                 .unwrap();
         });
         Self {
             address,
+            intent,
             stop,
             served,
         }
+    }
+
+    /// Waits until it is the writer, or not.
+    pub async fn is_writer(&self, wanted: bool) {
+        let mut standing = self.intent.standing();
+        let stands = |it: &Standing| (*it == Standing::Writer) == wanted;
+        within(standing.wait_for(stands)).await.unwrap();
     }
 
     pub async fn intent(&self) -> IntentClient<Channel> {
@@ -113,7 +150,13 @@ pub async fn within<T>(future: impl Future<Output = T>) -> T {
 }
 
 /// Every message of a list.
-pub async fn list(client: &mut IntentClient<Channel>, kind: &str, vpc: &str) -> Vec<ListReply> {
+pub async fn list<C>(client: &mut IntentClient<C>, kind: &str, vpc: &str) -> Vec<ListReply>
+where
+    C: GrpcService<Body>,
+    C::Error: Into<StdError>,
+    C::ResponseBody: tonic::codegen::Body<Data = Bytes> + Send + 'static,
+    <C::ResponseBody as tonic::codegen::Body>::Error: Into<StdError> + Send,
+{
     let request = ListRequest {
         kind: kind.into(),
         vpc: vpc.into(),

@@ -61,8 +61,8 @@ pub struct AgentConfig {
 pub enum Source {
     /// A controller's stream.
     Controller {
-        /// `https://HOST:PORT`, `http://HOST:PORT`, `HOST:PORT` or `unix:/path`.
-        address: String,
+        /// One or more of `https://HOST:PORT`, `http://HOST:PORT`, `HOST:PORT` or `unix:/path`; any of them will do.
+        addresses: Vec<String>,
         /// The certificates that go with it, over TCP.
         tls: Option<TlsFiles>,
         /// Where the last acknowledged state is kept; made when it does not exist.
@@ -205,7 +205,7 @@ pub async fn start<A: Apply>(
             })
         }
         Source::Controller {
-            address,
+            addresses,
             tls,
             state_directory,
         } => {
@@ -215,7 +215,9 @@ pub async fn start<A: Apply>(
                 Connection::Disconnected,
             ));
             // Made again for each connection, with the certificates of that time.
-            weft_process::transport::endpoint(&address, tls.as_ref())?;
+            for address in &addresses {
+                weft_process::transport::endpoint(address, tls.as_ref())?;
+            }
             let keeper = persist::Keeper::open(&state_directory).map_err(|reason| {
                 AgentError::Directory {
                     path: state_directory,
@@ -227,7 +229,7 @@ pub async fn start<A: Apply>(
                 force: force.clone(),
                 keeper,
                 tls,
-                address,
+                addresses,
                 capabilities: config.capabilities,
                 events: queue,
             };

@@ -36,7 +36,8 @@ pub(super) async fn start_headless(force: &Arc<ActiveState>, keeper: &Keeper) {
 pub(super) struct Runner {
     pub(super) force: Arc<ActiveState>,
     pub(super) keeper: Keeper,
-    pub(super) address: String,
+    /// One at least.
+    pub(super) addresses: Vec<String>,
     pub(super) tls: Option<TlsFiles>,
     pub(super) capabilities: Vec<String>,
     pub(super) events: mpsc::Receiver<Event>,
@@ -55,12 +56,19 @@ impl Runner {
         let mut start = Start::WithWhatIsInForce;
         let mut delay = FIRST_DELAY;
         let mut said = String::new();
+        // Any will do; hosts that start together are not to choose the same.
+        let count = self.addresses.len();
+        let mut at = rand::random_range(0..count.max(1));
+        let mut failures = 0;
         loop {
             let began = Instant::now();
+            let Some(address) = self.addresses.get(at) else {
+                return;
+            };
             let attachment = Attachment {
                 force: &self.force,
                 keeper: &self.keeper,
-                address: &self.address,
+                address,
                 tls: self.tls.as_ref(),
                 capabilities: &self.capabilities,
                 events: &mut self.events,
@@ -75,7 +83,7 @@ impl Runner {
             let reason = end.reason.to_string();
             if reason != said || end.attached {
                 tracing::warn!(
-                    controller = self.address,
+                    controller = address,
                     reason,
                     "no connection to the controller; forwarding continues"
                 );
@@ -83,6 +91,12 @@ impl Runner {
             }
             start = end.next;
             if began.elapsed() > LAST_DELAY {
+                delay = FIRST_DELAY;
+            }
+            at = (at + 1) % count;
+            failures = if end.attached { 1 } else { failures + 1 };
+            if failures < count {
+                // Another may be there; the time to wait is for when none is.
                 delay = FIRST_DELAY;
             }
             // Jitter, so that a thousand hosts do not come back in one instant.

@@ -22,8 +22,8 @@ use weft_dataplane::snapshot::compile::{NAT_GATEWAYS, NETWORKS};
 pub struct Config {
     /// This host's id in the intent.
     pub host: String,
-    /// The controller: `https://HOST:PORT`, `http://HOST:PORT` or `unix:/path`. Either this or `state_file`.
-    pub controller: Option<String>,
+    /// The controller: `https://HOST:PORT`, `http://HOST:PORT` or `unix:/path`; or a list of several, of which any will do. Either this or `state_file`.
+    pub controller: Option<Addresses>,
     /// The certificates that go with `https`: this host's has to name `weft://host/` and its id.
     pub tls: Option<TlsFiles>,
     /// A file of node state (YAML), read instead of following a controller.
@@ -54,6 +54,29 @@ pub struct Config {
     /// The metadata service; absent: there is none.
     pub metadata: Option<MetadataSection>,
 }
+
+/// One address or a list of them.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(untagged)]
+pub enum Addresses {
+    /// The only one.
+    One(String),
+    /// Several.
+    Several(Vec<String>),
+}
+
+impl Addresses {
+    /// All of them.
+    pub fn all(&self) -> &[String] {
+        match self {
+            Self::One(address) => std::slice::from_ref(address),
+            Self::Several(addresses) => addresses,
+        }
+    }
+}
+
+/// Controllers that are named at most.
+const MAX_CONTROLLERS: usize = 16;
 
 /// The metadata service.
 #[derive(Debug, Clone, Deserialize)]
@@ -418,6 +441,13 @@ impl Config {
                 "controller",
                 self.controller.is_some() != self.state_file.is_some(),
                 "exactly one of controller and state_file is set",
+            ),
+            (
+                "controller",
+                self.controller
+                    .as_ref()
+                    .is_none_or(|it| (1..=MAX_CONTROLLERS).contains(&it.all().len())),
+                "names 1 to 16 addresses",
             ),
             (
                 "uplinks",

@@ -80,8 +80,8 @@ impl Signals {
 
 fn agent_config(config: &Config) -> anyhow::Result<AgentConfig> {
     let source = match (&config.controller, &config.state_file) {
-        (Some(address), _) => Source::Controller {
-            address: address.clone(),
+        (Some(addresses), _) => Source::Controller {
+            addresses: addresses.all().to_vec(),
             tls: config.tls.clone(),
             state_directory: config.state_directory.clone(),
         },

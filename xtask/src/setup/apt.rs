@@ -41,6 +41,8 @@ pub(crate) const PACKAGES: &[&str] = &[
     "xz-utils",
     // peers of the tests
     "isc-dhcp-client",
+    "etcd-client",
+    "etcd-server",
     "nftables",
     "openvswitch-switch",
     // real programs between workloads (tests/programs)
