@@ -14,6 +14,7 @@
 #![forbid(unsafe_code)]
 
 mod api;
+pub mod backup;
 pub mod caller;
 mod capacity;
 pub mod cluster;

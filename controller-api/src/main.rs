@@ -11,9 +11,11 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
 use tokio::signal::unix::{SignalKind, signal};
+use weft_controller::backup::Backup;
 use weft_controller::cluster::Membership;
 use weft_controller::config::{Config, StoreConfig};
 use weft_controller::intent::Intent;
+use weft_controller::store::Maintenance;
 use weft_controller::{server, store};
 use weft_process::privileges::{Capabilities, keep_only};
 use weft_process::supervisor::Supervisor;
@@ -42,6 +44,40 @@ enum Command {
         /// The configuration file.
         file: PathBuf,
     },
+    /// Write all that the store holds into a new file. With the embedded store the controller has to be stopped.
+    Backup {
+        /// The controller's configuration file.
+        #[arg(long, value_name = "FILE")]
+        config: PathBuf,
+        /// The file to write.
+        out: PathBuf,
+    },
+    /// Fill the store from a backup. All its controllers have to be stopped.
+    Restore {
+        /// The controller's configuration file.
+        #[arg(long, value_name = "FILE")]
+        config: PathBuf,
+        /// Replace what the store holds.
+        #[arg(long)]
+        force: bool,
+        /// The file to read.
+        file: PathBuf,
+    },
+    /// Copy all from one store to another, which is empty. The controllers of both have to be stopped.
+    Move {
+        /// The configuration file that names the store to read.
+        #[arg(long, value_name = "FILE")]
+        from: PathBuf,
+        /// The configuration file that names the store to fill.
+        #[arg(long, value_name = "FILE")]
+        to: PathBuf,
+    },
+    /// Give back the room of what the store does not hold any more. With the embedded store the controller has to be stopped.
+    Compact {
+        /// The controller's configuration file.
+        #[arg(long, value_name = "FILE")]
+        config: PathBuf,
+    },
 }
 
 fn main() -> ExitCode {
@@ -62,6 +98,17 @@ fn main() -> ExitCode {
     }));
     let result = match (arguments.config, arguments.command) {
         (_, Some(Command::Check { file })) => check(&file),
+        (_, Some(Command::Backup { config, out })) => back_up(&config, &out),
+        (
+            _,
+            Some(Command::Restore {
+                config,
+                force,
+                file,
+            }),
+        ) => restore(&config, &file, force),
+        (_, Some(Command::Move { from, to })) => move_all(&from, &to),
+        (_, Some(Command::Compact { config })) => compact(&config),
         (Some(file), None) => run(&file),
         (None, None) => Err(anyhow::anyhow!("--config FILE is missing")),
     };
@@ -80,6 +127,59 @@ fn check(file: &Path) -> Result<()> {
     store::check(&config.store)?;
     println!("{}: good; listens at {}", file.display(), config.listen);
     Ok(())
+}
+
+fn open(file: &Path) -> Result<Box<dyn Maintenance>> {
+    Ok(store::open(&Config::read(file)?.store)?)
+}
+
+/// A store that is there already.
+fn open_present(file: &Path) -> Result<Box<dyn Maintenance>> {
+    if let StoreConfig::Embedded { path } = Config::read(file)?.store {
+        std::fs::metadata(&path).with_context(|| format!("there is no {}", path.display()))?;
+    }
+    open(file)
+}
+
+fn back_up(config: &Path, out: &Path) -> Result<()> {
+    let backup = Backup::of(&*open_present(config)?)?;
+    backup.write(out)?;
+    say(&backup, backup.revision, out);
+    Ok(())
+}
+
+fn restore(config: &Path, file: &Path, force: bool) -> Result<()> {
+    // Before the store is opened, which would make an embedded one.
+    let backup = Backup::read(file)?;
+    let store = open(config)?;
+    store.check_unused()?;
+    let revision = backup.restore(&*store, force)?;
+    say(&backup, revision, config);
+    Ok(())
+}
+
+fn move_all(from: &Path, to: &Path) -> Result<()> {
+    let (source, target) = (open_present(from)?, open(to)?);
+    source.check_unused()?;
+    target.check_unused()?;
+    let backup = Backup::of(&*source)?;
+    let revision = backup.restore(&*target, false)?;
+    say(&backup, revision, to);
+    Ok(())
+}
+
+fn compact(config: &Path) -> Result<()> {
+    open_present(config)?.compact()?;
+    println!("{}: compacted", config.display());
+    Ok(())
+}
+
+fn say(backup: &Backup, revision: u64, place: &Path) {
+    let objects = backup.state.len();
+    println!(
+        "{}: {objects} objects, revision {revision}",
+        place.display()
+    );
 }
 
 fn run(file: &Path) -> Result<()> {
