@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use anyhow::Result;
 use clap::Args;
 use tonic::transport::Channel;
+use weft_process::controllers::Controllers;
 use weft_process::services::intent_client::IntentClient;
 use weft_process::services::node_client::NodeClient;
 use weft_process::tls::TlsFiles;
@@ -13,16 +14,18 @@ use weft_process::transport::{MAX_MESSAGE, connect};
 /// Addresses of the controller and of the daemon.
 #[derive(Debug, Args)]
 pub(crate) struct Targets {
-    /// Controller: https://HOST:PORT, http://HOST:PORT or unix:/path.
+    /// Controllers, separated by commas: https://HOST:PORT, http://HOST:PORT or unix:/path. The first that answers is asked; a change goes to the one that
+    /// writes.
     #[arg(
         long,
         global = true,
         help_heading = "Connection",
         env = "WEFT_CONTROLLER",
         value_name = "URL",
+        value_delimiter = ',',
         default_value = "http://127.0.0.1:7470"
     )]
-    controller: String,
+    controller: Vec<String>,
     /// Certificate authorities that the controller's certificate is checked against (PEM); for https.
     #[arg(long, global = true, help_heading = "Connection", env = "WEFT_TLS_CA", value_name = "FILE", requires_all = ["tls_certificate", "tls_key"])]
     tls_ca: Option<PathBuf>,
@@ -59,7 +62,7 @@ pub(crate) struct Targets {
 }
 
 impl Targets {
-    pub(crate) async fn intent(&self) -> Result<IntentClient<Channel>> {
+    pub(crate) async fn intent(&self) -> Result<IntentClient<Controllers>> {
         let files = (&self.tls_ca, &self.tls_certificate, &self.tls_key);
         let tls = match files {
             (Some(ca), Some(certificate), Some(key)) => Some(TlsFiles {
@@ -69,8 +72,8 @@ impl Targets {
             }),
             _ => None,
         };
-        let channel = connect(&self.controller, tls.as_ref()).await?;
-        Ok(IntentClient::new(channel).max_decoding_message_size(MAX_MESSAGE))
+        let controllers = Controllers::connect(self.controller.clone(), tls).await?;
+        Ok(IntentClient::new(controllers).max_decoding_message_size(MAX_MESSAGE))
     }
 
     pub(crate) async fn node(&self) -> Result<NodeClient<Channel>> {

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use clap::{Args, Subcommand};
-use tonic::transport::Channel;
+use weft_process::controllers::Controllers;
 use weft_process::services::intent_client::IntentClient;
 use weft_proto::state::{Kind, Object, collect, explode};
 use weft_proto::v1::{
@@ -175,7 +175,7 @@ pub(crate) fn read(path: &Path) -> Result<Objects> {
 
 /// Every object of a kind, and the revision at which they are so.
 pub(crate) async fn list(
-    client: &mut IntentClient<Channel>,
+    client: &mut IntentClient<Controllers>,
     kind: Kind,
     vpc: String,
 ) -> Result<(u64, Objects)> {
@@ -195,7 +195,7 @@ pub(crate) async fn list(
 
 /// One object, and the revision at which it is so.
 pub(crate) async fn get(
-    client: &mut IntentClient<Channel>,
+    client: &mut IntentClient<Controllers>,
     key: ObjectKey,
 ) -> Result<(u64, Object)> {
     let request = GetRequest { object: Some(key) };
