@@ -204,4 +204,27 @@ mod tests {
             assert!(toml::from_str::<Config>(text).is_err(), "{text}");
         }
     }
+    #[test]
+    fn a_store_in_etcd_names_its_members_and_where_this_controller_is_reached() {
+        let read = |text: &str| toml::from_str::<Config>(text).unwrap();
+        let etcd = "store = { kind = 'etcd', endpoints = ['http://192.0.2.1:2379'] }";
+        let good = read(&format!("listen = '192.0.2.9:7470'\n{etcd}"));
+        assert_eq!(good.broken_rule(), None);
+        assert_eq!(good.advertised().unwrap(), "http://192.0.2.9:7470");
+        let any = read(&format!("listen = '0.0.0.0:7470'\n{etcd}"));
+        assert!(any.broken_rule().unwrap().contains("advertise"));
+        let said = format!("listen = '[::]:7470'\nadvertise = 'https://c1:7470'\n{etcd}");
+        assert_eq!(read(&said).advertised().unwrap(), "https://c1:7470");
+        for (bad, field) in [
+            ("endpoints = []", "store.endpoints"),
+            ("endpoints = ['http://a'], prefix = 'weft'", "store.prefix"),
+            (
+                "endpoints = ['http://a'], prefix = 'we ft/'",
+                "store.prefix",
+            ),
+        ] {
+            let text = format!("listen = '192.0.2.9:1'\nstore = {{ kind = 'etcd', {bad} }}");
+            assert!(read(&text).broken_rule().unwrap().contains(field), "{bad}");
+        }
+    }
 }

@@ -4,7 +4,7 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 use weft_process::services::host_control_server::HostControlServer;
 use weft_process::services::intent_server::IntentServer;
 use weft_process::tls::ServerTls;
@@ -75,8 +75,13 @@ pub async fn serve_shared(
         } => Ok(()),
     };
     if let Some(cluster) = cluster {
-        // Waits for calls of the store.
-        let _ = tokio::task::spawn_blocking(move || cluster.leave()).await;
+        let (left, has_left) = oneshot::channel();
+        // Not one of the runtime's threads, which it waits for: the store may not answer.
+        std::thread::spawn(move || {
+            cluster.leave();
+            let _ = left.send(());
+        });
+        let _ = tokio::time::timeout(STOP_DEADLINE, has_left).await;
     }
     result
 }

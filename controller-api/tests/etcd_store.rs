@@ -9,6 +9,7 @@ use std::time::Instant;
 
 use prost::Message;
 use support::DEADLINE;
+use support::authority::Authority;
 use support::etcd::Members;
 use weft_controller::store::{Change, Etcd, Store, StoreError};
 use weft_proto::state::{Key, Kind, Object, State};
@@ -201,4 +202,22 @@ fn who_is_too_far_behind_is_told_to_load_all() {
     assert_eq!(store.news(17).unwrap().changes.unwrap().len(), 1);
     assert!(store.news(19).unwrap().changes.is_none(), "of another past");
     assert_eq!(store.load().unwrap().0, 18);
+}
+
+#[test]
+fn members_that_want_a_certificate_are_shown_one() {
+    let directory = tempfile::tempdir().unwrap();
+    let authority = Authority::new(directory.path(), "ours");
+    let own = authority.certify("member", &[]);
+    let client = authority.certify("controller", &[]);
+    let members = Members::start_with(1, Some([own, client]));
+    let store = writer(&members, 0);
+    store
+        .commit(&[change(1, vec![vpc("a", 1)], vec![])])
+        .unwrap();
+    assert_eq!(members.store().load().unwrap().0, 1);
+    // Of somebody whom the members do not know.
+    let stranger = Authority::new(directory.path(), "others").certify("stranger", &[]);
+    let refused = Etcd::open(&members.endpoints(), "weft/", Some(&stranger)).unwrap();
+    assert!(refused.load().is_err());
 }

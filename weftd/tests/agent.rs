@@ -227,8 +227,13 @@ impl Scene {
     }
 
     async fn agent(&self) -> AgentHandle {
+        self.agent_of(vec![self.address()]).await
+    }
+
+    /// One that may follow any of these controllers.
+    async fn agent_of(&self, addresses: Vec<String>) -> AgentHandle {
         let source = Source::Controller {
-            addresses: vec![self.address()],
+            addresses,
             tls: None,
             state_directory: self.path("kept"),
         };
@@ -289,6 +294,37 @@ async fn full_and_deltas_are_applied_and_acknowledged() {
     let status = agent.status();
     assert_eq!(status.connection, Connection::Connected);
     assert_eq!(*status.in_force.unwrap().state, two);
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn of_several_controllers_another_is_followed_when_one_ends_or_is_not_there() {
+    let scene = Scene::new();
+    let addresses = ["one", "two"].map(|name| format!("unix:{}", scene.path(name).display()));
+    let missing = format!("unix:{}", scene.path("three").display());
+    let mut one = Server::start(&addresses[0]).await;
+    let mut two = Server::start(&addresses[1]).await;
+    let all = [&addresses[..], &[missing]].concat();
+    let agent = scene.agent_of(all).await;
+    let known = state(&[("a", 1)]);
+    // It begins anywhere.
+    let first = tokio::select! {
+        peer = one.peer() => (peer, 0),
+        peer = two.peer() => (peer, 1),
+    };
+    let (mut peer, mut at) = first;
+    peer.send_full(5, &known).await;
+    peer.acknowledged(5, &known).await;
+    for _ in 0..4 {
+        let ended = std::time::Instant::now();
+        drop(peer);
+        let other = [&mut one, &mut two].into_iter().nth(1 - at).unwrap();
+        peer = within(other.peer()).await;
+        at = 1 - at;
+        assert_eq!(peer.hello.revision, 5, "it keeps what it has");
+        assert!(ended.elapsed() < Duration::from_secs(2), "without a pause");
+    }
+    assert_eq!(scene.recorder.revisions(), [5]);
     agent.stop().await;
 }
 

@@ -106,6 +106,12 @@ enum Only {
         #[arg(long, default_value_t = 100)]
         rounds: u64,
     },
+    /// Kill controllers that share a store in etcd, and members of etcd, under changes; the last line is JSON
+    Controllers {
+        /// How many are killed, one after the other
+        #[arg(long, default_value_t = 100)]
+        rounds: u64,
+    },
     /// Run real programs between workloads while weftd is killed, and replay captures of them; the last line is JSON
     Programs,
     /// Run hosts as virtual machines: real NIC drivers, systemd, bonds and VLANs as uplinks
@@ -161,6 +167,9 @@ fn main() -> ExitCode {
         Command::Test {
             only: Some(Only::Faults { rounds }),
         } => trials::faults(rounds),
+        Command::Test {
+            only: Some(Only::Controllers { rounds }),
+        } => trials::controllers(rounds),
         Command::Test {
             only: Some(Only::Programs),
         } => trials::programs(),

@@ -98,6 +98,23 @@ pub(crate) fn faults(rounds: u64) -> Result<()> {
     Ok(())
 }
 
+/// Controllers and members of etcd killed in turn under changes, so often. Prints the figures as one line of JSON.
+pub(crate) fn controllers(rounds: u64) -> Result<()> {
+    setup::setup()?;
+    let file = run::target().join("controllers.json");
+    remove(&file)?;
+    run::step(
+        "controllers",
+        run::cargo()
+            .args(["test", "--release", "--package", "weft-controller"])
+            .args(["--test", "controllers", "--", "killed"])
+            .env("WEFT_CONTROLLER_ROUNDS", rounds.to_string())
+            .env("WEFT_CONTROLLER_REPORT", &file),
+    )?;
+    println!("{{{}}}", members(&file)?);
+    Ok(())
+}
+
 /// One tenant floods for so many seconds a flood. Prints the figures as one line of JSON.
 pub(crate) fn overload(seconds: u64) -> Result<()> {
     setup::setup()?;

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 use weft_controller::store::Etcd;
+use weft_process::tls::TlsFiles;
 
 use super::DEADLINE;
 
@@ -15,6 +16,8 @@ use super::DEADLINE;
 pub struct Members {
     directory: TempDir,
     members: Vec<Member>,
+    /// The members' certificate and that of their clients, if they want one.
+    tls: Option<[TlsFiles; 2]>,
 }
 
 struct Member {
@@ -26,6 +29,11 @@ struct Member {
 impl Members {
     /// Starts so many members, and waits until they take changes.
     pub fn start(count: usize) -> Self {
+        Self::start_with(count, None)
+    }
+
+    /// The same, which show a certificate and want one.
+    pub fn start_with(count: usize, tls: Option<[TlsFiles; 2]>) -> Self {
         // Held until all are chosen, so that they differ.
         let ports: Vec<TcpListener> = (0..2 * count)
             .map(|_| TcpListener::bind("127.0.0.1:0").unwrap())
@@ -39,6 +47,7 @@ impl Members {
         let mut all = Self {
             directory: tempfile::tempdir().unwrap(),
             members: members.collect(),
+            tls,
         };
         drop(ports);
         for at in 0..count {
@@ -55,13 +64,19 @@ impl Members {
     }
 
     pub fn endpoints(&self) -> Vec<String> {
-        let url = |member: &Member| format!("http://127.0.0.1:{}", member.client);
+        let scheme = if self.tls.is_some() {
+            "https://localhost"
+        } else {
+            "http://127.0.0.1"
+        };
+        let url = |member: &Member| format!("{scheme}:{}", member.client);
         self.members.iter().map(url).collect()
     }
 
     /// A store of these members, with the prefix that controllers have by default.
     pub fn store(&self) -> Etcd {
-        Etcd::open(&self.endpoints(), "weft/", None).unwrap()
+        let own = self.tls.as_ref().map(|[_, client]| client);
+        Etcd::open(&self.endpoints(), "weft/", own).unwrap()
     }
 
     /// Kills a member.
@@ -82,18 +97,31 @@ impl Members {
             .map(|(at, member)| format!("m{at}={}", url(member.peer)))
             .collect();
         let path = self.directory.path();
+        let endpoint = self.endpoints().swap_remove(at);
+        let mut command = Command::new("etcd");
+        if let Some([own, _]) = &self.tls {
+            command
+                .arg("--client-cert-auth")
+                .arg("--trusted-ca-file")
+                .arg(&own.ca)
+                .arg("--cert-file")
+                .arg(&own.certificate)
+                .arg("--key-file")
+                .arg(&own.key);
+        }
         let log = File::options()
             .create(true)
             .append(true)
             .open(path.join(format!("m{at}.log")))
             .unwrap();
+        let listen = endpoint.replace("localhost", "127.0.0.1");
         let member = &mut self.members[at];
-        let process = Command::new("etcd")
+        let process = command
             .args(["--name", &format!("m{at}"), "--logger", "zap"])
             .arg("--data-dir")
             .arg(path.join(format!("m{at}")))
-            .args(["--listen-client-urls", &url(member.client)])
-            .args(["--advertise-client-urls", &url(member.client)])
+            .args(["--listen-client-urls", &listen])
+            .args(["--advertise-client-urls", &endpoint])
             .args(["--listen-peer-urls", &url(member.peer)])
             .args(["--initial-advertise-peer-urls", &url(member.peer)])
             .args(["--initial-cluster", &peers.join(",")])

@@ -1,7 +1,7 @@
 //! The store in etcd, which several controllers share: one writes, and all read what it has written.
 //!
 //! A commit is one entry of a log, of any size, which counts from the moment when the key `revision` says so; the rows of objects follow it
-//! in small transactions, and a reader adds to them what the log has beyond ([decision 017](../../../../docs/decisions/017-etcd.md)).
+//! in small transactions, and a reader adds to them what the log has beyond (decision 017).
 //!
 //! ```text
 //! term ──> keys, wire      (a term as the writer: fenced commits, and rows brought up to date)

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::SyncSender;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use prost::Message;
 use weft_proto::state::{Key, Object};
@@ -24,6 +24,8 @@ use crate::store::{Change, StoreError};
 const LEASE_SECONDS: i64 = 2;
 /// How often the lease is made to last its whole time again.
 const KEEP_ALIVE: Duration = Duration::from_millis(500);
+/// For how long etcd may not answer before the term counts as over: another controller may be the writer by then.
+const SILENCE: Duration = Duration::from_secs(5);
 /// Operations in one transaction; etcd takes 128.
 const OPERATIONS: usize = 100;
 /// Bytes in one transaction; etcd takes 1.5 MiB.
@@ -415,17 +417,21 @@ async fn keep_alive(
     is_lost: Arc<AtomicBool>,
     notice: SyncSender<()>,
 ) {
+    let mut heard = Instant::now();
     loop {
         tokio::time::sleep(KEEP_ALIVE).await;
-        match client.keep_alive(lease).await {
-            Ok(true) => {}
-            Ok(false) => {
+        let left = SILENCE.saturating_sub(heard.elapsed());
+        match tokio::time::timeout(left, client.keep_alive(lease)).await {
+            Ok(Ok(true)) => heard = Instant::now(),
+            Ok(Err(error)) if heard.elapsed() < SILENCE => {
+                tracing::warn!(%error, "cannot renew the writer's lease now");
+            }
+            Ok(_) | Err(_) => {
                 is_lost.store(true, Ordering::SeqCst);
                 // One that waits already says the same.
                 let _ = notice.try_send(());
                 return;
             }
-            Err(error) => tracing::warn!(%error, "cannot renew the writer's lease now"),
         }
     }
 }
