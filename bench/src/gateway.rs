@@ -579,6 +579,7 @@ fn one_more(rows: &mut Vec<Row>) -> anyhow::Result<()> {
         revision: 2,
         upserts: state.iter().cloned().collect(),
         deletes: Vec::new(),
+        ..Change::default()
     };
     let version = version.next(&all, state.clone());
     let last = VPCS * PORTS_OF_VPC - 1;
@@ -593,6 +594,7 @@ fn one_more(rows: &mut Vec<Row>) -> anyhow::Result<()> {
             revision: 3,
             upserts: vec![object],
             deletes: Vec::new(),
+            ..Change::default()
         };
         let (mut validated, mut indexed, mut compiled) = (Vec::new(), Vec::new(), Vec::new());
         let mut after = None;

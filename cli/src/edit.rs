@@ -1,12 +1,12 @@
 //! Changes within one object: a route of a table, a rule of a group or an ACL.
 //!
-//! Each is a read, a change and a conditional write, which is retried when the intent changed in between.
+//! Each is a read, a change and a conditional write, which is retried when the object changed in between.
 
 use anyhow::{Result, bail};
 use clap::Subcommand;
 use tonic::Code;
 use weft_proto::state::{Kind, Object, collect};
-use weft_proto::v1::{ApplyRequest, ChangeReply};
+use weft_proto::v1::{ApplyRequest, ChangeReply, ObjectRevision};
 
 use crate::client::Targets;
 use crate::kinds;
@@ -248,7 +248,7 @@ impl AclAction {
     }
 }
 
-/// Reads an object, changes it and writes it back; retries when the intent changed in between.
+/// Reads an object, changes it and writes it back; retries when the object changed in between.
 pub(crate) async fn edit(
     targets: &Targets,
     kind: Kind,
@@ -259,9 +259,13 @@ pub(crate) async fn edit(
     loop {
         let (revision, mut object) = get(&mut client, key(kind, id)).await?;
         change(&mut object)?;
+        let unchanged = ObjectRevision {
+            object: Some(key(kind, id)),
+            revision,
+        };
         let request = ApplyRequest {
             objects: Some(collect(std::iter::once(object))),
-            if_revision: revision,
+            if_object_revisions: vec![unchanged],
             ..ApplyRequest::default()
         };
         match client.apply(request).await {

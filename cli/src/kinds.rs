@@ -513,7 +513,8 @@ pub(crate) fn table(kind: Kind, objects: &v1::Objects) -> String {
     table.text()
 }
 
-fn headings(kind: Kind) -> &'static [&'static str] {
+/// The headings of a table of a kind.
+pub(crate) fn headings(kind: Kind) -> &'static [&'static str] {
     match kind {
         Kind::Host => &[
             "ID",
@@ -585,7 +586,8 @@ fn headings(kind: Kind) -> &'static [&'static str] {
     }
 }
 
-fn row(object: Object) -> Vec<String> {
+/// The cells of an object, under the headings of its kind.
+pub(crate) fn row(object: Object) -> Vec<String> {
     let or_dash = |text: String| {
         if text.is_empty() {
             "-".to_owned()

@@ -7,14 +7,17 @@ mod edit;
 mod external;
 mod frame;
 mod held_back;
+mod history;
 mod hosts;
 mod kinds;
+mod listing;
 mod node;
 mod objects;
 mod output;
 mod peering;
 mod rules;
 mod trace;
+mod watch;
 
 use std::process::ExitCode;
 
@@ -85,6 +88,14 @@ enum Command {
     Host(held_back::HostAction),
     /// Show how far hosts are in sync: attached, acknowledged, refused and why.
     Hosts(hosts::Hosts),
+    /// Show what changed when, and by whom; the newest first.
+    History(history::History),
+    /// Show what a change did, or what changed from one revision to another.
+    Diff(history::Diff),
+    /// Restore the objects that a change touched to what they were before it: a new change, refused when any of them has changed since.
+    Undo(history::Undo),
+    /// Follow changes of objects as they happen.
+    Watch(watch::Watch),
     /// Show the status or the state of a host's daemon.
     #[command(subcommand)]
     Node(node::NodeAction),
@@ -156,6 +167,10 @@ async fn run(arguments: Arguments) -> Result<()> {
         Command::NatGateway(action) => action.run(&targets, output).await,
         Command::Host(action) => action.run(&targets, output).await,
         Command::Hosts(hosts) => hosts.run(&targets, output).await,
+        Command::History(history) => history.run(&targets, output).await,
+        Command::Diff(diff) => diff.run(&targets, output).await,
+        Command::Undo(undo) => undo.run(&targets, output).await,
+        Command::Watch(watch) => watch.run(&targets, output).await,
         Command::Node(action) => action.run(&targets, output).await,
         Command::Session(action) => action.run(&targets, output).await,
         Command::Nat(action) => action.run(&targets, output).await,

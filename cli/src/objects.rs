@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use clap::{Args, Subcommand};
+use tonic::Streaming;
 use weft_process::controllers::Controllers;
 use weft_process::services::intent_client::IntentClient;
 use weft_proto::state::{Kind, Object, collect, explode};
@@ -15,8 +16,9 @@ use weft_proto::v1::{
 
 use crate::Usage;
 use crate::client::Targets;
-use crate::kinds::{self, Flags};
-use crate::output::{Format, brief, show};
+use crate::kinds::Flags;
+use crate::listing::Printer;
+use crate::output::{Format, brief, print, show};
 
 /// Flags of `apply`.
 #[derive(Debug, Args)]
@@ -38,7 +40,7 @@ impl Apply {
             objects: Some(read(&self.file)?),
             prune: self.prune,
             dry_run: self.dry_run,
-            if_revision: 0,
+            ..ApplyRequest::default()
         };
         let mut client = targets.intent().await?;
         let reply = client.apply(request).await?.into_inner();
@@ -54,6 +56,9 @@ pub(crate) enum Action<F: Flags> {
         /// Only objects of this VPC.
         #[arg(long, default_value = "", hide_default_value = true)]
         vpc: String,
+        /// Add a column with the revision at which each object last changed.
+        #[arg(long)]
+        revisions: bool,
     },
     /// Show one object with all fields.
     Show {
@@ -94,19 +99,23 @@ impl<F: Flags> Action<F> {
 
     pub(crate) async fn run(self, targets: &Targets, format: Format) -> Result<()> {
         match self {
-            Self::List { vpc } => {
+            Self::List { vpc, revisions } => {
                 let mut client = targets.intent().await?;
-                let (_, objects) = list(&mut client, F::KIND, vpc).await?;
-                show(format, &brief(&objects)?, || {
-                    kinds::table(F::KIND, &objects)
-                })
+                let mut stream = listing(&mut client, F::KIND, vpc).await?;
+                let mut printer = Printer::new(F::KIND, format, revisions);
+                while let Some(reply) = stream.message().await? {
+                    let objects = explode(reply.objects.unwrap_or_default());
+                    printer.print(objects.zip(reply.object_revisions))?;
+                }
+                printer.end()
             }
             Self::Show { id } => {
                 let mut client = targets.intent().await?;
-                let (_, object) = get(&mut client, key(F::KIND, &id)).await?;
+                let (revision, object) = get(&mut client, key(F::KIND, &id)).await?;
                 let objects = brief(&collect(std::iter::once(object)))?;
                 // One object has room for all its fields.
                 let format = if format == Format::Table {
+                    print(&format!("# last changed at revision {revision}\n"))?;
                     Format::Yaml
                 } else {
                     format
@@ -173,17 +182,27 @@ pub(crate) fn read(path: &Path) -> Result<Objects> {
     serde_yaml_ng::from_str(&text).with_context(|| path.display().to_string())
 }
 
+/// Every object of a kind, part by part.
+async fn listing(
+    client: &mut IntentClient<Controllers>,
+    kind: Kind,
+    vpc: String,
+) -> Result<Streaming<ListReply>> {
+    let request = ListRequest {
+        kind: kind.name().to_owned(),
+        vpc,
+        ..ListRequest::default()
+    };
+    Ok(client.list(request).await?.into_inner())
+}
+
 /// Every object of a kind, and the revision at which they are so.
 pub(crate) async fn list(
     client: &mut IntentClient<Controllers>,
     kind: Kind,
     vpc: String,
 ) -> Result<(u64, Objects)> {
-    let request = ListRequest {
-        kind: kind.name().to_owned(),
-        vpc,
-    };
-    let mut stream = client.list(request).await?.into_inner();
+    let mut stream = listing(client, kind, vpc).await?;
     let mut revision = 0;
     let mut all = Vec::new();
     while let Some(reply) = stream.message().await? {
@@ -193,15 +212,20 @@ pub(crate) async fn list(
     Ok((revision, collect(all.into_iter())))
 }
 
-/// One object, and the revision at which it is so.
+/// One object, and the revision at which it came to be so.
 pub(crate) async fn get(
     client: &mut IntentClient<Controllers>,
     key: ObjectKey,
 ) -> Result<(u64, Object)> {
     let request = GetRequest { object: Some(key) };
-    let ListReply { revision, objects } = client.get(request).await?.into_inner();
-    let object = explode(objects.unwrap_or_default()).next();
-    Ok((revision, object.context("the controller sent no object")?))
+    let reply = client.get(request).await?.into_inner();
+    let object = explode(reply.objects.unwrap_or_default()).next();
+    let revision = reply.object_revisions.first().copied();
+    Ok((
+        revision
+            .context("the controller tells no revision of objects: it is older than weftctl")?,
+        object.context("the controller sent no object")?,
+    ))
 }
 
 pub(crate) fn say_change(format: Format, reply: &ChangeReply) -> Result<()> {

@@ -34,26 +34,31 @@ impl Table {
         self.rows.push(cells.into_iter().collect());
     }
 
-    pub(crate) fn text(&self) -> String {
+    /// How wide each column is.
+    pub(crate) fn widths(&self) -> Vec<usize> {
         let columns = self.rows.iter().map(Vec::len).max().unwrap_or(0);
         let width = |column: usize| {
             let cells = self.rows.iter().filter_map(|row| row.get(column));
             cells.map(|cell| cell.chars().count()).max().unwrap_or(0)
         };
-        let widths: Vec<_> = (0..columns).map(width).collect();
-        let mut text = String::new();
-        for row in &self.rows {
-            let cells = row.iter().zip(&widths);
-            // A width in a format is 65535 at most, and lists can be longer than that.
-            let pad = |(cell, width): (&String, &usize)| {
-                let missing = width - cell.chars().count();
-                format!("{cell}{}", " ".repeat(missing))
-            };
-            let line: Vec<_> = cells.map(pad).collect();
-            text.push_str(line.join("  ").trim_end());
-            text.push('\n');
-        }
-        text
+        (0..columns).map(width).collect()
+    }
+
+    /// A row in columns of these widths. A cell that is wider is printed whole.
+    pub(crate) fn line(row: &[String], widths: &[usize]) -> String {
+        // A width in a format is 65535 at most, and lists can be longer than that.
+        let pad = |(cell, width): (&String, &usize)| {
+            let missing = width.saturating_sub(cell.chars().count());
+            format!("{cell}{}", " ".repeat(missing))
+        };
+        let cells: Vec<_> = row.iter().zip(widths).map(pad).collect();
+        cells.join("  ").trim_end().to_owned()
+    }
+
+    pub(crate) fn text(&self) -> String {
+        let widths = self.widths();
+        let lines = self.rows.iter().map(|row| Self::line(row, &widths) + "\n");
+        lines.collect()
     }
 }
 
@@ -83,6 +88,76 @@ pub(crate) fn brief(objects: &impl Serialize) -> Result<Value> {
     let mut value = serde_json::to_value(objects)?;
     prune(&mut value);
     Ok(value)
+}
+
+/// The fields in which an object differs from how it was, a line each; of a list, the items that went and came.
+pub(crate) fn difference(before: &Value, after: &Value) -> Result<String> {
+    let mut lines = String::new();
+    differ("", before, after, &mut lines)?;
+    Ok(lines)
+}
+
+fn differ(path: &str, before: &Value, after: &Value, lines: &mut String) -> Result<()> {
+    if before == after {
+        return Ok(());
+    }
+    let text = |value: &Value| match value {
+        Value::String(text) => Ok(text.clone()),
+        Value::Null => Ok("-".to_owned()),
+        other => serde_json::to_string(other),
+    };
+    match (before, after) {
+        (Value::Object(old), Value::Object(new)) => {
+            let names: std::collections::BTreeSet<&String> = old.keys().chain(new.keys()).collect();
+            for name in names {
+                let path = if path.is_empty() {
+                    name.clone()
+                } else {
+                    format!("{path}.{name}")
+                };
+                let field = |fields: &serde_json::Map<String, Value>| {
+                    fields.get(name).cloned().unwrap_or_default()
+                };
+                differ(&path, &field(old), &field(new), lines)?;
+            }
+        }
+        (Value::Array(_) | Value::Null, Value::Array(_) | Value::Null) => {
+            let none = Vec::new();
+            let [old, new] = [before, after].map(|list| list.as_array().unwrap_or(&none));
+            let gone = only_in(old, new);
+            let come = only_in(new, old);
+            if gone.is_empty() && come.is_empty() {
+                lines.push_str(&format!("  {path}: in another order\n"));
+            }
+            for (sign, items) in [('-', gone), ('+', come)] {
+                for item in items {
+                    lines.push_str(&format!("{sign} {path}: {}\n", text(item)?));
+                }
+            }
+        }
+        _ => lines.push_str(&format!(
+            "  {path}: {} -> {}\n",
+            text(before)?,
+            text(after)?
+        )),
+    }
+    Ok(())
+}
+
+/// The items of a list that another does not have, each as often as it has more of it.
+fn only_in<'a>(list: &'a [Value], other: &[Value]) -> Vec<&'a Value> {
+    let mut counts: std::collections::HashMap<String, usize> = std::collections::HashMap::new();
+    for item in other {
+        *counts.entry(item.to_string()).or_default() += 1;
+    }
+    let is_left = |item: &&Value| match counts.get_mut(&item.to_string()) {
+        Some(count) if *count > 0 => {
+            *count -= 1;
+            false
+        }
+        _ => true,
+    };
+    list.iter().filter(is_left).collect()
 }
 
 fn prune(value: &mut Value) {
@@ -120,6 +195,24 @@ mod tests {
         let mut table = Table::new(&["LIST", "ID"]);
         table.row([long.clone(), "a".into()]);
         assert!(table.text().ends_with(&format!("{long}  a\n")));
+    }
+
+    #[test]
+    fn a_difference_names_fields_and_the_items_of_lists() {
+        let before = serde_json::json!({
+            "id": "a", "host": "h1", "addresses": ["10.0.0.1", "10.0.0.2"], "order": [1, 2],
+            "device": {"name": "x", "kind": "tap"}, "rules": [{"number": 1}]
+        });
+        let after = serde_json::json!({
+            "id": "a", "hostname": "w", "addresses": ["10.0.0.2", "10.0.0.3"], "order": [2, 1],
+            "device": {"name": "y", "kind": "tap"}
+        });
+        assert_eq!(
+            difference(&before, &after).unwrap(),
+            "- addresses: 10.0.0.1\n+ addresses: 10.0.0.3\n  device.name: x -> y\n  host: h1 -> -\n  \
+             hostname: - -> w\n  order: in another order\n- rules: {\"number\":1}\n"
+        );
+        assert_eq!(difference(&before, &before).unwrap(), "");
     }
 
     #[test]

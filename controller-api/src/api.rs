@@ -2,23 +2,27 @@
 
 use std::sync::Arc;
 
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 use weft_process::services::intent_server;
 use weft_process::tls::Role;
-use weft_proto::state::{Key, Kind, Object, State, StateError, collect};
+use weft_proto::state::{Entry, Key, Kind, Object, State, collect};
 use weft_proto::v1::{
     ApplyRequest, ChangePeeringRequest, ChangeReply, CreateRequest, DeleteRequest, GetRequest,
-    HostStatusReply, ListHostStatusRequest, ListReply, ListRequest, ListVpcStatusRequest,
-    Violation, VpcStatusReply,
+    HistoryReply, HistoryRequest, HostStatusReply, ListHostStatusRequest, ListReply, ListRequest,
+    ListVpcStatusRequest, UndoRequest, Violation, VpcStatusReply, WatchRequest,
 };
 
 use crate::caller::{AUDIT, Caller};
+use crate::history::{self, Filter, UndoError};
 use crate::hosts::Hosts;
 use crate::intent::{ChangeError, Intent, Outcome};
+use crate::pages::{Pages, Token};
 use crate::peering::PeeringError;
+use crate::store::StoreError;
 use crate::version::Version;
+use crate::watch::{Events, Watched};
 
 /// Objects per message of a list.
 const CHUNK: usize = 500;
@@ -32,9 +36,36 @@ pub(crate) const WRITER: &str = weft_process::controllers::WRITER;
 pub(crate) struct Api {
     pub(crate) intent: Arc<Intent>,
     pub(crate) hosts: Arc<Hosts>,
+    watched: Watched,
+    pages: Arc<Pages>,
+    /// Who may read the history: what is kept is read for each, and nothing is stored meanwhile.
+    reading: Arc<Semaphore>,
 }
 
+/// Calls that read the history at a time.
+const READING: usize = 2;
+
 impl Api {
+    pub(crate) fn new(
+        intent: Arc<Intent>,
+        hosts: Arc<Hosts>,
+        stopping: watch::Receiver<bool>,
+    ) -> Self {
+        let reading = Arc::new(Semaphore::new(READING));
+        Self {
+            watched: Watched {
+                intent: Arc::clone(&intent),
+                watches: Arc::default(),
+                reading: Arc::clone(&reading),
+                stopping,
+            },
+            pages: Arc::default(),
+            intent,
+            hosts,
+            reading,
+        }
+    }
+
     /// The newest version, those included that other controllers have stored; or the newest that is known, when the store does not answer.
     async fn newest(&self) -> Arc<Version> {
         if let Err(error) = self.intent.catch_up().await {
@@ -111,9 +142,12 @@ impl intent_server::Intent for Api {
         let object = caller
             .find(Role::Read, &version.state, &key)
             .ok_or_else(|| Status::not_found(format!("{key} does not exist")))?;
+        let entry = version.state.entry(key.kind, &key.id);
         Ok(Response::new(ListReply {
             revision: version.revision,
             objects: Some(collect(std::iter::once(caller.shown(object)))),
+            object_revisions: entry.map(|entry| entry.revision).into_iter().collect(),
+            ..ListReply::default()
         }))
     }
 
@@ -124,36 +158,134 @@ impl intent_server::Intent for Api {
         request: Request<ListRequest>,
     ) -> Result<Response<Self::ListStream>, Status> {
         let caller = allowed(&request, Role::Read)?;
-        let ListRequest { kind, vpc } = request.into_inner();
-        let kind = if kind.is_empty() {
-            None
+        let ListRequest {
+            kind: name,
+            vpc,
+            page_size,
+            page_token,
+        } = request.into_inner();
+        let filter = Filter::new(&name, String::new(), vpc.clone())
+            .map_err(|error| Status::invalid_argument(error.to_string()))?;
+        let (version, after) = if page_token.is_empty() {
+            (self.newest().await, None)
         } else {
-            let unknown =
-                || Status::invalid_argument(StateError::UnknownKind(kind.clone()).to_string());
-            Some(Kind::from_name(&kind).ok_or_else(unknown)?)
+            let token = Token::parse(&page_token, &name, &vpc).ok_or_else(|| {
+                Status::invalid_argument("page_token: is of no page of this list")
+            })?;
+            let current = self.intent.current();
+            let version = if current.revision == token.revision {
+                current
+            } else {
+                self.pages
+                    .find(&caller.name, token.revision)
+                    .ok_or_else(|| {
+                        let revision = token.revision;
+                        Status::aborted(format!(
+                            "revision {revision} is not kept any more: list again"
+                        ))
+                    })?
+            };
+            (version, Some(token.last))
         };
-        let version = self.newest().await;
+        let pages = Arc::clone(&self.pages);
         let (sender, receiver) = mpsc::channel(2);
         tokio::spawn(async move {
-            let wanted = |object: &&Object| {
-                kind.is_none_or(|kind| kind == object.kind())
-                    && (vpc.is_empty() || is_in(&version.state, object, &vpc))
+            let wanted = |entry: &&Arc<Entry>| {
+                let object = &entry.object;
+                (vpc.is_empty() || is_in(&version.state, object, &vpc))
                     && caller.may(Role::Read, &version.state, object)
             };
-            let shown = |object: &Object| caller.shown(object);
-            let mut objects = version.state.iter().filter(wanted).map(shown).peekable();
+            let first = (filter.kind.unwrap_or(Kind::ALL[0]), String::new());
+            let (kind, id) = after.as_ref().unwrap_or(&first);
+            let is_after = |entry: &&Arc<Entry>| {
+                after.is_none() || (entry.object.kind(), entry.object.id()) != (*kind, id)
+            };
+            let of_kind = |entry: &&Arc<Entry>| filter.has_kind(entry.object.kind());
+            let entries = version.state.entries_from(*kind, id).filter(is_after);
+            let mut entries = entries.take_while(of_kind).filter(wanted).peekable();
+            let mut left = match page_size {
+                0 => usize::MAX,
+                size => usize::try_from(size).unwrap_or(usize::MAX),
+            };
             // One message at least, so that the revision is told also when there is nothing.
             loop {
+                let mut object_revisions = Vec::new();
+                let mut last = None;
+                let objects = entries.by_ref().take(left.min(CHUNK)).map(|entry| {
+                    object_revisions.push(entry.revision);
+                    last = Some(&entry.object);
+                    caller.shown(&entry.object)
+                });
+                let objects = Some(collect(objects));
+                left -= object_revisions.len();
+                let is_last = entries.peek().is_none();
+                let next = last.filter(|_| left == 0 && !is_last).map(|last| {
+                    pages.keep(&caller.name, &version);
+                    let token = Token {
+                        revision: version.revision,
+                        last: (last.kind(), last.id().to_owned()),
+                    };
+                    token.text(&name, &vpc)
+                });
                 let reply = ListReply {
                     revision: version.revision,
-                    objects: Some(collect(objects.by_ref().take(CHUNK))),
+                    objects,
+                    object_revisions,
+                    next_page_token: next.unwrap_or_default(),
                 };
-                if sender.send(Ok(reply)).await.is_err() || objects.peek().is_none() {
+                if sender.send(Ok(reply)).await.is_err() || is_last || left == 0 {
                     break;
                 }
             }
         });
         Ok(Response::new(ReceiverStream::new(receiver)))
+    }
+
+    async fn history(
+        &self,
+        request: Request<HistoryRequest>,
+    ) -> Result<Response<HistoryReply>, Status> {
+        let caller = allowed(&request, Role::Read)?;
+        let request = request.into_inner();
+        let key = request.object.clone().unwrap_or_default();
+        let filter = Filter::new(&key.kind, key.id, request.vpc.clone())
+            .map_err(|error| Status::invalid_argument(error.to_string()))?;
+        let intent = Arc::clone(&self.intent);
+        // Never closed.
+        let permit = Arc::clone(&self.reading).acquire_owned().await;
+        let answer = tokio::task::spawn_blocking(move || {
+            // Until it is done, whether somebody waits for it or not.
+            let _permit = permit;
+            history::answer(&intent, &caller, &filter, &request)
+        })
+        .await;
+        let failed = || Status::unavailable("the history cannot be read; see the controller's log");
+        let answer = answer.map_err(|_| failed())?.map_err(|error| {
+            tracing::error!(%error, "the history cannot be read");
+            failed()
+        })?;
+        Ok(Response::new(answer))
+    }
+
+    async fn undo(&self, request: Request<UndoRequest>) -> Result<Response<ChangeReply>, Status> {
+        let caller = allowed(&request, Role::Operate)?;
+        let UndoRequest { revision, dry_run } = request.into_inner();
+        self.change(move |intent| intent.undo(&caller, revision, dry_run))
+            .await
+    }
+
+    type WatchStream = Events;
+
+    async fn watch(
+        &self,
+        request: Request<WatchRequest>,
+    ) -> Result<Response<Self::WatchStream>, Status> {
+        let caller = allowed(&request, Role::Read)?;
+        let request = request.into_inner();
+        let filter = Filter::new(&request.kind, String::new(), request.vpc)
+            .map_err(|error| Status::invalid_argument(error.to_string()))?;
+        let events = self.watched.start(caller, filter, request.from_revision);
+        Ok(Response::new(events.await?))
     }
 
     async fn list_host_status(
@@ -208,7 +340,7 @@ impl intent_server::Intent for Api {
 }
 
 /// Whether an object is in a VPC, or joins it to another; an elastic IP is where its port is.
-fn is_in(state: &State, object: &Object, vpc: &str) -> bool {
+pub(crate) fn is_in(state: &State, object: &Object, vpc: &str) -> bool {
     match object {
         Object::ElasticIp(elastic) => state.port_of(elastic).is_some_and(|port| port.vpc == vpc),
         other => other.vpcs().any(|own| own == vpc),
@@ -239,8 +371,15 @@ fn to_status(error: &ChangeError) -> Status {
         ChangeError::InUse(_) | ChangeError::Peering(PeeringError::Refused { .. }) => {
             Status::failed_precondition(text)
         }
-        ChangeError::Overtaken(_) => Status::aborted(text),
+        ChangeError::Overtaken(_) | ChangeError::ObjectsOvertaken(_) => Status::aborted(text),
         ChangeError::NotWriter(address) => not_writer(text, address.as_deref()),
+        ChangeError::Store(error) if matches!(**error, StoreError::NotStored) => {
+            not_writer(text, None)
+        }
+        ChangeError::Undo(UndoError::NotKept { .. } | UndoError::NotYours(_)) => {
+            Status::not_found(text)
+        }
+        ChangeError::Undo(_) => Status::failed_precondition(text),
         ChangeError::Store(error) => {
             tracing::error!(%error, "a change could not be stored");
             Status::unavailable(text)

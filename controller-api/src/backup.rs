@@ -77,20 +77,28 @@ impl Backup {
             path: path.to_owned(),
             reason,
         };
+        // Under another name until it is whole.
+        let mut partial = path.as_os_str().to_owned();
+        partial.push(".partial");
+        let partial = PathBuf::from(partial);
+        let written = self.write_as(&partial, path);
+        let _ = std::fs::remove_file(&partial);
+        written.map_err(failed)
+    }
+
+    fn write_as(&self, partial: &Path, path: &Path) -> std::io::Result<()> {
         let mut file = OpenOptions::new()
             .write(true)
-            .create_new(true)
+            .create(true)
+            .truncate(true)
             .mode(0o600)
-            .open(path)
-            .map_err(failed)?;
-        let written = file
-            .write_all(&self.encode())
-            .and_then(|()| file.sync_all());
-        written.map_err(|reason| {
-            // Half a backup is none.
-            let _ = std::fs::remove_file(path);
-            failed(reason)
-        })
+            .open(partial)?;
+        file.write_all(&self.encode())?;
+        file.sync_all()?;
+        // Fails when there is a file of that name.
+        std::fs::hard_link(partial, path)?;
+        let directory = path.parent().filter(|it| !it.as_os_str().is_empty());
+        std::fs::File::open(directory.unwrap_or(Path::new(".")))?.sync_all()
     }
 
     /// Reads a file.
@@ -135,7 +143,7 @@ impl Backup {
         let whole = to_wire(&Change {
             revision: self.revision,
             upserts: self.state.iter().cloned().collect(),
-            deletes: Vec::new(),
+            ..Change::default()
         });
         let body = whole.encode_to_vec();
         let mut head = MAGIC.to_vec();

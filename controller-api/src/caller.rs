@@ -84,6 +84,18 @@ impl Caller {
         self.role >= Role::Operate || owner.is_some_and(|owner| self.is_of(owner, Role::Operate))
     }
 
+    /// The tenants on whose behalf the caller writes; none for the operator.
+    pub(crate) fn writes_for(&self) -> Vec<String> {
+        if self.role >= Role::Operate {
+            return Vec::new();
+        }
+        let own = self
+            .tenants
+            .iter()
+            .filter(|(_, role)| **role >= Role::Operate);
+        own.map(|(tenant, _)| tenant.clone()).collect()
+    }
+
     /// What the ids of the caller's objects begin with, for people.
     pub(crate) fn prefixes(&self) -> String {
         let own = self

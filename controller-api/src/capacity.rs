@@ -635,6 +635,7 @@ mod tests {
                     .filter(|it| it.new.is_none())
                     .filter_map(|it| Some(it.old?.key()))
                     .collect(),
+                ..Change::default()
             };
             let mut counts = Counts::of(&from.state);
             counts.follow(&from.state, &to.state, &change);

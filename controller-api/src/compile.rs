@@ -138,6 +138,10 @@ impl Part {
     ) -> Option<Self> {
         let vpcs: Vec<&str> = self.joined().chain([&*self.vpc]).collect();
         let changed = version.only_small_changes(revision, &vpcs, host)?;
+        // Which port forwards it is told of depends on the ports.
+        if version.is_gateway(&self.vpc, host) {
+            return None;
+        }
         let (view, before) = (version.view(&self.vpc)?, self.view.as_ref()?);
         // What is told of subnets depends on both.
         if view.has_ipv6 != before.has_ipv6 || view.gateways != before.gateways {
@@ -767,6 +771,7 @@ ports:
             revision: 2,
             upserts: vec![port],
             deletes: vec![],
+            ..Change::default()
         };
         let after = before.next(&change, state);
         assert!(after.unchanged_since(1, after.vpcs_of("h1").iter()));
@@ -868,6 +873,7 @@ ports:
             revision: 2,
             upserts: vec![Object::Port(moved)],
             deletes: vec![],
+            ..Change::default()
         };
         let after = before.next(&change, state);
         for host in ["h1", "h2", "h3"] {
@@ -1231,6 +1237,7 @@ ports:
             revision: 2,
             upserts,
             deletes: keys.collect(),
+            ..Change::default()
         };
         let mut state = before.state.clone();
         for key in &change.deletes {
@@ -1325,6 +1332,7 @@ ports:
             revision: 2,
             upserts: vec![Object::ExternalNetwork(network)],
             deletes: vec![],
+            ..Change::default()
         };
         let mut next = state;
         next.insert(change.upserts[0].clone());

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 use weft_process::tls::TlsFiles;
 
-use crate::store::{Etcd, StoreError};
+use crate::store::{Etcd, HistoryBounds, StoreError};
 
 /// What `weft-controller --config FILE` reads.
 ///
@@ -32,6 +32,60 @@ pub struct Config {
     /// hear of a move within milliseconds; this is for those that the controller does not reach at the time.
     #[serde(default = "default_move_grace")]
     pub move_grace_seconds: u32,
+    /// How much is kept of what changed when: what `weftctl history` and `undo` know, and from where a watch can go on.
+    #[serde(default)]
+    pub history: HistoryConfig,
+}
+
+/// How much of the history is kept; the oldest changes go first.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct HistoryConfig {
+    /// The most changes: 1 to 10,000,000, 10,000 by default.
+    pub changes: u64,
+    /// The most that they take in the store, in MiB: 1 to 65,536, 256 by default.
+    pub mebibytes: u64,
+}
+
+impl Default for HistoryConfig {
+    fn default() -> Self {
+        Self {
+            changes: 10_000,
+            mebibytes: 256,
+        }
+    }
+}
+
+impl HistoryConfig {
+    const CHANGES: std::ops::RangeInclusive<u64> = 1..=10_000_000;
+    const MEBIBYTES: std::ops::RangeInclusive<u64> = 1..=65_536;
+
+    /// The same in the store's terms.
+    pub fn bounds(&self) -> HistoryBounds {
+        HistoryBounds {
+            changes: self.changes,
+            bytes: self.mebibytes << 20,
+        }
+    }
+
+    fn check(&self, path: &Path) -> Result<(), ConfigError> {
+        for (name, value, range) in [
+            ("changes", self.changes, Self::CHANGES),
+            ("mebibytes", self.mebibytes, Self::MEBIBYTES),
+        ] {
+            if !range.contains(&value) {
+                let (first, last) = range.into_inner();
+                return Err(ConfigError::History {
+                    path: path.to_owned(),
+                    name,
+                    value,
+                    first,
+                    last,
+                });
+            }
+        }
+        Ok(())
+    }
 }
 
 /// The longest grace time of a move, in seconds.
@@ -131,6 +185,14 @@ pub enum ConfigError {
     MoveGrace(PathBuf, u32),
     #[error("{0}: {1}")]
     Rule(PathBuf, String),
+    #[error("{path}: history.{name} = {value} is not within {first} to {last}")]
+    History {
+        path: PathBuf,
+        name: &'static str,
+        value: u64,
+        first: u64,
+        last: u64,
+    },
 }
 
 impl Config {
@@ -156,6 +218,7 @@ impl Config {
         if let Some(rule) = config.broken_rule() {
             return Err(ConfigError::Rule(path.to_owned(), rule));
         }
+        config.history.check(path)?;
         Ok(config)
     }
 
@@ -192,6 +255,28 @@ impl Config {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn history_has_bounds() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("controller.toml");
+        let read = |history: &str| {
+            let store = "listen = '[::1]:1'\nstore = { kind = 'embedded', path = '/x' }";
+            std::fs::write(&path, format!("{store}\n{history}")).unwrap();
+            Config::read(&path)
+        };
+        let bounds = read("").unwrap().history.bounds();
+        assert_eq!(bounds, HistoryBounds::default());
+        assert_eq!(
+            read("history = { changes = 7 }").unwrap().history.changes,
+            7
+        );
+        for bad in ["changes = 0", "mebibytes = 0", "mebibytes = 65537"] {
+            let refused = read(&format!("history = {{ {bad} }}")).unwrap_err();
+            let (name, _) = bad.split_once(' ').unwrap();
+            assert!(refused.to_string().contains(name), "{refused}");
+        }
+    }
 
     #[test]
     fn an_unknown_field_is_an_error() {

@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use weft_process::tls::Role;
 use weft_proto::state::{Key, Kind, Object, State, StateError};
 use weft_proto::v1::{self, Objects};
@@ -14,12 +14,14 @@ use weft_proto::validate::{Scope, describe, validate, validate_next};
 
 use crate::caller::{AUDIT, Caller};
 use crate::capacity::{self, Counts, Limits};
+use crate::history::{Reversal, UndoError};
 use crate::interest::Interest;
 use crate::journal::{Journal, Ticket};
 use crate::peering::{self, PeeringError};
-use crate::store::{Change, Store, StoreError};
+use crate::store::{Change, Made, Record, Store, StoreError, now_ms};
 use crate::tenancy;
 use crate::version::Version;
+use crate::watch::Recent;
 
 /// Objects that are named in a line of the audit.
 const AUDITED: usize = 20;
@@ -44,6 +46,10 @@ pub enum ChangeError {
     Hosts(String),
     #[error("conflict: the intent is at revision {0}; read it again and retry")]
     Overtaken(u64),
+    #[error(transparent)]
+    Undo(#[from] UndoError),
+    #[error("conflict:\n{}", list(.0, "has changed; read it again and retry"))]
+    ObjectsOvertaken(Vec<Key>),
     #[error("{0}: tenant: cannot be changed; delete it and create it again")]
     Tenant(Key),
     #[error(transparent)]
@@ -110,7 +116,12 @@ pub struct Intent {
     /// What hosts can hold, as they told.
     limits: Mutex<Arc<Limits>>,
     standing: watch::Sender<Standing>,
+    /// Who may ask the store how far it is.
+    asking: Arc<Semaphore>,
 }
+
+/// Readers that ask the store at a time how far it is.
+const ASKING: usize = 16;
 
 /// How long a reader waits for what other controllers have stored.
 const CATCH_UP: Duration = Duration::from_secs(3);
@@ -163,6 +174,7 @@ impl Intent {
             is_good,
             limits: Mutex::default(),
             standing: watch::Sender::new(standing),
+            asking: Arc::new(Semaphore::new(ASKING)),
         })
     }
 
@@ -186,9 +198,16 @@ impl Intent {
         });
     }
 
+    /// Waits until what is decided is stored, or so long.
+    pub(crate) fn settle(&self, most: Duration) {
+        self.journal.settle(most);
+    }
+
     /// Takes up changes that another controller has stored.
     pub(crate) fn follow(&self, changes: &[Change]) {
-        let _writer = self.lock_writer();
+        let mut writer = self.lock_writer();
+        // The counters may be those of a version of that revision which was undone.
+        writer.revision = u64::MAX;
         let before = self.current();
         let mut next: Option<Version> = None;
         for change in changes {
@@ -198,19 +217,21 @@ impl Intent {
                 state.remove(key);
             }
             for object in &change.upserts {
-                state.insert(object.clone());
+                state.insert_at(object.clone(), change.revision);
             }
             next = Some(version.next(change, state));
         }
         if let Some(next) = next {
-            self.journal.adopt(next);
+            let records = changes.iter().map(|change| change.record.clone());
+            self.journal.adopt(next, Some(records.collect()));
         }
     }
 
     /// Takes up all that is stored, whatever was known before.
     pub(crate) fn replace(&self, revision: u64, state: State) {
-        let _writer = self.lock_writer();
-        self.journal.adopt(Version::loaded(revision, state));
+        let mut writer = self.lock_writer();
+        writer.revision = u64::MAX;
+        self.journal.adopt(Version::loaded(revision, state), None);
     }
 
     /// Waits until this controller knows what others had stored when it was asked.
@@ -218,19 +239,36 @@ impl Intent {
     /// # Errors
     /// The store does not say what that is, or it takes too long.
     pub async fn catch_up(self: &Arc<Self>) -> Result<(), StoreError> {
-        if self.is_writer() {
+        if self.is_sure() {
             return Ok(());
         }
+        let behind = || StoreError::Behind(self.current().revision);
+        let asked = tokio::time::timeout(CATCH_UP, self.ask()).await;
+        asked.unwrap_or_else(|_| Err(behind()))
+    }
+
+    async fn ask(self: &Arc<Self>) -> Result<(), StoreError> {
+        // Never closed. Those who wait take no thread.
+        let permit = Arc::clone(&self.asking).acquire_owned().await;
         let intent = Arc::clone(self);
-        let newest = tokio::task::spawn_blocking(move || intent.journal.newest());
+        let newest = tokio::task::spawn_blocking(move || {
+            let newest = intent.journal.newest();
+            drop(permit);
+            newest
+        });
         let newest = newest.await.unwrap_or(Err(StoreError::Closed))?;
         let Some(newest) = newest else { return Ok(()) };
         let mut versions = self.watch();
-        let caught_up = versions.wait_for(|version| version.revision >= newest);
-        match tokio::time::timeout(CATCH_UP, caught_up).await {
-            Ok(_) => Ok(()),
-            Err(_) => Err(StoreError::Behind(newest)),
-        }
+        // The sender lives as long as this.
+        let _ = versions
+            .wait_for(|version| version.revision >= newest)
+            .await;
+        Ok(())
+    }
+
+    /// Whether this controller is for certain the one that writes, so that nothing is stored that it does not know.
+    fn is_sure(&self) -> bool {
+        self.is_writer() && self.journal.stored().is_sure()
     }
 
     fn lock_writer(&self) -> MutexGuard<'_, Writer> {
@@ -246,6 +284,47 @@ impl Intent {
     /// Who is told of which changes.
     pub(crate) fn interest(&self) -> &Arc<Interest> {
         self.journal.interest()
+    }
+
+    /// The newest changes.
+    pub(crate) fn recent(&self) -> &Recent {
+        self.journal.recent()
+    }
+
+    /// The records that are kept of changes before a revision, as [`Store::history`] gives them.
+    ///
+    /// # Errors
+    /// The store's.
+    pub fn records(&self, before: u64, limit: usize) -> Result<Vec<Record>, StoreError> {
+        self.journal.stored().history(before, limit)
+    }
+
+    /// The revision of the oldest change of which a record is kept.
+    ///
+    /// # Errors
+    /// The store's.
+    pub fn oldest_record(&self) -> Result<Option<u64>, StoreError> {
+        self.journal.stored().oldest()
+    }
+
+    /// The records of the changes that follow a revision, in order, at most so many; not the first of them when that is not kept any more.
+    ///
+    /// # Errors
+    /// The store's.
+    pub fn records_after(&self, revision: u64, limit: usize) -> Result<Vec<Record>, StoreError> {
+        let mut limit = limit.max(1);
+        loop {
+            let before = revision.saturating_add(1).saturating_add(limit as u64);
+            let mut records = self.records(before, limit)?;
+            records.reverse();
+            records.retain(|record| record.revision > revision);
+            let is_next = |record: &Record| record.revision == revision + 1;
+            // Those that are large do not all come at once, and the newest come first.
+            if limit == 1 || records.first().is_none_or(is_next) {
+                return Ok(records);
+            }
+            limit /= 2;
+        }
     }
 
     /// Notes what a host can hold: changes that would have it hold more are refused from now on.
@@ -273,7 +352,7 @@ impl Intent {
     /// Any of them exists, or the result breaks a rule, or it cannot be stored.
     pub fn create(&self, caller: &Caller, objects: Objects) -> Result<Outcome, ChangeError> {
         let new = State::from_objects(objects)?;
-        self.change(caller, false, |version| {
+        self.change(caller, "create", false, |version| {
             let objects = placed(version, &new, caller)?;
             let taken: Vec<_> = new
                 .iter()
@@ -293,14 +372,29 @@ impl Intent {
     /// Creates or replaces objects, as the request says.
     ///
     /// # Errors
-    /// The result breaks a rule, the intent is at another revision than required, or the change cannot be stored.
+    /// The result breaks a rule, the intent or an object is at another revision than required, or the change cannot be stored.
     pub fn apply(
         &self,
         caller: &Caller,
         request: v1::ApplyRequest,
     ) -> Result<Outcome, ChangeError> {
         let new = State::from_objects(request.objects.unwrap_or_default())?;
-        self.change(caller, request.dry_run, |version| {
+        let conditions = request.if_object_revisions.iter().map(|condition| {
+            let key = Key::from_wire(&condition.object.clone().unwrap_or_default())?;
+            Ok((key, condition.revision))
+        });
+        let conditions: Vec<(Key, u64)> = conditions.collect::<Result<_, StateError>>()?;
+        self.change(caller, "apply", request.dry_run, |version| {
+            let is_overtaken = |(key, revision): &&(Key, u64)| {
+                let seen = caller.find(Role::Read, &version.state, key);
+                let entry = seen.and_then(|_| version.state.entry(key.kind, &key.id));
+                entry.map_or(0, |entry| entry.revision) != *revision
+            };
+            let overtaken = conditions.iter().filter(is_overtaken);
+            let overtaken: Vec<Key> = overtaken.map(|(key, _)| key.clone()).collect();
+            if !overtaken.is_empty() {
+                return Err(ChangeError::ObjectsOvertaken(overtaken));
+            }
             if request.if_revision != 0 && request.if_revision != version.revision {
                 return Err(ChangeError::Overtaken(version.revision));
             }
@@ -328,7 +422,7 @@ impl Intent {
             .iter()
             .map(Key::from_wire)
             .collect::<Result<BTreeSet<_>, _>>()?;
-        let changed = self.change(caller, false, |version| {
+        let changed = self.change(caller, "delete", false, |version| {
             let missing: Vec<_> = keys
                 .iter()
                 .filter(|key| caller.find(Role::Operate, &version.state, key).is_none())
@@ -346,13 +440,51 @@ impl Intent {
         })
     }
 
+    /// Restores the objects that a change touched, as far as they are the caller's to change, to what they were before it: by a new change, which is
+    /// checked as any other. A VPC that a tenant gets back so has another VNI.
+    ///
+    /// # Errors
+    /// No whole record of the change is kept, an object has changed since, or the result breaks a rule or cannot be stored.
+    pub fn undo(
+        &self,
+        caller: &Caller,
+        revision: u64,
+        dry_run: bool,
+    ) -> Result<Outcome, ChangeError> {
+        let failed = |error| ChangeError::Store(Arc::new(error));
+        let before = revision.saturating_add(1);
+        let found = self.records(before, 1).map_err(failed)?.pop();
+        let Some(record) = found.filter(|record| record.revision == revision) else {
+            let oldest = self.oldest_record().map_err(failed)?.unwrap_or_default();
+            return Err(UndoError::NotKept { revision, oldest }.into());
+        };
+        let reversal = Reversal::new(caller, &record)?;
+        let method = format!("undo {revision}");
+        self.change(caller, &method, dry_run, |version| {
+            let (mut upserts, deletes) = reversal.upon(caller, &version.state, revision)?;
+            if caller.role < Role::Operate {
+                for object in &mut upserts {
+                    if let Object::Vpc(vpc) = object
+                        && version.state.find(Kind::Vpc, &vpc.id).is_none()
+                    {
+                        vpc.vni = 0;
+                    }
+                }
+            }
+            let new = State::from_objects(weft_proto::state::collect(upserts.into_iter()))?;
+            let differs = |object: &Object| version.state.get(&object.key()) != Some(object);
+            let placed = placed(version, &new, caller)?.into_iter();
+            Ok((placed.filter(differs).collect(), deletes))
+        })
+    }
+
     /// Ends the sending on to ports that have not moved again since: each by its id, its host and the host that it came from.
     ///
     /// # Errors
     /// The change cannot be stored.
     pub fn end_moves(&self, moves: &[(String, String, String)]) -> Result<Outcome, ChangeError> {
         let caller = Caller::trusted("the controller".to_owned());
-        self.change(&caller, false, |version| {
+        self.change(&caller, "end of moves", false, |version| {
             let arrived = moves.iter().filter_map(|(id, host, from)| {
                 match version.state.find(Kind::Port, id) {
                     Some(Object::Port(port)) if (&port.host, &port.moved_from) == (host, from) => {
@@ -377,7 +509,14 @@ impl Intent {
         caller: &Caller,
         request: &v1::ChangePeeringRequest,
     ) -> Result<Outcome, ChangeError> {
-        self.change(caller, false, |version| {
+        let method = match request.action() {
+            v1::PeeringAction::Accept => "accept peering",
+            v1::PeeringAction::Reject => "reject peering",
+            v1::PeeringAction::Freeze => "freeze peering",
+            v1::PeeringAction::Activate => "activate peering",
+            v1::PeeringAction::Unspecified => "change peering",
+        };
+        self.change(caller, method, false, |version| {
             let (id, state) = (&request.id, &version.state);
             let vpc = side(caller, state, request)?;
             let next = peering::act(state, id, request.action(), &vpc)?;
@@ -393,21 +532,22 @@ impl Intent {
     /// The change cannot be stored.
     pub fn settle_peerings(&self, peerings: &[v1::Peering]) -> Result<Outcome, ChangeError> {
         let caller = Caller::trusted("the controller".to_owned());
-        self.change(&caller, false, |version| {
+        self.change(&caller, "end of peering action", false, |version| {
             let arrived = peerings.iter();
             let arrived = arrived.filter_map(|before| peering::arrived(&version.state, before));
             Ok((arrived.collect(), Vec::new()))
         })
     }
 
-    /// Makes a change, and logs the caller and the change, or its refusal.
+    /// Makes a change, and logs the caller and the change, or its refusal. `method` says in the history by what it was made.
     fn change(
         &self,
         caller: &Caller,
+        method: &str,
         dry_run: bool,
         decide: impl Fn(&Version) -> Result<(Vec<Object>, Vec<Key>), ChangeError>,
     ) -> Result<Outcome, ChangeError> {
-        let result = self.change_unseen(caller, dry_run, decide);
+        let result = self.change_unseen((caller, method), dry_run, decide);
         if let Err(error) = &result {
             let reason = error.to_string();
             let reason = reason.lines().next().unwrap_or_default();
@@ -418,13 +558,13 @@ impl Intent {
 
     fn change_unseen(
         &self,
-        caller: &Caller,
+        (caller, method): (&Caller, &str),
         dry_run: bool,
         decide: impl Fn(&Version) -> Result<(Vec<Object>, Vec<Key>), ChangeError>,
     ) -> Result<Outcome, ChangeError> {
         loop {
             let mut upon = None;
-            let decided = self.decide(caller, dry_run, &decide, &mut upon);
+            let decided = self.decide((caller, method), dry_run, &decide, &mut upon);
             // A refusal stands when what it was decided upon does.
             let stands = || {
                 upon.as_ref()
@@ -447,15 +587,15 @@ impl Intent {
     /// Decides a change upon the newest version, and gives it to the journal.
     fn decide(
         &self,
-        caller: &Caller,
+        (caller, method): (&Caller, &str),
         dry_run: bool,
         decide: impl Fn(&Version) -> Result<(Vec<Object>, Vec<Key>), ChangeError>,
         seen: &mut Option<Ticket>,
     ) -> Result<Decided, ChangeError> {
+        // Before the lock, too, which is held while changes of another controller are taken up.
+        self.check_standing()?;
         let mut writer = self.lock_writer();
-        if let Standing::Follower(address) = &*self.standing.borrow() {
-            return Err(ChangeError::NotWriter(address.clone()));
-        }
+        self.check_standing()?;
         let (version, upon) = self.journal.head();
         *seen = Some(upon.clone());
         if writer.revision != version.revision {
@@ -471,13 +611,14 @@ impl Intent {
         if changes_hosts && caller.role < Role::Admin {
             return Err(ChangeError::Hosts(caller.name.clone()));
         }
+        let revision = version.revision + 1;
         let mut state = version.state.clone();
         for key in &deletes {
             state.remove(key);
         }
         let mut updated = 0;
         for object in &upserts {
-            updated += usize::from(state.insert(object.clone()).is_some());
+            updated += usize::from(state.insert_at(object.clone(), revision).is_some());
         }
         if let Some(key) = tenant_changed(&version.state, &upserts) {
             return Err(ChangeError::Tenant(key));
@@ -485,8 +626,11 @@ impl Intent {
         let (stay, go) = peering::settle(&version.state, &state, &deletes);
         for object in stay {
             deletes.retain(|key| *key != object.key());
-            state.insert(object.clone());
-            if version.state.get(&object.key()) != Some(&object) {
+            let known = version.state.entry(object.kind(), object.id());
+            let known = known.filter(|known| known.object == object);
+            let since = known.map_or(revision, |known| known.revision);
+            state.insert_at(object.clone(), since);
+            if known.is_none() {
                 upserts.push(object);
                 updated += 1;
             }
@@ -515,10 +659,11 @@ impl Intent {
         if !violations.is_empty() {
             return Err(ChangeError::Refused(violations));
         }
-        let change = Change {
-            revision: version.revision + 1,
+        let mut change = Change {
+            revision,
             upserts,
             deletes,
+            ..Change::default()
         };
         let outcome = Outcome {
             revision: if dry_run {
@@ -541,6 +686,13 @@ impl Intent {
                 Err(ChangeError::Refused(full))
             };
         }
+        let made = Made {
+            time_ms: now_ms(),
+            caller: caller.name.clone(),
+            tenants: caller.writes_for(),
+            method: method.to_owned(),
+        };
+        change.record = Record::of(&change, made, &version.state, &next.state);
         writer.revision = next.revision;
         // The whole is good now, whatever it was.
         writer.is_good = Some(true);
@@ -548,6 +700,15 @@ impl Intent {
         Ok(added.map_or(Decided::Overtaken, |ticket| {
             Decided::Waits(outcome, change, ticket)
         }))
+    }
+
+    /// Refuses where another controller writes, or may by now.
+    fn check_standing(&self) -> Result<(), ChangeError> {
+        match &*self.standing.borrow() {
+            Standing::Follower(address) => Err(ChangeError::NotWriter(address.clone())),
+            Standing::Writer if self.journal.stored().is_sure() => Ok(()),
+            Standing::Writer => Err(ChangeError::NotWriter(None)),
+        }
     }
 
     /// What hosts cannot hold, in words that the caller may read.

@@ -6,12 +6,14 @@
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
 
 use tokio::sync::watch;
 
 use crate::interest::Interest;
-use crate::store::{Change, Store, StoreError};
+use crate::store::{Change, Record, Store, StoreError};
 use crate::version::Version;
+use crate::watch::Recent;
 
 /// The versions that are decided, stored and published.
 pub(crate) struct Journal {
@@ -21,6 +23,8 @@ pub(crate) struct Journal {
     done: Condvar,
     published: watch::Sender<Arc<Version>>,
     interest: Arc<Interest>,
+    /// What watches are told.
+    recent: Recent,
 }
 
 struct Queue {
@@ -61,6 +65,7 @@ impl Journal {
     pub(crate) fn new(store: Box<dyn Store>, version: Version) -> Self {
         let head = Arc::new(version);
         Self {
+            recent: Recent::after(head.revision),
             store,
             queue: Mutex::new(Queue {
                 run: Run::from(head.revision),
@@ -76,6 +81,16 @@ impl Journal {
 
     pub(crate) fn interest(&self) -> &Arc<Interest> {
         &self.interest
+    }
+
+    /// The newest changes that are stored.
+    pub(crate) fn recent(&self) -> &Recent {
+        &self.recent
+    }
+
+    /// What the store keeps of changes.
+    pub(crate) fn stored(&self) -> &dyn Store {
+        &*self.store
     }
 
     /// The newest version that is stored.
@@ -140,6 +155,8 @@ impl Journal {
             std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| self.store.commit(&changes)));
         let stored = stored.unwrap_or(Err(StoreError::Closed));
         if stored.is_ok() {
+            self.recent
+                .add(changes.into_iter().map(|change| change.record));
             self.publish(&version);
         }
         let mut queue = self.lock();
@@ -158,22 +175,33 @@ impl Journal {
         queue
     }
 
-    /// Takes up a version that another controller has stored, and publishes it. What was decided here and is not stored is undone. Called by one thread
-    /// at a time, while none decides.
-    pub(crate) fn adopt(&self, version: Version) {
+    /// Waits until nothing is on its way to the store, or so long.
+    pub(crate) fn settle(&self, most: Duration) {
+        let is_busy = |queue: &mut Queue| queue.is_storing || !queue.waiting.is_empty();
+        // Whether it was long enough: what is not stored is refused then.
+        let _ = self.done.wait_timeout_while(self.lock(), most, is_busy);
+    }
+
+    /// Takes up a version that another controller has stored, and publishes it. What was decided here and is not stored is undone. `records`: of the
+    /// changes that led to it, if they are known. Called by one thread at a time, while none decides.
+    pub(crate) fn adopt(&self, version: Version, records: Option<Vec<Record>>) {
         let version = Arc::new(version);
         let mut queue = self.lock();
         while queue.is_storing {
             let woken = self.done.wait(queue);
             queue = woken.unwrap_or_else(PoisonError::into_inner);
         }
-        // It may have failed before.
-        let _ = queue.run.failure.set(Arc::new(StoreError::Deposed));
+        // It may have failed before. What still waits was not given to the store.
+        let _ = queue.run.failure.set(Arc::new(StoreError::NotStored));
         queue.waiting.clear();
         queue.is_storing = true;
         queue.run = Run::from(version.revision);
         queue.head = Arc::clone(&version);
         drop(queue);
+        match records {
+            Some(records) => self.recent.add(records.into_iter()),
+            None => self.recent.forget(version.revision),
+        }
         self.publish(&version);
         self.lock().is_storing = false;
         self.done.notify_all();
@@ -206,6 +234,7 @@ impl Journal {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::Record;
     use weft_proto::state::State;
 
     /// A store that fails once it holds so many changes.
@@ -220,6 +249,14 @@ mod tests {
             let mut left = self.0.lock().unwrap();
             *left = left.checked_sub(changes.len()).ok_or(StoreError::Closed)?;
             Ok(())
+        }
+
+        fn history(&self, _: u64, _: usize) -> Result<Vec<Record>, StoreError> {
+            Ok(Vec::new())
+        }
+
+        fn oldest(&self) -> Result<Option<u64>, StoreError> {
+            Ok(None)
         }
     }
 
@@ -238,7 +275,7 @@ mod tests {
         let first = add(&journal, &start, 1).unwrap();
         journal.wait(&first).unwrap();
         let lost = add(&journal, &first, 2).unwrap();
-        journal.adopt(Version::loaded(5, State::default()));
+        journal.adopt(Version::loaded(5, State::default()), None);
         assert!(journal.wait(&lost).is_err());
         journal.wait(&first).unwrap();
         assert_eq!(journal.published().borrow().revision, 5);

@@ -7,6 +7,7 @@
 //!            ├─────> interest            (a change wakes the hosts that it concerns)
 //!            ├─────> hosts ──> node ──> compile   (each attached host gets the newest version)
 //!            ├─────> moves               (the old host of a moved port stops forwarding after a while)
+//!            ├─────> history, watch      (what changed when, by whom; to those who follow)
 //!            └─────> peering             (a peering is frozen or active once all hosts know)
 //! cluster ──> intent, store::etcd, hosts (several controllers: one writes, the others follow what it stores)
 //! ```
@@ -20,6 +21,7 @@ mod capacity;
 pub mod cluster;
 pub mod compile;
 pub mod config;
+pub mod history;
 pub mod hosts;
 pub mod intent;
 mod interest;
@@ -27,9 +29,11 @@ mod journal;
 mod members;
 pub mod moves;
 pub mod node;
+mod pages;
 pub mod peering;
 pub mod server;
 pub mod store;
 mod tenancy;
 pub mod version;
 mod view;
+mod watch;

@@ -130,7 +130,8 @@ fn check(file: &Path) -> Result<()> {
 }
 
 fn open(file: &Path) -> Result<Box<dyn Maintenance>> {
-    Ok(store::open(&Config::read(file)?.store)?)
+    let config = Config::read(file)?;
+    Ok(store::open(&config.store, config.history.bounds())?)
 }
 
 /// A store that is there already.
@@ -226,11 +227,11 @@ async fn serve(config: Config) -> Result<()> {
 async fn load(config: &Config) -> Result<(Arc<Intent>, Option<Membership>)> {
     let (membership, loaded) = match &config.store {
         StoreConfig::Embedded { .. } => {
-            let store = store::open(&config.store)?;
+            let store = store::open(&config.store, config.history.bounds())?;
             (None, tokio::task::spawn_blocking(|| Intent::load(store)))
         }
         StoreConfig::Etcd(settings) => {
-            let store = Arc::new(settings.open()?);
+            let store = Arc::new(settings.open()?.with_history(config.history.bounds()));
             let membership = Membership {
                 store: Arc::clone(&store),
                 address: config.advertised().unwrap_or_default(),

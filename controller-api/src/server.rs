@@ -56,10 +56,26 @@ pub async fn serve_shared(
     };
     let router = transport::server()
         .add_service(
-            IntentServer::new(Api { intent, hosts }).max_decoding_message_size(MAX_MESSAGE),
+            IntentServer::new(Api::new(intent, hosts, watched.clone()))
+                .max_decoding_message_size(MAX_MESSAGE),
         )
         .add_service(HostControlServer::new(control).max_decoding_message_size(MAX_MESSAGE));
     let mut drained = watched.clone();
+    let (left, has_left) = oneshot::channel();
+    let mut leaving = watched.clone();
+    // Not one of the runtime's threads, which it waits for: the store may not answer. At once, since calls that are slow to end write nothing.
+    let leave = async move {
+        if let Some(cluster) = cluster {
+            // The sender outlasts the server.
+            let _ = leaving.wait_for(|stopping| *stopping).await;
+            std::thread::spawn(move || {
+                cluster.leave();
+                let _ = left.send(());
+            });
+            let _ = tokio::time::timeout(STOP_DEADLINE, has_left).await;
+        }
+    };
+    let leave = tokio::spawn(leave);
     let served = transport::serve(router, listener, tls, async {
         stop.await;
         stopping.send_replace(true);
@@ -74,14 +90,8 @@ pub async fn serve_shared(
             tokio::time::sleep(STOP_DEADLINE).await;
         } => Ok(()),
     };
-    if let Some(cluster) = cluster {
-        let (left, has_left) = oneshot::channel();
-        // Not one of the runtime's threads, which it waits for: the store may not answer.
-        std::thread::spawn(move || {
-            cluster.leave();
-            let _ = left.send(());
-        });
-        let _ = tokio::time::timeout(STOP_DEADLINE, has_left).await;
-    }
+    // Also where it ended by itself.
+    stopping.send_replace(true);
+    let _ = leave.await;
     result
 }

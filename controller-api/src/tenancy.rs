@@ -15,6 +15,7 @@ use weft_proto::v1::{self, Violation};
 use weft_proto::validate::{Scope, validate, validate_next};
 
 use crate::caller::Caller;
+use crate::store::Form;
 
 const NOT_YOURS: &str = "only the operator sets it";
 const CONFLICT: &str = "conflicts with what another tenant or the operator has";
@@ -39,6 +40,20 @@ pub(crate) fn tenant<'s>(state: &'s State, vpc: &str) -> Option<&'s str> {
         Object::Vpc(vpc) => Some(&vpc.tenant),
         _ => None,
     }
+}
+
+/// The tenants whose an object is: both sides' with a peering; none with what is the operator's.
+pub(crate) fn owners(state: &State, object: &Object) -> Vec<String> {
+    let mut owners: Vec<&str> = match object {
+        Object::Peering(peering) => {
+            let vpcs = peering.vpcs().into_iter();
+            vpcs.filter_map(|vpc| tenant(state, vpc)).collect()
+        }
+        other => owner(state, other).into_iter().collect(),
+    };
+    owners.retain(|owner| !owner.is_empty());
+    owners.dedup();
+    owners.into_iter().map(str::to_owned).collect()
 }
 
 impl Caller {
@@ -69,6 +84,19 @@ impl Caller {
     pub(crate) fn find<'s>(&self, role: Role, state: &'s State, key: &Key) -> Option<&'s Object> {
         let found = state.get(key)?;
         self.may(role, state, found).then_some(found)
+    }
+
+    /// Whether the caller may do so much with an object as it was, by whose it was then.
+    pub(crate) fn may_with(&self, role: Role, form: &Form) -> bool {
+        self.role >= role
+            || match form.object() {
+                Some(Object::Quota(_) | Object::ExternalNetwork(_)) if role > Role::Read => false,
+                // The operator's are there for every tenant.
+                Some(Object::ExternalNetwork(network)) if network.tenant.is_empty() => {
+                    self.is_tenant(role)
+                }
+                _ => form.owners.iter().any(|owner| self.is_of(owner, role)),
+            }
     }
 
     /// An object that the caller may read, as it is shown: where an external network is, which hosts are its gateways, and what is routed to whom, only the

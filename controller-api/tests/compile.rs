@@ -448,6 +448,7 @@ proptest! {
             revision: 2,
             upserts: new.iter().filter(differs).cloned().collect(),
             deletes: vec![],
+            ..Change::default()
         };
         let old = Version::loaded(1, old);
         let new = old.next(&change, new);

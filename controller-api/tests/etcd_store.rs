@@ -11,7 +11,7 @@ use prost::Message;
 use support::DEADLINE;
 use support::authority::Authority;
 use support::etcd::Members;
-use weft_controller::store::{Change, Etcd, Store, StoreError};
+use weft_controller::store::{Change, Etcd, HistoryBounds, Record, Store, StoreError};
 use weft_proto::state::{Key, Kind, Object, State};
 use weft_proto::v1::{PrefixList, StoredPart, Vpc};
 
@@ -33,6 +33,11 @@ fn key(id: &str) -> Key {
 fn change(revision: u64, upserts: Vec<Object>, deletes: Vec<Key>) -> Change {
     Change {
         revision,
+        record: Record {
+            revision,
+            count: (upserts.len() + deletes.len()) as u64,
+            ..Record::default()
+        },
         upserts,
         deletes,
     }
@@ -96,6 +101,43 @@ fn what_was_committed_is_loaded_wherever_it_is() {
     assert_eq!(reader.load().unwrap(), (3, state));
 }
 
+/// By the history and by what compares objects' revisions.
+#[test]
+fn records_and_revisions_of_objects_are_kept() {
+    let members = Members::start(1);
+    let reader = members.store();
+    let store = writer(&members, 0);
+    assert_eq!(reader.oldest().unwrap(), None);
+    assert!(reader.history(u64::MAX, 10).unwrap().is_empty());
+    // Some stored together, and one of more than one part.
+    let one = |revision: u64| change(revision, vec![vpc(&format!("v{revision}"), 1)], vec![]);
+    store.commit(&[one(1)]).unwrap();
+    store.commit(&[one(2), one(3), one(4)]).unwrap();
+    store
+        .commit(&[change(5, vec![list("big", 3_000_000, 1)], vec![])])
+        .unwrap();
+    store.commit(&[one(6), one(7)]).unwrap();
+    let read = |before: u64, limit: usize| -> Vec<u64> {
+        let records = reader.history(before, limit).unwrap();
+        records.iter().map(|record| record.revision).collect()
+    };
+    for _ in 0..2 {
+        assert_eq!(read(u64::MAX, 100), [7, 6, 5, 4, 3, 2, 1]);
+        assert_eq!(read(7, 2), [6, 5]);
+        assert_eq!(read(4, 2), [3, 2]);
+        assert_eq!(read(3, 100), [2, 1]);
+        assert_eq!(read(1, 100), [0; 0]);
+        assert_eq!(reader.oldest().unwrap(), Some(1));
+        let (_, state) = reader.load().unwrap();
+        for revision in [1, 2, 3, 4, 6, 7] {
+            let entry = state.entry(Kind::Vpc, &format!("v{revision}")).unwrap();
+            assert_eq!(entry.revision, revision);
+        }
+        assert_eq!(state.entry(Kind::PrefixList, "big").unwrap().revision, 5);
+        store.apply().unwrap();
+    }
+}
+
 #[test]
 fn changes_and_objects_of_any_size_are_stored_whole() {
     let members = Members::start(1);
@@ -143,9 +185,14 @@ fn a_writer_whose_lease_is_over_changes_nothing() {
     assert!(second.begin(&candidate, 1).unwrap());
     let mine = [change(2, vec![vpc("mine", 2)], vec![])];
     assert!(matches!(old.apply(), Err(StoreError::Deposed)));
-    assert!(matches!(old.commit(&mine), Err(StoreError::Deposed)));
+    let refused = old.commit(&mine);
+    assert!(
+        matches!(refused, Err(StoreError::Deposed | StoreError::NotStored)),
+        "{refused:?}"
+    );
     let large = [change(2, vec![list("big", 3_000_000, 1)], vec![])];
-    assert!(matches!(old.commit(&large), Err(StoreError::Deposed)));
+    // Its term has ended by that: nothing is sent.
+    assert!(matches!(old.commit(&large), Err(StoreError::NotStored)));
     let (revision, state) = second.load().unwrap();
     assert_eq!((revision, state.len()), (1, 1));
     second
@@ -189,8 +236,12 @@ fn what_a_writer_left_unfinished_in_the_log_is_not_there() {
 #[test]
 fn who_is_too_far_behind_is_told_to_load_all() {
     let members = Members::start(1);
-    let store = writer(&members, 0);
-    // More bytes than the log is kept for.
+    let history = HistoryBounds {
+        changes: 1,
+        bytes: 1,
+    };
+    let store = writer(&members, 0).with_history(history);
+    // More bytes than the log is kept for, with whatever history.
     for revision in 1..=18 {
         let list = list("big", 5_000_000, revision as u8);
         store

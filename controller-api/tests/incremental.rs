@@ -11,9 +11,10 @@ use support::yaml;
 use weft_controller::node::{Capabilities, NodeState};
 use weft_controller::store::Change;
 use weft_controller::version::Version;
-use weft_proto::state::{Object, State};
+use weft_proto::state::{Kind, Object, State};
 use weft_proto::v1::{
-    ElasticIp, Objects, Peering, Port, RoutedPrefix, SecurityGroup, SecurityRule,
+    ElasticIp, NatGateway, Objects, Peering, Port, PortForward, RoutedPrefix, SecurityGroup,
+    SecurityRule,
 };
 use weft_proto::validate::{Scope, validate, validate_next};
 
@@ -126,7 +127,7 @@ fn random_port(numbers: &mut Numbers) -> Port {
 fn random_elastic_ip(numbers: &mut Numbers, state: &State) -> ElasticIp {
     let n = numbers.below(8);
     let port = format!("v{}/p{}", numbers.below(VPCS), numbers.below(12));
-    let port = match state.find(weft_proto::state::Kind::Port, &port) {
+    let port = match state.find(Kind::Port, &port) {
         Some(Object::Port(port)) if numbers.below(4) != 0 => Some(port),
         _ => None,
     };
@@ -149,7 +150,7 @@ fn edit(state: &mut State, numbers: &mut Numbers) {
         let at = numbers.below(state.len() as u64) as usize;
         state.iter().nth(at).unwrap().clone()
     };
-    match numbers.below(16) {
+    match numbers.below(18) {
         0..=5 => drop(state.insert(Object::Port(random_port(numbers)))),
         6 | 7 => {
             let elastic = random_elastic_ip(numbers, state);
@@ -224,6 +225,26 @@ fn edit(state: &mut State, numbers: &mut Numbers) {
             };
             state.insert(Object::PrefixList(list));
         }
+        16 | 17 => {
+            let port = format!("v{v}/p{}", numbers.below(12));
+            let id = format!("v{v}/nat");
+            if let Some(Object::NatGateway(nat)) = state.find(Kind::NatGateway, &id)
+                && state.find(Kind::Port, &port).is_some()
+            {
+                let forwards = [80, 443].map(|number| PortForward {
+                    protocol: "tcp".into(),
+                    port_min: number,
+                    port: port.clone(),
+                    ..PortForward::default()
+                });
+                let count = numbers.below(3) as usize;
+                let nat = NatGateway {
+                    port_forwards: forwards[..count].to_vec(),
+                    ..nat.clone()
+                };
+                state.insert(Object::NatGateway(nat));
+            }
+        }
         14 => {
             let routes = format!(
                 "route_tables: [{{id: v{v}/t, vpc: v{v}, routes: [{{prefix: 0.0.0.0/0, host: h{}}}, {{prefix: 192.0.2.0/24, external: inet}}]}}]",
@@ -255,6 +276,7 @@ fn change(before: &State, after: &State, revision: u64) -> Change {
             .filter(|it| it.new.is_none())
             .filter_map(|it| Some(it.old?.key()))
             .collect(),
+        ..Change::default()
     }
 }
 

@@ -147,6 +147,7 @@ async fn applying_counts_what_changes_prunes_and_can_be_tried(kind: StoreKind) {
         prune: true,
         dry_run: true,
         if_revision: 1,
+        ..ApplyRequest::default()
     };
     let would = client.apply(request.clone()).await.unwrap().into_inner();
     assert_eq!((would.revision, would.updated, would.deleted), (1, 1, 1));

@@ -72,6 +72,13 @@ macro_rules! kinds {
                 })
             }
 
+            /// The length of the object's wire form, in bytes.
+            pub fn encoded_len(&self) -> usize {
+                match self {
+                    $(Self::$kind(object) => object.encoded_len(),)*
+                }
+            }
+
             /// The object's wire form.
             pub fn encode(&self) -> Vec<u8> {
                 match self {
@@ -288,6 +295,14 @@ impl State {
     /// # Errors
     /// An object given twice.
     pub fn from_list(objects: Vec<Object>) -> Result<Self, StateError> {
+        Self::from_list_at(objects.into_iter().map(|object| (object, 0)).collect())
+    }
+
+    /// The same, each with the revision at which it came to be so.
+    ///
+    /// # Errors
+    /// An object given twice.
+    pub fn from_list_at(objects: Vec<(Object, u64)>) -> Result<Self, StateError> {
         let mut entries = Entry::of_many(objects);
         let key = |entry: &Arc<Entry>| (entry.object.kind(), entry.object.id().to_owned());
         // Most lists are in order already.
@@ -371,6 +386,12 @@ impl State {
         Some(before.object.clone())
     }
 
+    /// The same, with the revision at which it came to be so.
+    pub fn insert_at(&mut self, object: Object, revision: u64) -> Option<Object> {
+        let before = self.put(&Entry::at(object, revision))?;
+        Some(before.object.clone())
+    }
+
     /// Takes out the object of that key.
     pub fn remove(&mut self, key: &Key) -> Option<Object> {
         let before = self.objects.remove(key.kind, &key.id)?;
@@ -382,6 +403,20 @@ impl State {
     /// Every object, in key order.
     pub fn iter(&self) -> impl Iterator<Item = &Object> {
         self.objects.iter().map(|entry| &entry.object)
+    }
+
+    /// The same, as copies share them.
+    pub fn entries(&self) -> impl Iterator<Item = &Arc<Entry>> {
+        self.objects.iter()
+    }
+
+    /// The same, from a kind and an id on, that object itself included.
+    pub fn entries_from<'a>(
+        &'a self,
+        kind: Kind,
+        id: &'a str,
+    ) -> impl Iterator<Item = &'a Arc<Entry>> {
+        self.objects.iter_from(kind, id)
     }
 
     /// Every object of a kind, in order of their ids.

@@ -20,6 +20,8 @@ use crate::store::{Store, StoreError};
 const POLL: Duration = Duration::from_secs(1);
 /// How long to wait after an error.
 const RETRY: Duration = Duration::from_millis(200);
+/// How long changes that are decided may take to be stored before the role of the writer is left.
+const SETTLE: Duration = Duration::from_secs(2);
 /// How often the writer brings the rows up to date.
 const APPLY: Duration = Duration::from_millis(500);
 
@@ -114,6 +116,7 @@ impl Member {
             self.wait(notices, pause);
         }
         self.intent.set_standing(Standing::Follower(None));
+        self.intent.settle(SETTLE);
         self.membership.store.resign();
     }
 

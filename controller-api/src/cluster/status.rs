@@ -71,7 +71,11 @@ fn exchange_once(
             }
         }
     }
-    for status in others.values() {
+    // What a host said to another controller may be older than what it says to this one.
+    for host in own.hosts.iter().map(|status| &status.host) {
+        others.remove(host);
+    }
+    for status in own.hosts.iter().chain(others.values()) {
         if status.limits.is_some() {
             intent.set_limits(&status.host, status.limits);
         }

@@ -2,6 +2,7 @@
 
 mod embedded;
 pub mod etcd;
+mod record;
 
 use std::fs::{DirBuilder, File};
 use std::os::unix::fs::DirBuilderExt;
@@ -11,8 +12,31 @@ use weft_proto::state::{Key, Object, State};
 
 pub use embedded::{Embedded, is_guarded};
 pub use etcd::Etcd;
+pub(crate) use record::now_ms;
+pub use record::{Edit, Form, Made, Record};
 
 use crate::config::StoreConfig;
+
+/// The most bytes that are kept of one change; of a larger one only the keys are.
+pub const MAX_RECORD: usize = 4 << 20;
+
+/// How much of the history is kept; the oldest changes go first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HistoryBounds {
+    /// The most changes.
+    pub changes: u64,
+    /// The most bytes of all of them. The newest change is kept whatever it takes.
+    pub bytes: u64,
+}
+
+impl Default for HistoryBounds {
+    fn default() -> Self {
+        Self {
+            changes: 10_000,
+            bytes: 256 << 20,
+        }
+    }
+}
 
 /// One accepted change, as the step to a revision.
 #[derive(Debug, Clone, Default)]
@@ -23,17 +47,19 @@ pub struct Change {
     pub upserts: Vec<Object>,
     /// Objects deleted.
     pub deletes: Vec<Key>,
+    /// What is kept of it: by whom it was made, and each object before and after.
+    pub record: Record,
 }
 
 /// Keeps the intent. Calls block; `commit` is never called twice at a time.
 pub trait Store: Send + Sync + 'static {
-    /// The revision and the objects of the last commit; revision 0 and nothing when there was none.
+    /// The revision and the objects of the last commit, each with the revision at which it became so; revision 0 and nothing when there was none.
     ///
     /// # Errors
     /// What is stored cannot be read or understood.
     fn load(&self) -> Result<(u64, State), StoreError>;
 
-    /// Stores changes that follow each other, all of them or none, and returns when they will survive a crash.
+    /// Stores changes that follow each other with their records, all of them or none, and returns when they will survive a crash.
     ///
     /// # Errors
     /// They could not be stored.
@@ -46,11 +72,29 @@ pub trait Store: Send + Sync + 'static {
     fn newest(&self) -> Result<Option<u64>, StoreError> {
         Ok(None)
     }
+
+    /// Whether nothing can be stored by another controller; not, when there is one that may have taken over.
+    fn is_sure(&self) -> bool {
+        true
+    }
+
+    /// The records that are kept of changes before a revision, the newest first: at most so many, and not all of them when they are large. None when
+    /// there are none any more.
+    ///
+    /// # Errors
+    /// They cannot be read or understood.
+    fn history(&self, before: u64, limit: usize) -> Result<Vec<Record>, StoreError>;
+
+    /// The revision of the oldest change of which a record is kept; none when there is no record.
+    ///
+    /// # Errors
+    /// The database cannot be read.
+    fn oldest(&self) -> Result<Option<u64>, StoreError>;
 }
 
 /// What is done to a store that no controller uses, by an operator.
 pub trait Maintenance: Store {
-    /// Replaces all that is stored, whole or not at all.
+    /// Replaces all that is stored, whole or not at all. The history ends there.
     ///
     /// # Errors
     /// A controller uses the store, or it cannot be stored.
@@ -101,12 +145,16 @@ pub enum StoreError {
     Etcd(String),
     #[error("another controller writes now; whether this change is stored is not known")]
     Deposed,
+    #[error("another controller writes now; this change is not stored")]
+    NotStored,
     #[error("the controller at {0} uses the store: stop all controllers first")]
     InUse(String),
     #[error("this controller has not read revision {0} yet, which another one has stored")]
     Behind(u64),
     #[error("etcd has been compacted beyond what was being read")]
     Compacted,
+    #[error("cannot decode the record of revision {0}")]
+    Record(u64),
 }
 
 /// Checks that the store can be there, and makes nothing: the file can be read and written, or it is missing and [`open`] will make it. A controller that runs may have the file open.
@@ -134,7 +182,10 @@ pub fn check(config: &StoreConfig) -> Result<(), StoreError> {
 ///
 /// # Errors
 /// It cannot be opened.
-pub fn open(config: &StoreConfig) -> Result<Box<dyn Maintenance>, StoreError> {
+pub fn open(
+    config: &StoreConfig,
+    history: HistoryBounds,
+) -> Result<Box<dyn Maintenance>, StoreError> {
     check(config)?;
     match config {
         StoreConfig::Embedded { path } => {
@@ -142,9 +193,9 @@ pub fn open(config: &StoreConfig) -> Result<Box<dyn Maintenance>, StoreError> {
                 path: path.clone(),
                 reason,
             })?;
-            Ok(Box::new(Embedded::open(path)?))
+            Ok(Box::new(Embedded::open(path)?.with_history(history)))
         }
-        StoreConfig::Etcd(settings) => Ok(Box::new(settings.open()?)),
+        StoreConfig::Etcd(settings) => Ok(Box::new(settings.open()?.with_history(history))),
     }
 }
 

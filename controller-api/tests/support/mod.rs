@@ -160,6 +160,7 @@ where
     let request = ListRequest {
         kind: kind.into(),
         vpc: vpc.into(),
+        ..ListRequest::default()
     };
     let mut stream = client.list(request).await.unwrap().into_inner();
     let mut replies = Vec::new();

@@ -18,14 +18,17 @@ pub struct Entry {
     pub object: Object,
     /// What it adds to the digest of a set.
     pub digest: Sum,
+    /// The revision at which it came to be as it is; 0 where nobody counts. No part of the object: neither compared nor digested.
+    pub revision: u64,
 }
 
 impl Entry {
-    /// Objects to put into sets; by several threads where they are very many.
-    pub(super) fn of_many(mut objects: Vec<Object>) -> Vec<Arc<Self>> {
+    /// Objects to put into sets, each as of its revision; by several threads where they are very many.
+    pub(super) fn of_many(mut objects: Vec<(Object, u64)>) -> Vec<Arc<Self>> {
+        let make = |(object, revision)| Self::at(object, revision);
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
         if objects.len() < MANY || threads == 1 {
-            return objects.into_iter().map(Self::new).collect();
+            return objects.into_iter().map(make).collect();
         }
         let each = objects.len().div_ceil(threads);
         std::thread::scope(|scope| {
@@ -33,7 +36,7 @@ impl Entry {
             while !objects.is_empty() {
                 let rest = objects.split_off(each.min(objects.len()));
                 let part = std::mem::replace(&mut objects, rest);
-                let make = || part.into_iter().map(Self::new).collect::<Vec<_>>();
+                let make = move || part.into_iter().map(make).collect::<Vec<_>>();
                 makers.push(scope.spawn(make));
             }
             let made = makers.into_iter().flat_map(|maker| {
@@ -47,6 +50,11 @@ impl Entry {
 
     /// An object to put into sets.
     pub fn new(object: Object) -> Arc<Self> {
+        Self::at(object, 0)
+    }
+
+    /// The same, as of a revision.
+    pub fn at(object: Object, revision: u64) -> Arc<Self> {
         let mut hash = Sha256::new();
         let mut part = |bytes: &[u8]| {
             hash.update((bytes.len() as u64).to_be_bytes());
@@ -56,7 +64,11 @@ impl Entry {
         part(object.id().as_bytes());
         part(&object.encode());
         let digest = Sum::from_bytes(hash.finalize().into());
-        Arc::new(Self { object, digest })
+        Arc::new(Self {
+            object,
+            digest,
+            revision,
+        })
     }
 }
 
@@ -157,6 +169,15 @@ impl Layer {
     /// Every object, in key order.
     pub fn iter(&self) -> impl Iterator<Item = &Arc<Entry>> {
         self.objects.iter()
+    }
+
+    /// Every object from a key on, in key order.
+    pub fn iter_from<'a>(
+        &'a self,
+        kind: Kind,
+        id: &'a str,
+    ) -> impl Iterator<Item = &'a Arc<Entry>> {
+        self.objects.iter_from(by_key(kind, id))
     }
 
     /// Every object of a kind, in order of their ids.

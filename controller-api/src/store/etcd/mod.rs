@@ -26,7 +26,7 @@ use weft_proto::state::{Object, State};
 use self::client::Client;
 use self::keys::Keys;
 use self::term::Term;
-use super::{Change, Maintenance, Store, StoreError};
+use super::{Change, HistoryBounds, Maintenance, Record, Store, StoreError};
 
 pub use read::News;
 pub use telling::Told;
@@ -54,6 +54,7 @@ pub struct Etcd {
     term: Mutex<Option<Arc<Term>>>,
     notice: SyncSender<()>,
     noticed: Mutex<Option<Receiver<()>>>,
+    history: HistoryBounds,
     watch: Mutex<Option<tokio::task::AbortHandle>>,
 }
 
@@ -75,8 +76,16 @@ impl Etcd {
             term: Mutex::default(),
             notice,
             noticed: Mutex::new(Some(noticed)),
+            history: HistoryBounds::default(),
             watch: Mutex::default(),
         })
+    }
+
+    /// The same, with so much of the history kept: what was stored together counts as one change.
+    #[must_use]
+    pub fn with_history(mut self, history: HistoryBounds) -> Self {
+        self.history = history;
+        self
     }
 
     /// Notice when others may have stored something, or this controller may not be the writer any more. The first caller gets it.
@@ -133,7 +142,7 @@ impl Etcd {
     /// # Errors
     /// This controller is not the writer any more, or etcd does not answer.
     pub fn apply(&self) -> Result<(), StoreError> {
-        self.as_writer(|term| term.apply(&self.client, &self.keys))
+        self.as_writer(|term| term.apply(&self.client, &self.keys, self.history))
     }
 
     /// Leaves the role of the writer to others, who need not wait until the lease is over.
@@ -159,7 +168,7 @@ impl Etcd {
         &self,
         write: impl FnOnce(&Term) -> Result<T, StoreError>,
     ) -> Result<T, StoreError> {
-        let term = self.term().ok_or(StoreError::Deposed)?;
+        let term = self.term().ok_or(StoreError::NotStored)?;
         let written = write(&term);
         if written.is_err() {
             let mut slot = lock(&self.term);
@@ -202,10 +211,22 @@ impl Store for Etcd {
     }
 
     fn newest(&self) -> Result<Option<u64>, StoreError> {
-        if self.is_writer() {
+        if Store::is_sure(self) {
             return Ok(None);
         }
         Etcd::newest(self).map(Some)
+    }
+
+    fn is_sure(&self) -> bool {
+        self.term().is_some_and(|term| term.is_sure())
+    }
+
+    fn history(&self, before: u64, limit: usize) -> Result<Vec<Record>, StoreError> {
+        self.records(before, limit)
+    }
+
+    fn oldest(&self) -> Result<Option<u64>, StoreError> {
+        self.oldest_record()
     }
 }
 
@@ -249,16 +270,17 @@ impl Etcd {
         }
         self.as_writer(|term| {
             let (client, keys) = (&self.client, &self.keys);
-            term.apply(client, keys)?;
+            term.apply(client, keys, self.history)?;
             term.jump(client, keys, revision.saturating_sub(1))?;
             let gone = before.iter().map(Object::key);
             let change = Change {
                 revision,
                 upserts: state.iter().cloned().collect(),
                 deletes: gone.filter(|key| state.get(key).is_none()).collect(),
+                record: Record::of_restore(revision, state.len()),
             };
             term.commit(client, keys, &[change])?;
-            term.apply(client, keys)
+            term.apply(client, keys, self.history)
         })
     }
 }
@@ -274,5 +296,17 @@ impl Store for Arc<Etcd> {
 
     fn newest(&self) -> Result<Option<u64>, StoreError> {
         Store::newest(&**self)
+    }
+
+    fn is_sure(&self) -> bool {
+        Store::is_sure(&**self)
+    }
+
+    fn history(&self, before: u64, limit: usize) -> Result<Vec<Record>, StoreError> {
+        Store::history(&**self, before, limit)
+    }
+
+    fn oldest(&self) -> Result<Option<u64>, StoreError> {
+        Store::oldest(&**self)
     }
 }

@@ -11,7 +11,7 @@ use super::keys::{end_of, found, one, ran_at, read};
 use super::term::Term;
 use super::wire::{self, Joiner, PART, number};
 use super::{Etcd, FORMAT};
-use crate::store::{Change, StoreError};
+use crate::store::{Change, Record, StoreError};
 
 /// Rows in one answer.
 const PAGE: i64 = 1000;
@@ -21,6 +21,8 @@ const LOG_PAGE: i64 = 128;
 const KEYS_PAGE: i64 = 50_000;
 /// Bytes that an entry of the log of one part is counted as when its length is not known.
 const SMALL: usize = 4096;
+/// No more records are read once they have so many objects.
+const MANY: usize = 10_000;
 /// How often a reading begins again when etcd has forgotten what it read from.
 const ATTEMPTS: usize = 5;
 
@@ -77,7 +79,7 @@ impl Etcd {
             }
             for object in change.upserts {
                 mended.insert(object.key());
-                state.insert(object);
+                state.insert_at(object, change.revision);
             }
         }
         // A row whose parts do not fit is being written; the log has it.
@@ -149,7 +151,7 @@ impl Etcd {
         let begin = self.keys.named("objects/");
         let skip = begin.len();
         let end = end_of(&begin);
-        let (mut state, mut torn) = (State::default(), HashSet::new());
+        let (mut objects, mut torn) = (Vec::new(), HashSet::new());
         let mut joiner = Joiner::default();
         let mut open: Option<Key> = None;
         self.pages(begin, &end, (at, PAGE), |pair| {
@@ -169,14 +171,16 @@ impl Etcd {
                     if object.id() != key.id {
                         return Err(StoreError::Content(key.to_string()));
                     }
-                    state.insert(object);
+                    objects.push((object, joiner.revision));
                 }
                 Err(()) => drop(torn.insert(key)),
             }
             Ok(())
         })?;
         torn.extend(open);
-        Ok((state, torn))
+        // Each row has a key of its own.
+        let twice = |_| StoreError::Content("objects".to_owned());
+        Ok((State::from_list_at(objects).map_err(twice)?, torn))
     }
 
     /// The changes after one revision up to another; none: they are not all there.
@@ -207,6 +211,74 @@ impl Etcd {
         })?;
         let last = changes.last().map_or(after, |change| change.revision);
         Ok((is_whole && last == to).then_some(changes))
+    }
+
+    /// The revisions that the entries of the log lead to, as far as they are stored, in order; and the revision of etcd that this is as of.
+    fn entries(&self) -> Result<(Vec<u64>, i64), StoreError> {
+        let numbers = self.numbers()?;
+        let (begin, end) = (
+            self.keys.log_after(0),
+            self.keys.log_after(numbers.revision),
+        );
+        let mut entries = Vec::new();
+        self.pages(begin, &end, (numbers.at, KEYS_PAGE), |pair| {
+            entries.extend(self.keys.revision_of(&pair.key));
+            Ok(())
+        })?;
+        entries.dedup();
+        Ok((entries, numbers.at))
+    }
+
+    /// The records of the changes in an entry of the log, in order.
+    fn entry(&self, revision: u64, at: i64) -> Result<Vec<Record>, StoreError> {
+        let (begin, end) = (
+            self.keys.log_after(revision - 1),
+            self.keys.log_after(revision),
+        );
+        let (mut joiner, mut records) = (Joiner::default(), Vec::new());
+        self.pages(begin, &end, (at, LOG_PAGE), |pair| {
+            let damaged = || StoreError::Record(revision);
+            let part = pair.key.rsplit(|byte| *byte == b'/').next();
+            let part = part.and_then(number).ok_or_else(damaged)?;
+            if let Some(value) = joiner.take(part, &pair.value).map_err(|()| damaged())? {
+                let changes = wire::decode(&value)?;
+                records.extend(changes.into_iter().map(|change| change.record));
+            }
+            Ok(())
+        })?;
+        Ok(records)
+    }
+
+    /// The records of changes before a revision, the newest first, at most so many.
+    pub(super) fn records(&self, before: u64, limit: usize) -> Result<Vec<Record>, StoreError> {
+        let (entries, at) = self.entries()?;
+        let first = entries.partition_point(|entry| entry.saturating_add(1) < before);
+        let upto = entries.len().min(first + 1);
+        let mut found = Vec::new();
+        let mut objects = 0;
+        for entry in entries[..upto].iter().rev() {
+            let records = self.entry(*entry, at)?;
+            for record in records.into_iter().rev() {
+                if record.revision < before && found.len() < limit {
+                    objects += record.edits.len();
+                    found.push(record);
+                }
+            }
+            if found.len() >= limit || objects > MANY {
+                break;
+            }
+        }
+        Ok(found)
+    }
+
+    /// The revision of the oldest change of which a record is kept.
+    pub(super) fn oldest_record(&self) -> Result<Option<u64>, StoreError> {
+        let (entries, at) = self.entries()?;
+        let Some(first) = entries.first() else {
+            return Ok(None);
+        };
+        let records = self.entry(*first, at)?;
+        Ok(records.first().map(|record| record.revision))
     }
 
     /// Reads keys page by page, as of one revision of etcd.

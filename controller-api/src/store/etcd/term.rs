@@ -18,10 +18,12 @@ use super::api::{RequestOp, TxnRequest};
 use super::client::Client;
 use super::keys::{self, Keys, delete, found, one, put, read, was_changed_at, was_made_at};
 use super::wire::{self, PART, cut};
-use crate::store::{Change, StoreError};
+use crate::store::{Change, HistoryBounds, StoreError};
 
 /// Seconds that the lease of a writer lasts that is not heard of. etcd makes no lease shorter than one and a half election timeouts.
 const LEASE_SECONDS: i64 = 2;
+/// The same as a time. Clocks of controllers and etcd run alike for so long.
+const LEASE: Duration = Duration::from_secs(LEASE_SECONDS as u64);
 /// How often the lease is made to last its whole time again.
 const KEEP_ALIVE: Duration = Duration::from_millis(500);
 /// For how long etcd may not answer before the term counts as over: another controller may be the writer by then.
@@ -30,10 +32,12 @@ const SILENCE: Duration = Duration::from_secs(5);
 const OPERATIONS: usize = 100;
 /// Bytes in one transaction; etcd takes 1.5 MiB.
 const BYTES: usize = 1 << 20;
-/// The log is kept for controllers that follow it up to so many entries behind the newest,
-const LOG_ENTRIES: usize = 10_000;
+/// The log is kept for controllers that follow it, whatever is kept of the history: so many entries behind the newest,
+const LEAST_ENTRIES: usize = 1000;
 /// and so many bytes.
-const LOG_BYTES: usize = 64 << 20;
+const LEAST_BYTES: usize = 16 << 20;
+/// The most bytes of it: etcd holds 2 GiB if nothing else is set, and keeps what is deleted until it is compacted.
+const MOST_BYTES: usize = 128 << 20;
 
 /// One term.
 #[derive(Debug)]
@@ -45,6 +49,8 @@ pub(super) struct Term {
     fence: i64,
     keep_alive: tokio::task::AbortHandle,
     is_lost: Arc<AtomicBool>,
+    /// When the newest confirmation of the lease was asked for.
+    confirmed: Arc<Mutex<Instant>>,
     stored: Mutex<Stored>,
     backlog: Mutex<Backlog>,
     applied: Mutex<Applied>,
@@ -63,7 +69,7 @@ struct Stored {
 #[derive(Debug, Default)]
 struct Backlog {
     /// Rows to write, or to delete.
-    rows: BTreeMap<Key, Option<Object>>,
+    rows: BTreeMap<Key, Option<(u64, Object)>>,
     revision: u64,
     /// The entries of the log, by the revision that each leads to, with their size in bytes, as far as that is known.
     log: VecDeque<(u64, usize)>,
@@ -77,7 +83,8 @@ impl Backlog {
                 self.rows.insert(key.clone(), None);
             }
             for object in &change.upserts {
-                self.rows.insert(object.key(), Some(object.clone()));
+                let row = (change.revision, object.clone());
+                self.rows.insert(object.key(), Some(row));
             }
             self.revision = change.revision;
         }
@@ -92,9 +99,12 @@ impl Backlog {
     }
 
     /// Takes out the entries that are too many, of those whose changes are in the rows; up to which revision they are.
-    fn surplus(&mut self, applied: u64) -> Option<u64> {
+    fn surplus(&mut self, applied: u64, history: HistoryBounds) -> Option<u64> {
         let mut trimmed = None;
-        while (self.log.len() > LOG_ENTRIES || self.log_bytes > LOG_BYTES)
+        let number = |n: u64| usize::try_from(n).unwrap_or(usize::MAX);
+        let entries = number(history.changes).max(LEAST_ENTRIES);
+        let bytes = number(history.bytes).clamp(LEAST_BYTES, MOST_BYTES);
+        while (self.log.len() > entries || self.log_bytes > bytes)
             && let Some(&(revision, bytes)) = self.log.front()
             && revision <= applied
         {
@@ -129,6 +139,7 @@ impl Term {
         address: &str,
         notice: SyncSender<()>,
     ) -> Result<Option<Self>, StoreError> {
+        let begun = Instant::now();
         let lease = client.grant(LEASE_SECONDS)?;
         let writer = keys.named("writer");
         let request = TxnRequest {
@@ -151,10 +162,12 @@ impl Term {
             return Ok(None);
         };
         let is_lost = Arc::new(AtomicBool::new(false));
+        let confirmed = Arc::new(Mutex::new(begun));
         let keep_alive = client.handle().spawn(keep_alive(
             Arc::clone(client),
             lease,
             Arc::clone(&is_lost),
+            Arc::clone(&confirmed),
             notice,
         ));
         Ok(Some(Self {
@@ -163,6 +176,7 @@ impl Term {
             fence,
             keep_alive: keep_alive.abort_handle(),
             is_lost,
+            confirmed,
             stored: Mutex::default(),
             backlog: Mutex::default(),
             applied: Mutex::default(),
@@ -313,7 +327,12 @@ impl Term {
     ///
     /// # Errors
     /// As for [`Self::commit`].
-    pub(super) fn apply(&self, client: &Client, keys: &Keys) -> Result<(), StoreError> {
+    pub(super) fn apply(
+        &self,
+        client: &Client,
+        keys: &Keys,
+        history: HistoryBounds,
+    ) -> Result<(), StoreError> {
         let mut applied = lock(&self.applied);
         let (rows, revision) = {
             let mut backlog = lock(&self.backlog);
@@ -327,7 +346,7 @@ impl Term {
         for (key, object) in rows {
             let operations = match object {
                 None => vec![delete(keys.row(&key, 0), keys.row_end(&key))],
-                Some(object) => cut(revision, &object.encode())
+                Some((revision, object)) => cut(revision, &object.encode())
                     .into_iter()
                     .enumerate()
                     .map(|(at, part)| put(keys.row(&key, at), part))
@@ -350,7 +369,7 @@ impl Term {
             commit: 0,
         };
         applied.guard = self.write((client, keys), guard, writes, &noted)?;
-        let surplus = lock(&self.backlog).surplus(revision);
+        let surplus = lock(&self.backlog).surplus(revision, history);
         if let Some(surplus) = surplus {
             let trim = delete(keys.log_after(0), keys.log_after(surplus));
             self.prepare((client, keys), ("applied", applied.guard), vec![trim])?;
@@ -394,6 +413,11 @@ impl Term {
         self.is_lost.load(Ordering::SeqCst)
     }
 
+    /// Whether the lease cannot be over yet: etcd confirmed it since its whole time began.
+    pub(super) fn is_sure(&self) -> bool {
+        lock(&self.confirmed).elapsed() < LEASE
+    }
+
     pub(super) fn lease(&self) -> i64 {
         self.lease
     }
@@ -415,14 +439,19 @@ async fn keep_alive(
     client: Arc<Client>,
     lease: i64,
     is_lost: Arc<AtomicBool>,
+    confirmed: Arc<Mutex<Instant>>,
     notice: SyncSender<()>,
 ) {
     let mut heard = Instant::now();
     loop {
         tokio::time::sleep(KEEP_ALIVE).await;
         let left = SILENCE.saturating_sub(heard.elapsed());
+        let asked = Instant::now();
         match tokio::time::timeout(left, client.keep_alive(lease)).await {
-            Ok(Ok(true)) => heard = Instant::now(),
+            Ok(Ok(true)) => {
+                heard = Instant::now();
+                *lock(&confirmed) = asked;
+            }
             Ok(Err(error)) if heard.elapsed() < SILENCE => {
                 tracing::warn!(%error, "cannot renew the writer's lease now");
             }

@@ -4,7 +4,7 @@ use prost::Message;
 use weft_proto::state::{Key, collect, explode};
 use weft_proto::v1::{StoredChange, StoredChanges, StoredPart};
 
-use crate::store::{Change, StoreError};
+use crate::store::{Change, MAX_RECORD, Record, StoreError};
 
 /// The most bytes in one part: etcd takes requests of 1.5 MiB.
 pub(super) const PART: usize = 512 << 10;
@@ -31,6 +31,7 @@ pub(crate) fn to_wire(change: &Change) -> StoredChange {
         revision: change.revision,
         upserts: Some(collect(change.upserts.iter().cloned())),
         deletes: change.deletes.iter().map(Key::to_wire).collect(),
+        record: change.record.encode(MAX_RECORD),
     }
 }
 
@@ -40,6 +41,7 @@ pub(crate) fn from_wire(change: StoredChange) -> Option<Change> {
         revision: change.revision,
         deletes: deletes.collect::<Result<_, _>>().ok()?,
         upserts: explode(change.upserts.unwrap_or_default()).collect(),
+        record: Record::decode(&change.record)?,
     })
 }
 
@@ -63,7 +65,7 @@ pub(super) fn cut(revision: u64, value: &[u8]) -> Vec<Vec<u8>> {
 /// Joins parts that are read in their order.
 #[derive(Debug, Default)]
 pub(super) struct Joiner {
-    revision: u64,
+    pub(super) revision: u64,
     wanted: u32,
     had: u32,
     data: Vec<u8>,

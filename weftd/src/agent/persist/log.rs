@@ -56,6 +56,11 @@ impl Log {
     }
 }
 
+/// Whether a checksum is one that was never written.
+fn is_blank(sum: &[u8; 32]) -> bool {
+    sum.iter().all(|byte| *byte == 0)
+}
+
 /// The steps that go on from the state with that checksum, and whether a torn one follows them.
 ///
 /// # Errors
@@ -82,7 +87,7 @@ pub(super) fn read(path: &Path, checksum: &[u8; 32]) -> Result<(Vec<StoredStep>,
         };
         if Sha256::digest(message)[..] != *sum {
             // The file may have grown before all bytes of the last one were written.
-            if after.iter().all(|byte| *byte == 0) {
+            if after.iter().all(|byte| *byte == 0) || is_blank(sum) {
                 break;
             }
             return Err(KeepError::Damaged);
