@@ -172,8 +172,10 @@ async fn a_watch_prints_what_there_is_and_what_changes() {
         created,
         serde_json::json!({"revision": 2, "put": {"vpcs": [{"id": "other", "vni": 9}]}})
     );
+    assert_eq!(all.next().await, r#"{"revision":2}"#, "all of it was told");
     let deleted: serde_json::Value = serde_json::from_str(&all.next().await).unwrap();
     assert_eq!(deleted["deleted"]["id"], "b2");
+    assert_eq!(all.next().await, r#"{"revision":3}"#);
     let early = scene.run("watch port --from 99").await.failed(1);
     assert_eq!(
         early,
