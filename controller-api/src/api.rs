@@ -11,7 +11,7 @@ use weft_proto::state::{Entry, Key, Kind, Object, State, collect};
 use weft_proto::v1::{
     ApplyRequest, ChangePeeringRequest, ChangeReply, CreateRequest, DeleteRequest, GetRequest,
     HistoryReply, HistoryRequest, HostStatusReply, ListHostStatusRequest, ListReply, ListRequest,
-    ListVpcStatusRequest, UndoRequest, Violation, VpcStatusReply, WatchRequest,
+    ListVpcStatusRequest, UndoRequest, Violation, VpcStatusReply, WatchEvent, WatchRequest,
 };
 
 use crate::caller::{AUDIT, Caller};
@@ -22,7 +22,7 @@ use crate::pages::{Pages, Token};
 use crate::peering::PeeringError;
 use crate::store::StoreError;
 use crate::version::Version;
-use crate::watch::{Events, Watched};
+use crate::watch::Watched;
 
 /// Objects per message of a list.
 const CHUNK: usize = 500;
@@ -270,11 +270,16 @@ impl intent_server::Intent for Api {
     async fn undo(&self, request: Request<UndoRequest>) -> Result<Response<ChangeReply>, Status> {
         let caller = allowed(&request, Role::Operate)?;
         let UndoRequest { revision, dry_run } = request.into_inner();
-        self.change(move |intent| intent.undo(&caller, revision, dry_run))
-            .await
+        let permit = Arc::clone(&self.reading).acquire_owned().await;
+        self.change(move |intent| {
+            // It reads the history first.
+            let _permit = permit;
+            intent.undo(&caller, revision, dry_run)
+        })
+        .await
     }
 
-    type WatchStream = Events;
+    type WatchStream = ReceiverStream<Result<WatchEvent, Status>>;
 
     async fn watch(
         &self,

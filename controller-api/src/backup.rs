@@ -87,10 +87,11 @@ impl Backup {
     }
 
     fn write_as(&self, partial: &Path, path: &Path) -> std::io::Result<()> {
+        // What a run that was cut off has left may be the file itself by another name.
+        let _ = std::fs::remove_file(partial);
         let mut file = OpenOptions::new()
             .write(true)
-            .create(true)
-            .truncate(true)
+            .create_new(true)
             .mode(0o600)
             .open(partial)?;
         file.write_all(&self.encode())?;

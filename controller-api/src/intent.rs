@@ -210,6 +210,7 @@ impl Intent {
         writer.revision = u64::MAX;
         let before = self.current();
         let mut next: Option<Version> = None;
+        let mut records = Vec::with_capacity(changes.len());
         for change in changes {
             let version = next.as_ref().unwrap_or(&before);
             let mut state = version.state.clone();
@@ -219,11 +220,19 @@ impl Intent {
             for object in &change.upserts {
                 state.insert_at(object.clone(), change.revision);
             }
-            next = Some(version.next(change, state));
+            let version = version.next(change, state);
+            // Of a large change the store keeps the keys alone, but the change is whole.
+            records.push(if change.record.keys_only {
+                let made = change.record.made.clone();
+                let before = next.as_ref().unwrap_or(&before);
+                Record::of(change, made, &before.state, &version.state)
+            } else {
+                change.record.clone()
+            });
+            next = Some(version);
         }
         if let Some(next) = next {
-            let records = changes.iter().map(|change| change.record.clone());
-            self.journal.adopt(next, Some(records.collect()));
+            self.journal.adopt(next, Some(records));
         }
     }
 
@@ -451,6 +460,7 @@ impl Intent {
         revision: u64,
         dry_run: bool,
     ) -> Result<Outcome, ChangeError> {
+        self.check_standing()?;
         let failed = |error| ChangeError::Store(Arc::new(error));
         let before = revision.saturating_add(1);
         let found = self.records(before, 1).map_err(failed)?.pop();

@@ -191,6 +191,11 @@ impl Journal {
             let woken = self.done.wait(queue);
             queue = woken.unwrap_or_else(PoisonError::into_inner);
         }
+        // A change of this controller may have turned out to be stored after all, and been read from the store meanwhile.
+        let known = self.published.borrow().revision;
+        if records.is_some() && version.revision <= known {
+            return;
+        }
         // It may have failed before. What still waits was not given to the store.
         let _ = queue.run.failure.set(Arc::new(StoreError::NotStored));
         queue.waiting.clear();
@@ -199,7 +204,10 @@ impl Journal {
         queue.head = Arc::clone(&version);
         drop(queue);
         match records {
-            Some(records) => self.recent.add(records.into_iter()),
+            Some(records) => {
+                let newer = records.into_iter().filter(|it| it.revision > known);
+                self.recent.add(newer);
+            }
             None => self.recent.forget(version.revision),
         }
         self.publish(&version);
@@ -260,9 +268,14 @@ mod tests {
         }
     }
 
+    /// With a record, as every change has one.
     fn add(journal: &Journal, upon: &Ticket, revision: u64) -> Option<Ticket> {
         let change = Change {
             revision,
+            record: Record {
+                revision,
+                ..Record::default()
+            },
             ..Change::default()
         };
         journal.add(upon, change, Version::loaded(revision, State::default()))
@@ -284,6 +297,31 @@ mod tests {
         assert_eq!(head.revision, 5);
         let next = add(&journal, &upon, 6).unwrap();
         journal.wait(&next).unwrap();
+    }
+
+    /// What was believed lost may be stored after all, and be read from there, too.
+    #[test]
+    fn a_change_that_is_there_already_is_not_taken_up_again() {
+        let journal = Journal::new(Box::new(Limited(Mutex::new(9))), Version::default());
+        let (_, start) = journal.head();
+        let first = add(&journal, &start, 1).unwrap();
+        journal.wait(&first).unwrap();
+        let records = |revisions: std::ops::RangeInclusive<u64>| {
+            let record = |revision| Record {
+                revision,
+                ..Record::default()
+            };
+            Some(revisions.map(record).collect())
+        };
+        journal.adopt(Version::loaded(1, State::default()), records(1..=1));
+        let second = add(&journal, &first, 2).unwrap();
+        journal.wait(&second).unwrap();
+        journal.adopt(Version::loaded(4, State::default()), records(1..=4));
+        assert_eq!(journal.published().borrow().revision, 4);
+        let kept = journal.recent().since(1).unwrap();
+        let kept: Vec<u64> = kept.iter().map(|record| record.revision).collect();
+        assert_eq!(kept, [2, 3, 4]);
+        assert!(journal.recent().since(4).unwrap().is_empty());
     }
 
     #[test]

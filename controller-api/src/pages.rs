@@ -12,7 +12,7 @@ use weft_proto::state::Kind;
 use crate::version::Version;
 
 /// The most versions that are kept for the pages that a caller may ask for,
-const VERSIONS_OF_ONE: usize = 2;
+const VERSIONS_OF_ONE: usize = 8;
 /// and for those of all.
 const VERSIONS: usize = 64;
 
@@ -135,10 +135,10 @@ mod tests {
         }
         assert!(pages.find("ann", 1).is_some());
         assert!(pages.find("bob", 99).is_some() && pages.find("bob", 98).is_some());
-        assert!(pages.find("bob", 97).is_none() && pages.find("ann", 99).is_none());
-        pages.keep("bob", &version(98));
+        assert!(pages.find("bob", 91).is_none() && pages.find("ann", 99).is_none());
+        pages.keep("bob", &version(92));
         pages.keep("bob", &version(100));
-        assert!(pages.find("bob", 98).is_some() && pages.find("bob", 99).is_none());
+        assert!(pages.find("bob", 92).is_some() && pages.find("bob", 93).is_none());
         for number in 0..VERSIONS {
             pages.keep(&format!("caller {number}"), &version(7));
         }

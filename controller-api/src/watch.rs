@@ -4,14 +4,11 @@
 //! revision that it has come to, so that a slow one costs a few messages of memory. One that takes no message for a while is ended.
 
 use std::collections::{HashMap, VecDeque};
-use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll};
 use std::time::Duration;
 
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::time::{sleep_until, timeout};
-use tokio_stream::Stream;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
 use weft_process::tls::Role;
@@ -73,6 +70,16 @@ struct Kept {
 }
 
 impl Kept {
+    fn after(revision: u64) -> Self {
+        Self {
+            after: revision,
+            records: VecDeque::new(),
+            sizes: VecDeque::new(),
+            edits: 0,
+            bytes: 0,
+        }
+    }
+
     fn is_full(&self) -> bool {
         let is_over =
             self.records.len() > KEPT || self.edits > KEPT_EDITS || self.bytes > KEPT_BYTES;
@@ -83,19 +90,21 @@ impl Kept {
 impl Recent {
     /// None yet, after a revision.
     pub(crate) fn after(revision: u64) -> Self {
-        Self(Mutex::new(Kept {
-            after: revision,
-            records: VecDeque::new(),
-            sizes: VecDeque::new(),
-            edits: 0,
-            bytes: 0,
-        }))
+        Self(Mutex::new(Kept::after(revision)))
     }
 
     /// Adds changes, each of the revision after the one before. Called before they are published.
     pub(crate) fn add(&self, records: impl Iterator<Item = Record>) {
         let mut kept = self.lock();
         for record in records {
+            // The revisions follow each other, since each is looked for by its place.
+            let newest = kept.after + kept.records.len() as u64;
+            if record.revision != newest + 1 {
+                if record.revision <= newest {
+                    continue;
+                }
+                *kept = Kept::after(record.revision - 1);
+            }
             let size = record.size();
             kept.edits += record.edits.len();
             kept.bytes += size;
@@ -115,12 +124,11 @@ impl Recent {
 
     /// Keeps none up to a revision.
     pub(crate) fn forget(&self, revision: u64) {
-        let Self(none) = Self::after(revision);
-        *self.lock() = none.into_inner().unwrap_or_else(PoisonError::into_inner);
+        *self.lock() = Kept::after(revision);
     }
 
     /// Some changes after a revision, in order: none when it is the newest. Nothing when not all of them are here.
-    fn since(&self, revision: u64) -> Option<Vec<Arc<Record>>> {
+    pub(crate) fn since(&self, revision: u64) -> Option<Vec<Arc<Record>>> {
         let kept = self.lock();
         let known = usize::try_from(revision.checked_sub(kept.after)?).unwrap_or(usize::MAX);
         Some(
@@ -189,20 +197,6 @@ impl Drop for Slot {
     }
 }
 
-/// The messages of a watch. It counts as open as long as they are there.
-pub(crate) struct Events {
-    messages: ReceiverStream<Result<WatchEvent, Status>>,
-    _slot: Slot,
-}
-
-impl Stream for Events {
-    type Item = Result<WatchEvent, Status>;
-
-    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        Pin::new(&mut self.messages).poll_next(context)
-    }
-}
-
 /// What a watch needs of the controller.
 #[derive(Clone)]
 pub(crate) struct Watched {
@@ -230,11 +224,14 @@ impl Watched {
         caller: Caller,
         filter: Filter,
         from: u64,
-    ) -> Result<Events, Status> {
+    ) -> Result<ReceiverStream<Result<WatchEvent, Status>>, Status> {
+        if let Err(error) = self.intent.catch_up().await {
+            tracing::debug!(%error, "a watch begins with what is known");
+        }
         let present = self.intent.current().revision;
         if from > present {
             let text = format!("the intent is at revision {present}, and not at {from} yet");
-            return Err(Status::out_of_range(text));
+            return Err(Status::failed_precondition(text));
         }
         let slot = self.watches.open(&caller.name)?;
         let (sender, receiver) = mpsc::channel(WAITING + 1);
@@ -242,6 +239,7 @@ impl Watched {
         let last = sender.clone().reserve_owned().await;
         let last = last.map_err(|_| Status::internal("the watch has no receiver"))?;
         let mut stopping = self.stopping.clone();
+        let gone = sender.clone();
         let mut watch = Watch {
             watched: self.clone(),
             caller,
@@ -250,8 +248,11 @@ impl Watched {
             revision: from,
         };
         tokio::spawn(async move {
+            // The watch counts as open until it has ended.
+            let _slot = slot;
             let end = tokio::select! {
                 end = watch.run() => end,
+                () = gone.closed() => End::Gone,
                 _ = stopping.wait_for(|stopping| *stopping) => {
                     End::Told(Status::unavailable("the controller is stopping"))
                 }
@@ -260,10 +261,7 @@ impl Watched {
                 last.send(Err(status));
             }
         });
-        Ok(Events {
-            messages: ReceiverStream::new(receiver),
-            _slot: slot,
-        })
+        Ok(ReceiverStream::new(receiver))
     }
 }
 
@@ -298,11 +296,17 @@ impl Watch {
         }
         let mut idle = tokio::time::Instant::now() + IDLE;
         loop {
-            versions.mark_unchanged();
-            while let Some(sent) = self.send_newer().await? {
+            let published = versions.borrow_and_update().revision;
+            if self.revision > published {
+                return Err(End::Told(Status::out_of_range(format!(
+                    "the intent went back to revision {published}: list again"
+                ))));
+            }
+            while let Some(sent) = self.send_newer(published).await? {
                 if sent {
                     idle = tokio::time::Instant::now() + IDLE;
                 }
+                tokio::task::yield_now().await;
             }
             tokio::time::sleep(GATHER).await;
             tokio::select! {
@@ -350,8 +354,11 @@ impl Watch {
         Ok(())
     }
 
-    /// Sends some of the changes that are newer than what was sent; none when there are none. Says whether the caller was told anything.
-    async fn send_newer(&mut self) -> Result<Option<bool>, End> {
+    /// Sends some of the changes up to a revision that are newer than what was sent; none when there are none. Says whether the caller was told anything.
+    async fn send_newer(&mut self, published: u64) -> Result<Option<bool>, End> {
+        if self.revision >= published {
+            return Ok(None);
+        }
         let records = match self.watched.intent.recent().since(self.revision) {
             Some(records) => records,
             None => self.read().await?,
@@ -361,6 +368,9 @@ impl Watch {
         }
         let mut sent = false;
         for record in records {
+            if record.revision > published {
+                break;
+            }
             sent |= self.send_record(&record).await?;
             self.revision = record.revision;
         }

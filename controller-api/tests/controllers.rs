@@ -22,7 +22,7 @@ use weft_process::services::intent_client::IntentClient;
 use weft_proto::state::State;
 use weft_proto::v1::{
     ApplyRequest, CreateRequest, DeleteRequest, GetRequest, ListHostStatusRequest, Objects, Subnet,
-    Vpc,
+    Vpc, WatchRequest,
 };
 
 /// Until a change is taken again after any kill.
@@ -138,6 +138,60 @@ async fn one_writes_and_all_serve_readers_and_hosts() {
     assert_eq!(next.into_inner().revision, revision + 1);
     drop(host);
     follower.stop().await;
+}
+
+/// Also of a change of which the store keeps the keys alone.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_watch_at_a_follower_tells_each_change() {
+    let members = Members::started(1).await;
+    let writer = start(&members).await;
+    writer.is_writer(true).await;
+    let follower = start(&members).await;
+    follower.is_writer(false).await;
+    let request = WatchRequest {
+        kind: "vpc".into(),
+        ..WatchRequest::default()
+    };
+    let mut client = follower.intent().await;
+    let mut events = client.watch(request).await.unwrap().into_inner();
+    let start = within(events.message()).await.unwrap().unwrap();
+    assert_eq!((start.revision, start.more), (0, false));
+    let mut both = self::client(&[&writer, &follower]).await;
+    let long = |n: u32| Vpc {
+        id: format!("{}{n:05}", "x".repeat(120)),
+        vni: n + 1,
+        ..Vpc::default()
+    };
+    let many = Objects {
+        vpcs: (0..20_000).map(long).collect(),
+        ..Objects::default()
+    };
+    both.create(create(vpc("first", 50_000))).await.unwrap();
+    both.create(create(many)).await.unwrap();
+    let mut told = BTreeSet::new();
+    loop {
+        let event = within(events.message()).await.unwrap().unwrap();
+        assert!(event.deletes.is_empty());
+        let put = event.upserts.unwrap_or_default().vpcs;
+        told.extend(put.into_iter().map(|vpc| vpc.id));
+        if event.revision == 2 && !event.more {
+            break;
+        }
+    }
+    assert_eq!(told.len(), 20_001);
+    // A program that comes from the writer goes on where it was.
+    let request = WatchRequest {
+        from_revision: 2,
+        ..WatchRequest::default()
+    };
+    let mut events = client.watch(request).await.unwrap().into_inner();
+    both.create(create(vpc("last", 50_001))).await.unwrap();
+    let event = within(events.message()).await.unwrap().unwrap();
+    assert_eq!((event.revision, event.more), (3, false));
+    assert_eq!(event.upserts.unwrap().vpcs[0].id, "last");
+    drop(events);
+    follower.stop().await;
+    writer.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

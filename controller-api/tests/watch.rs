@@ -128,7 +128,7 @@ async fn a_watch_tells_what_there_is_and_then_each_change() {
     let unknown = watch(&mut client, "prot", "", 0).await;
     assert_eq!(unknown.err().unwrap().code(), Code::InvalidArgument);
     let unknown = watch(&mut client, "port", "", gone + 1).await;
-    assert_eq!(unknown.err().unwrap().code(), Code::OutOfRange);
+    assert_eq!(unknown.err().unwrap().code(), Code::FailedPrecondition);
     controller.stop().await;
     assert_eq!(all.next().await.unwrap_err().code(), Code::Unavailable);
 }

@@ -1,6 +1,8 @@
 //! The embedded store: one database file, one row per object and per change that is kept, one transaction for the changes that wait.
 
 use std::cell::Cell;
+use std::fs::{File, OpenOptions};
+use std::os::unix::fs::OpenOptionsExt;
 use std::panic::AssertUnwindSafe;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -298,22 +300,20 @@ impl Maintenance for Embedded {
     fn compact(&self) -> Result<(), StoreError> {
         let mut slot = self.database();
         let database = slot.as_ref().ok_or(StoreError::Closed)?;
-        // A file of its own until it is whole, so that no crash leaves less than one of the two.
-        let mut next = self.path.as_os_str().to_owned();
-        next.push(".compact");
-        let next = PathBuf::from(next);
         let failed = |reason| StoreError::Path {
-            path: next.clone(),
+            path: self.path.clone(),
             reason,
         };
-        let _ = std::fs::remove_file(&next);
-        let compacted = open(&next)?;
-        copy(database, &compacted)?;
-        std::fs::rename(&next, &self.path).map_err(failed)?;
-        let directory = self.path.parent().filter(|it| !it.as_os_str().is_empty());
-        let directory = std::fs::File::open(directory.unwrap_or(Path::new(".")));
-        let synchronised = directory.and_then(|directory| directory.sync_all());
-        synchronised.map_err(failed)?;
+        // Not what leads to it.
+        let path = self.path.canonicalize().map_err(failed)?;
+        // A file of its own until it is whole, so that no crash leaves less than one of the two.
+        let mut next = path.as_os_str().to_owned();
+        next.push(".compact");
+        let next = PathBuf::from(next);
+        let compacted = compacted(database, &path, &next).inspect_err(|_| {
+            // It is for want of room, perhaps.
+            let _ = std::fs::remove_file(&next);
+        })?;
         *slot = Some(compacted);
         Ok(())
     }
@@ -322,6 +322,27 @@ impl Maintenance for Embedded {
         // Else it could not have been opened.
         Ok(())
     }
+}
+
+/// A copy of a database that takes the place of its file, by another name until it is whole.
+fn compacted(database: &Database, path: &Path, next: &Path) -> Result<Database, StoreError> {
+    let failed = |reason| StoreError::Path {
+        path: next.to_owned(),
+        reason,
+    };
+    let _ = std::fs::remove_file(next);
+    let mut making = OpenOptions::new();
+    making.write(true).create_new(true).mode(0o600);
+    drop(making.open(next).map_err(failed)?);
+    let mode = std::fs::metadata(path).map_err(failed)?.permissions();
+    std::fs::set_permissions(next, mode).map_err(failed)?;
+    let compacted = open(next)?;
+    copy(database, &compacted)?;
+    std::fs::rename(next, path).map_err(failed)?;
+    let directory = File::open(path.parent().unwrap_or(Path::new("/")));
+    let synchronised = directory.and_then(|directory| directory.sync_all());
+    synchronised.map_err(failed)?;
+    Ok(compacted)
 }
 
 /// Copies all rows in one transaction.

@@ -53,17 +53,22 @@ fn stored_revision(pairs: &[KeyValue]) -> Result<(u64, i64), StoreError> {
     Ok((stored.revision, pair.mod_revision))
 }
 
+/// Reads again where etcd forgot meanwhile what was being read from.
+fn again_if_compacted<T>(read: impl Fn() -> Result<T, StoreError>) -> Result<T, StoreError> {
+    let mut found = Err(StoreError::Compacted);
+    for _ in 0..ATTEMPTS {
+        found = read();
+        if !matches!(found, Err(StoreError::Compacted)) {
+            break;
+        }
+    }
+    found
+}
+
 impl Etcd {
     /// All objects, and the revision that they are of.
     pub(super) fn load(&self) -> Result<(u64, State), StoreError> {
-        let mut loaded = Err(StoreError::Compacted);
-        for _ in 0..ATTEMPTS {
-            loaded = self.load_once();
-            if !matches!(loaded, Err(StoreError::Compacted)) {
-                break;
-            }
-        }
-        loaded
+        again_if_compacted(|| self.load_once())
     }
 
     fn load_once(&self) -> Result<(u64, State), StoreError> {
@@ -251,6 +256,10 @@ impl Etcd {
 
     /// The records of changes before a revision, the newest first, at most so many.
     pub(super) fn records(&self, before: u64, limit: usize) -> Result<Vec<Record>, StoreError> {
+        again_if_compacted(|| self.records_once(before, limit))
+    }
+
+    fn records_once(&self, before: u64, limit: usize) -> Result<Vec<Record>, StoreError> {
         let (entries, at) = self.entries()?;
         let first = entries.partition_point(|entry| entry.saturating_add(1) < before);
         let upto = entries.len().min(first + 1);
@@ -273,6 +282,10 @@ impl Etcd {
 
     /// The revision of the oldest change of which a record is kept.
     pub(super) fn oldest_record(&self) -> Result<Option<u64>, StoreError> {
+        again_if_compacted(|| self.oldest_record_once())
+    }
+
+    fn oldest_record_once(&self) -> Result<Option<u64>, StoreError> {
         let (entries, at) = self.entries()?;
         let Some(first) = entries.first() else {
             return Ok(None);
