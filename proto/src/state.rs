@@ -287,18 +287,10 @@ impl State {
     /// # Errors
     /// An object given twice.
     pub fn from_objects(objects: Objects) -> Result<Self, StateError> {
-        Self::from_list(explode(objects).collect())
+        Self::from_list_at(explode(objects).map(|object| (object, 0)).collect())
     }
 
-    /// The same of objects one by one, in any order.
-    ///
-    /// # Errors
-    /// An object given twice.
-    pub fn from_list(objects: Vec<Object>) -> Result<Self, StateError> {
-        Self::from_list_at(objects.into_iter().map(|object| (object, 0)).collect())
-    }
-
-    /// The same, each with the revision at which it came to be so.
+    /// The same of objects one by one, in any order, each with the revision at which it came to be so.
     ///
     /// # Errors
     /// An object given twice.
