@@ -46,6 +46,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         "PrefixList",
         "SecurityGroup",
         "GroupMembers",
+        "Learning",
+        "LearnedAddress",
         "SecurityRule",
         "Port",
         "AddressPair",

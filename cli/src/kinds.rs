@@ -32,6 +32,7 @@ impl Flags for Vpc {
             id,
             vni: self.vni.unwrap_or_default(),
             tenant: self.tenant,
+            learning: None,
         })
     }
 }
@@ -572,6 +573,7 @@ pub(crate) fn headings(kind: Kind) -> &'static [&'static str] {
         Kind::NetworkAcl => &["ID", "VPC", "RULES"],
         Kind::SecurityGroup => &["ID", "VPC", "RULES", "TENANT"],
         Kind::GroupMembers => &["ID", "VPC", "MEMBERS"],
+        Kind::LearnedAddress => &["ID", "VPC", "ADDRESS"],
         Kind::PrefixList => &["ID", "VPC", "PREFIXES", "TENANT"],
         Kind::Port => &[
             "ID",
@@ -670,6 +672,7 @@ pub(crate) fn row(object: Object) -> Vec<String> {
             vec![o.id, or_dash(o.vpc), rules, or_dash(o.tenant)]
         }
         Object::GroupMembers(o) => vec![o.id, o.vpc, o.members.len().to_string()],
+        Object::LearnedAddress(o) => vec![o.id, o.vpc, o.address],
         Object::Port(o) => vec![
             o.id,
             o.vpc,

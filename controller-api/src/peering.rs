@@ -276,6 +276,7 @@ mod tests {
                 id: id.to_owned(),
                 vni,
                 tenant: tenant.to_owned(),
+                ..Vpc::default()
             })
         };
         let mut peering = Peering {

@@ -118,6 +118,7 @@ kinds! {
     PrefixList: "prefix_list" in prefix_lists;
     SecurityGroup: "security_group" in security_groups;
     GroupMembers: "group_members" in group_members;
+    LearnedAddress: "learned_address" in learned_addresses;
     Port: "port" in ports;
     ElasticIp: "elastic_ip" in elastic_ips;
     NatGateway: "nat_gateway" in nat_gateways;
@@ -156,6 +157,7 @@ impl Object {
             Self::PrefixList(o) => Some(&*o.vpc).filter(|vpc| !vpc.is_empty()),
             Self::SecurityGroup(o) => Some(&*o.vpc).filter(|vpc| !vpc.is_empty()),
             Self::GroupMembers(o) => Some(&o.vpc),
+            Self::LearnedAddress(o) => Some(&o.vpc),
             Self::Port(o) => Some(&o.vpc),
         }
     }
@@ -199,6 +201,17 @@ impl v1::GroupMembers {
     /// The id of a part of a group's members.
     pub fn id_of(group: &str, number: u32) -> String {
         format!("{group}/{number}")
+    }
+}
+
+impl v1::LearnedAddress {
+    /// That of an address in a VPC.
+    pub fn new(vpc: &str, address: &str) -> Self {
+        Self {
+            id: format!("{vpc}/{address}"),
+            vpc: vpc.to_owned(),
+            address: address.to_owned(),
+        }
     }
 }
 

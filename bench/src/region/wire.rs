@@ -257,7 +257,7 @@ mod tests {
             hosts: Host, vpcs: Vpc, subnets: Subnet, route_tables: RouteTable, network_acls: NetworkAcl,
             prefix_lists: PrefixList, security_groups: SecurityGroup, ports: Port, peerings: Peering, quotas: Quota,
             external_networks: ExternalNetwork, elastic_ips: ElasticIp, nat_gateways: NatGateway,
-            group_members: GroupMembers,
+            group_members: GroupMembers, learned_addresses: LearnedAddress,
         }
     }
 

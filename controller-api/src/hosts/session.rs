@@ -208,6 +208,8 @@ impl Session {
             }
             // Those of an earlier session say nothing of what this one sent.
             Some(from_host::Message::Ack(_) | from_host::Message::Refusal(_)) => Ok(()),
+            // No VPC is one whose ports are learned, so that there is nothing to ask for.
+            Some(from_host::Message::Learn(_)) => Ok(()),
             Some(from_host::Message::Event(event)) => {
                 let object = event.object.unwrap_or_default();
                 tracing::debug!(

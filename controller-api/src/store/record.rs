@@ -253,6 +253,7 @@ mod tests {
                 id: format!("ann/v{n}"),
                 tenant: "ann".into(),
                 vni,
+                ..Vpc::default()
             })
         };
         let (mut before, mut after) = (State::default(), State::default());

@@ -6,6 +6,7 @@
 mod dhcp;
 mod external;
 mod fabric;
+mod learning;
 pub mod limits;
 mod network;
 mod peering;
@@ -226,7 +227,9 @@ impl Reach {
             | (_, Some(Object::Quota(_)))
             | (Some(Object::Quota(_)), None)
             | (None, Some(Object::GroupMembers(_)))
-            | (Some(Object::GroupMembers(_)), None) => Self::Object,
+            | (Some(Object::GroupMembers(_)), None)
+            | (None, Some(Object::LearnedAddress(_)))
+            | (Some(Object::LearnedAddress(_)), None) => Self::Object,
             (None, Some(Object::Host(_))) => Self::Vpc,
             (Some(old), _) if is_of_all(old) => Self::All,
             (_, Some(new)) if is_of_all(new) => Self::All,
@@ -253,7 +256,12 @@ fn check(
     check_id(at, scope, report);
     match object {
         Object::Host(host) => fabric::check_host(at, host, report),
-        Object::Vpc(vpc) => fabric::check_vpc(at, vpc, report),
+        Object::Vpc(vpc) => {
+            fabric::check_vpc(at, vpc, report);
+            if let Some(learning) = &vpc.learning {
+                learning::check_vpc(at, learning, index, scope, report);
+            }
+        }
         Object::Quota(quota) => quota::check(at, quota, report),
         Object::Peering(peering) => peering::check(at, peering, index, report),
         Object::ExternalNetwork(network) => {
@@ -285,6 +293,7 @@ fn check(
             };
             policy::check_part(at, (part, known), index, scope, report);
         }
+        Object::LearnedAddress(learned) => learning::check(at, learned, index, scope, report),
         Object::Port(port) => port::check(at, port, index, scope, report),
     }
 }
@@ -560,8 +569,8 @@ fn check_id(at: At<'_>, scope: Scope<'_>, report: &mut Report) {
     // The controller tells a host of a tenant's group or list by its id and that of the VPC.
     let parts = match (scope, at.kind) {
         (Scope::Node { .. }, Kind::SecurityGroup | Kind::PrefixList) => at.id.split_once('@'),
-        // Made of that of its group, which is checked.
-        (Scope::Node { .. }, Kind::GroupMembers) => return,
+        // Made of what is checked.
+        (Scope::Node { .. }, Kind::GroupMembers | Kind::LearnedAddress) => return,
         _ => None,
     };
     if let Some((id, vpc)) = parts {

@@ -2,6 +2,7 @@
 
 mod dhcp;
 mod external;
+mod learning;
 mod parts;
 mod peering;
 mod port_changes;

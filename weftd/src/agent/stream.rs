@@ -10,8 +10,10 @@ use weft_process::services::host_control_client::HostControlClient;
 use weft_process::tls::TlsFiles;
 use weft_process::transport::{MAX_MESSAGE, TransportError, connect};
 use weft_proto::HOST_PROTOCOL;
-use weft_proto::state::State;
-use weft_proto::v1::{Ack, Event, FromHost, Hello, Refusal, ToHost, Violation, from_host, to_host};
+use weft_proto::state::{Kind, Object, State};
+use weft_proto::v1::{
+    Ack, Event, FromHost, Hello, Refusal, ToHost, Violation, VpcAddresses, from_host, to_host,
+};
 
 use super::active::{ActiveState, whole};
 use super::persist::Keeper;
@@ -116,6 +118,9 @@ impl Attachment<'_> {
             held_back: known
                 .as_ref()
                 .map_or(Vec::new(), |known| known.held_back.to_vec()),
+            learned: known
+                .as_ref()
+                .map_or(Vec::new(), |known| learned(&known.state)),
             digest: known.map_or(Vec::new(), |known| known.digest.to_vec()),
             limits: Some(self.force.limits),
         };
@@ -192,7 +197,7 @@ impl Attachment<'_> {
     fn understand(&self, message: ToHost) -> Result<Received, Reason> {
         match message.message {
             Some(to_host::Message::Full(full)) => {
-                if let Err(violations) = self.in_order(full.revision) {
+                if let Err(violations) = self.in_order(full.revision, false) {
                     return Ok(Received::Refused(full.revision, violations));
                 }
                 let state = match State::from_objects(full.state.unwrap_or_default()) {
@@ -215,7 +220,7 @@ impl Attachment<'_> {
                 if known.revision != delta.from_revision {
                     return Err(Reason::Delta);
                 }
-                if let Err(violations) = self.in_order(delta.revision) {
+                if let Err(violations) = self.in_order(delta.revision, true) {
                     return Ok(Received::Refused(delta.revision, violations));
                 }
                 let upserts = delta.upserts.unwrap_or_default();
@@ -235,11 +240,12 @@ impl Attachment<'_> {
         }
     }
 
-    /// Whether a state of this revision may come now: within an attachment revisions grow, so that nothing is played twice. A controller that
+    /// Whether a state of this revision may come now: within an attachment revisions grow, so that nothing is played twice. A delta may lead to another
+    /// state of the same one, since what this host asks for changes what it is told; played twice, it would not lead to its digest. A controller that
     /// begins with a lower one than is in force is obeyed, since it has the word on what is right, and said to be behind.
-    fn in_order(&self, revision: u64) -> Result<(), Vec<Violation>> {
+    fn in_order(&self, revision: u64, is_delta: bool) -> Result<(), Vec<Violation>> {
         let present = self.force.status().revision();
-        if revision > present {
+        if revision > present || is_delta && revision == present {
             return Ok(());
         }
         if self.taken {
@@ -263,6 +269,24 @@ impl Attachment<'_> {
             tracing::error!(%error, "storing the state failed");
         }
     }
+}
+
+/// The addresses that were asked for in a state.
+fn learned(state: &State) -> Vec<VpcAddresses> {
+    let mut all: Vec<VpcAddresses> = Vec::new();
+    for object in state.of_kind(Kind::LearnedAddress) {
+        let Object::LearnedAddress(learned) = object else {
+            continue;
+        };
+        match all.last_mut().filter(|last| last.vpc == learned.vpc) {
+            Some(last) => last.addresses.push(learned.address.clone()),
+            None => all.push(VpcAddresses {
+                vpc: learned.vpc.clone(),
+                addresses: vec![learned.address.clone()],
+            }),
+        }
+    }
+    all
 }
 
 async fn in_time<T>(future: impl Future<Output = T>) -> Result<T, Reason> {

@@ -316,6 +316,7 @@ struct Objects<'s> {
     security_groups: Vec<&'s v1::SecurityGroup>,
     /// Parts of the members of groups, by the group.
     group_members: Map<&'s str, Vec<&'s v1::GroupMembers>>,
+    learned: Vec<&'s v1::LearnedAddress>,
     ports: Vec<&'s v1::Port>,
     external_networks: Vec<&'s v1::ExternalNetwork>,
     elastic_ips: Vec<&'s v1::ElasticIp>,
@@ -337,6 +338,7 @@ impl<'s> Objects<'s> {
                 Object::NetworkAcl(o) => objects.network_acls.push(o),
                 Object::PrefixList(o) => objects.prefix_lists.push(o),
                 Object::SecurityGroup(o) => objects.security_groups.push(o),
+                Object::LearnedAddress(o) => objects.learned.push(o),
                 Object::GroupMembers(o) => {
                     objects.group_members.entry(&o.group).or_default().push(o);
                 }

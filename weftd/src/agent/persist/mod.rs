@@ -344,6 +344,7 @@ mod tests {
                 id: "large".into(),
                 vni: 1,
                 tenant: "x".repeat(100_000 + revision as usize),
+                ..Vpc::default()
             }));
             large = InForce::new(revision, state);
             keeper.keep(&mut on_disk, "h1", &large).unwrap();
