@@ -80,6 +80,7 @@
 //!     fragments: Arc::default(),
 //!     neighbors: Arc::default(),
 //!     probes: Arc::default(),
+//!     asks: Arc::default(),
 //!     device_mtus: Arc::new(DeviceMtus::new(settings.ports)),
 //! };
 //! let mut pipeline = Pipeline::new(shared, &settings);

@@ -3,6 +3,8 @@
 
 #![forbid(unsafe_code)]
 
+mod learning;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -18,7 +20,7 @@ use weft_dataplane::pipeline::trace::View;
 use weft_dataplane::pipeline::{Destination, DeviceMtus, Io, Pipeline, Settings, Shared, Source};
 use weft_dataplane::session::{Limits, SessionTable};
 use weft_dataplane::snapshot::compile::{Adjacency, Compiler, Context, ExternalLink, Underlay};
-use weft_dataplane::snapshot::{Place, StaticTranslation};
+use weft_dataplane::snapshot::{Place, Snapshot, StaticTranslation};
 
 /// Bytes of IP packet that the underlay carries.
 pub const UNDERLAY_MTU: u16 = 1500;
@@ -93,6 +95,10 @@ pub struct MemoryHost {
     /// What workers share.
     pub shared: Shared,
     compiler: Compiler,
+    /// The state of all hosts that it heard of last.
+    heard: State,
+    /// What it has asked for: VPCs, each with an address or a MAC.
+    learned: BTreeSet<(String, String)>,
     generation: u32,
     /// Ports that are counted.
     ports: usize,
@@ -155,10 +161,22 @@ impl MemoryHost {
         left - (self.sent + self.waiting() as u64) as i64
     }
 
-    /// Fragments that wait for their first.
+    /// Fragments that wait for their first, and packets that wait for answers.
     fn waiting(&self) -> usize {
         let fragments = self.shared.fragments.lock();
-        fragments.map_or(0, |fragments| fragments.waiting())
+        let fragments = fragments.map_or(0, |fragments| fragments.waiting());
+        fragments + self.workers().map(Pipeline::waiting).sum::<usize>()
+    }
+
+    /// Puts a snapshot in force.
+    fn set_snapshot(&mut self, snapshot: Snapshot, now: u32) {
+        let snapshot = Arc::new(snapshot);
+        for mate in &mut self.mates {
+            mate.set_snapshot(Arc::clone(&snapshot));
+            mate.resume(&mut self.io, now);
+        }
+        self.pipeline.set_snapshot(snapshot);
+        self.pipeline.resume(&mut self.io, now);
     }
 }
 
@@ -208,6 +226,10 @@ pub struct Fabric {
     pub translations: Vec<StaticTranslation>,
     /// The interfaces of hosts on physical networks, from the next state on. They all end on one segment; uplink 0 is of the underlay alone.
     pub externals: BTreeMap<String, Vec<ExternalLink>>,
+    /// Whether the hosts learn the ports of their VPCs, from the next state on. Each answer reaches a host when nothing else crosses.
+    pub learns: bool,
+    /// Hosts that get no answers.
+    pub unanswered: BTreeSet<String>,
     /// Hosts that are dead: nothing reaches them, and they send nothing.
     pub dead: BTreeSet<String>,
     /// Pairs of hosts, of which the first is not heard by the second: what it sends through the underlay is lost.
@@ -239,6 +261,7 @@ impl Fabric {
                 fragments: Arc::default(),
                 neighbors: Arc::default(),
                 probes: Arc::default(),
+                asks: Arc::default(),
                 device_mtus: Arc::new(DeviceMtus::new(settings.ports)),
             };
             let host = MemoryHost {
@@ -248,6 +271,8 @@ impl Fabric {
                 io: MemoryIo::new(FRAMES, FRAME_SIZE),
                 shared,
                 compiler: Compiler::new(settings.ports as u16, 1024, limits.vpcs as u32),
+                heard: State::default(),
+                learned: BTreeSet::new(),
                 generation: 0,
                 ports: settings.ports,
                 sent: 0,
@@ -263,6 +288,8 @@ impl Fabric {
             worker: 0,
             settings: *settings,
             metadata: false,
+            learns: false,
+            unanswered: BTreeSet::new(),
             translations: Vec::new(),
             externals: BTreeMap::new(),
             outside: Vec::new(),
@@ -307,64 +334,125 @@ impl Fabric {
         state: State,
         hears: impl Fn(&str) -> bool,
     ) -> Result<(), Vec<Violation>> {
-        let objects = state.to_objects();
         let mut snapshots = Vec::new();
-        let nobody = BTreeSet::new();
         for host in self.hosts.values().filter(|host| hears(&host.id)) {
-            let own = objects.hosts.iter().find(|other| other.id == host.id);
-            let own: Vec<u128> = own
-                .into_iter()
-                .flat_map(|own| &own.vteps)
-                .filter_map(|t| t.parse().ok())
-                .map(address_word)
-                .collect();
-            let mut underlay = Underlay::default();
-            for remote in objects
-                .hosts
-                .iter()
-                .flat_map(|other| &other.vteps)
-                .filter_map(|text| text.parse::<IpAddr>().ok())
-            {
-                let word = address_word(remote);
-                let local = own.iter().find(|own| {
-                    weft_dataplane::packet::parse::word_address(**own).is_ipv4() == remote.is_ipv4()
-                });
-                if let Some(source) = local.filter(|_| !self.down.contains(&remote)) {
-                    let way = Adjacency {
-                        source: *source,
-                        source_mac: vtep_mac(*source),
-                        next_hop_mac: vtep_mac(word),
-                        uplink: 0,
-                        mtu: UNDERLAY_MTU,
-                    };
-                    underlay.insert(word, vec![way]);
-                }
-            }
-            let context = Context {
-                host: &host.id,
-                generation: host.generation + 1,
-                revision: 0,
-                underlay: &underlay,
-                metadata: self.metadata,
-                translations: &self.translations,
-                silent: self.silent.get(&host.id).unwrap_or(&nobody),
-                externals: self.externals.get(&host.id).map_or(&[], Vec::as_slice),
-            };
-            let mut compiler = host.compiler.clone();
-            let snapshot = compiler.compile(&state, &context)?;
-            snapshots.push((snapshot, compiler));
+            snapshots.push(self.compile(host, &state)?);
         }
         let hearing = self.hosts.values_mut().filter(|host| hears(&host.id));
         for (host, (snapshot, compiler)) in hearing.zip(snapshots) {
             host.generation += 1;
             host.compiler = compiler;
-            let snapshot = Arc::new(snapshot);
-            for mate in &mut host.mates {
-                mate.set_snapshot(Arc::clone(&snapshot));
-            }
-            host.pipeline.set_snapshot(snapshot);
+            host.heard = state.clone();
+            host.set_snapshot(snapshot, self.now);
         }
         self.state = state;
+        Ok(())
+    }
+
+    /// What a host is told of a state, compiled.
+    fn compile(
+        &self,
+        host: &MemoryHost,
+        state: &State,
+    ) -> Result<(Snapshot, Compiler), Vec<Violation>> {
+        let objects = state.to_objects();
+        let nobody = BTreeSet::new();
+        let own = objects.hosts.iter().find(|other| other.id == host.id);
+        let own: Vec<u128> = own
+            .into_iter()
+            .flat_map(|own| &own.vteps)
+            .filter_map(|t| t.parse().ok())
+            .map(address_word)
+            .collect();
+        let mut underlay = Underlay::default();
+        for remote in objects
+            .hosts
+            .iter()
+            .flat_map(|other| &other.vteps)
+            .filter_map(|text| text.parse::<IpAddr>().ok())
+        {
+            let word = address_word(remote);
+            let local = own.iter().find(|own| {
+                weft_dataplane::packet::parse::word_address(**own).is_ipv4() == remote.is_ipv4()
+            });
+            if let Some(source) = local.filter(|_| !self.down.contains(&remote)) {
+                let way = Adjacency {
+                    source: *source,
+                    source_mac: vtep_mac(*source),
+                    next_hop_mac: vtep_mac(word),
+                    uplink: 0,
+                    mtu: UNDERLAY_MTU,
+                };
+                underlay.insert(word, vec![way]);
+            }
+        }
+        let context = Context {
+            host: &host.id,
+            generation: host.generation + 1,
+            revision: 0,
+            underlay: &underlay,
+            metadata: self.metadata,
+            translations: &self.translations,
+            silent: self.silent.get(&host.id).unwrap_or(&nobody),
+            externals: self.externals.get(&host.id).map_or(&[], Vec::as_slice),
+        };
+        let mut compiler = host.compiler.clone();
+        let told = self.learns.then(|| {
+            let inside = self.translations.iter().map(|it| (&*it.vpc, it.inside));
+            learning::told(objects, &host.id, &host.learned, inside)
+        });
+        let snapshot = compiler.compile(told.as_ref().unwrap_or(state), &context)?;
+        Ok((snapshot, compiler))
+    }
+
+    /// Tells hosts what they ask for; whether any did.
+    fn answer(&mut self) -> bool {
+        let mut asking = Vec::new();
+        for host in self.hosts.values_mut() {
+            if self.dead.contains(&host.id) || self.unanswered.contains(&host.id) {
+                continue;
+            }
+            let asked = host.shared.asks.take(self.now);
+            if asked.is_empty() {
+                continue;
+            }
+            let snapshot = host.pipeline.snapshot();
+            for (vni, asked) in asked {
+                let vpc = snapshot.vpc_by_vni.get(&vni);
+                if let Some(vpc) = vpc.and_then(|place| snapshot.vpcs.get(*place)) {
+                    let text = learning::text(asked);
+                    host.learned.insert((vpc.id.clone(), text));
+                }
+            }
+            asking.push(host.id.clone());
+        }
+        for id in &asking {
+            let Some(mut host) = self.hosts.remove(id) else {
+                continue;
+            };
+            // The state was compiled before with less in it.
+            if let Ok((snapshot, compiler)) = self.compile(&host, &host.heard) {
+                host.generation += 1;
+                host.compiler = compiler;
+                host.set_snapshot(snapshot, self.now);
+            }
+            self.hosts.insert(id.clone(), host);
+        }
+        !asking.is_empty()
+    }
+
+    /// Has a host forget what it has asked for, as after a while in which it needed none of it.
+    ///
+    /// # Errors
+    /// What the state breaks.
+    pub fn forget(&mut self, id: &str) -> Result<(), Vec<Violation>> {
+        if let Some(host) = self.hosts.get_mut(id) {
+            host.learned.clear();
+            let heard = host.heard.clone();
+            let state = self.state.clone();
+            self.set_at(heard, |other| other == id)?;
+            self.state = state;
+        }
         Ok(())
     }
 
@@ -488,6 +576,9 @@ impl Fabric {
                 }
             }
             if crossing.is_empty() && segment.is_empty() {
+                if self.learns && self.answer() {
+                    continue;
+                }
                 return delivered;
             }
             for (sender, uplink, frame) in segment {
@@ -584,6 +675,17 @@ impl Fabric {
         self.silent
             .insert(id.to_owned(), BTreeSet::from([id.to_owned()]));
         self.set(self.state.clone())
+    }
+
+    /// Lets packets that wait for answers go on, or be dropped, as workers do every few milliseconds; returns what comes out at ports anywhere.
+    pub fn resume(&mut self) -> Vec<Delivered> {
+        for host in self.hosts.values_mut() {
+            for mate in &mut host.mates {
+                mate.resume(&mut host.io, self.now);
+            }
+            host.pipeline.resume(&mut host.io, self.now);
+        }
+        self.settle()
     }
 
     /// Carries what hosts have sent of themselves.

@@ -63,6 +63,8 @@ drop_reasons! {
     NoRoute = "no_route": "no route for the destination",
     Blackhole = "blackhole": "the route says blackhole",
     NoPort = "no_port": "the route is local but no port of the VPC has the address",
+    AddressUnlearned = "address_unlearned": "from or to an address or a MAC of a VPC whose ports this host learns, and the controller has not said in time who has it",
+    LearnLimit = "learn_limit": "the port, or the VPC out of tunnels, asks for more addresses than it may in a second, or too many packets wait for answers",
     PeeringInactive = "peering_inactive": "the route leads by a peering, or the packet came by one, that is not active on both sides, or is deleted",
     PeeringTransit = "peering_transit": "the route leads by a peering, but the source is no address of a port of the VPC, or is translated",
     NextHopGone = "next_hop_gone": "the route's port or host is not there",

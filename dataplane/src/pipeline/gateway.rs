@@ -3,7 +3,7 @@
 //! Each function rewrites the packet in place into the reply, and says so; nothing is flooded.
 
 use super::guard::{self, is_link_local, link_local, mac_of_link_local};
-use super::metadata;
+use super::{learning, metadata};
 use crate::packet::checksum;
 use crate::packet::parse::{ETHERNET, Family, IPV4_MAPPED, Parsed, protocol};
 use crate::packet::{DropReason, Mac};
@@ -129,6 +129,13 @@ pub fn arp(snapshot: &Snapshot, asker: Asker<'_>, frame: &mut [u8]) -> Result<Ar
     let Some(Owner { mac, .. }) = owner else {
         return match asker {
             Asker::Port(_, port) if snapshot.wire_of(port).is_some() => Ok(Arp::Relay),
+            Asker::Port(_, port)
+                if operation == 1
+                    && sender != target
+                    && learning::lacking(snapshot, port.vpc, target).is_some() =>
+            {
+                Err(DropReason::AddressUnlearned)
+            }
             _ => Err(DropReason::ArpUnanswered),
         };
     };
@@ -139,6 +146,24 @@ pub fn arp(snapshot: &Snapshot, asker: Asker<'_>, frame: &mut [u8]) -> Result<Ar
     packet[22..28].copy_from_slice(&mac.bytes());
     packet[28..32].copy_from_slice(&(target as u32).to_be_bytes());
     Ok(Arp::Reply)
+}
+
+/// The address that an ARP request asks for; none if the packet is no such request.
+pub fn arp_target(frame: &[u8]) -> Option<u128> {
+    let packet: &[u8; ARP] = frame.get(..ARP)?.try_into().ok()?;
+    let address = u32::from_be_bytes(std::array::from_fn(|i| packet[38 + i]));
+    (packet[20..22] == [0, 1]).then_some(IPV4_MAPPED | u128::from(address))
+}
+
+/// The address that a neighbour solicitation asks for, or that an advertisement claims; none if the packet is no whole one of these.
+pub fn target(frame: &[u8], parsed: &Parsed) -> Option<u128> {
+    let has_target = is_discovery(parsed) && matches!(parsed.icmp >> 8, 135 | 136);
+    if !has_target || parsed.fragment.is_some() {
+        return None;
+    }
+    let message = frame.get(usize::from(parsed.l4)..usize::from(parsed.end))?;
+    let target: [u8; 16] = message.get(8..24)?.try_into().ok()?;
+    Some(u128::from_be_bytes(target))
 }
 
 /// What to do with a neighbour discovery packet.

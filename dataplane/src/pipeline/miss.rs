@@ -8,8 +8,10 @@ use crate::numbers::{Vni, VpcIndex};
 use crate::packet::{DropReason, Offload, Packet};
 use crate::session::table::{Ingress, NewSession, SessionRef, Stamp};
 use crate::session::{InsertError, State};
+use crate::snapshot::Asked;
 
 use super::external::neighbors::{Neighbors, Question};
+use super::learning::waiting::What;
 use super::rate_limit::Limiter;
 
 /// Real packets: nobody listens, and limits count.
@@ -18,6 +20,7 @@ struct Live<'a> {
     vpc_flows: &'a mut Limiter,
     questions: &'a mut Vec<Question>,
     neighbors: &'a Neighbors,
+    asked: &'a mut Option<(usize, Asked)>,
     now: u32,
 }
 
@@ -52,6 +55,10 @@ impl Tracer for Live<'_> {
             });
         }
     }
+
+    fn unlearned(&mut self, vpc: usize, asked: Asked) {
+        *self.asked = Some((vpc, asked));
+    }
 }
 
 impl Core {
@@ -61,6 +68,7 @@ impl Core {
             vpc_flows: &mut self.vpc_flows,
             questions: &mut self.questions,
             neighbors: tables.neighbors,
+            asked: &mut self.asked,
             now: self.now,
         }
     }
@@ -106,11 +114,19 @@ impl Core {
             Ok(Verdict::Fragment(fragment)) => {
                 self.fragment(tables, io, packet, entry, fragment, session);
             }
+            Err(DropReason::AddressUnlearned) => self.learn(tables, io, packet, entry),
             Err(reason) => self.drop(tables, io, packet, entry.ingress, reason),
         }
         if !self.questions.is_empty() {
             self.ask_neighbors(tables, io);
         }
+    }
+
+    /// Asks for what has to be known of a packet, which waits for the answer.
+    fn learn(&mut self, tables: Tables<'_>, io: &mut impl Io, packet: Packet, entry: &Entry) {
+        let asked = self.asked.take().ok_or(DropReason::AddressUnlearned);
+        let what = (What::Ip(*entry), entry.ingress);
+        self.ask_and_wait(tables, io, packet, what, asked);
     }
 
     /// Whether a port may cause one more reply or question.
@@ -208,7 +224,13 @@ impl Core {
                 self.record(tables, entry, &decision, record)?;
                 Ok(decision)
             }
-            Err(refusal) => Err(self.refuse(tables, &refusal)),
+            Err(refusal) => {
+                // The rest of its datagram is with it: that comes again.
+                if let Some(asked) = self.asked.take() {
+                    self.ask(tables.snapshot, entry.ingress, asked)?;
+                }
+                Err(self.refuse(tables, &refusal))
+            }
         }
     }
 

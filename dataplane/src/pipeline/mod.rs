@@ -21,6 +21,7 @@ pub mod guard;
 mod hit;
 pub mod icmp_error;
 pub mod ip_fragment;
+pub mod learning;
 pub mod metadata;
 mod miss;
 mod nat64;
@@ -48,6 +49,8 @@ use external::segment::{Announcer, QUESTIONS};
 use fast_path::Lane;
 use fragment_track::{Fragments, Released};
 use gateways::Telling;
+use learning::Asks;
+use learning::waiting::Waitings;
 use probes::Probes;
 use rate_limit::Limiter;
 
@@ -56,7 +59,7 @@ use crate::packet::{DropReason, FrameMemory, Packet, Parsed};
 use crate::prefetch::prefetch;
 use crate::session::table::Ingress;
 use crate::session::{Key, SessionTable};
-use crate::snapshot::{RateLimit, Snapshot};
+use crate::snapshot::{Asked, RateLimit, Snapshot};
 
 /// Packets of a vector.
 pub const VECTOR: usize = 64;
@@ -69,6 +72,10 @@ const AHEAD: usize = 4;
 const EXTERNAL_ANSWERS: u32 = 1000;
 /// External networks that these are counted for; the others share one count.
 const NETWORKS: usize = 1024;
+
+/// Packets that may ask who has an address, a second: of one port, and of one VPC out of tunnels.
+const QUESTIONS_OF_PORT: u32 = 2000;
+const QUESTIONS_OF_VPC: u32 = 20_000;
 
 /// Where a packet came from, in the driver's terms.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -151,6 +158,8 @@ pub struct Shared {
     pub neighbors: Arc<Neighbors>,
     /// Whether gateway hosts live.
     pub probes: Arc<Probes>,
+    /// What is to be asked for in VPCs whose ports are learned.
+    pub asks: Arc<Asks>,
 }
 
 /// The pipeline of one worker.
@@ -192,6 +201,13 @@ struct Core {
     metadata: Limiter,
     flows: Limiter,
     vpc_flows: Limiter,
+    asks: Arc<Asks>,
+    /// What the packet at hand has asked for; none between packets.
+    asked: Option<(usize, Asked)>,
+    waiting: Waitings,
+    /// Questions of ports, and of VPCs out of tunnels.
+    learning: Limiter,
+    vpc_learning: Limiter,
     /// What is sent on external networks that nobody's traffic is: answers and errors, by network.
     external: Limiter,
     /// Broadcast and multicast from external networks with ports, by network.
@@ -237,6 +253,11 @@ impl Pipeline {
             metadata: limiter(settings.metadata_per_second),
             flows: flows(settings.flows_per_second, settings.ports),
             vpc_flows: flows(settings.vpc_flows_per_second, settings.vpcs),
+            asks: shared.asks,
+            asked: None,
+            waiting: Waitings::default(),
+            learning: limiter(QUESTIONS_OF_PORT),
+            vpc_learning: Limiter::new(QUESTIONS_OF_VPC, QUESTIONS_OF_VPC / 2, settings.vpcs),
             external: Limiter::new(EXTERNAL_ANSWERS, EXTERNAL_ANSWERS, NETWORKS),
             wire_broadcasts: {
                 let rate = settings.broadcasts_per_second;
@@ -275,6 +296,7 @@ impl Pipeline {
                 self.neighbors.forget(*network, *address);
             }
         }
+        self.core.waiting.set_snapshot(&snapshot);
         self.snapshot = snapshot;
     }
 

@@ -11,7 +11,9 @@ use super::policy_eval::{self, Standing};
 use super::tracer::{Silent, Tracer};
 use super::tracking::{Follow, NextState, follow, opening};
 use super::translate::{self, Change, Choice, Decision};
-use super::{Entry, Tables, external, forwarding, gateway, guard, metadata, nat64, services};
+use super::{
+    Entry, Tables, external, forwarding, gateway, guard, learning, metadata, nat64, services,
+};
 use crate::numbers::Vni;
 use crate::packet::parse::{self, Fragment, is_icmp_error};
 use crate::packet::parse::{word_address, word_family};
@@ -104,6 +106,7 @@ pub(super) fn resolve<'t>(
     tracer: &mut impl Tracer,
 ) -> Result<Verdict<'t>, Refusal<'t>> {
     let (snapshot, parsed) = (tables.snapshot, &entry.parsed);
+    learning::check(snapshot, entry, area, tracer)?;
     let verdict = match entry.ingress {
         Ingress::Port(index) => {
             let port = snapshot.port(index).ok_or(DropReason::PortDown)?;
@@ -472,8 +475,12 @@ fn judge(
                     choice.destination(tables, entry, true, tracer)?
                 }
             };
-            let endpoint = vpc.by_address.get(&routed.destination);
-            let endpoint = endpoint.ok_or(DropReason::NoPort)?;
+            let Some(endpoint) = vpc.by_address.get(&routed.destination) else {
+                let lacking = learning::lacking(snapshot, entry.vpc, routed.destination);
+                return Err(lacking.map_or(DropReason::NoPort, |lacking| {
+                    learning::ask(snapshot, lacking, tracer)
+                }));
+            };
             tracer.step("route", || {
                 format!(
                     "a port of VPC {} has {}",

@@ -2,7 +2,8 @@
 
 use super::counters::Traffic;
 use super::external::segment;
-use super::{Core, Destination, Entry, Io, Source, Tables, gateway, gso, rewrite};
+use super::learning::waiting::What;
+use super::{Core, Destination, Entry, Io, Source, Tables, gateway, gso, learning, rewrite};
 use crate::encap::decap;
 use crate::numbers::Vni;
 use crate::packet::parse::{self, Inner};
@@ -63,11 +64,33 @@ impl Core {
             Ok(Entered::Neighbor(ingress, vpc)) => {
                 self.pass_arp(tables, io, packet, (ingress, vpc));
             }
+            Err(DropReason::AddressUnlearned) => self.learn_by_arp(tables, io, source, packet),
             Err(reason) => {
                 self.place(source).drop(reason);
                 io.free(packet.frame);
             }
         }
+    }
+
+    /// Asks for the address that a port's ARP request asks for, which waits.
+    fn learn_by_arp(
+        &mut self,
+        tables: Tables<'_>,
+        io: &mut impl Io,
+        source: Source,
+        packet: Packet,
+    ) {
+        let snapshot = tables.snapshot;
+        let Source::Port(index) = source else {
+            return io.free(packet.frame);
+        };
+        let ingress = Ingress::Port(index);
+        let lacking = snapshot.port(index).and_then(|port| {
+            let target = gateway::arp_target(packet.bytes(io))?;
+            learning::lacking(snapshot, port.vpc, target)
+        });
+        let asked = lacking.ok_or(DropReason::AddressUnlearned);
+        self.ask_and_wait(tables, io, packet, (What::Arp, ingress), asked);
     }
 
     fn enter_from_port(

@@ -3,6 +3,7 @@
 use crate::numbers::VpcIndex;
 use crate::packet::DropReason;
 use crate::session::table::Ingress;
+use crate::snapshot::Asked;
 
 /// Listens to the steps of a judgement.
 pub trait Tracer {
@@ -24,6 +25,9 @@ pub trait Tracer {
 
     /// A next hop on an external network is not known.
     fn unresolved(&mut self, _network: u16, _address: u128) {}
+
+    /// Who has something in the VPC of this place is not known yet.
+    fn unlearned(&mut self, _vpc: usize, _asked: Asked) {}
 }
 
 /// Nobody listens; the steps cost nothing.

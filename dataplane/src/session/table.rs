@@ -812,6 +812,17 @@ impl SessionTable {
         }
     }
 
+    /// Goes over all sessions.
+    pub fn each(&self, now: u32, mut see: impl FnMut(&SessionView)) {
+        for shard in &*self.shards {
+            for number in 0..shard.used.load(Ordering::Relaxed) {
+                if let Some(view) = shard.view(number, now) {
+                    see(&view);
+                }
+            }
+        }
+    }
+
     /// Up to `limit` sessions that the filter lets through, for people.
     pub fn list(&self, limit: usize, now: u32, keep: impl Fn(Vni) -> bool) -> Vec<SessionView> {
         let mut views = Vec::new();

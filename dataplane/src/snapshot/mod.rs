@@ -9,6 +9,7 @@ mod cow_vec;
 mod external;
 mod guests;
 pub mod index_allocator;
+mod learned;
 mod limits;
 pub mod nat;
 mod translations;
@@ -26,6 +27,7 @@ pub use self::external::{
     PortForward, Routed, Translator,
 };
 pub use self::guests::Guests;
+pub use self::learned::{Asked, Learned};
 pub use self::limits::{Limits, Rate, RateLimit};
 pub use self::translations::{StaticTranslation, Translations};
 use crate::encap::{Encapsulation, Template};
@@ -68,6 +70,8 @@ pub struct Snapshot {
     pub metadata: bool,
     /// External networks, and what this host holds there.
     pub outside: Arc<Outside>,
+    /// Whether the ports of any VPC are learned.
+    pub learns: bool,
 }
 
 /// A VPC on this host.
@@ -106,6 +110,8 @@ pub struct Vpc {
     pub elastic_ips: Arc<CowMap<u128, ElasticIp>>,
     /// The external network that it is on, in place of tunnels.
     pub wire: Option<Wire>,
+    /// What was asked for, if its ports are learned: of those on other hosts, not all are known then.
+    pub learned: Option<Learned>,
 }
 
 /// The external network that a VPC is on.

@@ -168,6 +168,8 @@ impl Worker {
         if snapshot.generation != self.pipeline.snapshot().generation {
             self.pipeline.set_snapshot(Arc::clone(&snapshot));
             self.gauge.taken.up(snapshot.generation);
+            // Before those that come after them.
+            self.pipeline.resume(&mut self.io, self.common.stamp(time));
         }
         drop(snapshot);
         let now = self.common.stamp(time);
@@ -205,6 +207,9 @@ impl Worker {
                 .shared
                 .sessions
                 .sweep_with(self.sweep, SWEEP, now, &timeouts, outside);
+        }
+        if self.pipeline.waiting() > 0 {
+            self.pipeline.resume(&mut self.io, now);
         }
         if self.index == 0 && now / 100 != self.swept / 100 {
             self.pipeline.tick(&mut self.io, now);

@@ -17,6 +17,7 @@ mod fellows;
 mod fragments;
 mod frames;
 mod lanes;
+mod learning;
 mod metadata;
 mod moves;
 mod mtu;

@@ -13,6 +13,9 @@ pub struct Case {
     /// The hosts have a metadata service.
     #[serde(default)]
     pub metadata: bool,
+    /// The hosts learn the ports of their VPCs.
+    #[serde(default)]
+    pub learns: bool,
     #[serde(default)]
     pub translations: Vec<Translation>,
     /// Bytes of IP packet that the devices of some ports take.

@@ -172,6 +172,7 @@ impl Differential {
         };
         let mut fabric = Fabric::new(state(objects)?, &settings, LIMITS).map_err(refused)?;
         fabric.metadata = metadata;
+        fabric.learns = case.learns;
         fabric.externals = links(objects);
         fabric.translations = case.translations.iter().map(translation).collect();
         fabric.set(state(objects)?).map_err(refused)?;
@@ -351,6 +352,13 @@ impl Differential {
                 let found = self.found(&[])?;
                 if found != expected {
                     return Err(self.disagreement("time passes", &[], &[expected], &found));
+                }
+                // What hosts no longer use they give back, and ask for again.
+                if self.fabric.learns && *milliseconds >= 100 {
+                    let hosts: Vec<String> = self.fabric.hosts.keys().cloned().collect();
+                    for host in hosts {
+                        self.fabric.forget(&host).map_err(refused)?;
+                    }
                 }
                 // Hosts ask for neighbours, announce their addresses, and probe gateway hosts.
                 self.fabric.carry();

@@ -51,6 +51,8 @@ pub struct FabricPlan {
     pub devices: Vec<(u8, u8)>,
     pub segment: Option<SegmentPlan>,
     pub outside: OutsidePlan,
+    /// The hosts learn the ports of their VPCs.
+    pub learns: bool,
 }
 
 /// A physical network with an external network on it.
@@ -457,6 +459,7 @@ pub fn fabric(rng: &mut Rng) -> FabricPlan {
             second: rng.percent(25),
         }),
         outside: outside(rng),
+        learns: rng.percent(25),
     }
 }
 

@@ -74,6 +74,7 @@ impl Totals {
 pub fn play(mut rng: Rng, case: &mut Case) -> Result<Totals, Disagreement> {
     let plan = generate::fabric(&mut rng);
     (case.metadata, case.objects) = (plan.metadata, plan.objects());
+    case.learns = plan.learns;
     case.translations = plan.translations(&case.objects);
     case.device_mtus = plan.device_mtus(&case.objects);
     let mut run = Run::new(plan, case)?;

@@ -41,6 +41,10 @@ impl Traced {
         if drops.clone().any(|(_, reason)| is_of_fragments(*reason)) {
             return None;
         }
+        // What becomes of the packet when the answer has come is not known yet.
+        if matches!(self.trace.outcome, Way::Drop(DropReason::AddressUnlearned)) {
+            return None;
+        }
         let happened = match &self.trace.outcome {
             Way::Drop(reason) => drops.any(|(_, dropped)| dropped == reason),
             Way::Reply(_) => {

@@ -26,7 +26,7 @@ use tokio::sync::{Mutex, mpsc, watch};
 use tokio::task::JoinHandle;
 use weft_process::tls::TlsFiles;
 use weft_proto::state::{State, StateError};
-use weft_proto::v1::{Event, HeldBack, HostLimits, Violation};
+use weft_proto::v1::{Event, HeldBack, HostLimits, Learn, Violation};
 use weft_proto::validate::describe;
 
 use active::ActiveState;
@@ -169,6 +169,7 @@ fn lines(violations: &[Violation]) -> String {
 pub struct AgentHandle {
     force: Arc<ActiveState>,
     events: mpsc::Sender<Event>,
+    wishes: mpsc::Sender<Learn>,
     stopping: watch::Sender<bool>,
     file: Option<Mutex<PathBuf>>,
     task: Option<JoinHandle<()>>,
@@ -176,6 +177,9 @@ pub struct AgentHandle {
 
 /// How many events may wait for the controller; more are dropped.
 const EVENTS: usize = 256;
+
+/// How many messages that ask for addresses may wait for the controller; more are dropped.
+const WISHES: usize = 16;
 
 /// Brings the kept state or the state file into effect, then follows the controller until stopped.
 ///
@@ -187,6 +191,7 @@ pub async fn start<A: Apply>(
     apply: Arc<A>,
 ) -> Result<AgentHandle, AgentError> {
     let (events, queue) = mpsc::channel(EVENTS);
+    let (wishes, wished) = mpsc::channel(WISHES);
     let (stopping, watched) = watch::channel(false);
     match config.source {
         Source::File(path) => {
@@ -199,6 +204,7 @@ pub async fn start<A: Apply>(
             Ok(AgentHandle {
                 force,
                 events,
+                wishes,
                 stopping,
                 file: Some(Mutex::new(path)),
                 task: None,
@@ -232,10 +238,12 @@ pub async fn start<A: Apply>(
                 addresses,
                 capabilities: config.capabilities,
                 events: queue,
+                wishes: wished,
             };
             Ok(AgentHandle {
                 force,
                 events,
+                wishes,
                 stopping,
                 file: None,
                 task: Some(tokio::spawn(runner.run(watched))),
@@ -273,6 +281,14 @@ impl AgentHandle {
     pub fn report(&self, event: Event) {
         // Droppable by contract.
         let _ = self.events.try_send(event);
+    }
+
+    /// Asks the controller for addresses if it is connected, and fills in the session. Dropped when too much waits: what is still wanted is asked for again.
+    pub fn learn(&self, learn: Learn) {
+        if self.status().connection == Connection::Connected {
+            // Droppable as said.
+            let _ = self.wishes.try_send(learn);
+        }
     }
 
     /// Leaves the controller. What is in effect stays so.

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, watch};
 use weft_process::tls::TlsFiles;
-use weft_proto::v1::Event;
+use weft_proto::v1::{Event, Learn};
 
 use super::Connection;
 use super::active::ActiveState;
@@ -41,6 +41,7 @@ pub(super) struct Runner {
     pub(super) tls: Option<TlsFiles>,
     pub(super) capabilities: Vec<String>,
     pub(super) events: mpsc::Receiver<Event>,
+    pub(super) wishes: mpsc::Receiver<Learn>,
 }
 
 impl Runner {
@@ -72,6 +73,7 @@ impl Runner {
                 tls: self.tls.as_ref(),
                 capabilities: &self.capabilities,
                 events: &mut self.events,
+                wishes: &mut self.wishes,
                 taken: false,
             };
             let end = tokio::select! {

@@ -12,7 +12,8 @@ use weft_process::transport::{MAX_MESSAGE, TransportError, connect};
 use weft_proto::HOST_PROTOCOL;
 use weft_proto::state::{Kind, Object, State};
 use weft_proto::v1::{
-    Ack, Event, FromHost, Hello, Refusal, ToHost, Violation, VpcAddresses, from_host, to_host,
+    Ack, Event, FromHost, Hello, Learn, Refusal, ToHost, Violation, VpcAddresses, from_host,
+    to_host,
 };
 
 use super::active::{ActiveState, whole};
@@ -71,6 +72,7 @@ pub(super) struct Attachment<'a> {
     pub(super) tls: Option<&'a TlsFiles>,
     pub(super) capabilities: &'a [String],
     pub(super) events: &'a mut mpsc::Receiver<Event>,
+    pub(super) wishes: &'a mut mpsc::Receiver<Learn>,
     /// Whether a state of this attachment came into force.
     pub(super) taken: bool,
 }
@@ -156,6 +158,10 @@ impl Attachment<'_> {
                 Some(event) = self.events.recv() => {
                     let event = Event { session, ..event };
                     say(sender, from_host::Message::Event(event)).await?;
+                }
+                Some(learn) = self.wishes.recv() => {
+                    let learn = Learn { session, ..learn };
+                    say(sender, from_host::Message::Learn(learn)).await?;
                 }
             }
         }

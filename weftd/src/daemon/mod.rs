@@ -4,6 +4,7 @@ mod announce;
 pub mod config;
 pub mod devices;
 pub mod host;
+mod learning;
 pub mod node;
 mod resources;
 mod run;

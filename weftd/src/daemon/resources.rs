@@ -71,6 +71,7 @@ impl Resources {
                 fragments: Arc::default(),
                 neighbors: Arc::default(),
                 probes: Arc::default(),
+                asks: Arc::default(),
                 device_mtus: Arc::new(DeviceMtus::new(config.settings().ports)),
             },
         })

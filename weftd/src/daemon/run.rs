@@ -16,6 +16,7 @@ use weft_proto::v1::{Event, ObjectKey};
 
 use super::config::Config;
 use super::host::Host;
+use super::learning;
 use super::node::NodeService;
 use super::resources::Resources;
 use crate::agent::{self, AgentConfig, AgentHandle, Source};
@@ -25,7 +26,7 @@ use weft_dataplane::session::table::{PREPARE_EVERY, SessionTable};
 /// How often devices of ports are looked for.
 const SETTLE: Duration = Duration::from_millis(250);
 /// What this host offers to the controller.
-const CAPABILITIES: [&str; 8] = [
+const CAPABILITIES: [&str; 9] = [
     "vxlan",
     "gre",
     "netdev",
@@ -34,6 +35,7 @@ const CAPABILITIES: [&str; 8] = [
     "dhcp",
     "rate_limits",
     "group_members",
+    "learning",
 ];
 
 /// Runs the daemon until it is stopped.
@@ -96,7 +98,8 @@ fn agent_config(config: &Config) -> anyhow::Result<AgentConfig> {
     })
 }
 
-/// Starts what runs beside the daemon's loop: the node service, the growth of the session table, and the metadata service.
+/// Starts what runs beside the daemon's loop: the node service, the growth of the session table, the metadata service, the probes of
+/// gateway hosts, and what packets ask the controller for.
 fn spawn_tasks(
     config: &Config,
     host: &Arc<Host>,
@@ -116,7 +119,9 @@ fn spawn_tasks(
     let metadata = host.metadata.as_ref().map(Arc::clone);
     let metadata = metadata.map(|service| tokio::spawn(service.run()).abort_handle());
     let probing = tokio::spawn(follow_probes(Arc::clone(host))).abort_handle();
-    let tasks = [server, preparing, probing];
+    let learning = learning::follow(Arc::clone(host), Arc::clone(agent));
+    let learning = tokio::spawn(learning).abort_handle();
+    let tasks = [server, preparing, probing, learning];
     Ok(tasks.into_iter().chain(metadata).collect())
 }
 

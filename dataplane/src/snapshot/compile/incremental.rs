@@ -17,7 +17,7 @@ use super::policy::{
 };
 use super::port_changes::{self, PortChanges};
 use super::routes::{compile_table, ports_of};
-use super::{Context, Done, Map, Report, hosts};
+use super::{Context, Done, Map, Report, hosts, learned};
 use crate::policy::{Acl, AddressSet, GroupRules};
 use crate::route::Table;
 use crate::snapshot::Target;
@@ -49,6 +49,7 @@ pub(super) fn compile(
     }
     let mut report = Report::default();
     let (edits, ports) = edits(done, numbers, state, &changes, &mut report)?;
+    let learned = learned::edits(done, &changes, &mut report)?;
     if !report.violations.is_empty() {
         // Whatever else is wrong is said with it.
         return if ports.is_empty() {
@@ -57,6 +58,10 @@ pub(super) fn compile(
             None
         };
     }
+    let changed = learned::beyond_answers(done, &changes);
+    let changed = changed.filter_map(|change| change.new.or(change.old)?.vpc());
+    let mut changed: HashSet<&str> = changed.collect();
+    add_joined(&mut changed, state);
     let done = Arc::make_mut(done);
     done.snapshot.generation = context.generation;
     done.snapshot.revision = context.revision;
@@ -68,11 +73,9 @@ pub(super) fn compile(
     for edit in edits {
         put(done, edit);
     }
-    let changed = changes
-        .iter()
-        .filter_map(|change| change.new.or(change.old)?.vpc());
-    let mut changed: HashSet<&str> = changed.collect();
-    add_joined(&mut changed, state);
+    for edit in learned {
+        edit.put(done);
+    }
     for vpc in changed {
         let place = done.places.vpcs.get(vpc).copied();
         if let Some(vpc) = place.and_then(|place| done.snapshot.vpcs.get_mut(place)) {
@@ -87,7 +90,7 @@ pub(super) fn compile(
 fn is_contained(change: &Change<'_>) -> bool {
     let (Some(old), Some(new)) = (change.old, change.new) else {
         let object = change.new.or(change.old);
-        let kinds = [Kind::Port, Kind::GroupMembers];
+        let kinds = [Kind::Port, Kind::GroupMembers, Kind::LearnedAddress];
         return object.is_some_and(|object| kinds.contains(&object.kind()));
     };
     let kinds = [

@@ -12,6 +12,7 @@ mod external;
 mod guests;
 mod hosts;
 mod incremental;
+mod learned;
 mod limits;
 mod peerings;
 mod policy;
@@ -32,7 +33,7 @@ use self::epochs::Changed;
 use self::policy::GroupClassifiers;
 use super::index_allocator::IndexAllocator;
 use super::{
-    Appliance, CowMap, ElasticIp, Endpoint, Limits, Map, Outside, Peer, Port, Snapshot,
+    Appliance, CowMap, ElasticIp, Endpoint, Learned, Limits, Map, Outside, Peer, Port, Snapshot,
     StaticTranslation, Subnet, Vpc,
 };
 use crate::numbers::Vni;
@@ -420,6 +421,8 @@ impl<'a> Draft<'a> {
         self.fill_subnets(objects);
         self.add_translations();
         self.fill_ports(objects);
+        self.fill_learned(objects);
+        self.fill_broadcast_peers(objects);
         self.fill_outside(objects);
         self.fill_routes(objects);
         self.retain_outside(objects);
@@ -469,6 +472,7 @@ impl<'a> Draft<'a> {
     }
 
     fn finish(self) -> (Places, Snapshot) {
+        let learns = self.vpcs.iter().any(|draft| draft.vpc.learned.is_some());
         let vpcs = self.vpcs.into_iter().map(|draft| Vpc {
             by_address: Arc::new(draft.by_address.into_iter().collect()),
             by_mac: Arc::new(draft.by_mac.into_iter().collect()),
@@ -493,6 +497,7 @@ impl<'a> Draft<'a> {
             acls: self.acls.into_iter().collect(),
             metadata: self.context.metadata,
             outside: Arc::new(self.outside),
+            learns,
         };
         (self.places, snapshot)
     }
@@ -520,6 +525,7 @@ impl<'a> Draft<'a> {
                 vni: vpc.vni.into(),
                 index: index.into(),
                 epoch: self.context.generation.into(),
+                learned: vpc.learning.as_ref().map(|_| Learned::default()),
                 ..Vpc::default()
             };
             self.vpcs.push(VpcDraft {

@@ -15,7 +15,7 @@ use super::routes::ports_of;
 use super::{Done, Report};
 use crate::packet::Mac;
 use crate::snapshot::index_allocator::IndexAllocator;
-use crate::snapshot::{Endpoint, Place, Port};
+use crate::snapshot::{Endpoint, Place, Port, Snapshot};
 
 /// What is taken out, then what is put in.
 #[derive(Debug, Default)]
@@ -186,6 +186,12 @@ impl PortChanges<'_> {
     }
 }
 
+/// Whether the ports of a VPC are learned. Who gets its broadcasts does not go by the ports, then.
+fn is_learned(snapshot: &Snapshot, vpc: usize) -> bool {
+    let vpc = snapshot.vpcs.get(vpc);
+    vpc.is_some_and(|vpc| vpc.learned.is_some())
+}
+
 impl Gone<'_> {
     fn take_out(&self, done: &mut Done) {
         let (places, snapshot) = (&mut done.places, &mut done.snapshot);
@@ -193,6 +199,7 @@ impl Gone<'_> {
             mac, subnet, place, ..
         } = self.endpoint;
         places.endpoints.remove(&self.port.id);
+        let is_learned = is_learned(snapshot, self.vpc);
         if let Some(vpc) = snapshot.vpcs.get_mut(self.vpc) {
             Arc::make_mut(&mut vpc.by_mac).remove(&mac);
             let by_address = Arc::make_mut(&mut vpc.by_address);
@@ -221,6 +228,7 @@ impl Gone<'_> {
                 let behind = places.ports_behind.entry((subnet, peer)).or_default();
                 *behind = behind.saturating_sub(1);
                 if *behind == 0
+                    && !is_learned
                     && let Some(subnet) = snapshot.subnets.get_mut(subnet)
                 {
                     subnet.peers.retain(|it| *it != peer);
@@ -236,6 +244,7 @@ impl Come<'_> {
         let Parsed {
             vpc, subnet, mac, ..
         } = self.parsed;
+        let is_learned = is_learned(snapshot, vpc);
         let place = match (self.compiled, self.peer) {
             (Some(compiled), _) => {
                 // There is room: it was looked for.
@@ -260,6 +269,7 @@ impl Come<'_> {
             (None, Some(peer)) => {
                 let behind = places.ports_behind.entry((subnet, peer)).or_default();
                 if *behind == 0
+                    && !is_learned
                     && let Some(subnet) = snapshot.subnets.get_mut(subnet)
                 {
                     subnet.peers.push(peer);

@@ -196,6 +196,8 @@ pub struct Model {
     pub seen: Rc<Vec<Seen>>,
     /// What was chosen against the rules.
     pub complaint: Option<String>,
+    /// Hosts learn the ports of their VPCs. Those that have some of a subnet are not known then: each that has some of the VPC gets a copy of a broadcast.
+    learns: bool,
     /// Nothing may be chosen now.
     only_looks: bool,
     /// How many of them were there before the last frame.
@@ -223,6 +225,7 @@ impl Model {
             seen: Rc::default(),
             complaint: None,
             only_looks: false,
+            learns: case.learns,
             world: Rc::new(world),
             sessions: BTreeMap::new(),
             datagrams: BTreeMap::new(),
@@ -1350,6 +1353,10 @@ impl Model {
             }
         }
         let mut remote: Vec<&str> = others.map(|port| port.host.as_str()).collect();
+        if self.learns {
+            let all = world.0.ports.iter().filter(|port| port.vpc == vpc);
+            remote.extend(all.map(|port| port.host.as_str()));
+        }
         remote.sort_unstable();
         remote.dedup();
         remote.retain(|other| *other != host && matches!(ingress, Ingress::Port(_)));

@@ -1,0 +1,110 @@
+//! What workers want to know, on its way to the agent.
+
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+
+use super::super::probes::since;
+use crate::numbers::Vni;
+use crate::snapshot::{Asked, Map};
+
+/// Something that a worker wants to know, in the VPC of a VNI.
+pub type Wanted = (Vni, Asked);
+
+/// The most that may wait for the agent, or for an answer.
+const CAPACITY: usize = 4096;
+
+/// Between two times that the agent is told of one wish, in milliseconds: as long as a packet waits.
+const RETRY: u32 = 100;
+
+/// What is wanted and not answered yet. One for all workers, who come here only with packets that cannot go on.
+#[derive(Default)]
+pub struct Asks {
+    table: Mutex<Table>,
+    wake: OnceLock<Box<dyn Fn() + Send + Sync>>,
+}
+
+impl std::fmt::Debug for Asks {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Asks").finish_non_exhaustive()
+    }
+}
+
+#[derive(Debug, Default)]
+struct Table {
+    /// When the agent was told last, in milliseconds.
+    told: Map<Wanted, u32>,
+    new: Vec<Wanted>,
+}
+
+impl Asks {
+    /// Calls `wake` whenever there is something new. Only the first such call has an effect.
+    pub fn set_waker(&self, wake: impl Fn() + Send + Sync + 'static) {
+        // One that is set already stays.
+        let _ = self.wake.set(Box::new(wake));
+    }
+
+    /// Wants to know something at the time `now`, in milliseconds. Passed over if it was asked for just now, or if too much is.
+    pub fn ask(&self, wanted: Wanted, now: u32) {
+        {
+            let mut table = self.lock();
+            let is_full = table.told.len() >= CAPACITY;
+            match table.told.get_mut(&wanted) {
+                Some(told) if since(*told, now) < RETRY => return,
+                Some(told) => *told = now,
+                None if is_full => return,
+                None => drop(table.told.insert(wanted, now)),
+            }
+            // At most one for each that is in the table, until they are taken.
+            if table.new.len() < CAPACITY {
+                table.new.push(wanted);
+            }
+        }
+        if let Some(wake) = self.wake.get() {
+            wake();
+        }
+    }
+
+    /// What has come since the last call; for the agent, which calls this now and then, too. What nobody has asked for since a while is forgotten.
+    pub fn take(&self, now: u32) -> Vec<Wanted> {
+        let mut table = self.lock();
+        table.told.retain(|_, told| since(*told, now) < 10 * RETRY);
+        std::mem::take(&mut table.new)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Table> {
+        // Plain values, whole after any panic.
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    #[test]
+    fn a_wish_is_told_once_and_again_after_a_while_and_there_is_room_for_so_many() {
+        let asks = Asks::default();
+        let calls = Arc::new(AtomicU32::new(0));
+        let counted = Arc::clone(&calls);
+        asks.set_waker(move || {
+            counted.fetch_add(1, Ordering::Relaxed);
+        });
+        let wanted = |n: u32| (Vni::from(7), Asked::Address(n.into()));
+        for now in [0, 50, 99] {
+            asks.ask(wanted(1), now);
+        }
+        asks.ask(wanted(2), 99);
+        assert_eq!(asks.take(99), [wanted(1), wanted(2)]);
+        asks.ask(wanted(1), 100);
+        assert_eq!(asks.take(100), [wanted(1)]);
+        assert_eq!(calls.load(Ordering::Relaxed), 3);
+        for n in 0..2 * CAPACITY as u32 {
+            asks.ask(wanted(n), 150);
+        }
+        assert_eq!(asks.take(150).len(), CAPACITY - 2, "two were asked for");
+        asks.take(5000);
+        asks.ask(wanted(9000), 5000);
+        assert_eq!(asks.take(5000), [wanted(9000)], "there is room again");
+    }
+}
