@@ -33,6 +33,8 @@ const CONTROLLER_PORT: u16 = 7470;
 pub struct SiteOptions {
     /// Lines added to each daemon's configuration.
     pub daemon: String,
+    /// Lines of the controller's configuration.
+    pub controller: String,
     /// Cores of each host's workers, by the host's place among the hosts; empty leaves them to the scheduler.
     pub cores: Vec<Vec<usize>>,
     /// Whether workloads and the outside leave checksums to their device, as kernels do by default.
@@ -58,6 +60,7 @@ impl Default for SiteOptions {
     fn default() -> Self {
         Self {
             daemon: String::new(),
+            controller: String::new(),
             cores: Vec::new(),
             checksum_offload: true,
             underlay_mtu: 1500,
@@ -112,6 +115,8 @@ pub struct Site {
     /// Where the controller runs.
     pub controller_namespace: Namespace,
     /// Whether it listens on the network.
+    /// Lines of its configuration.
+    controller_lines: String,
     remote_controller: bool,
     // Last, so that daemons are stopped before their namespaces go.
     lab: Lab,
@@ -178,6 +183,7 @@ impl Site {
             objects: objects.clone(),
             directory,
             controller_namespace,
+            controller_lines: options.controller.clone(),
             remote_controller: options.remote_controller,
             lab,
         };
@@ -554,8 +560,9 @@ impl Site {
         write(
             &config,
             &format!(
-                "listen = '{listen}'\nstore = {{ kind = 'embedded', path = '{}' }}\n",
-                store.display()
+                "listen = '{listen}'\nstore = {{ kind = 'embedded', path = '{}' }}\n{}\n",
+                store.display(),
+                self.controller_lines
             ),
         )?;
         let daemon = self.controller_namespace.spawn(

@@ -61,7 +61,15 @@ fn unknown(snapshot: &Snapshot, entry: &Entry, area: &[u8]) -> Option<(usize, As
     }
     let flow = &parsed.flow;
     let target = gateway::target(area, parsed);
-    let addresses = [Some(flow.source), Some(flow.destination), target];
+    // And those for which these stand.
+    let stands = |address| vpc.translations.destination(address);
+    let addresses = [
+        Some(flow.source),
+        Some(flow.destination),
+        stands(flow.source),
+        stands(flow.destination),
+        target,
+    ];
     let mut addresses = addresses.into_iter().flatten();
     let address = addresses.find_map(|address| lacking(snapshot, place, address));
     // A frame to a MAC stays in the subnet, and one from a MAC has come from whoever has it.
