@@ -180,6 +180,8 @@ enum Counted {
     InVpc(Kind),
     /// Objects of a tenant that are in no VPC.
     OfTenant(Kind),
+    /// Ports of a VPC that live somewhere.
+    Placed,
     /// Addresses of the ports in a group.
     MembersOf,
     /// Addresses in the parts of a group's members.
@@ -200,6 +202,9 @@ fn counted<'o>(object: &'o Object, count: &mut impl FnMut(Counted, &'o str, usiz
     }
     match object {
         Object::Port(port) => {
+            if !port.host.is_empty() {
+                count(Counted::Placed, &port.vpc, 1);
+            }
             for group in &port.security_groups {
                 count(Counted::MembersOf, group, port.addresses.len());
             }
@@ -429,6 +434,16 @@ impl State {
     /// The port of a VPC that has an address, the first if there are more.
     pub fn port_with_address<'a>(&'a self, vpc: &'a str, address: IpAddr) -> Option<&'a Port> {
         ports(self.claims.in_place(Claimed::Address(address), vpc)).next()
+    }
+
+    /// The port of a VPC that has a MAC, the first if there are more.
+    pub fn port_with_mac<'a>(&'a self, vpc: &'a str, mac: [u8; 6]) -> Option<&'a Port> {
+        ports(self.claims.in_place(Claimed::Mac(mac), vpc)).next()
+    }
+
+    /// How many ports of a VPC live somewhere.
+    pub fn placed_ports(&self, vpc: &str) -> usize {
+        self.claims.count(Counted::Placed, vpc)
     }
 
     /// The ports of a VPC on a host, in order of their ids.
