@@ -10,22 +10,30 @@
 //!
 //! A tenant's groups and prefix lists are told as those of each VPC, with ids that say so: hosts know none that are of no VPC.
 //!
+//! Of a VPC whose ports a host learns it is told, of other hosts' ports, those that something names and those that it asks for (decision 018); groups have
+//! the members that are among the ports that it is told.
+//!
 //! What all hosts of a VPC are told alike is in `VpcView`; here is what one is told beyond that. The result passes
 //! [`Scope::Node`](weft_proto::validate::Scope), and changes only when something that the host acts on changes.
+
+mod learned;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::{Arc, LazyLock};
 
+use learned::{LearnedPorts, Scene};
 use weft_proto::peering::SideState;
 use weft_proto::state::{Entry, Kind, Layer, Object, State, Sum};
 use weft_proto::v1::{
     NatGateway, Peering, Port, PortForward, PrefixList, SecurityGroup, SecurityRule, Subnet,
 };
 
+use crate::always::Always;
+use crate::learning::{Addresses, Learned};
 use crate::members::{self, Members};
 use crate::node::{Capabilities, NodeState};
-use crate::version::Version;
+use crate::version::{Small, Version};
 use crate::view::VpcView;
 
 /// The state of a host that can do all that there is; nothing when the intent has no such host, or it runs no weftd.
@@ -38,6 +46,28 @@ pub fn compile(version: &Version, host: &str) -> Option<State> {
     Some(state)
 }
 
+/// Whom a state is for: the host, what it can do, and what it has asked for.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Recipient<'a> {
+    pub(crate) host: &'a str,
+    pub(crate) capabilities: Capabilities,
+    pub(crate) learned: &'a Learned,
+}
+
+impl<'a> Recipient<'a> {
+    /// What it is told of a VPC anyway, if it learns the VPC's ports.
+    fn learns<'v>(&self, view: &'v VpcView) -> Option<&'v Always> {
+        view.always.as_ref().filter(|_| self.capabilities.learns)
+    }
+
+    /// What it has asked for in a VPC.
+    fn asked(&self, vpc: &str) -> &'a Addresses {
+        self.learned.of(vpc).unwrap_or(&NOTHING)
+    }
+}
+
+static NOTHING: LazyLock<Addresses> = LazyLock::new(Addresses::default);
+
 static EMPTY: LazyLock<Layer> = LazyLock::new(Layer::default);
 
 /// What a host is told of one VPC.
@@ -46,6 +76,8 @@ pub(crate) struct Part {
     pub(crate) vpc: Arc<str>,
     /// What all are told, where this host is; none where it is told only that the VPC is there.
     view: Option<Arc<VpcView>>,
+    /// For what this host has asked, if it learns the VPC's ports.
+    learning: Option<LearnedPorts>,
     /// Whether it has ports here, or is a gateway.
     pub(crate) is_own: bool,
     /// The VPCs that peerings joined to this one.
@@ -69,12 +101,13 @@ impl Part {
     pub(crate) fn compile(
         version: &Version,
         vpc: &str,
-        (host, capabilities): (&str, Capabilities),
+        recipient: Recipient<'_>,
         before: Option<(u64, &Self)>,
     ) -> Option<Self> {
-        if let Some(part) = before.and_then(|(revision, before)| {
-            before.after_small_changes(version, revision, (host, capabilities))
-        }) {
+        let host = recipient.host;
+        if let Some(part) = before
+            .and_then(|(revision, before)| before.after_small_changes(version, revision, recipient))
+        {
             return Some(part);
         }
         let before = before.map(|(_, before)| before);
@@ -89,9 +122,22 @@ impl Part {
             return None;
         }
         let view = version.view(vpc)?;
+        let is_seen = is_own || reach == Some(true);
+        let always = recipient.learns(view).filter(|_| is_seen);
+        let learning = always.map(|always| {
+            let before = before.and_then(|before| before.learning.as_ref());
+            let scene = Scene {
+                state: &version.state,
+                view,
+                always,
+                host,
+            };
+            LearnedPorts::new(scene, recipient.asked(vpc), before)
+        });
         let mut part = Self {
             vpc: Arc::clone(&view.id),
-            view: (is_own || reach == Some(true)).then(|| Arc::clone(view)),
+            view: is_seen.then(|| Arc::clone(view)),
+            learning,
             is_own,
             joined: peerings
                 .iter()
@@ -107,8 +153,7 @@ impl Part {
         let mut told = Told {
             version,
             vpc,
-            host,
-            capabilities,
+            recipient,
             view,
             before: before.map(|before| &before.own),
             peerings,
@@ -134,15 +179,20 @@ impl Part {
         &self,
         version: &Version,
         revision: u64,
-        (host, capabilities): (&str, Capabilities),
+        recipient: Recipient<'_>,
     ) -> Option<Self> {
+        let host = recipient.host;
         let vpcs: Vec<&str> = self.joined().chain([&*self.vpc]).collect();
-        let changed = version.only_small_changes(revision, &vpcs, host)?;
-        // Which port forwards it is told of depends on the ports.
-        if version.is_gateway(&self.vpc, host) {
+        let small = version.only_small_changes(revision, &vpcs, host)?;
+        let (view, before) = (version.view(&self.vpc)?, self.view.as_ref()?);
+        let always = recipient.learns(view);
+        if always.is_some() != self.learning.is_some() {
             return None;
         }
-        let (view, before) = (version.view(&self.vpc)?, self.view.as_ref()?);
+        // Which port forwards it is told of depends on the ports, of which all are told that they lead to.
+        if version.is_gateway(&self.vpc, host) && self.names_any_of(always, &small) {
+            return None;
+        }
         // What is told of subnets depends on both.
         if view.has_ipv6 != before.has_ipv6 || view.gateways != before.gateways {
             return None;
@@ -152,30 +202,55 @@ impl Part {
             members: BTreeMap::new(),
             ..self.clone()
         };
+        if let (Some(learning), Some(always)) = (&mut part.learning, always) {
+            let scene = Scene {
+                state: &version.state,
+                view,
+                always,
+                host,
+            };
+            let ports = small.iter().flat_map(|small| &small.ports);
+            let ports = ports.map(String::as_str);
+            learning.follow(scene, recipient.asked(&self.vpc), ports);
+        }
+        let is_changed = |id: &String| small.iter().any(|small| small.groups.contains(id));
         let mut told = Told {
             version,
             vpc: &self.vpc,
-            host,
-            capabilities,
+            recipient,
             view,
             before: Some(&self.own),
             peerings: version.state.peerings_of(&self.vpc).collect(),
             part: &mut part,
         };
         for (id, (has_rules, has_members)) in &*self.groups {
-            if *has_members || changed.contains(&**id) {
+            if *has_members || is_changed(id) {
                 told.tell_group(id, *has_rules, *has_members);
             }
         }
         Some(part)
     }
 
+    /// Whether port forwards or anything else of the VPC may name ports that changed. `always`: what hosts that learn them are told now.
+    fn names_any_of(&self, always: Option<&Always>, small: &[&Small]) -> bool {
+        let before = self.view.as_ref().and_then(|view| view.always.as_ref());
+        let Some((always, before)) = always.zip(before) else {
+            return true;
+        };
+        let mut ports = small.iter().flat_map(|small| &small.ports);
+        ports.any(|id| always.has(id) || before.has(id))
+    }
+
+    /// Whether the host learns the VPC's ports.
+    pub(crate) fn learns(&self) -> bool {
+        self.learning.is_some()
+    }
+
     /// Notes what of the view is not told.
     fn hide(&mut self) {
-        let view = self.view.as_ref();
         let hidden = self.own.iter().filter_map(|entry| {
             let (kind, id) = (entry.object.kind(), entry.object.id());
-            Some(seen(view?, self.is_own, kind, id)?.digest)
+            Some(self.seen(kind, id)?.digest)
         });
         self.hidden = hidden.fold(Sum::default(), Sum::plus);
     }
@@ -189,13 +264,31 @@ impl Part {
             .minus(self.hidden)
     }
 
-    /// Everything that is told, and what is hidden by `own`, the last.
-    fn layers(&self) -> [&Layer; 3] {
-        let view = self.view.as_ref();
-        let places = view.map_or(&*EMPTY, |view| &view.places);
-        let way_out = view.filter(|_| self.is_own);
+    /// Everything that is told, and what of that is hidden by `own`, the last.
+    fn layers(&self) -> [&Layer; 4] {
+        let places = self.places().unwrap_or(&EMPTY);
+        let way_out = self.view.as_ref().filter(|_| self.is_own);
         let way_out = way_out.map_or(&*EMPTY, |view| &view.way_out);
-        [places, way_out, &self.own]
+        let learned = self.learning.as_ref();
+        let learned = learned.map_or(&*EMPTY, |learning| &learning.told);
+        [places, way_out, learned, &self.own]
+    }
+
+    /// Where things are, as all hosts are told, or all that learn the VPC's ports.
+    fn places(&self) -> Option<&Layer> {
+        let view = self.view.as_ref()?;
+        let always = view.always.as_ref().filter(|_| self.learning.is_some());
+        Some(always.map_or(&view.places, |always| &always.told))
+    }
+
+    /// What is told of a key but for `own`.
+    fn seen(&self, kind: Kind, id: &str) -> Option<&Arc<Entry>> {
+        if let Kind::ElasticIp | Kind::NatGateway = kind {
+            let view = self.view.as_ref().filter(|_| self.is_own)?;
+            return view.way_out.get(kind, id);
+        }
+        let learned = || self.learning.as_ref()?.told.get(kind, id);
+        self.places()?.get(kind, id).or_else(learned)
     }
 
     /// About how many objects are told.
@@ -210,7 +303,7 @@ impl Part {
             let (group, _) = id.rsplit_once('/')?;
             return self.members.get(group)?.get(kind, id);
         }
-        let shared = || seen(self.view.as_ref()?, self.is_own, kind, id);
+        let shared = || self.seen(kind, id);
         self.own.get(kind, id).or_else(shared)
     }
 
@@ -242,7 +335,7 @@ impl Part {
                     .unwrap_or(&EMPTY)
             })
         });
-        let [old, new] = ends.map(|part| part.map_or([&*EMPTY; 3], Self::layers));
+        let [old, new] = ends.map(|part| part.map_or([&*EMPTY; 4], Self::layers));
         let layers = old.into_iter().zip(new).map(|(old, new)| [old, new]);
         let layers = layers.chain(members);
         layers.flat_map(|[old, new]| old.difference(new).into_iter().flatten())
@@ -275,14 +368,6 @@ impl Part {
     }
 }
 
-/// What a view says of a key.
-fn seen<'v>(view: &'v VpcView, is_own: bool, kind: Kind, id: &str) -> Option<&'v Arc<Entry>> {
-    match kind {
-        Kind::ElasticIp | Kind::NatGateway => view.way_out.get(kind, id).filter(|_| is_own),
-        _ => view.places.get(kind, id),
-    }
-}
-
 /// Whether hosts of one VPC are told where the ports of the other are. One that is deleted still has to be told from what never was.
 pub(crate) fn tells_ports(peering: &Peering) -> bool {
     let is_known = |state: SideState| state.is_agreed() || state == SideState::Deleted;
@@ -301,8 +386,7 @@ fn id_in(object: &Object, vpc: &str) -> String {
 struct Told<'a> {
     version: &'a Version,
     vpc: &'a str,
-    host: &'a str,
-    capabilities: Capabilities,
+    recipient: Recipient<'a>,
     view: &'a VpcView,
     before: Option<&'a Layer>,
     peerings: Vec<&'a Peering>,
@@ -332,7 +416,7 @@ impl<'a> Told<'a> {
 
     /// The ports here, and those that were here.
     fn local_ports(&self) -> impl Iterator<Item = &'a Port> + use<'a> {
-        self.version.state.ports_on(self.vpc, self.host)
+        self.version.state.ports_on(self.vpc, self.recipient.host)
     }
 
     fn peerings(&mut self) {
@@ -342,8 +426,8 @@ impl<'a> Told<'a> {
                 Some(_) => [&peering.requester, &peering.accepter],
                 None => [&peering.accepter, &peering.requester],
             };
-            let is_told =
-                *teller == self.vpc && (self.part.is_own || self.version.is_own(other, self.host));
+            let is_told = *teller == self.vpc
+                && (self.part.is_own || self.version.is_own(other, self.recipient.host));
             if is_told {
                 self.share(Kind::Peering, &peering.id);
             }
@@ -367,13 +451,13 @@ impl<'a> Told<'a> {
                 ..port.clone()
             }));
         }
-        for port in self.state().ports_that_left(self.vpc, self.host) {
-            if *port.host != *self.host
+        for port in self.state().ports_that_left(self.vpc, self.recipient.host) {
+            if *port.host != *self.recipient.host
                 && let Some(seen) = self.view.places.get(Kind::Port, &port.id)
                 && let Object::Port(seen) = &seen.object
             {
                 self.put(Object::Port(Port {
-                    moved_from: self.host.to_owned(),
+                    moved_from: self.recipient.host.to_owned(),
                     ..seen.clone()
                 }));
             }
@@ -443,7 +527,7 @@ impl<'a> Told<'a> {
                 continue;
             };
             let state = self.state();
-            let groups = state.ports_on(other, self.host);
+            let groups = state.ports_on(other, self.recipient.host);
             let groups: BTreeSet<&str> = groups
                 .flat_map(|port| port.security_groups.iter().map(String::as_str))
                 .collect();
@@ -477,7 +561,7 @@ impl<'a> Told<'a> {
         };
         let members = has_members.then(|| self.members(group));
         let in_parts = members.as_ref().filter(|members| {
-            let most = self.capabilities.members_in_one;
+            let most = self.recipient.capabilities.members_in_one;
             most.is_some_and(|most| members.len() > most)
         });
         if let Some(members) = in_parts {
@@ -486,7 +570,9 @@ impl<'a> Told<'a> {
         }
         let members = members.as_ref().filter(|_| in_parts.is_none());
         let make = || self.told_group(group, has_rules, members);
-        if group.vpc.is_empty() {
+        // What has members of a host's own is shared with no other.
+        let is_own = group.vpc.is_empty() || self.part.learns() && members.is_some();
+        if is_own {
             self.put(make());
         } else {
             let entry = self.view.group((id, has_rules, members.is_some()), make);
@@ -529,26 +615,63 @@ impl<'a> Told<'a> {
         }
     }
 
-    /// The addresses of the ports in a group. A tenant's groups have members in the VPCs, too, that this one reaches by peerings.
-    fn members(&self, group: &SecurityGroup) -> Members {
+    /// The addresses of the ports in a group, as far as the host is told them. A tenant's groups have members in the VPCs, too, that this one reaches by
+    /// peerings.
+    fn members(&mut self, group: &SecurityGroup) -> Members {
         let (state, told) = (self.state(), self.group_id(&group.id));
         let passing = self.peerings.iter().filter(|peering| peering.passes());
         let others = passing.filter_map(|peering| peering.other(self.vpc));
         let others: Vec<&str> = others.filter(|_| group.vpc.is_empty()).collect();
         if others.is_empty() {
-            return self.view.members(state, &group.id, &told);
+            let always = self.recipient.learns(self.view);
+            return match (&mut self.part.learning, always) {
+                (Some(learning), Some(always)) => {
+                    let scene = Scene {
+                        state,
+                        view: self.view,
+                        always,
+                        host: self.recipient.host,
+                    };
+                    learning.members(scene, (&group.id, &told))
+                }
+                _ => self.view.members(state, &group.id, &told),
+            };
         }
-        let vpcs = others.into_iter().chain([self.vpc]);
-        let ports = vpcs.flat_map(|vpc| state.ports_in_group(&group.id, vpc));
-        let addresses = ports.flat_map(|port| members::addresses_of(state, port));
-        Members::new(self.vpc, &told, addresses)
+        let mut all = Vec::new();
+        for vpc in others.into_iter().chain([self.vpc]) {
+            all.append(&mut self.told_members(vpc, (&group.id, &told)));
+        }
+        Members::new(self.vpc, &told, all.iter().map(String::as_str))
+    }
+
+    /// The addresses of the ports of a VPC in a group, as far as the host is told them.
+    fn told_members(&self, vpc: &str, (group, told): (&str, &str)) -> Vec<String> {
+        let state = self.state();
+        let view = self.version.view(vpc);
+        let learned = view.and_then(|view| Some((view, self.recipient.learns(view)?)));
+        let Some((view, always)) = learned else {
+            let ports = state.ports_in_group(group, vpc);
+            let addresses = ports.flat_map(|port| members::addresses_of(state, port));
+            return addresses.map(str::to_owned).collect();
+        };
+        let scene = Scene {
+            state,
+            view,
+            always,
+            host: self.recipient.host,
+        };
+        let mut all = always.members(state, vpc, (group, told)).to_list();
+        let known = scene.known(self.recipient.asked(vpc)).into_values();
+        let known = known.filter(|port| port.security_groups.iter().any(|it| it == group));
+        all.extend(known.flat_map(|port| port.addresses.iter().cloned()));
+        all
     }
 
     /// Subnets, with the routes and ACLs of those that have ports here. A gateway of the VPC has the routes of all.
     fn subnets(&mut self) {
         let local = self.local_ports().map(|port| &*port.subnet);
         let local: BTreeSet<&str> = local.collect();
-        let is_gateway = self.version.is_gateway(self.vpc, self.host);
+        let is_gateway = self.version.is_gateway(self.vpc, self.recipient.host);
         let ids: BTreeSet<&str> = if is_gateway {
             let subnets = self.state().of_vpc_and_kind(self.vpc, Kind::Subnet);
             subnets.map(Object::id).collect()
@@ -586,7 +709,7 @@ impl<'a> Told<'a> {
             let network = self.state().external_network(&nat.external_network);
             let runs_here = network.is_some_and(|network| {
                 let mut hosts = network.gateway_hosts.iter();
-                hosts.any(|gateway| gateway == self.host)
+                hosts.any(|gateway| gateway == self.recipient.host)
             });
             if runs_here {
                 let port_forwards = self.live_forwards(nat);

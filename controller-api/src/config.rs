@@ -32,6 +32,10 @@ pub struct Config {
     /// hear of a move within milliseconds; this is for those that the controller does not reach at the time.
     #[serde(default = "default_move_grace")]
     pub move_grace_seconds: u32,
+    /// In a VPC with more ports than these that live somewhere, hosts are not told all of them: each asks for those that it needs. 20,000 by default;
+    /// 0: hosts are always told all. It holds for hosts that can learn; others are told all.
+    #[serde(default = "default_learn_above")]
+    pub learn_above: u32,
     /// How much is kept of what changed when: what `weftctl history` and `undo` know, and from where a watch can go on.
     #[serde(default)]
     pub history: HistoryConfig,
@@ -93,6 +97,10 @@ const MAX_MOVE_GRACE: u32 = 3600;
 
 fn default_move_grace() -> u32 {
     30
+}
+
+fn default_learn_above() -> u32 {
+    20_000
 }
 
 /// Where the intent is kept.
@@ -276,6 +284,15 @@ mod tests {
             let (name, _) = bad.split_once(' ').unwrap();
             assert!(refused.to_string().contains(name), "{refused}");
         }
+    }
+
+    #[test]
+    fn hosts_learn_in_large_vpcs_unless_told_otherwise() {
+        let text = "listen = '[::1]:1'\nstore = { kind = 'embedded', path = '/x' }\n";
+        let read = |more: &str| toml::from_str::<Config>(&format!("{text}{more}"));
+        assert_eq!(read("").unwrap().learn_above, 20_000);
+        assert_eq!(read("learn_above = 0").unwrap().learn_above, 0);
+        assert!(read("learn_above = -1").is_err());
     }
 
     #[test]

@@ -118,6 +118,17 @@ pub struct Intent {
     standing: watch::Sender<Standing>,
     /// Who may ask the store how far it is.
     asking: Arc<Semaphore>,
+    /// As in [`Settings`].
+    learn_above: usize,
+}
+
+/// How an intent is served.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Settings {
+    /// Whether several controllers share the store: then this one follows until it becomes the writer.
+    pub is_shared: bool,
+    /// Hosts that can learn the ports of a VPC with more ports than these that live somewhere; 0: of none.
+    pub learn_above: usize,
 }
 
 /// Readers that ask the store at a time how far it is.
@@ -132,7 +143,7 @@ impl Intent {
     /// # Errors
     /// The store cannot be read.
     pub fn load(store: Box<dyn Store>) -> Result<Self, StoreError> {
-        Self::load_as(store, Standing::Writer)
+        Self::load_with(store, Settings::default())
     }
 
     /// The same, of a store that several controllers share: a follower until it becomes the writer.
@@ -140,17 +151,36 @@ impl Intent {
     /// # Errors
     /// The store cannot be read.
     pub fn load_shared(store: Box<dyn Store>) -> Result<Self, StoreError> {
-        let intent = Self::load_as(store, Standing::Follower(None))?;
+        let settings = Settings {
+            is_shared: true,
+            ..Settings::default()
+        };
+        Self::load_with(store, settings)
+    }
+
+    /// The same with other settings.
+    ///
+    /// # Errors
+    /// The store cannot be read.
+    pub fn load_with(store: Box<dyn Store>, settings: Settings) -> Result<Self, StoreError> {
+        if !settings.is_shared {
+            return Self::load_as(store, Standing::Writer, settings.learn_above);
+        }
+        let intent = Self::load_as(store, Standing::Follower(None), settings.learn_above)?;
         // What hosts told other controllers holds for no more than it says.
         let revision = intent.current().revision;
         intent.interest().expect(1, revision, None);
         Ok(intent)
     }
 
-    fn load_as(store: Box<dyn Store>, standing: Standing) -> Result<Self, StoreError> {
+    fn load_as(
+        store: Box<dyn Store>,
+        standing: Standing,
+        learn_above: usize,
+    ) -> Result<Self, StoreError> {
         let (revision, state) = store.load()?;
         let counts = Counts::of(&state);
-        let version = Version::loaded(revision, state.clone());
+        let version = Version::loaded(revision, state.clone()).learning_above(learn_above);
         let is_good = Arc::new(OnceLock::new());
         // Takes a while when there is much; hosts and readers need not wait for it.
         let checked = Arc::clone(&is_good);
@@ -175,6 +205,7 @@ impl Intent {
             limits: Mutex::default(),
             standing: watch::Sender::new(standing),
             asking: Arc::new(Semaphore::new(ASKING)),
+            learn_above,
         })
     }
 
@@ -240,7 +271,8 @@ impl Intent {
     pub(crate) fn replace(&self, revision: u64, state: State) {
         let mut writer = self.lock_writer();
         writer.revision = u64::MAX;
-        self.journal.adopt(Version::loaded(revision, state), None);
+        let version = Version::loaded(revision, state).learning_above(self.learn_above);
+        self.journal.adopt(version, None);
     }
 
     /// Waits until this controller knows what others had stored when it was asked.

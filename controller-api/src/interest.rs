@@ -5,6 +5,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Notify;
 
+use crate::learning::{Address, Learned};
+use crate::version::Concern;
+
 /// The hosts' wakers, and the newest revision that concerns each.
 #[derive(Debug, Default)]
 pub(crate) struct Interest {
@@ -17,7 +20,51 @@ struct Concerned {
     all: u64,
     /// Newer ones that concerned some.
     some: HashMap<String, Span>,
-    wakers: HashMap<String, Arc<Notify>>,
+    wakers: HashMap<String, Waker>,
+    /// Who has asked for an address, by VPC.
+    askers: HashMap<Arc<str>, HashMap<Address, BTreeSet<Arc<str>>>>,
+}
+
+/// A host's session.
+#[derive(Debug)]
+struct Waker {
+    notify: Arc<Notify>,
+    /// Whether the host learns ports, where they are learned.
+    learns: bool,
+    /// What it has asked for, as the index has it.
+    asked: Learned,
+}
+
+impl Concerned {
+    /// Makes the index say what a host has asked for.
+    fn set_asked(&mut self, host: &str, asked: &Learned) {
+        let Some(waker) = self.wakers.get_mut(host) else {
+            return;
+        };
+        let before = std::mem::replace(&mut waker.asked, asked.clone());
+        for (vpc, [gone, come]) in before.changes_to(asked) {
+            if !self.askers.contains_key(vpc) {
+                self.askers.insert(vpc.into(), HashMap::new());
+            }
+            let Some(askers) = self.askers.get_mut(vpc) else {
+                continue;
+            };
+            for address in gone {
+                if let Some(hosts) = askers.get_mut(&**address) {
+                    hosts.remove(host);
+                    if hosts.is_empty() {
+                        askers.remove(&**address);
+                    }
+                }
+            }
+            for address in come {
+                askers.entry(**address).or_default().insert(host.into());
+            }
+            if askers.is_empty() {
+                self.askers.remove(vpc);
+            }
+        }
+    }
 }
 
 /// The revisions that concern a host and that its session has not looked at yet, or the last that it has.
@@ -31,12 +78,51 @@ struct Span {
 }
 
 impl Interest {
-    /// A waker for a host's session, in place of that of an earlier one.
-    pub(crate) fn waker(&self, host: &str) -> Arc<Notify> {
-        let waker = Arc::<Notify>::default();
+    /// A waker for a host's session, in place of that of an earlier one. `learns`: whether the host learns ports, where they are learned.
+    pub(crate) fn waker(&self, host: &str, learns: bool) -> Arc<Notify> {
+        let notify = Arc::<Notify>::default();
         let mut hosts = self.lock();
-        hosts.wakers.insert(host.to_owned(), Arc::clone(&waker));
-        waker
+        hosts.set_asked(host, &Learned::default());
+        let waker = Waker {
+            notify: Arc::clone(&notify),
+            learns,
+            asked: Learned::default(),
+        };
+        hosts.wakers.insert(host.to_owned(), waker);
+        notify
+    }
+
+    /// Notes what a host has asked for, if its session is still its own. Before the session looks at the newest version: changes after that wake it.
+    pub(crate) fn set_asked(&self, host: &str, own: &Arc<Notify>, asked: &Learned) {
+        let mut hosts = self.lock();
+        let waker = hosts.wakers.get(host);
+        if waker.is_some_and(|it| Arc::ptr_eq(&it.notify, own)) {
+            hosts.set_asked(host, asked);
+        }
+    }
+
+    /// How many addresses a host has asked for.
+    pub(crate) fn asked(&self, host: &str) -> usize {
+        let hosts = self.lock();
+        hosts.wakers.get(host).map_or(0, |it| it.asked.len())
+    }
+
+    /// The hosts that changes concern: of those that learn ports, the ones that have asked for them.
+    pub(crate) fn concerned<'a>(&self, concern: &Concern<'a>) -> BTreeSet<&'a str> {
+        let hosts = self.lock();
+        let mut all = concern.hosts.clone();
+        for change in &concern.learned {
+            let learns = |host: &&&str| hosts.wakers.get(**host).is_some_and(|it| it.learns);
+            all.extend(change.hosts.iter().filter(|host| !learns(host)));
+            if let Some(askers) = hosts.askers.get(change.vpc) {
+                let askers = change.addresses.iter().filter_map(|it| askers.get(it));
+                let askers = askers
+                    .flatten()
+                    .filter_map(|host| change.hosts.get(&**host));
+                all.extend(askers);
+            }
+        }
+        all
     }
 
     /// Forgets the waker of a session that has ended, if no other has taken its place.
@@ -45,8 +131,9 @@ impl Interest {
         if hosts
             .wakers
             .get(host)
-            .is_some_and(|it| Arc::ptr_eq(it, own))
+            .is_some_and(|it| Arc::ptr_eq(&it.notify, own))
         {
+            hosts.set_asked(host, &Learned::default());
             hosts.wakers.remove(host);
         }
     }
@@ -83,10 +170,13 @@ impl Interest {
     pub(crate) fn wake(&self, concerned: Option<&BTreeSet<&str>>) {
         let hosts = self.lock();
         match concerned {
-            None => hosts.wakers.values().for_each(|waker| waker.notify_one()),
+            None => hosts
+                .wakers
+                .values()
+                .for_each(|waker| waker.notify.notify_one()),
             Some(concerned) => {
                 let wakers = concerned.iter().filter_map(|host| hosts.wakers.get(*host));
-                wakers.for_each(|waker| waker.notify_one());
+                wakers.for_each(|waker| waker.notify.notify_one());
             }
         }
     }
@@ -155,7 +245,7 @@ mod tests {
     #[tokio::test]
     async fn a_change_wakes_whom_it_concerns() {
         let interest = Interest::default();
-        let wakers = ["h1", "h2"].map(|host| interest.waker(host));
+        let wakers = ["h1", "h2"].map(|host| interest.waker(host, false));
         interest.wake(Some(&BTreeSet::from(["h2", "h3"])));
         let is_woken = |waker: &Arc<Notify>| {
             let mut notified = Box::pin(Arc::clone(waker).notified_owned());
@@ -165,7 +255,7 @@ mod tests {
         interest.wake(None);
         assert_eq!(wakers.each_ref().map(is_woken), [true, true]);
         // Another session of the host has another, which stays when the first one's is forgotten.
-        let other = interest.waker("h1");
+        let other = interest.waker("h1", false);
         interest.forget("h1", &wakers[0]);
         interest.wake(Some(&BTreeSet::from(["h1"])));
         assert!(is_woken(&other) && !is_woken(&wakers[0]));

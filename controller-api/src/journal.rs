@@ -225,12 +225,20 @@ impl Journal {
 
     fn publish(&self, version: &Arc<Version>) {
         let before = self.published.borrow().clone();
-        let concerned: Option<BTreeSet<&str>> = version.concerned(&before);
+        let concern = version.concern(&before);
+        let find = || concern.as_ref().map(|it| self.interest.concerned(it));
+        let concerned: Option<BTreeSet<&str>> = find();
         let first = before.revision + 1;
         self.interest
             .expect(first, version.revision, concerned.as_ref());
         self.published.send_replace(Arc::clone(version));
-        self.interest.wake(concerned.as_ref());
+        // A host may have asked meanwhile, and looked at the version before.
+        let woken = find();
+        if let (Some(concerned), Some(woken)) = (&concerned, &woken) {
+            let late = woken.difference(concerned).copied().collect();
+            self.interest.expect(first, version.revision, Some(&late));
+        }
+        self.interest.wake(woken.as_ref());
     }
 
     fn lock(&self) -> MutexGuard<'_, Queue> {

@@ -3,9 +3,9 @@
 //! ```text
 //! api ──> intent ──> journal ──> store  (a change: validated, stored, then published as a version)
 //!            ├─────> capacity            (what a host cannot hold is refused at the change)
-//!            ├─────> version ──> view ──> members   (what hosts are told of each VPC, shared by all that carry it)
+//!            ├─────> version ──> view ──> members, always   (what hosts are told of each VPC, shared by all that carry it)
 //!            ├─────> interest            (a change wakes the hosts that it concerns)
-//!            ├─────> hosts ──> node ──> compile   (each attached host gets the newest version)
+//!            ├─────> hosts ──> node ──> compile   (each attached host gets the newest version, and what it asks for: learning)
 //!            ├─────> moves               (the old host of a moved port stops forwarding after a while)
 //!            ├─────> history, watch      (what changed when, by whom; to those who follow)
 //!            └─────> peering             (a peering is frozen or active once all hosts know)
@@ -14,6 +14,7 @@
 
 #![forbid(unsafe_code)]
 
+mod always;
 mod api;
 pub mod backup;
 pub mod caller;
@@ -26,6 +27,7 @@ pub mod hosts;
 pub mod intent;
 mod interest;
 mod journal;
+pub mod learning;
 mod members;
 pub mod moves;
 pub mod node;

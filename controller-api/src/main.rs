@@ -14,7 +14,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use weft_controller::backup::Backup;
 use weft_controller::cluster::Membership;
 use weft_controller::config::{Config, StoreConfig};
-use weft_controller::intent::Intent;
+use weft_controller::intent::{Intent, Settings};
 use weft_controller::store::Maintenance;
 use weft_controller::{server, store};
 use weft_process::privileges::{Capabilities, keep_only};
@@ -225,18 +225,27 @@ async fn serve(config: Config) -> Result<()> {
 
 /// The intent in the store that the configuration names, and how it is shared, if it is.
 async fn load(config: &Config) -> Result<(Arc<Intent>, Option<Membership>)> {
+    let settings = Settings {
+        is_shared: false,
+        learn_above: config.learn_above as usize,
+    };
     let (membership, loaded) = match &config.store {
         StoreConfig::Embedded { .. } => {
             let store = store::open(&config.store, config.history.bounds())?;
-            (None, tokio::task::spawn_blocking(|| Intent::load(store)))
+            let load = move || Intent::load_with(store, settings);
+            (None, tokio::task::spawn_blocking(load))
         }
-        StoreConfig::Etcd(settings) => {
-            let store = Arc::new(settings.open()?.with_history(config.history.bounds()));
+        StoreConfig::Etcd(etcd) => {
+            let store = Arc::new(etcd.open()?.with_history(config.history.bounds()));
             let membership = Membership {
                 store: Arc::clone(&store),
                 address: config.advertised().unwrap_or_default(),
             };
-            let load = || Intent::load_shared(Box::new(store));
+            let settings = Settings {
+                is_shared: true,
+                ..settings
+            };
+            let load = move || Intent::load_with(Box::new(store), settings);
             (Some(membership), tokio::task::spawn_blocking(load))
         }
     };

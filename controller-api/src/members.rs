@@ -63,7 +63,7 @@ impl Members {
     }
 
     /// Takes out addresses, and puts in others.
-    fn change<'a>(
+    pub(crate) fn change<'a>(
         &mut self,
         gone: impl IntoIterator<Item = &'a str>,
         come: impl IntoIterator<Item = &'a str>,

@@ -10,7 +10,8 @@ use weft_proto::persistent::PersistentSet;
 use weft_proto::state::{Entry, Key, Kind, Layer, Object, Sum, collect};
 use weft_proto::v1::{ExternalNetwork, ObjectKey, Objects};
 
-use crate::compile::Part;
+use crate::compile::{Part, Recipient};
+use crate::learning::Learned;
 use crate::version::Version;
 
 /// With more members, a group is told in parts to hosts that can be.
@@ -21,6 +22,8 @@ const MEMBERS_IN_ONE: usize = 256;
 pub struct Capabilities {
     /// With more members than these, a group is told in parts; none: the host takes no parts.
     pub members_in_one: Option<usize>,
+    /// Whether it learns the ports of a VPC that has very many: it asks for those that it needs.
+    pub learns: bool,
 }
 
 impl Capabilities {
@@ -28,15 +31,17 @@ impl Capabilities {
     pub fn all() -> Self {
         Self {
             members_in_one: Some(MEMBERS_IN_ONE),
+            learns: true,
         }
     }
 
     /// Those that a host lists.
     pub fn of(listed: &[String]) -> Self {
         let all = Self::all();
-        let is_listed = listed.iter().any(|name| name == "group_members");
+        let is_listed = |wanted: &str| listed.iter().any(|name| name == wanted);
         Self {
-            members_in_one: all.members_in_one.filter(|_| is_listed),
+            members_in_one: all.members_in_one.filter(|_| is_listed("group_members")),
+            learns: is_listed("learning"),
         }
     }
 }
@@ -47,6 +52,8 @@ pub struct NodeState {
     /// The revision of the intent of which this is what concerns the host.
     pub revision: u64,
     capabilities: Capabilities,
+    /// What the host has asked for, where it learns ports.
+    learned: Learned,
     parts: PersistentSet<Arc<Part>>,
     /// External networks.
     networks: Layer,
@@ -65,11 +72,22 @@ impl NodeState {
         }
     }
 
-    /// The state of a host; nothing when the intent has no such host, or it runs no weftd. `before`: an earlier state of the same host.
+    /// The state of a host that has asked for nothing; nothing when the intent has no such host, or it runs no weftd. `before`: an earlier state of the
+    /// same host.
     pub fn compile(
         version: &Version,
         host: &str,
         capabilities: Capabilities,
+        before: Option<&Self>,
+    ) -> Option<Self> {
+        Self::compile_learned(version, (host, capabilities), &Learned::default(), before)
+    }
+
+    /// The same of a host that has asked for addresses. Those of VPCs that it is told whole, or not told, are passed over.
+    pub fn compile_learned(
+        version: &Version,
+        (host, capabilities): (&str, Capabilities),
+        learned: &Learned,
         before: Option<&Self>,
     ) -> Option<Self> {
         let own = version.host(host)?;
@@ -81,7 +99,11 @@ impl NodeState {
                 && before.revision <= version.revision
         });
         let (mut next, vpcs) = match before {
-            Some(before) => (before.clone(), before.to_look_at(version, host)),
+            Some(before) => {
+                let mut vpcs = before.to_look_at(version, host);
+                vpcs.extend(before.asks_otherwise(version, learned));
+                (before.clone(), vpcs)
+            }
             None => {
                 let mut next = Self {
                     capabilities,
@@ -92,12 +114,17 @@ impl NodeState {
             }
         };
         next.revision = version.revision;
+        let recipient = Recipient {
+            host,
+            capabilities,
+            learned,
+        };
         let mut networks_change = false;
         for vpc in vpcs {
             let old = next.part(&vpc).cloned();
             let known = old.as_deref().zip(before);
             let known = known.map(|(part, before)| (before.revision, part));
-            let new = Part::compile(version, &vpc, (host, capabilities), known).map(Arc::new);
+            let new = Part::compile(version, &vpc, recipient, known).map(Arc::new);
             for part in [&old, &new].into_iter().flatten() {
                 networks_change |= !part.networks.is_empty();
             }
@@ -106,7 +133,31 @@ impl NodeState {
         if networks_change {
             next.find_networks(version);
         }
+        next.learned = learned.clone();
+        for vpc in learned.vpcs() {
+            if !next.part(vpc).is_some_and(|part| part.learns()) {
+                next.learned.forget(vpc);
+            }
+        }
         Some(next)
+    }
+
+    /// What of what the host has asked for it is told.
+    pub fn learned(&self) -> &Learned {
+        &self.learned
+    }
+
+    /// The VPCs in which the host asks for something else than before, and those that peerings join to them: a tenant's groups have members in several.
+    fn asks_otherwise(&self, version: &Version, learned: &Learned) -> BTreeSet<String> {
+        let mut all = BTreeSet::new();
+        for (vpc, _) in self.learned.changes_to(learned) {
+            let known = self.part(vpc);
+            if let Some(part) = known.filter(|_| version.is_learned(vpc)) {
+                all.insert(vpc.to_owned());
+                all.extend(part.joined().map(str::to_owned));
+            }
+        }
+        all
     }
 
     /// The VPCs that may concern the host otherwise than before.

@@ -9,11 +9,15 @@ use weft_proto::persistent::PersistentSet;
 use weft_proto::state::{Change as StateChange, Key, Kind, Object, State};
 use weft_proto::v1::{ElasticIp, Peering, Port, SecurityGroup};
 
+use crate::learning::Address;
 use crate::store::Change;
 use crate::view::{HostIds, VpcView};
 
 /// Changes whose VPCs are remembered: a host that is as far behind need not look at all of its VPCs.
 const REMEMBERED: usize = 64;
+
+/// Changes that are remembered of a VPC whose ports are learned: a host that is not woken for others' ports may be as far behind.
+const REMEMBERED_LEARNED: usize = 1024;
 
 /// With more objects in a change, what hosts are told of a VPC is made anew.
 const FEW: usize = 64;
@@ -25,6 +29,8 @@ pub struct Version {
     pub revision: u64,
     /// Every object.
     pub state: State,
+    /// In a VPC with more ports that live somewhere, hosts learn them; 0: in none.
+    learn_above: usize,
     vpcs: PersistentSet<Arc<Slot>>,
     /// When any host last changed that was there before.
     hosts_changed: u64,
@@ -51,10 +57,11 @@ struct Touched {
 
 /// A change of ports to which no elastic IP is bound, and of rules of groups that name no other groups or lists than before.
 #[derive(Debug, Default)]
-struct Small {
+pub(crate) struct Small {
     /// The hosts that these ports are on, were on, or came from.
     hosts: BTreeSet<String>,
-    groups: BTreeSet<String>,
+    pub(crate) ports: BTreeSet<String>,
+    pub(crate) groups: BTreeSet<String>,
 }
 
 impl Small {
@@ -77,6 +84,7 @@ impl Small {
                         if states.any(|it| it.elastic_ips_of_port(&port.id).next().is_some()) {
                             return None;
                         }
+                        small.ports.insert(port.id.clone());
                         small.hosts.insert(port.host.clone());
                         small.hosts.insert(port.moved_from.clone());
                     }
@@ -103,6 +111,63 @@ struct Slot {
     changed: u64,
     /// Made when it is first asked for.
     view: OnceLock<Arc<VpcView>>,
+    /// Where hosts learn its ports.
+    log: Option<Log>,
+}
+
+/// The newest changes of a VPC whose ports are learned.
+#[derive(Debug, Clone)]
+struct Log {
+    /// All after this revision were small, and are here.
+    from: u64,
+    changes: PersistentSet<(u64, Arc<Small>)>,
+}
+
+impl Log {
+    fn from(from: u64) -> Self {
+        let changes = PersistentSet::default();
+        Self { from, changes }
+    }
+
+    /// With one more.
+    fn with(&self, revision: u64, small: &Arc<Small>) -> Self {
+        let mut log = self.clone();
+        let item = (revision, Arc::clone(small));
+        log.changes.insert(item, |known| known.0.cmp(&revision));
+        if log.changes.len() > REMEMBERED_LEARNED {
+            let oldest = log.changes.iter().next().map_or(revision, |known| known.0);
+            log.changes.remove(|known| known.0.cmp(&oldest));
+            log.from = oldest;
+        }
+        log
+    }
+
+    /// The changes after a revision; none: that is too long ago to tell.
+    fn since(&self, revision: u64) -> Option<impl Iterator<Item = &Arc<Small>>> {
+        let after = move |known: &(u64, Arc<Small>)| known.0.cmp(&(revision + 1));
+        let changes = self.changes.iter_from(after).map(|known| &known.1);
+        (self.from <= revision).then_some(changes)
+    }
+}
+
+/// Whom changes may concern.
+#[derive(Debug, Default)]
+pub struct Concern<'a> {
+    /// Hosts that are told of them whatever they can do.
+    pub hosts: BTreeSet<&'a str>,
+    /// Changes of ports that hosts learn.
+    pub learned: Vec<LearnedChange<'a>>,
+}
+
+/// Changes of ports of a VPC that hosts learn.
+#[derive(Debug)]
+pub struct LearnedChange<'a> {
+    /// The VPC.
+    pub vpc: &'a str,
+    /// The hosts that are told of the VPC: those that cannot learn hear of the changes, of the others those that have asked.
+    pub hosts: BTreeSet<&'a str>,
+    /// What these ports had, and have.
+    pub addresses: BTreeSet<Address>,
 }
 
 /// Pairs of names, in order.
@@ -144,7 +209,7 @@ impl Version {
             ..Self::default()
         };
         for object in state.of_kind(Kind::Vpc) {
-            version.set_slot(&object.id().into(), revision, None);
+            version.set_slot(&object.id().into(), revision, (None, None));
         }
         let mut outside: BTreeSet<&str> = BTreeSet::new();
         for object in state.of_kind(Kind::ElasticIp) {
@@ -166,6 +231,31 @@ impl Version {
         version
     }
 
+    /// The same, where hosts learn the ports of a VPC that has more than so many which live somewhere; 0: of none.
+    #[must_use]
+    pub fn learning_above(mut self, ports: usize) -> Self {
+        self.learn_above = ports;
+        let all: Vec<Arc<Slot>> = self.vpcs.iter().cloned().collect();
+        for slot in all {
+            let learns = self.learns(&self.state, &slot.id, false);
+            let log = learns.then(|| Log::from(slot.changed));
+            self.set_slot(&slot.id, slot.changed, (None, log));
+        }
+        self
+    }
+
+    /// Whether hosts learn the ports of a VPC in a state. `before`: whether they did. It ends well below where it begins.
+    fn learns(&self, state: &State, vpc: &str, before: bool) -> bool {
+        let ports = state.placed_ports(vpc);
+        let stays = before && ports.saturating_mul(10) >= self.learn_above.saturating_mul(9);
+        self.learn_above != 0 && (ports > self.learn_above || stays)
+    }
+
+    /// Whether hosts that can learn the ports of a VPC.
+    pub fn is_learned(&self, vpc: &str) -> bool {
+        self.slot(vpc).is_some_and(|slot| slot.log.is_some())
+    }
+
     /// The version after a change that led to `state`.
     pub fn next(&self, change: &Change, state: State) -> Self {
         let changes = self.state.changes_to(&state);
@@ -174,6 +264,7 @@ impl Version {
         let mut next = Self {
             revision: change.revision,
             state: State::default(),
+            learn_above: self.learn_above,
             vpcs: self.vpcs.clone(),
             hosts_changed: self.hosts_changed,
             moving: self.moving.clone(),
@@ -237,9 +328,10 @@ impl Version {
             let all: Vec<Arc<Slot>> = next.vpcs.iter().cloned().collect();
             for slot in all {
                 next.find_gateways(&state, &slot.id);
-                next.set_slot(&slot.id, slot.changed, None);
+                next.set_slot(&slot.id, slot.changed, (None, slot.log.clone()));
             }
         }
+        let small = Small::of(states, &changes);
         for vpc in &touched {
             let before: BTreeSet<&str> = self.gateways.of(vpc).collect();
             next.find_gateways(&state, vpc);
@@ -250,6 +342,12 @@ impl Version {
             let slot = self.slot(vpc);
             let id = slot.map_or_else(|| Arc::from(*vpc), |slot| Arc::clone(&slot.id));
             let known = slot.and_then(|slot| slot.view.get());
+            let log = slot.and_then(|slot| slot.log.as_ref());
+            let is_learned = self.learns(&state, vpc, log.is_some());
+            let log = is_learned.then(|| match (log, &small) {
+                (Some(log), Some(small)) => log.with(change.revision, small),
+                _ => Log::from(change.revision),
+            });
             let is_small = changes.len() <= FEW && !is_of_hosts;
             let view = known.filter(|_| is_small).map(|view| {
                 let gateways = if next.gateways.of(vpc).eq(before.iter().copied()) {
@@ -257,9 +355,10 @@ impl Version {
                 } else {
                     next.gateway_ids(vpc)
                 };
-                Arc::new(view.after((&self.state, &state), &changes, gateways))
+                let how = (gateways, is_learned);
+                Arc::new(view.after((&self.state, &state), &changes, how))
             });
-            next.set_slot(&id, change.revision, view);
+            next.set_slot(&id, change.revision, (view, log));
         }
         if next.recent.len() == REMEMBERED {
             next.recent.pop_front();
@@ -267,7 +366,7 @@ impl Version {
         next.recent.push_back(Touched {
             revision: change.revision,
             vpcs: touched.iter().map(|vpc| Arc::from(*vpc)).collect(),
-            small: Small::of(states, &changes),
+            small,
             hosts: changes
                 .iter()
                 .filter(|changed| changed.old.is_none())
@@ -285,11 +384,17 @@ impl Version {
         self.vpcs.get(|slot| (*slot.id).cmp(vpc))
     }
 
-    fn set_slot(&mut self, id: &Arc<str>, changed: u64, view: Option<Arc<VpcView>>) {
+    fn set_slot(
+        &mut self,
+        id: &Arc<str>,
+        changed: u64,
+        (view, log): (Option<Arc<VpcView>>, Option<Log>),
+    ) {
         let slot = Slot {
             id: Arc::clone(id),
             changed,
             view: view.map_or_else(OnceLock::new, OnceLock::from),
+            log,
         };
         self.vpcs.insert(Arc::new(slot), |slot| slot.id.cmp(id));
     }
@@ -351,7 +456,10 @@ impl Version {
     /// What hosts are told of a VPC. Made by whoever asks first; none for a VPC that has nothing.
     pub(crate) fn view(&self, vpc: &str) -> Option<&Arc<VpcView>> {
         let slot = self.slot(vpc)?;
-        let make = || Arc::new(VpcView::new(&self.state, &slot.id, self.gateway_ids(vpc)));
+        let make = || {
+            let how = (self.gateway_ids(vpc), slot.log.is_some());
+            Arc::new(VpcView::new(&self.state, &slot.id, how))
+        };
         Some(slot.view.get_or_init(make))
     }
 
@@ -374,29 +482,39 @@ impl Version {
         )
     }
 
-    /// The groups whose rules changed after a revision, if nothing else did in these VPCs but ports, of which none is on a host, was there, or came from
-    /// there, and if these rules name what they did; none, too, where that is too long ago to tell.
-    pub(crate) fn only_small_changes(
-        &self,
+    /// What changed in these VPCs after a revision, if that was nothing but ports, of which none is on a host, was there, or came from there, and rules
+    /// that name what they did; none, too, where that is too long ago to tell.
+    pub(crate) fn only_small_changes<'a>(
+        &'a self,
         revision: u64,
         vpcs: &[&str],
         host: &str,
-    ) -> Option<BTreeSet<&str>> {
-        let oldest = self.recent.front()?.revision;
-        if oldest > revision + 1 {
-            return None;
+    ) -> Option<Vec<&'a Small>> {
+        let mut found: Vec<&Small> = Vec::new();
+        let mut others: Vec<&str> = Vec::new();
+        for vpc in vpcs {
+            if !self.has_changed(vpc, revision) {
+                continue;
+            }
+            let log = self.slot(vpc).and_then(|slot| slot.log.as_ref());
+            match log.and_then(|log| log.since(revision)) {
+                Some(changes) => found.extend(changes.map(|small| &**small)),
+                None => others.push(vpc),
+            }
         }
-        let newer = self.recent.iter().filter(|it| it.revision > revision);
-        let touching = newer.filter(|it| it.vpcs.iter().any(|vpc| vpcs.contains(&&**vpc)));
-        let mut groups = BTreeSet::new();
-        for change in touching {
-            let small = change.small.as_ref()?;
-            if small.hosts.contains(host) {
+        if !others.is_empty() {
+            let oldest = self.recent.front()?.revision;
+            if oldest > revision + 1 {
                 return None;
             }
-            groups.extend(small.groups.iter().map(String::as_str));
+            let newer = self.recent.iter().filter(|it| it.revision > revision);
+            let touching = newer.filter(|it| it.vpcs.iter().any(|vpc| others.contains(&&**vpc)));
+            for change in touching {
+                found.push(change.small.as_ref()?);
+            }
         }
-        Some(groups)
+        let is_near = |small: &&Small| small.hosts.contains(host);
+        (!found.iter().any(is_near)).then_some(found)
     }
 
     /// Whether a VPC, or anything in it, has changed after a revision.
@@ -411,26 +529,76 @@ impl Version {
             || self.gateways.has(vpc, host)
     }
 
-    /// The hosts that the change which led from `before` to this version may concern; none: any.
+    /// The hosts that the change which led from `before` to this version may concern, if none learns ports; none: any.
     pub fn concerned<'a>(&'a self, before: &'a Self) -> Option<BTreeSet<&'a str>> {
+        let concern = self.concern(before)?;
+        let mut hosts = concern.hosts;
+        hosts.extend(concern.learned.into_iter().flat_map(|it| it.hosts));
+        Some(hosts)
+    }
+
+    /// Whom the changes that led from `before` to this version may concern; none: all.
+    pub fn concern<'a>(&'a self, before: &'a Self) -> Option<Concern<'a>> {
         if self.hosts_changed != before.hosts_changed {
             return None;
         }
-        let mut vpcs = self.touched_since(before.revision)?;
-        for version in [before, self] {
-            let peerings = vpcs.iter().flat_map(|vpc| version.state.peerings_of(vpc));
-            let joined: Vec<&str> = peerings.flat_map(Peering::vpcs).collect();
-            vpcs.extend(joined);
-        }
-        let mut hosts = BTreeSet::new();
-        for vpc in vpcs {
-            hosts.extend(before.hosts_of(vpc));
-            hosts.extend(self.hosts_of(vpc));
-        }
+        let mut concern = Concern::default();
         let newer = self.recent.iter();
         let newer = newer.filter(|it| it.revision > before.revision);
-        hosts.extend(newer.flat_map(|it| it.hosts.iter().map(|host| &**host)));
-        Some(hosts)
+        let hosts = newer.flat_map(|it| it.hosts.iter().map(|host| &**host));
+        concern.hosts.extend(hosts);
+        let mut all: BTreeSet<&str> = BTreeSet::new();
+        for vpc in self.touched_since(before.revision)? {
+            let mut near = BTreeSet::from([vpc]);
+            for version in [before, self] {
+                near.extend(version.state.peerings_of(vpc).flat_map(Peering::vpcs));
+            }
+            let Some(small) = self.learned_since(before, vpc) else {
+                all.extend(near);
+                continue;
+            };
+            let mut change = LearnedChange {
+                vpc,
+                hosts: BTreeSet::new(),
+                addresses: BTreeSet::new(),
+            };
+            for near in near {
+                change.hosts.extend(before.hosts_of(near));
+                change.hosts.extend(self.hosts_of(near));
+            }
+            for small in small {
+                concern.hosts.extend(small.hosts.iter().map(String::as_str));
+                for (id, version) in small.ports.iter().flat_map(|id| [(id, before), (id, self)]) {
+                    if let Some(Object::Port(port)) = version.state.find(Kind::Port, id)
+                        && port.vpc == vpc
+                    {
+                        change.addresses.extend(Address::of_port(port));
+                    }
+                }
+            }
+            concern.learned.push(change);
+        }
+        for vpc in all {
+            concern.hosts.extend(before.hosts_of(vpc));
+            concern.hosts.extend(self.hosts_of(vpc));
+        }
+        Some(concern)
+    }
+
+    /// What changed in a VPC after another version, if that was ports alone which hosts learn, and only those hosts hear of that have asked.
+    fn learned_since<'a>(&'a self, before: &Self, vpc: &str) -> Option<Vec<&'a Small>> {
+        let (old, new) = (before.slot(vpc)?, self.slot(vpc)?);
+        let changes = new.log.as_ref()?.since(before.revision)?;
+        let changes: Vec<&Small> = changes.map(|small| &**small).collect();
+        let (old, new) = (old.view.get()?, new.view.get()?);
+        let always = (old.always.as_ref()?, new.always.as_ref()?);
+        if always.0.told.digest() != always.1.told.digest() || old.gateways != new.gateways {
+            return None;
+        }
+        let ports = changes.iter().flat_map(|small| &small.ports);
+        let is_always = |id: &String| always.0.has(id) || always.1.has(id);
+        let has_rules = changes.iter().any(|small| !small.groups.is_empty());
+        (!has_rules && !ports.into_iter().any(is_always)).then_some(changes)
     }
 
     /// The host of that id, if it is one that runs weftd.

@@ -8,6 +8,7 @@ use weft_proto::mtu;
 use weft_proto::state::{Change, Entry, Kind, Layer, Object, State};
 use weft_proto::v1::{NatGateway, Port, Subnet};
 
+use crate::always::Always;
 use crate::members::{self, Known, Members};
 
 /// Hosts by id.
@@ -19,6 +20,8 @@ pub(crate) struct VpcView {
     pub(crate) id: Arc<str>,
     /// The VPC, its subnets, and its ports that live somewhere.
     pub(crate) places: Layer,
+    /// What hosts that learn its ports are told in place of that; none where all are told everything.
+    pub(crate) always: Option<Always>,
     /// Its elastic IPs and NAT gateways.
     pub(crate) way_out: Layer,
     /// The hosts with ports of it.
@@ -36,11 +39,16 @@ pub(crate) struct VpcView {
 }
 
 impl VpcView {
-    /// The view of a VPC in a state, with its gateway hosts.
-    pub(crate) fn new(state: &State, id: &Arc<str>, gateways: HostIds) -> Self {
+    /// The view of a VPC in a state, with its gateway hosts, and for hosts that learn its ports if these are learned.
+    pub(crate) fn new(
+        state: &State,
+        id: &Arc<str>,
+        (gateways, is_learned): (HostIds, bool),
+    ) -> Self {
         let mut view = Self {
             id: Arc::clone(id),
             places: Layer::default(),
+            always: None,
             way_out: Layer::default(),
             port_hosts: HostIds::default(),
             gateways,
@@ -59,6 +67,10 @@ impl VpcView {
                 _ => {}
             }
         }
+        if is_learned {
+            let always = Always::new(state, id, &view.places, &view.port_hosts);
+            view.always = Some(always);
+        }
         view
     }
 
@@ -67,11 +79,12 @@ impl VpcView {
         &self,
         (before, state): (&State, &State),
         changes: &[Change<'_>],
-        gateways: HostIds,
+        (gateways, is_learned): (HostIds, bool),
     ) -> Self {
         let mut view = Self {
             id: Arc::clone(&self.id),
             places: self.places.clone(),
+            always: None,
             way_out: self.way_out.clone(),
             port_hosts: Arc::clone(&self.port_hosts),
             gateways,
@@ -156,6 +169,14 @@ impl VpcView {
                 }
             }
         }
+        let (places, hosts) = (&view.places, &view.port_hosts);
+        view.always = is_learned.then(|| match &self.always {
+            Some(always) => {
+                let hosts = (hosts, hosts_move);
+                always.after((before, state), changes, (&self.id, places), hosts)
+            }
+            None => Always::new(state, &self.id, places, hosts),
+        });
         view
     }
 

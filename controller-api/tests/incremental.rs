@@ -1,5 +1,6 @@
 //! Sequences of random changes: what a host is told by following each change is what it is told by compiling everything anew, and whom a change does not
-//! concern is told nothing.
+//! concern is told nothing. The same where hosts learn ports, and ask for others all the time: what they are told is what they would be told if they
+//! were told all, without what they have not asked for.
 
 #![allow(clippy::unwrap_used)]
 
@@ -8,9 +9,10 @@ mod support;
 use std::collections::BTreeSet;
 
 use support::yaml;
+use weft_controller::learning::{Address, Learned};
 use weft_controller::node::{Capabilities, NodeState};
 use weft_controller::store::Change;
-use weft_controller::version::Version;
+use weft_controller::version::{LearnedChange, Version};
 use weft_proto::state::{Kind, Object, State};
 use weft_proto::v1::{
     ElasticIp, NatGateway, Objects, Peering, Port, PortForward, RoutedPrefix, SecurityGroup,
@@ -120,6 +122,14 @@ fn random_port(numbers: &mut Numbers) -> Port {
             ..Default::default()
         }),
         id,
+        unguarded: numbers.below(16) == 0,
+        allowed_pairs: match numbers.below(16) {
+            0 => vec![weft_proto::v1::AddressPair {
+                cidr: format!("10.9{v}.{n}.0/24"),
+                ..Default::default()
+            }],
+            _ => Vec::new(),
+        },
         ..Port::default()
     }
 }
@@ -226,17 +236,21 @@ fn edit(state: &mut State, numbers: &mut Numbers) {
             state.insert(Object::PrefixList(list));
         }
         16 | 17 => {
-            let port = format!("v{v}/p{}", numbers.below(12));
+            let n = numbers.below(12);
+            let port = format!("v{v}/p{n}");
             let id = format!("v{v}/nat");
             if let Some(Object::NatGateway(nat)) = state.find(Kind::NatGateway, &id)
                 && state.find(Kind::Port, &port).is_some()
             {
-                let forwards = [80, 443].map(|number| PortForward {
+                let mut forwards = [80, 443].map(|number| PortForward {
                     protocol: "tcp".into(),
                     port_min: number,
                     port: port.clone(),
                     ..PortForward::default()
                 });
+                let [_, second] = &mut forwards;
+                second.port.clear();
+                second.private_address = format!("10.{v}.{}.{}", n & 1, 10 + n);
                 let count = numbers.below(3) as usize;
                 let nat = NatGateway {
                     port_forwards: forwards[..count].to_vec(),
@@ -246,9 +260,15 @@ fn edit(state: &mut State, numbers: &mut Numbers) {
             }
         }
         14 => {
+            let hop = format!("v{v}/p{}", numbers.below(12));
             let routes = format!(
-                "route_tables: [{{id: v{v}/t, vpc: v{v}, routes: [{{prefix: 0.0.0.0/0, host: h{}}}, {{prefix: 192.0.2.0/24, external: inet}}]}}]",
-                numbers.below(HOSTS)
+                "route_tables: [{{id: v{v}/t, vpc: v{v}, routes: [{{prefix: 0.0.0.0/0, host: h{}}}, {{prefix: 192.0.2.0/24, external: inet}}{}]}}]",
+                numbers.below(HOSTS),
+                if state.find(Kind::Port, &hop).is_some() {
+                    format!(", {{prefix: 198.51.100.0/24, ecmp: [{{port: {hop}}}]}}")
+                } else {
+                    String::new()
+                }
             );
             for table in yaml(&routes).route_tables {
                 state.insert(Object::RouteTable(table));
@@ -289,32 +309,192 @@ fn as_state(node: &NodeState) -> State {
     state
 }
 
-/// Hosts of several versions: one takes no members in parts, and to the others few are many.
+/// Hosts of several versions: one takes no members in parts, to the others few are many, and one learns no ports.
 fn abilities(host: &str) -> Capabilities {
     Capabilities {
         members_in_one: (host != "h1").then_some(2),
+        learns: host != "h2",
     }
+}
+
+/// A host asks for something else, or not.
+fn ask(learned: &mut Learned, numbers: &mut Numbers) {
+    for _ in 0..numbers.below(4) {
+        // One VPC more than there are.
+        let (v, n) = (numbers.below(VPCS + 1), numbers.below(14));
+        let text = match numbers.below(3) {
+            0 => format!("02:00:00:00:0{v}:{n:02x}"),
+            third => format!("10.{v}.{}.{}", third - 1, 10 + n),
+        };
+        let address = Address::parse(&text).unwrap();
+        match numbers.below(3) {
+            0 => learned.remove(&format!("v{v}"), address),
+            _ => assert!(learned.insert(&format!("v{v}"), address)),
+        }
+    }
+}
+
+/// What a host is told of everything, without what it is not told where it learns ports.
+fn restricted(whole: &State, version: &Version, host: &str, learned: &Learned) -> State {
+    let intent = &version.state;
+    let is_learned = |vpc: &str| {
+        let mut ports = whole.of_vpc_and_kind(vpc, Kind::Port);
+        version.is_learned(vpc) && abilities(host).learns && ports.next().is_some()
+    };
+    let tables = intent.of_kind(Kind::RouteTable).flat_map(|table| {
+        let Object::RouteTable(table) = table else {
+            unreachable!()
+        };
+        let hops = table.routes.iter().flat_map(|route| &route.ecmp);
+        hops.map(|hop| &hop.port)
+    });
+    let forwards = intent.of_kind(Kind::NatGateway).flat_map(|nat| {
+        let Object::NatGateway(nat) = nat else {
+            unreachable!()
+        };
+        let names = |it: &PortForward| {
+            [
+                it.port.clone(),
+                format!("{}/{}", nat.vpc, it.private_address),
+            ]
+        };
+        nat.port_forwards.iter().flat_map(names).collect::<Vec<_>>()
+    });
+    let named: BTreeSet<String> = tables.cloned().chain(forwards).collect();
+    let is_told = |port: &Port| {
+        let (vpc, Some(Object::Port(whole))) = (&port.vpc, intent.find(Kind::Port, &port.id))
+        else {
+            panic!("{port:?} is not there");
+        };
+        let names = port.addresses.iter().map(|it| format!("{vpc}/{it}"));
+        let mut texts = port.addresses.iter().chain([&port.mac]);
+        !is_learned(vpc)
+            || port.host == host
+            || port.moved_from == host
+            || whole.unguarded
+            || !whole.allowed_pairs.is_empty()
+            || intent.elastic_ips_of_port(&port.id).next().is_some()
+            || names
+                .chain([port.id.clone()])
+                .any(|name| named.contains(&name))
+            || texts.any(|text| learned.has(vpc, Address::parse(text).unwrap()))
+    };
+    let mut told = State::default();
+    let mut untold: BTreeSet<&str> = BTreeSet::new();
+    for object in whole.of_kind(Kind::Port) {
+        let Object::Port(port) = object else {
+            unreachable!()
+        };
+        if is_told(port) {
+            told.insert(object.clone());
+        } else {
+            untold.extend(port.addresses.iter().map(String::as_str));
+        }
+    }
+    let parts: Vec<&weft_proto::v1::GroupMembers> = whole
+        .of_kind(Kind::GroupMembers)
+        .map(|object| match object {
+            Object::GroupMembers(part) => part,
+            _ => unreachable!(),
+        })
+        .collect();
+    for object in whole.iter() {
+        match object {
+            Object::Port(_) | Object::GroupMembers(_) => {}
+            Object::Vpc(vpc) if is_learned(&vpc.id) => {
+                let mut vpc = vpc.clone();
+                let hosts = intent.hosts_with_ports(&vpc.id).map(str::to_owned);
+                vpc.learning = Some(weft_proto::v1::Learning {
+                    hosts: hosts.collect(),
+                });
+                told.insert(Object::Vpc(vpc));
+            }
+            Object::SecurityGroup(group) => {
+                let mut group = group.clone();
+                let own = parts.iter().filter(|part| part.group == group.id);
+                let mut own: Vec<_> = own.map(|part| (*part).clone()).collect();
+                for part in &mut own {
+                    part.members.retain(|it| !untold.contains(&**it));
+                }
+                own.retain(|part| !part.members.is_empty());
+                group.members.retain(|it| !untold.contains(&**it));
+                let count: usize = own.iter().map(|part| part.members.len()).sum();
+                if abilities(host)
+                    .members_in_one
+                    .is_some_and(|most| count > most)
+                {
+                    for part in own {
+                        told.insert(Object::GroupMembers(part));
+                    }
+                } else {
+                    group
+                        .members
+                        .extend(own.into_iter().flat_map(|part| part.members));
+                    group.members.sort_unstable();
+                }
+                told.insert(Object::SecurityGroup(group));
+            }
+            other => drop(told.insert(other.clone())),
+        }
+    }
+    for v in 0..VPCS {
+        let vpc = format!("v{v}");
+        for n in (0..14).filter(|_| is_learned(&vpc)) {
+            let texts = [0, 1].map(|third| format!("10.{v}.{third}.{}", 10 + n));
+            let mac = format!("02:00:00:00:0{v}:{n:02x}");
+            for text in texts.iter().chain([&mac]) {
+                if learned.has(&vpc, Address::parse(text).unwrap()) {
+                    let address = weft_proto::v1::LearnedAddress::new(&vpc, text);
+                    told.insert(Object::LearnedAddress(address));
+                }
+            }
+        }
+    }
+    told
 }
 
 #[test]
 fn following_changes_leads_where_compiling_anew_does() {
     for seed in 1..=2 {
-        follow(seed);
+        follow(seed, 0);
     }
 }
 
-fn follow(seed: u64) {
+#[test]
+fn what_is_learned_is_what_would_be_told_restricted() {
+    let (answers, turns) = follow(1, 4);
+    assert!(answers > 1000, "{answers}, {turns}");
+    // VPCs begin to be learned and stop again, all the time.
+    let (answers, turns) = follow(2, 8);
+    assert!(answers > 1000 && turns > 3, "{answers}, {turns}");
+}
+
+/// What a host is told, and what it asks for.
+struct Host {
+    name: String,
+    told: NodeState,
+    asks: Learned,
+}
+
+/// How many addresses were told, and how often a VPC began to be learned or stopped.
+fn follow(seed: u64, learn_above: usize) -> (usize, usize) {
     let mut numbers = Numbers(seed);
     let start = State::from_objects(intent()).unwrap();
     assert_eq!(validate(&start, Scope::Intent), vec![]);
-    let mut version = Version::loaded(1, start);
-    let names: Vec<String> = (0..HOSTS).map(|h| format!("h{h}")).collect();
-    let mut told: Vec<NodeState> = names
-        .iter()
-        .map(|host| NodeState::compile(&version, host, abilities(host), None).unwrap())
+    let mut version = Version::loaded(1, start).learning_above(learn_above);
+    let mut hosts: Vec<Host> = (0..HOSTS)
+        .map(|h| {
+            let name = format!("h{h}");
+            let told = NodeState::compile(&version, &name, abilities(&name), None).unwrap();
+            Host {
+                name,
+                told,
+                asks: Learned::default(),
+            }
+        })
         .collect();
-    let (mut changes, mut spared) = (0, 0);
-    for _ in 0..600 {
+    let (mut changes, mut spared, mut answers, mut turns) = (0, 0, 0, 0);
+    for _ in 0..if learn_above == 0 { 600 } else { 300 } {
         let mut state = version.state.clone();
         for _ in 0..=numbers.below(3) {
             edit(&mut state, &mut numbers);
@@ -328,40 +508,87 @@ fn follow(seed: u64) {
         changes += 1;
         let change = change(&version.state, &state, version.revision + 1);
         let next = version.next(&change, state);
-        let anew = Version::loaded(next.revision, next.state.clone());
-        let concerned: Option<BTreeSet<&str>> = next.concerned(&version);
-        for (host, told) in names.iter().zip(&mut told) {
+        let concern = next.concern(&version);
+        for v in 0..VPCS {
+            let vpc = format!("v{v}");
+            turns += usize::from(version.is_learned(&vpc) != next.is_learned(&vpc));
+        }
+        // That of a controller that has just been started.
+        let anew = Version::loaded(next.revision, next.state.clone()).learning_above(learn_above);
+        for host in &mut hosts {
+            let name = &*host.name;
             // Some hosts are slow, and follow several changes at once; one is so slow that what they were is forgotten.
-            if numbers.below(4) == 0 || host == "h4" && changes % 80 != 0 {
+            if numbers.below(4) == 0 || name == "h4" && changes % 80 != 0 {
                 continue;
             }
-            let is_last = told.revision == version.revision;
-            let followed = NodeState::compile(&next, host, abilities(host), Some(told)).unwrap();
-            let wanted = NodeState::compile(&anew, host, abilities(host), None).unwrap();
-            let (ours, theirs) = (as_state(&followed), as_state(&wanted));
-            assert_eq!(
-                ours.to_objects(),
-                theirs.to_objects(),
-                "seed {seed}, {host} after {change:#?}"
-            );
-            assert_eq!(followed.digest(), ours.digest(), "{host}");
-            assert_eq!(wanted.digest(), ours.digest(), "{host}");
-            let found = validate(&ours, Scope::Node { host });
-            assert_eq!(found, vec![], "seed {seed}, {host} after {change:#?}");
-            let (upserts, deletes) = told.delta_to(&followed);
-            let before = as_state(told);
-            let patched = before.patched(upserts.clone(), &deletes).unwrap();
-            assert_eq!(patched.digest(), ours.digest(), "{host}: {upserts:#?}");
-            if let Some(concerned) = &concerned
-                && is_last
-                && !concerned.contains(host.as_str())
-            {
+            let is_last = host.told.revision == version.revision;
+            let is_concerned = concern.as_ref().is_none_or(|concern| {
+                let asks = |it: &LearnedChange<'_>| {
+                    let mut addresses = it.addresses.iter();
+                    let is_asked = addresses.any(|address| host.asks.has(it.vpc, *address));
+                    it.hosts.contains(name) && (!abilities(name).learns || is_asked)
+                };
+                concern.hosts.contains(name) || concern.learned.iter().any(asks)
+            });
+            // To compare with everything takes long.
+            let sample = numbers.below(6);
+            let mut follow = |asks: &Learned, before: &NodeState| {
+                let who = (name, abilities(name));
+                let followed = NodeState::compile_learned(&next, who, asks, Some(before)).unwrap();
+                let ours = as_state(&followed);
+                // By one that has another past a VPC may just be learned, or not any more.
+                let is_like_anew = (0..VPCS).all(|v| {
+                    let vpc = format!("v{v}");
+                    anew.is_learned(&vpc) == next.is_learned(&vpc)
+                });
+                if is_like_anew && (learn_above == 0 || sample < 2) {
+                    let wanted = NodeState::compile_learned(&anew, who, asks, None).unwrap();
+                    let theirs = as_state(&wanted);
+                    assert_eq!(
+                        ours.to_objects(),
+                        theirs.to_objects(),
+                        "seed {seed}, {name} after {change:#?}"
+                    );
+                    assert_eq!(wanted.digest(), ours.digest(), "{name}");
+                }
+                assert_eq!(followed.digest(), ours.digest(), "{name}");
+                if learn_above == 0 || sample > 2 {
+                    return followed;
+                }
+                let whole = Capabilities {
+                    learns: false,
+                    ..abilities(name)
+                };
+                let whole = NodeState::compile(&next, name, whole, None).unwrap();
+                let wanted = restricted(&as_state(&whole), &next, name, asks);
+                assert_eq!(
+                    ours.to_objects(),
+                    wanted.to_objects(),
+                    "seed {seed}, {name} after {change:#?}"
+                );
+                let found = validate(&ours, Scope::Node { host: name });
+                assert_eq!(found, vec![], "seed {seed}, {name} after {change:#?}");
+                let (upserts, deletes) = before.delta_to(&followed);
+                let patched = as_state(before).patched(upserts.clone(), &deletes).unwrap();
+                assert_eq!(patched.digest(), ours.digest(), "{name}: {upserts:#?}");
+                answers += ours.of_kind(Kind::LearnedAddress).count();
+                followed
+            };
+            let followed = follow(&host.asks, &host.told);
+            if is_last && !is_concerned {
                 spared += 1;
-                assert_eq!(told.digest(), followed.digest(), "{host} is concerned");
+                assert_eq!(host.told.digest(), followed.digest(), "{name} is concerned");
             }
-            *told = followed;
+            host.told = followed;
+            host.asks = host.told.learned().clone();
+            if learn_above != 0 {
+                ask(&mut host.asks, &mut numbers);
+                host.told = follow(&host.asks, &host.told);
+                host.asks = host.told.learned().clone();
+            }
         }
         version = next;
     }
-    assert!(changes > 100 && spared > 100, "{changes}, {spared}");
+    assert!(changes > 100 && spared > 50, "{changes}, {spared}");
+    (answers, turns)
 }

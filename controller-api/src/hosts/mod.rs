@@ -19,7 +19,7 @@ pub(crate) use service::Control;
 
 use crate::intent::Intent;
 use crate::interest::Interest;
-use crate::node::NodeState;
+use crate::node::{Capabilities, NodeState};
 use crate::version::Version;
 
 /// A state of a host, as sent to it or in force there.
@@ -172,6 +172,7 @@ impl Hosts {
             refused_revision: now(entry.refused_revision),
             held_back: entry.held_back.clone(),
             limits: entry.limits,
+            learned: self.interest.asked(id) as u32,
         }
     }
 
@@ -218,7 +219,8 @@ impl Hosts {
         entry.limits = hello.limits;
         entry.set_held_back(&hello.host, hello.held_back.clone());
         // In the order in which sessions take each other's place.
-        let waker = self.interest.waker(&hello.host);
+        let learns = Capabilities::of(&hello.capabilities).learns;
+        let waker = self.interest.waker(&hello.host, learns);
         (taken, waker, entry.acknowledged.clone())
     }
 

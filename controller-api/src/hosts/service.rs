@@ -93,7 +93,8 @@ async fn run(
     }
     let host = hello.host.clone();
     tracing::info!(host, revision = hello.revision, "attached");
-    let result = Session::open(id, &hello, hosts, sender.clone())
+    let version = intent.current();
+    let result = Session::open(id, &hello, hosts, sender.clone(), &version)
         .run(inbound, intent)
         .await;
     match &result {

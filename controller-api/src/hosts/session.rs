@@ -2,16 +2,22 @@
 //!
 //! While a state is not yet acknowledged, newer versions wait; the next state that is sent contains all of them. A delta starts from what
 //! the host last acknowledged, also when it refused states in between.
+//!
+//! What the host asks for in VPCs whose ports it learns is kept here, and answered by its next state, which may be of the same revision.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::{Notify, mpsc, oneshot};
 use tonic::{Status, Streaming};
-use weft_proto::v1::{Ack, Delta, FromHost, FullState, Hello, Refusal, ToHost, from_host, to_host};
+use weft_proto::v1::{
+    Ack, Delta, FromHost, FullState, Hello, Learn, Refusal, ToHost, VpcAddresses, from_host,
+    to_host,
+};
 
 use super::{Hosts, Told};
 use crate::intent::Intent;
+use crate::learning::{Address, Learned, MOST_ADDRESSES};
 use crate::node::{Capabilities, NodeState};
 use crate::version::Version;
 
@@ -20,6 +26,53 @@ const LARGE: usize = 4096;
 
 /// How long a host may take for a large state before others no longer wait for it.
 const LARGE_DEADLINE: Duration = Duration::from_secs(10);
+
+/// At most so often it is said that a host asks for too much.
+const SAID_EVERY: Duration = Duration::from_secs(60);
+
+/// What a host has asked for.
+#[derive(Default)]
+struct Asked {
+    learned: Learned,
+    /// Addresses that were passed over since that was last said, for there were too many or they were none.
+    passed_over: u64,
+    said: Option<Instant>,
+}
+
+impl Asked {
+    fn take_out(&mut self, unwanted: &[VpcAddresses]) {
+        for of_vpc in unwanted {
+            for text in &of_vpc.addresses {
+                if let Some(address) = Address::parse(text) {
+                    self.learned.remove(&of_vpc.vpc, address);
+                }
+            }
+        }
+    }
+
+    /// Adds what is asked for in VPCs that hosts learn.
+    fn add(&mut self, host: &str, wanted: &[VpcAddresses], version: &Version) {
+        let learned = wanted.iter().filter(|it| version.is_learned(&it.vpc));
+        for of_vpc in learned {
+            for text in &of_vpc.addresses {
+                let address = Address::parse(text);
+                let is_kept = address.is_some_and(|it| self.learned.insert(&of_vpc.vpc, it));
+                self.passed_over += u64::from(!is_kept);
+            }
+        }
+        let may_say = self.said.is_none_or(|said| said.elapsed() >= SAID_EVERY);
+        if self.passed_over > 0 && may_say {
+            tracing::warn!(
+                host,
+                passed_over = self.passed_over,
+                kept = self.learned.len(),
+                most = MOST_ADDRESSES,
+                "asks for more addresses than are kept, or for what is none"
+            );
+            (self.passed_over, self.said) = (0, Some(Instant::now()));
+        }
+    }
+}
 
 pub(super) struct Session {
     id: u64,
@@ -40,6 +93,7 @@ pub(super) struct Session {
     large: Option<tokio::task::AbortHandle>,
     /// Wakes the session when there is news for the host.
     waker: Arc<Notify>,
+    asked: Asked,
     /// What was last compiled, whether it was sent or not.
     considered: Option<Arc<NodeState>>,
 }
@@ -50,7 +104,10 @@ impl Session {
         hello: &Hello,
         hosts: Arc<Hosts>,
         sender: mpsc::Sender<Result<ToHost, Status>>,
+        version: &Version,
     ) -> Self {
+        let mut asked = Asked::default();
+        asked.add(&hello.host, &hello.learned, version);
         let (taken, waker, remembered) = hosts.attach(hello, id);
         let same =
             |known: &Told| known.revision == hello.revision && known.digest[..] == hello.digest[..];
@@ -60,6 +117,7 @@ impl Session {
             capabilities: Capabilities::of(&hello.capabilities),
             hosts,
             waker,
+            asked,
             large: None,
             sender,
             taken,
@@ -81,12 +139,14 @@ impl Session {
         loop {
             if self.outstanding.is_none() {
                 self.hosts.look(&self.host, self.id);
+                // Before the version is read: what changes after it wakes this session.
+                self.index_asked();
                 self.bring_to(intent.current()).await?;
             }
             tokio::select! {
                 () = waker.notified(), if self.outstanding.is_none() => {}
                 message = inbound.message() => match message? {
-                    Some(message) => self.hear(message)?,
+                    Some(message) => self.hear(message, intent)?,
                     None => return Ok(()),
                 },
                 _ = &mut self.taken => {
@@ -129,6 +189,7 @@ impl Session {
         let host = self.host.clone();
         let considered = self.considered.clone();
         let capabilities = self.capabilities;
+        let learned = self.asked.learned.clone();
         // Never closed.
         let permit = self.hosts.compiling.acquire().await;
         let compiled = tokio::task::spawn_blocking(move || {
@@ -136,8 +197,10 @@ impl Session {
                 let state = NodeState::empty(version.revision);
                 considered.is_some().then_some(state)
             };
-            let state = NodeState::compile(&version, &host, capabilities, considered.as_deref())
-                .or_else(gone)?;
+            let recipient = (&*host, capabilities);
+            let before = considered.as_deref();
+            let state =
+                NodeState::compile_learned(&version, recipient, &learned, before).or_else(gone)?;
             Some(Told {
                 revision: version.revision,
                 digest: state.digest(),
@@ -149,8 +212,17 @@ impl Session {
         drop(permit);
         if let Some(next) = &compiled {
             self.considered = Some(Arc::clone(&next.state));
+            // The rest is of VPCs that are not learned, or not told, any more.
+            self.asked.learned = next.state.learned().clone();
+            self.index_asked();
         }
         Ok(compiled)
+    }
+
+    /// Has changes of whatever has an address that was asked for wake this session.
+    fn index_asked(&self) {
+        let interest = &self.hosts.interest;
+        interest.set_asked(&self.host, &self.waker, &self.asked.learned);
     }
 
     /// The right to have a large state on its way. A host that is slow loses it after a while, so that it holds up nobody.
@@ -199,7 +271,7 @@ impl Session {
             .map_err(|_| Status::cancelled("the host has disconnected"))
     }
 
-    fn hear(&mut self, message: FromHost) -> Result<(), Status> {
+    fn hear(&mut self, message: FromHost, intent: &Intent) -> Result<(), Status> {
         match message.message {
             Some(from_host::Message::Ack(ack)) if ack.session == self.id => self.acknowledge(&ack),
             Some(from_host::Message::Refusal(refusal)) if refusal.session == self.id => {
@@ -208,7 +280,11 @@ impl Session {
             }
             // Those of an earlier session say nothing of what this one sent.
             Some(from_host::Message::Ack(_) | from_host::Message::Refusal(_)) => Ok(()),
-            // No VPC is one whose ports are learned, so that there is nothing to ask for.
+            Some(from_host::Message::Learn(learn)) if learn.session == self.id => {
+                self.learn(&learn, &intent.current());
+                Ok(())
+            }
+            // What this session has to know of it was in its Hello.
             Some(from_host::Message::Learn(_)) => Ok(()),
             Some(from_host::Message::Event(event)) => {
                 let object = event.object.unwrap_or_default();
@@ -225,6 +301,14 @@ impl Session {
                 Err(Status::invalid_argument("Hello was sent twice"))
             }
             None => Err(Status::invalid_argument("unknown kind of message")),
+        }
+    }
+
+    /// Takes up what the host asks for, and what it gives back.
+    fn learn(&mut self, learn: &Learn, version: &Version) {
+        if self.capabilities.learns {
+            self.asked.take_out(&learn.unwanted);
+            self.asked.add(&self.host, &learn.wanted, version);
         }
     }
 

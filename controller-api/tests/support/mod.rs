@@ -19,7 +19,7 @@ use tonic::client::GrpcService;
 use tonic::codegen::{Bytes, StdError};
 use tonic::transport::Channel;
 use weft_controller::cluster::Membership;
-use weft_controller::intent::{Intent, Standing};
+use weft_controller::intent::{Intent, Settings, Standing};
 use weft_controller::server;
 use weft_controller::store::{Embedded, Etcd, Store};
 use weft_process::services::host_control_client::HostControlClient;
@@ -79,6 +79,13 @@ impl Controller {
     /// Serves at `listen` from the store in a directory.
     pub async fn start(directory: &Path, listen: &str) -> Self {
         Self::start_with(directory, listen, None).await
+    }
+
+    /// The same, with other settings.
+    pub async fn start_as(directory: &Path, listen: &str, settings: Settings) -> Self {
+        let store = Embedded::open(&directory.join("intent.redb")).unwrap();
+        let intent = Intent::load_with(Box::new(store), settings).unwrap();
+        Self::serve(Arc::new(intent), None, listen, None).await
     }
 
     /// The same, for callers who show certificates.
