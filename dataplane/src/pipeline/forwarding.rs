@@ -2,7 +2,7 @@
 
 use super::guard::may_be_routed;
 use super::tracer::{Silent, Tracer};
-use super::{Tables, external};
+use super::{Tables, external, learning};
 use crate::numbers::Vni;
 use crate::packet::parse::word_address;
 use crate::packet::{DropReason, Flow, Mac, Parsed};
@@ -142,6 +142,8 @@ fn route(
         }
         Target::Local => {
             let Some(endpoint) = vpc.by_address.get(&destination) else {
+                // Not the packet's own, which was looked for, but what a session makes of it.
+                learning::check_address(snapshot, port.vpc, destination, trace)?;
                 trace.step("route", || {
                     say("local, but no port has the address".to_owned())
                 });
@@ -152,6 +154,7 @@ fn route(
         Target::Peering(at) => {
             let peering = at.and_then(|at| vpc.peerings.get(at));
             trace.step("route", || say(describe_peering(peering)));
+            learning::check_address(snapshot, port.vpc, destination, trace)?;
             let (other, endpoint) = by_peering(snapshot, vpc, peering, flow, trace)?;
             joined = Some(other);
             NextHop::Port(endpoint)
@@ -403,6 +406,7 @@ pub(super) fn from_peer(
     trace: &mut impl Tracer,
 ) -> Result<Way, DropReason> {
     let snapshot = tables.snapshot;
+    let place = vpc;
     if let Some(onward) = moved(snapshot, vpc, peer, parsed) {
         trace.step("tunnel", || "the port has moved to another host".to_owned());
         let macs = onward.is_routed().then_some(onward.new);
@@ -465,6 +469,7 @@ pub(super) fn from_peer(
     }
     check_scope(flow, trace)?;
     let Some(endpoint) = vpc.by_address.get(&flow.destination) else {
+        learning::check_address(snapshot, place, flow.destination, trace)?;
         return external::pass_on(tables, (vpc, peer), flow, trace);
     };
     match endpoint.place {

@@ -476,10 +476,8 @@ fn judge(
                 }
             };
             let Some(endpoint) = vpc.by_address.get(&routed.destination) else {
-                let lacking = learning::lacking(snapshot, entry.vpc, routed.destination);
-                return Err(lacking.map_or(DropReason::NoPort, |lacking| {
-                    learning::ask(snapshot, lacking, tracer)
-                }));
+                learning::check_address(snapshot, entry.vpc, routed.destination, tracer)?;
+                return Err(DropReason::NoPort);
             };
             tracer.step("route", || {
                 format!(

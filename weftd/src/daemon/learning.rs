@@ -14,17 +14,20 @@ use weft_dataplane::session::SessionTable;
 use weft_dataplane::snapshot::{Asked, Snapshot};
 use weft_dataplane::worker::Common;
 use weft_proto::state::{Kind, Object, State};
-use weft_proto::v1::{Learn, VpcAddresses};
+use weft_proto::v1::{Learn, LearnedAddress, VpcAddresses};
 
 use super::host::Host;
 use crate::agent::AgentHandle;
 
 /// How often it is looked for what is no longer used.
 const SWEEP: Duration = Duration::from_secs(30);
-/// What no session has used for so long is given back; where nobody has the address, or room is short, after a sweep.
+/// What no session has used for so long is given back; after a sweep where nobody has the address, where it is a MAC, which those who send multicasts
+/// are asked for by, and where room is short.
 const IDLE: Duration = Duration::from_secs(600);
 /// What one VPC may have asked for on this host, so that one whose guests try every address takes nothing from others.
 const OF_VPC: usize = 16_384;
+/// Of that, MACs are asked for only up to here, so that those who send multicasts take no room from those who are spoken to.
+const MACS: usize = OF_VPC / 2;
 /// Above so much of all that the controller keeps for a host, room is short.
 const SHORT: usize = 49_152;
 
@@ -82,20 +85,24 @@ fn ask(asks: &Asks, common: &Common, agent: &AgentHandle) {
 fn by_vpc(snapshot: &Snapshot, wanted: Vec<Wanted>) -> Vec<VpcAddresses> {
     let mut all: BTreeMap<Vni, Vec<String>> = BTreeMap::new();
     for (vni, asked) in wanted {
-        all.entry(vni).or_default().push(match asked {
-            Asked::Address(address) => word_address(address).to_string(),
-            Asked::Mac(mac) => mac.to_string(),
-        });
+        let place = snapshot.vpc_by_vni.get(&vni);
+        let vpc = place.and_then(|place| snapshot.vpcs.get(*place));
+        let Some(learned) = vpc.and_then(|vpc| vpc.learned.as_ref()) else {
+            continue;
+        };
+        let new = all.entry(vni).or_default();
+        let (text, most) = match asked {
+            Asked::Address(address) => (word_address(address).to_string(), OF_VPC),
+            Asked::Mac(mac) => (mac.to_string(), MACS),
+        };
+        if learned.len() + new.len() < most {
+            new.push(text);
+        }
     }
-    let all = all.into_iter().filter_map(|(vni, mut addresses)| {
+    let all = all.into_iter().filter_map(|(vni, addresses)| {
         let place = snapshot.vpc_by_vni.get(&vni)?;
-        let vpc = snapshot.vpcs.get(*place)?;
-        let known = vpc.learned.as_ref()?.len();
-        addresses.truncate(OF_VPC.saturating_sub(known));
-        (!addresses.is_empty()).then(|| VpcAddresses {
-            vpc: vpc.id.clone(),
-            addresses,
-        })
+        let vpc = snapshot.vpcs.get(*place)?.id.clone();
+        (!addresses.is_empty()).then_some(VpcAddresses { vpc, addresses })
     });
     all.collect()
 }
@@ -120,18 +127,30 @@ impl Used {
                 _ => None,
             })
             .collect();
-        // Of those that are addresses, which they are.
-        let mut places: HashMap<(Vni, u128), usize> = HashMap::new();
-        for (i, learned) in learned.iter().enumerate() {
-            let vpc = snapshot.vpcs.iter().find(|vpc| vpc.id == learned.vpc);
-            if let (Some(vpc), Ok(address)) = (vpc, learned.address.parse::<IpAddr>()) {
-                places.insert((vpc.vni, address_word(address)), i);
+        let place = |(i, learned): (usize, &&LearnedAddress)| {
+            let vpc = snapshot.vpcs.iter().find(|vpc| vpc.id == learned.vpc)?;
+            Some(((vpc.vni, named(&learned.address)?), i))
+        };
+        let by_name: HashMap<(Vni, Asked), usize> =
+            learned.iter().enumerate().filter_map(place).collect();
+        // Which of them uses of an address are uses of: that address, and the MAC of the port that has it.
+        let mut places: HashMap<(Vni, u128), Vec<usize>> = HashMap::new();
+        for ((vni, asked), place) in &by_name {
+            if let Asked::Address(address) = asked {
+                places.entry((*vni, *address)).or_default().push(*place);
+            }
+        }
+        for vpc in snapshot.vpcs.iter().filter(|vpc| vpc.learned.is_some()) {
+            for (address, endpoint) in vpc.by_address.iter() {
+                if let Some(place) = by_name.get(&(vpc.vni, Asked::Mac(endpoint.mac))) {
+                    places.entry((vpc.vni, *address)).or_default().push(*place);
+                }
             }
         }
         let mut is_used = vec![false; learned.len()];
         if !places.is_empty() {
             let mut see = |vni, address| {
-                if let Some(place) = places.get(&(vni, address)) {
+                for place in places.get(&(vni, address)).into_iter().flatten() {
                     is_used[*place] = true;
                 }
             };
@@ -155,11 +174,8 @@ impl Used {
         for (learned, is_used) in learned.iter().zip(is_used) {
             let key = (learned.vpc.clone(), learned.address.clone());
             let last = before.get(&key).filter(|_| !is_used).copied();
-            let patience = if is_short || !is_somebodys(snapshot, learned) {
-                SWEEP
-            } else {
-                IDLE
-            };
+            let is_kept = !is_short && is_somebodys(snapshot, learned);
+            let patience = if is_kept { IDLE } else { SWEEP };
             if last.is_some_and(|last| now.duration_since(last) >= patience) {
                 let addresses = unwanted.entry(&learned.vpc).or_default();
                 addresses.push(learned.address.clone());
@@ -177,14 +193,19 @@ impl Used {
     }
 }
 
-/// Whether a port has what was asked for.
-fn is_somebodys(snapshot: &Snapshot, learned: &weft_proto::v1::LearnedAddress) -> bool {
-    let vpc = snapshot.vpcs.iter().find(|vpc| vpc.id == learned.vpc);
-    vpc.is_some_and(|vpc| {
-        let text = &learned.address;
-        let address = text.parse::<IpAddr>().ok().map(address_word);
-        let mac = text.parse::<Mac>().ok();
-        address.is_some_and(|address| vpc.by_address.contains_key(&address))
-            || mac.is_some_and(|mac| vpc.by_mac.contains_key(&mac))
-    })
+/// An address or a MAC.
+fn named(text: &str) -> Option<Asked> {
+    let address = text.parse::<IpAddr>().ok();
+    let address = address.map(|address| Asked::Address(address_word(address)));
+    address.or_else(|| text.parse::<Mac>().ok().map(Asked::Mac))
+}
+
+/// Whether it is an address that a port has.
+fn is_somebodys(snapshot: &Snapshot, learned: &LearnedAddress) -> bool {
+    let mut vpcs = snapshot.vpcs.iter();
+    let vpc = vpcs.find(|vpc| vpc.id == learned.vpc);
+    match named(&learned.address) {
+        Some(Asked::Address(address)) => vpc.is_some_and(|it| it.by_address.contains_key(&address)),
+        _ => false,
+    }
 }

@@ -95,18 +95,24 @@ pub(super) fn check(
     if !snapshot.learns {
         return Ok(());
     }
-    match unknown(snapshot, entry, area) {
-        None => Ok(()),
-        Some(lacking) => Err(ask(snapshot, lacking, tracer)),
-    }
+    unknown(snapshot, entry, area).map_or(Ok(()), |lacking| Err(ask(snapshot, lacking, tracer)))
+}
+
+/// Whether it is known who has an address that a session makes of a packet's.
+///
+/// # Errors
+/// As of [`check`].
+pub(super) fn check_address(
+    snapshot: &Snapshot,
+    vpc: usize,
+    address: u128,
+    tracer: &mut impl Tracer,
+) -> Result<(), DropReason> {
+    lacking(snapshot, vpc, address).map_or(Ok(()), |lacking| Err(ask(snapshot, lacking, tracer)))
 }
 
 /// Tells the tracer what has to be asked for; why the packet can't go on.
-pub(super) fn ask(
-    snapshot: &Snapshot,
-    (vpc, asked): (usize, Asked),
-    tracer: &mut impl Tracer,
-) -> DropReason {
+fn ask(snapshot: &Snapshot, (vpc, asked): (usize, Asked), tracer: &mut impl Tracer) -> DropReason {
     tracer.step("learn", || {
         let what = match asked {
             Asked::Address(address) => word_address(address).to_string(),
