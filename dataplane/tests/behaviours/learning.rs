@@ -220,7 +220,7 @@ fn one_who_asks_for_everything_holds_nobody_up() {
     assert_eq!(waiting(&fabric), 257);
     fabric.unanswered.clear();
     fabric.now += 50;
-    let out = fabric.carry();
+    let out = fabric.resume();
     let of_a3 = out.iter().filter(|out| out.port == "b2");
     assert!(of_a3.count() >= 1);
 }

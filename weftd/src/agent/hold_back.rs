@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
 
 use weft_proto::state::{Key, Kind, Object, State};
-use weft_proto::v1::{HostLimits, ObjectKey, PrefixList, SecurityGroup, Violation};
+use weft_proto::v1::{HostLimits, ObjectKey, PrefixList, SecurityGroup, Violation, Vpc};
 
 /// Units that are held back, each with the reasons.
 pub(super) type Units = BTreeMap<Key, Vec<Violation>>;
@@ -167,6 +167,12 @@ fn restore_vpc(vpc: &str, before: &State, taken: &mut Taken, next: &mut State) {
     }
 }
 
+/// The hosts that carry a VPC whose ports are learned.
+fn carriers(vpc: &Vpc) -> impl Iterator<Item = &str> {
+    let learning = vpc.learning.iter();
+    learning.flat_map(|it| it.hosts.iter().map(String::as_str))
+}
+
 /// The hosts that objects name.
 fn hosts_named(state: &State) -> HashSet<&str> {
     let mut named = HashSet::new();
@@ -174,6 +180,8 @@ fn hosts_named(state: &State) -> HashSet<&str> {
         match object {
             Object::Port(port) => named.extend([&*port.host, &*port.moved_from]),
             Object::RouteTable(table) => named.extend(table.hosts()),
+            // Those whose ports are not told.
+            Object::Vpc(vpc) => named.extend(carriers(vpc)),
             Object::ExternalNetwork(network) => {
                 named.extend(network.gateway_hosts.iter().map(String::as_str));
             }
@@ -300,6 +308,7 @@ fn needs<'s>(state: &'s State, host: &str) -> BTreeMap<&'s str, Need<'s>> {
                 need.ports += usize::from(port.host == host);
             }
             Object::RouteTable(table) => need.peers.extend(table.hosts()),
+            Object::Vpc(vpc) => need.peers.extend(carriers(vpc)),
             Object::NatGateway(_) => need.nat_gateways += 1,
             _ => {}
         }

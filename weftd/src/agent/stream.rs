@@ -108,10 +108,9 @@ impl Attachment<'_> {
     ) -> Result<(mpsc::Sender<FromHost>, Streaming<ToHost>, u64), Reason> {
         let channel = connect(self.address, self.tls).await?;
         let (sender, receiver) = mpsc::channel(16);
-        let known = match start {
-            Start::WithWhatIsInForce => self.force.status().in_force,
-            Start::Afresh => None,
-        };
+        let in_force = self.force.status().in_force;
+        let asked = in_force.as_ref().map(|known| learned(&known.state));
+        let known = in_force.filter(|_| start == Start::WithWhatIsInForce);
         let hello = Hello {
             host: self.force.host.clone(),
             protocol: HOST_PROTOCOL,
@@ -120,9 +119,7 @@ impl Attachment<'_> {
             held_back: known
                 .as_ref()
                 .map_or(Vec::new(), |known| known.held_back.to_vec()),
-            learned: known
-                .as_ref()
-                .map_or(Vec::new(), |known| learned(&known.state)),
+            learned: asked.unwrap_or_default(),
             digest: known.map_or(Vec::new(), |known| known.digest.to_vec()),
             limits: Some(self.force.limits),
         };

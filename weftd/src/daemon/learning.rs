@@ -1,6 +1,6 @@
 //! Ports that are learned on demand (decision 018): what packets ask for goes to the controller, and what they no longer use is given back.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -9,9 +9,10 @@ use tokio::sync::Notify;
 use weft_dataplane::numbers::Vni;
 use weft_dataplane::packet::Mac;
 use weft_dataplane::packet::parse::{address_word, word_address};
+use weft_dataplane::pipeline::guard::link_local;
 use weft_dataplane::pipeline::learning::{Asks, Wanted};
 use weft_dataplane::session::SessionTable;
-use weft_dataplane::snapshot::{Asked, Snapshot};
+use weft_dataplane::snapshot::{Asked, Learned, Snapshot};
 use weft_dataplane::worker::Common;
 use weft_proto::state::{Kind, Object, State};
 use weft_proto::v1::{Learn, LearnedAddress, VpcAddresses};
@@ -21,14 +22,18 @@ use crate::agent::AgentHandle;
 
 /// How often it is looked for what is no longer used.
 const SWEEP: Duration = Duration::from_secs(30);
-/// What no session has used for so long is given back; after a sweep where nobody has the address, where it is a MAC, which those who send multicasts
-/// are asked for by, and where room is short.
+/// What no session has used for so long is given back, and only now and then: whatever is decided in the VPC is decided again then. Where nobody has the
+/// address, and where room is short, it is given back after a sweep.
 const IDLE: Duration = Duration::from_secs(600);
+/// Sweeps from one such time to the next.
+const SWEEPS: u64 = 20;
 /// What one VPC may have asked for on this host, so that one whose guests try every address takes nothing from others.
 const OF_VPC: usize = 16_384;
-/// Of that, MACs are asked for only up to here, so that those who send multicasts take no room from those who are spoken to.
-const MACS: usize = OF_VPC / 2;
-/// Above so much of all that the controller keeps for a host, room is short.
+/// MACs among it: those who send multicasts are asked for by theirs, and take no room from those who are spoken to.
+const MACS: usize = OF_VPC / 4;
+/// With more than so much of it, a VPC's room is short.
+const SHORT_OF_VPC: usize = OF_VPC / 4 * 3;
+/// Above so much of all that the controller keeps for a host, room is short, and a VPC has less.
 const SHORT: usize = 49_152;
 
 /// Follows what packets ask for, until the daemon stops.
@@ -38,32 +43,42 @@ pub(super) async fn follow(host: Arc<Host>, agent: Arc<AgentHandle>) {
     let asks = Arc::clone(&host.shared.asks);
     asks.set_waker(move || woken.notify_one());
     let common = Arc::clone(host.inner().workers.common());
+    let asking = async {
+        loop {
+            notify.notified().await;
+            ask(&asks, &common, &agent);
+        }
+    };
+    tokio::join!(asking, sweep(&host, &common, &agent));
+}
+
+/// Gives back what is no longer used.
+async fn sweep(host: &Host, common: &Arc<Common>, agent: &AgentHandle) {
     let mut used = Used::default();
-    let mut sweep = tokio::time::interval(SWEEP);
-    loop {
-        tokio::select! {
-            () = notify.notified() => ask(&asks, &common, &agent),
-            _ = sweep.tick() => {
-                // Forgets wishes of long ago, too.
-                ask(&asks, &common, &agent);
-                let Some(state) = agent.status().in_force.map(|known| known.state) else {
-                    continue;
-                };
-                let sessions = Arc::clone(&host.shared.sessions);
-                let snapshot = common.snapshot.load_full();
-                let now = common.now();
-                let swept = tokio::task::spawn_blocking(move || {
-                    let unwanted = used.sweep(&state, &snapshot, (&sessions, now), Instant::now());
-                    (used, unwanted)
-                });
-                let Ok((kept, unwanted)) = swept.await else {
-                    return;
-                };
-                used = kept;
-                if !unwanted.is_empty() {
-                    agent.learn(Learn { unwanted, ..Learn::default() });
-                }
-            }
+    let mut interval = tokio::time::interval(SWEEP);
+    for count in 0u64.. {
+        interval.tick().await;
+        let Some(state) = agent.status().in_force.map(|known| known.state) else {
+            continue;
+        };
+        let sessions = Arc::clone(&host.shared.sessions);
+        let common = Arc::clone(common);
+        let swept = tokio::task::spawn_blocking(move || {
+            let snapshot = common.snapshot.load_full();
+            let sessions = (&*sessions, common.now());
+            let all = count % SWEEPS == 0;
+            let unwanted = used.sweep(&state, &snapshot, sessions, (Instant::now(), all));
+            (used, unwanted)
+        });
+        let Ok((kept, unwanted)) = swept.await else {
+            return;
+        };
+        used = kept;
+        if !unwanted.is_empty() {
+            agent.learn(Learn {
+                unwanted,
+                ..Learn::default()
+            });
         }
     }
 }
@@ -71,18 +86,29 @@ pub(super) async fn follow(host: Arc<Host>, agent: Arc<AgentHandle>) {
 /// Asks the controller for what packets wait for.
 fn ask(asks: &Asks, common: &Common, agent: &AgentHandle) {
     let wanted = asks.take(common.now());
-    if wanted.is_empty() {
-        return;
+    let held = agent.status().in_force.map(|known| known.held_back);
+    let held = held.iter().flat_map(|held| held.iter());
+    // What is said of a VPC that is held back does not come into force.
+    let held: HashSet<&str> = held
+        .filter_map(|held| held.object.as_ref())
+        .filter(|key| key.kind == Kind::Vpc.name())
+        .map(|key| &*key.id)
+        .collect();
+    let mut wanted = by_vpc(&common.snapshot.load(), wanted);
+    wanted.retain(|of_vpc| !held.contains(&*of_vpc.vpc));
+    if !wanted.is_empty() {
+        agent.learn(Learn {
+            wanted,
+            ..Learn::default()
+        });
     }
-    let wanted = by_vpc(&common.snapshot.load(), wanted);
-    agent.learn(Learn {
-        wanted,
-        ..Learn::default()
-    });
 }
 
 /// What is wanted, by the ids of VPCs. Of one that has asked for as much as it may nothing more is.
 fn by_vpc(snapshot: &Snapshot, wanted: Vec<Wanted>) -> Vec<VpcAddresses> {
+    let learned = snapshot.vpcs.iter().filter_map(|vpc| vpc.learned.as_ref());
+    let total: usize = learned.map(Learned::len).sum();
+    let most = if total > SHORT { OF_VPC / 4 } else { OF_VPC };
     let mut all: BTreeMap<Vni, Vec<String>> = BTreeMap::new();
     for (vni, asked) in wanted {
         let place = snapshot.vpc_by_vni.get(&vni);
@@ -91,11 +117,11 @@ fn by_vpc(snapshot: &Snapshot, wanted: Vec<Wanted>) -> Vec<VpcAddresses> {
             continue;
         };
         let new = all.entry(vni).or_default();
-        let (text, most) = match asked {
-            Asked::Address(address) => (word_address(address).to_string(), OF_VPC),
-            Asked::Mac(mac) => (mac.to_string(), MACS),
+        let (text, has_room) = match asked {
+            Asked::Address(address) => (word_address(address).to_string(), true),
+            Asked::Mac(mac) => (mac.to_string(), learned.macs() + new.len() < MACS),
         };
-        if learned.len() + new.len() < most {
+        if has_room && learned.len() + new.len() < most {
             new.push(text);
         }
     }
@@ -112,13 +138,13 @@ fn by_vpc(snapshot: &Snapshot, wanted: Vec<Wanted>) -> Vec<VpcAddresses> {
 struct Used(HashMap<(String, String), Instant>);
 
 impl Used {
-    /// What of all that was asked for is no longer used.
+    /// What of all that was asked for is no longer used; unless it is `all`, only of what is given back soon.
     fn sweep(
         &mut self,
         state: &State,
         snapshot: &Snapshot,
         (sessions, at): (&SessionTable, u32),
-        now: Instant,
+        (now, all): (Instant, bool),
     ) -> Vec<VpcAddresses> {
         let learned = state.of_kind(Kind::LearnedAddress);
         let learned: Vec<_> = learned
@@ -136,9 +162,11 @@ impl Used {
         // Which of them uses of an address are uses of: that address, and the MAC of the port that has it.
         let mut places: HashMap<(Vni, u128), Vec<usize>> = HashMap::new();
         for ((vni, asked), place) in &by_name {
-            if let Asked::Address(address) = asked {
-                places.entry((*vni, *address)).or_default().push(*place);
-            }
+            let address = match asked {
+                Asked::Address(address) => *address,
+                Asked::Mac(mac) => link_local(*mac),
+            };
+            places.entry((*vni, address)).or_default().push(*place);
         }
         for vpc in snapshot.vpcs.iter().filter(|vpc| vpc.learned.is_some()) {
             for (address, endpoint) in vpc.by_address.iter() {
@@ -174,9 +202,16 @@ impl Used {
         for (learned, is_used) in learned.iter().zip(is_used) {
             let key = (learned.vpc.clone(), learned.address.clone());
             let last = before.get(&key).filter(|_| !is_used).copied();
+            let vpc = snapshot.vpcs.iter().find(|vpc| vpc.id == learned.vpc);
+            let is_short = is_short
+                || vpc.is_some_and(|vpc| {
+                    let known = vpc.learned.as_ref();
+                    known.is_some_and(|it| it.len() > SHORT_OF_VPC || it.macs() > MACS / 4 * 3)
+                });
             let is_kept = !is_short && is_somebodys(snapshot, learned);
             let patience = if is_kept { IDLE } else { SWEEP };
-            if last.is_some_and(|last| now.duration_since(last) >= patience) {
+            let is_idle = last.is_some_and(|last| now.duration_since(last) >= patience);
+            if is_idle && (all || !is_kept) {
                 let addresses = unwanted.entry(&learned.vpc).or_default();
                 addresses.push(learned.address.clone());
             }
@@ -200,12 +235,13 @@ fn named(text: &str) -> Option<Asked> {
     address.or_else(|| text.parse::<Mac>().ok().map(Asked::Mac))
 }
 
-/// Whether it is an address that a port has.
+/// Whether a port has it.
 fn is_somebodys(snapshot: &Snapshot, learned: &LearnedAddress) -> bool {
     let mut vpcs = snapshot.vpcs.iter();
     let vpc = vpcs.find(|vpc| vpc.id == learned.vpc);
     match named(&learned.address) {
         Some(Asked::Address(address)) => vpc.is_some_and(|it| it.by_address.contains_key(&address)),
-        _ => false,
+        Some(Asked::Mac(mac)) => vpc.is_some_and(|it| it.by_mac.contains_key(&mac)),
+        None => false,
     }
 }

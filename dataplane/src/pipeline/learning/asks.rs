@@ -9,11 +9,14 @@ use crate::snapshot::{Asked, Map};
 /// Something that a worker wants to know, in the VPC of a VNI.
 pub type Wanted = (Vni, Asked);
 
-/// The most that may wait for the agent, or for an answer.
-const CAPACITY: usize = 4096;
+/// The most that may wait for the agent, or for an answer, and of one VPC.
+const CAPACITY: usize = 8192;
+const OF_VPC: usize = 2048;
 
-/// Between two times that the agent is told of one wish, in milliseconds: as long as a packet waits.
-const RETRY: u32 = 100;
+/// Between two times that the agent is told of one wish, in milliseconds: a packet waits for longer.
+pub(super) const RETRY: u32 = 40;
+/// What was not asked for again for so long is answered, or nobody waits for it any more.
+const FORGET: u32 = 200;
 
 /// What is wanted and not answered yet. One for all workers, who come here only with packets that cannot go on.
 #[derive(Default)]
@@ -32,6 +35,8 @@ impl std::fmt::Debug for Asks {
 struct Table {
     /// When the agent was told last, in milliseconds.
     told: Map<Wanted, u32>,
+    /// How much of it is of each VPC.
+    of_vpcs: Map<Vni, usize>,
     new: Vec<Wanted>,
 }
 
@@ -42,16 +47,20 @@ impl Asks {
         let _ = self.wake.set(Box::new(wake));
     }
 
-    /// Wants to know something at the time `now`, in milliseconds. Passed over if it was asked for just now, or if too much is.
+    /// Wants to know something at the time `now`, in milliseconds. Passed over if it was asked for just now, or if too much is, by its VPC or by all.
     pub fn ask(&self, wanted: Wanted, now: u32) {
         {
             let mut table = self.lock();
-            let is_full = table.told.len() >= CAPACITY;
+            let of_vpc = table.of_vpcs.get(&wanted.0).copied().unwrap_or_default();
+            let is_full = table.told.len() >= CAPACITY || of_vpc >= OF_VPC;
             match table.told.get_mut(&wanted) {
                 Some(told) if since(*told, now) < RETRY => return,
                 Some(told) => *told = now,
                 None if is_full => return,
-                None => drop(table.told.insert(wanted, now)),
+                None => {
+                    table.told.insert(wanted, now);
+                    *table.of_vpcs.entry(wanted.0).or_default() += 1;
+                }
             }
             // At most one for each that is in the table, until they are taken.
             if table.new.len() < CAPACITY {
@@ -66,8 +75,13 @@ impl Asks {
     /// What has come since the last call; for the agent, which calls this now and then, too. What nobody has asked for since a while is forgotten.
     pub fn take(&self, now: u32) -> Vec<Wanted> {
         let mut table = self.lock();
-        table.told.retain(|_, told| since(*told, now) < 10 * RETRY);
-        std::mem::take(&mut table.new)
+        let Table { told, of_vpcs, new } = &mut *table;
+        told.retain(|_, told| since(*told, now) < FORGET);
+        of_vpcs.clear();
+        for (vni, _) in told.keys() {
+            *of_vpcs.entry(*vni).or_default() += 1;
+        }
+        std::mem::take(new)
     }
 
     fn lock(&self) -> MutexGuard<'_, Table> {
@@ -91,18 +105,21 @@ mod tests {
             counted.fetch_add(1, Ordering::Relaxed);
         });
         let wanted = |n: u32| (Vni::from(7), Asked::Address(n.into()));
-        for now in [0, 50, 99] {
+        for now in [0, 20, 39] {
             asks.ask(wanted(1), now);
         }
-        asks.ask(wanted(2), 99);
-        assert_eq!(asks.take(99), [wanted(1), wanted(2)]);
-        asks.ask(wanted(1), 100);
-        assert_eq!(asks.take(100), [wanted(1)]);
+        asks.ask(wanted(2), 39);
+        assert_eq!(asks.take(39), [wanted(1), wanted(2)]);
+        asks.ask(wanted(1), 40);
+        assert_eq!(asks.take(40), [wanted(1)]);
         assert_eq!(calls.load(Ordering::Relaxed), 3);
-        for n in 0..2 * CAPACITY as u32 {
-            asks.ask(wanted(n), 150);
+        for n in 0..2 * OF_VPC as u32 {
+            asks.ask(wanted(n), 50);
         }
-        assert_eq!(asks.take(150).len(), CAPACITY - 2, "two were asked for");
+        assert_eq!(asks.take(50).len(), OF_VPC - 2, "two were asked for");
+        let other = (Vni::from(8), Asked::Address(1));
+        asks.ask(other, 50);
+        assert_eq!(asks.take(50), [other], "another VPC has its own room");
         asks.take(5000);
         asks.ask(wanted(9000), 5000);
         assert_eq!(asks.take(5000), [wanted(9000)], "there is room again");

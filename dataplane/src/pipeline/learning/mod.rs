@@ -60,7 +60,8 @@ fn unknown(snapshot: &Snapshot, entry: &Entry, area: &[u8]) -> Option<(usize, As
         return None;
     }
     let flow = &parsed.flow;
-    let target = gateway::target(area, parsed);
+    // What is said on a link the sender's host has judged: here it matters only behind whom the sender is.
+    let is_of_port = matches!(entry.ingress, Ingress::Port(_));
     // And those for which these stand.
     let stands = |address| vpc.translations.destination(address);
     let addresses = [
@@ -68,9 +69,10 @@ fn unknown(snapshot: &Snapshot, entry: &Entry, area: &[u8]) -> Option<(usize, As
         Some(flow.destination),
         stands(flow.source),
         stands(flow.destination),
-        target,
+        is_of_port.then(|| gateway::target(area, parsed)).flatten(),
     ];
-    let mut addresses = addresses.into_iter().flatten();
+    let addresses = addresses.into_iter().flatten();
+    let mut addresses = addresses.filter(|address| is_of_port || !is_link_local(*address));
     let address = addresses.find_map(|address| lacking(snapshot, place, address));
     // A frame to a MAC stays in the subnet, and one from a MAC has come from whoever has it.
     let mac = match entry.ingress {

@@ -5,14 +5,18 @@ use std::sync::Arc;
 use super::super::probes::since;
 use super::super::{Core, Entry, Io, Pipeline, Source, Tables};
 use super::Wanted;
+use super::asks::RETRY;
 use crate::numbers::Vni;
 use crate::packet::{DropReason, Packet};
 use crate::session::table::Ingress;
 use crate::snapshot::{Asked, Snapshot};
 
-/// Packets that may wait at one worker, and of one port or peer.
+/// Packets that may wait at one worker, of one VPC, and of one port, or of one peer in a VPC.
 const CAPACITY: usize = 1024;
+const OF_VPC: usize = 512;
 const OF_ONE: usize = 256;
+/// Of those, in large frames, of which there are few.
+const LARGE: usize = 16;
 
 /// How long one may wait, in milliseconds.
 const PATIENCE: u32 = 100;
@@ -27,6 +31,8 @@ struct Waiting {
     vni: Vni,
     asked: Asked,
     since: u32,
+    /// When it was asked for last.
+    asked_at: u32,
     /// By which indices are to be read.
     snapshot: Arc<Snapshot>,
 }
@@ -52,6 +58,8 @@ pub(in crate::pipeline) struct Waitings {
     spare: Vec<Waiting>,
     /// What the packets at hand are judged by.
     snapshot: Arc<Snapshot>,
+    /// Since when the packet at hand has waited, if it has.
+    resumed: Option<u32>,
 }
 
 impl Default for Waitings {
@@ -60,6 +68,7 @@ impl Default for Waitings {
             all: Vec::with_capacity(CAPACITY),
             spare: Vec::with_capacity(CAPACITY),
             snapshot: Arc::default(),
+            resumed: None,
         }
     }
 }
@@ -69,9 +78,14 @@ impl Waitings {
         self.snapshot = Arc::clone(snapshot);
     }
 
-    fn has_room_for(&self, ingress: Ingress) -> bool {
-        let mut own = self.all.iter().filter(|it| it.ingress == ingress);
-        self.all.len() < CAPACITY && own.nth(OF_ONE - 1).is_none()
+    fn has_room_for(&self, packet: &Packet, ingress: Ingress, vni: Vni) -> bool {
+        let of_vpc = || self.all.iter().filter(|it| it.vni == vni);
+        let of_one = of_vpc().filter(|it| it.ingress == ingress).count();
+        let large = || self.all.iter().filter(|it| it.packet.frame.is_large());
+        self.all.len() < CAPACITY
+            && of_one < OF_ONE
+            && of_vpc().count() < OF_VPC
+            && (!packet.frame.is_large() || large().count() < LARGE)
     }
 }
 
@@ -85,7 +99,17 @@ impl Core {
         (what, ingress): (What, Ingress),
         asked: Result<(usize, Asked), DropReason>,
     ) {
-        let asked = asked.and_then(|asked| self.ask(tables.snapshot, ingress, asked));
+        let since = self.waiting.resumed.unwrap_or(self.now);
+        let asked = asked.and_then(|(vpc, asked)| {
+            let vni = tables.snapshot.vpcs[vpc].vni;
+            let has_room = self.waiting.has_room_for(&packet, ingress, vni);
+            let asked = has_room.then_some((vpc, asked));
+            self.ask(
+                tables.snapshot,
+                ingress,
+                asked.ok_or(DropReason::LearnLimit)?,
+            )
+        });
         match asked {
             Ok((vni, asked)) => self.waiting.all.push(Waiting {
                 packet,
@@ -93,14 +117,15 @@ impl Core {
                 ingress,
                 vni,
                 asked,
-                since: self.now,
+                since,
+                asked_at: self.now,
                 snapshot: Arc::clone(&self.waiting.snapshot),
             }),
             Err(reason) => self.drop(tables, io, packet, ingress, reason),
         }
     }
 
-    /// Asks for something on behalf of a packet for which there is room.
+    /// Asks for something on behalf of a packet.
     ///
     /// # Errors
     /// [`DropReason::LearnLimit`].
@@ -117,7 +142,7 @@ impl Core {
                 self.vpc_learning.take(vpc.index.get() as usize, self.now)
             }
         };
-        if !may || !self.waiting.has_room_for(ingress) {
+        if !may {
             return Err(DropReason::LearnLimit);
         }
         self.asks.ask((vpc.vni, asked), self.now);
@@ -175,16 +200,22 @@ impl Pipeline {
 }
 
 impl Core {
-    fn look_at(&mut self, tables: Tables<'_>, io: &mut impl Io, waiting: Waiting) {
+    fn look_at(&mut self, tables: Tables<'_>, io: &mut impl Io, mut waiting: Waiting) {
         let snapshot = tables.snapshot;
         let place = snapshot.vpc_by_vni.get(&waiting.vni);
         let vpc = place.and_then(|place| snapshot.vpcs.get(*place));
         if vpc.is_some_and(|vpc| vpc.lacks(waiting.asked)) {
             if since(waiting.since, self.now) < PATIENCE {
+                // The question may have been lost.
+                if since(waiting.asked_at, self.now) >= RETRY {
+                    waiting.asked_at = self.now;
+                    self.asks.ask((waiting.vni, waiting.asked), self.now);
+                }
                 return self.waiting.all.push(waiting);
             }
             return self.give_up(tables, io, waiting);
         }
+        self.waiting.resumed = Some(waiting.since);
         match (
             waiting.what,
             ingress(&waiting.snapshot, snapshot, waiting.ingress),
@@ -198,6 +229,7 @@ impl Core {
             }
             (What::Arp, _) => self.give_up(tables, io, waiting),
         }
+        self.waiting.resumed = None;
     }
 
     fn give_up(&self, tables: Tables<'_>, io: &mut impl Io, waiting: Waiting) {

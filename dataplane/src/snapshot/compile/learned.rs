@@ -159,6 +159,15 @@ impl<'d, 's> Answers<'d, 's> {
     fn has(&self, change: &Change<'_>) -> bool {
         match (change.old, change.new) {
             (None, Some(Object::LearnedAddress(_))) => true,
+            // Where nobody has it, no session is kept by who does.
+            (Some(Object::LearnedAddress(learned)), None) => {
+                self.vpc(&learned.vpc)
+                    .is_some_and(|vpc| match named(&learned.address) {
+                        Some(Asked::Address(address)) => !vpc.by_address.contains_key(&address),
+                        Some(Asked::Mac(mac)) => !vpc.by_mac.contains_key(&mac),
+                        None => false,
+                    })
+            }
             (None, Some(Object::Port(port))) => self.is_new(port),
             (Some(Object::SecurityGroup(old)), Some(Object::SecurityGroup(new))) => {
                 old.rules == new.rules && self.adds(&new.vpc, &old.members, &new.members)
