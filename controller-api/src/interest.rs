@@ -214,6 +214,7 @@ impl Interest {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::version::LearnedChange;
 
     #[test]
     fn what_does_not_concern_a_host_changes_nothing_for_it() {
@@ -240,6 +241,41 @@ mod tests {
             3,
             "the one before was not reached"
         );
+    }
+
+    #[test]
+    fn of_those_that_learn_who_has_asked_is_concerned() {
+        let interest = Interest::default();
+        let [address, other] = ["10.0.0.1", "10.0.0.2"].map(|it| Address::parse(it).unwrap());
+        let wakers = ["h1", "h2"].map(|host| interest.waker(host, true));
+        interest.waker("h3", false);
+        let mut asked = Learned::default();
+        asked.insert("blue", address);
+        interest.set_asked("h1", &wakers[0], &asked);
+        // Not by one that is not its own.
+        interest.set_asked("h2", &wakers[0], &asked);
+        assert_eq!((interest.asked("h1"), interest.asked("h2")), (1, 0));
+        let concerned = |vpc, address| {
+            let change = LearnedChange {
+                vpc,
+                hosts: BTreeSet::from(["h1", "h2", "h3", "h4"]),
+                addresses: BTreeSet::from([address]),
+            };
+            let concern = Concern {
+                hosts: BTreeSet::from(["h9"]),
+                learned: vec![change],
+            };
+            let found = interest.concerned(&concern).into_iter();
+            found.map(str::to_owned).collect::<Vec<_>>()
+        };
+        // h3 cannot learn, and h4 is not attached.
+        assert_eq!(concerned("blue", address), ["h1", "h3", "h4", "h9"]);
+        assert_eq!(concerned("blue", other), ["h3", "h4", "h9"]);
+        assert_eq!(concerned("red", address), ["h3", "h4", "h9"]);
+        interest.forget("h1", &wakers[0]);
+        assert_eq!(concerned("blue", address), ["h1", "h3", "h4", "h9"]);
+        let hosts = interest.lock();
+        assert!(hosts.askers.is_empty(), "{:?}", hosts.askers);
     }
 
     #[tokio::test]

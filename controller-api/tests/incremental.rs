@@ -466,7 +466,7 @@ fn what_is_learned_is_what_would_be_told_restricted() {
     assert!(answers > 1000, "{answers}, {turns}");
     // VPCs begin to be learned and stop again, all the time.
     let (answers, turns) = follow(2, 8);
-    assert!(answers > 1000 && turns > 3, "{answers}, {turns}");
+    assert!(answers > 1000 && turns > 2, "{answers}, {turns}");
 }
 
 /// What a host is told, and what it asks for.
@@ -494,7 +494,7 @@ fn follow(seed: u64, learn_above: usize) -> (usize, usize) {
         })
         .collect();
     let (mut changes, mut spared, mut answers, mut turns) = (0, 0, 0, 0);
-    for _ in 0..if learn_above == 0 { 600 } else { 300 } {
+    for _ in 0..if learn_above == 0 { 600 } else { 200 } {
         let mut state = version.state.clone();
         for _ in 0..=numbers.below(3) {
             edit(&mut state, &mut numbers);
@@ -589,6 +589,6 @@ fn follow(seed: u64, learn_above: usize) -> (usize, usize) {
         }
         version = next;
     }
-    assert!(changes > 100 && spared > 50, "{changes}, {spared}");
+    assert!(changes > 100 && spared > 30, "{changes}, {spared}");
     (answers, turns)
 }

@@ -67,6 +67,8 @@ pub(super) struct LearnedPorts {
 impl LearnedPorts {
     /// What is told at a version, whatever was before; the same entries for what is the same.
     pub(super) fn new(scene: Scene<'_>, asked: &Addresses, before: Option<&Self>) -> Self {
+        #[cfg(test)]
+        count(|work| work.made += 1);
         let vpc = &*scene.view.id;
         let mut told = before.map_or_else(Layer::default, |before| before.told.clone());
         let known = scene.known(asked);
@@ -132,6 +134,8 @@ impl LearnedPorts {
 
     /// Tells a port on another host, or no longer.
     fn settle(&mut self, scene: Scene<'_>, id: &str) {
+        #[cfg(test)]
+        count(|work| work.settled += 1);
         let port = scene.port(id);
         if port.is_some_and(|port| scene.is_own(port)) {
             return;
@@ -199,5 +203,188 @@ fn put(layer: &mut Layer, id: &str, entry: Option<&Arc<Entry>>) {
         (_, Some(entry)) => drop(layer.insert(entry)),
         (Some(_), None) => drop(layer.remove(Kind::Port, id)),
         (None, None) => {}
+    }
+}
+
+/// What a thread has done, for tests of what that costs.
+#[cfg(test)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+struct Work {
+    /// Ports that were looked at.
+    settled: usize,
+    /// How often all was made anew.
+    made: usize,
+}
+
+#[cfg(test)]
+thread_local! {
+    static WORK: std::cell::Cell<Work> = const { std::cell::Cell::new(Work { settled: 0, made: 0 }) };
+}
+
+#[cfg(test)]
+fn count(add: impl FnOnce(&mut Work)) {
+    WORK.with(|known| {
+        let mut work = known.get();
+        add(&mut work);
+        known.set(work);
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::learning::Learned;
+    use crate::node::{Capabilities, NodeState};
+    use crate::store::Change;
+    use crate::version::Version;
+    use weft_proto::v1::{Objects, SecurityGroup, SecurityRule, Subnet, Vpc};
+
+    const PORTS: usize = 5000;
+
+    fn port(number: usize, host: &str) -> Object {
+        let [high, low] = [number / 250, number % 250];
+        Object::Port(Port {
+            id: format!("p{number}"),
+            vpc: "blue".into(),
+            subnet: "a".into(),
+            mac: format!("02:00:00:00:{high:02x}:{low:02x}"),
+            addresses: vec![format!("10.0.{high}.{low}")],
+            security_groups: vec!["web".into()],
+            host: host.into(),
+            ..Port::default()
+        })
+    }
+
+    /// Blue has its ports on h0 to h9 in turn.
+    fn version() -> Version {
+        let rule = SecurityRule {
+            direction: "ingress".into(),
+            remote_group: "web".into(),
+            ..SecurityRule::default()
+        };
+        let mut state = State::from_objects(Objects {
+            vpcs: vec![Vpc {
+                id: "blue".into(),
+                vni: 1,
+                ..Vpc::default()
+            }],
+            subnets: vec![Subnet {
+                id: "a".into(),
+                vpc: "blue".into(),
+                cidrs: vec!["10.0.0.0/16".into()],
+                ..Subnet::default()
+            }],
+            security_groups: vec![SecurityGroup {
+                id: "web".into(),
+                vpc: "blue".into(),
+                rules: vec![rule],
+                ..SecurityGroup::default()
+            }],
+            ..Objects::default()
+        })
+        .unwrap();
+        for host in 0..10 {
+            state.insert(Object::Host(weft_proto::v1::Host {
+                id: format!("h{host}"),
+                vteps: vec![format!("192.0.2.{}", host + 1)],
+                ..Default::default()
+            }));
+        }
+        for number in 0..PORTS {
+            state.insert(port(number, &format!("h{}", number % 10)));
+        }
+        Version::loaded(1, state).learning_above(1000)
+    }
+
+    fn with(version: &Version, object: Object) -> Version {
+        let mut state = version.state.clone();
+        let revision = version.revision + 1;
+        state.insert_at(object.clone(), revision);
+        let change = Change {
+            revision,
+            upserts: vec![object],
+            ..Change::default()
+        };
+        version.next(&change, state)
+    }
+
+    fn told(version: &Version, host: &str, learned: &Learned, before: &NodeState) -> NodeState {
+        let who = (host, Capabilities::all());
+        NodeState::compile_learned(version, who, learned, Some(before)).unwrap()
+    }
+
+    /// What compiling costs beside what is the same for every host.
+    fn work<T>(act: impl FnOnce() -> T) -> (T, Work) {
+        WORK.set(Work::default());
+        let done = act();
+        (done, WORK.get())
+    }
+
+    fn settled(settled: usize) -> Work {
+        Work { settled, made: 0 }
+    }
+
+    #[test]
+    fn an_address_and_a_change_cost_what_they_are() {
+        let mut version = version();
+        let mut learned = Learned::default();
+        for number in 0..2000 {
+            let Object::Port(port) = port(number, "") else {
+                panic!("it is a port");
+            };
+            learned.insert("blue", Address::parse(&port.addresses[0]).unwrap());
+        }
+        let empty = NodeState::empty(0);
+        let (mut node, made) = work(|| told(&version, "h0", &learned, &empty));
+        assert_eq!(made.made, 1);
+        // One address more, and one less.
+        let one = Address::parse("10.0.19.7").unwrap();
+        learned.insert("blue", one);
+        let (next, cost) = work(|| told(&version, "h0", &learned, &node));
+        assert_eq!(cost, settled(1));
+        let (upserts, deletes) = node.delta_to(&next);
+        assert_eq!(upserts.ports.len() + upserts.learned_addresses.len(), 2);
+        assert_eq!(upserts.group_members.len(), 1);
+        assert!(deletes.is_empty());
+        learned.remove("blue", one);
+        let (back, cost) = work(|| told(&version, "h0", &learned, &next));
+        assert_eq!(cost, settled(1));
+        assert_eq!(back.digest(), node.digest());
+        node = back;
+
+        // A port that comes elsewhere concerns its host alone; who looks nevertheless looks at that port.
+        let more = with(&version, port(PORTS, "h3"));
+        let concern = more.concern(&version).unwrap();
+        assert_eq!(
+            concern.hosts.iter().copied().collect::<Vec<_>>(),
+            ["", "h3"]
+        );
+        let (same, cost) = work(|| told(&more, "h0", &learned, &node));
+        assert_eq!(cost, settled(1));
+        assert_eq!(same.delta_to(&node), (Objects::default(), Vec::new()));
+        (version, node) = (more, same);
+
+        // Hosts that are not woken fall behind, and still look only at what has changed.
+        for number in 1..=500 {
+            version = with(&version, port(PORTS + number, "h3"));
+        }
+        learned.insert("blue", one);
+        let (_, cost) = work(|| told(&version, "h0", &learned, &node));
+        assert_eq!(cost, settled(501));
+    }
+
+    #[test]
+    fn what_all_are_told_alike_is_made_once() {
+        let version = version();
+        let empty = (NodeState::empty(0), Learned::default());
+        let nodes = ["h0", "h1"].map(|host| told(&version, host, &empty.1, &empty.0));
+        let shared = nodes.each_ref().map(|node| {
+            let mut shared = node.iter().filter(|entry| match &entry.object {
+                Object::Vpc(vpc) => vpc.learning.is_some(),
+                _ => false,
+            });
+            shared.next().cloned().unwrap()
+        });
+        assert!(Arc::ptr_eq(&shared[0], &shared[1]));
     }
 }
