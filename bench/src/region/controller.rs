@@ -28,13 +28,14 @@ pub(super) struct Controller {
 }
 
 impl Controller {
-    pub(super) fn start() -> anyhow::Result<Self> {
+    /// Starts one whose hosts learn the ports of VPCs with more than so many.
+    pub(super) fn start(learn_above: usize) -> anyhow::Result<Self> {
         let directory = tempfile::tempdir()?;
         // Free now, and hardly taken by another before the controller has it.
         let address = TcpListener::bind("127.0.0.1:0")?.local_addr()?.to_string();
         let store = directory.path().join("intent.redb");
         let config = format!(
-            "listen = '{address}'\nstore = {{ kind = 'embedded', path = '{}' }}\n",
+            "listen = '{address}'\nstore = {{ kind = 'embedded', path = '{}' }}\nlearn_above = {learn_above}\n",
             store.display()
         );
         std::fs::write(directory.path().join("controller.toml"), config)?;

@@ -18,9 +18,9 @@ use tonic::{Request, Status};
 use tonic_prost::ProstCodec;
 use weft_process::transport::{MAX_MESSAGE, endpoint};
 use weft_proto::HOST_PROTOCOL;
-use weft_proto::v1::{Ack, FromHost, Hello, HostLimits, from_host};
+use weft_proto::v1::{Ack, FromHost, Hello, HostLimits, Learn, VpcAddresses, from_host};
 
-use super::topology::host_id;
+use super::topology::{Region, host_id};
 use super::wire::{Kept, ToHost};
 
 /// Hosts that keep digests, at most: a state of a million objects is some 80 MB of them.
@@ -38,6 +38,8 @@ pub(super) struct Shape {
     pub(super) check_every: usize,
     /// What each host says that it can hold.
     pub(super) limits: HostLimits,
+    /// If hosts learn ports, those of whose first VPC.
+    pub(super) learns: Option<Region>,
 }
 
 /// The hosts; they end with this value.
@@ -45,6 +47,8 @@ pub(super) struct Shape {
 pub(super) struct Fleet {
     shared: Arc<Shared>,
     orders: watch::Sender<bool>,
+    /// Whether hosts that learn ports ask for some.
+    asks: watch::Sender<bool>,
     /// Ends the tasks when it is dropped.
     _connections: JoinSet<()>,
 }
@@ -53,6 +57,8 @@ pub(super) struct Fleet {
 struct Shared {
     address: String,
     limits: HostLimits,
+    learns: Option<Region>,
+    asks: watch::Receiver<bool>,
     hosts: Vec<Host>,
     begun: Instant,
     /// An acknowledgement was sent, a stream opened or ended, or a fault found.
@@ -83,9 +89,12 @@ impl Fleet {
             acknowledged: AtomicU64::new(0),
             kept: Mutex::new(Kept::new(number.is_multiple_of(every))),
         };
+        let (asks, asked) = watch::channel(false);
         let shared = Arc::new(Shared {
             address: address.to_owned(),
             limits: shape.limits,
+            learns: shape.learns,
+            asks: asked,
             hosts: (0..shape.hosts).map(host).collect(),
             begun: Instant::now(),
             news: Notify::new(),
@@ -103,6 +112,7 @@ impl Fleet {
         Self {
             shared,
             orders,
+            asks,
             _connections: connections,
         }
     }
@@ -124,6 +134,11 @@ impl Fleet {
     /// Has all hosts attach again, at once.
     pub(super) fn attach(&self) {
         self.orders.send_replace(true);
+    }
+
+    /// Has hosts that learn ports ask for some from now on.
+    pub(super) fn ask(&self) {
+        self.asks.send_replace(true);
     }
 
     /// Has every host lose what it has; none may be attached.
@@ -279,6 +294,10 @@ async fn stream(shared: &Shared, number: usize, channel: Channel) -> Result<(), 
         return Ok(());
     };
     let (sender, receiver) = mpsc::channel(2);
+    let mut asks = shared.asks.clone();
+    let mut has_asked = *asks.borrow_and_update();
+    let mut capabilities = vec!["group_members".into()];
+    capabilities.extend(shared.learns.map(|_| "learning".into()));
     let hello = {
         let kept = lock(&host.kept);
         Hello {
@@ -287,7 +306,8 @@ async fn stream(shared: &Shared, number: usize, channel: Channel) -> Result<(), 
             revision: kept.revision,
             digest: kept.digest.clone(),
             limits: Some(shared.limits),
-            capabilities: vec!["group_members".into()],
+            capabilities,
+            learned: wanted(shared, number, has_asked),
             ..Hello::default()
         }
     };
@@ -302,7 +322,25 @@ async fn stream(shared: &Shared, number: usize, channel: Channel) -> Result<(), 
     let mut inbound = client.streaming(request, path, codec).await?.into_inner();
     let mut session = 0;
     let mut _attached = None;
-    while let Some(message) = inbound.message().await? {
+    loop {
+        let message = tokio::select! {
+            message = inbound.message() => match message? {
+                Some(message) => message,
+                None => return Ok(()),
+            },
+            changed = asks.changed(), if !has_asked && session != 0 => {
+                has_asked = true;
+                if changed.is_ok() {
+                    let learn = Learn {
+                        session,
+                        wanted: wanted(shared, number, true),
+                        unwanted: Vec::new(),
+                    };
+                    send(&sender, from_host::Message::Learn(learn)).await?;
+                }
+                continue;
+            }
+        };
         let received = Instant::now();
         if let Some(welcome) = message.welcome {
             session = welcome.session;
@@ -338,7 +376,16 @@ async fn stream(shared: &Shared, number: usize, channel: Channel) -> Result<(), 
         host.revision.store(revision, Ordering::Release);
         shared.news.notify_waiters();
     }
-    Ok(())
+}
+
+/// What a host asks for, if it does.
+fn wanted(shared: &Shared, host: usize, asks: bool) -> Vec<VpcAddresses> {
+    let region = shared.learns.filter(|_| asks);
+    let wanted = region.map(|region| VpcAddresses {
+        vpc: "v0".into(),
+        addresses: region.asked(host),
+    });
+    wanted.into_iter().collect()
 }
 
 async fn send(sender: &mpsc::Sender<FromHost>, message: from_host::Message) -> Result<(), Status> {
@@ -391,6 +438,7 @@ mod tests {
             streams: 3,
             check_every: 1,
             limits: HostLimits::default(),
+            learns: None,
         };
         let fleet = Fleet::start(&address, shape);
         assert_eq!(fleet.checking(), 8);
@@ -433,6 +481,7 @@ mod tests {
             streams: 1,
             check_every: 1,
             limits: HostLimits::default(),
+            learns: None,
         };
         let fleet = Fleet::start(&address, shape);
         let is_attached = || fleet.attached() == 1;

@@ -50,6 +50,8 @@ struct Scenario<'a> {
     next: usize,
     /// Calls whose connection ended.
     failed: usize,
+    /// Whether hosts learn ports.
+    learns: bool,
 }
 
 pub(super) async fn scenario(
@@ -61,20 +63,26 @@ pub(super) async fn scenario(
         1 => "one VPC".to_owned(),
         many => format!("{many} VPCs"),
     };
-    let name = format!("{vpcs}, {} ports, {} hosts", region.ports, region.hosts);
+    let how = ["", ", learned"][usize::from(settings.learn_above != 0)];
+    let name = format!(
+        "{vpcs}, {} ports, {} hosts{how}",
+        region.ports, region.hosts
+    );
     eprintln!("   {name}");
     let mut ovn = if peers && region.vpcs == 1 {
         peer(&region)?
     } else {
         None
     };
-    let controller = Controller::start()?;
+    let learns = settings.learn_above != 0 && region.ports / region.vpcs > settings.learn_above;
+    let controller = Controller::start(settings.learn_above)?;
     let intent = controller.intent().await?;
     let shape = Shape {
         hosts: region.hosts,
         streams: settings.streams,
         check_every: settings.check_every,
         limits: limits(&region),
+        learns: learns.then_some(region),
     };
     let fleet = Fleet::start(&controller.address, shape);
     let mut scenario = Scenario {
@@ -87,6 +95,7 @@ pub(super) async fn scenario(
         rows: Vec::new(),
         next: 0,
         failed: 0,
+        learns,
     };
     let measured = scenario.measure(ovn.as_mut()).await;
     // The controller ends before the hosts do.
@@ -132,6 +141,9 @@ impl Scenario<'_> {
     async fn measure(&mut self, mut ovn: Option<&mut Ovn>) -> anyhow::Result<()> {
         self.fill().await?;
         self.settle().await?;
+        if self.learns {
+            self.ask().await?;
+        }
         let (resident, peak) = self.controller.memory()?;
         let goal = Some(4096.0);
         self.row(
@@ -214,6 +226,30 @@ impl Scenario<'_> {
             to_know,
         );
         Ok(())
+    }
+
+    /// All hosts ask, each at once for all that it asks for.
+    async fn ask(&mut self) -> anyhow::Result<()> {
+        self.fleet.ask();
+        let begun = Instant::now();
+        loop {
+            let status = self.status().await?;
+            if status.hosts.iter().all(|host| host.learned > 0) {
+                self.settle().await?;
+                return Ok(());
+            }
+            anyhow::ensure!(begun.elapsed() < PATIENCE, "not all hosts have asked");
+            tokio::time::sleep(LOOK).await;
+        }
+    }
+
+    /// The hosts that a port beyond the region's own concerns.
+    fn concerned(&self, number: usize, vpc: usize) -> Vec<usize> {
+        if self.learns {
+            self.region.hosts_that_learn_of(number)
+        } else {
+            self.region.hosts_of_vpc(vpc)
+        }
     }
 
     /// Applies lists one after another; the last one's revision.
@@ -391,11 +427,11 @@ impl Scenario<'_> {
                 return Ok((revision, region.hosts_of_group(group)));
             }
             Change::Delete => {
-                return Ok((self.delete(number).await?, region.hosts_of_vpc(vpc)));
+                return Ok((self.delete(number).await?, self.concerned(number, vpc)));
             }
         };
         let revision = self.apply(vec![objects]).await?;
-        Ok((revision, region.hosts_of_vpc(vpc)))
+        Ok((revision, self.concerned(number, vpc)))
     }
 
     async fn delete(&mut self, number: usize) -> anyhow::Result<u64> {
@@ -478,7 +514,12 @@ impl Scenario<'_> {
         let begun = Instant::now();
         self.fleet.attach();
         let all: Vec<usize> = (0..self.region.hosts).collect();
-        let last = self.fleet.acknowledged(&all, revision, PATIENCE).await?;
+        let last = if self.learns {
+            // What they miss concerns few.
+            self.settle().await?.1
+        } else {
+            self.fleet.acknowledged(&all, revision, PATIENCE).await?
+        };
         self.fleet.expect_cut(false);
         let (_, peak) = self.controller.memory()?;
         self.settle().await?;

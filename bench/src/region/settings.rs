@@ -24,6 +24,8 @@ pub(super) struct Settings {
     pub(super) streams: usize,
     /// Every so many hosts one checks digests.
     pub(super) check_every: usize,
+    /// With more ports in a VPC, hosts learn them; 0: they are told all.
+    pub(super) learn_above: usize,
     /// Whether there is one VPC.
     pub(super) one_vpc: bool,
     /// Whether there are many VPCs.
@@ -58,6 +60,7 @@ impl Settings {
             time: Duration::from_secs(number("WEFT_REGION_SECONDS", 15, 1, 3600)? as u64),
             streams: number("WEFT_REGION_STREAMS", 16, 1, 100)?,
             check_every: number("WEFT_REGION_CHECK_EVERY", 50, 1, 100_000)?,
+            learn_above: number("WEFT_REGION_LEARN", 0, 0, 4_000_000)?,
             one_vpc,
             many_vpcs,
         })

@@ -9,6 +9,12 @@ use weft_proto::v1::{Device, Host, Objects, Port, SecurityGroup, SecurityRule, S
 /// Where the addresses of ports beyond the region's own begin within 10.0.0.0/8.
 const MORE: usize = 1 << 23;
 
+/// How many of the region's own ports a host asks for where it learns them.
+const ASKED: usize = 64;
+
+/// Of ports beyond the region's own, how many may be asked for before they come.
+const MOST_TO_COME: usize = 10_000;
+
 /// A region, by its sizes.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Region {
@@ -123,11 +129,37 @@ impl Region {
     /// A port beyond the region's own, of the first group of a VPC, on one of the VPC's hosts. Up to seven millions may be told apart.
     pub(super) fn more(&self, number: usize, vpc: usize) -> Port {
         let group = vpc * self.groups_of_vpc();
-        let beside = vpc * self.ports_of_vpc() + number % self.ports_of_vpc();
-        // The last VPC may have fewer ports.
-        let host = self.host_of(beside.min(self.ports - 1));
+        let host = self.host_of_more(number, vpc);
         let named = (format!("x{number}"), format!("g{group}"));
         port(named, vpc, MORE + number, host)
+    }
+
+    /// The addresses that a host asks for where it learns ports: of some of the region's own, and of some that are to come.
+    pub(super) fn asked(&self, host: usize) -> Vec<String> {
+        let own = (0..ASKED).map(|n| (host * 7919 + n * 104_729) % self.ports_of_vpc());
+        let own = own.map(|within| address(256 + within));
+        let more = (0..MOST_TO_COME).filter(|number| self.askers(*number).contains(&host));
+        own.chain(more.map(|number| address(MORE + number)))
+            .collect()
+    }
+
+    /// The hosts that ask for the address of a port beyond the region's own.
+    fn askers(&self, number: usize) -> [usize; 2] {
+        [1, 2].map(|n| (number * 104_729 + n * 7919) % self.hosts)
+    }
+
+    /// The hosts that such a port concerns where they learn ports.
+    pub(super) fn hosts_that_learn_of(&self, number: usize) -> Vec<usize> {
+        let host = self.host_of_more(number, 0);
+        let mut all = BTreeSet::from(self.askers(number));
+        all.insert(host);
+        all.into_iter().collect()
+    }
+
+    fn host_of_more(&self, number: usize, vpc: usize) -> usize {
+        let beside = vpc * self.ports_of_vpc() + number % self.ports_of_vpc();
+        // The last VPC may have fewer ports.
+        self.host_of(beside.min(self.ports - 1))
     }
 
     fn hosts_of(&self, from: usize, to: usize) -> Vec<usize> {
@@ -159,13 +191,18 @@ impl Region {
     }
 }
 
-fn port((id, group): (String, String), vpc: usize, address: usize, host: usize) -> Port {
-    let [_, a, b, c] = (address as u32).to_be_bytes();
+fn address(number: usize) -> String {
+    let [_, a, b, c] = (number as u32).to_be_bytes();
+    format!("10.{a}.{b}.{c}")
+}
+
+fn port((id, group): (String, String), vpc: usize, number: usize, host: usize) -> Port {
+    let [_, a, b, c] = (number as u32).to_be_bytes();
     Port {
         vpc: format!("v{vpc}"),
         subnet: format!("s{vpc}"),
         mac: format!("02:00:00:{a:02x}:{b:02x}:{c:02x}"),
-        addresses: vec![format!("10.{a}.{b}.{c}")],
+        addresses: vec![address(number)],
         security_groups: vec![group],
         host: host_id(host),
         device: Some(Device {
@@ -196,6 +233,12 @@ mod tests {
             for vpc in 0..region.vpcs {
                 let port = region.more(vpc, vpc);
                 let concerned = region.hosts_of_vpc(vpc);
+                if vpc == 0 {
+                    let learn = region.hosts_that_learn_of(vpc);
+                    assert!(learn.iter().any(|host| host_id(*host) == port.host));
+                    let asks = |host: &usize| region.asked(*host).contains(&port.addresses[0]);
+                    assert!(learn.iter().any(asks));
+                }
                 assert!(concerned.iter().any(|host| host_id(*host) == port.host));
                 objects.ports.push(port);
             }
