@@ -55,9 +55,10 @@ pub(crate) struct Recipient<'a> {
 }
 
 impl<'a> Recipient<'a> {
-    /// What it is told of a VPC anyway, if it learns the VPC's ports.
+    /// What it is told of a VPC anyway, if it learns the VPC's ports. A gateway of the VPC, which all of its ports may send through, does not.
     fn learns<'v>(&self, view: &'v VpcView) -> Option<&'v Always> {
-        view.always.as_ref().filter(|_| self.capabilities.learns)
+        let learns = self.capabilities.learns && !view.gateways.contains(self.host);
+        view.always.as_ref().filter(|_| learns)
     }
 
     /// What it has asked for in a VPC.
@@ -571,7 +572,8 @@ impl<'a> Told<'a> {
         let members = members.as_ref().filter(|_| in_parts.is_none());
         let make = || self.told_group(group, has_rules, members);
         // What has members of a host's own is shared with no other.
-        let is_own = group.vpc.is_empty() || self.part.learns() && members.is_some();
+        let learns = self.recipient.learns(self.view).is_some();
+        let is_own = group.vpc.is_empty() || learns && members.is_some();
         if is_own {
             self.put(make());
         } else {
@@ -634,6 +636,8 @@ impl<'a> Told<'a> {
                     };
                     learning.members(scene, (&group.id, &told))
                 }
+                // Of a VPC whose ports it is not told, for what a peering does not let pass.
+                (None, Some(always)) => always.members(state, self.vpc, (&group.id, &told)),
                 _ => self.view.members(state, &group.id, &told),
             };
         }

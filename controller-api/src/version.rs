@@ -246,6 +246,10 @@ impl Version {
 
     /// Whether hosts learn the ports of a VPC in a state. `before`: whether they did. It ends well below where it begins.
     fn learns(&self, state: &State, vpc: &str, before: bool) -> bool {
+        // On an external network nobody asks: others there are on no host.
+        if state.wire_of(vpc).is_some() {
+            return false;
+        }
         let ports = state.placed_ports(vpc);
         let stays = before && ports.saturating_mul(10) >= self.learn_above.saturating_mul(9);
         self.learn_above != 0 && (ports > self.learn_above || stays)
@@ -345,7 +349,9 @@ impl Version {
             let log = slot.and_then(|slot| slot.log.as_ref());
             let is_learned = self.learns(&state, vpc, log.is_some());
             let log = is_learned.then(|| match (log, &small) {
-                (Some(log), Some(small)) => log.with(change.revision, small),
+                (Some(log), Some(small)) if changes.len() <= FEW => {
+                    log.with(change.revision, small)
+                }
                 _ => Log::from(change.revision),
             });
             let is_small = changes.len() <= FEW && !is_of_hosts;
@@ -562,6 +568,9 @@ impl Version {
                 hosts: BTreeSet::new(),
                 addresses: BTreeSet::new(),
             };
+            // A gateway is told of all ports.
+            concern.hosts.extend(before.gateways_of(vpc));
+            concern.hosts.extend(self.gateways_of(vpc));
             for near in near {
                 change.hosts.extend(before.hosts_of(near));
                 change.hosts.extend(self.hosts_of(near));

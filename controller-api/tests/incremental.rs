@@ -337,9 +337,13 @@ fn ask(learned: &mut Learned, numbers: &mut Numbers) {
 /// What a host is told of everything, without what it is not told where it learns ports.
 fn restricted(whole: &State, version: &Version, host: &str, learned: &Learned) -> State {
     let intent = &version.state;
+    let learns = |vpc: &str| {
+        version.is_learned(vpc) && abilities(host).learns && !version.is_gateway(vpc, host)
+    };
+    // Of a VPC that a peering does not let pass, it is told the members of groups alone.
     let is_learned = |vpc: &str| {
         let mut ports = whole.of_vpc_and_kind(vpc, Kind::Port);
-        version.is_learned(vpc) && abilities(host).learns && ports.next().is_some()
+        learns(vpc) && ports.next().is_some()
     };
     let tables = intent.of_kind(Kind::RouteTable).flat_map(|table| {
         let Object::RouteTable(table) = table else {
@@ -368,7 +372,7 @@ fn restricted(whole: &State, version: &Version, host: &str, learned: &Learned) -
         };
         let names = port.addresses.iter().map(|it| format!("{vpc}/{it}"));
         let mut texts = port.addresses.iter().chain([&port.mac]);
-        !is_learned(vpc)
+        !learns(vpc)
             || port.host == host
             || port.moved_from == host
             || whole.unguarded
@@ -387,7 +391,13 @@ fn restricted(whole: &State, version: &Version, host: &str, learned: &Learned) -
         };
         if is_told(port) {
             told.insert(object.clone());
-        } else {
+        }
+    }
+    for object in intent.of_kind(Kind::Port) {
+        let Object::Port(port) = object else {
+            unreachable!()
+        };
+        if !port.host.is_empty() && !is_told(port) {
             untold.extend(port.addresses.iter().map(String::as_str));
         }
     }
