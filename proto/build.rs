@@ -14,6 +14,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     std::fs::write(path, descriptors.encode_to_vec())?;
     let mut config = tonic_prost_build::Config::new();
     config.enable_type_names();
+    // In order, so that equal objects have equal bytes.
+    config.btree_map(["."]);
     // Objects and what they hold appear in files that people write, so they read and write as text too; a misspelt field is an error.
     let mut builder = tonic_prost_build::configure()
         .build_client(false)

@@ -302,6 +302,7 @@ fn with_tables(tables: usize) -> anyhow::Result<Objects> {
             id: id.clone(),
             vpc: id,
             routes: (0..10).map(|i| route(i, true)).collect(),
+            ..RouteTable::default()
         });
     }
     Ok(objects)
@@ -344,6 +345,7 @@ fn group(id: &str, members: impl Iterator<Item = usize>) -> SecurityGroup {
             .collect(),
         members: members.map(address).collect(),
         tenant: String::new(),
+        ..SecurityGroup::default()
     }
 }
 
@@ -399,6 +401,7 @@ fn with_ports(ports: usize, routes: usize) -> anyhow::Result<Objects> {
         id: "wide".into(),
         vpc: "blue".into(),
         routes: (0..routes).map(|i| route(i, true)).collect(),
+        ..RouteTable::default()
     });
     for number in 0..ports.div_ceil(100) {
         let members = 10 + number * 100..10 + (number + 1) * 100;
@@ -517,6 +520,7 @@ fn fill() -> anyhow::Result<f64> {
         id: "million".into(),
         vpc: "blue".into(),
         routes: (0..1_000_000).map(|i| route(i, true)).collect(),
+        ..RouteTable::default()
     });
     let state = State::from_objects(objects)?;
     let snapshot = Arc::new(agent.compile(state)?);

@@ -155,6 +155,7 @@ fn routes(count: usize) -> anyhow::Result<Objects> {
         id: "t".into(),
         vpc: "blue".into(),
         routes: (0..count as u32).map(route).collect(),
+        ..RouteTable::default()
     });
     if let Some(subnet) = objects.subnets.iter_mut().find(|subnet| subnet.id == "a") {
         subnet.route_table = "t".into();

@@ -45,6 +45,7 @@ pub(crate) fn objects() -> anyhow::Result<Objects> {
         id: "acl".into(),
         vpc: "blue".into(),
         rules: vec![rule("ingress"), rule("egress")],
+        ..NetworkAcl::default()
     }];
     Ok(objects)
 }

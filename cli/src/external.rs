@@ -72,6 +72,7 @@ impl Flags for ExternalNetwork {
             routers: self.routers,
             routed: self.routed.into_iter().map(|routed| routed.0).collect(),
             answer_pings: self.answer_pings,
+            ..v1::ExternalNetwork::default()
         })
     }
 }
@@ -142,6 +143,7 @@ impl Flags for ElasticIp {
             private_address: self.private_address,
             mode: self.mode,
             limits: self.limits.message(),
+            ..v1::ElasticIp::default()
         })
     }
 }
@@ -273,6 +275,7 @@ impl Flags for NatGateway {
             timeouts: Some(timeouts).filter(|it| *it != v1::NatTimeouts::default()),
             limits: Some(limits).filter(|it| *it != v1::NatLimits::default()),
             nat64_prefix: self.nat64_prefix,
+            ..v1::NatGateway::default()
         })
     }
 }

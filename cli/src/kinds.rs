@@ -32,7 +32,7 @@ impl Flags for Vpc {
             id,
             vni: self.vni.unwrap_or_default(),
             tenant: self.tenant,
-            learning: None,
+            ..v1::Vpc::default()
         })
     }
 }
@@ -60,6 +60,7 @@ impl Flags for Quota {
             kind: kind.to_owned(),
             limit: self.limit,
             id,
+            ..v1::Quota::default()
         })
     }
 }
@@ -226,6 +227,7 @@ impl Flags for Subnet {
             mtu: self.mtu,
             dhcp: self.dhcp.message(),
             external_network: self.external_network,
+            ..v1::Subnet::default()
         })
     }
 }
@@ -383,6 +385,7 @@ impl Flags for Port {
             hostname: self.hostname,
             limits: self.limits.message(),
             moved_from: String::new(),
+            ..v1::Port::default()
         })
     }
 }
@@ -402,6 +405,7 @@ impl Flags for RouteTable {
             id,
             vpc: self.place.vpc,
             routes: Vec::new(),
+            ..v1::RouteTable::default()
         })
     }
 }
@@ -441,6 +445,7 @@ impl Flags for NetworkAcl {
             id,
             vpc: self.place.vpc,
             rules: Vec::new(),
+            ..v1::NetworkAcl::default()
         })
     }
 }
@@ -464,6 +469,7 @@ impl Flags for PrefixList {
             vpc: self.place.vpc,
             prefixes: self.prefixes,
             tenant: self.place.tenant,
+            ..v1::PrefixList::default()
         })
     }
 }
@@ -499,6 +505,7 @@ impl Flags for Host {
             underlay_mtu: self.underlay_mtu,
             foreign: self.foreign,
             physical_networks: self.physical_networks,
+            ..v1::Host::default()
         })
     }
 }

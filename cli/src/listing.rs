@@ -12,13 +12,21 @@ use crate::output::{Format, Table, brief};
 /// Columns are as wide as the cells of so many rows need; wider ones come out of line.
 const MEASURED: usize = 1000;
 
+/// Columns of a table besides those of the kind.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Extra {
+    /// With the labels.
+    pub(crate) labels: bool,
+    /// With the revisions at which objects last changed.
+    pub(crate) revisions: bool,
+}
+
 /// Prints objects of a kind.
 pub(crate) struct Printer<W: Write = StdoutLock<'static>> {
     out: W,
     kind: Kind,
     format: Format,
-    /// Whether the table has a column for revisions.
-    revisions: bool,
+    extra: Extra,
     /// The first rows, until there are enough to know the widths.
     first: Vec<Vec<String>>,
     widths: Option<Vec<usize>>,
@@ -27,18 +35,18 @@ pub(crate) struct Printer<W: Write = StdoutLock<'static>> {
 }
 
 impl Printer {
-    pub(crate) fn new(kind: Kind, format: Format, revisions: bool) -> Self {
-        Self::to(std::io::stdout().lock(), kind, format, revisions)
+    pub(crate) fn new(kind: Kind, format: Format, extra: Extra) -> Self {
+        Self::to(std::io::stdout().lock(), kind, format, extra)
     }
 }
 
 impl<W: Write> Printer<W> {
-    fn to(out: W, kind: Kind, format: Format, revisions: bool) -> Self {
+    fn to(out: W, kind: Kind, format: Format, extra: Extra) -> Self {
         Self {
             out,
             kind,
             format,
-            revisions,
+            extra,
             first: Vec::new(),
             widths: None,
             printed: 0,
@@ -51,8 +59,10 @@ impl<W: Write> Printer<W> {
         for (object, revision) in objects.filter(|(object, _)| object.kind() == kind) {
             match self.format {
                 Format::Table => {
+                    let labels = self.extra.labels.then(|| labels(&object));
                     let mut cells = row(object);
-                    if self.revisions {
+                    cells.extend(labels);
+                    if self.extra.revisions {
                         cells.push(revision.to_string());
                     }
                     self.print_row(cells)?;
@@ -77,10 +87,12 @@ impl<W: Write> Printer<W> {
 
     /// Prints the headings, and the rows that waited for them.
     fn print_first(&mut self) -> Result<()> {
-        let revision = self.revisions.then_some("REVISION");
+        let labels = self.extra.labels.then_some("LABELS");
+        let revision = self.extra.revisions.then_some("REVISION");
         let headings: Vec<&str> = headings(self.kind)
             .iter()
             .copied()
+            .chain(labels)
             .chain(revision)
             .collect();
         let mut table = Table::new(&headings);
@@ -136,14 +148,30 @@ impl<W: Write> Printer<W> {
     }
 }
 
+/// The labels of an object, as a cell.
+fn labels(object: &Object) -> String {
+    let labels = object.labels().iter();
+    let labels: Vec<String> = labels
+        .map(|(key, value)| format!("{key}={value}"))
+        .collect();
+    match labels.is_empty() {
+        true => "-".to_owned(),
+        false => labels.join(","),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use weft_proto::v1::{Port, Vpc};
 
-    fn printed(format: Format, revisions: bool, objects: &[Object]) -> String {
+    fn printed(format: Format, all: bool, objects: &[Object]) -> String {
         let mut out = Vec::new();
-        let mut printer = Printer::to(&mut out, objects[0].kind(), format, revisions);
+        let extra = Extra {
+            labels: all,
+            revisions: all,
+        };
+        let mut printer = Printer::to(&mut out, objects[0].kind(), format, extra);
         for part in objects.chunks(7) {
             printer.print(part.iter().cloned().zip(1..)).unwrap();
         }
@@ -179,7 +207,7 @@ mod tests {
         }
         for format in [Format::Json, Format::Yaml] {
             let mut out = Vec::new();
-            Printer::to(&mut out, Kind::Port, format, false)
+            Printer::to(&mut out, Kind::Port, format, Extra::default())
                 .end()
                 .unwrap();
             assert_eq!(out, b"{}\n");
@@ -196,14 +224,17 @@ mod tests {
                     "v".into()
                 },
                 vni: 7,
+                labels: [("a", "b"), ("c", "")]
+                    .map(|(key, value)| (key.to_owned(), value.to_owned()))
+                    .into(),
                 ..Vpc::default()
             })
         };
         let objects: Vec<Object> = (0..MEASURED + 2).map(vpc).collect();
         let text = printed(Format::Table, true, &objects);
         let lines: Vec<&str> = text.lines().collect();
-        assert_eq!(lines[0], "ID  VNI  TENANT  REVISION");
-        assert_eq!(lines[1], "v   7    -       1");
+        assert_eq!(lines[0], "ID  VNI  TENANT  LABELS  REVISION");
+        assert_eq!(lines[1], "v   7    -       a=b,c=  1");
         assert!(lines[MEASURED + 1].starts_with(&format!("{}  7 ", "long".repeat(9))));
         assert!(lines[MEASURED + 2].starts_with("v   7    - "));
         assert_eq!(lines.len(), MEASURED + 3);

@@ -10,6 +10,7 @@ mod held_back;
 mod history;
 mod hosts;
 mod kinds;
+mod label;
 mod listing;
 mod node;
 mod objects;
@@ -94,6 +95,8 @@ enum Command {
     Diff(history::Diff),
     /// Restore the objects that a change touched to what they were before it: a new change, refused when any of them has changed since.
     Undo(history::Undo),
+    /// Set labels of an object, or take them away.
+    Label(label::Label),
     /// Follow changes of objects as they happen.
     Watch(watch::Watch),
     /// Show the status or the state of a host's daemon.
@@ -170,6 +173,7 @@ async fn run(arguments: Arguments) -> Result<()> {
         Command::History(history) => history.run(&targets, output).await,
         Command::Diff(diff) => diff.run(&targets, output).await,
         Command::Undo(undo) => undo.run(&targets, output).await,
+        Command::Label(label) => label.run(&targets, output).await,
         Command::Watch(watch) => watch.run(&targets, output).await,
         Command::Node(action) => action.run(&targets, output).await,
         Command::Session(action) => action.run(&targets, output).await,

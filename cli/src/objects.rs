@@ -17,7 +17,7 @@ use weft_proto::v1::{
 use crate::Usage;
 use crate::client::Targets;
 use crate::kinds::Flags;
-use crate::listing::Printer;
+use crate::listing::{Extra, Printer};
 use crate::output::{Format, brief, print, show};
 
 /// Flags of `apply`.
@@ -48,14 +48,30 @@ impl Apply {
     }
 }
 
+/// Which objects of those that there are.
+#[derive(Debug, Default, Args)]
+pub(crate) struct Which {
+    /// Only objects of this VPC.
+    #[arg(long, default_value = "", hide_default_value = true)]
+    pub(crate) vpc: String,
+    /// Only objects with such labels, as KEY=VALUE, KEY!=VALUE, "KEY in (A,B)", "KEY notin (A,B)", KEY or !KEY; commas or repetition join several.
+    #[arg(short = 'l', long = "selector", value_name = "LABELS")]
+    pub(crate) labels: Vec<String>,
+    /// Only objects with such a field, as FIELD=VALUE or FIELD!=VALUE, of name, vpc, subnet, host and others; repeat for several.
+    #[arg(long = "field", value_name = "FIELD=VALUE")]
+    pub(crate) fields: Vec<String>,
+}
+
 /// What can be done with every kind.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Action<F: Flags> {
     /// List all.
     List {
-        /// Only objects of this VPC.
-        #[arg(long, default_value = "", hide_default_value = true)]
-        vpc: String,
+        #[command(flatten)]
+        which: Which,
+        /// Add a column with the labels of each object.
+        #[arg(long)]
+        show_labels: bool,
         /// Add a column with the revision at which each object last changed.
         #[arg(long)]
         revisions: bool,
@@ -84,8 +100,17 @@ pub(crate) struct Create<F: Flags> {
     /// Objects of this kind in YAML; - reads standard input.
     #[arg(short, long, value_name = "FILE")]
     file: Option<PathBuf>,
+    /// Label of the object, as KEY=VALUE; repeat for several.
+    #[arg(long = "label", value_name = "KEY=VALUE", value_parser = label, conflicts_with = "file")]
+    labels: Vec<(String, String)>,
     #[command(flatten)]
     flags: F,
+}
+
+/// The key and the value of a label.
+pub(crate) fn label(text: &str) -> Result<(String, String), String> {
+    let (key, value) = text.split_once('=').ok_or("a label is written KEY=VALUE")?;
+    Ok((key.to_owned(), value.to_owned()))
 }
 
 impl<F: Flags> Action<F> {
@@ -99,10 +124,18 @@ impl<F: Flags> Action<F> {
 
     pub(crate) async fn run(self, targets: &Targets, format: Format) -> Result<()> {
         match self {
-            Self::List { vpc, revisions } => {
+            Self::List {
+                which,
+                show_labels,
+                revisions,
+            } => {
                 let mut client = targets.intent().await?;
-                let mut stream = listing(&mut client, F::KIND, vpc).await?;
-                let mut printer = Printer::new(F::KIND, format, revisions);
+                let mut stream = listing(&mut client, F::KIND, which).await?;
+                let extra = Extra {
+                    labels: show_labels,
+                    revisions,
+                };
+                let mut printer = Printer::new(F::KIND, format, extra);
                 while let Some(reply) = stream.message().await? {
                     let objects = explode(reply.objects.unwrap_or_default());
                     printer.print(objects.zip(reply.object_revisions))?;
@@ -146,7 +179,13 @@ impl<F: Flags> Action<F> {
 impl<F: Flags> Create<F> {
     fn objects(self) -> Result<Objects> {
         match (self.id, self.file) {
-            (Some(id), None) => Ok(collect(std::iter::once(self.flags.object(id)))),
+            (Some(id), None) => {
+                let mut object = self.flags.object(id);
+                if let Some(labels) = object.labels_mut() {
+                    labels.extend(self.labels);
+                }
+                Ok(collect(std::iter::once(object)))
+            }
             (None, Some(file)) => {
                 let objects = read(&file)?;
                 if let Some(other) = explode(objects.clone()).find(|o| o.kind() != F::KIND) {
@@ -186,11 +225,13 @@ pub(crate) fn read(path: &Path) -> Result<Objects> {
 async fn listing(
     client: &mut IntentClient<Controllers>,
     kind: Kind,
-    vpc: String,
+    which: Which,
 ) -> Result<Streaming<ListReply>> {
     let request = ListRequest {
         kind: kind.name().to_owned(),
-        vpc,
+        vpc: which.vpc,
+        label_selector: which.labels.join(","),
+        field_selector: which.fields.join(","),
         ..ListRequest::default()
     };
     Ok(client.list(request).await?.into_inner())
@@ -202,7 +243,11 @@ pub(crate) async fn list(
     kind: Kind,
     vpc: String,
 ) -> Result<(u64, Objects)> {
-    let mut stream = listing(client, kind, vpc).await?;
+    let which = Which {
+        vpc,
+        ..Which::default()
+    };
+    let mut stream = listing(client, kind, which).await?;
     let mut revision = 0;
     let mut all = Vec::new();
     while let Some(reply) = stream.message().await? {

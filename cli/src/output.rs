@@ -18,6 +18,9 @@ pub(crate) enum Format {
 /// Fields in which 0 is a value and not the default.
 const ZERO_MATTERS: [&str; 4] = ["port_min", "port_max", "icmp_type", "icmp_code"];
 
+/// The field of every object that has what its users write.
+const LABELS: &str = "labels";
+
 /// Rows under headings, each column as wide as its widest cell.
 pub(crate) struct Table {
     rows: Vec<Vec<String>>,
@@ -164,8 +167,11 @@ fn prune(value: &mut Value) {
     match value {
         Value::Array(items) => items.iter_mut().for_each(prune),
         Value::Object(fields) => {
-            fields.values_mut().for_each(prune);
+            // A label may have an empty value.
+            let pruned = fields.iter_mut().filter(|(name, _)| *name != LABELS);
+            pruned.for_each(|(_, value)| prune(value));
             fields.retain(|name, value| match value {
+                Value::Object(labels) if name == LABELS => !labels.is_empty(),
                 Value::Null | Value::Bool(false) => false,
                 Value::Number(n) => n.as_u64() != Some(0) || ZERO_MATTERS.contains(&name.as_str()),
                 Value::String(text) => !text.is_empty(),
@@ -221,6 +227,16 @@ mod tests {
         assert_eq!(
             brief(&value).unwrap(),
             serde_json::json!({"id": "a", "port_min": 0, "rules": [{}]})
+        );
+    }
+
+    #[test]
+    fn a_brief_form_keeps_labels_without_values() {
+        let ports =
+            serde_json::json!([{"id": "a", "labels": {"web": ""}}, {"id": "b", "labels": {}}]);
+        assert_eq!(
+            brief(&ports).unwrap(),
+            serde_json::json!([{"id": "a", "labels": {"web": ""}}, {"id": "b"}])
         );
     }
 }

@@ -9,6 +9,7 @@ use weft_proto::v1::{WatchEvent, WatchRequest};
 use crate::client::Targets;
 use crate::history::kind;
 use crate::kinds::row;
+use crate::objects::Which;
 use crate::output::{Format, brief, print};
 
 /// Flags of `watch`.
@@ -16,9 +17,8 @@ use crate::output::{Format, brief, print};
 pub(crate) struct Watch {
     /// Kind of the objects to watch [default: every kind].
     kind: Option<String>,
-    /// Only objects of this VPC.
-    #[arg(long, default_value = "", hide_default_value = true)]
-    vpc: String,
+    #[command(flatten)]
+    which: Which,
     /// Only changes after this revision [default: first the objects that there are].
     #[arg(
         long,
@@ -34,8 +34,10 @@ impl Watch {
         let kind = self.kind.as_deref().map(kind).transpose()?;
         let request = WatchRequest {
             kind: kind.map_or(String::new(), |kind| kind.name().to_owned()),
-            vpc: self.vpc,
+            vpc: self.which.vpc,
             from_revision: self.from,
+            label_selector: self.which.labels.join(","),
+            field_selector: self.which.fields.join(","),
         };
         let mut client = targets.intent().await?;
         let mut events = client.watch(request).await?.into_inner();

@@ -528,3 +528,60 @@ async fn hosts_can_be_waited_for() {
         "weftctl: host h1: vpc blue stays behind (absent): no room\n"
     );
 }
+
+#[tokio::test]
+async fn objects_are_labelled_and_selected() {
+    let scene = Scene::with_topology().await;
+    let words = "port create b3 --vpc blue --subnet blue-a --mac 02:00:00:00:00:03 --host h2 \
+                 --netdev b3 --label app=web --label env=";
+    scene.run(words).await.ok();
+    let done = scene
+        .run("label port b1 app=web example.com/tier=front")
+        .await;
+    assert_eq!(done.ok(), "0 created, 1 updated, 0 deleted; revision 3\n");
+    scene.run("label vpc blue team=a").await.ok();
+    let first = |text: String| -> Vec<String> {
+        let lines = text.lines().skip(1);
+        lines
+            .map(|line| line.split(' ').next().unwrap().to_owned())
+            .collect()
+    };
+    for (words, expected) in [
+        ("port list -l app=web", &["b1", "b3"][..]),
+        ("port list -l app=web --field host=h1", &["b1"]),
+        ("port list --selector app,!env", &["b1"]),
+        ("port list -l app!=web", &["b2"]),
+        ("port list --field host=h2 --field name!=b3", &["b2"]),
+        ("vpc list -l team", &["blue"]),
+    ] {
+        let listed = scene.run(words).await.ok();
+        assert_eq!(first(listed), expected, "{words}");
+    }
+    let shown = scene.run("port list -l env --show-labels").await.ok();
+    assert!(shown.lines().next().unwrap().ends_with("LABELS"), "{shown}");
+    assert!(shown.trim_end().ends_with("app=web,env="), "{shown}");
+    let shown = scene.run("port show b3").await.ok();
+    assert!(
+        shown.contains("labels:\n    app: web\n    env: ''\n"),
+        "{shown}"
+    );
+    let done = scene.run("label port b1 app- other-").await.ok();
+    assert_eq!(done, "0 created, 1 updated, 0 deleted; revision 5\n");
+    let diff = scene.run("diff 5").await.ok();
+    assert_eq!(diff, "port b1\n  labels.app: web -> -\n");
+    scene.run("undo 5").await.ok();
+    let listed = scene.run("port list -l app=web").await.ok();
+    assert_eq!(first(listed), ["b1", "b3"]);
+    let refused = scene.run("label port b1 -- app=a/b").await.failed(1);
+    assert!(
+        refused.starts_with("weftctl: port b1: labels[app]: a value"),
+        "{refused}"
+    );
+    let refused = scene.run("port list -l app=(").await.failed(1);
+    assert!(
+        refused.starts_with("weftctl: label_selector: has a"),
+        "{refused}"
+    );
+    scene.run("label port b1 app").await.failed(2);
+    scene.run("label prot b1 app=web").await.failed(2);
+}

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use weft_proto::labels::Labels;
 use weft_proto::state::{Change, Entry, Kind, Layer, Object, State};
 use weft_proto::v1::{Learning, Port, Vpc};
 
@@ -187,6 +188,7 @@ impl Always {
             learning: Some(Learning {
                 hosts: hosts.iter().map(ToString::to_string).collect(),
             }),
+            labels: Labels::new(),
             ..object.clone()
         });
         let known = self.told.get(Kind::Vpc, vpc);

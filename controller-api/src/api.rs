@@ -7,7 +7,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 use weft_process::services::intent_server;
 use weft_process::tls::Role;
-use weft_proto::state::{Entry, Key, Kind, Object, State, collect};
+use weft_proto::state::{Key, Kind, collect};
 use weft_proto::v1::{
     ApplyRequest, ChangePeeringRequest, ChangeReply, CreateRequest, DeleteRequest, GetRequest,
     HistoryReply, HistoryRequest, HostStatusReply, ListHostStatusRequest, ListReply, ListRequest,
@@ -18,14 +18,12 @@ use crate::caller::{AUDIT, Caller};
 use crate::history::{self, Filter, UndoError};
 use crate::hosts::Hosts;
 use crate::intent::{ChangeError, Intent, Outcome};
-use crate::pages::{Pages, Token};
+use crate::listing::Listing;
+use crate::pages::Pages;
 use crate::peering::PeeringError;
 use crate::store::StoreError;
 use crate::version::Version;
 use crate::watch::Watched;
-
-/// Objects per message of a list.
-const CHUNK: usize = 500;
 
 /// The longest error text that is sent: it travels as an HTTP/2 header, of which peers accept 16 KiB by default.
 const MAX_ERROR: usize = 8000;
@@ -158,86 +156,13 @@ impl intent_server::Intent for Api {
         request: Request<ListRequest>,
     ) -> Result<Response<Self::ListStream>, Status> {
         let caller = allowed(&request, Role::Read)?;
-        let ListRequest {
-            kind: name,
-            vpc,
-            page_size,
-            page_token,
-        } = request.into_inner();
-        let filter = Filter::new(&name, String::new(), vpc.clone())
-            .map_err(|error| Status::invalid_argument(error.to_string()))?;
-        let (version, after) = if page_token.is_empty() {
-            (self.newest().await, None)
-        } else {
-            let token = Token::parse(&page_token, &name, &vpc).ok_or_else(|| {
-                Status::invalid_argument("page_token: is of no page of this list")
-            })?;
-            let current = self.intent.current();
-            let version = if current.revision == token.revision {
-                current
-            } else {
-                self.pages
-                    .find(&caller.name, token.revision)
-                    .ok_or_else(|| {
-                        let revision = token.revision;
-                        Status::aborted(format!(
-                            "revision {revision} is not kept any more: list again"
-                        ))
-                    })?
-            };
-            (version, Some(token.last))
+        let current = async |is_first| match is_first {
+            true => self.newest().await,
+            false => self.intent.current(),
         };
-        let pages = Arc::clone(&self.pages);
+        let listing = Listing::new(caller, request.into_inner(), &self.pages, current).await?;
         let (sender, receiver) = mpsc::channel(2);
-        tokio::spawn(async move {
-            let wanted = |entry: &&Arc<Entry>| {
-                let object = &entry.object;
-                (vpc.is_empty() || is_in(&version.state, object, &vpc))
-                    && caller.may(Role::Read, &version.state, object)
-            };
-            let first = (filter.kind.unwrap_or(Kind::ALL[0]), String::new());
-            let (kind, id) = after.as_ref().unwrap_or(&first);
-            let is_after = |entry: &&Arc<Entry>| {
-                after.is_none() || (entry.object.kind(), entry.object.id()) != (*kind, id)
-            };
-            let of_kind = |entry: &&Arc<Entry>| filter.has_kind(entry.object.kind());
-            let entries = version.state.entries_from(*kind, id).filter(is_after);
-            let mut entries = entries.take_while(of_kind).filter(wanted).peekable();
-            let mut left = match page_size {
-                0 => usize::MAX,
-                size => usize::try_from(size).unwrap_or(usize::MAX),
-            };
-            // One message at least, so that the revision is told also when there is nothing.
-            loop {
-                let mut object_revisions = Vec::new();
-                let mut last = None;
-                let objects = entries.by_ref().take(left.min(CHUNK)).map(|entry| {
-                    object_revisions.push(entry.revision);
-                    last = Some(&entry.object);
-                    caller.shown(&entry.object)
-                });
-                let objects = Some(collect(objects));
-                left -= object_revisions.len();
-                let is_last = entries.peek().is_none();
-                let next = last.filter(|_| left == 0 && !is_last).map(|last| {
-                    pages.keep(&caller.name, &version);
-                    let token = Token {
-                        revision: version.revision,
-                        last: (last.kind(), last.id().to_owned()),
-                    };
-                    token.text(&name, &vpc)
-                });
-                let reply = ListReply {
-                    revision: version.revision,
-                    objects,
-                    object_revisions,
-                    next_page_token: next.unwrap_or_default(),
-                };
-                if sender.send(Ok(reply)).await.is_err() || is_last || left == 0 {
-                    break;
-                }
-            }
-        });
+        tokio::spawn(listing.send(sender));
         Ok(Response::new(ReceiverStream::new(receiver)))
     }
 
@@ -288,6 +213,8 @@ impl intent_server::Intent for Api {
         let caller = allowed(&request, Role::Read)?;
         let request = request.into_inner();
         let filter = Filter::new(&request.kind, String::new(), request.vpc)
+            .map_err(|error| Status::invalid_argument(error.to_string()))?
+            .selecting(&request.label_selector, &request.field_selector)
             .map_err(|error| Status::invalid_argument(error.to_string()))?;
         let events = self.watched.start(caller, filter, request.from_revision);
         Ok(Response::new(events.await?))
@@ -341,14 +268,6 @@ impl intent_server::Intent for Api {
             revision: version.revision,
             held_back,
         }))
-    }
-}
-
-/// Whether an object is in a VPC, or joins it to another; an elastic IP is where its port is.
-pub(crate) fn is_in(state: &State, object: &Object, vpc: &str) -> bool {
-    match object {
-        Object::ElasticIp(elastic) => state.port_of(elastic).is_some_and(|port| port.vpc == vpc),
-        other => other.vpcs().any(|own| own == vpc),
     }
 }
 

@@ -23,6 +23,7 @@ use std::net::IpAddr;
 use std::sync::{Arc, LazyLock};
 
 use learned::{LearnedPorts, Scene};
+use weft_proto::labels::Labels;
 use weft_proto::peering::SideState;
 use weft_proto::state::{Entry, Kind, Layer, Object, State, Sum};
 use weft_proto::v1::{
@@ -408,7 +409,8 @@ impl<'a> Told<'a> {
 
     /// Tells an object as it is in the intent.
     fn share(&mut self, kind: Kind, id: &str) {
-        self.part.own.extend(self.version.state.entry(kind, id));
+        let entry = self.version.state.entry(kind, id);
+        self.part.own.extend(entry.map(Entry::told));
     }
 
     fn state(&self) -> &'a State {
@@ -449,6 +451,7 @@ impl<'a> Told<'a> {
             let security_groups = groups.map(|group| self.group_id(group)).collect();
             self.put(Object::Port(Port {
                 security_groups,
+                labels: Labels::new(),
                 ..port.clone()
             }));
         }
@@ -519,7 +522,7 @@ impl<'a> Told<'a> {
                     id: id_in(found, self.vpc),
                     vpc: self.vpc.to_owned(),
                     prefixes: list.prefixes.clone(),
-                    tenant: String::new(),
+                    ..PrefixList::default()
                 }));
             }
         }
@@ -602,7 +605,7 @@ impl<'a> Told<'a> {
             vpc: self.vpc.to_owned(),
             rules: rules.iter().map(|rule| self.known_rule(rule)).collect(),
             members: members.map_or(Vec::new(), Members::to_list),
-            tenant: String::new(),
+            ..SecurityGroup::default()
         })
     }
 
@@ -719,6 +722,7 @@ impl<'a> Told<'a> {
                 let port_forwards = self.live_forwards(nat);
                 self.put(Object::NatGateway(NatGateway {
                     port_forwards,
+                    labels: Labels::new(),
                     ..nat.clone()
                 }));
             }
@@ -1166,6 +1170,7 @@ nat_gateways:
                         external: "idle".into(),
                         ..v1::Route::default()
                     }],
+                    ..RouteTable::default()
                 }));
             }),
         );
@@ -1282,6 +1287,7 @@ ports:
                 accepter: "red".into(),
                 requester_state: state.name().into(),
                 accepter_state: SideState::Active.name().into(),
+                ..v1::Peering::default()
             });
             let state = State::from_objects(objects).unwrap();
             assert_eq!(validate(&state, Scope::Intent), vec![]);

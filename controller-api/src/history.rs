@@ -9,6 +9,7 @@ use weft_proto::v1::{ChangeRecord, HistoryReply, HistoryRequest, ObjectChange, O
 
 use crate::caller::Caller;
 use crate::intent::Intent;
+use crate::selector::{Selector, SelectorError};
 use crate::store::{Edit, Form, Record, StoreError};
 
 /// Changes that are told at a time when the caller does not say how many, and at most.
@@ -32,6 +33,8 @@ pub(crate) struct Filter {
     pub(crate) id: String,
     /// Those of this VPC; empty: all.
     pub(crate) vpc: String,
+    /// Those that this selects.
+    selector: Selector,
 }
 
 impl Filter {
@@ -45,7 +48,33 @@ impl Filter {
             "" if id.is_empty() => None,
             name => Some(Kind::from_name(name).ok_or_else(unknown)?),
         };
-        Ok(Self { kind, id, vpc })
+        Ok(Self {
+            kind,
+            id,
+            vpc,
+            selector: Selector::default(),
+        })
+    }
+
+    /// The same, of what labels and fields select.
+    ///
+    /// # Errors
+    /// One of the texts is no selector.
+    pub(crate) fn selecting(self, labels: &str, fields: &str) -> Result<Self, SelectorError> {
+        Ok(Self {
+            selector: Selector::new(labels, fields, self.kind)?,
+            ..self
+        })
+    }
+
+    /// Whether an object is selected, by what the caller is shown of it.
+    pub(crate) fn selects(&self, caller: &Caller, object: &Object) -> bool {
+        self.selector.is_all()
+            || if caller.role >= Role::Read {
+                self.selector.matches(object)
+            } else {
+                self.selector.matches(&caller.shown(object))
+            }
     }
 
     pub(crate) fn has_kind(&self, kind: Kind) -> bool {
@@ -69,7 +98,12 @@ impl Filter {
         if !self.has_key(&edit.key) {
             return None;
         }
-        let is_told = |form: &&Form| self.has(form) && caller.may_with(Role::Read, form);
+        let is_told = |form: &&Form| {
+            let object = form.object();
+            self.has(form)
+                && caller.may_with(Role::Read, form)
+                && (self.selector.is_all() || object.is_some_and(|it| self.selects(caller, it)))
+        };
         let [before, after] = [&edit.before, &edit.after].map(|form| form.as_ref().filter(is_told));
         match (before, after) {
             (None, None) => None,

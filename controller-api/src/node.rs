@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use weft_proto::labels::Labels;
 use weft_proto::persistent::PersistentSet;
 use weft_proto::state::{Entry, Key, Kind, Layer, Object, Sum, collect};
 use weft_proto::v1::{ExternalNetwork, ObjectKey, Objects};
@@ -109,7 +110,8 @@ impl NodeState {
                     capabilities,
                     ..Self::default()
                 };
-                next.hosts.extend(version.state.entry(Kind::Host, &own.id));
+                let own = version.state.entry(Kind::Host, &own.id);
+                next.hosts.extend(own.map(Entry::told));
                 (next, version.vpcs_concerning(host))
             }
         };
@@ -236,7 +238,8 @@ impl NodeState {
                 }
                 (0, _) => {
                     self.led_to.insert((Arc::clone(id), now), order);
-                    self.hosts.extend(version.state.entry(Kind::Host, id));
+                    let host = version.state.entry(Kind::Host, id);
+                    self.hosts.extend(host.map(Entry::told));
                 }
                 (_, _) => drop(self.led_to.insert((Arc::clone(id), now), order)),
             }
@@ -256,6 +259,7 @@ impl NodeState {
                 let routed = network.routed.iter().filter(|routed| is_here(&routed.vpc));
                 let told = Object::ExternalNetwork(ExternalNetwork {
                     routed: routed.cloned().collect(),
+                    labels: Labels::new(),
                     ..network.clone()
                 });
                 let known = self.networks.get(Kind::ExternalNetwork, id);

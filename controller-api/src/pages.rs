@@ -1,6 +1,7 @@
 //! Lists page by page: all pages are of the revision of the first, as long as that is kept.
 //!
-//! A token says the revision, what is listed and the last object of the page. It gives no right: each page is for who asks for it.
+//! A token says the revision, what is listed and the last object of the page, or where it is kept here which that was. It gives no right: each page is
+//! for who asks for it.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -8,6 +9,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 use weft_proto::state::Kind;
+use weft_proto::v1::ListRequest;
 
 use crate::version::Version;
 
@@ -15,6 +17,9 @@ use crate::version::Version;
 const VERSIONS_OF_ONE: usize = 8;
 /// and for those of all.
 const VERSIONS: usize = 64;
+
+/// Places that are kept with a version.
+const PLACES: usize = 64;
 
 /// How long one is kept after a page of it was asked for.
 const KEPT: Duration = Duration::from_secs(300);
@@ -25,6 +30,8 @@ struct Kept {
     caller: String,
     used: Instant,
     version: Arc<Version>,
+    /// Where pages ended that the caller was not shown an object at, each by a number, the newest at the end.
+    places: VecDeque<(u64, (Kind, String))>,
 }
 
 /// The versions that are kept, those used last at the end.
@@ -35,7 +42,16 @@ impl Pages {
     /// Keeps a version, as one that a caller just used.
     pub(crate) fn keep(&self, caller: &str, version: &Arc<Version>) {
         let mut kept = self.current();
-        kept.retain(|it| it.caller != caller || it.version.revision != version.revision);
+        let is_it = |it: &Kept| it.caller == caller && it.version.revision == version.revision;
+        if let Some(known) = kept.iter().position(is_it) {
+            if let Some(known) = kept.remove(known) {
+                kept.push_back(Kept {
+                    used: Instant::now(),
+                    ..known
+                });
+            }
+            return;
+        }
         let own = kept.iter().filter(|it| it.caller == caller).count();
         let surplus = if own >= VERSIONS_OF_ONE {
             kept.iter().position(|it| it.caller == caller)
@@ -49,7 +65,38 @@ impl Pages {
             caller: caller.to_owned(),
             used: Instant::now(),
             version: Arc::clone(version),
+            places: VecDeque::new(),
         });
+    }
+
+    /// Keeps a place in a version that is kept for a caller; gives its number.
+    pub(crate) fn keep_place(
+        &self,
+        caller: &str,
+        version: &Arc<Version>,
+        after: (Kind, String),
+    ) -> u64 {
+        let number = rand::random();
+        let mut kept = self.current();
+        let mut kept = kept.iter_mut();
+        let own = kept.find(|it| it.caller == caller && it.version.revision == version.revision);
+        if let Some(own) = own {
+            if own.places.len() == PLACES {
+                own.places.pop_front();
+            }
+            own.places.push_back((number, after));
+        }
+        number
+    }
+
+    /// The place of a number in the version of a revision, if it is kept for a caller.
+    pub(crate) fn place(&self, caller: &str, revision: u64, number: u64) -> Option<(Kind, String)> {
+        let kept = self.current();
+        let own = kept
+            .iter()
+            .find(|it| it.caller == caller && it.version.revision == revision)?;
+        let place = own.places.iter().find(|(known, _)| *known == number)?;
+        Some(place.1.clone())
     }
 
     /// The version of a revision, if it is kept for a caller.
@@ -70,34 +117,61 @@ impl Pages {
     }
 }
 
+/// What is listed, as a token says it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Asked(String);
+
+impl Asked {
+    /// What a request asks for, whichever page.
+    pub(crate) fn of(request: &ListRequest) -> Self {
+        let texts = [
+            &request.kind,
+            &request.vpc,
+            &request.label_selector,
+            &request.field_selector,
+        ];
+        let texts = texts.map(|text| format!("{}/{text}/", text.len()));
+        Self(texts.concat())
+    }
+}
+
 /// Where a page begins.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Place {
+    /// After this object.
+    After(Kind, String),
+    /// After one that is kept under this number.
+    Kept(u64),
+}
+
+/// The page after another.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Token {
     pub(crate) revision: u64,
-    /// The last object before it.
-    pub(crate) last: (Kind, String),
+    pub(crate) place: Place,
 }
 
 impl Token {
-    /// The token's text, for a list of a kind and a VPC, empty for all.
-    pub(crate) fn text(&self, kind: &str, vpc: &str) -> String {
-        let (revision, (last, id)) = (self.revision, &self.last);
-        let length = vpc.len();
-        format!("{revision}/{kind}/{length}/{vpc}/{}/{id}", last.name())
+    /// The token's text, for what is listed.
+    pub(crate) fn text(&self, asked: &Asked) -> String {
+        let (revision, asked) = (self.revision, &asked.0);
+        match &self.place {
+            Place::After(kind, id) => format!("{revision}/{asked}{}/{id}", kind.name()),
+            Place::Kept(number) => format!("{revision}/{asked}/{number}"),
+        }
     }
 
     /// The token of such a text; none if it is not, or of another list.
-    pub(crate) fn parse(text: &str, kind: &str, vpc: &str) -> Option<Self> {
+    pub(crate) fn parse(text: &str, asked: &Asked) -> Option<Self> {
         let (revision, rest) = text.split_once('/')?;
-        let start = format!("{kind}/{}/{vpc}/", vpc.len());
-        let (last, id) = rest.strip_prefix(&*start)?.split_once('/')?;
-        let last = Kind::from_name(last)?;
-        if !kind.is_empty() && last.name() != kind {
-            return None;
-        }
+        let (kind, id) = rest.strip_prefix(&*asked.0)?.split_once('/')?;
+        let place = match kind {
+            "" => Place::Kept(id.parse().ok()?),
+            kind => Place::After(Kind::from_name(kind)?, id.to_owned()),
+        };
         Some(Self {
             revision: revision.parse().ok()?,
-            last: (last, id.to_owned()),
+            place,
         })
     }
 }
@@ -107,21 +181,64 @@ mod tests {
     use super::*;
     use weft_proto::state::State;
 
+    fn asked(kind: &str, vpc: &str, labels: &str, fields: &str) -> Asked {
+        Asked::of(&ListRequest {
+            kind: kind.into(),
+            vpc: vpc.into(),
+            label_selector: labels.into(),
+            field_selector: fields.into(),
+            ..ListRequest::default()
+        })
+    }
+
     #[test]
     fn a_token_is_read_as_it_was_written_and_for_the_same_list_alone() {
-        let token = Token {
-            revision: 7,
-            last: (Kind::Port, "ann/a/b".into()),
-        };
-        for (kind, vpc) in [("", ""), ("port", ""), ("port", "ann/vpc"), ("", "x")] {
-            let text = token.text(kind, vpc);
-            assert_eq!(Token::parse(&text, kind, vpc).as_ref(), Some(&token));
-            assert_eq!(Token::parse(&text, kind, "other"), None);
-            assert_eq!(Token::parse(&text, "vpc", vpc), None);
+        let lists = [
+            asked("", "", "", ""),
+            asked("port", "", "", ""),
+            asked("port", "ann/vpc", "", ""),
+            asked("", "x", "", ""),
+            asked("", "", "x", ""),
+            asked("", "", "", "x"),
+            asked("", "", "a/0/", "x"),
+        ];
+        for place in [Place::After(Kind::Port, "ann/a/b".into()), Place::Kept(9)] {
+            let token = Token { revision: 7, place };
+            for list in &lists {
+                let text = token.text(list);
+                for other in &lists {
+                    let read = Token::parse(&text, other);
+                    assert_eq!(read.as_ref(), (other == list).then_some(&token));
+                }
+            }
         }
-        for bad in ["", "7", "7//0//port", "x//0//port/a", "7//0//prot/a"] {
-            assert_eq!(Token::parse(bad, "", ""), None, "{bad}");
+        let all = &lists[0];
+        let start = "0//0//0//0//";
+        for bad in ["", "7", "7/", "7/0//0//port", "port/a"] {
+            assert_eq!(Token::parse(bad, all), None, "{bad}");
         }
+        for bad in ["x/0//0//0//0//port/a", "7/0//0//0//0//prot/a"] {
+            assert_eq!(Token::parse(bad, all), None, "{bad}");
+        }
+        assert!(Token::parse(&format!("7/{start}port/a"), all).is_some());
+        assert!(Token::parse(&format!("7/{start}/x"), all).is_none());
+    }
+
+    #[test]
+    fn a_place_is_for_its_caller_and_its_version() {
+        let pages = Pages::default();
+        let version = |revision| Arc::new(Version::loaded(revision, State::default()));
+        pages.keep("ann", &version(1));
+        let place = (Kind::Port, "bob/secret".to_owned());
+        let number = pages.keep_place("ann", &version(1), place.clone());
+        pages.keep("ann", &version(1));
+        assert_eq!(pages.place("ann", 1, number), Some(place.clone()));
+        assert_eq!(pages.place("bob", 1, number), None);
+        assert_eq!(pages.place("ann", 2, number), None);
+        for _ in 0..PLACES {
+            pages.keep_place("ann", &version(1), place.clone());
+        }
+        assert_eq!(pages.place("ann", 1, number), None, "they have their bound");
     }
 
     #[test]

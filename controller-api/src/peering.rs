@@ -188,12 +188,19 @@ fn is_on_its_way(object: &Object) -> Option<&Peering> {
     }
 }
 
+/// Peerings on their way by id, each with the revision at which it was first seen so, which its hosts have to reach.
+type Since = HashMap<String, (Peering, u64)>;
+
+/// Whether a peering is of the same sides and in the same states as another; its labels do not count.
+fn is_as_far(one: &Peering, other: &Peering) -> bool {
+    one.vpcs() == other.vpcs() && one.states() == other.states()
+}
+
 /// Ends "freezing" and "activating" when every host concerned has the change in force. Runs until the intent is gone.
 pub async fn finish(intent: Arc<Intent>, hosts: Arc<Hosts>) {
     let mut versions = intent.watch();
     let mut standing = intent.standing();
-    // The revision at which each was first seen on its way, which its hosts have to reach.
-    let mut since: HashMap<Peering, u64> = HashMap::new();
+    let mut since = Since::new();
     loop {
         if *standing.borrow_and_update() != Standing::Writer {
             since.clear();
@@ -207,8 +214,10 @@ pub async fn finish(intent: Arc<Intent>, hosts: Arc<Hosts>) {
         since = peerings
             .filter_map(is_on_its_way)
             .map(|peering| {
-                let revision = since.get(peering).copied().unwrap_or(version.revision);
-                (peering.clone(), revision)
+                let known = since.get(&peering.id);
+                let known = known.filter(|(known, _)| is_as_far(known, peering));
+                let revision = known.map_or(version.revision, |(_, revision)| *revision);
+                (peering.id.clone(), (peering.clone(), revision))
             })
             .collect();
         let done = reached(&version, &hosts, &since);
@@ -234,7 +243,7 @@ pub async fn finish(intent: Arc<Intent>, hosts: Arc<Hosts>) {
 }
 
 /// Those of which all hosts have the change in force.
-fn reached(version: &Version, hosts: &Hosts, since: &HashMap<Peering, u64>) -> Vec<Peering> {
+fn reached(version: &Version, hosts: &Hosts, since: &Since) -> Vec<Peering> {
     if since.is_empty() {
         return Vec::new();
     }
@@ -248,15 +257,15 @@ fn reached(version: &Version, hosts: &Hosts, since: &HashMap<Peering, u64>) -> V
         concerned.all(|host| host.acknowledged_revision >= revision)
     };
     let done = since
-        .iter()
-        .filter(|(peering, revision)| is_there(peering, **revision));
+        .values()
+        .filter(|(peering, revision)| is_there(peering, *revision));
     done.map(|(peering, _)| peering.clone()).collect()
 }
 
 /// The peering in the states that it was on its way to; none if it has changed since.
 pub(crate) fn arrived(state: &State, before: &Peering) -> Option<Object> {
     match state.find(Kind::Peering, &before.id)? {
-        Object::Peering(peering) if peering == before => {
+        Object::Peering(peering) if is_as_far(peering, before) => {
             let mut next = peering.clone();
             next.set_states(peering.states().map(settled));
             Some(Object::Peering(next))
@@ -384,6 +393,7 @@ mod tests {
                 id: "t".to_owned(),
                 vpc: "red".to_owned(),
                 routes,
+                ..weft_proto::v1::RouteTable::default()
             })
         };
         let route = weft_proto::v1::Route {

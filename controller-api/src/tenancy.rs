@@ -10,6 +10,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::net::IpAddr;
 
 use weft_process::tls::Role;
+use weft_proto::labels::Labels;
 use weft_proto::state::{Key, Kind, Object, State};
 use weft_proto::v1::{self, Violation};
 use weft_proto::validate::{Scope, validate, validate_next};
@@ -99,8 +100,8 @@ impl Caller {
             }
     }
 
-    /// An object that the caller may read, as it is shown: where an external network is, which hosts are its gateways, and what is routed to whom, only the
-    /// operator knows.
+    /// An object that the caller may read, as it is shown: where an external network is, which hosts are its gateways, what is routed to whom, and how what
+    /// is the operator's is labelled, only the operator knows.
     pub(crate) fn shown(&self, object: &Object) -> Object {
         match object {
             Object::ExternalNetwork(network) if self.role < Role::Read => {
@@ -109,9 +110,11 @@ impl Caller {
                     vlan: 0,
                     gateway_hosts: Vec::new(),
                     routed: Vec::new(),
+                    labels: Labels::new(),
                     ..network.clone()
                 })
             }
+            Object::Quota(_) if self.role < Role::Read => object.clone().without_labels(),
             other => other.clone(),
         }
     }
@@ -276,9 +279,13 @@ pub(crate) fn check_written(caller: &Caller, before: &State, objects: &[Object])
                 // The accepter has it accepted or rejected, and changes nothing else.
                 let is_same =
                     matches!(old, Some(Object::Peering(old)) if old.vpcs() == peering.vpcs());
+                let labels = old.map_or(&peering.labels, Object::labels);
                 if !is_same && !is_own(&peering.requester) {
                     let rule = format!("there is no vpc '{}'", peering.requester);
                     found.push(violation(object, "requester", rule));
+                } else if *labels != peering.labels && !is_own(&peering.requester) {
+                    let rule = "only the requester's side sets them";
+                    found.push(violation(object, "labels", rule));
                 }
             }
             _ => {}

@@ -262,7 +262,9 @@ impl Version {
 
     /// The version after a change that led to `state`.
     pub fn next(&self, change: &Change, state: State) -> Self {
-        let changes = self.state.changes_to(&state);
+        let mut changes = self.state.changes_to(&state);
+        // Hosts are not told of them.
+        changes.retain(|change| !change.is_of_labels());
         let states = [&self.state, &state];
         let mut touched: BTreeSet<&str> = BTreeSet::new();
         let mut next = Self {

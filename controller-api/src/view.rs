@@ -4,6 +4,7 @@
 use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use weft_proto::labels::Labels;
 use weft_proto::mtu;
 use weft_proto::state::{Change, Entry, Kind, Layer, Object, State};
 use weft_proto::v1::{NatGateway, Port, Subnet};
@@ -60,7 +61,7 @@ impl VpcView {
         view.find_hosts(state);
         for object in state.of_vpc(id) {
             match object {
-                Object::Vpc(_) => view.places.extend(state.entry(Kind::Vpc, id)),
+                Object::Vpc(_) => view.places.extend(told(state, Kind::Vpc, id)),
                 Object::Port(port) => view.put_port(state, port),
                 Object::Subnet(subnet) => view.put_subnet(subnet),
                 Object::NatGateway(nat) => view.put_nat_gateway(nat),
@@ -133,7 +134,7 @@ impl VpcView {
                 view.way_out.remove(old.kind(), old.id());
             }
             match new {
-                Some(Object::Vpc(vpc)) => view.places.extend(state.entry(Kind::Vpc, &vpc.id)),
+                Some(Object::Vpc(vpc)) => view.places.extend(told(state, Kind::Vpc, &vpc.id)),
                 Some(Object::Port(port)) => view.put_port(state, port),
                 Some(Object::Subnet(subnet)) => view.put_subnet(subnet),
                 Some(Object::NatGateway(nat)) => view.put_nat_gateway(nat),
@@ -154,7 +155,7 @@ impl VpcView {
                     _ => None,
                 };
                 if now.is_some_and(|port| *port.vpc == *self.id && !port.host.is_empty()) {
-                    let entry = state.entry(Kind::ElasticIp, &elastic.id);
+                    let entry = told(state, Kind::ElasticIp, &elastic.id);
                     view.way_out.extend(entry);
                 }
             }
@@ -215,7 +216,7 @@ impl VpcView {
             self.places.insert(&Entry::new(seen));
         }
         for elastic in state.elastic_ips_of_port(&port.id) {
-            let entry = state.entry(Kind::ElasticIp, &elastic.id);
+            let entry = told(state, Kind::ElasticIp, &elastic.id);
             self.way_out.extend(entry);
         }
     }
@@ -232,7 +233,10 @@ impl VpcView {
     pub(crate) fn told_subnet(&self, subnet: &Subnet) -> Subnet {
         if !subnet.external_network.is_empty() {
             // Without one of its own it has the network's, which hosts are told.
-            return subnet.clone();
+            return Subnet {
+                labels: Labels::new(),
+                ..subnet.clone()
+            };
         }
         let mtu = match (subnet.mtu, self.has_ipv6) {
             (0, true) => mtu::DEFAULT_MTU_IPV6_UNDERLAY,
@@ -241,6 +245,7 @@ impl VpcView {
         };
         Subnet {
             mtu,
+            labels: Labels::new(),
             ..subnet.clone()
         }
     }
@@ -253,6 +258,7 @@ impl VpcView {
                 filtering: String::new(),
                 timeouts: None,
                 limits: None,
+                labels: Labels::new(),
                 ..nat.clone()
             })));
     }
@@ -293,6 +299,11 @@ impl VpcView {
         let entry = groups.entry(key).or_insert_with(|| Entry::new(make()));
         Arc::clone(entry)
     }
+}
+
+/// An object of the intent as hosts are told of it.
+fn told<'s>(state: &'s State, kind: Kind, id: &str) -> Option<&'s Arc<Entry>> {
+    state.entry(kind, id).map(Entry::told)
 }
 
 /// A port as other hosts need it: who it is and where it lives.

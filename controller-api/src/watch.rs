@@ -15,10 +15,10 @@ use weft_process::tls::Role;
 use weft_proto::state::{Kind, Object, collect};
 use weft_proto::v1::{ObjectKey, WatchEvent};
 
-use crate::api::is_in;
 use crate::caller::Caller;
 use crate::history::Filter;
 use crate::intent::Intent;
+use crate::listing::is_in;
 use crate::store::Record;
 
 /// The most changes that are kept in memory.
@@ -329,6 +329,7 @@ impl Watch {
         let wanted = |object: &Object| {
             (filter.vpc.is_empty() || is_in(&version.state, object, &filter.vpc))
                 && caller.may(Role::Read, &version.state, object)
+                && filter.selects(&caller, object)
         };
         let first = filter.kind.unwrap_or(Kind::ALL[0]);
         let entries = version.state.entries_from(first, "");

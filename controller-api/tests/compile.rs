@@ -54,6 +54,7 @@ fn hosts(dice: &mut Dice<'_>) -> Vec<Host> {
                 } else {
                     Vec::new()
                 },
+                ..Host::default()
             }
         })
         .collect()
@@ -81,6 +82,7 @@ fn vpc(v: usize, dice: &mut Dice<'_>, all: &mut Objects) {
         vpc: id.clone(),
         prefixes: vec!["198.51.100.0/24".into()],
         tenant: String::new(),
+        ..PrefixList::default()
     });
     let mut bound = Vec::new();
     for s in 0..SUBNETS {
@@ -140,6 +142,7 @@ fn vpc(v: usize, dice: &mut Dice<'_>, all: &mut Objects) {
             rules,
             members: vec![],
             tenant: String::new(),
+            ..SecurityGroup::default()
         });
     }
     way_out(v, dice, all);
@@ -172,11 +175,13 @@ fn vpc(v: usize, dice: &mut Dice<'_>, all: &mut Objects) {
             ][dice.roll(2)]
             .clone(),
         ],
+        ..RouteTable::default()
     });
     all.network_acls.push(NetworkAcl {
         id: format!("{id}/acl"),
         vpc: id,
         rules: vec![],
+        ..NetworkAcl::default()
     });
 }
 

@@ -202,6 +202,7 @@ fn edit(state: &mut State, numbers: &mut Numbers) {
                 accepter: format!("v{b}"),
                 requester_state: side[numbers.below(4) as usize].into(),
                 accepter_state: "active".into(),
+                ..Peering::default()
             };
             if peering.requester_state == "connecting" {
                 peering.accepter_state = "accepting".into();
@@ -282,6 +283,22 @@ fn edit(state: &mut State, numbers: &mut Numbers) {
             host.underlay_mtu = [0, 9000][numbers.below(2) as usize];
             state.insert(Object::Host(host));
         }
+    }
+}
+
+/// Labels some objects of any kind, and takes the labels of some away.
+fn label(state: &mut State, numbers: &mut Numbers) {
+    let mut objects: Vec<Object> = state.iter().cloned().collect();
+    for _ in 0..=numbers.below(20) {
+        let place = numbers.below(objects.len() as u64) as usize;
+        let object = &mut objects[place];
+        if let Some(labels) = object.labels_mut() {
+            match numbers.below(3) {
+                0 => labels.clear(),
+                n => drop(labels.insert(format!("key-{n}"), numbers.below(9).to_string())),
+            }
+        }
+        state.insert_at(object.clone(), numbers.below(9));
     }
 }
 
@@ -506,8 +523,14 @@ fn follow(seed: u64, learn_above: usize) -> (usize, usize) {
     let (mut changes, mut spared, mut answers, mut turns) = (0, 0, 0, 0);
     for _ in 0..if learn_above == 0 { 600 } else { 200 } {
         let mut state = version.state.clone();
-        for _ in 0..=numbers.below(3) {
-            edit(&mut state, &mut numbers);
+        let of_labels = numbers.below(5) == 0;
+        if !of_labels {
+            for _ in 0..=numbers.below(3) {
+                edit(&mut state, &mut numbers);
+            }
+        }
+        if of_labels || numbers.below(3) == 0 {
+            label(&mut state, &mut numbers);
         }
         let found = validate_next(&version.state, &state, Scope::Intent);
         if !found.is_empty() {
@@ -519,6 +542,10 @@ fn follow(seed: u64, learn_above: usize) -> (usize, usize) {
         let change = change(&version.state, &state, version.revision + 1);
         let next = version.next(&change, state);
         let concern = next.concern(&version);
+        if of_labels {
+            let concern = concern.as_ref().unwrap();
+            assert!(concern.hosts.is_empty() && concern.learned.is_empty());
+        }
         for v in 0..VPCS {
             let vpc = format!("v{v}");
             turns += usize::from(version.is_learned(&vpc) != next.is_learned(&vpc));
@@ -546,6 +573,8 @@ fn follow(seed: u64, learn_above: usize) -> (usize, usize) {
                 let who = (name, abilities(name));
                 let followed = NodeState::compile_learned(&next, who, asks, Some(before)).unwrap();
                 let ours = as_state(&followed);
+                let labelled = ours.iter().find(|object| !object.labels().is_empty());
+                assert_eq!(labelled, None, "{name} is told of labels");
                 // By one that has another past a VPC may just be learned, or not any more.
                 let is_like_anew = (0..VPCS).all(|v| {
                     let vpc = format!("v{v}");

@@ -42,6 +42,7 @@ async fn watch(client: &mut Client, kind: &str, vpc: &str, from: u64) -> Result<
         kind: kind.into(),
         vpc: vpc.into(),
         from_revision: from,
+        ..WatchRequest::default()
     };
     Ok(Watch {
         stream: client.watch(request).await?.into_inner(),

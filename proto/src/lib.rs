@@ -12,6 +12,7 @@ pub mod v1 {
 
 pub mod address;
 pub mod external;
+pub mod labels;
 pub mod mtu;
 pub mod nat;
 pub mod peering;

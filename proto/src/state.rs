@@ -393,7 +393,9 @@ impl State {
 
     /// The same, with the revision at which it came to be so.
     pub fn insert_at(&mut self, object: Object, revision: u64) -> Option<Object> {
-        let before = self.put(&Entry::at(object, revision))?;
+        let before = self.objects.get(object.kind(), object.id());
+        let entry = Entry::after(before, object, revision);
+        let before = self.put(&entry)?;
         Some(before.object.clone())
     }
 

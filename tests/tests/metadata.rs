@@ -152,6 +152,7 @@ fn site() -> Site {
         id: format!("{vpc}-shut"),
         vpc: vpc.into(),
         rules: Vec::<AclRule>::new(),
+        ..NetworkAcl::default()
     };
     objects.network_acls = vec![acl("blue"), acl("red")];
     for subnet in &mut objects.subnets {

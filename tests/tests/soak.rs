@@ -74,6 +74,7 @@ fn turn(objects: &mut Objects, round: u64) {
                         ..Route::default()
                     })
                     .collect(),
+                ..RouteTable::default()
             }];
             let subnets = objects.subnets.iter_mut();
             subnets
@@ -93,6 +94,7 @@ fn turn(objects: &mut Objects, round: u64) {
                     id: "open".into(),
                     vpc: "blue".into(),
                     rules: vec![rule("ingress"), rule("egress")],
+                    ..NetworkAcl::default()
                 });
             }
             let subnets = objects.subnets.iter_mut();

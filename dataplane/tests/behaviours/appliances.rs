@@ -34,6 +34,7 @@ fn through_firewall(change: impl FnOnce(&mut v1::Port)) -> Fabric {
             id: "blue-b".into(),
             vpc: "blue".into(),
             routes: vec![through("10.0.1.0/24"), through("fd00:1::/64")],
+            ..v1::RouteTable::default()
         });
         objects.subnets[1].route_table = "blue-b".into();
     })

@@ -162,6 +162,7 @@ fn b004_no_rule_is_needed() {
             id: "shut".into(),
             vpc: "blue".into(),
             rules: vec![],
+            ..weft_proto::v1::NetworkAcl::default()
         });
         objects.subnets[0].network_acl = "shut".into();
     });

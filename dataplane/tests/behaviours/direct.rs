@@ -190,6 +190,7 @@ fn routed(objects: &mut Objects) {
                 ..route(prefix)
             })
             .into(),
+        ..weft_proto::v1::RouteTable::default()
     });
     for (id, host, last) in [("p1", "h1", 1), ("p2", "h2", 2)] {
         let [public4, public6] = texts(public(last));

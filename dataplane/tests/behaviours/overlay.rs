@@ -442,6 +442,7 @@ fn acl_of_the_receiving_subnet_holds_for_tunnel_packets() {
             id: "shut".into(),
             vpc: "blue".into(),
             rules: vec![rule],
+            ..NetworkAcl::default()
         }];
         objects.subnets[1].network_acl = "shut".into();
     });

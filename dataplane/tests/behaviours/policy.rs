@@ -78,6 +78,7 @@ fn b014_by_default_out_is_open_and_in_is_shut_and_the_first_egress_rule_flips_ou
             rules: vec![egress],
             members: vec![],
             tenant: String::new(),
+            ..SecurityGroup::default()
         });
         port(objects, "a2").security_groups = vec!["web".into()];
     });
@@ -150,12 +151,14 @@ fn b015_a_group_as_the_remote_follows_its_members_and_so_do_prefix_lists() {
             rules: vec![],
             members: vec!["10.0.1.11".into()],
             tenant: String::new(),
+            ..SecurityGroup::default()
         });
         objects.prefix_lists.push(PrefixList {
             id: "office".into(),
             vpc: "blue".into(),
             prefixes: vec!["10.0.2.0/24".into()],
             tenant: String::new(),
+            ..PrefixList::default()
         });
         group(objects, "open").rules = vec![
             SecurityRule {
@@ -210,6 +213,7 @@ fn b016_acls_are_ordered_and_stateless() {
             id: "acl".into(),
             vpc: "blue".into(),
             rules,
+            ..NetworkAcl::default()
         }];
         objects.subnets[1].network_acl = "acl".into();
     });

@@ -733,6 +733,7 @@ impl FabricPlan {
                     Some(segment) if segment.hosts >> i & 1 != 0 => vec!["physnet".into()],
                     _ => Vec::new(),
                 },
+                ..v1::Host::default()
             });
         }
         objects.hosts.push(v1::Host {
@@ -1048,6 +1049,7 @@ impl NatPlan {
                     mappings_per_address: [0, 1, 2, 3][usize::from(limits) / 4 % 4],
                 }),
             },
+            ..v1::NatGateway::default()
         });
     }
 }
@@ -1123,6 +1125,7 @@ impl PeeringPlan {
             accepter,
             requester_state: state(self.states.0),
             accepter_state: state(self.states.1),
+            ..v1::Peering::default()
         });
         for (side, [vpc, other]) in [[&ends[0], &ends[1]], [&ends[1], &ends[0]]]
             .iter()
@@ -1197,6 +1200,7 @@ impl VpcPlan {
             vpc: vpc.into(),
             prefixes: self.list.iter().map(|i| prefix(*i)).collect(),
             tenant: String::new(),
+            ..v1::PrefixList::default()
         });
         for (p, port) in self.ports.iter().enumerate() {
             if !port.absent {
@@ -1251,6 +1255,7 @@ impl VpcPlan {
                 rules,
                 members,
                 tenant: String::new(),
+                ..v1::SecurityGroup::default()
             });
         }
     }
@@ -1358,6 +1363,7 @@ impl VpcPlan {
             id: id.into(),
             vpc: vpc.into(),
             routes,
+            ..v1::RouteTable::default()
         }
     }
 
@@ -1505,6 +1511,7 @@ impl AclPlan {
             id: id.into(),
             vpc: vpc.into(),
             rules,
+            ..v1::NetworkAcl::default()
         }
     }
 }

@@ -20,6 +20,8 @@ pub struct Entry {
     pub digest: Sum,
     /// The revision at which it came to be as it is; 0 where nobody counts. No part of the object: neither compared nor digested.
     pub revision: u64,
+    /// The object without its labels; none if it has none.
+    bare: Option<Arc<Self>>,
 }
 
 impl Entry {
@@ -55,6 +57,19 @@ impl Entry {
 
     /// The same, as of a revision.
     pub fn at(object: Object, revision: u64) -> Arc<Self> {
+        Self::after(None, object, revision)
+    }
+
+    /// The same, in place of what was there. If only labels differ, hosts are told the very same as before.
+    pub(super) fn after(before: Option<&Arc<Self>>, object: Object, revision: u64) -> Arc<Self> {
+        let bare = (!object.labels().is_empty()).then(|| {
+            let bare = object.clone().without_labels();
+            let known = before.map(Self::told);
+            match known.filter(|known| known.object == bare) {
+                Some(known) => Arc::clone(known),
+                None => Self::at(bare, revision),
+            }
+        });
         let mut hash = Sha256::new();
         let mut part = |bytes: &[u8]| {
             hash.update((bytes.len() as u64).to_be_bytes());
@@ -68,7 +83,13 @@ impl Entry {
             object,
             digest,
             revision,
+            bare,
         })
+    }
+
+    /// What hosts are told: the object without its labels.
+    pub fn told(self: &Arc<Self>) -> &Arc<Self> {
+        self.bare.as_ref().unwrap_or(self)
     }
 }
 

@@ -3,6 +3,8 @@
 
 use super::{At, Report};
 
+/// Labels of an object.
+pub const LABELS: usize = 64;
 /// Tunnel addresses of a host.
 pub const HOST_VTEPS: usize = 16;
 /// Routes of a route table.

@@ -23,6 +23,7 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
 
 use crate::address::parse_prefix;
+use crate::labels;
 use crate::state::{Change, Kind, Object, State};
 use crate::v1;
 
@@ -61,9 +62,27 @@ pub fn validate(state: &State, scope: Scope<'_>) -> Vec<v1::Violation> {
 /// Time grows with the changed objects, and where ports are placed and take addresses with the logarithm of all; of what can break rules elsewhere in a VPC, with
 /// the objects of that VPC; with all objects when a host, an external network or what tenants share changes, but for what is new.
 pub fn validate_next(before: &State, next: &State, scope: Scope<'_>) -> Vec<v1::Violation> {
-    let changes = before.changes_to(next);
-    if port_changes::are_good((before, next), &changes, scope) {
-        return check_quotas(next, &changes, scope);
+    let changes = before.changes_to(next).into_iter();
+    // Labels break no rule but their own.
+    let (labelled, changes): (Vec<_>, Vec<_>) = changes.partition(Change::is_of_labels);
+    let mut report = Report::default();
+    for object in labelled.iter().filter_map(|change| change.new) {
+        check_labels(object, &mut report);
+    }
+    let found = validate_changes((before, next), &changes, scope);
+    report.violations.extend(found);
+    report.violations.truncate(limits::VIOLATIONS);
+    report.violations
+}
+
+/// Every rule that `next` breaks by what changes, if it obeyed all before.
+fn validate_changes(
+    (before, next): (&State, &State),
+    changes: &[Change<'_>],
+    scope: Scope<'_>,
+) -> Vec<v1::Violation> {
+    if port_changes::are_good((before, next), changes, scope) {
+        return check_quotas(next, changes, scope);
     }
     let reach = changes.iter().map(Reach::of).max();
     let objects: Vec<&Object> = match reach {
@@ -81,7 +100,7 @@ pub fn validate_next(before: &State, next: &State, scope: Scope<'_>) -> Vec<v1::
                 }
             }
             // A group may be named in the VPCs that peerings join to its own.
-            for change in &changes {
+            for change in changes {
                 if let Some(old @ Object::SecurityGroup(group)) = change.old
                     && change.new.and_then(Object::vpc) != old.vpc()
                 {
@@ -89,7 +108,7 @@ pub fn validate_next(before: &State, next: &State, scope: Scope<'_>) -> Vec<v1::
                     vpcs.extend(joined.flat_map(v1::Peering::vpcs));
                 }
             }
-            let elastic_ips = elastic_ips_under_check((before, next), &changes, &vpcs);
+            let elastic_ips = elastic_ips_under_check((before, next), changes, &vpcs);
             let objects = vpcs.iter().flat_map(|vpc| next.of_vpc(vpc));
             let orphans = objects_that_name(next, &vpcs);
             let new = changes.iter().filter_map(|change| change.new);
@@ -108,7 +127,7 @@ pub fn validate_next(before: &State, next: &State, scope: Scope<'_>) -> Vec<v1::
     let together = reach == Some(Reach::Vpc);
     let index = if together {
         Index {
-            changes: Some(&changes),
+            changes: Some(changes),
             ..Index::of_part(next, objects)
         }
     } else {
@@ -124,9 +143,7 @@ pub fn validate_next(before: &State, next: &State, scope: Scope<'_>) -> Vec<v1::
             external::check_room(&index, &mut report);
         }
     }
-    report
-        .violations
-        .extend(check_quotas(next, &changes, scope));
+    report.violations.extend(check_quotas(next, changes, scope));
     report.violations.truncate(limits::VIOLATIONS);
     report.violations
 }
@@ -254,6 +271,7 @@ fn check(
         id: object.id(),
     };
     check_id(at, scope, report);
+    check_labels(object, report);
     match object {
         Object::Host(host) => fabric::check_host(at, host, report),
         Object::Vpc(vpc) => {
@@ -295,6 +313,29 @@ fn check(
         }
         Object::LearnedAddress(learned) => learning::check(at, learned, index, scope, report),
         Object::Port(port) => port::check(at, port, index, scope, report),
+    }
+}
+
+/// How many labels an object has, and what they are made of.
+fn check_labels(object: &Object, report: &mut Report) {
+    let (at, labels) = (
+        At {
+            kind: object.kind(),
+            id: object.id(),
+        },
+        object.labels(),
+    );
+    let most = ("an object has", limits::LABELS, "labels");
+    if !report.within(at, "labels", labels.len(), most) {
+        return;
+    }
+    for (key, value) in labels {
+        // A wrong key may be of any length.
+        let shown: String = key.chars().take(100).collect();
+        let rules = [labels::broken_by_key(key), labels::broken_by_value(value)];
+        for rule in rules.into_iter().flatten() {
+            report.add(at, format!("labels[{shown}]"), rule);
+        }
     }
 }
 

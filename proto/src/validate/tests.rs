@@ -100,6 +100,7 @@ fn good() -> Objects {
                     ..Route::default()
                 },
             ],
+            ..RouteTable::default()
         }],
         network_acls: vec![NetworkAcl {
             id: "edge".into(),
@@ -125,6 +126,7 @@ fn good() -> Objects {
                     ..AclRule::default()
                 },
             ],
+            ..NetworkAcl::default()
         }],
         prefix_lists: vec![PrefixList {
             id: "offices".into(),

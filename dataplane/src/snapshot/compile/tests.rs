@@ -477,6 +477,7 @@ fn a_change_of_rules_is_followed_and_shares_the_rest() {
         vpc: "blue".into(),
         prefixes: vec!["198.51.100.0/24".into()],
         tenant: String::new(),
+        ..PrefixList::default()
     }));
     next.insert(Object::NetworkAcl(NetworkAcl {
         id: "acl".into(),

@@ -320,6 +320,7 @@ pub(crate) fn acl(site: &mut Site) -> anyhow::Result<Vec<Line>> {
             id: "no-a1".into(),
             vpc: "blue".into(),
             rules,
+            ..NetworkAcl::default()
         });
         if let Some(subnet) = objects
             .subnets
