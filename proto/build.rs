@@ -86,6 +86,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         "HeldBack",
         "VpcStatusReply",
         "VpcHeldBack",
+        "PortConditions",
+        "PortCondition",
     ] {
         builder = builder.message_attribute(
             format!("weft.v1.{name}"),

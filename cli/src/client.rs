@@ -63,6 +63,29 @@ pub(crate) struct Targets {
 
 impl Targets {
     pub(crate) async fn intent(&self) -> Result<IntentClient<Controllers>> {
+        self.client(self.controller.clone()).await
+    }
+
+    /// A client of each controller that answers; one at least.
+    ///
+    /// # Errors
+    /// None answers.
+    pub(crate) async fn each(&self) -> Result<Vec<IntentClient<Controllers>>> {
+        let mut clients = Vec::new();
+        let mut failure = None;
+        for address in &self.controller {
+            match self.client(vec![address.clone()]).await {
+                Ok(client) => clients.push(client),
+                Err(error) => failure = Some(error),
+            }
+        }
+        match failure {
+            Some(failure) if clients.is_empty() => Err(failure),
+            _ => Ok(clients),
+        }
+    }
+
+    async fn client(&self, addresses: Vec<String>) -> Result<IntentClient<Controllers>> {
         let files = (&self.tls_ca, &self.tls_certificate, &self.tls_key);
         let tls = match files {
             (Some(ca), Some(certificate), Some(key)) => Some(TlsFiles {
@@ -72,7 +95,7 @@ impl Targets {
             }),
             _ => None,
         };
-        let controllers = Controllers::connect(self.controller.clone(), tls).await?;
+        let controllers = Controllers::connect(addresses, tls).await?;
         Ok(IntentClient::new(controllers).max_decoding_message_size(MAX_MESSAGE))
     }
 

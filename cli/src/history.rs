@@ -159,7 +159,7 @@ fn changed(change: &ChangeRecord) -> String {
 }
 
 /// A time as RFC 3339 has it, in UTC and whole seconds.
-fn time(ms: u64) -> String {
+pub(crate) fn time(ms: u64) -> String {
     let seconds = ms / 1000;
     let (days, second) = (seconds / 86_400, seconds % 86_400);
     // Days since 0000-03-01, in eras of 400 years (H. Hinnant, "chrono-Compatible Low-Level Date Algorithms").

@@ -15,6 +15,8 @@ const MEASURED: usize = 1000;
 /// Columns of a table besides those of the kind.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Extra {
+    /// With what ports are like.
+    pub(crate) status: bool,
     /// With the labels.
     pub(crate) labels: bool,
     /// With the revisions at which objects last changed.
@@ -57,20 +59,27 @@ impl<W: Write> Printer<W> {
     pub(crate) fn print(&mut self, objects: impl Iterator<Item = (Object, u64)>) -> Result<()> {
         let kind = self.kind;
         for (object, revision) in objects.filter(|(object, _)| object.kind() == kind) {
-            match self.format {
-                Format::Table => {
-                    let labels = self.extra.labels.then(|| labels(&object));
-                    let mut cells = row(object);
-                    cells.extend(labels);
-                    if self.extra.revisions {
-                        cells.push(revision.to_string());
-                    }
-                    self.print_row(cells)?;
-                }
-                Format::Json | Format::Yaml => self.print_object(object)?,
-            }
+            self.print_one(object, revision, None)?;
         }
         Ok(())
+    }
+
+    /// Prints one object with its revision, and what it is like if the table says so.
+    pub(crate) fn print_one(
+        &mut self,
+        object: Object,
+        revision: u64,
+        status: Option<String>,
+    ) -> Result<()> {
+        if self.format != Format::Table {
+            return self.print_object(object);
+        }
+        let labels = self.extra.labels.then(|| labels(&object));
+        let mut cells = row(object);
+        cells.extend(status.filter(|_| self.extra.status));
+        cells.extend(labels);
+        cells.extend(self.extra.revisions.then(|| revision.to_string()));
+        self.print_row(cells)
     }
 
     fn print_row(&mut self, cells: Vec<String>) -> Result<()> {
@@ -87,11 +96,13 @@ impl<W: Write> Printer<W> {
 
     /// Prints the headings, and the rows that waited for them.
     fn print_first(&mut self) -> Result<()> {
+        let status = self.extra.status.then_some("STATUS");
         let labels = self.extra.labels.then_some("LABELS");
         let revision = self.extra.revisions.then_some("REVISION");
         let headings: Vec<&str> = headings(self.kind)
             .iter()
             .copied()
+            .chain(status)
             .chain(labels)
             .chain(revision)
             .collect();
@@ -168,6 +179,7 @@ mod tests {
     fn printed(format: Format, all: bool, objects: &[Object]) -> String {
         let mut out = Vec::new();
         let extra = Extra {
+            status: false,
             labels: all,
             revisions: all,
         };

@@ -16,6 +16,7 @@ mod node;
 mod objects;
 mod output;
 mod peering;
+mod ports;
 mod rules;
 mod trace;
 mod watch;
@@ -59,7 +60,7 @@ enum Command {
     Subnet(objects::Action<kinds::Subnet>),
     /// Manage ports: virtual network interfaces.
     #[command(subcommand)]
-    Port(objects::Action<kinds::Port>),
+    Port(ports::PortAction),
     /// Manage route tables.
     #[command(subcommand)]
     RouteTable(objects::Action<kinds::RouteTable>),

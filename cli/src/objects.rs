@@ -19,6 +19,7 @@ use crate::client::Targets;
 use crate::kinds::Flags;
 use crate::listing::{Extra, Printer};
 use crate::output::{Format, brief, print, show};
+use crate::ports::Conditions;
 
 /// Flags of `apply`.
 #[derive(Debug, Args)]
@@ -49,7 +50,7 @@ impl Apply {
 }
 
 /// Which objects of those that there are.
-#[derive(Debug, Default, Args)]
+#[derive(Debug, Clone, Default, Args)]
 pub(crate) struct Which {
     /// Only objects of this VPC.
     #[arg(long, default_value = "", hide_default_value = true)]
@@ -134,6 +135,7 @@ impl<F: Flags> Action<F> {
                 let extra = Extra {
                     labels: show_labels,
                     revisions,
+                    ..Extra::default()
                 };
                 let mut printer = Printer::new(F::KIND, format, extra);
                 while let Some(reply) = stream.message().await? {
@@ -219,6 +221,31 @@ pub(crate) fn read(path: &Path) -> Result<Objects> {
         std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?
     };
     serde_yaml_ng::from_str(&text).with_context(|| path.display().to_string())
+}
+
+/// Prints a table of ports with their conditions, and if so with their labels and their revisions.
+pub(crate) async fn list_ports(
+    targets: &Targets,
+    which: Which,
+    (labels, revisions): (bool, bool),
+) -> Result<()> {
+    let mut client = targets.intent().await?;
+    let mut conditions = Conditions::of(targets, &which).await?;
+    let mut stream = listing(&mut client, Kind::Port, which).await?;
+    let extra = Extra {
+        status: true,
+        labels,
+        revisions,
+    };
+    let mut printer = Printer::new(Kind::Port, Format::Table, extra);
+    while let Some(reply) = stream.message().await? {
+        let objects = explode(reply.objects.unwrap_or_default());
+        for (object, revision) in objects.zip(reply.object_revisions) {
+            let state = conditions.state(object.id()).await?;
+            printer.print_one(object, revision, Some(state))?;
+        }
+    }
+    printer.end()
 }
 
 /// Every object of a kind, part by part.

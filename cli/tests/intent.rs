@@ -101,8 +101,8 @@ async fn each_kind_is_created_by_flags_listed_shown_and_deleted() {
     let ports = scene.run("port list").await.ok();
     assert_eq!(
         ports,
-        "ID  VPC   SUBNET  MAC                ADDRESSES  GROUPS  HOST  DEVICE\n\
-         p1  blue  a       02:00:00:00:00:01  10.0.0.11  web     h1    v1\n"
+        "ID  VPC   SUBNET  MAC                ADDRESSES  GROUPS  HOST  DEVICE  STATUS\n\
+         p1  blue  a       02:00:00:00:00:01  10.0.0.11  web     h1    v1      unknown\n"
     );
     assert!(!scene.run("port list --vpc red").await.ok().contains("p1"));
     let shown = scene.run("subnet show a").await.ok();
@@ -584,4 +584,52 @@ async fn objects_are_labelled_and_selected() {
     );
     scene.run("label port b1 app").await.failed(2);
     scene.run("label prot b1 app=web").await.failed(2);
+}
+
+#[tokio::test]
+async fn ports_are_listed_with_what_they_are_like_and_waited_for() {
+    let scene = Scene::with_topology().await;
+    let words = "port create b3 --vpc blue --subnet blue-a --mac 02:00:00:00:00:03 --label app=web";
+    scene.run(words).await.ok();
+    let listed = scene.run("port list --show-labels").await.ok();
+    let ends: Vec<Vec<&str>> = listed
+        .lines()
+        .map(|line| line.split_whitespace().rev().take(2).collect())
+        .collect();
+    let expected = [
+        ["LABELS", "STATUS"],
+        ["-", "unknown"],
+        ["-", "unknown"],
+        ["app=web", "unbound"],
+    ];
+    assert_eq!(ends, expected, "{listed}");
+    let status = scene.run("port status").await.ok();
+    let lines: Vec<&str> = status.lines().collect();
+    assert_eq!(lines[0], "PORT  VPC   HOST  STATUS   SINCE  REASON");
+    let nowhere = "its host is not attached to this controller";
+    assert_eq!(
+        lines[1],
+        format!("b1    blue  h1    unknown  -      {nowhere}")
+    );
+    assert_eq!(
+        lines[3],
+        "b3    blue  -     unbound  -      it is on no host"
+    );
+    let one = scene.run("port status b3 -o json").await.ok();
+    let one: serde_json::Value = serde_json::from_str(&one).unwrap();
+    assert_eq!(one[0]["state"], "unbound");
+    let selected = scene.run("port status -l app=web --vpc blue").await.ok();
+    assert_eq!(selected.lines().count(), 2, "{selected}");
+    let missing = scene.run("port status nobody").await.failed(1);
+    assert!(missing.contains("port nobody does not exist"), "{missing}");
+    let late = scene
+        .run("port wait b1 --up --timeout 200ms")
+        .await
+        .failed(1);
+    let told = format!("weftctl: port b1 is unknown after 200ms, and not up: {nowhere}\n");
+    assert_eq!(late, told);
+    let missing = scene.run("port wait nobody --up").await.failed(1);
+    assert_eq!(missing, "weftctl: port nobody does not exist\n");
+    scene.run("port wait b1").await.failed(2);
+    scene.run("port wait b1 --up --timeout 1h").await.failed(2);
 }

@@ -11,7 +11,8 @@ use weft_proto::state::{Key, Kind, collect};
 use weft_proto::v1::{
     ApplyRequest, ChangePeeringRequest, ChangeReply, CreateRequest, DeleteRequest, GetRequest,
     HistoryReply, HistoryRequest, HostStatusReply, ListHostStatusRequest, ListReply, ListRequest,
-    ListVpcStatusRequest, UndoRequest, Violation, VpcStatusReply, WatchEvent, WatchRequest,
+    ListVpcStatusRequest, PortConditions, PortConditionsRequest, UndoRequest, Violation,
+    VpcStatusReply, WatchEvent, WatchRequest,
 };
 
 use crate::caller::{AUDIT, Caller};
@@ -21,6 +22,7 @@ use crate::intent::{ChangeError, Intent, Outcome};
 use crate::listing::Listing;
 use crate::pages::Pages;
 use crate::peering::PeeringError;
+use crate::port_watch::PortWatch;
 use crate::store::StoreError;
 use crate::version::Version;
 use crate::watch::Watched;
@@ -70,6 +72,24 @@ impl Api {
             tracing::debug!(%error, "answers may be old");
         }
         self.intent.current()
+    }
+
+    /// The conditions of ports, and if they are watched their changes.
+    async fn port_conditions(
+        &self,
+        request: Request<PortConditionsRequest>,
+        is_watch: bool,
+    ) -> Result<Response<ReceiverStream<Result<PortConditions, Status>>>, Status> {
+        let caller = allowed(&request, Role::Read)?;
+        let request = request.into_inner();
+        let filter = Filter::new(Kind::Port.name(), request.port, request.vpc)
+            .map_err(|error| Status::invalid_argument(error.to_string()))?
+            .selecting(&request.label_selector, &request.field_selector)
+            .map_err(|error| Status::invalid_argument(error.to_string()))?;
+        let from = is_watch.then_some(request.from_revision);
+        let ports = &self.hosts.ports;
+        let conditions = PortWatch::start(&self.watched, ports, (caller, filter), from);
+        Ok(Response::new(conditions.await?))
     }
 
     /// Runs a change where blocking on the disk is allowed.
@@ -218,6 +238,24 @@ impl intent_server::Intent for Api {
             .map_err(|error| Status::invalid_argument(error.to_string()))?;
         let events = self.watched.start(caller, filter, request.from_revision);
         Ok(Response::new(events.await?))
+    }
+
+    type ListPortConditionsStream = ReceiverStream<Result<PortConditions, Status>>;
+
+    async fn list_port_conditions(
+        &self,
+        request: Request<PortConditionsRequest>,
+    ) -> Result<Response<Self::ListPortConditionsStream>, Status> {
+        self.port_conditions(request, false).await
+    }
+
+    type WatchPortConditionsStream = ReceiverStream<Result<PortConditions, Status>>;
+
+    async fn watch_port_conditions(
+        &self,
+        request: Request<PortConditionsRequest>,
+    ) -> Result<Response<Self::WatchPortConditionsStream>, Status> {
+        self.port_conditions(request, true).await
     }
 
     async fn list_host_status(

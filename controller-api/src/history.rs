@@ -89,6 +89,14 @@ impl Filter {
         self.vpc.is_empty() || form.is_in(&self.vpc)
     }
 
+    /// Whether a caller asks for an object as it was, and may read it; whichever key it has.
+    pub(crate) fn is_told(&self, caller: &Caller, form: &Form) -> bool {
+        let object = form.object();
+        self.has(form)
+            && caller.may_with(Role::Read, form)
+            && (self.selector.is_all() || object.is_some_and(|it| self.selects(caller, it)))
+    }
+
     /// What a caller asks for of an object's change and may read: how it was and how it is. None: nothing that it would notice.
     pub(crate) fn told<'e>(
         &self,
@@ -98,12 +106,7 @@ impl Filter {
         if !self.has_key(&edit.key) {
             return None;
         }
-        let is_told = |form: &&Form| {
-            let object = form.object();
-            self.has(form)
-                && caller.may_with(Role::Read, form)
-                && (self.selector.is_all() || object.is_some_and(|it| self.selects(caller, it)))
-        };
+        let is_told = |form: &&Form| self.is_told(caller, form);
         let [before, after] = [&edit.before, &edit.after].map(|form| form.as_ref().filter(is_told));
         match (before, after) {
             (None, None) => None,

@@ -8,6 +8,8 @@
 //!            ├─────> hosts ──> node ──> compile   (each attached host gets the newest version, and what it asks for: learning)
 //!            ├─────> moves               (the old host of a moved port stops forwarding after a while)
 //!            ├─────> history, watch      (what changed when, by whom; to those who follow)
+//!            ├─────> listing, selector   (what there is, page by page, by labels and fields)
+//!            ├─────> ports, port_watch   (whether packets pass each port, as its host says)
 //!            └─────> peering             (a peering is frozen or active once all hosts know)
 //! cluster ──> intent, store::etcd, hosts (several controllers: one writes, the others follow what it stores)
 //! ```
@@ -34,6 +36,8 @@ pub mod moves;
 pub mod node;
 mod pages;
 pub mod peering;
+mod port_watch;
+mod ports;
 mod selector;
 pub mod server;
 pub mod store;

@@ -48,6 +48,7 @@ pub async fn serve_shared(
     let cluster = membership.map(|it| Cluster::join(it, &intent, &hosts));
     let (stopping, watched) = watch::channel(false);
     let moves = crate::moves::end_in_time(Arc::clone(&intent), move_grace);
+    let ports = crate::ports::follow(Arc::clone(&intent), Arc::clone(&hosts.ports));
     let peerings = crate::peering::finish(Arc::clone(&intent), Arc::clone(&hosts));
     let control = Control {
         intent: intent.clone(),
@@ -84,6 +85,7 @@ pub async fn serve_shared(
         result = served => result,
         () = moves => Ok(()),
         () = peerings => Ok(()),
+        () = ports => Ok(()),
         () = async {
             // The sender lives in the other branch and outlasts this one.
             let _ = drained.wait_for(|stopping| *stopping).await;

@@ -35,19 +35,19 @@ const WATCHES: (usize, usize) = (100, 4000);
 const CHUNK: usize = 500;
 
 /// Messages that wait for a caller.
-const WAITING: usize = 16;
+pub(crate) const WAITING: usize = 16;
 
 /// How long a caller may take no message before its watch ends.
-const SLOW: Duration = Duration::from_secs(10);
+pub(crate) const SLOW: Duration = Duration::from_secs(10);
 
 /// How long a caller may take for the objects that there are at the start: they are kept as they were meanwhile.
 const START: Duration = Duration::from_secs(300);
 
 /// When nothing else is sent, the revision is, so often.
-const IDLE: Duration = Duration::from_secs(15);
+pub(crate) const IDLE: Duration = Duration::from_secs(15);
 
 /// How long a watch lets changes gather before it looks again.
-const GATHER: Duration = Duration::from_millis(5);
+pub(crate) const GATHER: Duration = Duration::from_millis(5);
 
 /// Changes that are looked at at a time.
 const STEP: usize = 64;
@@ -153,13 +153,13 @@ pub(crate) struct Watches(Mutex<HashMap<String, usize>>);
 
 /// The right to one watch.
 #[derive(Debug)]
-struct Slot {
+pub(crate) struct Slot {
     watches: Arc<Watches>,
     caller: String,
 }
 
 impl Watches {
-    fn open(self: &Arc<Self>, caller: &str) -> Result<Slot, Status> {
+    pub(crate) fn open(self: &Arc<Self>, caller: &str) -> Result<Slot, Status> {
         let mut open = self.lock();
         let own = open.get(caller).copied().unwrap_or_default();
         if own >= WATCHES.0 {
@@ -208,7 +208,7 @@ pub(crate) struct Watched {
 }
 
 /// Why a watch ends.
-enum End {
+pub(crate) enum End {
     /// The caller is gone.
     Gone,
     Told(Status),

@@ -273,6 +273,54 @@ fn a_device_that_is_made_again_comes_back_by_itself() {
     });
 }
 
+/// A port's state and why it is so, as the controller tells.
+fn condition(site: &Site, port: &str) -> (String, String) {
+    let told = site.ctl(&["port", "status", port, "-o", "json"]);
+    let told: serde_json::Value =
+        serde_json::from_str(&told.unwrap_or_default()).unwrap_or_default();
+    let field = |name: &str| told[0][name].as_str().unwrap_or_default().to_owned();
+    (field("state"), field("reason"))
+}
+
+#[test]
+fn the_controller_tells_whether_packets_pass_a_port_and_why_not() {
+    let mut site = site();
+    explained(&mut site, |site| {
+        let (host, guest) = (
+            site.hosts["h1"].namespace.clone(),
+            workload(site, "blue-1").clone(),
+        );
+        let wait = |site: &Site, state: &str| {
+            site.ctl(&["port", "wait", "blue-1", state, "--timeout", "10s"])
+        };
+        wait(site, "--up")?;
+        host.ip("link set p-blue-1 down")?;
+        wait(site, "--down")?;
+        let told = condition(site, "blue-1");
+        assert_eq!(told.1, "interface p-blue-1 is down");
+        host.ip("link set p-blue-1 up")?;
+        wait(site, "--up")?;
+        guest.ip("link set eth0 down")?;
+        wait(site, "--down")?;
+        let (_, reason) = condition(site, "blue-1");
+        assert!(reason.contains("has no carrier"), "{reason}");
+        guest.ip("link set eth0 up")?;
+        wait(site, "--up")?;
+        // The others were up all the while, and a controller that restarts is told so.
+        kill_controller(site)?;
+        site.start_controller()?;
+        wait(site, "--up")?;
+        assert_eq!(condition(site, "red-2").0, "up");
+        kill_daemon(site, "h1")?;
+        wait_until("its host is gone", SOON * 3, || {
+            condition(site, "blue-1").0 == "unknown"
+        })?;
+        assert_eq!(condition(site, "blue-2").0, "up");
+        site.start_daemon("h1")?;
+        wait(site, "--up").map(drop)
+    });
+}
+
 #[test]
 fn sigterm_ends_cleanly_and_leaves_uplinks_as_they_were_and_ports_closed() {
     let mut site = site();

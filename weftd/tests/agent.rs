@@ -123,6 +123,7 @@ impl Peer {
 struct Service {
     peers: mpsc::Sender<Peer>,
     protocol: u32,
+    capabilities: Vec<String>,
 }
 
 #[tonic::async_trait]
@@ -137,6 +138,7 @@ impl HostControl for Service {
         let (outbound, receiver) = mpsc::channel(8);
         let peers = self.peers.clone();
         let protocol = self.protocol;
+        let capabilities = self.capabilities.clone();
         tokio::spawn(async move {
             let Some(from_host::Message::Hello(hello)) =
                 inbound.message().await.unwrap().unwrap().message
@@ -151,7 +153,7 @@ impl HostControl for Service {
             let welcome = to_host::Message::Welcome(Welcome {
                 session: SESSION,
                 protocol,
-                capabilities: vec![],
+                capabilities,
             });
             peer.send(welcome).await;
             let _ = peers.send(peer).await;
@@ -168,11 +170,12 @@ struct Server {
 
 impl Server {
     async fn start(address: &str) -> Self {
-        Self::speaking(address, 1).await
+        Self::speaking(address, 1, &[]).await
     }
 
-    /// Of another version of the protocol.
-    async fn speaking(address: &str, protocol: u32) -> Self {
+    /// Of another version of the protocol, or with capabilities.
+    async fn speaking(address: &str, protocol: u32, capabilities: &[&str]) -> Self {
+        let capabilities = capabilities.iter().map(|it| (*it).to_owned()).collect();
         let (sender, peers) = mpsc::channel(8);
         let listener = Listener::bind(address).await.unwrap();
         let (stop, stopped) = oneshot::channel();
@@ -180,6 +183,7 @@ impl Server {
             let service = HostControlServer::new(Service {
                 peers: sender,
                 protocol,
+                capabilities,
             });
             let router = transport::server().add_service(service);
             transport::serve(router, listener, None, async { drop(stopped.await) })
@@ -491,7 +495,7 @@ async fn a_controller_that_begins_behind_the_host_is_obeyed() {
 #[tokio::test]
 async fn a_controller_that_breaks_the_protocol_is_left_and_a_good_one_taken() {
     let scene = Scene::new();
-    let mut server = Server::speaking(&scene.address(), 9).await;
+    let mut server = Server::speaking(&scene.address(), 9, &[]).await;
     let agent = scene.agent().await;
     // Twice: it comes again, and does not take what it does not speak for attached.
     drop(server.peer().await);
@@ -626,6 +630,56 @@ async fn events_carry_the_session() {
         }
         other => panic!("{other:?}"),
     }
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn a_controller_that_takes_it_is_told_of_ports_and_of_what_changes() {
+    let scene = Scene::new();
+    let mut server = Server::speaking(&scene.address(), 1, &["port_reports"]).await;
+    let agent = scene.agent().await;
+    let set = |ports: &[(&str, &str)]| {
+        let condition = |reason: &str| match reason {
+            "" => Ok(()),
+            reason => Err(reason.to_owned()),
+        };
+        let ports: Vec<_> = ports
+            .iter()
+            .map(|(port, reason)| ((*port).to_owned(), condition(reason)))
+            .collect();
+        agent.set_ports(ports.into_iter());
+    };
+    let mut peer = server.peer().await;
+    let told = async |peer: &mut Peer| match peer.receive().await {
+        from_host::Message::Ports(reports) => {
+            assert_eq!(reports.session, SESSION);
+            let ports = reports.ports.into_iter();
+            let ports: Vec<_> = ports.map(|it| (it.port, it.up, it.reason)).collect();
+            (reports.whole, ports, reports.gone)
+        }
+        other => panic!("{other:?}"),
+    };
+    let up = |port: &str| (port.to_owned(), true, String::new());
+    let down = |port: &str| (port.to_owned(), false, "is down".to_owned());
+    assert_eq!(told(&mut peer).await, (true, vec![], vec![]));
+    set(&[("a", ""), ("b", "is down")]);
+    let first = (false, vec![up("a"), down("b")], vec![]);
+    assert_eq!(told(&mut peer).await, first);
+    set(&[("b", "")]);
+    let next = (false, vec![up("b")], vec!["a".to_owned()]);
+    assert_eq!(told(&mut peer).await, next);
+    drop(peer);
+    let mut peer = server.peer().await;
+    assert_eq!(told(&mut peer).await, (true, vec![up("b")], vec![]));
+    drop(peer);
+    server.stop().await;
+    // One that does not take it is told of none.
+    let mut server = Server::start(&scene.address()).await;
+    let mut peer = server.peer().await;
+    set(&[("b", "is down")]);
+    agent.report(Event::default());
+    let first = peer.receive().await;
+    assert!(matches!(first, from_host::Message::Event(_)), "{first:?}");
     agent.stop().await;
 }
 

@@ -20,6 +20,7 @@ pub(crate) use service::Control;
 use crate::intent::Intent;
 use crate::interest::Interest;
 use crate::node::{Capabilities, NodeState};
+use crate::ports::Ports;
 use crate::version::Version;
 
 /// A state of a host, as sent to it or in force there.
@@ -92,6 +93,8 @@ pub struct Hosts {
     /// What other controllers say of the hosts that are attached to them.
     others: Mutex<HashMap<String, HostStatus>>,
     interest: Arc<Interest>,
+    /// What hosts say of their ports.
+    pub(crate) ports: Arc<Ports>,
     /// Who may compile: as many as there are cores, so that the threads that answer are not starved when all hosts come at once.
     compiling: Semaphore,
     /// Who may have a large state on its way.
@@ -108,6 +111,7 @@ impl Hosts {
             entries: Mutex::default(),
             others: Mutex::default(),
             interest: Arc::clone(intent.interest()),
+            ports: Arc::default(),
             compiling: Semaphore::new(std::thread::available_parallelism().map_or(1, usize::from)),
             sending: Arc::new(Semaphore::new(LARGE_STATES)),
         }
@@ -219,6 +223,7 @@ impl Hosts {
         entry.limits = hello.limits;
         entry.set_held_back(&hello.host, hello.held_back.clone());
         // In the order in which sessions take each other's place.
+        self.ports.enter(&hello.host, session);
         let learns = Capabilities::of(&hello.capabilities).learns;
         let waker = self.interest.waker(&hello.host, learns);
         (taken, waker, entry.acknowledged.clone())
@@ -227,6 +232,7 @@ impl Hosts {
     /// Ends a session, unless a newer one has taken its place.
     fn detach(&self, host: &str, session: u64) {
         self.update(host, session, |entry| entry.lease = None);
+        self.ports.leave(host, session);
     }
 
     /// Notes that a session looks at the newest version, and how far the host was before it.

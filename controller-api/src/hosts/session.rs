@@ -286,6 +286,15 @@ impl Session {
             }
             // What this session has to know of it was in its Hello.
             Some(from_host::Message::Learn(_)) => Ok(()),
+            Some(from_host::Message::Ports(reports)) => {
+                if reports.session == self.id {
+                    let version = intent.current();
+                    self.hosts
+                        .ports
+                        .hear(&version, &self.host, self.id, reports);
+                }
+                Ok(())
+            }
             Some(from_host::Message::Event(event)) => {
                 let object = event.object.unwrap_or_default();
                 tracing::debug!(

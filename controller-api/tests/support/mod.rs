@@ -28,8 +28,8 @@ use weft_process::tls::{ServerTls, TlsFiles};
 use weft_process::transport::{Listener, connect};
 use weft_proto::state::State;
 use weft_proto::v1::{
-    Ack, FromHost, HeldBack, Hello, ListReply, ListRequest, ObjectKey, Objects, Refusal, ToHost,
-    Violation, from_host, to_host,
+    Ack, FromHost, HeldBack, Hello, ListReply, ListRequest, ObjectKey, Objects, PortReport,
+    PortReports, Refusal, ToHost, Violation, from_host, to_host,
 };
 
 /// For how long a port that moved is sent on.
@@ -300,6 +300,23 @@ impl FakeHost {
         let message = self.take().await;
         self.acknowledge(self.session, self.revision).await;
         message
+    }
+
+    /// Says of ports that they are up, or why they are not.
+    pub async fn tell_ports(&self, whole: bool, ports: &[(&str, &str)]) {
+        let report = |(port, reason): &(&str, &str)| PortReport {
+            port: (*port).into(),
+            up: reason.is_empty(),
+            reason: (*reason).into(),
+            since_ms: 7,
+        };
+        let reports = from_host::Message::Ports(PortReports {
+            session: self.session,
+            whole,
+            ports: ports.iter().map(report).collect(),
+            gone: Vec::new(),
+        });
+        send(&self.sender, reports).await;
     }
 
     pub async fn refuse(&self, revision: u64) {

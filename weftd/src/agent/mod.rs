@@ -14,6 +14,7 @@ mod active;
 mod file;
 mod hold_back;
 mod persist;
+mod ports;
 mod run;
 mod stream;
 #[cfg(test)]
@@ -30,6 +31,7 @@ use weft_proto::v1::{Event, HeldBack, HostLimits, Learn, Violation};
 use weft_proto::validate::describe;
 
 use active::ActiveState;
+use ports::Reports;
 
 /// What brings a state into effect.
 pub trait Apply: Send + Sync + 'static {
@@ -170,6 +172,7 @@ pub struct AgentHandle {
     force: Arc<ActiveState>,
     events: mpsc::Sender<Event>,
     wishes: mpsc::Sender<Learn>,
+    ports: watch::Sender<Reports>,
     stopping: watch::Sender<bool>,
     file: Option<Mutex<PathBuf>>,
     task: Option<JoinHandle<()>>,
@@ -193,6 +196,7 @@ pub async fn start<A: Apply>(
     let (events, queue) = mpsc::channel(EVENTS);
     let (wishes, wished) = mpsc::channel(WISHES);
     let (stopping, watched) = watch::channel(false);
+    let ports = watch::Sender::new(Reports::default());
     match config.source {
         Source::File(path) => {
             let force = Arc::new(ActiveState::new(
@@ -205,6 +209,7 @@ pub async fn start<A: Apply>(
                 force,
                 events,
                 wishes,
+                ports,
                 stopping,
                 file: Some(Mutex::new(path)),
                 task: None,
@@ -239,11 +244,13 @@ pub async fn start<A: Apply>(
                 capabilities: config.capabilities,
                 events: queue,
                 wishes: wished,
+                ports: ports.subscribe(),
             };
             Ok(AgentHandle {
                 force,
                 events,
                 wishes,
+                ports,
                 stopping,
                 file: None,
                 task: Some(tokio::spawn(runner.run(watched))),
@@ -289,6 +296,11 @@ impl AgentHandle {
             // Droppable as said.
             let _ = self.wishes.try_send(learn);
         }
+    }
+
+    /// Says what the host's ports are like: each by id, with the reason why no packets pass it if none do. The controller is told what changes.
+    pub fn set_ports(&self, ports: impl Iterator<Item = (String, Result<(), String>)>) {
+        ports::set(&self.ports, ports);
     }
 
     /// Leaves the controller. What is in effect stays so.

@@ -10,6 +10,7 @@ use weft_proto::v1::{Event, Learn};
 use super::Connection;
 use super::active::ActiveState;
 use super::persist::Keeper;
+use super::ports::Reports;
 use super::stream::{Attachment, Start};
 
 const FIRST_DELAY: Duration = Duration::from_millis(100);
@@ -42,6 +43,7 @@ pub(super) struct Runner {
     pub(super) capabilities: Vec<String>,
     pub(super) events: mpsc::Receiver<Event>,
     pub(super) wishes: mpsc::Receiver<Learn>,
+    pub(super) ports: watch::Receiver<Reports>,
 }
 
 impl Runner {
@@ -74,6 +76,7 @@ impl Runner {
                 capabilities: &self.capabilities,
                 events: &mut self.events,
                 wishes: &mut self.wishes,
+                ports: self.ports.clone(),
                 taken: false,
             };
             let end = tokio::select! {

@@ -3,21 +3,22 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Status, Streaming};
 use weft_process::services::host_control_client::HostControlClient;
 use weft_process::tls::TlsFiles;
 use weft_process::transport::{MAX_MESSAGE, TransportError, connect};
-use weft_proto::HOST_PROTOCOL;
 use weft_proto::state::{Kind, Object, State};
 use weft_proto::v1::{
-    Ack, Event, FromHost, Hello, Learn, Refusal, ToHost, Violation, VpcAddresses, from_host,
-    to_host,
+    Ack, Event, FromHost, Hello, Learn, Refusal, ToHost, Violation, VpcAddresses, Welcome,
+    from_host, to_host,
 };
+use weft_proto::{HOST_PROTOCOL, PORT_REPORTS};
 
 use super::active::{ActiveState, whole};
 use super::persist::Keeper;
+use super::ports::{self, Reports};
 use super::{Connection, InForce};
 
 /// How long the controller may take to answer the call and to say Welcome.
@@ -73,13 +74,14 @@ pub(super) struct Attachment<'a> {
     pub(super) capabilities: &'a [String],
     pub(super) events: &'a mut mpsc::Receiver<Event>,
     pub(super) wishes: &'a mut mpsc::Receiver<Learn>,
+    pub(super) ports: watch::Receiver<Reports>,
     /// Whether a state of this attachment came into force.
     pub(super) taken: bool,
 }
 
 impl Attachment<'_> {
     pub(super) async fn run(mut self, start: Start) -> End {
-        let (sender, mut inbound, session) = match self.open(start).await {
+        let (sender, mut inbound, welcome) = match self.open(start).await {
             Ok(opened) => opened,
             Err(reason) => {
                 return End {
@@ -90,8 +92,9 @@ impl Attachment<'_> {
             }
         };
         self.force.set_connection(Connection::Connected);
+        let session = welcome.session;
         tracing::info!(session, "attached to the controller");
-        let Err(reason) = self.follow(&sender, &mut inbound, session).await;
+        let Err(reason) = self.follow(&sender, &mut inbound, &welcome).await;
         End {
             next: match reason {
                 Reason::Delta => Start::Afresh,
@@ -105,7 +108,7 @@ impl Attachment<'_> {
     async fn open(
         &self,
         start: Start,
-    ) -> Result<(mpsc::Sender<FromHost>, Streaming<ToHost>, u64), Reason> {
+    ) -> Result<(mpsc::Sender<FromHost>, Streaming<ToHost>, Welcome), Reason> {
         let channel = connect(self.address, self.tls).await?;
         let (sender, receiver) = mpsc::channel(16);
         let in_force = self.force.status().in_force;
@@ -130,7 +133,7 @@ impl Attachment<'_> {
         match in_time(inbound.message()).await?? {
             Some(ToHost {
                 message: Some(to_host::Message::Welcome(welcome)),
-            }) if welcome.protocol == HOST_PROTOCOL => Ok((sender, inbound, welcome.session)),
+            }) if welcome.protocol == HOST_PROTOCOL => Ok((sender, inbound, welcome)),
             Some(ToHost {
                 message: Some(to_host::Message::Welcome(welcome)),
             }) => Err(Reason::Protocol(welcome.protocol)),
@@ -143,8 +146,15 @@ impl Attachment<'_> {
         &mut self,
         sender: &mpsc::Sender<FromHost>,
         inbound: &mut Streaming<ToHost>,
-        session: u64,
+        welcome: &Welcome,
     ) -> Result<std::convert::Infallible, Reason> {
+        let session = welcome.session;
+        let tells_ports = welcome.capabilities.iter().any(|it| it == PORT_REPORTS);
+        let mut told = self.ports.borrow_and_update().clone();
+        if tells_ports {
+            let all = ports::all(session, &told);
+            say(sender, from_host::Message::Ports(all)).await?;
+        }
         loop {
             tokio::select! {
                 message = inbound.message() => {
@@ -159,6 +169,13 @@ impl Attachment<'_> {
                 Some(learn) = self.wishes.recv() => {
                     let learn = Learn { session, ..learn };
                     say(sender, from_host::Message::Learn(learn)).await?;
+                }
+                // The daemon's end may have gone before.
+                Ok(()) = self.ports.changed(), if tells_ports => {
+                    let now = self.ports.borrow_and_update().clone();
+                    let reports = ports::difference(session, &told, &now);
+                    told = now;
+                    say(sender, from_host::Message::Ports(reports)).await?;
                 }
             }
         }

@@ -39,6 +39,35 @@ pub struct PortDevice {
     pub up: bool,
 }
 
+impl PortDevice {
+    /// Whether packets pass by now, or why they do not. Asks the kernel.
+    ///
+    /// # Errors
+    /// The reason, for reading.
+    pub fn condition(&self) -> Result<(), String> {
+        let is_of_kernel = self.spec.kind != "vhost-user";
+        if !self.up {
+            let reason = match is_of_kernel {
+                true => "our XDP program was detached from its interface",
+                false => "no guest is connected to its socket",
+            };
+            return Err(reason.to_owned());
+        }
+        if !is_of_kernel {
+            return Ok(());
+        }
+        let name = &self.spec.name;
+        match Interface::lookup(name) {
+            Ok(found) if !found.up => Err(format!("interface {name} is down")),
+            Ok(found) if !found.running => Err(format!(
+                "interface {name} has no carrier: its other end is down, or nobody has it"
+            )),
+            Ok(_) => Ok(()),
+            Err(error) => Err(error.to_string()),
+        }
+    }
+}
+
 /// An uplink, with or without its device.
 #[derive(Debug)]
 pub struct UplinkDevice {
@@ -240,6 +269,18 @@ pub struct Devices {
 }
 
 impl Devices {
+    /// Whether packets pass a port that should be open, or why they do not.
+    ///
+    /// # Errors
+    /// The reason, for reading.
+    pub fn condition(&self, index: u16) -> Result<(), String> {
+        match (self.ports.get(&index), self.closed.get(&index)) {
+            (Some(open), _) => open.condition(),
+            (None, Some(reason)) => Err(reason.clone()),
+            (None, None) => Err("its device is not open yet".to_owned()),
+        }
+    }
+
     /// Opens the uplinks, to be read when the first state has opened its ports.
     ///
     /// # Errors

@@ -404,6 +404,18 @@ impl Host {
         (names(up), names(down))
     }
 
+    /// Whether packets pass each port that should be open, by id, or why they do not.
+    pub fn port_conditions(&self) -> Vec<(String, Result<(), String>)> {
+        let inner = self.inner();
+        let snapshot = inner.workers.common().snapshot.load();
+        let ports = inner.wanted.keys();
+        let ports = ports.filter_map(|index| {
+            let id = snapshot.port(*index)?.id.clone();
+            Some((id, inner.devices.condition(*index)))
+        });
+        ports.collect()
+    }
+
     /// Compiles a state and has the workers judge by it. `revision`: it is a new one.
     fn put_in_force(
         &self,

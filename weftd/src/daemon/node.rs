@@ -129,6 +129,8 @@ impl Node for NodeService {
         let port = |(index, port): (u16, &weft_dataplane::snapshot::Port)| {
             let open = inner.devices.ports.get(&index);
             let what = open.map(|open| open.device.describe());
+            let condition = inner.devices.condition(index);
+            let has_device = port.device.is_some();
             v1::PortStatus {
                 port: port.id.clone(),
                 device: port
@@ -136,15 +138,10 @@ impl Node for NodeService {
                     .as_ref()
                     .map(|device| device.name.clone())
                     .unwrap_or_default(),
-                up: open.is_some_and(|open| open.up),
+                up: condition.is_ok(),
                 zero_copy: what.as_ref().is_some_and(|what| what.zero_copy),
                 mode: what.map(|what| what.mode).unwrap_or_default(),
-                reason: inner
-                    .devices
-                    .closed
-                    .get(&index)
-                    .cloned()
-                    .unwrap_or_default(),
+                reason: condition.err().filter(|_| has_device).unwrap_or_default(),
             }
         };
         let ports = (0u16..)

@@ -212,10 +212,15 @@ async fn settle_devices(
     supervisor: &mut Supervisor,
 ) -> anyhow::Result<()> {
     let host = Arc::clone(host);
-    let look = move || (host.settle_devices(), host.inner().workers.all_move());
-    let ((up, down), all_move) = tokio::task::spawn_blocking(look).await?;
+    let look = move || {
+        let (up, down) = host.settle_devices();
+        let all_move = host.inner().workers.all_move();
+        (up, down, host.port_conditions(), all_move)
+    };
+    let (up, down, conditions, all_move) = tokio::task::spawn_blocking(look).await?;
     report(agent, "port_up", up);
     report(agent, "port_down", down);
+    agent.set_ports(conditions.into_iter());
     // A worker that stays stuck is for the service manager to cure, by a restart.
     if all_move {
         supervisor.well();
