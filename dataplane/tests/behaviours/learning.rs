@@ -34,7 +34,9 @@ fn known(fabric: &Fabric, host: &str) -> usize {
 
 fn waiting(fabric: &Fabric) -> usize {
     let workers = fabric.hosts.values().map(|host| &host.pipeline);
-    workers.map(|worker| worker.waiting()).sum()
+    workers
+        .map(weft_dataplane::pipeline::Pipeline::waiting)
+        .sum()
 }
 
 #[test]

@@ -39,10 +39,6 @@ struct Waiting {
 
 /// What waits.
 #[derive(Debug, Clone, Copy)]
-#[expect(
-    clippy::large_enum_variant,
-    reason = "nearly all that wait are IP packets"
-)]
 pub(in crate::pipeline) enum What {
     /// An IP packet.
     Ip(Entry),
