@@ -4,12 +4,11 @@
 
 mod support;
 
-use support::authority::Authority;
+use support::certified::Certified;
 use support::{Controller, FakeHost, key, topology, until, yaml};
 use tonic::Code;
 use tonic::transport::Channel;
 use weft_process::services::intent_client::IntentClient;
-use weft_process::transport::connect;
 use weft_proto::v1::{
     ApplyRequest, DeleteRequest, HeldBack, Hello, HostLimits, HostStatus, ListHostStatusRequest,
     ListVpcStatusRequest, Objects, Violation,
@@ -237,19 +236,9 @@ security_groups: [{id: web, vpc: blue, rules: [{direction: egress}]}]
 
 #[tokio::test]
 async fn a_tenant_learns_that_a_host_is_full_and_nothing_of_whom_it_is_full() {
-    let directory = tempfile::tempdir().unwrap();
-    let authority = Authority::new(directory.path(), "ours");
-    let server = authority.certify("server", &[]);
-    let controller = Controller::start_with(directory.path(), "127.0.0.1:0", Some(server)).await;
-    let address = controller
-        .address
-        .replace("http://127.0.0.1", "https://localhost");
-    let channel = async |name: &str, uri: &str| {
-        let files = authority.certify(name, &[uri]);
-        connect(&address, Some(&files)).await.unwrap()
-    };
-    let mut operator = IntentClient::new(channel("operator", "weft://role/admin").await);
-    let mut ann = IntentClient::new(channel("ann", "weft://tenant/ann/operate").await);
+    let certified = Certified::start().await;
+    let mut operator = certified.client("operator", "weft://role/admin").await;
+    let mut ann = certified.client("ann", "weft://tenant/ann/operate").await;
     let base = r#"
 hosts:
   - {id: h1, vteps: [192.0.2.1]}
@@ -268,7 +257,7 @@ ports:
         vpcs: 1,
         ..HostLimits::default()
     };
-    let gateway = channel("gw", "weft://host/gw").await;
+    let gateway = certified.channel("gw", "weft://host/gw").await;
     let mut gateway = FakeHost::attach_over(gateway, hello("gw", limits)).await;
     gateway.take_and_acknowledge().await;
     let nat = "nat_gateways: [{id: ann/nat, vpc: blue, external_network: inet, addresses: [203.0.113.7]}]";
@@ -294,7 +283,8 @@ ports:
         held_back: vec![held("blue"), held("green")],
         ..hello("gw", limits)
     };
-    let _gateway = FakeHost::attach_over(channel("gw2", "weft://host/gw").await, hello).await;
+    let _gateway =
+        FakeHost::attach_over(certified.channel("gw2", "weft://host/gw").await, hello).await;
     let all = until(
         || async {
             let mut operator = operator.clone();
@@ -312,5 +302,5 @@ ports:
     assert_eq!(own.len(), 1);
     assert_eq!((&*own[0].vpc, &*own[0].host), ("blue", ""));
     assert!(!format!("{own:?}").contains("77"), "{own:?}");
-    controller.stop().await;
+    certified.controller.stop().await;
 }

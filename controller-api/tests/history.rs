@@ -4,12 +4,11 @@
 
 mod support;
 
-use support::authority::Authority;
+use support::certified::Certified;
 use support::{Controller, key, topology, yaml};
 use tonic::transport::Channel;
 use tonic::{Code, Status};
 use weft_process::services::intent_client::IntentClient;
-use weft_process::transport::connect;
 use weft_proto::state::explode;
 use weft_proto::v1::{
     ApplyRequest, ChangeRecord, DeleteRequest, GetRequest, HistoryReply, HistoryRequest,
@@ -300,21 +299,11 @@ external_networks: [{id: inet, prefixes: [203.0.113.0/24], gateways: [203.0.113.
 
 #[tokio::test]
 async fn a_tenant_is_told_and_undoes_what_is_its_own() {
-    let directory = tempfile::tempdir().unwrap();
-    let authority = Authority::new(directory.path(), "ours");
-    let server = authority.certify("server", &[]);
-    let controller = Controller::start_with(directory.path(), "127.0.0.1:0", Some(server)).await;
-    let address = controller
-        .address
-        .replace("http://127.0.0.1", "https://localhost");
-    let client = async |name: &str, uri: &str| {
-        let files = authority.certify(name, &[uri]);
-        IntentClient::new(connect(&address, Some(&files)).await.unwrap())
-    };
-    let mut operator = client("operator", "weft://role/admin").await;
-    let mut ann = client("ann", "weft://tenant/ann/operate").await;
-    let mut reader = client("reader", "weft://tenant/ann/read").await;
-    let mut ben = client("ben", "weft://tenant/ben/operate").await;
+    let certified = Certified::start().await;
+    let mut operator = certified.client("operator", "weft://role/admin").await;
+    let mut ann = certified.client("ann", "weft://tenant/ann/operate").await;
+    let mut reader = certified.client("reader", "weft://tenant/ann/read").await;
+    let mut ben = certified.client("ben", "weft://tenant/ben/operate").await;
     let base = applied(&mut operator, BASE).await;
     let own = applied(&mut ann, "security_groups: [{id: ann/web, vpc: blue}]").await;
     let green = applied(&mut ben, "security_groups: [{id: ben/web, vpc: green}]").await;
@@ -366,5 +355,5 @@ async fn a_tenant_is_told_and_undoes_what_is_its_own() {
     let bens = history(&mut ben, of_blue.clone()).await.changes;
     assert_eq!(bens.len(), 1, "{bens:?}");
     assert_eq!(history(&mut ann, of_blue).await.changes.len(), 5);
-    controller.stop().await;
+    certified.controller.stop().await;
 }

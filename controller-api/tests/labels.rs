@@ -4,12 +4,11 @@
 
 mod support;
 
-use support::authority::Authority;
+use support::certified::Certified;
 use support::{Controller, FakeHost, key, until, within, yaml};
 use tonic::transport::Channel;
 use tonic::{Code, Status};
 use weft_process::services::intent_client::IntentClient;
-use weft_process::transport::connect;
 use weft_proto::state::{Kind, explode};
 use weft_proto::v1::{
     ApplyRequest, HistoryRequest, ListHostStatusRequest, ListReply, ListRequest, Objects,
@@ -310,20 +309,10 @@ async fn what_is_no_label_is_refused_by_object_field_and_rule() {
 
 #[tokio::test]
 async fn a_tenant_labels_its_own_and_finds_nothing_by_what_it_is_not_shown() {
-    let directory = tempfile::tempdir().unwrap();
-    let authority = Authority::new(directory.path(), "ours");
-    let server = authority.certify("server", &[]);
-    let controller = Controller::start_with(directory.path(), "127.0.0.1:0", Some(server)).await;
-    let address = controller
-        .address
-        .replace("http://127.0.0.1", "https://localhost");
-    let client = async |name: &str, uri: &str| {
-        let files = authority.certify(name, &[uri]);
-        IntentClient::new(connect(&address, Some(&files)).await.unwrap())
-    };
-    let mut operator = client("operator", "weft://role/admin").await;
-    let mut ann = client("ann", "weft://tenant/ann/operate").await;
-    let mut ben = client("ben", "weft://tenant/ben/operate").await;
+    let certified = Certified::start().await;
+    let mut operator = certified.client("operator", "weft://role/admin").await;
+    let mut ann = certified.client("ann", "weft://tenant/ann/operate").await;
+    let mut ben = certified.client("ben", "weft://tenant/ben/operate").await;
     apply(&mut operator, yaml(BASE)).await.unwrap();
     let more = r#"
 external_networks: [{id: inet, physical_network: phys, prefixes: [203.0.113.0/24], labels: {carrier: x}}]
@@ -364,5 +353,5 @@ peerings: [{id: ann/p, requester: blue, accepter: green, labels: {app: web}}]
     apply(&mut ben, peering("app: ann")).await.unwrap();
     let found = listed(&mut ben, "peering", "app=ann", "").await;
     assert_eq!(found, ["peering ann/p"]);
-    controller.stop().await;
+    certified.controller.stop().await;
 }

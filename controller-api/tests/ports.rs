@@ -6,12 +6,11 @@ mod support;
 
 use std::collections::BTreeMap;
 
-use support::authority::Authority;
+use support::certified::Certified;
 use support::{Controller, FakeHost, TOPOLOGY, key, until, within, yaml};
 use tonic::transport::Channel;
 use tonic::{Code, Streaming};
 use weft_process::services::intent_client::IntentClient;
-use weft_process::transport::connect;
 use weft_proto::v1::{
     ApplyRequest, DeleteRequest, Hello, Objects, PortCondition, PortConditions,
     PortConditionsRequest,
@@ -345,19 +344,9 @@ async fn conditions_are_selected_as_ports_are() {
 
 #[tokio::test]
 async fn a_tenant_is_told_of_its_own_ports_alone() {
-    let directory = tempfile::tempdir().unwrap();
-    let authority = Authority::new(directory.path(), "ours");
-    let server = authority.certify("server", &[]);
-    let controller = Controller::start_with(directory.path(), "127.0.0.1:0", Some(server)).await;
-    let address = controller
-        .address
-        .replace("http://127.0.0.1", "https://localhost");
-    let channel = async |name: &str, uri: &str| {
-        let files = authority.certify(name, &[uri]);
-        connect(&address, Some(&files)).await.unwrap()
-    };
-    let mut operator = IntentClient::new(channel("operator", "weft://role/admin").await);
-    let mut ann = IntentClient::new(channel("ann", "weft://tenant/ann/read").await);
+    let certified = Certified::start().await;
+    let mut operator = certified.client("operator", "weft://role/admin").await;
+    let mut ann = certified.client("ann", "weft://tenant/ann/read").await;
     let mut objects = yaml(TOPOLOGY);
     objects.vpcs[0].tenant = "ann".into();
     objects.vpcs[1].tenant = "ben".into();
@@ -368,7 +357,7 @@ async fn a_tenant_is_told_of_its_own_ports_alone() {
         host: "h2".into(),
         ..Hello::default()
     };
-    let h2 = FakeHost::attach_over(channel("h2", "weft://host/h2").await, hello).await;
+    let h2 = FakeHost::attach_over(certified.channel("h2", "weft://host/h2").await, hello).await;
     h2.tell_ports(true, &[("b2", "/dev/net/tun: no"), ("r2", "")])
         .await;
     watch.until(&[("b1", "unknown"), ("b2", "down")]).await;
@@ -389,5 +378,5 @@ async fn a_tenant_is_told_of_its_own_ports_alone() {
         ..PortConditionsRequest::default()
     };
     assert_eq!(conditions(&ann, request).await, vec![]);
-    controller.stop().await;
+    certified.controller.stop().await;
 }

@@ -4,12 +4,11 @@
 
 mod support;
 
-use support::authority::Authority;
-use support::{Controller, key, list, yaml};
+use support::certified::Certified;
+use support::{key, list, yaml};
 use tonic::transport::Channel;
 use tonic::{Code, Status};
 use weft_process::services::intent_client::IntentClient;
-use weft_process::transport::connect;
 use weft_proto::state::explode;
 use weft_proto::v1::{
     ApplyRequest, ChangePeeringRequest, DeleteRequest, GetRequest, ListHostStatusRequest, Objects,
@@ -32,39 +31,24 @@ ports:
 "#;
 
 struct Site {
-    controller: Controller,
     operator: Client,
     ann: Client,
     ben: Client,
     reader: Client,
-    // Last, so that it outlives the controller.
-    _directory: tempfile::TempDir,
+    certified: Certified,
 }
 
 impl Site {
     async fn start() -> Self {
-        let directory = tempfile::tempdir().unwrap();
-        let authority = Authority::new(directory.path(), "ours");
-        let server = authority.certify("server", &[]);
-        let controller =
-            Controller::start_with(directory.path(), "127.0.0.1:0", Some(server)).await;
-        let address = controller
-            .address
-            .replace("http://127.0.0.1", "https://localhost");
-        let client = async |name: &str, uri: &str| {
-            let files = authority.certify(name, &[uri]);
-            let channel = connect(&address, Some(&files)).await.unwrap();
-            IntentClient::new(channel)
-        };
-        let mut operator = client("operator", "weft://role/admin").await;
+        let certified = Certified::start().await;
+        let mut operator = certified.client("operator", "weft://role/admin").await;
         operator.apply(apply(BASE)).await.unwrap();
         Self {
             operator,
-            ann: client("ann", "weft://tenant/ann/operate").await,
-            ben: client("ben", "weft://tenant/ben/operate").await,
-            reader: client("reader", "weft://tenant/ann/read").await,
-            controller,
-            _directory: directory,
+            ann: certified.client("ann", "weft://tenant/ann/operate").await,
+            ben: certified.client("ben", "weft://tenant/ben/operate").await,
+            reader: certified.client("reader", "weft://tenant/ann/read").await,
+            certified,
         }
     }
 }
@@ -166,7 +150,7 @@ async fn a_tenant_sees_its_own_objects_alone() {
     assert_eq!(refusal(status).0, Code::PermissionDenied);
     let written = applied(&mut site.reader, "vpcs: [{id: ann/x, tenant: ann}]").await;
     assert_eq!(refusal(written).0, Code::PermissionDenied);
-    site.controller.stop().await;
+    site.certified.controller.stop().await;
 }
 
 #[tokio::test]
@@ -280,7 +264,7 @@ ports: [{id: ann/lab-1, vpc: ann/lab, subnet: ann/lab-a, mac: "02:00:00:00:09:01
             .len(),
         1
     );
-    site.controller.stop().await;
+    site.certified.controller.stop().await;
 }
 
 #[tokio::test]
@@ -344,7 +328,7 @@ async fn two_tenants_agree_on_a_peering_and_neither_speaks_for_the_other() {
         .unwrap();
     let left = get(&mut site.ann, "peering", "ann/p").await;
     assert_eq!(refusal(left).0, Code::NotFound);
-    site.controller.stop().await;
+    site.certified.controller.stop().await;
 }
 
 #[tokio::test]
@@ -407,7 +391,7 @@ async fn a_quota_bounds_what_a_tenant_has() {
     ] {
         refused(&mut site.operator, text, expected).await;
     }
-    site.controller.stop().await;
+    site.certified.controller.stop().await;
 }
 
 /// "inet" is every tenant's, "bens" is ben's.
@@ -467,7 +451,7 @@ async fn a_tenant_reads_the_operators_external_networks_without_where_they_are()
         "external_network bens: tenant: cannot be changed; delete it and create it again",
     )
     .await;
-    site.controller.stop().await;
+    site.certified.controller.stop().await;
 }
 
 #[tokio::test]
@@ -577,7 +561,7 @@ async fn a_tenant_has_elastic_ips_and_nat_gateways_of_its_own() {
         said,
         "still in use:\nelastic_ip ann/e: port: there is no port 'blue-1'"
     );
-    site.controller.stop().await;
+    site.certified.controller.stop().await;
 }
 
 /// That it is taken is told, whoever's name comes first; not by whom.
@@ -611,7 +595,7 @@ async fn a_tenant_puts_subnets_on_its_own_networks_alone() {
     let again = wired("ann", "inet").replace("10.9.0.0/24]", "10.9.0.0/24], gateways: [10.9.0.7]");
     let again = again.lines().last().unwrap().to_owned();
     applied(&mut site.ann, &again).await.unwrap();
-    site.controller.stop().await;
+    site.certified.controller.stop().await;
 }
 
 #[tokio::test]
@@ -660,7 +644,7 @@ async fn an_address_that_another_tenant_has_is_taken() {
         "nat_gateway ann/n: addresses[1]: 203.0.113.11 is already used by elastic_ip 'ann/e'",
     )
     .await;
-    site.controller.stop().await;
+    site.certified.controller.stop().await;
 }
 
 #[tokio::test]
@@ -692,7 +676,7 @@ async fn a_quota_bounds_the_elastic_ips_of_a_tenant_and_its_nat_gateways() {
         "quota ann/nat_gateway: limit: tenant 'ann' would have 1 objects of kind nat_gateway, and may have 0",
     )
     .await;
-    site.controller.stop().await;
+    site.certified.controller.stop().await;
 }
 
 #[tokio::test]

@@ -4,12 +4,11 @@
 
 mod support;
 
-use support::authority::Authority;
+use support::certified::Certified;
 use support::{Controller, DEADLINE, key, topology, within, yaml};
 use tonic::transport::Channel;
 use tonic::{Code, Status, Streaming};
 use weft_process::services::intent_client::IntentClient;
-use weft_process::transport::connect;
 use weft_proto::state::{Kind, State, explode};
 use weft_proto::v1::{ApplyRequest, DeleteRequest, ListRequest, Objects, WatchEvent, WatchRequest};
 
@@ -200,19 +199,9 @@ async fn what_is_not_kept_any_more_is_out_of_range() {
 
 #[tokio::test]
 async fn a_tenant_watches_its_own_objects_and_hears_of_no_others() {
-    let directory = tempfile::tempdir().unwrap();
-    let authority = Authority::new(directory.path(), "ours");
-    let server = authority.certify("server", &[]);
-    let controller = Controller::start_with(directory.path(), "127.0.0.1:0", Some(server)).await;
-    let address = controller
-        .address
-        .replace("http://127.0.0.1", "https://localhost");
-    let client = async |name: &str, uri: &str| {
-        let files = authority.certify(name, &[uri]);
-        IntentClient::new(connect(&address, Some(&files)).await.unwrap())
-    };
-    let mut operator = client("operator", "weft://role/admin").await;
-    let mut ann = client("ann", "weft://tenant/ann/operate").await;
+    let certified = Certified::start().await;
+    let mut operator = certified.client("operator", "weft://role/admin").await;
+    let mut ann = certified.client("ann", "weft://tenant/ann/operate").await;
     let base = "vpcs: [{id: blue, vni: 7, tenant: ann}, {id: green, vni: 8, tenant: ben}]\n\
                 external_networks: [{id: inet, prefixes: [203.0.113.0/24], gateways: [203.0.113.1], physical_network: wan}]\n";
     let start = applied(&mut operator, yaml(base)).await;
@@ -231,7 +220,7 @@ async fn a_tenant_watches_its_own_objects_and_hears_of_no_others() {
         assert_eq!(objects.len(), 1);
         assert_eq!(objects[0].kind(), Kind::SecurityGroup);
     }
-    controller.stop().await;
+    certified.controller.stop().await;
 }
 
 #[tokio::test]
@@ -301,19 +290,9 @@ async fn one_that_does_not_follow_is_ended_and_others_do_not_wait_for_it() {
 
 #[tokio::test]
 async fn a_caller_has_so_many_watches_and_no_more() {
-    let directory = tempfile::tempdir().unwrap();
-    let authority = Authority::new(directory.path(), "ours");
-    let server = authority.certify("server", &[]);
-    let controller = Controller::start_with(directory.path(), "127.0.0.1:0", Some(server)).await;
-    let address = controller
-        .address
-        .replace("http://127.0.0.1", "https://localhost");
-    let client = async |name: &str, uri: &str| {
-        let files = authority.certify(name, &[uri]);
-        IntentClient::new(connect(&address, Some(&files)).await.unwrap())
-    };
-    let mut one = client("one", "weft://role/read").await;
-    let mut other = client("other", "weft://role/read").await;
+    let certified = Certified::start().await;
+    let mut one = certified.client("one", "weft://role/read").await;
+    let mut other = certified.client("other", "weft://role/read").await;
     let mut open = Vec::new();
     let refused = loop {
         match watch(&mut one, "", "", 0).await {
@@ -332,7 +311,7 @@ async fn a_caller_has_so_many_watches_and_no_more() {
         assert!(start.elapsed() < DEADLINE);
         tokio::time::sleep(std::time::Duration::from_millis(5)).await;
     }
-    controller.stop().await;
+    certified.controller.stop().await;
 }
 
 #[tokio::test]

@@ -4,6 +4,7 @@
 #![allow(dead_code, unreachable_pub, clippy::unwrap_used)]
 
 pub mod authority;
+pub mod certified;
 pub mod etcd;
 pub mod site;
 
