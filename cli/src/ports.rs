@@ -256,8 +256,8 @@ async fn wait(
         match timeout_at(deadline, followed).await {
             Err(_) => return Ok(End::Late(last)),
             Ok(Ok(end)) => return Ok(end),
-            // It may have been stopped, and be back before the time is up.
-            Ok(Err(status)) if status.code() == Code::Unavailable => {
+            // It may have been stopped, or killed in mid-stream, and be back before the time is up.
+            Ok(Err(status)) if is_passing(&status) => {
                 let again = Instant::now() + AGAIN;
                 if again >= deadline {
                     return Err(status.into());
@@ -267,6 +267,12 @@ async fn wait(
             Ok(Err(status)) => return Err(status.into()),
         }
     }
+}
+
+/// Whether a call failed for want of a controller, or of one that ended it.
+fn is_passing(status: &Status) -> bool {
+    use Code::{Cancelled, Internal, Unavailable, Unknown};
+    matches!(status.code(), Unavailable | Unknown | Internal | Cancelled)
 }
 
 /// Asks several controllers again and again.

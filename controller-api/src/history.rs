@@ -287,6 +287,7 @@ impl Reversal {
                 [&edit.before, &edit.after].map(|form| form.as_ref().and_then(Form::object));
             if let (Some(Object::Peering(before)), Some(Object::Peering(after))) = (before, after)
                 && before.vpcs() == after.vpcs()
+                && before.states() != after.states()
             {
                 return Err(UndoError::Peering(edit.key.clone()));
             }

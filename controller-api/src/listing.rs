@@ -60,9 +60,8 @@ impl Listing {
         let (version, after) = if request.page_token.is_empty() {
             (current(true).await, None)
         } else {
-            let token = Token::parse(&request.page_token, &asked).ok_or_else(|| {
-                Status::invalid_argument("page_token: is of no page of this list")
-            })?;
+            let strange = || Status::invalid_argument("page_token: is of no page of this list");
+            let token = Token::parse(&request.page_token, &asked).ok_or_else(strange)?;
             let revision = token.revision;
             let gone = || {
                 Status::aborted(format!(
@@ -75,7 +74,15 @@ impl Listing {
                 false => pages.find(&caller.name, revision).ok_or_else(gone)?,
             };
             let after = match token.place {
-                Place::After(kind, id) => (kind, id),
+                Place::After(kind, id) => {
+                    // One that a caller makes up would say how much there is behind it of what others have.
+                    let is_shown = |it: &Object| caller.may(Role::Read, &version.state, it);
+                    let found = version.state.find(kind, &id);
+                    if caller.role < Role::Read && !found.is_some_and(is_shown) {
+                        return Err(strange());
+                    }
+                    (kind, id)
+                }
                 Place::Kept(number) => pages
                     .place(&caller.name, revision, number)
                     .ok_or_else(gone)?,

@@ -1,7 +1,8 @@
 //! Whether packets pass each port: what its host says of it, for as long as the host is there.
 //!
 //! No part of the intent: nothing of it is stored, and after a restart hosts say it again when they attach. A host is heeded of the ports that the intent
-//! has on it, so that there is at most one entry for each port, and is taken for gone when it was not attached for [`GONE`].
+//! has on it, and is taken for gone when it was not attached for [`GONE`]. What it says of others is kept, for they may come to it: it says what changes, and
+//! nothing twice.
 //!
 //! Watches are told by [`crate::port_watch`] which ports to look at again, not what they were like: one that is slow sees the newest.
 
@@ -30,7 +31,10 @@ const SWEEP: Duration = Duration::from_secs(1);
 const REASON: usize = 200;
 
 /// The newest changes that are kept for watches.
-const KEPT: usize = 16_384;
+const KEPT: usize = 4096;
+
+/// Ports that a host may speak of.
+const OF_HOST: usize = 65_536;
 
 /// What hosts say of their ports.
 #[derive(Debug)]
@@ -62,6 +66,8 @@ struct OfHost {
     /// When it left, and what time that was.
     left: Option<(Instant, u64)>,
     is_gone: bool,
+    /// When its session began, if it has not said yet what all of its ports are like.
+    unsaid: Option<Instant>,
 }
 
 impl Told {
@@ -118,6 +124,7 @@ impl Ports {
         of_host.session = session;
         of_host.left = None;
         of_host.is_gone = false;
+        of_host.unsaid = Some(Instant::now());
     }
 
     /// Notes that a host's session has ended, if it is still its own.
@@ -129,7 +136,7 @@ impl Ports {
         }
     }
 
-    /// Takes up what a host's session says, as far as the ports are on the host in a version.
+    /// Takes up what a host's session says. Watches are told of the ports that are on the host in a version.
     pub(crate) fn hear(&self, version: &Version, host: &str, session: u64, reports: PortReports) {
         let is_here = |id: &str| match version.state.find(Kind::Port, id) {
             Some(Object::Port(port)) => port.host == host,
@@ -147,8 +154,12 @@ impl Ports {
             true => std::mem::take(&mut of_host.ports),
             false => HashMap::new(),
         };
+        if reports.whole {
+            of_host.unsaid = None;
+        }
         for mut report in reports.ports {
-            if !is_here(&report.port) {
+            let is_full = of_host.ports.len() >= OF_HOST;
+            if is_full && !of_host.ports.contains_key(&report.port) {
                 continue;
             }
             report.reason = readable(&report.reason);
@@ -166,7 +177,7 @@ impl Ports {
         }
         // What it did not name of all that it has.
         changed.extend(known.into_keys());
-        for id in changed {
+        for id in changed.into_iter().filter(|id| is_here(id)) {
             told.note(id, None);
         }
         self.publish(told);
@@ -178,8 +189,13 @@ impl Ports {
         let mut unknown = Vec::new();
         for of_host in told.hosts.values_mut() {
             let is_late = |(left, _): (Instant, u64)| now.duration_since(left) >= GONE;
+            let is_unsaid = of_host.unsaid.is_some_and(|began| is_late((began, 0)));
             if !of_host.is_gone && of_host.left.is_some_and(is_late) {
                 of_host.is_gone = true;
+                unknown.extend(std::mem::take(&mut of_host.ports).into_keys());
+            } else if is_unsaid {
+                // It is of a version that says nothing of them.
+                of_host.unsaid = None;
                 unknown.extend(std::mem::take(&mut of_host.ports).into_keys());
             }
         }
@@ -193,11 +209,6 @@ impl Ports {
     fn follow(&self, changes: impl Iterator<Item = (String, Option<Form>)>) {
         let mut told = self.lock();
         for (id, before) in changes {
-            if let Some(Object::Port(old)) = before.as_ref().and_then(Form::object)
-                && let Some(of_host) = told.hosts.get_mut(&old.host)
-            {
-                of_host.ports.remove(&id);
-            }
             told.note(id, before);
         }
         self.publish(told);
@@ -384,7 +395,6 @@ mod tests {
         let nowhere = "its host is not attached to this controller";
         assert_eq!(state(&ports, "b"), told("unknown", nowhere));
         assert_eq!(state(&ports, "c"), told("unbound", "it is on no host"));
-        assert_eq!(ports.lock().hosts["h1"].ports.len(), 1);
         ports.hear(&version(), "h2", 1, reports(true, &[("b", true)]));
         assert_eq!(state(&ports, "b").0, "unknown", "it is not attached");
         ports.enter("h1", 2);
@@ -415,6 +425,41 @@ mod tests {
         let (_, changes) = ports.since(first);
         assert_eq!(changes.unwrap()[0].port, "a");
         assert!(ports.since(start - 1).1.is_none() && ports.since(u64::MAX).1.is_none());
+    }
+
+    #[test]
+    fn what_was_said_of_a_port_holds_whatever_else_of_it_changes() {
+        let ports = Ports::default();
+        ports.enter("h1", 1);
+        ports.hear(&version(), "h1", 1, reports(true, &[("a", true)]));
+        let (start, _) = ports.since(0);
+        ports.follow([("a".to_owned(), None)].into_iter());
+        assert_eq!(state(&ports, "a"), told("up", ""));
+        assert_eq!(ports.since(start).1.unwrap().len(), 1, "watches look again");
+        // A port that comes to the host after it has spoken of it.
+        ports.enter("h2", 1);
+        ports.hear(
+            &version(),
+            "h2",
+            1,
+            reports(true, &[("a", false), ("b", true)]),
+        );
+        assert_eq!(state(&ports, "a"), told("up", ""), "by its own host");
+        ports.hear(&version(), "h2", 1, reports(false, &[]));
+        assert_eq!(ports.lock().hosts["h2"].ports.len(), 2);
+    }
+
+    #[test]
+    fn a_host_whose_new_session_says_nothing_is_not_believed_for_ever() {
+        let ports = Ports::default();
+        ports.enter("h1", 1);
+        ports.hear(&version(), "h1", 1, reports(true, &[("a", true)]));
+        ports.leave("h1", 1);
+        ports.enter("h1", 2);
+        ports.sweep_at(Instant::now() + GONE - Duration::from_secs(1));
+        assert_eq!(state(&ports, "a").0, "up");
+        ports.sweep_at(Instant::now() + GONE);
+        assert_eq!(state(&ports, "a").0, "unknown");
     }
 
     #[test]
