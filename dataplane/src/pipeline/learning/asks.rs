@@ -38,6 +38,26 @@ struct Table {
     /// How much of it is of each VPC.
     of_vpcs: Map<Vni, usize>,
     new: Vec<Wanted>,
+    /// When it was looked for what is of long ago.
+    pruned_at: u32,
+}
+
+impl Table {
+    /// Whether there is no room for what a VPC wants.
+    fn is_full(&self, vni: Vni) -> bool {
+        let of_vpc = self.of_vpcs.get(&vni).copied().unwrap_or_default();
+        self.told.len() >= CAPACITY || of_vpc >= OF_VPC
+    }
+
+    /// Forgets what nobody has asked for since a while.
+    fn prune(&mut self, now: u32) {
+        self.pruned_at = now;
+        self.told.retain(|_, told| since(*told, now) < FORGET);
+        self.of_vpcs.clear();
+        for (vni, _) in self.told.keys() {
+            *self.of_vpcs.entry(*vni).or_default() += 1;
+        }
+    }
 }
 
 impl Asks {
@@ -51,8 +71,11 @@ impl Asks {
     pub fn ask(&self, wanted: Wanted, now: u32) {
         {
             let mut table = self.lock();
-            let of_vpc = table.of_vpcs.get(&wanted.0).copied().unwrap_or_default();
-            let is_full = table.told.len() >= CAPACITY || of_vpc >= OF_VPC;
+            // Once a millisecond at most: it takes long.
+            if table.is_full(wanted.0) && table.pruned_at != now {
+                table.prune(now);
+            }
+            let is_full = table.is_full(wanted.0);
             match table.told.get_mut(&wanted) {
                 Some(told) if since(*told, now) < RETRY => return,
                 Some(told) => *told = now,
@@ -72,16 +95,13 @@ impl Asks {
         }
     }
 
-    /// What has come since the last call; for the agent, which calls this now and then, too. What nobody has asked for since a while is forgotten.
+    /// What has come since the last call, for the agent.
     pub fn take(&self, now: u32) -> Vec<Wanted> {
         let mut table = self.lock();
-        let Table { told, of_vpcs, new } = &mut *table;
-        told.retain(|_, told| since(*told, now) < FORGET);
-        of_vpcs.clear();
-        for (vni, _) in told.keys() {
-            *of_vpcs.entry(*vni).or_default() += 1;
+        if table.pruned_at != now {
+            table.prune(now);
         }
-        std::mem::take(new)
+        std::mem::take(&mut table.new)
     }
 
     fn lock(&self) -> MutexGuard<'_, Table> {
@@ -120,8 +140,11 @@ mod tests {
         let other = (Vni::from(8), Asked::Address(1));
         asks.ask(other, 50);
         assert_eq!(asks.take(50), [other], "another VPC has its own room");
-        asks.take(5000);
+        asks.ask(wanted(9000), 50);
+        assert_eq!(asks.take(50), [], "there is no room");
+        let before = calls.load(Ordering::Relaxed);
         asks.ask(wanted(9000), 5000);
+        assert_eq!(calls.load(Ordering::Relaxed), before + 1);
         assert_eq!(asks.take(5000), [wanted(9000)], "there is room again");
     }
 }
