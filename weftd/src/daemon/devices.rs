@@ -57,6 +57,10 @@ impl PortDevice {
             return Ok(());
         }
         let name = &self.spec.name;
+        // One of that name may be another by now, which is not closed to the host before it is taken.
+        if self.device.is_stale() {
+            return Err(format!("interface {name} is gone, or another one"));
+        }
         match Interface::lookup(name) {
             Ok(found) if !found.up => Err(format!("interface {name} is down")),
             Ok(found) if !found.running => Err(format!(
