@@ -566,6 +566,7 @@ pub(crate) fn headings(kind: Kind) -> &'static [&'static str] {
             "SOURCES",
             "FORWARDS",
         ],
+        Kind::LoadBalancer => &["ID", "VPC", "ADDRESSES", "LISTENERS", "MEMBERS"],
         Kind::Subnet => &[
             "ID",
             "VPC",
@@ -657,6 +658,13 @@ pub(crate) fn row(object: Object) -> Vec<String> {
             o.addresses.join(","),
             or_dash(o.sources.join(",")),
             o.port_forwards.len().to_string(),
+        ],
+        Object::LoadBalancer(o) => vec![
+            o.id.clone(),
+            o.vpc.clone(),
+            o.addresses.join(","),
+            o.listeners.len().to_string(),
+            o.members().count().to_string(),
         ],
         Object::Subnet(o) => vec![
             o.id,

@@ -33,6 +33,7 @@ macro_rules! labelled {
             Object::Port($it) => $found,
             Object::ElasticIp($it) => $found,
             Object::NatGateway($it) => $found,
+            Object::LoadBalancer($it) => $found,
             Object::GroupMembers(_) | Object::LearnedAddress(_) => $none,
         }
     };

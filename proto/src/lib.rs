@@ -11,6 +11,7 @@ pub mod v1 {
 }
 
 pub mod address;
+mod balancer;
 pub mod external;
 pub mod labels;
 pub mod mtu;

@@ -122,6 +122,7 @@ kinds! {
     Port: "port" in ports;
     ElasticIp: "elastic_ip" in elastic_ips;
     NatGateway: "nat_gateway" in nat_gateways;
+    LoadBalancer: "load_balancer" in load_balancers;
 }
 
 impl Kind {
@@ -149,6 +150,7 @@ impl Object {
             | Self::ExternalNetwork(_)
             | Self::ElasticIp(_) => None,
             Self::NatGateway(o) => Some(&o.vpc),
+            Self::LoadBalancer(o) => Some(&o.vpc),
             Self::Vpc(o) => Some(&o.id),
             Self::Subnet(o) => Some(&o.vpc),
             Self::RouteTable(o) => Some(&o.vpc),

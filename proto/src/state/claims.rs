@@ -8,7 +8,7 @@ use std::sync::Arc;
 use super::{Entry, Kind, Object, State};
 use crate::address::parse_mac;
 use crate::persistent::PersistentSet;
-use crate::v1::{ElasticIp, Peering, Port};
+use crate::v1::{ElasticIp, LoadBalancer, Peering, Port};
 
 /// Something that an object has, and where.
 #[derive(Debug, Clone)]
@@ -50,6 +50,10 @@ enum Claimed {
     RoutesTo,
     /// A peering, by each of its VPCs.
     Joins,
+    /// A load balancer, by a port that is a member.
+    Balances,
+    /// A load balancer, by an address that is a member.
+    BalancesAddress(IpAddr),
 }
 
 /// What claims are ordered by: what, where, a name, and the object.
@@ -75,6 +79,13 @@ fn key(object: &Object, what: Claimed, at: u32) -> ClaimKey<'_> {
         (Object::Port(o), Claimed::Group) => {
             let group = o.security_groups.get(i);
             (group.map_or("", String::as_str), &*o.vpc)
+        }
+        (Object::LoadBalancer(o), Claimed::Address(_) | Claimed::BalancesAddress(_)) => {
+            (&*o.vpc, "")
+        }
+        (Object::LoadBalancer(o), Claimed::Balances) => {
+            let member = o.members().nth(i);
+            (member.map_or("", |member| &member.port), "")
         }
         (Object::Vpc(o), Claimed::VpcOf) => (&*o.tenant, ""),
         (object, Claimed::WideOf) => (object.tenant_wide().unwrap_or_default(), ""),
@@ -143,6 +154,18 @@ fn claims(object: &Object, claim: &mut impl FnMut(Claimed, usize)) {
             }
         }
         Object::NatGateway(_) => claim(Claimed::UserOf, 0),
+        Object::LoadBalancer(balancer) => {
+            for address in balancer.addresses.iter().filter_map(|it| it.parse().ok()) {
+                claim(Claimed::Address(address), 0);
+            }
+            for (i, member) in balancer.members().enumerate() {
+                if !member.port.is_empty() {
+                    claim(Claimed::Balances, i);
+                } else if let Ok(address) = member.address.parse() {
+                    claim(Claimed::BalancesAddress(address), i);
+                }
+            }
+        }
         Object::Subnet(subnet) if !subnet.external_network.is_empty() => claim(Claimed::UserOf, 0),
         Object::RouteTable(table) => {
             for (i, route) in table.routes.iter().enumerate() {
@@ -402,7 +425,7 @@ impl State {
         ports(self.claims.having(what, place, name))
     }
 
-    /// Whether another port has the MAC or an address of this one in its VPC, or its device; or it has an address twice.
+    /// Whether another port has the MAC or an address of this one in its VPC, or its device; a load balancer has an address of it; or it has one twice.
     pub fn is_shared(&self, port: &Port) -> bool {
         let mut seen = HashSet::new();
         let mut addresses = port
@@ -418,9 +441,13 @@ impl State {
         };
         let mac = parse_mac(&port.mac).ok();
         mac.is_some_and(|mac| is_others(Claimed::Mac(mac), &port.vpc, ""))
-            || seen
-                .into_iter()
-                .any(|address| is_others(Claimed::Address(address), &port.vpc, ""))
+            || seen.into_iter().any(|address| {
+                is_others(Claimed::Address(address), &port.vpc, "")
+                    || self
+                        .balancers_with_address(&port.vpc, address)
+                        .next()
+                        .is_some()
+            })
             || port.device.as_ref().is_some_and(|device| {
                 !port.host.is_empty() && is_others(Claimed::Device, &port.host, &device.name)
             })
@@ -538,6 +565,32 @@ impl State {
         })
     }
 
+    /// The load balancers of a VPC that have an address: more than one is against the rules.
+    pub fn balancers_with_address<'a>(
+        &'a self,
+        vpc: &'a str,
+        address: IpAddr,
+    ) -> impl Iterator<Item = &'a LoadBalancer> {
+        balancers(self.claims.in_place(Claimed::Address(address), vpc))
+    }
+
+    /// The load balancers with a member that names a port, each once.
+    pub fn balancers_of_port<'a>(
+        &'a self,
+        port: &'a str,
+    ) -> impl Iterator<Item = &'a LoadBalancer> {
+        balancers(self.claims.in_place(Claimed::Balances, port))
+    }
+
+    /// The load balancers of a VPC with a member that is an address, each once.
+    pub fn balancers_of_address<'a>(
+        &'a self,
+        vpc: &'a str,
+        address: IpAddr,
+    ) -> impl Iterator<Item = &'a LoadBalancer> {
+        balancers(self.claims.in_place(Claimed::BalancesAddress(address), vpc))
+    }
+
     /// What holds an address of an external network: more than one object is against the rules.
     pub fn holders_of(&self, address: IpAddr) -> impl Iterator<Item = &Object> {
         self.claims.in_place(Claimed::Outside(address), "")
@@ -568,6 +621,15 @@ impl State {
         let in_vpcs = vpcs.map(|vpc| self.claims.count(Counted::InVpc(kind), vpc));
         in_vpcs.sum::<usize>() + self.claims.count(Counted::OfTenant(kind), tenant)
     }
+}
+
+fn balancers<'a>(
+    objects: impl Iterator<Item = &'a Object>,
+) -> impl Iterator<Item = &'a LoadBalancer> {
+    objects.filter_map(|object| match object {
+        Object::LoadBalancer(balancer) => Some(balancer),
+        _ => None,
+    })
 }
 
 fn ports<'a>(objects: impl Iterator<Item = &'a Object>) -> impl Iterator<Item = &'a Port> {

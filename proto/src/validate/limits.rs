@@ -47,6 +47,12 @@ pub const NAT_ADDRESSES: usize = 16;
 pub const NAT_SOURCES: usize = 64;
 /// Port forwards of a NAT gateway.
 pub const NAT_FORWARDS: usize = 1024;
+/// Listeners of a load balancer.
+pub const BALANCER_LISTENERS: usize = 64;
+/// Members of all listeners of a load balancer: each has a hundred slots or more in the table that flows are looked up in.
+pub const BALANCER_MEMBERS: usize = 10_000;
+/// The highest weight of a member of a load balancer.
+pub const MEMBER_WEIGHT: u32 = 256;
 /// VPCs of a tenant, where no quota says otherwise.
 pub const TENANT_VPCS: u32 = 16;
 /// Subnets of a tenant.
@@ -67,6 +73,8 @@ pub const TENANT_PEERINGS: u32 = 64;
 pub const TENANT_ELASTIC_IPS: u32 = 20;
 /// NAT gateways of a tenant.
 pub const TENANT_NAT_GATEWAYS: u32 = 20;
+/// Load balancers of a tenant.
+pub const TENANT_LOAD_BALANCERS: u32 = 20;
 /// Most violations that are reported; of more, the first ones are.
 pub const VIOLATIONS: usize = 1000;
 

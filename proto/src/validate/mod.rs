@@ -3,6 +3,7 @@
 //! The controller checks the intent before it stores it, the daemon checks its node state before it applies it; both refuse a set that
 //! breaks any rule. Each file here has the rules of some kinds; this one has the shared indexes and the rules of ids.
 
+mod balancer;
 mod dhcp;
 mod external;
 mod fabric;
@@ -232,6 +233,7 @@ impl Reach {
             | (Some(Object::PrefixList(_)), Some(Object::PrefixList(_)))
             | (Some(Object::SecurityGroup(_)), Some(Object::SecurityGroup(_)))
             | (Some(Object::GroupMembers(_)), Some(Object::GroupMembers(_)))
+            | (Some(Object::LoadBalancer(_)), Some(Object::LoadBalancer(_)))
                 if change.old.and_then(Object::vpc) == change.new.and_then(Object::vpc) =>
             {
                 Self::Object
@@ -241,6 +243,8 @@ impl Reach {
                 None,
                 Some(Object::NetworkAcl(_) | Object::PrefixList(_) | Object::SecurityGroup(_)),
             )
+            | (None, Some(Object::LoadBalancer(_)))
+            | (Some(Object::LoadBalancer(_)), None)
             | (_, Some(Object::Quota(_)))
             | (Some(Object::Quota(_)), None)
             | (None, Some(Object::GroupMembers(_)))
@@ -287,6 +291,7 @@ fn check(
         }
         Object::ElasticIp(elastic) => external::check_elastic_ip(at, elastic, index, report),
         Object::NatGateway(nat) => external::check_nat_gateway(at, nat, index, report),
+        Object::LoadBalancer(it) => balancer::check(at, it, index, scope, report),
         Object::Subnet(subnet) => network::check(at, subnet, index, report),
         Object::RouteTable(table) => route::check(at, table, index, report),
         Object::NetworkAcl(acl) => policy::check_acl(at, acl, index, report),

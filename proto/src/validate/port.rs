@@ -45,7 +45,7 @@ pub(super) fn check(
     );
     let subnet = index.subnet(&port.subnet);
     report.take(at, "mac", parse_mac(&port.mac));
-    check_addresses(at, port, subnet, report);
+    check_addresses(at, port, (index, subnet), report);
     check_pairs(at, port, report);
     if !port.hostname.is_empty() && !is_label(&port.hostname) {
         let rule = format!(
@@ -87,7 +87,12 @@ fn gateway_mac(subnet: &v1::Subnet) -> [u8; 6] {
     parse_mac(&subnet.gateway_mac).unwrap_or(DEFAULT_GATEWAY_MAC)
 }
 
-fn check_addresses(at: At<'_>, port: &v1::Port, subnet: Option<&v1::Subnet>, report: &mut Report) {
+fn check_addresses(
+    at: At<'_>,
+    port: &v1::Port,
+    (index, subnet): (&Index<'_>, Option<&v1::Subnet>),
+    report: &mut Report,
+) {
     let count = port.addresses.len();
     if !report.within(
         at,
@@ -114,8 +119,18 @@ fn check_addresses(at: At<'_>, port: &v1::Port, subnet: Option<&v1::Subnet>, rep
             report.add(at, field, rule);
             continue;
         };
+        // Of a load balancer that comes to have it, the load balancer is to blame.
+        let changes = index.changes.unwrap_or_default();
+        let is_new = changes.iter().any(|change| {
+            let new = change.new.filter(|it| it.kind() == Kind::Port);
+            new.is_some_and(|object| object.id() == port.id)
+        });
+        let mut balancers = index.state.balancers_with_address(&port.vpc, address);
         if Some(address) == *gateway {
             let rule = format!("{address} is the gateway of subnet '{}'", port.subnet);
+            report.add(at, field, rule);
+        } else if is_new && let Some(balancer) = balancers.next() {
+            let rule = format!("{address} is an address of load balancer '{}'", balancer.id);
             report.add(at, field, rule);
         } else if let Some(what) = reserved(*prefix, address) {
             let rule = format!("{address} is the {what} address of {prefix}");

@@ -144,13 +144,16 @@ impl<'s> PortChanges<'s> {
         self.scope == Scope::Intent && (!mtu::has_ipv6(host) || hosts.any(mtu::has_ipv6))
     }
 
-    /// Whether an elastic IP or a port forward leads to the port, or may; or a route, when it goes.
+    /// Whether an elastic IP or a port forward leads to the port, or may; or a route, when it goes; or a load balancer, when it or an address of it does.
     fn is_named(&mut self, port: &v1::Port, (old, new): Ends<'_>, is_gone: bool) -> bool {
         if self.next.elastic_ips_of_port(&port.id).next().is_some() {
             return true;
         }
-        if old.is_none() {
+        let Some(before) = old else {
             return false;
+        };
+        if self.is_balanced(before, new) {
+            return true;
         }
         let next = self.next;
         let Some(vpc) = next.find(Kind::Vpc, &port.vpc).map(Object::id) else {
@@ -169,6 +172,19 @@ impl<'s> PortChanges<'s> {
                     address.is_some_and(|it| named.forwarded_addresses.contains(&it))
                 });
         is_forwarded || is_gone && named.routed.contains(&*port.id)
+    }
+}
+
+impl PortChanges<'_> {
+    /// Whether a member of a load balancer goes with the port, or with one of its addresses.
+    fn is_balanced(&self, old: &v1::Port, new: Option<&v1::Port>) -> bool {
+        if new.is_some_and(|new| new.addresses == old.addresses) {
+            return false;
+        }
+        let addresses = old.addresses.iter().filter_map(|text| text.parse().ok());
+        let mut of_addresses = addresses
+            .flat_map(|address: IpAddr| self.next.balancers_of_address(&old.vpc, address).next());
+        self.next.balancers_of_port(&old.id).next().is_some() || of_addresses.next().is_some()
     }
 }
 

@@ -7,7 +7,7 @@ use crate::state::{Change, Kind, Object, State};
 use crate::v1::Quota;
 
 /// Kinds that have a quota, and how many objects of each a tenant may have for whom there is none.
-pub const DEFAULTS: [(Kind, u32); 10] = [
+pub const DEFAULTS: [(Kind, u32); 11] = [
     (Kind::Vpc, limits::TENANT_VPCS),
     (Kind::Subnet, limits::TENANT_SUBNETS),
     (Kind::RouteTable, limits::TENANT_ROUTE_TABLES),
@@ -18,6 +18,7 @@ pub const DEFAULTS: [(Kind, u32); 10] = [
     (Kind::Peering, limits::TENANT_PEERINGS),
     (Kind::ElasticIp, limits::TENANT_ELASTIC_IPS),
     (Kind::NatGateway, limits::TENANT_NAT_GATEWAYS),
+    (Kind::LoadBalancer, limits::TENANT_LOAD_BALANCERS),
 ];
 
 pub(super) fn check(at: At<'_>, quota: &Quota, report: &mut Report) {

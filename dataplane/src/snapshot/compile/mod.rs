@@ -322,6 +322,7 @@ struct Objects<'s> {
     external_networks: Vec<&'s v1::ExternalNetwork>,
     elastic_ips: Vec<&'s v1::ElasticIp>,
     nat_gateways: Vec<&'s v1::NatGateway>,
+    load_balancers: Vec<&'s v1::LoadBalancer>,
 }
 
 impl<'s> Objects<'s> {
@@ -347,6 +348,7 @@ impl<'s> Objects<'s> {
                 Object::ExternalNetwork(o) => objects.external_networks.push(o),
                 Object::ElasticIp(o) => objects.elastic_ips.push(o),
                 Object::NatGateway(o) => objects.nat_gateways.push(o),
+                Object::LoadBalancer(o) => objects.load_balancers.push(o),
             }
         }
         objects
