@@ -68,6 +68,11 @@ fn neighbour(snapshot: &Snapshot, asker: Asker<'_>, address: u128) -> Option<Own
         return (subnet.is_none() || subnet == Some(*gateway))
             .then(|| Owner::router(snapshot.subnets[*gateway].gateway_mac));
     }
+    if super::balancing::at(vpc, address).is_some() {
+        // The router of its subnet takes what is sent to it.
+        let own = subnet.and_then(|subnet| snapshot.subnets.get(subnet))?;
+        return own.holds(address).then(|| Owner::host(own.gateway_mac));
+    }
     let derived = mac_of_link_local(address);
     let endpoint = match derived {
         Some(mac) => vpc.by_mac.get(&mac).filter(|endpoint| endpoint.ipv6)?,

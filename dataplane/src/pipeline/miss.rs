@@ -3,7 +3,7 @@
 use super::resolve::{Record, Refusal, Reply, Verdict, flow, resolve};
 use super::tracer::Tracer;
 use super::translate::Decision;
-use super::{Core, Destination, Entry, Io, Tables};
+use super::{Core, Destination, Entry, Io, Tables, balancing};
 use crate::numbers::{Vni, VpcIndex};
 use crate::packet::{DropReason, Offload, Packet};
 use crate::session::table::{Ingress, NewSession, SessionRef, Stamp};
@@ -94,7 +94,13 @@ impl Core {
                 .record(tables, entry, &decision, record)
                 .map(|()| Verdict::Forward(decision, Record::Nothing)),
             Ok(verdict) => self.admit(entry, &verdict).map(|()| verdict),
-            Err(refusal) => Err(self.refuse(tables, &refusal)),
+            Err(refusal) => {
+                let reason = self.refuse(tables, &refusal);
+                if refusal.reset {
+                    return self.reset(tables, io, packet, entry, reason);
+                }
+                Err(reason)
+            }
         };
         match verdict {
             Ok(Verdict::Forward(decision, _)) => {
@@ -120,6 +126,37 @@ impl Core {
         if !self.questions.is_empty() {
             self.ask_neighbors(tables, io);
         }
+    }
+
+    /// Tells the port that has sent a TCP segment that there is nobody, in place of the segment.
+    fn reset(
+        &mut self,
+        tables: Tables<'_>,
+        io: &mut impl Io,
+        mut packet: Packet,
+        entry: &Entry,
+        reason: DropReason,
+    ) {
+        let Ingress::Port(index) = entry.ingress else {
+            return self.drop(tables, io, packet, entry.ingress, reason);
+        };
+        if let Err(reason) = self.may_reply(index) {
+            return self.drop(tables, io, packet, entry.ingress, reason);
+        }
+        let start = usize::from(packet.start);
+        let area = io.bytes_mut(&mut packet.frame).get_mut(start..);
+        let len = balancing::reset(area.unwrap_or_default(), &entry.parsed);
+        let Some(len) = len else {
+            return self.drop(tables, io, packet, entry.ingress, reason);
+        };
+        // The segment is dropped; the reset is a new one.
+        self.counters.port(index).drop(reason);
+        self.counters.port(index).generated.add(1);
+        let reset = Reply {
+            len: Some(len),
+            name: "reset",
+        };
+        self.reply(tables, io, packet, entry, reset);
     }
 
     /// Asks for what has to be known of a packet, which waits for the answer.

@@ -5,6 +5,7 @@
 //! parses, `hit` does what a session has kept, and `miss` asks `resolve`, which holds the order of the stages, and keeps the result in a
 //! session.
 
+mod balancing;
 pub mod counters;
 mod device_mtus;
 mod egress;

@@ -12,7 +12,8 @@ use super::tracer::{Silent, Tracer};
 use super::tracking::{Follow, NextState, follow, opening};
 use super::translate::{self, Change, Choice, Decision};
 use super::{
-    Entry, Tables, external, forwarding, gateway, guard, learning, metadata, nat64, services,
+    Entry, Tables, balancing, external, forwarding, gateway, guard, learning, metadata, nat64,
+    services,
 };
 use crate::numbers::Vni;
 use crate::packet::parse::{self, Fragment, is_icmp_error};
@@ -86,6 +87,8 @@ pub(super) struct Refusal<'t> {
     pub reason: DropReason,
     /// The session of the packet, if the groups admit it no longer, or its translation is gone.
     pub denied: Option<SessionRef<'t>>,
+    /// Whether the sender, of a TCP segment, is told by a reset.
+    pub reset: bool,
 }
 
 impl From<DropReason> for Refusal<'_> {
@@ -93,6 +96,7 @@ impl From<DropReason> for Refusal<'_> {
         Self {
             reason,
             denied: None,
+            reset: false,
         }
     }
 }
@@ -165,6 +169,11 @@ fn at_port<'t>(
     }
     if gateway::is_for_gateway(snapshot, port, parsed) {
         gateway::ping(area, parsed)?;
+        return reply(None, "echo reply");
+    }
+    let balancer = balancing::of(snapshot, entry);
+    if let Some(answer) = balancer.and_then(|balancer| balancing::ping(balancer, parsed, area)) {
+        answer?;
         return reply(None, "echo reply");
     }
     Ok(None)
@@ -273,8 +282,7 @@ pub(super) fn flow<'t>(
         }
     }
     let Some((session, standings)) = known else {
-        let opened = open(tables, entry, frame, over, tracer)?;
-        return Ok((opened.0, Record::Open(opened.1)));
+        return opens(tables, entry, frame, over, tracer);
     };
     let standing = match standings.standing() {
         Some(standing) => standing,
@@ -282,6 +290,10 @@ pub(super) fn flow<'t>(
         None => Standing::Backward,
     };
     let choice = translate::kept(snapshot, entry, &session);
+    if matches!(choice, Err(DropReason::MemberGone)) && session.state() == State::TcpSynSent {
+        // Nobody has answered yet: the client that asks again gets another member.
+        return opens(tables, entry, frame, Some(session), tracer);
+    }
     let judged = choice.and_then(|choice| judge(tables, entry, (standing, choice), tracer));
     // A session that goes from one VPC into another does so as long as it lives, and no other begins to.
     let judged = judged.and_then(|judged| {
@@ -294,15 +306,34 @@ pub(super) fn flow<'t>(
         Ok(judged) => Ok((judged.decision, Record::Known(session, standings))),
         Err(reason) => {
             let is_denied = match reason {
-                DropReason::TranslationGone => true,
+                DropReason::TranslationGone | DropReason::MemberGone => true,
                 DropReason::GroupDenied => standings.standing().is_none(),
                 _ => false,
             };
             Err(Refusal {
                 reason,
                 denied: is_denied.then_some(session),
+                reset: balancing::is_reset(snapshot, entry, reason),
             })
         }
+    }
+}
+
+/// A packet that opens a flow, and what is to be remembered of it.
+fn opens<'t>(
+    tables: Tables<'t>,
+    entry: &Entry,
+    frame: &[u8],
+    over: Option<SessionRef<'t>>,
+    tracer: &mut impl Tracer,
+) -> Result<(Decision, Record<'t>), Refusal<'t>> {
+    match open(tables, entry, frame, over, tracer) {
+        Ok((decision, opened)) => Ok((decision, Record::Open(opened))),
+        Err(reason) => Err(Refusal {
+            reason,
+            denied: None,
+            reset: balancing::is_reset(tables.snapshot, entry, reason),
+        }),
     }
 }
 

@@ -15,7 +15,7 @@ use crate::session::table::{Action, Ingress, SessionRef};
 use crate::snapshot::{Held, HeldBy, Snapshot};
 
 use super::forwarding::Exit;
-use super::{Entry, Tables, external, nat64};
+use super::{Entry, Tables, balancing, external, nat64};
 
 /// What was decided for a packet.
 #[derive(Debug, Clone, Copy)]
@@ -106,7 +106,7 @@ impl Choice {
     /// from an external network.
     ///
     /// # Errors
-    /// The destination is an address of a NAT gateway of this host, and stands for nothing in the VPC.
+    /// The destination is an address of a NAT gateway of this host, and stands for nothing in the VPC; or one of a load balancer that has no member for the flow.
     pub(super) fn destination(
         &self,
         tables: Tables<'_>,
@@ -129,6 +129,11 @@ impl Choice {
                     (kept.destination, kept.destination_port);
             }
             None if matches!(self, Self::Anew) && is_routed => {
+                if let Some(balancer) = balancing::of(tables.snapshot, entry) {
+                    let member = balancing::choose(balancer, flow, tracer)?;
+                    (after.destination, after.destination_port) = member;
+                    return Ok(after);
+                }
                 let outside = &tables.snapshot.outside;
                 let is_held = |held: &Held| {
                     held.vpc == Some(entry.vpc) && matches!(held.by, HeldBy::NatGateway(_))
@@ -176,6 +181,12 @@ impl Choice {
             Some(kept) if kept.family() != routed.family() => after = kept,
             Some(kept) => (after.source, after.source_port) = (kept.source, kept.source_port),
             None if !matches!(self, Self::Anew) || !is_routed => {}
+            None if balancing::of(tables.snapshot, entry).is_some() => {
+                // A member that reaches itself: its answers have to come back here.
+                if routed.destination == flow.source {
+                    after.source = flow.destination;
+                }
+            }
             None => {
                 let hairpin = routed.destination != flow.destination;
                 let through = match exit {
@@ -329,6 +340,13 @@ pub(super) fn kept(
         } else {
             DropReason::TranslationGone
         });
+    }
+    if let Some(keeps) = balancing::keeps(vpc, &before, &after) {
+        return if keeps {
+            Ok(Choice::Kept(translation))
+        } else {
+            Err(DropReason::MemberGone)
+        };
     }
     let keeps = |inside, address| external::keeps(snapshot, entry.vpc, inside, address);
     let (destination, source) = (

@@ -4,6 +4,7 @@
 
 pub mod ecmp;
 pub mod lpm;
+pub mod maglev;
 pub mod prefix;
 pub mod table;
 

@@ -3,6 +3,7 @@
 //! The agent builds it ([`compile`]) and publishes it whole; a worker takes one for each vector of packets, so that every packet is judged by
 //! exactly one generation. Objects refer to each other by index.
 
+pub mod balancer;
 pub mod compile;
 mod cow_map;
 mod cow_vec;
@@ -20,6 +21,7 @@ use std::sync::Arc;
 use foldhash::fast::FixedState;
 use weft_proto::v1;
 
+pub use self::balancer::{Balancer, Balancers};
 pub use self::cow_map::{CowMap, Difference};
 pub use self::cow_vec::CowVec;
 pub use self::external::{
@@ -108,6 +110,8 @@ pub struct Vpc {
     pub peerings: Arc<[Peering]>,
     /// Elastic IPs of its ports, by the address of the port that they stand for.
     pub elastic_ips: Arc<CowMap<u128, ElasticIp>>,
+    /// Its load balancers, by address.
+    pub balancers: Arc<Balancers>,
     /// The external network that it is on, in place of tunnels.
     pub wire: Option<Wire>,
     /// What was asked for, if its ports are learned: of those on other hosts, not all are known then.

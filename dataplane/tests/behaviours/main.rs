@@ -5,6 +5,7 @@
 
 mod allocations;
 mod appliances;
+mod balancing;
 mod checksums;
 mod connections;
 mod dhcp;

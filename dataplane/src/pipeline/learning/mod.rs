@@ -22,7 +22,9 @@ impl Vpc {
         };
         let is_known = match asked {
             Asked::Address(address) => {
-                self.by_address.contains_key(&address) || self.gateways.contains_key(&address)
+                self.by_address.contains_key(&address)
+                    || self.gateways.contains_key(&address)
+                    || self.balancers.contains_key(&address)
             }
             Asked::Mac(mac) => {
                 mac.is_group()

@@ -18,7 +18,7 @@ use crate::route::Prefix;
 use crate::session::mappings::{Budget, Pool};
 use crate::snapshot::nat::{NatAlarms, NatTimeouts};
 
-fn parse_address(text: &str) -> Option<u128> {
+pub(super) fn parse_address(text: &str) -> Option<u128> {
     text.parse::<IpAddr>().ok().map(address_word)
 }
 

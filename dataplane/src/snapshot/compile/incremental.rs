@@ -1,5 +1,5 @@
-//! The next snapshot from the one before, when nothing has changed but the underlay, ports, and what objects that stay contain: routes, rules, members of
-//! groups.
+//! The next snapshot from the one before, when nothing has changed but the underlay, ports, load balancers, and what objects that stay contain: routes, rules,
+//! members of groups.
 //!
 //! Such a change moves no other object to another place in the snapshot, so that each can be compiled by itself and put where it was. Takes as long as the changed
 //! objects are large, whatever else there is.
@@ -17,7 +17,7 @@ use super::policy::{
 };
 use super::port_changes::{self, PortChanges};
 use super::routes::{compile_table, ports_of};
-use super::{Context, Done, Map, Report, hosts, learned};
+use super::{Context, Done, Map, Report, balancers, hosts, learned};
 use crate::policy::{Acl, AddressSet, GroupRules};
 use crate::route::Table;
 use crate::snapshot::Target;
@@ -49,6 +49,7 @@ pub(super) fn compile(
     }
     let mut report = Report::default();
     let (edits, ports) = edits(done, numbers, state, &changes, &mut report)?;
+    let balancers = balancers::edits(done, state, &changes, context.generation)?;
     let learned = learned::edits(done, &changes, &mut report)?;
     if !report.violations.is_empty() {
         // Whatever else is wrong is said with it.
@@ -73,6 +74,7 @@ pub(super) fn compile(
     for edit in edits {
         put(done, edit);
     }
+    balancers.put(done);
     for edit in learned {
         edit.put(done);
     }
@@ -90,7 +92,12 @@ pub(super) fn compile(
 fn is_contained(change: &Change<'_>) -> bool {
     let (Some(old), Some(new)) = (change.old, change.new) else {
         let object = change.new.or(change.old);
-        let kinds = [Kind::Port, Kind::GroupMembers, Kind::LearnedAddress];
+        let kinds = [
+            Kind::Port,
+            Kind::GroupMembers,
+            Kind::LearnedAddress,
+            Kind::LoadBalancer,
+        ];
         return object.is_some_and(|object| kinds.contains(&object.kind()));
     };
     let kinds = [
@@ -100,6 +107,7 @@ fn is_contained(change: &Change<'_>) -> bool {
         Kind::PrefixList,
         Kind::SecurityGroup,
         Kind::GroupMembers,
+        Kind::LoadBalancer,
     ];
     old.vpc() == new.vpc() && kinds.contains(&new.kind())
 }

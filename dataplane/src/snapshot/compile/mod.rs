@@ -7,6 +7,7 @@
 //! What `weft_proto::validate` has checked is not checked again here, but nothing here relies on it for memory or panic safety: what does not
 //! resolve becomes a violation.
 
+mod balancers;
 mod epochs;
 mod external;
 mod guests;
@@ -33,8 +34,8 @@ use self::epochs::Changed;
 use self::policy::GroupClassifiers;
 use super::index_allocator::IndexAllocator;
 use super::{
-    Appliance, CowMap, ElasticIp, Endpoint, Learned, Limits, Map, Outside, Peer, Port, Snapshot,
-    StaticTranslation, Subnet, Vpc,
+    Appliance, Balancers, CowMap, ElasticIp, Endpoint, Learned, Limits, Map, Outside, Peer, Port,
+    Snapshot, StaticTranslation, Subnet, Vpc,
 };
 use crate::numbers::Vni;
 use crate::packet::Mac;
@@ -366,6 +367,7 @@ struct VpcDraft {
     appliances: Vec<Appliance>,
     sets: Vec<AddressSet>,
     elastic_ips: CowMap<u128, ElasticIp>,
+    balancers: Balancers,
 }
 
 /// A snapshot that is being filled.
@@ -423,6 +425,7 @@ impl<'a> Draft<'a> {
         self.fill_subnets(objects);
         self.add_translations();
         self.fill_ports(objects);
+        self.fill_balancers(objects);
         self.fill_learned(objects);
         self.fill_broadcast_peers(objects);
         self.fill_outside(objects);
@@ -483,6 +486,7 @@ impl<'a> Draft<'a> {
             appliances: draft.appliances.into(),
             sets: draft.sets.into(),
             elastic_ips: Arc::new(draft.elastic_ips),
+            balancers: Arc::new(draft.balancers),
             ..draft.vpc
         });
         let snapshot = Snapshot {

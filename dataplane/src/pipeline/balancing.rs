@@ -1,0 +1,168 @@
+//! Load balancers (services, "Load balancer"): which member a flow goes to, and what clients are told when there is none. Asked on a miss alone: a session keeps
+//! its member.
+//!
+//! The client's own host chooses. What comes from anywhere else to a load balancer's address is for nobody.
+
+use super::tracer::Tracer;
+use super::{Entry, gateway};
+use crate::packet::checksum;
+use crate::packet::parse::{self, ETHERNET, Family, Parsed, protocol, tcp_flags, word_address};
+use crate::packet::{DropReason, Flow};
+use crate::session::table::Ingress;
+use crate::session::tcp::Segment;
+use crate::snapshot::{Balancer, Snapshot, Vpc};
+
+/// The load balancer that a packet of a port is for, if it is sent to the virtual router.
+#[inline]
+pub(super) fn of<'s>(snapshot: &'s Snapshot, entry: &Entry) -> Option<&'s Balancer> {
+    let vpc = &snapshot.vpcs[entry.vpc];
+    if vpc.balancers.is_empty() {
+        return None;
+    }
+    let Ingress::Port(index) = entry.ingress else {
+        return None;
+    };
+    let subnet = snapshot.port(index)?.subnet;
+    if entry.parsed.eth_dst != snapshot.subnets[subnet].gateway_mac {
+        return None;
+    }
+    at(vpc, entry.parsed.flow.destination)
+}
+
+/// The load balancer that has an address.
+pub(super) fn at(vpc: &Vpc, address: u128) -> Option<&Balancer> {
+    vpc.balancers.get(&address).map(|balancer| &**balancer)
+}
+
+/// Answers a ping of a load balancer's address, in place, while any member takes flows; none if the packet is not of ICMP, or is an error.
+pub(super) fn ping(
+    balancer: &Balancer,
+    parsed: &Parsed,
+    area: &mut [u8],
+) -> Option<Result<(), DropReason>> {
+    let is_icmp = matches!(
+        (parsed.family, parsed.flow.protocol),
+        (Family::Ipv4, protocol::ICMP) | (Family::Ipv6, protocol::ICMPV6)
+    );
+    (is_icmp && !parse::is_icmp_error(parsed)).then(|| {
+        if balancer.serves() {
+            gateway::ping(area, parsed)
+        } else {
+            Err(DropReason::NoMember)
+        }
+    })
+}
+
+/// The address and port of the member that a new flow goes to.
+///
+/// # Errors
+/// The load balancer does not serve the flow's port, or nobody there takes flows.
+pub(super) fn choose(
+    balancer: &Balancer,
+    flow: &Flow,
+    tracer: &mut impl Tracer,
+) -> Result<(u128, u16), DropReason> {
+    let listener = balancer.listener(flow.protocol, flow.destination_port);
+    let chosen = listener.map(|listener| listener.choose(flow, tracer.may_change()));
+    tracer.step("load balancer", || {
+        let id = &balancer.id;
+        match (listener, chosen.flatten()) {
+            (None, _) => format!("{id} has no listener for the flow"),
+            (Some(_), None) => format!("no member of {id} takes flows"),
+            (Some(listener), Some((address, port))) => format!(
+                "{id}: {} port {port}, one of {} members",
+                word_address(address),
+                listener.members.len()
+            ),
+        }
+    });
+    chosen
+        .ok_or(DropReason::NoListener)?
+        .ok_or(DropReason::NoMember)
+}
+
+/// Whether a session may go on that makes `after` of `before`: its member is still there. None if `before` is for no load balancer, or goes to it unchanged.
+pub(super) fn keeps(vpc: &Vpc, before: &Flow, after: &Flow) -> Option<bool> {
+    if vpc.balancers.is_empty() || before.destination == after.destination {
+        return None;
+    }
+    let balancer = at(vpc, before.destination)?;
+    // A member that reaches itself has the load balancer's address.
+    let source = if before.source == after.destination {
+        before.destination
+    } else {
+        before.source
+    };
+    let to = (after.destination, after.destination_port);
+    let is_served = balancer.keeps((before.protocol, before.destination_port), to);
+    Some(is_served && after.source == source && after.source_port == before.source_port)
+}
+
+/// Whether the sender of a packet that is refused is told by a reset.
+pub(super) fn is_reset(snapshot: &Snapshot, entry: &Entry, reason: DropReason) -> bool {
+    let parsed = &entry.parsed;
+    if !matches!(reason, DropReason::MemberGone | DropReason::NoMember)
+        || parsed.flow.protocol != protocol::TCP
+        || parsed.fragment.is_some()
+        || parsed.tcp_flags & tcp_flags::RST != 0
+    {
+        return false;
+    }
+    of(snapshot, entry).is_some_and(|balancer| {
+        let flow = &parsed.flow;
+        let listener = balancer.listener(flow.protocol, flow.destination_port);
+        listener.is_none_or(|listener| listener.resets)
+    })
+}
+
+/// Writes the reset that refuses a TCP segment over it (RFC 9293 §3.10.7.1). Answers the frame's new length; none if it has no room, and is unchanged.
+pub(super) fn reset(area: &mut [u8], parsed: &Parsed) -> Option<u16> {
+    const TCP: usize = 20;
+    let header = area.get(usize::from(parsed.l4)..usize::from(parsed.end))?;
+    let segment = Segment::read(header, parsed.end.checked_sub(parsed.l4)?)?;
+    let (seq, ack, flags) = if segment.flags & tcp_flags::ACK != 0 {
+        (segment.ack, 0, tcp_flags::RST)
+    } else {
+        let next = segment.seq.wrapping_add(segment.space);
+        (0, next, tcp_flags::RST | tcp_flags::ACK)
+    };
+    let ip_header = match parsed.family {
+        Family::Ipv4 => 20,
+        Family::Ipv6 => 40,
+    };
+    let total = ETHERNET + ip_header + TCP;
+    let frame = area.get_mut(..total)?;
+    let (from, to) = (parsed.flow.destination, parsed.flow.source);
+    frame[..6].copy_from_slice(&parsed.eth_src.bytes());
+    frame[6..12].copy_from_slice(&parsed.eth_dst.bytes());
+    let (ip, tcp) = frame[ETHERNET..].split_at_mut(ip_header);
+    ip.fill(0);
+    match parsed.family {
+        Family::Ipv4 => {
+            (ip[0], ip[8], ip[9]) = (0x45, 64, protocol::TCP);
+            ip[2..4].copy_from_slice(&((ip_header + TCP) as u16).to_be_bytes());
+            // Never fragmented.
+            ip[6] = 0x40;
+            ip[12..16].copy_from_slice(&(from as u32).to_be_bytes());
+            ip[16..20].copy_from_slice(&(to as u32).to_be_bytes());
+            let sum = checksum::finish(checksum::sum(ip));
+            ip[10..12].copy_from_slice(&sum.to_be_bytes());
+        }
+        Family::Ipv6 => {
+            (ip[0], ip[6], ip[7]) = (0x60, protocol::TCP, 64);
+            ip[4..6].copy_from_slice(&(TCP as u16).to_be_bytes());
+            ip[8..24].copy_from_slice(&from.to_be_bytes());
+            ip[24..40].copy_from_slice(&to.to_be_bytes());
+        }
+    }
+    tcp.fill(0);
+    tcp[..2].copy_from_slice(&parsed.flow.destination_port.to_be_bytes());
+    tcp[2..4].copy_from_slice(&parsed.flow.source_port.to_be_bytes());
+    tcp[4..8].copy_from_slice(&seq.to_be_bytes());
+    tcp[8..12].copy_from_slice(&ack.to_be_bytes());
+    (tcp[12], tcp[13]) = (5 << 4, flags);
+    let pseudo = checksum::pseudo_header(parsed.family, from, to, protocol::TCP, TCP as u32);
+    let sum = checksum::finish(pseudo + checksum::sum(tcp));
+    tcp[16..18].copy_from_slice(&sum.to_be_bytes());
+    Some(total as u16)
+}

@@ -1,0 +1,222 @@
+//! Load balancers. Each is compiled by itself: of ports it takes the addresses alone, so that it is compiled again when such a port changes.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::sync::atomic::AtomicU32;
+
+use weft_proto::state::{Change, Kind, Object, State};
+use weft_proto::v1;
+
+use super::external::parse_address;
+use super::{Done, Draft, Objects};
+use crate::packet::Family;
+use crate::packet::parse::{protocol, word_family};
+use crate::route::ecmp;
+use crate::route::maglev::{self, Turn};
+use crate::snapshot::balancer::{Balancer, Choice, Listener, Member};
+
+/// A load balancer at an address.
+type At = (u128, Arc<Balancer>);
+
+/// What it is at each of its addresses. `seed`: where turns begin that are taken one after the other.
+fn compile<'s>(
+    balancer: &v1::LoadBalancer,
+    port: impl Fn(&str) -> Option<&'s v1::Port>,
+    seed: u32,
+) -> Vec<At> {
+    let addresses = balancer.addresses.iter();
+    let addresses = addresses.filter_map(|text| parse_address(text));
+    let at = addresses.map(|address| {
+        let family = word_family(address);
+        let listeners = balancer.listeners.iter();
+        let listeners = listeners.filter_map(|it| listener(it, family, &port, seed));
+        let mut listeners: Vec<Listener> = listeners.collect();
+        listeners.sort_by_key(|it| (it.protocol, it.ports));
+        let compiled = Balancer {
+            id: balancer.id.clone(),
+            listeners: listeners.into(),
+        };
+        (address, Arc::new(compiled))
+    });
+    at.collect()
+}
+
+fn listener<'s>(
+    listener: &v1::Listener,
+    family: Family,
+    port: impl Fn(&str) -> Option<&'s v1::Port>,
+    seed: u32,
+) -> Option<Listener> {
+    let protocol = match listener.protocol.as_str() {
+        "tcp" => protocol::TCP,
+        "udp" => protocol::UDP,
+        _ => return None,
+    };
+    let (first, last) = listener.ports();
+    let ports = (first.try_into().ok()?, last.try_into().ok()?);
+    // In order, each address and port once: on every host alike. With the weights of those that take flows.
+    let mut shares: BTreeMap<Member, Option<u16>> = BTreeMap::new();
+    for it in &listener.members {
+        let address = if it.port.is_empty() {
+            parse_address(&it.address).filter(|address| word_family(*address) == family)
+        } else {
+            let own = port(&it.port).into_iter().flat_map(|port| &port.addresses);
+            let mut own = own.filter_map(|text| parse_address(text));
+            own.find(|address| word_family(*address) == family)
+        };
+        let first = listener.first_port_at(it).try_into();
+        if let (Some(address), Ok(first)) = (address, first) {
+            let weight = it.share().min(u16::MAX.into()) as u16;
+            let share = (!it.draining).then_some(weight);
+            let known = shares.entry(Member { address, first }).or_default();
+            *known = (*known).max(share);
+        }
+    }
+    let members: Box<[Member]> = shares.keys().copied().collect();
+    let turns = shares.iter().zip(0..).filter_map(|((member, share), at)| {
+        let mut name = [0; 18];
+        name[..16].copy_from_slice(&member.address.to_be_bytes());
+        name[16..].copy_from_slice(&member.first.to_be_bytes());
+        Some(Turn {
+            identity: ecmp::identity(&name),
+            weight: (*share)?,
+            member: at,
+        })
+    });
+    let turns: Vec<Turn> = turns.collect();
+    let choice = if listener.algorithm == "round-robin" {
+        Choice::RoundRobin {
+            order: in_turn(&turns),
+            next: AtomicU32::new(seed),
+        }
+    } else {
+        Choice::Maglev {
+            table: maglev::Table::new(members.len(), &turns),
+            by_source: listener.affinity == "source",
+        }
+    };
+    Some(Listener {
+        protocol,
+        ports,
+        members,
+        choice,
+        resets: !listener.drop_lost,
+    })
+}
+
+/// Members one after the other, each as often as its weight is of the sum.
+fn in_turn(turns: &[Turn]) -> Box<[u16]> {
+    let gcd = turns.iter().fold(0, |a, turn| gcd(a, turn.weight)).max(1);
+    let all: usize = turns
+        .iter()
+        .map(|turn| usize::from(turn.weight / gcd))
+        .sum();
+    let order = maglev::rounds(turns).take(all);
+    order.map(|at| turns[at].member).collect()
+}
+
+fn gcd(a: u16, b: u16) -> u16 {
+    if b == 0 { a } else { gcd(b, a % b) }
+}
+
+impl Draft<'_> {
+    /// Enters all of them.
+    pub(super) fn fill_balancers(&mut self, objects: &Objects<'_>) {
+        let port = |id: &str| {
+            let place = objects.ports.binary_search_by(|port| (*port.id).cmp(id));
+            place.ok().map(|place| objects.ports[place])
+        };
+        for balancer in &objects.load_balancers {
+            let Some(place) = self.places.vpcs.get(&balancer.vpc).copied() else {
+                let rule = format!("'{}' does not exist", balancer.vpc);
+                self.report
+                    .add(Kind::LoadBalancer, &balancer.id, "vpc", rule);
+                continue;
+            };
+            let at = compile(balancer, port, self.context.generation);
+            let of_vpc = &mut self.vpcs[place].balancers;
+            for (i, (address, compiled)) in at.into_iter().enumerate() {
+                if of_vpc.insert(address, compiled).is_some() {
+                    let field = format!("addresses[{i}]");
+                    let rule = "is another load balancer's";
+                    self.report
+                        .add(Kind::LoadBalancer, &balancer.id, field, rule);
+                }
+            }
+        }
+    }
+}
+
+/// The load balancers that change: what is taken out, and what is put in.
+#[derive(Debug, Default)]
+pub(super) struct Edits {
+    gone: Vec<(usize, u128)>,
+    come: Vec<(usize, At)>,
+}
+
+/// Those of changes of themselves, and of the ports that are their members. None if there is one that can't be put into the snapshot by itself.
+pub(super) fn edits(
+    done: &Done,
+    state: &State,
+    changes: &[Change<'_>],
+    seed: u32,
+) -> Option<Edits> {
+    let mut ids: BTreeSet<&str> = BTreeSet::new();
+    for change in changes {
+        for object in [change.old, change.new].into_iter().flatten() {
+            match object {
+                Object::LoadBalancer(balancer) => {
+                    ids.insert(&balancer.id);
+                }
+                Object::Port(port) => {
+                    ids.extend(state.balancers_of_port(&port.id).map(|it| &*it.id));
+                }
+                _ => {}
+            }
+        }
+    }
+    let mut edits = Edits::default();
+    let port = |id: &str| match state.find(Kind::Port, id)? {
+        Object::Port(port) => Some(port),
+        _ => None,
+    };
+    for id in ids {
+        if let Some(Object::LoadBalancer(old)) = done.state.find(Kind::LoadBalancer, id) {
+            let place = *done.places.vpcs.get(&old.vpc)?;
+            let addresses = old.addresses.iter().filter_map(|text| parse_address(text));
+            edits.gone.extend(addresses.map(|address| (place, address)));
+        }
+        if let Some(Object::LoadBalancer(new)) = state.find(Kind::LoadBalancer, id) {
+            let place = *done.places.vpcs.get(&new.vpc)?;
+            let at = compile(new, port, seed).into_iter();
+            edits.come.extend(at.map(|at| (place, at)));
+        }
+    }
+    edits.are_free(done).then_some(edits)
+}
+
+impl Edits {
+    /// Whether no two have an address.
+    fn are_free(&self, done: &Done) -> bool {
+        let mut seen = BTreeSet::new();
+        self.come.iter().all(|(place, (address, _))| {
+            let vpc = done.snapshot.vpcs.get(*place);
+            let is_taken = vpc.is_some_and(|vpc| vpc.balancers.contains_key(address));
+            let is_given_up = self.gone.contains(&(*place, *address));
+            seen.insert((*place, *address)) && (!is_taken || is_given_up)
+        })
+    }
+
+    pub(super) fn put(self, done: &mut Done) {
+        for (place, address) in self.gone {
+            if let Some(vpc) = done.snapshot.vpcs.get_mut(place) {
+                Arc::make_mut(&mut vpc.balancers).remove(&address);
+            }
+        }
+        for (place, (address, compiled)) in self.come {
+            if let Some(vpc) = done.snapshot.vpcs.get_mut(place) {
+                Arc::make_mut(&mut vpc.balancers).insert(address, compiled);
+            }
+        }
+    }
+}
