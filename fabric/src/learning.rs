@@ -36,6 +36,15 @@ impl<'o> Named<'o> {
             named.ids.insert(&route.port);
             named.ids.extend(route.ecmp.iter().map(|hop| &*hop.port));
         }
+        for balancer in &objects.load_balancers {
+            for member in balancer.members() {
+                named.ids.insert(&member.port);
+                let served = address(&member.address);
+                named
+                    .addresses
+                    .extend(served.map(|served| (&*balancer.vpc, served)));
+            }
+        }
         for elastic in &objects.elastic_ips {
             named.ids.insert(&elastic.port);
         }

@@ -290,7 +290,10 @@ pub(super) fn flow<'t>(
         None => Standing::Backward,
     };
     let choice = translate::kept(snapshot, entry, &session);
-    if matches!(choice, Err(DropReason::MemberGone)) && session.state() == State::TcpSynSent {
+    if matches!(choice, Err(DropReason::MemberGone))
+        && session.from_origin()
+        && session.state() == State::TcpSynSent
+    {
         // Nobody has answered yet: the client that asks again gets another member.
         return opens(tables, entry, frame, Some(session), tracer);
     }

@@ -93,7 +93,7 @@ pub fn fix_ipv4_checksum(frame: &mut [u8]) {
     frame[IP + 10..IP + 12].copy_from_slice(&sum.to_be_bytes());
 }
 
-fn with_checksum(mut segment: Vec<u8>, ends: Ends, protocol: u8, at: usize) -> Vec<u8> {
+pub fn with_checksum(mut segment: Vec<u8>, ends: Ends, protocol: u8, at: usize) -> Vec<u8> {
     let pseudo = if protocol == ICMP {
         Vec::new()
     } else {

@@ -22,7 +22,7 @@ use crate::semantics::frame::{
     Decoded, Flow, IP, decode, is_group_mac, ones_sum, v4_at, v6_at, word,
 };
 use crate::semantics::outside::interface;
-use crate::semantics::{Crossing, Model, Outcome, Seen};
+use crate::semantics::{Crossing, Member, Model, Outcome, Seen};
 use crate::traced::Traced;
 
 /// Wide enough that nothing gives way: limits are tested elsewhere.
@@ -255,6 +255,39 @@ impl Differential {
         self.model.seen = seen.into();
     }
 
+    /// Shows the model which members sessions have, if a frame may be for a load balancer: of several that would do the same with it, that one counts.
+    fn show_members(&mut self, frames: &[Vec<u8>]) {
+        let vips = self.objects.load_balancers.iter();
+        let vips = vips.flat_map(|it| &it.addresses);
+        let vips: Vec<IpAddr> = vips.filter_map(|text| text.parse().ok()).collect();
+        let is_for_one = |frame: &Vec<u8>| match decode(frame) {
+            Ok(Decoded::Ip(packet)) => vips.contains(&packet.flow.destination),
+            _ => false,
+        };
+        if vips.is_empty() || !frames.iter().any(is_for_one) {
+            return;
+        }
+        let mut members = Vec::new();
+        for (id, host) in &self.fabric.hosts {
+            host.shared.sessions.each(self.fabric.now, |session| {
+                let Some((_, after)) = session.translated else {
+                    return;
+                };
+                let before = word_address(session.flow.destination);
+                if vips.contains(&before) {
+                    members.push(Member {
+                        host: id.clone(),
+                        client: (word_address(session.flow.source), session.flow.source_port),
+                        at: (before, session.flow.destination_port),
+                        protocol: session.flow.protocol,
+                        taken: (word_address(after.destination), after.destination_port),
+                    });
+                }
+            });
+        }
+        self.model.members = members.into();
+    }
+
     /// What a NAT gateway chose against the rules.
     fn check_choices(&self) -> Result<(), Disagreement> {
         match &self.model.complaint {
@@ -480,6 +513,7 @@ impl Differential {
         let found = self.found(&delivered)?;
         self.check_trace(traced, frames.first().map_or(&[], |frame| frame), &found)?;
         self.show_mappings();
+        self.show_members(frames);
         let (mut guess, mut guesses) = (0, 1);
         let (mut expected, mut agreed) = (Vec::new(), None::<Model>);
         while guess < guesses {
@@ -488,12 +522,15 @@ impl Differential {
                 Some((frame, offload)) => model.send_segment(port, frame, offload, guess),
                 None => model.send(port, frames, guess),
             };
-            guesses = model.guesses;
+            // Where one choice leaves no other, there are fewer of them.
+            guesses = guesses.max(model.guesses);
             guess += 1;
             if outcome != found {
                 expected.push(outcome);
             } else if let Some(agreed) = &mut agreed {
-                agreed.forget_choices();
+                if !agreed.has_chosen_as(&model) {
+                    agreed.forget_choices();
+                }
             } else {
                 agreed = Some(model);
             }

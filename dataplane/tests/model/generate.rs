@@ -49,6 +49,7 @@ pub struct FabricPlan {
     pub translations: Vec<TranslationPlan>,
     /// Ports with narrow devices, and how narrow.
     pub devices: Vec<(u8, u8)>,
+    pub balancers: Vec<BalancerPlan>,
     pub segment: Option<SegmentPlan>,
     pub outside: OutsidePlan,
     /// The hosts learn the ports of their VPCs.
@@ -120,6 +121,30 @@ pub struct TranslationPlan {
     port: u8,
     v4: bool,
     towards: u8,
+}
+
+/// A load balancer of a VPC.
+#[derive(Debug, Clone)]
+pub struct BalancerPlan {
+    pub subnet: u8,
+    pub listeners: Vec<ListenerPlan>,
+}
+
+#[derive(Debug, Clone)]
+pub struct ListenerPlan {
+    pub udp: bool,
+    pub range: u8,
+    pub choice: u8,
+    pub drop_lost: bool,
+    pub members: Vec<MemberPlan>,
+}
+
+#[derive(Debug, Clone)]
+pub struct MemberPlan {
+    pub port: u8,
+    pub to: u8,
+    pub weight: u8,
+    pub draining: bool,
 }
 
 /// Two VPCs that a peering joins.
@@ -372,6 +397,9 @@ pub enum Change {
         gre: bool,
     },
     Translations(Vec<TranslationPlan>),
+    Balancers(Vec<BalancerPlan>),
+    /// Members of one come, go or drain.
+    Members(u8, Vec<MemberPlan>),
     Peerings(Vec<PeeringPlan>),
     /// Of the outside, one thing or all.
     Outside(u8, OutsidePlan),
@@ -453,6 +481,7 @@ pub fn fabric(rng: &mut Rng) -> FabricPlan {
         peerings: rng.list(0..3, peering),
         translations: rng.list(0..4, translation),
         devices: rng.list(0..4, |rng| (rng.byte(), rng.byte())),
+        balancers: rng.list(0..4, balancer),
         segment: rng.percent(65).then(|| SegmentPlan {
             hosts: 1 + rng.below(7),
             tagged: rng.percent(25),
@@ -505,6 +534,29 @@ fn peering(rng: &mut Rng) -> PeeringPlan {
         states: (state(rng), state(rng)),
         routed: if rng.percent(80) { 3 } else { rng.byte() },
     }
+}
+
+fn balancer(rng: &mut Rng) -> BalancerPlan {
+    BalancerPlan {
+        subnet: rng.byte(),
+        listeners: rng.list(1..4, |rng| ListenerPlan {
+            udp: rng.coin(),
+            range: rng.byte(),
+            choice: rng.below(6),
+            drop_lost: rng.percent(30),
+            members: members(rng),
+        }),
+    }
+}
+
+fn members(rng: &mut Rng) -> Vec<MemberPlan> {
+    let least = u8::from(!rng.percent(10));
+    rng.list(least..4, |rng| MemberPlan {
+        port: rng.byte(),
+        to: rng.below(5),
+        weight: rng.below(6),
+        draining: rng.percent(15),
+    })
 }
 
 fn translation(rng: &mut Rng) -> TranslationPlan {
@@ -565,8 +617,10 @@ fn act(rng: &mut Rng) -> Act {
 }
 
 fn change(rng: &mut Rng) -> Change {
-    match rng.below(11) {
+    match rng.below(18) {
         0 => Change::Nothing,
+        11 => Change::Balancers(rng.list(0..4, balancer)),
+        12..18 => Change::Members(rng.byte(), members(rng)),
         9 | 10 => Change::Outside(rng.below(9), outside(rng)),
         8 => Change::Peerings(rng.list(0..3, peering)),
         7 => Change::Translations(rng.list(0..4, translation)),
@@ -699,6 +753,19 @@ impl FabricPlan {
             Change::Host { host, gre } => pick(&mut self.hosts, *host).0 = *gre,
             Change::Translations(plans) => self.translations.clone_from(plans),
             Change::Peerings(plans) => self.peerings.clone_from(plans),
+            Change::Balancers(plans) => self.balancers.clone_from(plans),
+            Change::Members(which, plans) => {
+                let listeners = self.balancers.iter_mut().flat_map(|it| &mut it.listeners);
+                let mut listeners: Vec<&mut ListenerPlan> = listeners.collect();
+                if !listeners.is_empty() {
+                    let members = &mut pick(&mut listeners, *which).members;
+                    if plans.len() < 3 && !members.is_empty() {
+                        members.remove(0);
+                    } else {
+                        members.clone_from(plans);
+                    }
+                }
+            }
             Change::Outside(which, plan) => {
                 let plan = plan.clone();
                 match which {
@@ -751,6 +818,9 @@ impl FabricPlan {
                 first,
             };
             vpc.add_to(&place, self.open, &mut objects);
+        }
+        for (i, plan) in self.balancers.iter().enumerate() {
+            plan.add_to(i, &mut objects);
         }
         for (i, plan) in self.peerings.iter().enumerate() {
             plan.add_to(&format!("p{i}"), self.vpcs.len(), &mut objects);
@@ -1051,6 +1121,86 @@ impl NatPlan {
             },
             ..v1::NatGateway::default()
         });
+    }
+}
+
+impl BalancerPlan {
+    fn add_to(&self, number: usize, objects: &mut Objects) {
+        let place = usize::from(self.subnet) % objects.subnets.len();
+        let subnet = &objects.subnets[place];
+        let addresses = subnet.cidrs.iter().map(|cidr| {
+            let (network, _) = cidr.rsplit_once("0/").or(cidr.rsplit_once('/')).unwrap();
+            format!("{network}{}", 90 + number)
+        });
+        let ports = objects.ports.iter().filter(|port| port.vpc == subnet.vpc);
+        let ports: Vec<&v1::Port> = ports.collect();
+        let mut taken: Vec<(bool, u32, u32)> = Vec::new();
+        let mut listeners = Vec::new();
+        for plan in &self.listeners {
+            let (first, last) = match plan.range {
+                0..60 => (80, 80),
+                60..200 => (1, 1024),
+                200..220 => (443, 900),
+                _ => (53, 53),
+            };
+            let overlaps =
+                |(udp, a, b): &(bool, u32, u32)| *udp == plan.udp && first <= *b && *a <= last;
+            if taken.iter().any(overlaps) {
+                continue;
+            }
+            taken.push((plan.udp, first, last));
+            let v6_only = subnet.cidrs.iter().all(|cidr| cidr.contains(':'));
+            listeners.push(plan.build((first, last), &ports, v6_only));
+        }
+        objects.load_balancers.push(v1::LoadBalancer {
+            id: format!("lb{number}"),
+            vpc: subnet.vpc.clone(),
+            addresses: addresses.collect(),
+            listeners,
+            ..v1::LoadBalancer::default()
+        });
+    }
+}
+
+impl ListenerPlan {
+    fn build(&self, (first, last): (u32, u32), ports: &[&v1::Port], v6: bool) -> v1::Listener {
+        let mut members: Vec<v1::Member> = Vec::new();
+        for plan in &self.members {
+            let Some(port) = ports.get(usize::from(plan.port) % ports.len().max(1)) else {
+                continue;
+            };
+            let by_address = plan.port >= 200;
+            let address = traffic::address(port, !v6).filter(|_| by_address);
+            let member = v1::Member {
+                port: if address.is_none() {
+                    port.id.clone()
+                } else {
+                    String::new()
+                },
+                address: address.map_or(String::new(), |address| address.to_string()),
+                to_port_min: [0, 0, 0, 80, 8080][usize::from(plan.to)],
+                weight: plan.weight.into(),
+                draining: plan.draining,
+            };
+            let is_same = |other: &v1::Member| {
+                let first =
+                    |it: &v1::Member| [it.to_port_min, first][usize::from(it.to_port_min == 0)];
+                (&other.port, &other.address, first(other))
+                    == (&member.port, &member.address, first(&member))
+            };
+            if !members.iter().any(is_same) {
+                members.push(member);
+            }
+        }
+        v1::Listener {
+            protocol: if self.udp { "udp" } else { "tcp" }.into(),
+            port_min: first,
+            port_max: if first == last { 0 } else { last },
+            algorithm: ["", "maglev", "round-robin"][usize::from(self.choice % 3)].into(),
+            affinity: if self.choice == 3 { "source" } else { "" }.into(),
+            members,
+            drop_lost: self.drop_lost,
+        }
     }
 }
 

@@ -1,9 +1,10 @@
 //! One run: a plan's steps made into frames, each of which depends on what came of those before it.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 
 use weft_dataplane::packet::DropReason;
-use weft_proto::v1::Objects;
+use weft_proto::v1::{self, Objects};
 
 use crate::case::{Case, Event, Translation};
 use crate::connection::Connection;
@@ -143,10 +144,39 @@ impl Run {
                     && let Some(server) = outside(&b.vpc, *server)
                 {
                     connection.translate(outside(&a.vpc, *client), server);
+                } else if let Some(balancer) = self.balancer_of(b, &a.vpc, v4) {
+                    // It may go to another member, and is not heard then.
+                    connection.translate(None, balancer);
                 }
                 self.connections.push(connection);
             }
         }
+    }
+
+    /// The last whole frame that was sent to a load balancer and is no reset, and the load balancer's number.
+    fn last_balanced(&self) -> Option<(usize, (String, Vec<u8>))> {
+        let mut sent = self.sent.iter().rev();
+        sent.find_map(|(port, frame)| {
+            let Ok(Decoded::Ip(packet)) = decode(frame) else {
+                return None;
+            };
+            let text = packet.flow.destination.to_string();
+            let mut balancers = self.objects.load_balancers.iter();
+            let balancer = balancers.position(|it| it.addresses.contains(&text))?;
+            let is_good = packet.fragment.is_none() && !is_reset(frame);
+            is_good.then(|| (balancer, (port.clone(), frame.clone())))
+        })
+    }
+
+    /// An address of a load balancer of a VPC that has a port as a member.
+    fn balancer_of(&self, port: &v1::Port, vpc: &str, v4: bool) -> Option<IpAddr> {
+        let mut balancers = self.objects.load_balancers.iter();
+        let balancer = balancers.find(|it| {
+            let mut ports = it.member_ports();
+            it.vpc == vpc && ports.any(|id| id == port.id)
+        })?;
+        let mut addresses = balancer.addresses.iter().map(|it| it.parse().unwrap());
+        addresses.find(|address: &IpAddr| address.is_ipv4() == v4)
     }
 
     fn step(&mut self, step: &Step, case: &mut Case) -> Result<(), Disagreement> {
@@ -226,7 +256,21 @@ impl Run {
                     // Where a port goes, its datagrams in pieces go, when their time runs out at the latest.
                     self.take(case, Event::Wait(11_000))?;
                 }
-                self.plan.change(change);
+                let (mut change, mut again) = (change.clone(), None);
+                if let Change::Members(which, _) = &mut change
+                    && let Some((balancer, sent)) = self.last_balanced()
+                {
+                    // Of the load balancer that was in use last.
+                    let before = self.plan.balancers.iter().take(balancer);
+                    let before: usize = before.map(|it| it.listeners.len()).sum();
+                    let own = self.plan.balancers[balancer].listeners.len();
+                    *which = (before + usize::from(*which) % own) as u8;
+                    again = Some(sent);
+                }
+                if let Some((port, frame)) = again.clone() {
+                    self.send(case, port, vec![self.anew(frame)])?;
+                }
+                self.plan.change(&change);
                 self.objects = self.plan.objects();
                 if matches!(change, Change::Translations(_)) {
                     self.translations = self.plan.translations(&self.objects);
@@ -243,9 +287,9 @@ impl Run {
                     self.take(case, Event::Translate(translations))?;
                 }
                 let objects = self.objects.clone();
-                return self
-                    .take(case, Event::Configure(Box::new(objects)))
-                    .map(|_| ());
+                self.take(case, Event::Configure(Box::new(objects)))?;
+                self.id = self.id.wrapping_add(1);
+                again.map(|(port, frame)| (port, self.anew(frame)))
             }
             Step::Wait(length) => {
                 let seconds = [1, 20, 31, 61, 119, 121, 181, 250, 301, 7441];

@@ -104,6 +104,14 @@ pub fn gateways(objects: &Objects, vpc: &str, v4: bool) -> Vec<IpAddr> {
         .collect()
 }
 
+/// The addresses of load balancers.
+pub fn balancers(objects: &Objects, vpc: &str, v4: bool) -> Vec<IpAddr> {
+    let all = objects.load_balancers.iter().filter(|it| it.vpc == vpc);
+    let addresses = all.flat_map(|it| &it.addresses);
+    let parsed = addresses.map(|text| text.parse::<IpAddr>().unwrap());
+    parsed.filter(|address| address.is_ipv4() == v4).collect()
+}
+
 trait Nth {
     fn nth(&self, n: u32) -> Option<IpAddr>;
 }
@@ -198,6 +206,7 @@ fn packet_to(
         .filter(|port| port.id != from.id && address(port, v4).is_some())
         .filter(|port| may_reach(objects, &from.vpc, &port.vpc))
         .collect();
+    let is_balanced = (150..200).contains(&plan.to);
     let target = (plan.to < 200 && !peers.is_empty()).then(|| *pick(&peers, plan.to));
     let others: Vec<IpAddr> = elsewhere
         .iter()
@@ -205,7 +214,10 @@ fn packet_to(
         .filter(|address: &IpAddr| address.is_ipv4() == v4)
         .chain(gateways(objects, &from.vpc, v4))
         .collect();
+    let balanced = balancers(objects, &from.vpc, v4);
+    let target = target.filter(|_| !is_balanced || balanced.is_empty());
     let destination = match target {
+        None if is_balanced && !balanced.is_empty() => *pick(&balanced, plan.to),
         Some(target) => address(target, v4)?,
         None => *pick(&others, plan.to),
     };
@@ -605,6 +617,7 @@ fn asked(objects: &Objects, from: &v1::Port, v4: bool, index: u8) -> IpAddr {
     let ports = objects.ports.iter().filter(|port| port.vpc == from.vpc);
     let mut all: Vec<IpAddr> = ports.filter_map(|port| address(port, v4)).collect();
     all.extend(gateways(objects, &from.vpc, v4));
+    all.extend(balancers(objects, &from.vpc, v4));
     if !v4 {
         // The router's link-local address, those that ports have by their MACs, and one that a guest may have chosen.
         all.push(questions::link_local(gateway_mac(objects, from)));

@@ -158,6 +158,11 @@ fn neighbour(world: &World, port: &v1::Port, address: IpAddr) -> Option<Neighbou
     if let Some(owner) = world.gateway(&port.vpc, address) {
         return (owner.id == subnet.id).then(|| (gateway_mac(subnet), true));
     }
+    if world.balancer(&port.vpc, address).is_some() {
+        let mut cidrs = subnet.cidrs.iter();
+        let is_of_link = cidrs.any(|cidr| prefix_holds(cidr, address));
+        return is_of_link.then(|| (gateway_mac(subnet), false));
+    }
     let other = owner(world, &port.vpc, address)?;
     (other.subnet == port.subnet && other.id != port.id).then(|| (mac(&other.mac), false))
 }

@@ -5,10 +5,13 @@
 //!
 //! `outside` says what lies outside of VPCs, `leave` how packets get there and come from there.
 //!
+//! `balancing` is about load balancers.
+//!
 //! `fragments` follows datagrams in pieces, `segment` splits what was left to be split, `outer` reads tunnel headers.
 //!
 //! Not in this version: limits and budgets; more than one gateway host of an external network, which tell each other of sessions.
 
+mod balancing;
 mod fragments;
 pub mod frame;
 mod gateway;
@@ -28,6 +31,7 @@ use weft_dataplane::packet::{DropReason, Offload, Segments};
 use weft_proto::v1::{self, Objects};
 
 use crate::case::{Case, Translation};
+pub use balancing::Member;
 use fragments::{Datagram, Datagrams, First, Later};
 use frame::{Decoded, Flow, Mac, Packet, SYN, decode, is_group, is_group_mac};
 use gateway::{Discovery, Problem, stays_on_link};
@@ -172,7 +176,7 @@ enum To<'a> {
 struct Hop(v1::NextHop);
 
 /// A next hop that a flow was seen to take, and those among which it was.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 struct Choice {
     flow: Flow,
     among: Vec<Hop>,
@@ -188,20 +192,24 @@ pub struct Model {
     /// Datagrams in pieces that each host knows.
     datagrams: BTreeMap<String, Datagrams>,
     choices: Vec<Choice>,
+    /// Which members of load balancers flows were seen to go to.
+    balanced: Vec<balancing::Balanced>,
     /// Of NAT gateways.
     mappings: Vec<Mapping>,
     /// The number of the next one.
     next_mapping: u32,
     /// Which ports NAT gateways have chosen: that is free, but for rules which are checked.
     pub seen: Rc<Vec<Seen>>,
+    /// Which members load balancers have chosen.
+    pub members: Rc<Vec<Member>>,
     /// What was chosen against the rules.
     pub complaint: Option<String>,
     /// Hosts learn the ports of their VPCs. Those that have some of a subnet are not known then: each that has some of the VPC gets a copy of a broadcast.
     learns: bool,
     /// Nothing may be chosen now.
     only_looks: bool,
-    /// How many of them were there before the last frame.
-    certain: usize,
+    /// How many choices, and how many of members, were there before the last frame.
+    certain: (usize, usize),
     /// Milliseconds.
     now: u32,
     /// Which of several allowed next hops is to be tried, and how many there were.
@@ -223,6 +231,7 @@ impl Model {
             mappings: Vec::new(),
             next_mapping: 0,
             seen: Rc::default(),
+            members: Rc::default(),
             complaint: None,
             only_looks: false,
             learns: case.learns,
@@ -230,7 +239,8 @@ impl Model {
             sessions: BTreeMap::new(),
             datagrams: BTreeMap::new(),
             choices: Vec::new(),
-            certain: 0,
+            balanced: Vec::new(),
+            certain: (0, 0),
             now,
             guess: 0,
             guesses: 1,
@@ -306,9 +316,15 @@ impl Model {
         &self.sessions
     }
 
+    /// Whether the last frame took the same next hops and members as with another guess.
+    pub fn has_chosen_as(&self, other: &Self) -> bool {
+        self.choices == other.choices && self.balanced == other.balanced
+    }
+
     /// Takes back which next hops the last frame took: several would have had the same outcome.
     pub fn forget_choices(&mut self) {
-        self.choices.truncate(self.certain);
+        self.choices.truncate(self.certain.0);
+        self.balanced.truncate(self.certain.1);
     }
 
     /// A port sends frames. Where several outcomes are allowed, `guess` chooses one of [`Self::guesses`].
@@ -356,7 +372,7 @@ impl Model {
 
     fn begin(&mut self, guess: usize) -> Rc<World> {
         (self.guess, self.guesses) = (guess, 1);
-        self.certain = self.choices.len();
+        self.certain = (self.choices.len(), self.balanced.len());
         Rc::clone(&self.world)
     }
 
@@ -437,8 +453,19 @@ impl Model {
             answer(gateway::ping(&packet)?);
             return Ok(());
         }
-        let ingress = Ingress::Port(port);
-        self.onward(world, (&port.host, &port.vpc), ingress, packet, outcome)
+        let balancer = world.balancer_of(port, &packet);
+        if let Some(result) = balancer.and_then(|it| balancing::ping(world, it, &packet)) {
+            answer(result?);
+            return Ok(());
+        }
+        let (ingress, place) = (Ingress::Port(port), (&*port.host, &*port.vpc));
+        let result = self.onward(world, place, ingress, packet.clone(), outcome);
+        if let Err(reason) = result {
+            let reset = balancing::reset(world, port, &packet, reason);
+            let told = reset.map(|frame| (port.id.clone(), frame));
+            outcome.delivered.extend(told);
+        }
+        result
     }
 
     /// A host takes a frame off a tunnel. Equipment behind it may ask for neighbours, and is answered through the tunnel.
@@ -642,6 +669,11 @@ impl Model {
         if stands.was.is_some() {
             return Err(DropReason::TranslationClash);
         }
+        match world.may_be_balanced(place.1, &before, &after) {
+            Some(true) => return Ok(Becoming::Kept(stands.becomes)),
+            Some(false) => return Err(DropReason::MemberGone),
+            None => {}
+        }
         if !world.may_become(place, &before, &after) {
             return Err(DropReason::TranslationGone);
         }
@@ -729,6 +761,17 @@ impl Model {
                 Follow::Drop(reason) => return Err(reason),
             }
         }
+        if let Some((i, stands)) = known
+            && stands.from_opener
+            && self.sessions[host][i].stage == Stage::SynSent
+            && matches!(
+                self.kept(world, place, i, stands),
+                Err(DropReason::MemberGone)
+            )
+        {
+            // Nobody has answered yet: it is as if it opened the flow.
+            (over, known, followed) = (Some(i), None, None);
+        }
         let standing = match known {
             Some((_, stands)) if !stands.from_opener => unlike.unwrap_or(Standing::Backward),
             _ => unlike.unwrap_or(Standing::Forward),
@@ -806,7 +849,7 @@ impl Model {
             }
             // What no rule admits any more is forgotten, both ways (b017); a connection is known as denied while its ends try.
             (Err(reason), Some((i, _)))
-                if *reason == DropReason::TranslationGone
+                if matches!(reason, DropReason::TranslationGone | DropReason::MemberGone)
                     || (*reason == DropReason::GroupDenied && unlike.is_none()) =>
             {
                 match sessions[i].stage {
@@ -840,7 +883,15 @@ impl Model {
             policy(world, port, packet, standing, false)?;
         }
         let mut flow = packet.flow;
+        let balancer = match (choice, ingress) {
+            (Becoming::Anew, Ingress::Port(port)) => world.balancer_of(port, packet),
+            _ => None,
+        };
+        if let Some(balancer) = balancer {
+            self.balance(world, (host, balancer), &mut flow)?;
+        }
         match (choice, ingress) {
+            _ if balancer.is_some() => {}
             // Nothing passes from the outside in one VNI, but what comes from another VPC of the host to an address that a port has itself.
             (Becoming::Kept(None), Ingress::Outside(_, from)) if from != world.vni(vpc) => {
                 return Err(DropReason::TranslationGone);
@@ -896,6 +947,7 @@ impl Model {
             }
         };
         match choice {
+            _ if balancer.is_some() => flow.source = balancing::source(&flow, &packet.flow),
             Becoming::Anew if routed => {
                 way.mapping = self.leave_by(world, place, packet, &mut flow, way.exit)?;
             }

@@ -1,0 +1,256 @@
+//! Load balancers: a port's flow to an address of one goes to a member, the same on every host, and stays there.
+//!
+//! Which member it is nobody says: any that takes flows, but for the same flow and the same listener always the same one.
+
+use std::net::IpAddr;
+
+use weft_dataplane::packet::DropReason;
+use weft_proto::v1::{self, Listener, LoadBalancer};
+
+use super::frame::{ACK, Detail, Flow, ICMP, ICMPV6, Packet, RST, TCP, UDP};
+use super::world::{World, gateway_mac};
+use super::{Model, gateway};
+use crate::craft::{self, Ends, Header};
+use crate::traffic;
+
+/// Who serves: an address and the port that the listener's first one becomes.
+type Target = (IpAddr, u16);
+
+/// A member that a flow was seen to go to. Equal listeners have equal members only where these have equal addresses.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Balanced {
+    flow: Flow,
+    by_source: bool,
+    listener: Listener,
+    targets: Vec<Target>,
+    taken: Target,
+}
+
+/// A member that a flow goes to, as its session says.
+#[derive(Debug, Clone)]
+pub struct Member {
+    pub host: String,
+    pub client: (IpAddr, u16),
+    pub at: (IpAddr, u16),
+    pub protocol: u8,
+    /// Its address and the port that the flow gets.
+    pub taken: (IpAddr, u16),
+}
+
+impl World {
+    /// The load balancer of a VPC that has an address.
+    pub fn balancer(&self, vpc: &str, address: IpAddr) -> Option<&LoadBalancer> {
+        let has = |it: &&LoadBalancer| it.addresses.iter().any(|text| text.parse() == Ok(address));
+        self.0
+            .load_balancers
+            .iter()
+            .filter(|it| it.vpc == vpc)
+            .find(has)
+    }
+
+    /// The one that a packet of a port is for.
+    pub fn balancer_of(&self, port: &v1::Port, packet: &Packet) -> Option<&LoadBalancer> {
+        let to_router = packet.dst == gateway_mac(self.subnet(&port.subnet));
+        let balancer = self.balancer(&port.vpc, packet.flow.destination);
+        balancer.filter(|_| to_router)
+    }
+
+    /// The members of a listener that serve a family; those that take flows, if asked for these.
+    fn targets(&self, listener: &Listener, v4: bool, taking: bool) -> Vec<Target> {
+        let mut found: Vec<Target> = Vec::new();
+        for member in &listener.members {
+            if taking && member.draining {
+                continue;
+            }
+            let address = if member.port.is_empty() {
+                member.address.parse().ok()
+            } else {
+                self.port(&member.port)
+                    .and_then(|port| traffic::address(port, v4))
+            };
+            let first = match member.to_port_min {
+                0 => listener.port_min,
+                first => first,
+            };
+            if let Some(address) = address.filter(|address: &IpAddr| address.is_ipv4() == v4) {
+                found.push((address, first as u16));
+            }
+        }
+        found.sort_unstable();
+        found.dedup();
+        found
+    }
+
+    /// Whether a flow to a load balancer may still become another; none if it is not for one.
+    pub fn may_be_balanced(&self, vpc: &str, before: &Flow, after: &Flow) -> Option<bool> {
+        if before.destination == after.destination {
+            return None;
+        }
+        let balancer = self.balancer(vpc, before.destination)?;
+        let source = match before.source == after.destination {
+            true => before.destination,
+            false => before.source,
+        };
+        let (Detail::Ports(from, to), Detail::Ports(after_from, at)) =
+            (before.detail, after.detail)
+        else {
+            return Some(false);
+        };
+        let serves = |listener: &Listener| {
+            let targets = self.targets(listener, before.destination.is_ipv4(), false);
+            let first = at.wrapping_sub(to - listener.port_min as u16);
+            targets.contains(&(after.destination, first))
+        };
+        let is_served = listener(balancer, before.protocol, to).is_some_and(serves);
+        Some(is_served && after.source == source && from == after_from)
+    }
+}
+
+/// The listener for a protocol and a port.
+fn listener(balancer: &LoadBalancer, protocol: u8, port: u16) -> Option<&Listener> {
+    balancer.listeners.iter().find(|listener| {
+        let last = listener.port_max.max(listener.port_min);
+        let of_protocol = match listener.protocol.as_str() {
+            "tcp" => protocol == TCP,
+            _ => protocol == UDP,
+        };
+        of_protocol && (listener.port_min..=last).contains(&port.into())
+    })
+}
+
+/// The answer to a ping of a load balancer's address; none if the packet is no message of ICMP, or an error.
+pub fn ping(
+    world: &World,
+    balancer: &LoadBalancer,
+    packet: &Packet,
+) -> Option<Result<Vec<u8>, DropReason>> {
+    let protocol = if packet.is_v4() { ICMP } else { ICMPV6 };
+    if packet.flow.protocol != protocol || packet.is_icmp_error() {
+        return None;
+    }
+    let serves = |it: &Listener| !world.targets(it, packet.is_v4(), true).is_empty();
+    Some(match balancer.listeners.iter().any(serves) {
+        true => gateway::ping(packet),
+        false => Err(DropReason::NoMember),
+    })
+}
+
+/// The reset that a port gets whose segment is dropped for a reason, if it gets one.
+pub fn reset(
+    world: &World,
+    port: &v1::Port,
+    packet: &Packet,
+    reason: DropReason,
+) -> Option<Vec<u8>> {
+    let segment = packet.tcp.filter(|segment| !segment.has(RST))?;
+    let balancer = world.balancer_of(port, packet)?;
+    let Detail::Ports(from, to) = packet.flow.detail else {
+        return None;
+    };
+    let drops = listener(balancer, TCP, to).is_some_and(|listener| listener.drop_lost);
+    let is_lost = matches!(reason, DropReason::MemberGone | DropReason::NoMember);
+    if !is_lost || drops || packet.fragment.is_some() {
+        return None;
+    }
+    let ends = Ends {
+        dst: packet.src,
+        src: packet.dst,
+        source: packet.flow.destination,
+        destination: packet.flow.source,
+    };
+    // RFC 9293 3.10.7.1.
+    let (flags, numbers) = match segment.has(ACK) {
+        true => (RST, (segment.ack, 0)),
+        false => (RST | ACK, (0, segment.seq.wrapping_add(segment.space))),
+    };
+    // No window, for nothing will follow.
+    let mut bytes = [to.to_be_bytes(), from.to_be_bytes()].concat();
+    bytes.extend(numbers.0.to_be_bytes());
+    bytes.extend(numbers.1.to_be_bytes());
+    bytes.extend([0x50, flags, 0, 0, 0, 0, 0, 0]);
+    let bytes = craft::with_checksum(bytes, ends, TCP, 16);
+    let header = Header {
+        dont_fragment: true,
+        id: 0,
+        ..Header::default()
+    };
+    Some(craft::ip(ends, &header, TCP, &bytes))
+}
+
+impl Model {
+    /// Where a new flow to a load balancer goes, and what it becomes at the route.
+    pub(super) fn balance(
+        &mut self,
+        world: &World,
+        (host, balancer): (&str, &LoadBalancer),
+        flow: &mut Flow,
+    ) -> Result<(), DropReason> {
+        let Detail::Ports(from, to) = flow.detail else {
+            return Err(DropReason::NoListener);
+        };
+        let listener = listener(balancer, flow.protocol, to).ok_or(DropReason::NoListener)?;
+        let targets = world.targets(listener, flow.destination.is_ipv4(), true);
+        if targets.is_empty() {
+            return Err(DropReason::NoMember);
+        }
+        let by_source = listener.affinity == "source";
+        let is_hashed = listener.algorithm != "round-robin";
+        let is_alike = |seen: &&Balanced| {
+            let key = |flow: &Flow| match by_source {
+                true => (flow.source, flow.destination, None),
+                false => (
+                    flow.source,
+                    flow.destination,
+                    Some((flow.protocol, flow.detail)),
+                ),
+            };
+            is_hashed
+                && seen.by_source == by_source
+                && seen.listener == *listener
+                && seen.targets == targets
+                && key(&seen.flow) == key(flow)
+        };
+        let known = self.balanced.iter().find(is_alike).map(|seen| seen.taken);
+        let taken = known.unwrap_or_else(|| {
+            let guess = self.guess / self.guesses % targets.len();
+            self.guesses *= targets.len();
+            let of_flow = |it: &&Member| {
+                let own = (it.protocol, it.client, it.at)
+                    == (flow.protocol, (flow.source, from), (flow.destination, to));
+                own && it.host == host
+            };
+            // What the session has is tried first.
+            let at = |it: &Member| {
+                (
+                    it.taken.0,
+                    it.taken.1.wrapping_sub(to - listener.port_min as u16),
+                )
+            };
+            let shown = self.members.iter().find(of_flow).map(at);
+            let mut order = targets.clone();
+            order.sort_by_key(|target| Some(*target) != shown);
+            order[guess]
+        });
+        if known.is_none() && is_hashed {
+            self.balanced.push(Balanced {
+                flow: *flow,
+                by_source,
+                listener: listener.clone(),
+                targets,
+                taken,
+            });
+        }
+        flow.destination = taken.0;
+        let port = taken.1.wrapping_add(to - listener.port_min as u16);
+        flow.detail = Detail::Ports(from, port);
+        Ok(())
+    }
+}
+
+/// What a member that reaches itself is known by to itself.
+pub fn source(flow: &Flow, before: &Flow) -> IpAddr {
+    match flow.destination == before.source {
+        true => before.destination,
+        false => before.source,
+    }
+}
