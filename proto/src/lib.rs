@@ -25,5 +25,8 @@ pub mod validate;
 /// Version of the host protocol.
 pub const HOST_PROTOCOL: u32 = 1;
 
+/// The capability of a host that takes [`v1::LoadBalancer`]s.
+pub const LOAD_BALANCER: &str = "load_balancer";
+
 /// The capability of a controller that takes [`v1::PortReports`].
 pub const PORT_REPORTS: &str = "port_reports";

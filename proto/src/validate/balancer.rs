@@ -159,6 +159,8 @@ fn taken(
         _ => None,
     });
     let Some((subnet, (prefix, gateway))) = { holding }.next() else {
+        // What is said of the VPC is enough.
+        index.state.find(Kind::Vpc, vpc)?;
         return Some(format!("{address} is in no subnet of vpc '{vpc}'"));
     };
     if gateway == Some(address) {
@@ -174,16 +176,13 @@ fn taken(
             other.id
         ));
     }
+    let port = index.state.port_with_address(vpc, address)?;
     // Of a port that comes to have it, the port is to blame.
     let is_new = index.changes.is_none_or(|changes| {
         let mut changed = changes.iter().filter_map(|change| change.new);
         changed.any(|object| object.kind() == Kind::LoadBalancer && object.id() == at.id)
     });
-    let port = index
-        .state
-        .port_with_address(vpc, address)
-        .filter(|_| is_new)?;
-    Some(format!("{address} is already used by port '{}'", port.id))
+    is_new.then(|| format!("{address} is already used by port '{}'", port.id))
 }
 
 fn check_members(
@@ -195,6 +194,7 @@ fn check_members(
 ) {
     let (first, last) = listener.ports();
     let mut seen: HashMap<(&str, u32), usize> = HashMap::new();
+    let mut served: HashMap<(IpAddr, u32), usize> = HashMap::new();
     for (j, member) in listener.members.iter().enumerate() {
         let field = |name: &str| format!("listeners[{i}].members[{j}].{name}");
         let to = member.to_port_min;
@@ -216,12 +216,21 @@ fn check_members(
         } else {
             ("port", &member.port)
         };
-        let key = (what.as_str(), listener.first_port_at(member));
-        if let Some(other) = seen.insert(key, j) {
+        let to = listener.first_port_at(member);
+        let mut other = seen.insert((what.as_str(), to), j);
+        let rule = missing(balancer, member, (index, scope));
+        // A port may be named in one, and its address in another; a host does not know all ports.
+        if scope == Scope::Intent && rule.is_none() {
+            let addresses = [true, false].map(|is_ipv4| member.address_in(index.state, is_ipv4));
+            for address in addresses.into_iter().flatten() {
+                other = served.insert((address, to), j).or(other);
+            }
+        }
+        if let Some(other) = other {
             let rule = format!("is the member listeners[{i}].members[{other}] once more");
             report.add(at, field(name), rule);
         }
-        if let Some(rule) = missing(balancer, member, (index, scope)) {
+        if let Some(rule) = rule {
             report.add(at, field(name), rule);
         }
     }
@@ -234,14 +243,23 @@ fn missing(
     (index, scope): (&Index<'_>, Scope<'_>),
 ) -> Option<String> {
     let vpc = &balancer.vpc;
+    let families = balancer.addresses.iter().filter_map(|text| {
+        let address = text.parse::<IpAddr>().ok()?;
+        Some(address.is_ipv4())
+    });
     if member.port.is_empty() {
         let address = match parse_address(&member.address) {
             Ok(address) => address,
             Err(error) => return Some(error.to_string()),
         };
-        let is_there = index.state.port_with_address(vpc, address).is_some();
-        return (scope == Scope::Intent && !is_there)
-            .then(|| format!("{address} is no address of a port of vpc '{vpc}'"));
+        if scope != Scope::Intent {
+            return None;
+        }
+        if index.state.port_with_address(vpc, address).is_none() {
+            return Some(format!("{address} is no address of a port of vpc '{vpc}'"));
+        }
+        return (!{ families }.any(|is_ipv4| is_ipv4 == address.is_ipv4()))
+            .then(|| format!("{address} is of no family of the load balancer's"));
     }
     let id = &member.port;
     match index.port(id) {
@@ -252,10 +270,6 @@ fn missing(
             port.vpc
         )),
         Some(port) => {
-            let families = balancer.addresses.iter().filter_map(|text| {
-                let address = text.parse::<IpAddr>().ok()?;
-                Some(address.is_ipv4())
-            });
             let serves = { families }.any(|is_ipv4| port.first_address(is_ipv4).is_some());
             (!serves && scope == Scope::Intent)
                 .then(|| format!("port '{id}' has no address of a family of the load balancer's"))

@@ -120,16 +120,16 @@ fn check_addresses(
             continue;
         };
         // Of a load balancer that comes to have it, the load balancer is to blame.
-        let changes = index.changes.unwrap_or_default();
-        let is_new = changes.iter().any(|change| {
-            let new = change.new.filter(|it| it.kind() == Kind::Port);
-            new.is_some_and(|object| object.id() == port.id)
-        });
+        let is_new = || {
+            let changes = index.changes.unwrap_or_default().iter();
+            let mut new = changes.filter_map(|change| change.new);
+            new.any(|it| it.kind() == Kind::Port && it.id() == port.id)
+        };
         let mut balancers = index.state.balancers_with_address(&port.vpc, address);
         if Some(address) == *gateway {
             let rule = format!("{address} is the gateway of subnet '{}'", port.subnet);
             report.add(at, field, rule);
-        } else if is_new && let Some(balancer) = balancers.next() {
+        } else if let Some(balancer) = balancers.next().filter(|_| is_new()) {
             let rule = format!("{address} is an address of load balancer '{}'", balancer.id);
             report.add(at, field, rule);
         } else if let Some(what) = reserved(*prefix, address) {

@@ -1,5 +1,6 @@
 //! One valid topology, and each rule broken in it.
 
+mod balancer;
 mod dhcp;
 mod external;
 mod learning;

@@ -5,10 +5,10 @@ use crate::v1::{ElasticIp, ExternalNetwork};
 use crate::validate::port_changes::are_good;
 
 /// Numbers that look random, the same in each run.
-struct Numbers(u64);
+pub(super) struct Numbers(pub(super) u64);
 
 impl Numbers {
-    fn below(&mut self, end: u64) -> u64 {
+    pub(super) fn below(&mut self, end: u64) -> u64 {
         self.0 = self
             .0
             .wrapping_mul(6_364_136_223_846_793_005)
