@@ -65,6 +65,39 @@ impl Named {
     }
 }
 
+/// Whether a port is a member of a load balancer: hosts choose alike when they know alike who serves.
+fn is_balanced(state: &State, port: &Port) -> bool {
+    let addresses = port.addresses.iter().filter_map(|it| it.parse().ok());
+    let mut of_addresses =
+        addresses.flat_map(|address| state.balancers_of_address(&port.vpc, address).next());
+    state.balancers_of_port(&port.id).next().is_some() || of_addresses.next().is_some()
+}
+
+/// The ports of a VPC that become members of a load balancer by a change, or are none any more.
+fn balanced_otherwise<'s>(
+    state: &'s State,
+    vpc: &'s str,
+    change: &Change<'s>,
+) -> BTreeSet<&'s str> {
+    let members = |object: Option<&'s Object>| match object {
+        Some(Object::LoadBalancer(balancer)) if balancer.vpc == vpc => {
+            let members = balancer.members();
+            members.map(|it| [&*it.port, &*it.address]).collect()
+        }
+        _ => BTreeSet::new(),
+    };
+    let (old, new) = (members(change.old), members(change.new));
+    let mut ports = BTreeSet::new();
+    for [port, address] in old.symmetric_difference(&new) {
+        ports.insert(*port);
+        let holder = address.parse::<IpAddr>().ok();
+        let holder = holder.and_then(|address| state.port_with_address(vpc, address));
+        ports.extend(holder.map(|port| &*port.id));
+    }
+    ports.remove("");
+    ports
+}
+
 impl Always {
     /// That of a VPC in a state. `places`: all that others are told of it; `hosts`: those with ports of it.
     pub(crate) fn new(state: &State, vpc: &str, places: &Layer, hosts: &HostIds) -> Self {
@@ -130,6 +163,9 @@ impl Always {
             let addresses = old.addresses.symmetric_difference(&new.addresses);
             let holders = addresses.filter_map(|it| state.port_with_address(vpc, *it));
             ports.extend(holders.map(|port| &*port.id));
+        }
+        for change in changes {
+            ports.extend(balanced_otherwise(state, vpc, change));
         }
         let ports: Vec<String> = ports.into_iter().map(str::to_owned).collect();
         for id in &ports {
@@ -223,6 +259,7 @@ impl Always {
         port.unguarded
             || !port.allowed_pairs.is_empty()
             || self.named.has(port)
+            || is_balanced(state, port)
             || state.elastic_ips_of_port(&port.id).next().is_some()
     }
 

@@ -8,6 +8,8 @@
 //! Of each of these VPCs also the elastic IPs and the NAT gateways, and the external networks that they and the routes name. A gateway host of an
 //! external network has the VPCs that send to it, as if it had ports there, with the route tables of all subnets: it finds the way out by them.
 //!
+//! And its load balancers, where the host takes them: clients are ports of the VPC itself, so that a host which knows it by a peering needs none.
+//!
 //! A tenant's groups and prefix lists are told as those of each VPC, with ids that say so: hosts know none that are of no VPC.
 //!
 //! Of a VPC whose ports a host learns it is told, of other hosts' ports, those that something names and those that it asks for (decision 018); groups have
@@ -82,6 +84,8 @@ pub(crate) struct Part {
     learning: Option<LearnedPorts>,
     /// Whether it has ports here, or is a gateway.
     pub(crate) is_own: bool,
+    /// Whether the host takes load balancers.
+    balances: bool,
     /// The VPCs that peerings joined to this one.
     joined: Vec<Arc<str>>,
     /// What this host is told beyond that, and in place of that.
@@ -141,6 +145,7 @@ impl Part {
             view: is_seen.then(|| Arc::clone(view)),
             learning,
             is_own,
+            balances: recipient.capabilities.balances,
             joined: peerings
                 .iter()
                 .filter_map(|peering| peering.other(vpc).map(Arc::from))
@@ -267,13 +272,15 @@ impl Part {
     }
 
     /// Everything that is told, and what of that is hidden by `own`, the last.
-    fn layers(&self) -> [&Layer; 4] {
+    fn layers(&self) -> [&Layer; 5] {
         let places = self.places().unwrap_or(&EMPTY);
-        let way_out = self.view.as_ref().filter(|_| self.is_own);
-        let way_out = way_out.map_or(&*EMPTY, |view| &view.way_out);
+        let own = self.view.as_ref().filter(|_| self.is_own);
+        let way_out = own.map_or(&*EMPTY, |view| &view.way_out);
+        let balancers = own.filter(|_| self.balances);
+        let balancers = balancers.map_or(&*EMPTY, |view| &view.balancers);
         let learned = self.learning.as_ref();
         let learned = learned.map_or(&*EMPTY, |learning| &learning.told);
-        [places, way_out, learned, &self.own]
+        [places, way_out, balancers, learned, &self.own]
     }
 
     /// Where things are, as all hosts are told, or all that learn the VPC's ports.
@@ -288,6 +295,11 @@ impl Part {
         if let Kind::ElasticIp | Kind::NatGateway = kind {
             let view = self.view.as_ref().filter(|_| self.is_own)?;
             return view.way_out.get(kind, id);
+        }
+        if kind == Kind::LoadBalancer {
+            let view = self.view.as_ref();
+            let view = view.filter(|_| self.is_own && self.balances)?;
+            return view.balancers.get(kind, id);
         }
         let learned = || self.learning.as_ref()?.told.get(kind, id);
         self.places()?.get(kind, id).or_else(learned)
@@ -337,7 +349,7 @@ impl Part {
                     .unwrap_or(&EMPTY)
             })
         });
-        let [old, new] = ends.map(|part| part.map_or([&*EMPTY; 4], Self::layers));
+        let [old, new] = ends.map(|part| part.map_or([&*EMPTY; 5], Self::layers));
         let layers = old.into_iter().zip(new).map(|(old, new)| [old, new]);
         let layers = layers.chain(members);
         layers.flat_map(|[old, new]| old.difference(new).into_iter().flatten())

@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use weft_proto::LOAD_BALANCER;
 use weft_proto::labels::Labels;
 use weft_proto::persistent::PersistentSet;
 use weft_proto::state::{Entry, Key, Kind, Layer, Object, Sum, collect};
@@ -25,6 +26,8 @@ pub struct Capabilities {
     pub members_in_one: Option<usize>,
     /// Whether it learns the ports of a VPC that has very many: it asks for those that it needs.
     pub learns: bool,
+    /// Whether it takes load balancers. One that does not lacks them: what its ports send to their addresses reaches nobody.
+    pub balances: bool,
 }
 
 impl Capabilities {
@@ -33,6 +36,7 @@ impl Capabilities {
         Self {
             members_in_one: Some(MEMBERS_IN_ONE),
             learns: true,
+            balances: true,
         }
     }
 
@@ -43,6 +47,7 @@ impl Capabilities {
         Self {
             members_in_one: all.members_in_one.filter(|_| is_listed("group_members")),
             learns: is_listed("learning"),
+            balances: is_listed(LOAD_BALANCER),
         }
     }
 }

@@ -531,7 +531,7 @@ impl Version {
     }
 
     /// Whether a host is told of a VPC for itself: it has ports of it, or has just lost some, or is a gateway for it.
-    pub(crate) fn is_own(&self, vpc: &str, host: &str) -> bool {
+    pub fn is_own(&self, vpc: &str, host: &str) -> bool {
         self.state.has_port_on(vpc, host)
             || self.state.ports_that_left(vpc, host).next().is_some()
             || self.gateways.has(vpc, host)

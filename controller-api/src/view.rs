@@ -1,5 +1,5 @@
-//! What hosts that carry a VPC are told of it alike, whatever they are: the VPC, its subnets, where each port lives, its elastic IPs and NAT
-//! gateways. It is made once for each version of the VPC and shared by all these hosts; what one is told beyond is in [`crate::node`].
+//! What hosts that carry a VPC are told of it alike, whatever they are: the VPC, its subnets, where each port lives, its elastic IPs, NAT gateways and
+//! load balancers. It is made once for each version of the VPC and shared by all these hosts; what one is told beyond is in [`crate::node`].
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -25,6 +25,8 @@ pub(crate) struct VpcView {
     pub(crate) always: Option<Always>,
     /// Its elastic IPs and NAT gateways.
     pub(crate) way_out: Layer,
+    /// Its load balancers.
+    pub(crate) balancers: Layer,
     /// The hosts with ports of it.
     pub(crate) port_hosts: HostIds,
     /// The hosts that are gateways to external networks for it.
@@ -51,6 +53,7 @@ impl VpcView {
             places: Layer::default(),
             always: None,
             way_out: Layer::default(),
+            balancers: Layer::default(),
             port_hosts: HostIds::default(),
             gateways,
             route_hosts: HostIds::default(),
@@ -65,6 +68,7 @@ impl VpcView {
                 Object::Port(port) => view.put_port(state, port),
                 Object::Subnet(subnet) => view.put_subnet(subnet),
                 Object::NatGateway(nat) => view.put_nat_gateway(nat),
+                Object::LoadBalancer(it) => view.put_balancer(state, &it.id),
                 _ => {}
             }
         }
@@ -87,6 +91,7 @@ impl VpcView {
             places: self.places.clone(),
             always: None,
             way_out: self.way_out.clone(),
+            balancers: self.balancers.clone(),
             port_hosts: Arc::clone(&self.port_hosts),
             gateways,
             route_hosts: Arc::clone(&self.route_hosts),
@@ -132,12 +137,14 @@ impl VpcView {
             if let Some(old) = old {
                 view.places.remove(old.kind(), old.id());
                 view.way_out.remove(old.kind(), old.id());
+                view.balancers.remove(old.kind(), old.id());
             }
             match new {
                 Some(Object::Vpc(vpc)) => view.places.extend(told(state, Kind::Vpc, &vpc.id)),
                 Some(Object::Port(port)) => view.put_port(state, port),
                 Some(Object::Subnet(subnet)) => view.put_subnet(subnet),
                 Some(Object::NatGateway(nat)) => view.put_nat_gateway(nat),
+                Some(Object::LoadBalancer(it)) => view.put_balancer(state, &it.id),
                 _ => {}
             }
             if let Some(Object::Port(port)) = old.filter(|_| new.is_none()) {
@@ -261,6 +268,11 @@ impl VpcView {
                 labels: Labels::new(),
                 ..nat.clone()
             })));
+    }
+
+    fn put_balancer(&mut self, state: &State, id: &str) {
+        let entry = told(state, Kind::LoadBalancer, id);
+        self.balancers.extend(entry);
     }
 
     /// The members of a group in this VPC, which are looked for if they were not. `told`: the id by which hosts know it.

@@ -11,8 +11,9 @@ use weft_controller::store::Change;
 use weft_controller::version::Version;
 use weft_proto::state::{Kind, Object, State};
 use weft_proto::v1::{
-    Device, ElasticIp, ExternalNetwork, Host, NatGateway, NetworkAcl, NextHop, Objects, Port,
-    PortForward, PrefixList, Route, RouteTable, SecurityGroup, SecurityRule, Subnet, Vpc,
+    Device, ElasticIp, ExternalNetwork, Host, Listener, LoadBalancer, Member, NatGateway,
+    NetworkAcl, NextHop, Objects, Port, PortForward, PrefixList, Route, RouteTable, SecurityGroup,
+    SecurityRule, Subnet, Vpc,
 };
 use weft_proto::validate::{Scope, describe, validate, validate_next};
 
@@ -146,6 +147,7 @@ fn vpc(v: usize, dice: &mut Dice<'_>, all: &mut Objects) {
         });
     }
     way_out(v, dice, all);
+    load_balancer(v, dice, all);
     let first = hop(dice, &bound);
     let ecmp = hop(dice, &bound);
     all.route_tables.push(RouteTable {
@@ -235,6 +237,34 @@ fn way_out(v: usize, dice: &mut Dice<'_>, all: &mut Objects) {
         addresses: vec![address],
         port_forwards: (1..3).map(|n| forward(n, dice)).collect(),
         ..NatGateway::default()
+    });
+}
+
+/// A load balancer for some of the VPC's ports.
+fn load_balancer(v: usize, dice: &mut Dice<'_>, all: &mut Objects) {
+    let id = format!("v{v}");
+    let mut members: Vec<Member> = Vec::new();
+    for s in 0..SUBNETS {
+        let p = dice.roll(PORTS);
+        let mut member = Member::default();
+        if dice.chance() {
+            member.port = format!("{id}/p{s}-{p}");
+        } else {
+            member.address = format!("10.0.{s}.{}", p + 10);
+        }
+        members.push(member);
+    }
+    all.load_balancers.push(LoadBalancer {
+        id: format!("{id}/lb"),
+        vpc: id,
+        addresses: vec![format!("10.0.0.{}", 200 + v)],
+        listeners: vec![Listener {
+            protocol: "tcp".into(),
+            port_min: 80,
+            members,
+            ..Listener::default()
+        }],
+        ..LoadBalancer::default()
     });
 }
 
@@ -353,9 +383,10 @@ fn edit(objects: &mut Objects, dice: &mut Dice<'_>) {
         external_networks,
         ports,
         hosts,
+        load_balancers,
         ..
     } = objects;
-    match dice.roll(14) {
+    match dice.roll(17) {
         0 => any(elastic_ips, dice, |elastic| elastic.port = port),
         1 => any(elastic_ips, dice, |elastic| elastic.address = address),
         2 => any(elastic_ips, dice, |elastic| {
@@ -375,6 +406,14 @@ fn edit(objects: &mut Objects, dice: &mut Dice<'_>) {
         10 => any(hosts, dice, |host| host.physical_networks.clear()),
         11 => remove(nat_gateways, dice),
         12 => remove(external_networks, dice),
+        14 => any(load_balancers, dice, |balancer| balancer.vpc = vpc),
+        15 => any(load_balancers, dice, |balancer| {
+            balancer.listeners[0].members[0] = Member {
+                port,
+                ..Member::default()
+            };
+        }),
+        16 => remove(load_balancers, dice),
         _ => any(ports, dice, |port| {
             port.device = None;
             port.host = host;
@@ -423,6 +462,11 @@ proptest! {
             prop_assert_eq!(validate(&compiled, Scope::Node { host: &host }), vec![], "{}", host);
             let ours = vpcs_on(&version.state, &host);
             knows_the_way_out(&version.state, &compiled, &ours);
+            for object in version.state.of_kind(Kind::LoadBalancer) {
+                let told = compiled.get(&object.key());
+                let is_ours = ours.contains(object.vpc().unwrap());
+                prop_assert_eq!(told, Some(object).filter(|_| is_ours), "{}", host);
+            }
             for object in compiled.iter() {
                 if let Some(vpc) = object.vpc() {
                     prop_assert!(ours.contains(vpc), "{} on {host}", object.key());

@@ -15,8 +15,8 @@ use weft_controller::store::Change;
 use weft_controller::version::{LearnedChange, Version};
 use weft_proto::state::{Kind, Object, State};
 use weft_proto::v1::{
-    ElasticIp, NatGateway, Objects, Peering, Port, PortForward, RoutedPrefix, SecurityGroup,
-    SecurityRule,
+    ElasticIp, Listener, LoadBalancer, Member, NatGateway, Objects, Peering, Port, PortForward,
+    RoutedPrefix, SecurityGroup, SecurityRule,
 };
 use weft_proto::validate::{Scope, validate, validate_next};
 
@@ -153,6 +153,46 @@ fn random_elastic_ip(numbers: &mut Numbers, state: &State) -> ElasticIp {
     }
 }
 
+/// Some of its members are there.
+fn random_load_balancer(numbers: &mut Numbers, v: u64, state: &State) -> LoadBalancer {
+    let mut members: Vec<Member> = Vec::new();
+    for _ in 0..numbers.below(4) {
+        let n = numbers.below(12);
+        let mut member = Member {
+            draining: numbers.below(4) == 0,
+            ..Member::default()
+        };
+        let port = match numbers.below(8) {
+            0 => "wanderer".to_owned(),
+            _ => format!("v{v}/p{n}"),
+        };
+        match state.find(Kind::Port, &port) {
+            Some(Object::Port(port)) if numbers.below(2) == 0 => {
+                member.address.clone_from(&port.addresses[0]);
+            }
+            Some(_) => member.port = port,
+            None => continue,
+        }
+        let is_new = |it: &Member| (&it.port, &it.address) != (&member.port, &member.address);
+        if members.iter().all(is_new) {
+            members.push(member);
+        }
+    }
+    let n = numbers.below(2);
+    LoadBalancer {
+        id: format!("v{v}/lb{n}"),
+        vpc: format!("v{v}"),
+        addresses: vec![format!("10.{v}.{n}.{}", 200 + numbers.below(2))],
+        listeners: vec![Listener {
+            protocol: "tcp".into(),
+            port_min: 80,
+            members,
+            ..Listener::default()
+        }],
+        ..LoadBalancer::default()
+    }
+}
+
 /// One more object, one other, or one less.
 fn edit(state: &mut State, numbers: &mut Numbers) {
     let v = numbers.below(VPCS);
@@ -160,7 +200,11 @@ fn edit(state: &mut State, numbers: &mut Numbers) {
         let at = numbers.below(state.len() as u64) as usize;
         state.iter().nth(at).unwrap().clone()
     };
-    match numbers.below(18) {
+    match numbers.below(20) {
+        18 | 19 => {
+            let made = random_load_balancer(numbers, v, state);
+            state.insert(Object::LoadBalancer(made));
+        }
         0..=5 => drop(state.insert(Object::Port(random_port(numbers)))),
         6 | 7 => {
             let elastic = random_elastic_ip(numbers, state);
@@ -326,11 +370,12 @@ fn as_state(node: &NodeState) -> State {
     state
 }
 
-/// Hosts of several versions: one takes no members in parts, to the others few are many, and one learns no ports.
+/// Hosts of several versions: one takes no members in parts, to the others few are many, one learns no ports, and one takes no load balancers.
 fn abilities(host: &str) -> Capabilities {
     Capabilities {
         members_in_one: (host != "h1").then_some(2),
         learns: host != "h2",
+        balances: host != "h3",
     }
 }
 
@@ -381,7 +426,15 @@ fn restricted(whole: &State, version: &Version, host: &str, learned: &Learned) -
         };
         nat.port_forwards.iter().flat_map(names).collect::<Vec<_>>()
     });
-    let named: BTreeSet<String> = tables.cloned().chain(forwards).collect();
+    let members = intent.of_kind(Kind::LoadBalancer).flat_map(|object| {
+        let Object::LoadBalancer(balancer) = object else {
+            unreachable!()
+        };
+        let names = |it: &Member| [it.port.clone(), format!("{}/{}", balancer.vpc, it.address)];
+        balancer.members().flat_map(names).collect::<Vec<_>>()
+    });
+    let named = tables.cloned().chain(forwards).chain(members);
+    let named: BTreeSet<String> = named.collect();
     let is_told = |port: &Port| {
         let (vpc, Some(Object::Port(whole))) = (&port.vpc, intent.find(Kind::Port, &port.id))
         else {
@@ -521,6 +574,7 @@ fn follow(seed: u64, learn_above: usize) -> (usize, usize) {
         })
         .collect();
     let (mut changes, mut spared, mut answers, mut turns) = (0, 0, 0, 0);
+    let mut balanced = 0;
     for _ in 0..if learn_above == 0 { 600 } else { 200 } {
         let mut state = version.state.clone();
         let of_labels = numbers.below(5) == 0;
@@ -573,6 +627,15 @@ fn follow(seed: u64, learn_above: usize) -> (usize, usize) {
                 let who = (name, abilities(name));
                 let followed = NodeState::compile_learned(&next, who, asks, Some(before)).unwrap();
                 let ours = as_state(&followed);
+                // Load balancers are those of the VPCs that are its own.
+                for object in next.state.of_kind(Kind::LoadBalancer) {
+                    let is_own = next.is_own(object.vpc().unwrap(), name);
+                    let wanted = is_own && abilities(name).balances;
+                    let told = ours.get(&object.key());
+                    let plain = object.clone().without_labels();
+                    assert_eq!(told, Some(&plain).filter(|_| wanted), "{name}");
+                    balanced += usize::from(wanted);
+                }
                 let labelled = ours.iter().find(|object| !object.labels().is_empty());
                 assert_eq!(labelled, None, "{name} is told of labels");
                 // By one that has another past a VPC may just be learned, or not any more.
@@ -629,5 +692,6 @@ fn follow(seed: u64, learn_above: usize) -> (usize, usize) {
         version = next;
     }
     assert!(changes > 100 && spared > 30, "{changes}, {spared}");
+    assert!(balanced > 100, "{balanced}");
     (answers, turns)
 }

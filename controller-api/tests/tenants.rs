@@ -378,7 +378,7 @@ async fn a_quota_bounds_what_a_tenant_has() {
     for (text, expected) in [
         (
             "quotas: [{id: ann/cow, tenant: ann, kind: cow, limit: 2}]",
-            "quota ann/cow: kind: 'cow' is none of vpc, subnet, route_table, network_acl, prefix_list, security_group, port, peering, elastic_ip, nat_gateway",
+            "quota ann/cow: kind: 'cow' is none of vpc, subnet, route_table, network_acl, prefix_list, security_group, port, peering, elastic_ip, nat_gateway, load_balancer",
         ),
         (
             "quotas: [{id: x, tenant: ann, kind: port, limit: 2}]",
@@ -676,6 +676,74 @@ async fn a_quota_bounds_the_elastic_ips_of_a_tenant_and_its_nat_gateways() {
         "quota ann/nat_gateway: limit: tenant 'ann' would have 1 objects of kind nat_gateway, and may have 0",
     )
     .await;
+    site.certified.controller.stop().await;
+}
+
+#[tokio::test]
+async fn a_tenants_load_balancers_are_those_of_its_vpcs() {
+    let mut site = Site::start().await;
+    let balancer = |id: &str, vpc: &str, address: &str, member: &str| {
+        format!(
+            "load_balancers: [{{id: {id}, vpc: {vpc}, addresses: [{address}], listeners: [{{protocol: tcp, port_min: 80, members: [{{{member}}}]}}]}}]"
+        )
+    };
+    let own = balancer("ann/lb", "blue", "10.0.1.200", "port: blue-1");
+    applied(&mut site.ann, &own).await.unwrap();
+    let bens = balancer("ben/lb", "green", "10.0.2.200", "address: 10.0.2.11");
+    applied(&mut site.ben, &bens).await.unwrap();
+    for (id, client) in [("ann/lb", &mut site.reader), ("ben/lb", &mut site.ben)] {
+        let listed = ids(client).await;
+        let ours = listed.iter().filter(|it| it.starts_with("load_balancer "));
+        assert_eq!(ours.collect::<Vec<_>>(), [&format!("load_balancer {id}")]);
+    }
+    let there = refusal(get(&mut site.ann, "load_balancer", "ben/lb").await);
+    assert_eq!(there.0, Code::NotFound);
+    let gone = refusal(delete(&mut site.ann, "load_balancer", "ben/lb").await);
+    assert_eq!(gone.0, Code::NotFound);
+    let at = "load_balancer ann/x: listeners[0].members[0]";
+    for (text, expected) in [
+        (
+            balancer("ben/x", "blue", "10.0.1.201", "port: blue-1"),
+            "load_balancer ben/x: id: begins with 'ann/'".to_owned(),
+        ),
+        (
+            balancer("ann/x", "green", "10.0.2.201", "port: blue-1"),
+            "load_balancer ann/x: vpc: there is no vpc 'green'".to_owned(),
+        ),
+        // Another's port and address are as if they were not there.
+        (
+            balancer("ann/x", "blue", "10.0.1.201", "port: green-1"),
+            format!("{at}.port: there is no port 'green-1'"),
+        ),
+        (
+            balancer("ann/x", "blue", "10.0.1.201", "address: 10.0.2.11"),
+            format!("{at}.address: 10.0.2.11 is no address of a port of vpc 'blue'"),
+        ),
+        (
+            balancer("ann/x", "blue", "10.0.2.201", "port: blue-1"),
+            "load_balancer ann/x: addresses[0]: 10.0.2.201 is in no subnet of vpc 'blue'"
+                .to_owned(),
+        ),
+    ] {
+        refused(&mut site.ann, &text, &expected).await;
+    }
+    let quota = "quotas: [{id: ann/load_balancer, tenant: ann, kind: load_balancer, limit: 1}]";
+    applied(&mut site.operator, quota).await.unwrap();
+    refused(
+        &mut site.ann,
+        &balancer("ann/x", "blue", "10.0.1.201", "port: blue-1"),
+        "quota ann/load_balancer: limit: tenant 'ann' would have 2 objects of kind load_balancer, and may have 1",
+    )
+    .await;
+    let used = refusal(delete(&mut site.ann, "port", "blue-1").await).1;
+    assert_eq!(
+        used,
+        "still in use:\nload_balancer ann/lb: listeners[0].members[0].port: there is no port 'blue-1'"
+    );
+    delete(&mut site.ann, "load_balancer", "ann/lb")
+        .await
+        .unwrap();
+    delete(&mut site.ann, "port", "blue-1").await.unwrap();
     site.certified.controller.stop().await;
 }
 

@@ -47,7 +47,7 @@ pub(super) struct Delta {
 }
 
 /// The kinds of objects by their field of `Objects`, which counts from 1.
-const KINDS: [&str; 15] = [
+const KINDS: [&str; 16] = [
     "host",
     "vpc",
     "subnet",
@@ -63,6 +63,7 @@ const KINDS: [&str; 15] = [
     "nat_gateway",
     "group_members",
     "learned_address",
+    "load_balancer",
 ];
 
 /// What a host has in force, as far as it keeps that.
@@ -258,7 +259,7 @@ mod tests {
             hosts: Host, vpcs: Vpc, subnets: Subnet, route_tables: RouteTable, network_acls: NetworkAcl,
             prefix_lists: PrefixList, security_groups: SecurityGroup, ports: Port, peerings: Peering, quotas: Quota,
             external_networks: ExternalNetwork, elastic_ips: ElasticIp, nat_gateways: NatGateway,
-            group_members: GroupMembers, learned_addresses: LearnedAddress,
+            group_members: GroupMembers, learned_addresses: LearnedAddress, load_balancers: LoadBalancer,
         }
     }
 

@@ -26,7 +26,7 @@ use weft_dataplane::session::table::{PREPARE_EVERY, SessionTable};
 /// How often devices of ports are looked for.
 const SETTLE: Duration = Duration::from_millis(250);
 /// What this host offers to the controller.
-const CAPABILITIES: [&str; 9] = [
+const CAPABILITIES: [&str; 10] = [
     "vxlan",
     "gre",
     "netdev",
@@ -36,6 +36,7 @@ const CAPABILITIES: [&str; 9] = [
     "rate_limits",
     "group_members",
     "learning",
+    weft_proto::LOAD_BALANCER,
 ];
 
 /// Runs the daemon until it is stopped.
