@@ -323,7 +323,7 @@ impl std::str::FromStr for Forward {
 }
 
 /// A target and the port after it, if there is one. An address with colons is in brackets, or has no port after it.
-fn split_target(text: &str) -> Option<(&str, Option<&str>)> {
+pub(crate) fn split_target(text: &str) -> Option<(&str, Option<&str>)> {
     if text.is_empty() {
         return None;
     }

@@ -2,6 +2,7 @@
 
 #![forbid(unsafe_code)]
 
+mod balancer;
 mod client;
 mod edit;
 mod external;
@@ -85,6 +86,9 @@ enum Command {
     /// Manage NAT gateways: addresses of external networks that the ports of a VPC share.
     #[command(subcommand)]
     NatGateway(objects::Action<external::NatGateway>),
+    /// Manage load balancers: addresses of a VPC behind which several ports serve.
+    #[command(subcommand, visible_alias = "lb")]
+    LoadBalancer(balancer::BalancerAction),
     /// Manage hosts: hypervisors that run weftd, and foreign equipment.
     #[command(subcommand)]
     Host(held_back::HostAction),
@@ -169,6 +173,7 @@ async fn run(arguments: Arguments) -> Result<()> {
         Command::ExternalNetwork(action) => action.run(&targets, output).await,
         Command::ElasticIp(action) => action.run(&targets, output).await,
         Command::NatGateway(action) => action.run(&targets, output).await,
+        Command::LoadBalancer(action) => action.run(&targets, output).await,
         Command::Host(action) => action.run(&targets, output).await,
         Command::Hosts(hosts) => hosts.run(&targets, output).await,
         Command::History(history) => history.run(&targets, output).await,

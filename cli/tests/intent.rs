@@ -64,6 +64,10 @@ async fn wrong_usage_is_2_and_an_unreachable_controller_is_1() {
         "elastic-ip bind e",
         "nat-gateway create n --vpc blue --external-network inet",
         "nat-gateway create n --vpc blue --external-network inet --address 203.0.113.20 --forward tcp:80",
+        "load-balancer create lb --vpc blue",
+        "lb listener add lb 80",
+        "lb member add lb tcp:80",
+        "lb member add lb tcp:80 b1:x",
         "trace",
         "fly",
     ] {
@@ -404,6 +408,151 @@ async fn rules_of_groups_and_acls_are_added_and_deleted() {
     assert!(listed.contains("edge  blue  2"), "{listed}");
     scene.run("acl rule delete edge 100").await.ok();
     scene.run("acl rule delete edge 100").await.failed(1);
+}
+
+#[tokio::test]
+async fn listeners_and_members_of_a_load_balancer_come_and_go() {
+    let scene = Scene::with_topology().await;
+    for words in [
+        "load-balancer create web --vpc blue --address 10.0.0.200 --address fd00::200 --label tier=front",
+        "lb listener add web tcp:80 --to b1:8080 --to b2:8080",
+        "lb listener add web udp:5000-5099 --algorithm round-robin --drop-lost",
+        "lb listener add web tcp:443 --affinity source",
+        "lb member add web tcp:443 10.0.0.12",
+        "lb member add web udp:5000-5099 b1 --weight 3",
+        "lb member drain web tcp:80 b1",
+    ] {
+        scene.run(words).await.ok();
+    }
+    for words in [
+        "lb list",
+        "load-balancer list --vpc blue",
+        "lb list -l tier=front --field vpc=blue",
+    ] {
+        assert_eq!(
+            scene.run(words).await.ok(),
+            "ID   VPC   ADDRESSES             LISTENERS  MEMBERS\n\
+             web  blue  10.0.0.200,fd00::200  3          4\n",
+            "{words}"
+        );
+    }
+    assert!(!scene.run("lb list --vpc red").await.ok().contains("web"));
+    assert_eq!(
+        scene.run("lb listener list").await.ok(),
+        "LOAD-BALANCER  LISTENER       ALGORITHM    AFFINITY    LOST   MEMBERS\n\
+         web            tcp:80         maglev       five-tuple  reset  2\n\
+         web            udp:5000-5099  round-robin  -           drop   1\n\
+         web            tcp:443        maglev       source      reset  1\n"
+    );
+    assert_eq!(
+        scene.run("lb member list web").await.ok(),
+        "LOAD-BALANCER  LISTENER       MEMBER     WEIGHT  DRAINING\n\
+         web            tcp:80         b1:8080    1       yes\n\
+         web            tcp:80         b2:8080    1       no\n\
+         web            udp:5000-5099  b1         3       no\n\
+         web            tcp:443        10.0.0.12  1       no\n"
+    );
+    let shown = scene.run("lb show web").await.ok();
+    for line in ["to_port_min: 8080", "draining: true", "drop_lost: true"] {
+        assert!(shown.contains(line), "{line}: {shown}");
+    }
+    // The same member again is replaced; with another port it is another.
+    scene
+        .run("lb member add web tcp:80 b2:8080 --weight 9")
+        .await
+        .ok();
+    scene.run("lb member add web tcp:80 b2:8081").await.ok();
+    let members = scene.run("lb member list web").await.ok();
+    for row in ["b2:8080    9", "b2:8081    1"] {
+        assert!(members.contains(row), "{row}: {members}");
+    }
+    let several = scene.run("lb member remove web tcp:80 b2").await.failed(1);
+    assert!(
+        several.contains("has b2 at several ports: say at which, as b2:PORT"),
+        "{several}"
+    );
+    scene.run("lb member remove web tcp:80 b2:8081").await.ok();
+    scene.run("lb member remove web tcp:80 b2").await.ok();
+    scene.run("lb member undrain web tcp:80 b1").await.ok();
+    let members = scene.run("lb member list web").await.ok();
+    assert!(members.contains("b1:8080    1       no"), "{members}");
+    assert!(!members.contains("b2"), "{members}");
+
+    for (words, told) in [
+        (
+            "lb listener add web tcp:80",
+            "load_balancer web already has a listener tcp:80",
+        ),
+        (
+            "lb listener add web udp:5050",
+            "udp 5050 to 5050 overlaps listeners[1]",
+        ),
+        (
+            "lb listener remove web udp:5000",
+            "load_balancer web has no listener udp:5000; `weftctl lb listener list web` lists them",
+        ),
+        (
+            "lb member drain web tcp:80 b2",
+            "listener tcp:80 of load_balancer web has no member b2; `weftctl lb member list web` lists them",
+        ),
+        (
+            "lb member add web tcp:80 b9",
+            "listeners[0].members[1].port: there is no port 'b9'",
+        ),
+        (
+            "lb member add web tcp:80 b2 --weight 257",
+            "listeners[0].members[1].weight: 257 exceeds 256",
+        ),
+        (
+            "lb member add x tcp:80 b2",
+            "load_balancer x does not exist",
+        ),
+        (
+            "port delete b1",
+            "load_balancer web: listeners[0].members[0].port: there is no port 'b1'",
+        ),
+    ] {
+        let said = scene.run(words).await.failed(1);
+        assert!(said.contains(told), "{words}: {said}");
+    }
+    scene.run("lb listener remove web udp:5000-5099").await.ok();
+    scene.run("lb listener delete web tcp:80").await.ok();
+    scene.run("port delete b1").await.ok();
+    scene.run("lb delete web").await.ok();
+}
+
+#[tokio::test]
+async fn the_examples_of_load_balancers_work_as_they_are_documented() {
+    let scene = Scene::empty().await;
+    let blue = r#"
+hosts: [{id: h1, vteps: [192.0.2.1]}]
+vpcs: [{id: blue, vni: 1}]
+subnets: [{id: blue-a, vpc: blue, cidrs: [10.0.1.0/24, "fd00:1::/64"]}]
+ports:
+  - {id: web-1, vpc: blue, subnet: blue-a, mac: "02:00:00:00:00:01", addresses: [10.0.1.11], host: h1, device: {kind: netdev, name: w1}}
+  - {id: web-2, vpc: blue, subnet: blue-a, mac: "02:00:00:00:00:02", addresses: [10.0.1.12], host: h1, device: {kind: netdev, name: w2}}
+  - {id: web-3, vpc: blue, subnet: blue-a, mac: "02:00:00:00:00:03", addresses: [10.0.1.13], host: h1, device: {kind: netdev, name: w3}}
+"#;
+    scene.run_with("apply -f -", blue).await.ok();
+    let mut tried = 0;
+    for (language, text) in examples("Load balancers") {
+        match language.as_str() {
+            "yaml" => {
+                // What the commands made is what the file says.
+                let said = scene.run_with("apply -f -", &text).await.ok();
+                assert!(said.starts_with("0 created, 0 updated"), "{said}");
+            }
+            "" => {
+                for line in text.lines() {
+                    let words = line.strip_prefix("weftctl ").unwrap();
+                    scene.run(words).await.ok();
+                    tried += 1;
+                }
+            }
+            _ => {}
+        }
+    }
+    assert_eq!(tried, 9);
 }
 
 #[tokio::test]
