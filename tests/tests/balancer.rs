@@ -1,0 +1,634 @@
+//! Load balancers with real processes: nginx on three members of two hosts, and curl, wrk and plain sockets as clients.
+
+#![allow(clippy::unwrap_used)]
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use weft_proto::v1::{Objects, Port};
+use weft_tests::{Daemon, Lab, LabError, Site, SiteOptions, tenants, topology, wait_until};
+
+const SOON: Duration = Duration::from_secs(10);
+/// How long a client waits for what does not come.
+const SILENCE: Duration = Duration::from_millis(1500);
+const MEMBERS: [&str; 3] = ["blue-1", "blue-2", "blue-b"];
+const VIRTUAL: [&str; 2] = ["10.0.1.200", "fd00:1::200"];
+
+/// A client on each host beside the members; members are blue-1 on h1, blue-2 and, in another subnet, blue-b on h2.
+const CLIENTS: &str = r#"
+ports:
+  - {id: client-1, vpc: blue, subnet: blue-a, host: h1, mac: "02:00:00:00:01:31", addresses: [10.0.1.31, "fd00:1::31"]}
+  - {id: client-2, vpc: blue, subnet: blue-b, host: h2, mac: "02:00:00:00:01:32", addresses: [10.0.2.32, "fd00:2::32"]}
+load_balancers:
+  - id: web
+    vpc: blue
+    addresses: [10.0.1.200, "fd00:1::200"]
+    listeners: [{protocol: tcp, port_min: 80, members: [{port: blue-1}, {port: blue-2}, {port: blue-b}]}]
+"#;
+
+/// Red's red-2 has what is virtual in blue.
+fn objects() -> Objects {
+    let mut objects = tenants(2).unwrap();
+    let more = topology(CLIENTS).unwrap();
+    objects.ports.extend(more.ports);
+    objects.load_balancers = more.load_balancers;
+    let red = objects.ports.iter_mut().find(|port| port.id == "red-2");
+    let addresses = VIRTUAL.map(str::to_owned);
+    red.unwrap().addresses.extend(addresses);
+    objects
+}
+
+struct Scene {
+    site: Site,
+    _servers: Vec<Daemon>,
+}
+
+/// Runs `body` where every member serves, and says what a person would ask for if it fails.
+fn on_site(body: impl FnOnce(&mut Scene) -> Result<(), LabError>) {
+    let site = Site::start(Lab::new().unwrap(), &objects(), &SiteOptions::default()).unwrap();
+    let servers = MEMBERS.iter().chain(&["red-2"]);
+    let servers = servers.map(|port| serve(&site, port).unwrap()).collect();
+    let mut scene = Scene {
+        site,
+        _servers: servers,
+    };
+    if let Err(error) = body(&mut scene).and_then(|()| scene.site.wait_for_frames()) {
+        panic!("{}", scene.site.explain(error));
+    }
+}
+
+/// nginx at a port: each answer has the port's id, the client's address as it is seen, and the number of the port that was asked.
+fn serve(site: &Site, id: &str) -> Result<Daemon, LabError> {
+    let directory = site.directory().join(format!("nginx-{id}"));
+    std::fs::create_dir_all(&directory).map_err(LabError::io("making nginx's directory"))?;
+    let at = directory.display();
+    let mut paths = String::new();
+    for kind in ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"] {
+        let _ = write!(paths, "{kind}_temp_path {at}/{kind}; ");
+    }
+    let listens = [80, 8000, 8001].map(|port| format!("listen {port}; listen [::]:{port};"));
+    let text = format!(
+        "daemon off; master_process off; pid {at}/pid; error_log {at}/error.log;\n\
+         events {{ worker_connections 8192; }}\n\
+         http {{ access_log off; {paths} keepalive_timeout 600s; keepalive_requests 1000000;\n\
+         server {{ {} location / {{ return 200 \"{id} $remote_addr $server_port\\n\"; }} }} }}\n",
+        listens.concat()
+    );
+    let file = directory.join("nginx.conf");
+    std::fs::write(&file, text).map_err(LabError::io("writing nginx's configuration"))?;
+    let namespace = &site.workloads[id].namespace;
+    let file = file.display().to_string();
+    let daemon = namespace.spawn(
+        "nginx",
+        &["-e", "stderr", "-p", &at.to_string(), "-c", &file],
+    )?;
+    let url = format!("http://{}/", site.service(id, false, 80)?);
+    wait_until(&format!("nginx of {id} serves"), SOON, || {
+        namespace.run(&["curl", "-sf", "-m", "1", &url]).is_ok()
+    })?;
+    Ok(daemon)
+}
+
+fn holds(what: &str, condition: bool) -> Result<(), LabError> {
+    if condition {
+        return Ok(());
+    }
+    Err(LabError::Io {
+        what: what.to_owned(),
+        source: std::io::Error::other("does not hold"),
+    })
+}
+
+/// An answer: who, whom it has seen as the client, and at which port it was asked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Answer {
+    member: String,
+    client: String,
+    port: u16,
+}
+
+impl Scene {
+    /// Changes the load balancer, and waits until the hosts have it in force.
+    fn lb(&self, words: &str) -> Result<(), LabError> {
+        let words: Vec<&str> = ["lb"].into_iter().chain(words.split_whitespace()).collect();
+        self.site.ctl(&words)?;
+        self.site.wait_for_hosts()
+    }
+
+    /// So many requests, each on a connection of its own; all are answered.
+    fn requests(
+        &self,
+        from: &str,
+        (to, port): (&str, u16),
+        count: u32,
+    ) -> Result<Vec<Answer>, LabError> {
+        let url = format!("http://{}/?[1-{count}]", SocketAddr::new(ip(to), port));
+        let namespace = &self.site.workloads[from].namespace;
+        let said = namespace.run(&["curl", "-sS", "-m", "20", "-H", "Connection: close", &url])?;
+        let answers: Vec<Answer> = said.lines().filter_map(answer).collect();
+        let what = format!("{count} requests of {from} to {to} port {port}: {said}");
+        holds(&what, answers.len() == count as usize)?;
+        Ok(answers)
+    }
+
+    fn own_address(&self, port: &str, to: &str) -> String {
+        let address = self.site.address(port, ip(to).is_ipv6());
+        address.unwrap().to_string()
+    }
+
+    fn drops(&self, host: &str, reason: &str) -> bool {
+        let drops = self.site.node(host, &["drops"]).unwrap_or_default();
+        drops.contains(reason)
+    }
+
+    fn connect(&self, from: &str, (to, port): (&str, u16)) -> Result<Connection, LabError> {
+        let namespace = &self.site.workloads[from].namespace;
+        let to = SocketAddr::new(ip(to), port);
+        let stream = namespace
+            .enter(|| TcpStream::connect_timeout(&to, SILENCE))?
+            .map_err(LabError::io(format!("connecting {from} to {to}")))?;
+        let limited = stream.set_read_timeout(Some(SILENCE));
+        limited.map_err(LabError::io("limiting how long to wait"))?;
+        Ok(Connection(BufReader::new(stream)))
+    }
+}
+
+fn ip(text: &str) -> IpAddr {
+    text.parse().unwrap()
+}
+
+fn answer(line: &str) -> Option<Answer> {
+    let mut words = line.split_whitespace();
+    Some(Answer {
+        member: words.next()?.to_owned(),
+        client: words.next()?.to_owned(),
+        port: words.next()?.parse().ok()?,
+    })
+}
+
+fn by_member(answers: &[Answer]) -> BTreeMap<&str, usize> {
+    let mut counts = BTreeMap::new();
+    for answer in answers {
+        *counts.entry(answer.member.as_str()).or_default() += 1;
+    }
+    counts
+}
+
+/// Whether all that a member's connections have sent is acknowledged.
+fn is_quiet(site: &Site, member: &str) -> bool {
+    let namespace = &site.workloads[member].namespace;
+    let said = namespace.run(&["ss", "-Htn", "state", "established", "sport = :80"]);
+    said.is_ok_and(|said| {
+        let mut lines = said.lines();
+        lines.all(|line| line.split_whitespace().nth(1) == Some("0"))
+    })
+}
+
+/// A connection that stays.
+struct Connection(BufReader<TcpStream>);
+
+impl Connection {
+    /// A request and its answer; what becomes of the connection if there is none.
+    fn ask(&mut self) -> Result<Answer, ErrorKind> {
+        let kind = |error: std::io::Error| error.kind();
+        let request = b"GET / HTTP/1.1\r\nHost: web\r\n\r\n";
+        self.0.get_mut().write_all(request).map_err(kind)?;
+        let mut length = 0;
+        loop {
+            let mut line = String::new();
+            if self.0.read_line(&mut line).map_err(kind)? == 0 {
+                return Err(ErrorKind::UnexpectedEof);
+            }
+            if let Some(value) = line.to_ascii_lowercase().strip_prefix("content-length:") {
+                length = value.trim().parse().unwrap_or(0);
+            }
+            if line == "\r\n" {
+                break;
+            }
+        }
+        let mut body = vec![0; length];
+        self.0.read_exact(&mut body).map_err(kind)?;
+        let body = String::from_utf8_lossy(&body);
+        answer(&body).ok_or(ErrorKind::InvalidData)
+    }
+}
+
+#[test]
+fn every_member_serves_clients_on_every_host_and_sees_them() {
+    on_site(|scene| {
+        for from in ["client-1", "client-2"] {
+            for to in VIRTUAL {
+                let answers = scene.requests(from, (to, 80), 60)?;
+                let counts = by_member(&answers);
+                println!("{from} to {to}: {counts:?}");
+                holds("all members have served", counts.len() == MEMBERS.len())?;
+                let own = scene.own_address(from, to);
+                holds(
+                    "members see the client",
+                    answers.iter().all(|it| it.client == own && it.port == 80),
+                )?;
+                holds("it is pinged", scene.site.reaches(from, to, 2))?;
+            }
+        }
+        // A member that reaches itself has the load balancer's address, and its own towards others.
+        for to in VIRTUAL {
+            let answers = scene.requests("blue-1", (to, 80), 40)?;
+            let own = scene.own_address("blue-1", to);
+            let is_right = |it: &Answer| it.client == if it.member == "blue-1" { to } else { &own };
+            println!("blue-1 to {to}: {:?}", by_member(&answers));
+            holds(
+                "it has served itself",
+                answers.iter().any(|it| it.member == "blue-1"),
+            )?;
+            holds("from the right address", answers.iter().all(is_right))?;
+            holds("it pings the address", scene.site.reaches("blue-1", to, 1))?;
+        }
+        // Red's address is its own.
+        for to in VIRTUAL {
+            let answers = scene.requests("red-1", (to, 80), 10)?;
+            holds("red's own", by_member(&answers).keys().eq(["red-2"].iter()))?;
+            holds("red's is pinged", scene.site.reaches("red-1", to, 1))?;
+        }
+        let words = [
+            "trace", "--port", "client-1", "--dst", VIRTUAL[0], "--proto", "tcp",
+        ];
+        let trace = scene.site.node("h1", &words)?;
+        holds(
+            &trace,
+            trace.contains("load balancer") && trace.contains("web"),
+        )
+    });
+}
+
+#[test]
+fn members_are_chosen_as_the_listener_says() {
+    on_site(|scene| {
+        let (one, _) = (VIRTUAL[0], VIRTUAL[1]);
+        // By weight: 8 of 10.
+        scene.lb("member add web tcp:80 blue-1 --weight 8")?;
+        let answers = scene.requests("client-1", (one, 80), 200)?;
+        let counts = by_member(&answers);
+        println!("8 to 1 to 1: {counts:?}");
+        let share = counts.get("blue-1").copied().unwrap_or(0);
+        holds("eight of ten go to blue-1", (130..190).contains(&share))?;
+        holds("the others have some", counts.len() == MEMBERS.len())?;
+
+        // In turn.
+        scene.lb("listener add web tcp:81 --algorithm round-robin --to blue-1:80 --to blue-2:80 --to 10.0.2.20:80")?;
+        let answers = scene.requests("client-2", (one, 81), 30)?;
+        let counts = by_member(&answers);
+        println!("in turn: {counts:?}");
+        holds(
+            "as many each",
+            counts.values().all(|it| (9..=11).contains(it)),
+        )?;
+
+        // By source.
+        scene.lb("listener add web tcp:82 --affinity source --to blue-1:80 --to blue-2:80 --to blue-b:80")?;
+        let mut chosen = Vec::new();
+        for (from, to) in [("client-1", VIRTUAL[0]), ("client-2", VIRTUAL[1])] {
+            let answers = scene.requests(from, (to, 82), 20)?;
+            let counts = by_member(&answers);
+            println!("{from} by source: {counts:?}");
+            holds("one member", counts.len() == 1)?;
+            chosen.extend(counts.into_keys().map(str::to_owned));
+        }
+        holds("each has one", chosen.len() == 2)?;
+
+        // A range of ports becomes that of the member.
+        scene.lb("listener add web tcp:9000-9001 --to blue-1:8000 --to blue-2:8000")?;
+        for (port, becomes) in [(9000, 8000), (9001, 8001)] {
+            let answers = scene.requests("client-1", (VIRTUAL[1], port), 20)?;
+            holds("in order", answers.iter().all(|it| it.port == becomes))?;
+        }
+        // And nobody serves the next one.
+        let url = format!("http://{one}:9002/");
+        let namespace = &scene.site.workloads["client-1"].namespace;
+        let refused = namespace.run(&["curl", "-sS", "-m", "2", &url]);
+        holds("9002 is nobody's", refused.is_err())?;
+        holds("which is counted", scene.drops("h1", "no_listener"))
+    });
+}
+
+#[test]
+fn a_member_drains_and_one_that_is_removed_is_reset() {
+    on_site(|scene| {
+        for to in VIRTUAL {
+            let mut kept = scene.connect("client-1", (to, 80))?;
+            let member = kept.ask().unwrap().member;
+            scene.lb(&format!("member drain web tcp:80 {member}"))?;
+            let again = kept.ask();
+            holds(
+                "the connection stays",
+                again.is_ok_and(|it| it.member == member),
+            )?;
+            let answers = scene.requests("client-1", (to, 80), 40)?;
+            let counts = by_member(&answers);
+            println!("{member} drains: {counts:?}");
+            holds("it gets no new ones", !counts.contains_key(&*member))?;
+            holds("the others do", counts.len() == 2)?;
+            let other = scene.requests("client-2", (to, 80), 40)?;
+            holds("on every host", !by_member(&other).contains_key(&*member))?;
+            holds(
+                "it is there yet",
+                kept.ask().is_ok_and(|it| it.member == member),
+            )?;
+
+            // What is established with the others stays when it is removed.
+            let mut others = scene.connect("client-2", (to, 80))?;
+            let other = others.ask().unwrap();
+            scene.lb(&format!("member remove web tcp:80 {member}"))?;
+            holds("others stay", others.ask() == Ok(other))?;
+            let lost = kept.ask();
+            println!("{member} is removed: {lost:?}");
+            holds(
+                "the client is told",
+                lost == Err(ErrorKind::ConnectionReset),
+            )?;
+            holds("which is counted", scene.drops("h1", "member_gone"))?;
+            scene.lb(&format!("member add web tcp:80 {member}"))?;
+            let back = scene.requests("client-1", (to, 80), 60)?;
+            holds("it is back", by_member(&back).contains_key(&*member))?;
+        }
+
+        // Dropped, where that is asked for.
+        scene.lb("listener add web tcp:83 --drop-lost --to blue-1:80 --to blue-2:80")?;
+        let mut kept = scene.connect("client-2", (VIRTUAL[0], 83))?;
+        let member = kept.ask().unwrap().member;
+        scene.lb(&format!("member remove web tcp:83 {member}"))?;
+        let lost = kept.ask();
+        println!("dropped: {lost:?}");
+        holds(
+            "nothing is heard",
+            matches!(lost, Err(ErrorKind::WouldBlock | ErrorKind::TimedOut)),
+        )?;
+        holds("which is counted there", scene.drops("h2", "member_gone"))?;
+
+        // Nobody takes flows: a reset, and no answer to a ping when no listener is served.
+        scene.lb("listener remove web tcp:83")?;
+        for member in MEMBERS {
+            scene.lb(&format!("member drain web tcp:80 {member}"))?;
+        }
+        for to in VIRTUAL {
+            let refused = scene
+                .connect("client-1", (to, 80))
+                .err()
+                .map(|it| it.to_string());
+            let refused = refused.unwrap_or_default();
+            holds(
+                &format!("refused at once: {refused}"),
+                refused.contains("refused"),
+            )?;
+            holds("not pinged", !scene.site.reaches("client-1", to, 1))?;
+        }
+        holds("no_member is counted", scene.drops("h1", "no_member"))?;
+        scene.lb("member undrain web tcp:80 blue-2")?;
+        let answers = scene.requests("client-1", (VIRTUAL[0], 80), 10)?;
+        holds(
+            "blue-2 alone",
+            by_member(&answers).keys().eq(["blue-2"].iter()),
+        )
+    });
+}
+
+#[test]
+fn a_connection_outlives_the_daemon_that_chose_its_member() {
+    on_site(|scene| {
+        let mut kept = Vec::new();
+        for to in VIRTUAL {
+            for _ in 0..6 {
+                let mut connection = scene.connect("client-1", (to, 80))?;
+                let answer = connection.ask().unwrap();
+                kept.push((connection, answer));
+            }
+        }
+        // What members have sent is acknowledged: the next packet is the client's.
+        wait_until("nothing is on its way", SOON, || {
+            MEMBERS.iter().all(|member| is_quiet(&scene.site, member))
+        })?;
+        let host = scene.site.hosts.get_mut("h1").unwrap();
+        if let Some(mut daemon) = host.daemon.take() {
+            daemon.signal(libc::SIGKILL);
+            daemon.wait(SOON)?;
+        }
+        scene.site.start_daemon("h1")?;
+        scene.site.wait_for_hosts()?;
+        scene.site.wait_for_ports()?;
+        for (connection, answer) in &mut kept {
+            let again = connection.ask();
+            let what = format!("{again:?} after {answer:?}");
+            holds(&what, again.as_ref() == Ok(&*answer))?;
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn nothing_fails_while_members_drain_and_come_back_under_load() {
+    on_site(|scene| {
+        let namespace = &scene.site.workloads["client-1"].namespace;
+        let url = format!("http://{}/", VIRTUAL[0]);
+        let arguments = [
+            "-t",
+            "1",
+            "-c",
+            "64",
+            "-d",
+            "6s",
+            "-H",
+            "Connection: close",
+            &url,
+        ];
+        let mut wrk = namespace.spawn("wrk", &arguments)?;
+        let mut rounds = 0;
+        while wrk.is_running() {
+            let member = MEMBERS[rounds % MEMBERS.len()];
+            scene.lb(&format!("member drain web tcp:80 {member}"))?;
+            scene.lb(&format!("member undrain web tcp:80 {member}"))?;
+            scene.lb(&format!(
+                "member add web tcp:80 {member} --weight {}",
+                1 + rounds % 5
+            ))?;
+            rounds += 1;
+        }
+        wrk.wait(SOON)?;
+        let said = wrk.log();
+        println!("{rounds} rounds\n{said}");
+        holds("there were changes", rounds > 2)?;
+        holds("it says how many", said.contains("requests in"))?;
+        holds(
+            "no request failed",
+            !said.contains("errors") && !said.contains("Non-2xx"),
+        )
+    });
+}
+
+/// Answers datagrams at a port of a member with its id and what it received, until it is dropped.
+struct Echo {
+    stops: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Echo {
+    fn start(site: &Site, id: &'static str, port: u16) -> Result<Self, LabError> {
+        let namespace = &site.workloads[id].namespace;
+        let socket = namespace.enter(|| UdpSocket::bind((Ipv6Addr::UNSPECIFIED, port)))?;
+        let socket = socket.map_err(LabError::io("listening for datagrams"))?;
+        let often = socket.set_read_timeout(Some(Duration::from_millis(50)));
+        often.map_err(LabError::io("limiting how long to wait"))?;
+        let stops = Arc::new(AtomicBool::new(false));
+        let is_over = Arc::clone(&stops);
+        let thread = std::thread::spawn(move || {
+            let mut buffer = vec![0; 65536];
+            while !is_over.load(Ordering::Relaxed) {
+                if let Ok((len, from)) = socket.recv_from(&mut buffer) {
+                    let answer = [id.as_bytes(), b" ", &buffer[..len]].concat();
+                    let _ = socket.send_to(&answer, from);
+                }
+            }
+        });
+        Ok(Self {
+            stops,
+            thread: Some(thread),
+        })
+    }
+}
+
+impl Drop for Echo {
+    fn drop(&mut self) {
+        self.stops.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Scene {
+    /// A datagram of so many bytes on a socket of its own, and who answers.
+    fn datagram(
+        &self,
+        from: &str,
+        (to, port): (&str, u16),
+        len: usize,
+    ) -> Result<String, LabError> {
+        let what = || format!("a datagram of {len} bytes from {from} to {to} port {port}");
+        let namespace = &self.site.workloads[from].namespace;
+        let payload = vec![b'x'; len];
+        let exchange = || -> std::io::Result<Vec<u8>> {
+            let any: IpAddr = if ip(to).is_ipv6() {
+                Ipv6Addr::UNSPECIFIED.into()
+            } else {
+                Ipv4Addr::UNSPECIFIED.into()
+            };
+            let socket = UdpSocket::bind((any, 0))?;
+            socket.set_read_timeout(Some(SILENCE))?;
+            socket.connect((ip(to), port))?;
+            socket.send(&payload)?;
+            let mut answer = vec![0; 65536];
+            let len = socket.recv(&mut answer)?;
+            answer.truncate(len);
+            Ok(answer)
+        };
+        let answer = namespace.enter(exchange)?.map_err(LabError::io(what()))?;
+        let mut parts = answer.splitn(2, |byte| *byte == b' ');
+        let id = String::from_utf8_lossy(parts.next().unwrap_or_default()).into_owned();
+        holds(&what(), parts.next() == Some(&payload))?;
+        Ok(id)
+    }
+}
+
+#[test]
+fn datagrams_their_fragments_and_errors_about_them_pass() {
+    on_site(|scene| {
+        scene.lb(
+            "listener add web udp:5000-5001 --to blue-1:7000 --to blue-2:7000 --to blue-b:7000",
+        )?;
+        let echoes = MEMBERS.map(|id| Echo::start(&scene.site, id, 7001).unwrap());
+        for from in ["client-1", "client-2"] {
+            for to in VIRTUAL {
+                // With 3000 bytes in fragments.
+                for len in [20, 3000] {
+                    let mut counts: BTreeMap<String, usize> = BTreeMap::new();
+                    for _ in 0..30 {
+                        let member = scene.datagram(from, (to, 5001), len)?;
+                        *counts.entry(member).or_default() += 1;
+                    }
+                    println!("{from} to {to}, {len} bytes: {counts:?}");
+                    holds("all members have served", counts.len() == MEMBERS.len())?;
+                }
+                // At the range's other port nobody listens: the member says so, as the load balancer.
+                let refused = scene
+                    .datagram(from, (to, 5000), 20)
+                    .unwrap_err()
+                    .to_string();
+                holds(&refused, refused.contains("refused"))?;
+            }
+        }
+        drop(echoes);
+        Ok(())
+    });
+}
+
+/// In a VPC whose ports are learned.
+#[test]
+fn where_ports_are_learned_hosts_choose_alike() {
+    let mut objects = objects();
+    let more = topology(
+        r#"
+ports:
+  - {id: idle-1, vpc: blue, subnet: blue-a, host: h1, mac: "02:00:00:00:01:41", addresses: [10.0.1.41]}
+  - {id: idle-2, vpc: blue, subnet: blue-a, host: h2, mac: "02:00:00:00:01:42", addresses: [10.0.1.42]}
+"#,
+    )
+    .unwrap();
+    objects.ports.extend(more.ports);
+    objects.load_balancers[0].listeners[0].affinity = "source".into();
+    let options = SiteOptions {
+        controller: "learn_above = 1".into(),
+        ..SiteOptions::default()
+    };
+    let site = Site::start(Lab::new().unwrap(), &objects, &options).unwrap();
+    let servers = MEMBERS.map(|port| serve(&site, port).unwrap());
+    let scene = Scene {
+        site,
+        _servers: servers.into(),
+    };
+    let result = (|| {
+        let ids = |host: &str| {
+            let state = scene.site.node_json(host, &["node", "state"]).unwrap();
+            let ports = serde_json::from_value::<Vec<Port>>(state["state"]["ports"].clone());
+            let ports = ports.unwrap().into_iter();
+            ports.map(|port| port.id).collect::<Vec<_>>()
+        };
+        for host in ["h1", "h2"] {
+            let known = ids(host);
+            for member in MEMBERS {
+                holds("all know the members", known.iter().any(|id| id == member))?;
+            }
+        }
+        holds(
+            "h1 has not asked for others",
+            !ids("h1").iter().any(|id| id == "idle-2"),
+        )?;
+        for to in VIRTUAL {
+            for from in ["client-1", "client-2", "blue-1"] {
+                let answers = scene.requests(from, (to, 80), 10)?;
+                holds("one member each", by_member(&answers).len() == 1)?;
+                holds("it is pinged", scene.site.reaches(from, to, 1))?;
+            }
+        }
+        holds(
+            "nothing was dropped for want of an answer",
+            !scene.drops("h1", "address_unlearned") && !scene.drops("h2", "address_unlearned"),
+        )
+    })();
+    if let Err(error) = result {
+        panic!("{}", scene.site.explain(error));
+    }
+}
