@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use weft_tests::{GuestKind, Lab, Site, SiteOptions, guest::NicFeatures, put_in_guests};
 
+use crate::balancer;
 use crate::guest_steps;
 use crate::outside;
 use crate::steps::{self, Line};
@@ -29,7 +30,7 @@ fn options() -> SiteOptions {
 pub(crate) fn demo(json: bool, keep: bool, guests: bool) -> anyhow::Result<bool> {
     let begun = Instant::now();
     let mut objects = topology()?;
-    let mut steps = [steps::STEPS, outside::STEPS, steps::LAST].concat();
+    let mut steps = [steps::STEPS, balancer::STEPS, outside::STEPS, steps::LAST].concat();
     if guests {
         let ports = ["blue", "red"]
             .map(|tenant| MATRIX.map(|port| format!("{tenant}-{port}")))

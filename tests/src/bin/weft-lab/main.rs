@@ -2,6 +2,7 @@
 
 #![forbid(unsafe_code)]
 
+mod balancer;
 mod demo;
 mod guest_steps;
 mod outside;
