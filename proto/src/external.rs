@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::net::IpAddr;
 
 use crate::state::{Kind, Object, State};
-use crate::v1::{ElasticIp, ExternalNetwork, Host, Port, PortForward, RouteTable};
+use crate::v1::{ElasticIp, ExternalNetwork, Host, LoadBalancer, Port, PortForward, RouteTable};
 
 impl ExternalNetwork {
     /// The host that translates for a port of `home`: that host itself if it has the physical network, else the first gateway host.
@@ -146,8 +146,22 @@ impl State {
         }
     }
 
+    /// The load balancer that an elastic IP is bound to.
+    pub fn balancer_of(&self, elastic: &ElasticIp) -> Option<&LoadBalancer> {
+        match self.find(Kind::LoadBalancer, &elastic.load_balancer)? {
+            Object::LoadBalancer(balancer) => Some(balancer),
+            _ => None,
+        }
+    }
+
+    /// The VPC of what an elastic IP is bound to.
+    pub fn vpc_of(&self, elastic: &ElasticIp) -> Option<&str> {
+        let of_balancer = self.balancer_of(elastic).map(|it| &*it.vpc);
+        of_balancer.or_else(|| self.port_of(elastic).map(|port| &*port.vpc))
+    }
+
     /// The VPC for which gateway hosts of an external network are needed because of this object, and that network: that of a NAT gateway, and of an
-    /// elastic IP whose port is on a host without the physical network.
+    /// elastic IP that is bound to a load balancer, or whose port is on a host without the physical network.
     pub fn needs_gateway<'s>(
         &'s self,
         object: &'s Object,
@@ -158,6 +172,9 @@ impl State {
             }
             Object::ElasticIp(elastic) => {
                 let network = self.external_network(&elastic.external_network)?;
+                if let Some(balancer) = self.balancer_of(elastic) {
+                    return Some((&balancer.vpc, network));
+                }
                 let port = self.port_of(elastic)?;
                 let home = self.host(&port.host)?;
                 (!home.is_on(&network.physical_network)).then_some((&*port.vpc, network))

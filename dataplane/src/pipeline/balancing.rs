@@ -1,9 +1,12 @@
 //! Load balancers (services, "Load balancer"): which member a flow goes to, and what clients are told when there is none. Asked on a miss alone: a session keeps
 //! its member.
 //!
-//! The client's own host chooses. What comes from anywhere else to a load balancer's address is for nobody.
+//! The client's own host chooses; for who comes from outside to an elastic IP of a load balancer, the gateway host that holds it (`external`). What comes from
+//! anywhere else to a load balancer's address is for nobody.
 
+use super::policy_eval::Standing;
 use super::tracer::Tracer;
+use super::translate::Choice;
 use super::{Entry, gateway};
 use crate::packet::checksum;
 use crate::packet::parse::{self, ETHERNET, Family, Parsed, protocol, tcp_flags, word_address};
@@ -96,6 +99,36 @@ pub(super) fn keeps(vpc: &Vpc, before: &Flow, after: &Flow) -> Option<bool> {
     let to = (after.destination, after.destination_port);
     let is_served = balancer.keeps((before.protocol, before.destination_port), to);
     Some(is_served && after.source == source && after.source_port == before.source_port)
+}
+
+/// The network and the elastic IP by which a packet leaves as the answer of a load balancer's member to who came from outside. On the gateway host its session
+/// has kept the address; on the member's own, where the session knows nothing of it, the member's address says the network, and 0 stands for the address.
+pub(super) fn public(
+    snapshot: &Snapshot,
+    entry: &Entry,
+    standing: Standing,
+    choice: &Choice,
+) -> Option<(u16, u128)> {
+    let (vpc, flow) = (&snapshot.vpcs[entry.vpc], &entry.parsed.flow);
+    if vpc.public.addresses.is_empty() {
+        return None;
+    }
+    match choice {
+        Choice::Anew => None,
+        Choice::Kept(translation) | Choice::Error(translation, _) => {
+            let address = translation.flow.source;
+            let is_answer = translation.vni != vpc.vni && address != flow.source;
+            let network = vpc.public.addresses.get(&address).filter(|_| is_answer);
+            network.map(|network| (*network, address))
+        }
+        Choice::Untranslated => {
+            let answers = standing != Standing::Forward
+                && matches!(entry.ingress, Ingress::Port(_))
+                && vpc.subnets.lookup(flow.destination).is_none();
+            let network = vpc.public.members.get(&flow.source).filter(|_| answers);
+            network.map(|network| (*network, 0))
+        }
+    }
 }
 
 /// Whether the sender of a packet that is refused is told by a reset.

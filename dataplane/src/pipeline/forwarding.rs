@@ -29,6 +29,8 @@ pub(super) enum Exit {
     ElasticIp(u128),
     /// Through the NAT gateway of this index.
     Nat(u16),
+    /// With this elastic IP of a load balancer, as an answer of its member.
+    Balancer(u128),
     /// As it is: the outside knows the sender by the address that it has.
     AsItIs,
 }
@@ -398,11 +400,12 @@ pub(super) fn sender<'s>(
 }
 
 /// Where a packet from a tunnel goes: to a port of this host, by the destination of `flow` where it is routed. Back into a tunnel only after a port that has
-/// moved, see [`moved`].
+/// moved, see [`moved`]. `public`: it is the answer of a load balancer's member, which leaves by this network with this address.
 pub(super) fn from_peer(
     tables: Tables<'_>,
     (vpc, peer): (usize, u16),
     (parsed, flow): (&Parsed, &Flow),
+    public: Option<(u16, u128)>,
     trace: &mut impl Tracer,
 ) -> Result<Way, DropReason> {
     let snapshot = tables.snapshot;
@@ -470,7 +473,13 @@ pub(super) fn from_peer(
     check_scope(flow, trace)?;
     let Some(endpoint) = vpc.by_address.get(&flow.destination) else {
         learning::check_address(snapshot, place, flow.destination, trace)?;
-        return external::pass_on(tables, (vpc, peer), flow, trace);
+        let Some(public) = public else {
+            return external::pass_on(tables, (vpc, peer), flow, trace);
+        };
+        let sender = vpc.by_address.get(&flow.source);
+        let sender = sender.filter(|sender| sender.place == Place::There(peer));
+        let subnet = &snapshot.subnets[sender.ok_or(DropReason::NoPort)?.subnet];
+        return external::leave_balanced(tables, vpc, subnet, flow, public, trace);
     };
     match endpoint.place {
         // Only what this host has translated goes back into a tunnel.

@@ -470,16 +470,25 @@ fn judge(
             let answers = matches!(choice, Choice::Untranslated) && standing != Standing::Forward;
             let translator = (answers && is_routed)
                 .then(|| forwarding::to_translator(snapshot, port, flow.destination, tracer));
-            let way = match translator.flatten() {
-                Some(way) => way,
-                None => forwarding::from_port(tables, (index, port), (parsed, &routed), tracer)?,
+            let public = balancing::public(snapshot, entry, standing, &choice);
+            let way = match (translator.flatten(), public.filter(|_| is_routed)) {
+                (Some(way), _) => way,
+                (None, Some(public)) => {
+                    let subnet = &snapshot.subnets[port.subnet];
+                    external::leave_balanced(tables, vpc, subnet, &routed, public, tracer)?
+                }
+                (None, None) => {
+                    forwarding::from_port(tables, (index, port), (parsed, &routed), tracer)?
+                }
             };
             (routed, way, is_routed)
         }
         Ingress::Peer(peer) => {
             let is_routed = forwarding::is_router(vpc, parsed.eth_dst);
             let routed = choice.destination(tables, entry, is_routed, tracer)?;
-            let way = forwarding::from_peer(tables, (entry.vpc, peer), (parsed, &routed), tracer)?;
+            let public = balancing::public(snapshot, entry, standing, &choice);
+            let place = (entry.vpc, peer);
+            let way = forwarding::from_peer(tables, place, (parsed, &routed), public, tracer)?;
             (routed, way, is_routed)
         }
         Ingress::External(_) if vpc.wire.is_some() => {

@@ -89,7 +89,7 @@ impl Choice {
         match self {
             Self::Error(outer, quoted) if outer.flow.source == flow.source => {
                 let source = match exit {
-                    Exit::ElasticIp(address) => address,
+                    Exit::ElasticIp(address) | Exit::Balancer(address) => address,
                     Exit::Nat(_) | Exit::AsItIs => quoted.flow.destination,
                 };
                 let after = Flow {
@@ -191,7 +191,7 @@ impl Choice {
                 let hairpin = routed.destination != flow.destination;
                 let through = match exit {
                     Some(Exit::Nat(gateway)) => Some(gateway),
-                    Some(Exit::ElasticIp(_) | Exit::AsItIs) => None,
+                    Some(Exit::ElasticIp(_) | Exit::Balancer(_) | Exit::AsItIs) => None,
                     None if hairpin => hairpin_gateway(tables, entry),
                     None => None,
                 };
@@ -262,7 +262,7 @@ fn hairpin_gateway(tables: Tables<'_>, entry: &Entry) -> Option<u16> {
             let gateway = outside.nat_gateway(index)?;
             gateway.serves(entry.parsed.flow.source).then_some(index)
         }
-        HeldBy::ElasticIp(_) | HeldBy::Network => None,
+        HeldBy::ElasticIp(_) | HeldBy::Balancer | HeldBy::Network => None,
     }
 }
 
@@ -342,7 +342,16 @@ pub(super) fn kept(
         });
     }
     if let Some(keeps) = balancing::keeps(vpc, &before, &after) {
-        return if keeps {
+        let opener = if session.is_on_first_side() {
+            entry.vni
+        } else {
+            translation.vni
+        };
+        let outside = &snapshot.outside;
+        return if opener != vpc.vni && !outside.held.contains_key(&before.destination) {
+            // It came from outside, by another host.
+            Err(DropReason::NoTranslator)
+        } else if keeps {
             Ok(Choice::Kept(translation))
         } else {
             Err(DropReason::MemberGone)

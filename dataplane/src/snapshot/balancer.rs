@@ -126,5 +126,14 @@ impl Listener {
     }
 }
 
+/// What of a VPC's load balancers is reached from outside.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct PublicBalancers {
+    /// Their elastic IPs, each with its network by index.
+    pub addresses: super::Map<u128, u16>,
+    /// The addresses that their members serve at, and by which network answers to the outside leave.
+    pub members: super::Map<u128, u16>,
+}
+
 /// The load balancers of a VPC, by address.
 pub type Balancers = super::CowMap<u128, Arc<Balancer>>;

@@ -3,8 +3,10 @@
 //! The outside is one address space: prefixes of external networks do not overlap, and an address is held for one VPC. Sessions know it by
 //! [`Vni::OUTSIDE`](crate::numbers::Vni::OUTSIDE).
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
+use foldhash::fast::FixedState;
 use ipnetwork::IpNetwork;
 
 use super::nat::{NatAlarms, NatTimeouts};
@@ -118,6 +120,8 @@ pub enum HeldBy {
     ElasticIp(u128),
     /// An address of a NAT gateway, by its index.
     NatGateway(u16),
+    /// One of a load balancer: the VPC knows it by the address.
+    Balancer,
     /// The network's own address.
     Network,
 }
@@ -248,6 +252,8 @@ pub struct Outside {
     pub held_since: Map<u128, u32>,
     /// NAT gateway and pool, by the address; of gateways that this host translates for, or stands by to.
     pub pools: Map<u128, (u16, Pool)>,
+    /// Elastic IPs of load balancers that this host is a gateway host for.
+    pub balanced: HashSet<u128, FixedState>,
     /// NAT gateways, by index; the index of a gateway stays while it is known.
     pub nat_gateways: Vec<Option<NatGateway>>,
     /// Routed prefixes of VPCs that are known here, in order of their addresses.
@@ -306,9 +312,9 @@ impl Outside {
         network.is_some_and(|network| network.gateways_in_order.contains(&Translator::Here))
     }
 
-    /// Whether this host is a gateway host for an address of a NAT gateway or of a routed prefix, and another one is in use.
+    /// Whether this host is a gateway host for an address of a NAT gateway, of a load balancer or of a routed prefix, and another one is in use.
     pub fn stands_by_for(&self, address: u128) -> bool {
-        if self.pools.contains_key(&address) {
+        if self.pools.contains_key(&address) || self.balanced.contains(&address) {
             return !self.held.contains_key(&address);
         }
         self.routed(address)

@@ -21,7 +21,7 @@ use std::sync::Arc;
 use foldhash::fast::FixedState;
 use weft_proto::v1;
 
-pub use self::balancer::{Balancer, Balancers};
+pub use self::balancer::{Balancer, Balancers, PublicBalancers};
 pub use self::cow_map::{CowMap, Difference};
 pub use self::cow_vec::CowVec;
 pub use self::external::{
@@ -112,6 +112,8 @@ pub struct Vpc {
     pub elastic_ips: Arc<CowMap<u128, ElasticIp>>,
     /// Its load balancers, by address.
     pub balancers: Arc<Balancers>,
+    /// What of its load balancers is reached from outside.
+    pub public: Arc<PublicBalancers>,
     /// The external network that it is on, in place of tunnels.
     pub wire: Option<Wire>,
     /// What was asked for, if its ports are learned: of those on other hosts, not all are known then.

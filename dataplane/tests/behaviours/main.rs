@@ -6,6 +6,7 @@
 mod allocations;
 mod appliances;
 mod balancing;
+mod balancing_public;
 mod checksums;
 mod connections;
 mod dhcp;

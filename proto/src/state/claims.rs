@@ -42,6 +42,8 @@ enum Claimed {
     WideOf,
     /// An elastic IP of a port.
     BoundTo,
+    /// An elastic IP of a load balancer.
+    BoundToBalancer,
     /// An address of an external network.
     Outside(IpAddr),
     /// What uses an external network.
@@ -90,6 +92,7 @@ fn key(object: &Object, what: Claimed, at: u32) -> ClaimKey<'_> {
         (Object::Vpc(o), Claimed::VpcOf) => (&*o.tenant, ""),
         (object, Claimed::WideOf) => (object.tenant_wide().unwrap_or_default(), ""),
         (Object::ElasticIp(o), Claimed::BoundTo) => (&*o.port, ""),
+        (Object::ElasticIp(o), Claimed::BoundToBalancer) => (&*o.load_balancer, ""),
         (Object::Subnet(o), Claimed::UserOf) => (&*o.external_network, ""),
         (Object::ElasticIp(o), Claimed::UserOf) => (&*o.external_network, ""),
         (Object::NatGateway(o), Claimed::UserOf) => (&*o.external_network, ""),
@@ -151,6 +154,9 @@ fn claims(object: &Object, claim: &mut impl FnMut(Claimed, usize)) {
             claim(Claimed::UserOf, 0);
             if !elastic.port.is_empty() {
                 claim(Claimed::BoundTo, 0);
+            }
+            if !elastic.load_balancer.is_empty() {
+                claim(Claimed::BoundToBalancer, 0);
             }
         }
         Object::NatGateway(_) => claim(Claimed::UserOf, 0),
@@ -559,6 +565,18 @@ impl State {
     /// The elastic IPs that are bound to a port.
     pub fn elastic_ips_of_port<'a>(&'a self, port: &'a str) -> impl Iterator<Item = &'a ElasticIp> {
         let objects = self.claims.in_place(Claimed::BoundTo, port);
+        objects.filter_map(|object| match object {
+            Object::ElasticIp(elastic) => Some(elastic),
+            _ => None,
+        })
+    }
+
+    /// The elastic IPs that are bound to a load balancer.
+    pub fn elastic_ips_of_balancer<'a>(
+        &'a self,
+        balancer: &'a str,
+    ) -> impl Iterator<Item = &'a ElasticIp> {
+        let objects = self.claims.in_place(Claimed::BoundToBalancer, balancer);
         objects.filter_map(|object| match object {
             Object::ElasticIp(elastic) => Some(elastic),
             _ => None,

@@ -251,6 +251,9 @@ pub(super) fn check_elastic_ip(
     if let (Some(network), Some(address)) = (network, address) {
         check_address(at, "address", network, address, report);
     }
+    if !elastic.load_balancer.is_empty() {
+        return check_balanced(at, elastic, (network, address), index, report);
+    }
     if elastic.port.is_empty() {
         if !elastic.private_address.is_empty() {
             let rule = "only an elastic IP that is bound to a port has a private address";
@@ -286,6 +289,65 @@ pub(super) fn check_elastic_ip(
             port.id, network.id
         );
         report.add(at, "port", rule);
+    }
+}
+
+/// An elastic IP that is bound to a load balancer.
+fn check_balanced(
+    at: At<'_>,
+    elastic: &ElasticIp,
+    (network, address): (Option<&ExternalNetwork>, Option<IpAddr>),
+    index: &Index<'_>,
+    report: &mut Report,
+) {
+    let field = "load_balancer";
+    for (name, is_set) in [
+        ("port", !elastic.port.is_empty()),
+        ("private_address", !elastic.private_address.is_empty()),
+        ("mode", elastic.is_direct()),
+    ] {
+        if is_set {
+            let rule = "an elastic IP of a load balancer has neither port nor private address, and is of mode nat";
+            report.add(at, name, rule);
+        }
+    }
+    let Some(Object::LoadBalancer(balancer)) =
+        index.find(Kind::LoadBalancer, &elastic.load_balancer)
+    else {
+        let rule = format!("there is no load_balancer '{}'", elastic.load_balancer);
+        return report.add(at, field, rule);
+    };
+    if let Some(tenant) = index.tenant_of(&balancer.vpc)
+        && tenant != elastic.tenant
+    {
+        let rule = format!(
+            "load balancer '{}' belongs to {}, the elastic IP to {}",
+            balancer.id,
+            owner(tenant),
+            owner(&elastic.tenant)
+        );
+        report.add(at, field, rule);
+    }
+    if let Some(address) = address {
+        let own = balancer
+            .addresses
+            .iter()
+            .filter_map(|text| text.parse().ok());
+        let mut own = own.map(|own: IpAddr| own.is_ipv4());
+        if !own.any(|is_ipv4| is_ipv4 == address.is_ipv4()) {
+            let family = family(address);
+            let rule = format!("load balancer '{}' has no {family} address", balancer.id);
+            report.add(at, field, rule);
+        }
+    }
+    if let Some(network) = network
+        && network.gateway().is_none()
+    {
+        let rule = format!(
+            "external network '{}' has no gateway host, which an elastic IP of a load balancer is on",
+            network.id
+        );
+        report.add(at, "external_network", rule);
     }
 }
 

@@ -93,11 +93,10 @@ fn validate_changes(
         Some(Reach::Vpc) => {
             let ends = || changes.iter().flat_map(|change| [change.old, change.new]);
             let mut vpcs: BTreeSet<&str> = ends().flatten().flat_map(Object::vpcs).collect();
-            // An elastic IP is in the VPC of its port.
+            // An elastic IP is in the VPC of its port or load balancer.
             for object in ends().flatten() {
                 if let Object::ElasticIp(elastic) = object {
-                    let ports = [before, next].map(|state| state.port_of(elastic));
-                    vpcs.extend(ports.into_iter().flatten().map(|port| port.vpc.as_str()));
+                    vpcs.extend([before, next].into_iter().flat_map(|it| it.vpc_of(elastic)));
                 }
             }
             // A group may be named in the VPCs that peerings join to its own.
@@ -190,6 +189,9 @@ fn elastic_ips_under_check<'s>(
             for state in [before, next] {
                 let ports = state.of_vpc_and_kind(vpc, Kind::Port);
                 let bound = ports.flat_map(|port| next.elastic_ips_of_port(port.id()));
+                let balancers = state.of_vpc_and_kind(vpc, Kind::LoadBalancer);
+                let balanced = balancers.flat_map(|it| next.elastic_ips_of_balancer(it.id()));
+                let bound = bound.chain(balanced);
                 found.extend(bound.filter_map(|it| next.find(Kind::ElasticIp, &it.id)));
             }
         }
@@ -233,8 +235,13 @@ impl Reach {
             | (Some(Object::PrefixList(_)), Some(Object::PrefixList(_)))
             | (Some(Object::SecurityGroup(_)), Some(Object::SecurityGroup(_)))
             | (Some(Object::GroupMembers(_)), Some(Object::GroupMembers(_)))
-            | (Some(Object::LoadBalancer(_)), Some(Object::LoadBalancer(_)))
                 if change.old.and_then(Object::vpc) == change.new.and_then(Object::vpc) =>
+            {
+                Self::Object
+            }
+            // Elastic IPs may be bound to one that goes, or that has an address less.
+            (Some(Object::LoadBalancer(old)), Some(Object::LoadBalancer(new)))
+                if old.vpc == new.vpc && old.addresses == new.addresses =>
             {
                 Self::Object
             }
@@ -244,7 +251,6 @@ impl Reach {
                 Some(Object::NetworkAcl(_) | Object::PrefixList(_) | Object::SecurityGroup(_)),
             )
             | (None, Some(Object::LoadBalancer(_)))
-            | (Some(Object::LoadBalancer(_)), None)
             | (_, Some(Object::Quota(_)))
             | (Some(Object::Quota(_)), None)
             | (None, Some(Object::GroupMembers(_)))

@@ -10,13 +10,15 @@ pub(super) mod wire;
 
 use super::forwarding::{Exit, Way};
 use super::tracer::Tracer;
-use super::{Tables, nat64};
+use super::{Tables, balancing, nat64};
 use crate::numbers::Vni;
 use crate::packet::parse::{self, protocol, word_address};
 use crate::packet::{DropReason, Family, Flow, Mac};
 use crate::session::mappings::{self, Inside, Mapping, MappingError, Outside as OutsidePort};
 use crate::session::table::{Egress, MacPair};
-use crate::snapshot::{HeldBy, NatGateway, Place, Snapshot, Subnet, Target, Translator, Vpc};
+use crate::snapshot::{
+    HeldBy, NatGateway, Network, Place, Snapshot, Subnet, Target, Translator, Vpc,
+};
 
 /// The neighbour that stands for this host: the address is held here, by whoever.
 pub(super) const THIS_HOST: u16 = u16::MAX;
@@ -84,6 +86,39 @@ pub(super) fn leave(
         }
         _ => return Err(DropReason::NoTranslation),
     };
+    let by = (known, translator, exit);
+    go(tables, (vpc, subnet), (flow, behind), (network, by), trace)
+}
+
+/// How the answer of a load balancer's member to who has come from outside leaves: by the gateway host of the elastic IP's network, and from that one with the
+/// elastic IP, which its session has kept.
+pub(super) fn leave_balanced(
+    tables: Tables<'_>,
+    vpc: &Vpc,
+    subnet: &Subnet,
+    flow: &Flow,
+    (network, address): (u16, u128),
+    trace: &mut impl Tracer,
+) -> Result<Way, DropReason> {
+    let known = tables.snapshot.outside.network(network);
+    let known = known.ok_or(DropReason::NextHopGone)?;
+    trace.step("route", || {
+        "an answer of a load balancer's member".to_owned()
+    });
+    let by = (known, known.gateway, Exit::Balancer(address));
+    go(tables, (vpc, subnet), (flow, None), (network, by), trace)
+}
+
+/// The way to who translates, and from there to the next hop. `behind`: the IPv4 destination of a packet that goes between the families.
+fn go(
+    tables: Tables<'_>,
+    (vpc, subnet): (&Vpc, &Subnet),
+    (flow, behind): (&Flow, Option<u128>),
+    (network, (known, translator, exit)): (u16, (&Network, Translator, Exit)),
+    trace: &mut impl Tracer,
+) -> Result<Way, DropReason> {
+    let snapshot = tables.snapshot;
+    let outside = &snapshot.outside;
     match translator {
         Translator::Nobody => Err(DropReason::NoTranslator),
         Translator::There(peer) => {
@@ -226,6 +261,10 @@ pub(super) fn enter(
     match held.ok_or(DropReason::ExternalUnheld)?.by {
         HeldBy::Network => Err(DropReason::ExternalUnheld),
         HeldBy::ElasticIp(inside) => Ok((inside, flow.destination_port)),
+        HeldBy::Balancer => {
+            let balancer = balancing::at(&tables.snapshot.vpcs[vpc], flow.destination);
+            balancing::choose(balancer.ok_or(DropReason::ExternalUnheld)?, flow, trace)
+        }
         HeldBy::NatGateway(index) => {
             let gateway = outside.nat_gateway(index);
             let gateway = gateway.ok_or(DropReason::NatUnmapped)?;
@@ -356,7 +395,7 @@ pub(super) fn keeps(snapshot: &Snapshot, vpc: usize, inside: u128, address: u128
     let held = snapshot.outside.held.get(&address);
     held.filter(|held| held.vpc == Some(vpc))
         .is_some_and(|held| match held.by {
-            HeldBy::Network => false,
+            HeldBy::Network | HeldBy::Balancer => false,
             HeldBy::ElasticIp(stands_for) => stands_for == inside,
             HeldBy::NatGateway(index) => {
                 snapshot.outside.nat_gateway(index).is_some_and(|gateway| {

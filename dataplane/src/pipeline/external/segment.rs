@@ -16,9 +16,10 @@ use crate::numbers::Vni;
 use crate::packet::checksum;
 use crate::packet::parse::{self, ETHERNET, Family, IPV4_MAPPED, Inner, protocol, word_family};
 use crate::packet::{DropReason, Mac, Packet, Parsed};
+use crate::pipeline::balancing;
 use crate::session::Key;
 use crate::session::table::{Ingress, Stamp};
-use crate::snapshot::{HeldBy, Link, Network, Outside, Translator};
+use crate::snapshot::{Balancer, HeldBy, Link, Network, Outside, Translator};
 
 /// Questions that are sent at a time.
 pub(in crate::pipeline) const QUESTIONS: usize = 64;
@@ -690,7 +691,14 @@ pub(in crate::pipeline) fn is_own_ping(tables: Tables<'_>, index: u16, parsed: &
     parsed.icmp == request
         && parsed.fragment.is_none()
         && outside.network(index).is_some_and(|it| it.answers_pings)
-        && held().is_some_and(|held| !matches!(held.by, HeldBy::ElasticIp(_)))
+        && held().is_some_and(|held| match held.by {
+            HeldBy::ElasticIp(_) => false,
+            HeldBy::Balancer => held.vpc.is_some_and(|vpc| {
+                let balancer = balancing::at(&tables.snapshot.vpcs[vpc], parsed.flow.destination);
+                balancer.is_some_and(Balancer::serves)
+            }),
+            HeldBy::NatGateway(_) | HeldBy::Network => true,
+        })
 }
 
 /// The source address of an IP packet.

@@ -181,6 +181,13 @@ pub(super) fn edits(
         _ => None,
     };
     for id in ids {
+        // What it has outside is compiled with everything else.
+        if [&done.state, state]
+            .iter()
+            .any(|it| it.elastic_ips_of_balancer(id).next().is_some())
+        {
+            return None;
+        }
         if let Some(Object::LoadBalancer(old)) = done.state.find(Kind::LoadBalancer, id) {
             let place = *done.places.vpcs.get(&old.vpc)?;
             let addresses = old.addresses.iter().filter_map(|text| parse_address(text));

@@ -245,6 +245,9 @@ impl Draft<'_> {
         elastic: &v1::ElasticIp,
         outside: &mut Outside,
     ) {
+        if !elastic.load_balancer.is_empty() {
+            return self.add_public_balancer(objects, elastic, outside);
+        }
         let by_id = |port: &&v1::Port| port.id.as_str().cmp(elastic.port.as_str());
         let port = objects.ports.binary_search_by(by_id);
         let networks = &objects.external_networks;
@@ -327,6 +330,60 @@ impl Draft<'_> {
                 outside,
             );
         }
+    }
+
+    /// An elastic IP of a load balancer: another address of it, also to the VPC's own ports. The network's gateway host holds it.
+    fn add_public_balancer(
+        &mut self,
+        objects: &Objects<'_>,
+        elastic: &v1::ElasticIp,
+        outside: &mut Outside,
+    ) {
+        let balancers = &objects.load_balancers;
+        let place = balancers.binary_search_by(|it| it.id.as_str().cmp(&elastic.load_balancer));
+        let Ok(place) = place else { return };
+        let (Some(vpc), Some(network), Some(address)) = (
+            self.places.vpcs.get(&balancers[place].vpc).copied(),
+            self.places.networks.get(&elastic.external_network).copied(),
+            parse_address(&elastic.address),
+        ) else {
+            return;
+        };
+        let family = word_family(address);
+        let own = balancers[place].addresses.iter();
+        let mut own = own.filter_map(|text| parse_address(text));
+        let Some(own) = own.find(|own| word_family(*own) == family) else {
+            let rule = format!("has no address of the family of '{}'", elastic.address);
+            return self
+                .report
+                .add(Kind::ElasticIp, &elastic.id, "load_balancer", rule);
+        };
+        let draft = &mut self.vpcs[vpc];
+        let Some(balancer) = draft.balancers.get(&own).cloned() else {
+            return;
+        };
+        let members = balancer.listeners.iter().flat_map(|it| &it.members);
+        let members = members.map(|member| (member.address, network));
+        draft.public.members.extend(members);
+        draft.public.addresses.insert(address, network);
+        draft.balancers.insert(address, balancer);
+        if outside.is_gateway_of(network) {
+            outside.balanced.insert(address);
+        }
+        if !outside.is_gateway(network) {
+            return;
+        }
+        let held = Held {
+            network,
+            vpc: Some(vpc),
+            by: HeldBy::Balancer,
+        };
+        let before = self.outside_before.limits.0.get(&address);
+        if let Some(limits) = limits::of(elastic.limits.as_ref(), before) {
+            outside.limits.0.insert(address, limits);
+        }
+        let at = (Kind::ElasticIp, &*elastic.id, "address");
+        self.hold(at, address, held, outside);
     }
 
     fn add_nat_gateway(

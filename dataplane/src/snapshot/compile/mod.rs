@@ -35,7 +35,7 @@ use self::policy::GroupClassifiers;
 use super::index_allocator::IndexAllocator;
 use super::{
     Appliance, Balancers, CowMap, ElasticIp, Endpoint, Learned, Limits, Map, Outside, Peer, Port,
-    Snapshot, StaticTranslation, Subnet, Vpc,
+    PublicBalancers, Snapshot, StaticTranslation, Subnet, Vpc,
 };
 use crate::numbers::Vni;
 use crate::packet::Mac;
@@ -368,6 +368,7 @@ struct VpcDraft {
     sets: Vec<AddressSet>,
     elastic_ips: CowMap<u128, ElasticIp>,
     balancers: Balancers,
+    public: PublicBalancers,
 }
 
 /// A snapshot that is being filled.
@@ -469,6 +470,7 @@ impl<'a> Draft<'a> {
             let is_same = |before: &&Vpc| {
                 before.translations == draft.vpc.translations
                     && *before.elastic_ips == draft.elastic_ips
+                    && *before.public == draft.public
             };
             if let Some(before) = before.filter(|_| !changed.has(id)).filter(is_same) {
                 draft.vpc.epoch = before.epoch;
@@ -487,6 +489,7 @@ impl<'a> Draft<'a> {
             sets: draft.sets.into(),
             elastic_ips: Arc::new(draft.elastic_ips),
             balancers: Arc::new(draft.balancers),
+            public: Arc::new(draft.public),
             ..draft.vpc
         });
         let snapshot = Snapshot {
