@@ -13,7 +13,7 @@ use crate::packet::parse::{self, ETHERNET, Family, Parsed, protocol, tcp_flags, 
 use crate::packet::{DropReason, Flow};
 use crate::session::table::Ingress;
 use crate::session::tcp::Segment;
-use crate::snapshot::{Balancer, Snapshot, Vpc};
+use crate::snapshot::{Balancer, Snapshot, Target, Vpc};
 
 /// The load balancer that a packet of a port is for, if it is sent to the virtual router.
 #[inline]
@@ -122,11 +122,20 @@ pub(super) fn public(
             network.map(|network| (*network, address))
         }
         Choice::Untranslated => {
-            let answers = standing != Standing::Forward
-                && matches!(entry.ingress, Ingress::Port(_))
-                && vpc.subnets.lookup(flow.destination).is_none();
-            let network = vpc.public.members.get(&flow.source).filter(|_| answers);
-            network.map(|network| (*network, 0))
+            let Ingress::Port(index) = entry.ingress else {
+                return None;
+            };
+            if standing == Standing::Forward || vpc.subnets.lookup(flow.destination).is_some() {
+                return None;
+            }
+            let network = vpc.public.members.get(&flow.source)?;
+            let routes = &snapshot.subnets[snapshot.port(index)?.subnet].routes;
+            // Who is reached by another port or host, or by a peering, has come from there.
+            let leads_out = matches!(
+                routes.lookup(flow.destination),
+                None | Some((_, Target::Nat(_) | Target::External(_)))
+            );
+            leads_out.then_some((*network, 0))
         }
     }
 }

@@ -258,7 +258,10 @@ impl Differential {
     /// Shows the model which members sessions have, if a frame may be for a load balancer: of several that would do the same with it, that one counts.
     fn show_members(&mut self, frames: &[Vec<u8>]) {
         let vips = self.objects.load_balancers.iter();
+        let public = self.objects.elastic_ips.iter();
+        let public = public.filter(|it| !it.load_balancer.is_empty());
         let vips = vips.flat_map(|it| &it.addresses);
+        let vips = vips.chain(public.map(|it| &it.address));
         let vips: Vec<IpAddr> = vips.filter_map(|text| text.parse().ok()).collect();
         let is_for_one = |frame: &Vec<u8>| match decode(frame) {
             Ok(Decoded::Ip(packet)) => vips.contains(&packet.flow.destination),
@@ -474,16 +477,14 @@ impl Differential {
             let found = self.found(&delivered)?;
             self.check_trace(traced, frame, &found)?;
             self.show_mappings();
-            let expected = match wire {
-                Wire::Underlay => self.model.receive(host, frame),
-                Wire::Segment => self.model.arrive(host, frame),
-            };
+            self.show_members(std::slice::from_ref(frame));
+            let who = format!("the wire into {host}");
+            let sent = std::slice::from_ref(frame);
+            self.agree((&who, sent), &found, |model, guess| match wire {
+                Wire::Underlay => model.receive(host, frame),
+                Wire::Segment => model.arrive(host, frame, guess),
+            })?;
             self.check_choices()?;
-            if found != expected {
-                let who = format!("the wire into {host}");
-                let sent = std::slice::from_ref(frame);
-                return Err(self.disagreement(&who, sent, &[expected], &found));
-            }
             self.frames += 1;
             outcomes.add(delivered, found);
             outcomes.wire.append(&mut self.wire);
@@ -514,18 +515,35 @@ impl Differential {
         self.check_trace(traced, frames.first().map_or(&[], |frame| frame), &found)?;
         self.show_mappings();
         self.show_members(frames);
+        let who = format!("port {port}");
+        self.agree((&who, frames), &found, |model, guess| match segment {
+            Some((frame, offload)) => model.send_segment(port, frame, offload, guess),
+            None => model.send(port, frames, guess),
+        })?;
+        self.check_choices()?;
+        self.frames += frames.len() as u64;
+        let mut outcomes = Outcomes::default();
+        outcomes.add(delivered, found);
+        outcomes.wire.append(&mut self.wire);
+        Ok(outcomes)
+    }
+
+    /// The model does the same, with one of the choices that are open to it.
+    fn agree(
+        &mut self,
+        (who, frames): (&str, &[Vec<u8>]),
+        found: &Outcome,
+        play: impl Fn(&mut Model, usize) -> Outcome,
+    ) -> Result<(), Disagreement> {
         let (mut guess, mut guesses) = (0, 1);
         let (mut expected, mut agreed) = (Vec::new(), None::<Model>);
         while guess < guesses {
             let mut model = self.model.clone();
-            let outcome = match segment {
-                Some((frame, offload)) => model.send_segment(port, frame, offload, guess),
-                None => model.send(port, frames, guess),
-            };
+            let outcome = play(&mut model, guess);
             // Where one choice leaves no other, there are fewer of them.
             guesses = guesses.max(model.guesses);
             guess += 1;
-            if outcome != found {
+            if outcome != *found {
                 expected.push(outcome);
             } else if let Some(agreed) = &mut agreed {
                 if !agreed.has_chosen_as(&model) {
@@ -536,16 +554,10 @@ impl Differential {
             }
         }
         let Some(agreed) = agreed else {
-            let who = format!("port {port}");
-            return Err(self.disagreement(&who, frames, &expected, &found));
+            return Err(self.disagreement(who, frames, &expected, found));
         };
         self.model = agreed;
-        self.check_choices()?;
-        self.frames += frames.len() as u64;
-        let mut outcomes = Outcomes::default();
-        outcomes.add(delivered, found);
-        outcomes.wire.append(&mut self.wire);
-        Ok(outcomes)
+        Ok(())
     }
 
     /// What was traced is what happened.

@@ -127,6 +127,8 @@ pub struct TranslationPlan {
 #[derive(Debug, Clone)]
 pub struct BalancerPlan {
     pub subnet: u8,
+    /// Which elastic IPs it has, by bit, and on which network.
+    pub public: u8,
     pub listeners: Vec<ListenerPlan>,
 }
 
@@ -539,6 +541,7 @@ fn peering(rng: &mut Rng) -> PeeringPlan {
 fn balancer(rng: &mut Rng) -> BalancerPlan {
     BalancerPlan {
         subnet: rng.byte(),
+        public: if rng.percent(60) { rng.byte() } else { 0 },
         listeners: rng.list(1..4, |rng| ListenerPlan {
             udp: rng.coin(),
             range: rng.byte(),
@@ -827,6 +830,9 @@ impl FabricPlan {
         }
         if let Some(segment) = &self.segment {
             self.outside.add_to(segment, &mut objects);
+            for (i, plan) in self.balancers.iter().enumerate() {
+                plan.bind(i, &mut objects);
+            }
         }
         objects
     }
@@ -1159,6 +1165,34 @@ impl BalancerPlan {
             listeners,
             ..v1::LoadBalancer::default()
         });
+    }
+}
+
+impl BalancerPlan {
+    fn bind(&self, number: usize, objects: &mut Objects) {
+        let place = usize::from(self.subnet) % objects.subnets.len();
+        let cidrs = objects.subnets[place].cidrs.clone();
+        let second = objects.external_networks.len() > 1 && self.public & 4 != 0;
+        let (network, prefixes) = match second {
+            true => ("other", ["192.88.99.", "2001:db8:6::"]),
+            false => ("net", ["198.51.100.", "2001:db8:5::"]),
+        };
+        for (i, prefix) in prefixes.into_iter().enumerate() {
+            let has_family = cidrs.iter().any(|cidr| cidr.contains('.') == (i == 0));
+            let last = [10 + number, if second { 5 + number } else { 3 }][i];
+            let address = format!("{prefix}{last}");
+            let is_taken = objects.elastic_ips.iter().any(|it| it.address == address);
+            if self.public >> i & 1 == 0 || !has_family || is_taken {
+                continue;
+            }
+            objects.elastic_ips.push(v1::ElasticIp {
+                id: format!("lb{number}-{i}"),
+                external_network: network.into(),
+                address,
+                load_balancer: format!("lb{number}"),
+                ..v1::ElasticIp::default()
+            });
+        }
     }
 }
 

@@ -8,7 +8,7 @@ use weft_dataplane::packet::DropReason;
 use weft_proto::v1::{self, Listener, LoadBalancer};
 
 use super::frame::{ACK, Detail, Flow, ICMP, ICMPV6, Packet, RST, TCP, UDP};
-use super::world::{World, gateway_mac};
+use super::world::{World, gateway_mac, prefix_holds};
 use super::{Model, gateway};
 use crate::craft::{self, Ends, Header};
 use crate::traffic;
@@ -38,14 +38,59 @@ pub struct Member {
 }
 
 impl World {
-    /// The load balancer of a VPC that has an address.
+    /// The load balancer of a VPC that has an address, as its own or as an elastic IP.
     pub fn balancer(&self, vpc: &str, address: IpAddr) -> Option<&LoadBalancer> {
-        let has = |it: &&LoadBalancer| it.addresses.iter().any(|text| text.parse() == Ok(address));
+        let has = |it: &&LoadBalancer| {
+            let own = it.addresses.iter().any(|text| text.parse() == Ok(address));
+            own || self.public(it).any(|(public, _)| public == address)
+        };
         self.0
             .load_balancers
             .iter()
             .filter(|it| it.vpc == vpc)
             .find(has)
+    }
+
+    /// The elastic IPs of a load balancer, each with its network.
+    fn public<'a>(&'a self, balancer: &'a LoadBalancer) -> impl Iterator<Item = (IpAddr, &'a str)> {
+        let elastic_ips = self.0.elastic_ips.iter();
+        let bound = elastic_ips.filter(|it| it.load_balancer == balancer.id);
+        let known = bound.filter(|it| self.network(&it.external_network).is_some());
+        known.map(|it| (it.address.parse().unwrap(), &*it.external_network))
+    }
+
+    /// The network and the address by which an answer of a member leaves that its session says came from outside.
+    pub fn answers_by(&self, vpc: &str, kept: IpAddr) -> Option<(&str, IpAddr)> {
+        let balancers = self.0.load_balancers.iter().filter(|it| it.vpc == vpc);
+        let mut all = balancers.flat_map(|it| self.public(it));
+        let (address, network) = all.find(|(address, _)| *address == kept)?;
+        Some((network, address))
+    }
+
+    /// The same on the host of a port whose session knows nothing of it.
+    pub fn may_answer_by(&self, port: &v1::Port, flow: &Flow) -> Option<&str> {
+        let mut cidrs = self.subnets_of(&port.vpc).flat_map(|subnet| &subnet.cidrs);
+        let is_inside = cidrs.any(|cidr| prefix_holds(cidr, flow.destination))
+            || self.is_direct(&port.vpc, flow.destination);
+        let route = self.custom_route(port, flow.destination);
+        let leads_out = route.is_none_or(|it| !it.nat.is_empty() || !it.external.is_empty());
+        if is_inside || !leads_out {
+            return None;
+        }
+        // The last one that was bound counts.
+        let bound = self.0.elastic_ips.iter().rev();
+        let mut found = bound.filter_map(|elastic| {
+            let mut balancers = self.0.load_balancers.iter();
+            let balancer = balancers.find(|it| it.id == elastic.load_balancer)?;
+            let v4 = elastic.address.contains('.');
+            let mut targets = balancer
+                .listeners
+                .iter()
+                .flat_map(|it| self.targets(it, v4, false));
+            let is_member = targets.any(|(address, _)| address == flow.source);
+            (balancer.vpc == port.vpc && is_member).then_some(&*elastic.external_network)
+        });
+        found.find(|network| self.network(network).is_some())
     }
 
     /// The one that a packet of a port is for.
@@ -118,6 +163,12 @@ fn listener(balancer: &LoadBalancer, protocol: u8, port: u16) -> Option<&Listene
     })
 }
 
+/// Whether any member takes flows.
+pub fn serves(world: &World, balancer: &LoadBalancer, v4: bool) -> bool {
+    let serves = |it: &Listener| !world.targets(it, v4, true).is_empty();
+    balancer.listeners.iter().any(serves)
+}
+
 /// The answer to a ping of a load balancer's address; none if the packet is no message of ICMP, or an error.
 pub fn ping(
     world: &World,
@@ -128,8 +179,7 @@ pub fn ping(
     if packet.flow.protocol != protocol || packet.is_icmp_error() {
         return None;
     }
-    let serves = |it: &Listener| !world.targets(it, packet.is_v4(), true).is_empty();
-    Some(match balancer.listeners.iter().any(serves) {
+    Some(match serves(world, balancer, packet.is_v4()) {
         true => gateway::ping(packet),
         false => Err(DropReason::NoMember),
     })

@@ -9,7 +9,7 @@ use super::frame::{Decoded, Detail, Flow, ICMP, ICMPV6, Packet, TCP, UDP, decode
 use super::gateway::{self, Problem};
 use super::outside::{By, FIRST_PORT, OUTSIDE, addresses, interface, next_hop, serves};
 use super::world::{ROUTER, World, gateway_mac, prefix_holds};
-use super::{Exit, Ingress, Model, Outcome, To, Way, check_outer};
+use super::{Exit, Ingress, Model, Outcome, To, Way, balancing, check_outer};
 
 /// How long a port is kept once no session uses its mapping, in milliseconds.
 const HOLD: u32 = 2000;
@@ -90,6 +90,31 @@ pub fn leave<'a>(
         }
         (None, None) => return Err(DropReason::NoTranslation),
     };
+    go(world, host, subnet, flow, (network, translator, exit))
+}
+
+/// An answer of a load balancer's member to who has come from outside leaves with the elastic IP that its session has kept, on the network's gateway host.
+pub fn leave_balanced<'a>(
+    world: &'a World,
+    host: &str,
+    subnet: &v1::Subnet,
+    flow: &Flow,
+    (network, address): (&str, IpAddr),
+) -> Result<Way<'a>, DropReason> {
+    let network = world.network(network).ok_or(DropReason::NextHopGone)?;
+    let translator = network.gateway_hosts.first().map(String::as_str);
+    let exit = Exit::Elastic(address);
+    go(world, host, subnet, flow, (network, translator, exit))
+}
+
+/// To the host that translates, and from there to the next hop.
+fn go<'a>(
+    world: &'a World,
+    host: &str,
+    subnet: &v1::Subnet,
+    flow: &Flow,
+    (network, translator, exit): (&'a v1::ExternalNetwork, Option<&'a str>, Exit<'a>),
+) -> Result<Way<'a>, DropReason> {
     let translator = translator.ok_or(DropReason::NoTranslator)?;
     if translator != host {
         return Ok(Way::new(
@@ -167,8 +192,12 @@ fn own_ping(world: &World, host: &str, network: Option<&str>, packet: &Packet) -
     let is_there = network.is_none_or(|network| network == held.network);
     let answers = world.network(held.network)?.answer_pings;
     let request = (if packet.is_v4() { 8 } else { 128 }, 0);
+    let serves = match held.by {
+        By::Balancer(balancer) => balancing::serves(world, balancer, packet.is_v4()),
+        _ => true,
+    };
     let is_ping = matches!(packet.flow.protocol, ICMP | ICMPV6) && packet.icmp == Some(request);
-    if is_of_port || !is_there || !answers || !is_ping || packet.fragment.is_some() {
+    if is_of_port || !serves || !is_there || !answers || !is_ping || packet.fragment.is_some() {
         return None;
     }
     gateway::ping(packet).ok()
@@ -182,7 +211,7 @@ fn is_portless(protocol: u8) -> bool {
 impl Model {
     /// Gives a packet from outside, or to a NAT gateway's address from inside, the destination that the address stands for.
     pub(super) fn come_to(
-        &self,
+        &mut self,
         world: &World,
         (host, vpc): (&str, &str),
         flow: &mut Flow,
@@ -195,6 +224,7 @@ impl Model {
                 flow.destination = elastic.inside;
                 return Ok(());
             }
+            By::Balancer(balancer) => return self.balance(world, (host, balancer), flow),
             By::Gateway(gateway) => gateway,
         };
         if is_portless(flow.protocol) {
@@ -442,8 +472,8 @@ impl Model {
     }
 
     /// A host gets a frame off the segment.
-    pub fn arrive(&mut self, host: &str, frame: &[u8]) -> Outcome {
-        let world = self.begin(0);
+    pub fn arrive(&mut self, host: &str, frame: &[u8], guess: usize) -> Outcome {
+        let world = self.begin(guess);
         let mut outcome = Outcome::default();
         if let Err(reason) = self.enter_from_segment(&world, host, frame, &mut outcome) {
             outcome.dropped.push((host.to_owned(), reason));

@@ -669,7 +669,15 @@ impl Model {
         if stands.was.is_some() {
             return Err(DropReason::TranslationClash);
         }
-        match world.may_be_balanced(place.1, &before, &after) {
+        let balanced = world.may_be_balanced(place.1, &before, &after);
+        let opener = self.sessions[host][session].sides[0];
+        if balanced.is_some()
+            && opener != world.vni(place.1)
+            && world.held(host, before.destination).is_none()
+        {
+            return Err(DropReason::NoTranslator);
+        }
+        match balanced {
             Some(true) => return Ok(Becoming::Kept(stands.becomes)),
             Some(false) => return Err(DropReason::MemberGone),
             None => {}
@@ -914,6 +922,14 @@ impl Model {
             }
             _ => {}
         }
+        let kept = match choice {
+            Becoming::Kept(Some((to, there))) | Becoming::Error(to, _, there) => {
+                let is_answer = there != world.vni(vpc) && to.source != packet.flow.source;
+                Some(to.source).filter(|_| is_answer)
+            }
+            _ => None,
+        };
+        let public = kept.and_then(|kept| world.answers_by(vpc, kept));
         let mut way = match ingress {
             Ingress::Port(port) => {
                 let answers =
@@ -926,7 +942,19 @@ impl Model {
                         && inside != packet.flow.destination
                         && target.host != port.host
                 });
+                let may_answer =
+                    matches!(choice, Becoming::Kept(None)) && standing != Standing::Forward;
+                let public = public.or_else(|| {
+                    let network = world.may_answer_by(port, &packet.flow);
+                    let network = network.filter(|_| may_answer);
+                    // Which address it is the gateway host knows.
+                    network.map(|network| (network, packet.flow.source))
+                });
                 match elsewhere {
+                    None if let Some(public) = public.filter(|_| routed) => {
+                        let subnet = world.subnet(&port.subnet);
+                        leave::leave_balanced(world, host, subnet, &flow, public)?
+                    }
                     Some(target) => Way::new(
                         To::Host(&target.host),
                         Some((ROUTER, gateway_mac(world.subnet(&port.subnet)))),
@@ -934,7 +962,9 @@ impl Model {
                     None => self.way_from_port(world, port, packet, &flow)?,
                 }
             }
-            Ingress::Tunnel(from, _) => way_from_tunnel(world, place, from, packet, &flow)?,
+            Ingress::Tunnel(from, _) => {
+                way_from_tunnel(world, place, from, (packet, &flow), public)?
+            }
             Ingress::Outside(..) => {
                 let target = world.port_by_address(vpc, flow.destination);
                 let target = target.ok_or(DropReason::NoPort)?;
@@ -1551,8 +1581,8 @@ fn way_from_tunnel<'a>(
     world: &'a World,
     (host, vpc): (&str, &str),
     from: &str,
-    packet: &Packet,
-    flow: &Flow,
+    (packet, flow): (&Packet, &Flow),
+    public: Option<(&str, std::net::IpAddr)>,
 ) -> Result<Way<'a>, DropReason> {
     // What claims to come from a port of this host, or carries the MAC of one that is not behind its sender, is a lie (b009); but between the two
     // hosts of a port that has moved others' packets for it pass.
@@ -1614,6 +1644,12 @@ fn way_from_tunnel<'a>(
         return Err(DropReason::Martian);
     }
     match world.port_by_address(vpc, flow.destination) {
+        None if let Some(public) = public => {
+            let sender = world.port_by_address(vpc, flow.source);
+            let sender = sender.filter(|sender| sender.host == from);
+            let subnet = world.subnet(&sender.ok_or(DropReason::NoPort)?.subnet);
+            leave::leave_balanced(world, host, subnet, flow, public)
+        }
         None => leave::pass_on(world, (host, vpc), from, flow),
         // Only what this host has translated goes back into a tunnel.
         Some(port) if port.host != host && *flow == packet.flow => Err(DropReason::HairpinTunnel),

@@ -31,6 +31,7 @@ pub struct Elastic {
 pub enum By<'a> {
     Elastic(&'a Elastic),
     Gateway(&'a v1::NatGateway),
+    Balancer(&'a v1::LoadBalancer),
     /// The network itself has it.
     Network,
     /// It is in a prefix that is routed to the VPC.
@@ -43,7 +44,7 @@ impl By<'_> {
         match self {
             Self::Elastic(elastic) => elastic.inside == elastic.outside,
             Self::Routed => true,
-            Self::Gateway(_) | Self::Network => false,
+            Self::Gateway(_) | Self::Balancer(_) | Self::Network => false,
         }
     }
 }
@@ -273,6 +274,20 @@ impl World {
                 by: By::Elastic(elastic),
             });
         }
+        let of_balancer = self.0.elastic_ips.iter().find_map(|elastic| {
+            let network = self.network(&elastic.external_network)?;
+            let is_here = network.gateway_hosts.first().is_some_and(|it| it == host);
+            let mut balancers = self.0.load_balancers.iter();
+            let balancer = balancers.find(|it| it.id == elastic.load_balancer)?;
+            (is_here && elastic.address.parse() == Ok(address)).then_some((network, balancer))
+        });
+        if let Some((network, balancer)) = of_balancer {
+            return Some(Held {
+                vpc: &balancer.vpc,
+                network: &network.id,
+                by: By::Balancer(balancer),
+            });
+        }
         let gateway = self.0.nat_gateways.iter().find(|gateway| {
             let network = self.network(&gateway.external_network);
             let first = network.and_then(|network| network.gateway_hosts.first());
@@ -370,7 +385,7 @@ impl World {
         held.is_some_and(|held| match held.by {
             By::Elastic(elastic) => elastic.inside == inside,
             By::Gateway(gateway) => serves(gateway, inside) || self.leads_to(gateway, inside),
-            By::Network | By::Routed => false,
+            By::Network | By::Routed | By::Balancer(_) => false,
         })
     }
 }
