@@ -117,6 +117,14 @@ pub(crate) struct ElasticIp {
     /// Port that it is bound to [default: none].
     #[arg(long, default_value = "", hide_default_value = true)]
     port: String,
+    /// Load balancer that it is bound to, in place of a port [default: none].
+    #[arg(
+        long,
+        default_value = "",
+        hide_default_value = true,
+        conflicts_with_all = ["port", "mode"]
+    )]
+    load_balancer: String,
     /// Address of the port that it stands for [default: the first of the same family].
     #[arg(long, default_value = "", hide_default_value = true, requires = "port")]
     private_address: String,
@@ -140,6 +148,7 @@ impl Flags for ElasticIp {
             external_network: self.external_network,
             address: self.address,
             port: self.port,
+            load_balancer: self.load_balancer,
             private_address: self.private_address,
             mode: self.mode,
             limits: self.limits.message(),
@@ -153,18 +162,27 @@ impl Flags for ElasticIp {
 pub(crate) enum ElasticIpAction {
     #[command(flatten)]
     Any(Action<ElasticIp>),
-    /// Bind an elastic IP to a port; one that is bound moves.
+    /// Bind an elastic IP to a port or a load balancer; one that is bound moves.
     Bind {
         /// Id of the elastic IP.
         id: String,
         /// Port that it is bound to.
-        #[arg(long)]
-        port: String,
-        /// Address of the port that it stands for [default: the first of the same family].
         #[arg(long, default_value = "", hide_default_value = true)]
+        port: String,
+        /// Load balancer that it is bound to, in place of a port.
+        #[arg(
+            long,
+            default_value = "",
+            hide_default_value = true,
+            conflicts_with = "port",
+            required_unless_present = "port"
+        )]
+        load_balancer: String,
+        /// Address of the port that it stands for [default: the first of the same family].
+        #[arg(long, default_value = "", hide_default_value = true, requires = "port")]
         private_address: String,
     },
-    /// Unbind an elastic IP from its port.
+    /// Unbind an elastic IP from its port or load balancer.
     Unbind {
         /// Id of the elastic IP.
         id: String,
@@ -173,18 +191,20 @@ pub(crate) enum ElasticIpAction {
 
 impl ElasticIpAction {
     pub(crate) async fn run(self, targets: &Targets, format: Format) -> Result<()> {
-        let (id, port, private_address) = match self {
+        let (id, port, load_balancer, private_address) = match self {
             Self::Any(action) => return action.run(targets, format).await,
             Self::Bind {
                 id,
                 port,
+                load_balancer,
                 private_address,
-            } => (id, port, private_address),
-            Self::Unbind { id } => (id, String::new(), String::new()),
+            } => (id, port, load_balancer, private_address),
+            Self::Unbind { id } => (id, String::new(), String::new(), String::new()),
         };
         let reply = edit(targets, Kind::ElasticIp, &id, |object| {
             if let Object::ElasticIp(elastic) = object {
                 elastic.port.clone_from(&port);
+                elastic.load_balancer.clone_from(&load_balancer);
                 elastic.private_address.clone_from(&private_address);
             }
             Ok(())

@@ -284,8 +284,13 @@ fn growth<'a>(before: &Version, after: &Version, object: &'a Object) -> Option<G
         (_, Object::Peering(new)) => ("", new.vpcs().map(str::to_owned).to_vec()),
         (_, Object::NatGateway(new)) => ("external_network", vec![new.vpc.clone()]),
         (_, Object::ElasticIp(new)) => {
-            let port = after.state.port_of(new)?;
-            ("port", vec![port.vpc.clone()])
+            let vpc = after.state.vpc_of(new)?;
+            let field = if new.port.is_empty() {
+                "load_balancer"
+            } else {
+                "port"
+            };
+            (field, vec![vpc.to_owned()])
         }
         (_, Object::ExternalNetwork(new)) => {
             let hosts = new.gateway_hosts.iter();

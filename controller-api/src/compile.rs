@@ -294,7 +294,8 @@ impl Part {
     fn seen(&self, kind: Kind, id: &str) -> Option<&Arc<Entry>> {
         if let Kind::ElasticIp | Kind::NatGateway = kind {
             let view = self.view.as_ref().filter(|_| self.is_own)?;
-            return view.way_out.get(kind, id);
+            let of_balancer = || view.balancers.get(kind, id).filter(|_| self.balances);
+            return view.way_out.get(kind, id).or_else(of_balancer);
         }
         if kind == Kind::LoadBalancer {
             let view = self.view.as_ref();
@@ -759,7 +760,9 @@ impl<'a> Told<'a> {
 
     /// The external networks that the way out leads to.
     fn networks(&mut self) {
-        for entry in self.view.way_out.iter() {
+        let balances = self.part.balances;
+        let balancers = self.view.balancers.iter().filter(|_| balances);
+        for entry in self.view.way_out.iter().chain(balancers) {
             let network = match &entry.object {
                 Object::ElasticIp(elastic) => &elastic.external_network,
                 Object::NatGateway(nat) => &nat.external_network,

@@ -36,7 +36,7 @@ pub struct Version {
     hosts_changed: u64,
     /// Ports that still are sent on from where they were.
     moving: BTreeSet<String>,
-    /// VPCs, each with the id of an elastic IP that is bound to a port of it.
+    /// VPCs, each with the id of an elastic IP that is bound to a port or a load balancer of it.
     elastic_ips: Pairs,
     /// VPCs, each with a host that is a gateway to an external network for it.
     gateways: Pairs,
@@ -214,10 +214,10 @@ impl Version {
         let mut outside: BTreeSet<&str> = BTreeSet::new();
         for object in state.of_kind(Kind::ElasticIp) {
             if let Object::ElasticIp(elastic) = object
-                && let Some(port) = state.port_of(elastic)
+                && let Some(vpc) = state.vpc_of(elastic)
             {
-                version.elastic_ips.insert(&port.vpc, &elastic.id);
-                outside.insert(&port.vpc);
+                version.elastic_ips.insert(vpc, &elastic.id);
+                outside.insert(vpc);
             }
         }
         let nat_gateways = state.of_kind(Kind::NatGateway).filter_map(Object::vpc);
@@ -291,6 +291,12 @@ impl Version {
                             .iter()
                             .flat_map(|it| it.elastic_ips_of_port(&port.id));
                         for elastic in ids {
+                            next.bind_elastic_ip(states, &elastic.id, &mut touched);
+                        }
+                    }
+                    Object::LoadBalancer(balancer) => {
+                        let bound = states.map(|it| it.elastic_ips_of_balancer(&balancer.id));
+                        for elastic in bound.into_iter().flatten() {
                             next.bind_elastic_ip(states, &elastic.id, &mut touched);
                         }
                     }
@@ -414,17 +420,17 @@ impl Version {
         id: &str,
         touched: &mut BTreeSet<&'s str>,
     ) {
-        let ports = states.map(|state| match state.find(Kind::ElasticIp, id) {
-            Some(Object::ElasticIp(elastic)) => state.port_of(elastic),
+        let vpcs = states.map(|state| match state.find(Kind::ElasticIp, id) {
+            Some(Object::ElasticIp(elastic)) => state.vpc_of(elastic),
             _ => None,
         });
-        if let Some(port) = ports[0] {
-            self.elastic_ips.remove(&port.vpc, id);
+        if let Some(vpc) = vpcs[0] {
+            self.elastic_ips.remove(vpc, id);
         }
-        if let Some(port) = ports[1] {
-            self.elastic_ips.insert(&port.vpc, id);
+        if let Some(vpc) = vpcs[1] {
+            self.elastic_ips.insert(vpc, id);
         }
-        touched.extend(ports.into_iter().flatten().map(|port| &*port.vpc));
+        touched.extend(vpcs.into_iter().flatten());
     }
 
     /// Finds the hosts that are gateways for a VPC: for its NAT gateways, for elastic IPs of ports on hosts without the physical network, and for
@@ -669,7 +675,7 @@ impl Version {
         all
     }
 
-    /// The elastic IPs that are bound to ports of a VPC.
+    /// The elastic IPs that are bound to ports and load balancers of a VPC.
     pub fn elastic_ips_of<'a>(&'a self, vpc: &'a str) -> impl Iterator<Item = &'a ElasticIp> {
         self.elastic_ips
             .of(vpc)
@@ -711,7 +717,7 @@ impl Version {
 /// The VPC in which something uses an external network.
 fn vpc_of<'s>(state: &'s State, user: &'s Object) -> Option<&'s str> {
     match user {
-        Object::ElasticIp(elastic) => Some(&*state.port_of(elastic)?.vpc),
+        Object::ElasticIp(elastic) => state.vpc_of(elastic),
         other => other.vpc(),
     }
 }

@@ -25,7 +25,7 @@ pub(crate) struct VpcView {
     pub(crate) always: Option<Always>,
     /// Its elastic IPs and NAT gateways.
     pub(crate) way_out: Layer,
-    /// Its load balancers.
+    /// Its load balancers, and their elastic IPs.
     pub(crate) balancers: Layer,
     /// The hosts with ports of it.
     pub(crate) port_hosts: HostIds,
@@ -152,18 +152,29 @@ impl VpcView {
                     view.way_out.remove(Kind::ElasticIp, &elastic.id);
                 }
             }
+            if let Some(Object::LoadBalancer(balancer)) = old {
+                for elastic in before.elastic_ips_of_balancer(&balancer.id) {
+                    view.balancers.remove(Kind::ElasticIp, &elastic.id);
+                }
+                if let Some(Object::LoadBalancer(it)) = new {
+                    view.put_balancer(state, &it.id);
+                }
+            }
             for object in ends.into_iter().flatten() {
                 let Object::ElasticIp(elastic) = object else {
                     continue;
                 };
                 view.way_out.remove(Kind::ElasticIp, &elastic.id);
-                let now = match state.find(Kind::ElasticIp, &elastic.id) {
-                    Some(Object::ElasticIp(now)) => state.port_of(now),
-                    _ => None,
+                view.balancers.remove(Kind::ElasticIp, &elastic.id);
+                let Some(Object::ElasticIp(now)) = state.find(Kind::ElasticIp, &elastic.id) else {
+                    continue;
                 };
-                if now.is_some_and(|port| *port.vpc == *self.id && !port.host.is_empty()) {
-                    let entry = told(state, Kind::ElasticIp, &elastic.id);
+                let entry = told(state, Kind::ElasticIp, &elastic.id);
+                let port = state.port_of(now);
+                if port.is_some_and(|port| *port.vpc == *self.id && !port.host.is_empty()) {
                     view.way_out.extend(entry);
+                } else if state.balancer_of(now).is_some_and(|it| *it.vpc == *self.id) {
+                    view.balancers.extend(entry);
                 }
             }
         }
@@ -273,6 +284,10 @@ impl VpcView {
     fn put_balancer(&mut self, state: &State, id: &str) {
         let entry = told(state, Kind::LoadBalancer, id);
         self.balancers.extend(entry);
+        for elastic in state.elastic_ips_of_balancer(id) {
+            let entry = told(state, Kind::ElasticIp, &elastic.id);
+            self.balancers.extend(entry);
+        }
     }
 
     /// The members of a group in this VPC, which are looked for if they were not. `told`: the id by which hosts know it.

@@ -66,7 +66,7 @@ impl Form {
     fn of(state: &State, key: &Key) -> Option<Self> {
         let entry = state.entry(key.kind, &key.id)?;
         let vpc = match &entry.object {
-            Object::ElasticIp(elastic) => state.port_of(elastic).map(|port| port.vpc.clone()),
+            Object::ElasticIp(elastic) => state.vpc_of(elastic).map(str::to_owned),
             _ => None,
         };
         Some(Self {

@@ -26,7 +26,7 @@ pub(super) fn unit_of(wire: &ObjectKey, state: &State) -> Option<Key> {
     let key = Key::from_wire(wire).ok()?;
     let object = state.get(&key)?;
     let vpc = match object {
-        Object::ElasticIp(elastic) => state.port_of(elastic).map(|port| &*port.vpc),
+        Object::ElasticIp(elastic) => state.vpc_of(elastic),
         other => other.vpc(),
     };
     Some(
@@ -42,9 +42,7 @@ fn objects_of<'s>(state: &'s State, vpc: &'s str) -> impl Iterator<Item = &'s Ob
     let elastic_ips = state
         .of_kind(Kind::ElasticIp)
         .filter(move |object| match object {
-            Object::ElasticIp(elastic) => {
-                state.port_of(elastic).is_some_and(|port| port.vpc == vpc)
-            }
+            Object::ElasticIp(elastic) => state.vpc_of(elastic) == Some(vpc),
             _ => false,
         });
     state.of_vpc(vpc).chain(elastic_ips)
@@ -154,7 +152,7 @@ fn restore_vpc(vpc: &str, before: &State, taken: &mut Taken, next: &mut State) {
     for object in objects {
         let is_bound = match object {
             Object::ElasticIp(elastic) => {
-                next.port_of(elastic).is_some() && next.get(&object.key()).is_none()
+                next.vpc_of(elastic).is_some() && next.get(&object.key()).is_none()
             }
             _ => true,
         };
