@@ -141,6 +141,22 @@ fn random_elastic_ip(numbers: &mut Numbers, state: &State) -> ElasticIp {
         Some(Object::Port(port)) if numbers.below(4) != 0 => Some(port),
         _ => None,
     };
+    let balancer = format!("v{}/lb{}", numbers.below(VPCS), numbers.below(2));
+    let balancer = match state.find(Kind::LoadBalancer, &balancer) {
+        Some(Object::LoadBalancer(balancer)) if numbers.below(3) == 0 => Some(balancer),
+        _ => None,
+    };
+    if let Some(balancer) = balancer {
+        let is_anns = matches!(&*balancer.vpc, "v0" | "v1");
+        return ElasticIp {
+            id: format!("e{n}"),
+            tenant: if is_anns { "ann".into() } else { String::new() },
+            external_network: "inet".into(),
+            address: format!("203.0.113.{}", 10 + n),
+            load_balancer: balancer.id.clone(),
+            ..ElasticIp::default()
+        };
+    }
     let is_anns = port.is_some_and(|port| matches!(&*port.vpc, "v0" | "v1"));
     ElasticIp {
         id: format!("e{n}"),
@@ -574,7 +590,7 @@ fn follow(seed: u64, learn_above: usize) -> (usize, usize) {
         })
         .collect();
     let (mut changes, mut spared, mut answers, mut turns) = (0, 0, 0, 0);
-    let mut balanced = 0;
+    let (mut balanced, mut public) = (0, 0);
     for _ in 0..if learn_above == 0 { 600 } else { 200 } {
         let mut state = version.state.clone();
         let of_labels = numbers.below(5) == 0;
@@ -635,6 +651,12 @@ fn follow(seed: u64, learn_above: usize) -> (usize, usize) {
                     let plain = object.clone().without_labels();
                     assert_eq!(told, Some(&plain).filter(|_| wanted), "{name}");
                     balanced += usize::from(wanted);
+                    // And their elastic IPs with them.
+                    for elastic in next.state.elastic_ips_of_balancer(object.id()) {
+                        let key = Object::ElasticIp(elastic.clone()).key();
+                        assert_eq!(ours.get(&key).is_some(), wanted, "{name}");
+                        public += usize::from(wanted);
+                    }
                 }
                 let labelled = ours.iter().find(|object| !object.labels().is_empty());
                 assert_eq!(labelled, None, "{name} is told of labels");
@@ -692,6 +714,6 @@ fn follow(seed: u64, learn_above: usize) -> (usize, usize) {
         version = next;
     }
     assert!(changes > 100 && spared > 30, "{changes}, {spared}");
-    assert!(balanced > 100, "{balanced}");
+    assert!(balanced > 100 && public > 30, "{balanced}, {public}");
     (answers, turns)
 }

@@ -387,6 +387,8 @@ struct Index<'a> {
     carriers: HashMap<&'a str, BTreeSet<&'a str>>,
     /// What changed, if only what that may break is under check.
     changes: Option<&'a [Change<'a>]>,
+    /// Whether there is any load balancer.
+    balances: bool,
 }
 
 impl<'a> Index<'a> {
@@ -430,6 +432,7 @@ impl<'a> Index<'a> {
             by_key: HashMap::new(),
             carriers: HashMap::new(),
             changes: None,
+            balances: state.of_kind(Kind::LoadBalancer).next().is_some(),
         }
     }
 

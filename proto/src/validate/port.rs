@@ -125,11 +125,17 @@ fn check_addresses(
             let mut new = changes.filter_map(|change| change.new);
             new.any(|it| it.kind() == Kind::Port && it.id() == port.id)
         };
-        let mut balancers = index.state.balancers_with_address(&port.vpc, address);
+        let balancer = || {
+            if !index.balances {
+                return None;
+            }
+            let mut balancers = index.state.balancers_with_address(&port.vpc, address);
+            balancers.next().filter(|_| is_new())
+        };
         if Some(address) == *gateway {
             let rule = format!("{address} is the gateway of subnet '{}'", port.subnet);
             report.add(at, field, rule);
-        } else if let Some(balancer) = balancers.next().filter(|_| is_new()) {
+        } else if let Some(balancer) = balancer() {
             let rule = format!("{address} is an address of load balancer '{}'", balancer.id);
             report.add(at, field, rule);
         } else if let Some(what) = reserved(*prefix, address) {
