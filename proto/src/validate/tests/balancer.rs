@@ -661,3 +661,92 @@ fn a_change_breaks_a_rule_if_and_only_if_the_state_after_it_does() {
         "{good_ones}, {short_ways}"
     );
 }
+
+/// The load balancer with an elastic IP on a network whose gateway host is h1.
+fn add_public(objects: &mut Objects) {
+    add(objects);
+    let host = objects.hosts.iter_mut().find(|host| host.id == "h1");
+    host.unwrap().physical_networks = vec!["physnet".into()];
+    objects.external_networks.push(v1::ExternalNetwork {
+        id: "inet".into(),
+        physical_network: "physnet".into(),
+        prefixes: vec!["203.0.113.0/24".into(), "2001:db8::/64".into()],
+        gateway_hosts: vec!["h1".into()],
+        ..v1::ExternalNetwork::default()
+    });
+    objects.elastic_ips.push(v1::ElasticIp {
+        id: "public".into(),
+        external_network: "inet".into(),
+        address: "203.0.113.10".into(),
+        load_balancer: "lb".into(),
+        ..v1::ElasticIp::default()
+    });
+}
+
+#[test]
+fn an_elastic_ip_is_bound_to_a_load_balancer_of_its_family_and_tenant() {
+    accepted(add_public);
+    let with = |change: fn(&mut v1::ElasticIp)| {
+        move |o: &mut Objects| {
+            add_public(o);
+            change(&mut o.elastic_ips[0]);
+        }
+    };
+    accepted(with(|it| it.address = "2001:db8::10".into()));
+    let at = |field: &str, rule: &str| format!("elastic_ip public {field}: {rule}");
+    let none = at("load_balancer", "there is no load_balancer 'gone'");
+    refused(&none, with(|it| it.load_balancer = "gone".into()));
+    refused(
+        &at("port", "an elastic IP of"),
+        with(|it| it.port = "p1".into()),
+    );
+    let private = at("private_address", "an elastic IP of");
+    refused(&private, with(|it| it.private_address = "10.0.0.11".into()));
+    refused(
+        &at("mode", "an elastic IP of"),
+        with(|it| it.mode = "direct".into()),
+    );
+    let family = at("load_balancer", "load balancer 'lb' has no IPv6 address");
+    refused(&family, |o| {
+        with(|it| it.address = "2001:db8::10".into())(o);
+        o.load_balancers[0].addresses.pop();
+    });
+    let tenant = at(
+        "load_balancer",
+        "load balancer 'lb' belongs to the operator",
+    );
+    refused(&tenant, with(|it| it.tenant = "ann".into()));
+}
+
+#[test]
+fn what_an_elastic_ip_needs_of_its_load_balancer_does_not_go() {
+    let refused_next = |expected: &str, change: fn(&mut Objects)| {
+        let mut objects = good();
+        add_public(&mut objects);
+        let before = State::from_objects(objects.clone()).unwrap();
+        assert_eq!(validate(&before, Scope::Intent), vec![]);
+        change(&mut objects);
+        let next = State::from_objects(objects).unwrap();
+        let found = validate_next(&before, &next, Scope::Intent);
+        let found: Vec<String> = found.iter().map(describe).collect();
+        assert!(
+            found.iter().any(|it| it.starts_with(expected)),
+            "{found:#?}"
+        );
+    };
+    refused_next("elastic_ip public: load_balancer: there is no", |o| {
+        o.load_balancers.clear();
+    });
+    refused_next(
+        "elastic_ip public: load_balancer: load balancer 'lb' has no IPv4",
+        |o| {
+            drop(o.load_balancers[0].addresses.remove(0));
+        },
+    );
+    refused_next(
+        "elastic_ip public: external_network: external network 'inet'",
+        |o| {
+            o.external_networks[0].gateway_hosts.clear();
+        },
+    );
+}
