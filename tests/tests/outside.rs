@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use weft_proto::v1::{ElasticIp, Objects};
+use weft_proto::v1::{ElasticIp, Listener, LoadBalancer, Member, Objects};
 use weft_tests::site::SEGMENT;
 use weft_tests::traffic::{Pinger, tcp_connects, tcp_translated, udp_translated};
 use weft_tests::{
@@ -652,6 +652,109 @@ fn an_elastic_ip_is_on_its_ports_own_host_and_moves_between_hosts() {
             holds(&format!("no detour: {detours:?}"), detours.is_empty())?;
         }
         Ok(())
+    });
+}
+
+/// Answers each connection to a port of a namespace with a name, until it is over.
+fn serve(inside: &Namespace, name: &str, over: &AtomicBool) -> Result<(), LabError> {
+    let listener = inside.enter(|| TcpListener::bind("[::]:8080"))?;
+    let listener = listener.map_err(failed("a listener"))?;
+    let waits = listener.set_nonblocking(true);
+    waits.map_err(failed("a listener"))?;
+    while !over.load(Ordering::Relaxed) {
+        match listener.accept() {
+            Ok((mut client, peer)) => {
+                let text = format!("{name} {}", peer.ip());
+                client
+                    .write_all(text.as_bytes())
+                    .map_err(failed("an answer"))?;
+            }
+            Err(_) => thread::sleep(Duration::from_millis(2)),
+        }
+    }
+    Ok(())
+}
+
+/// What a new connection is answered with.
+fn asks(from: &Namespace, address: SocketAddr) -> Result<String, LabError> {
+    let client = from.enter(|| TcpStream::connect_timeout(&address, SOON))?;
+    let mut client = client.map_err(failed("a connection"))?;
+    let mut text = String::new();
+    let limit = client.set_read_timeout(Some(SOON));
+    limit.map_err(failed("a connection"))?;
+    client
+        .read_to_string(&mut text)
+        .map_err(failed("an answer"))?;
+    Ok(text)
+}
+
+/// Of the load balancer's members one is on the gateway host, one is not, and neither has a way out of its own.
+#[test]
+fn a_load_balancer_is_reached_from_outside_by_its_elastic_ip() {
+    let mut objects = objects();
+    objects.elastic_ips.clear();
+    objects.route_tables[0].routes.clear();
+    objects.load_balancers.push(LoadBalancer {
+        id: "web".into(),
+        vpc: "blue".into(),
+        addresses: vec!["10.0.1.200".into(), "fd00:1::200".into()],
+        listeners: vec![Listener {
+            protocol: "tcp".into(),
+            port_min: 80,
+            members: ["blue-1", "blue-2"]
+                .map(|port| Member {
+                    port: port.into(),
+                    to_port_min: 8080,
+                    ..Member::default()
+                })
+                .into(),
+            ..Listener::default()
+        }],
+        ..LoadBalancer::default()
+    });
+    for (id, address) in [("web", "203.0.113.50"), ("web-v6", "2001:db8:cafe::50")] {
+        objects.elastic_ips.push(ElasticIp {
+            id: id.into(),
+            external_network: "internet".into(),
+            address: address.into(),
+            load_balancer: "web".into(),
+            ..ElasticIp::default()
+        });
+    }
+    on_site(&objects, |site, outside| {
+        let over = AtomicBool::new(false);
+        let inside = ["blue-1", "blue-2"].map(|port| (port, namespace(site, port)));
+        thread::scope(|scope| {
+            for (name, inside) in &inside {
+                let over = &over;
+                scope.spawn(move || serve(inside, name, over));
+            }
+            let ask = || {
+                for (address, far) in [("203.0.113.50", FAR), ("2001:db8:cafe::50", FAR6)] {
+                    let address = at(address, 80);
+                    wait_until("a first answer", SOON, || {
+                        asks(&outside.far, address).is_ok()
+                    })?;
+                    let mut names = std::collections::BTreeSet::new();
+                    for _ in 0..40 {
+                        names.insert(asks(&outside.far, address)?);
+                    }
+                    let seen: Vec<&str> = names.iter().map(String::as_str).collect();
+                    let wanted = ["blue-1", "blue-2"].map(|name| format!("{name} {far}"));
+                    let ipv4 = ["blue-1", "blue-2"].map(|name| format!("{name} ::ffff:{far}"));
+                    holds(
+                        &format!("both members answer the client: {seen:?}"),
+                        seen == wanted || seen == ipv4,
+                    )?;
+                }
+                // A port of the VPC comes by the address too, and nobody gets out.
+                asks(&inside[0].1, at("203.0.113.50", 80))?;
+                holds("blue-1 has no way out", !site.reaches("blue-1", FAR, 1))
+            };
+            let result = ask();
+            over.store(true, Ordering::Relaxed);
+            result
+        })
     });
 }
 
