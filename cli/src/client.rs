@@ -1,6 +1,7 @@
 //! Connections to the controller and to the daemon.
 
 use std::path::PathBuf;
+use std::sync::Once;
 
 use anyhow::Result;
 use clap::Args;
@@ -96,6 +97,7 @@ impl Targets {
             _ => None,
         };
         let controllers = Controllers::connect(addresses, tls).await?;
+        let controllers = controllers.telling(say_wait);
         Ok(IntentClient::new(controllers).max_decoding_message_size(MAX_MESSAGE))
     }
 
@@ -103,4 +105,10 @@ impl Targets {
         let channel = connect(&self.node, None).await?;
         Ok(NodeClient::new(channel).max_decoding_message_size(MAX_MESSAGE))
     }
+}
+
+/// Says why a call waits, once.
+fn say_wait(reason: &str) {
+    static SAID: Once = Once::new();
+    SAID.call_once(|| eprintln!("weftctl: {reason}; waiting"));
 }

@@ -1,13 +1,14 @@
 //! The intent API over gRPC: decodes requests, calls [`crate::intent`], maps errors to status codes.
 
 use std::sync::Arc;
+use std::time::Instant;
 
-use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 use weft_process::services::intent_server;
 use weft_process::tls::Role;
-use weft_proto::state::{Key, Kind, collect};
+use weft_proto::state::{Key, Kind, collect, count};
 use weft_proto::v1::{
     ApplyRequest, ChangePeeringRequest, ChangeReply, CreateRequest, DeleteRequest, GetRequest,
     HistoryReply, HistoryRequest, HostStatusReply, ListHostStatusRequest, ListReply, ListRequest,
@@ -15,7 +16,8 @@ use weft_proto::v1::{
     VpcStatusReply, WatchEvent, WatchRequest,
 };
 
-use crate::caller::{AUDIT, Caller};
+use crate::admission::{Admitted, Turns};
+use crate::caller::Caller;
 use crate::history::{self, Filter, UndoError};
 use crate::hosts::Hosts;
 use crate::intent::{ChangeError, Intent, Outcome};
@@ -39,11 +41,16 @@ pub(crate) struct Api {
     watched: Watched,
     pages: Arc<Pages>,
     /// Who may read the history: what is kept is read for each, and nothing is stored meanwhile.
-    reading: Arc<Semaphore>,
+    reading: Arc<Turns>,
+    /// Who may have a thread for a change.
+    changing: Arc<Turns>,
 }
 
 /// Calls that read the history at a time.
 const READING: usize = 2;
+
+/// Changes that are decided and stored at a time: enough to share the synchronisation of the disk, and fewer than there are threads for what blocks.
+const CHANGING: usize = 256;
 
 impl Api {
     pub(crate) fn new(
@@ -51,11 +58,10 @@ impl Api {
         hosts: Arc<Hosts>,
         stopping: watch::Receiver<bool>,
     ) -> Self {
-        let reading = Arc::new(Semaphore::new(READING));
+        let reading = Turns::new(READING);
         Self {
             watched: Watched {
                 intent: Arc::clone(&intent),
-                watches: Arc::default(),
                 reading: Arc::clone(&reading),
                 stopping,
             },
@@ -63,6 +69,7 @@ impl Api {
             intent,
             hosts,
             reading,
+            changing: Turns::new(CHANGING),
         }
     }
 
@@ -80,7 +87,7 @@ impl Api {
         request: Request<PortConditionsRequest>,
         is_watch: bool,
     ) -> Result<Response<ReceiverStream<Result<PortConditions, Status>>>, Status> {
-        let caller = allowed(&request, Role::Read)?;
+        let admitted = allowed(&request, Role::Read)?;
         let request = request.into_inner();
         let filter = Filter::new(Kind::Port.name(), request.port, request.vpc)
             .map_err(|error| Status::invalid_argument(error.to_string()))?
@@ -88,20 +95,35 @@ impl Api {
             .map_err(|error| Status::invalid_argument(error.to_string()))?;
         let from = is_watch.then_some(request.from_revision);
         let ports = &self.hosts.ports;
-        let conditions = PortWatch::start(&self.watched, ports, (caller, filter), from);
+        let conditions = PortWatch::start(&self.watched, ports, (admitted, filter), from);
         Ok(Response::new(conditions.await?))
     }
 
-    /// Runs a change where blocking on the disk is allowed.
+    /// Runs a change that names so many objects, where blocking on the disk is allowed.
     async fn change(
         &self,
-        change: impl FnOnce(&Intent) -> Result<Outcome, ChangeError> + Send + 'static,
+        admitted: Arc<Admitted>,
+        objects: usize,
+        change: impl FnOnce(&Intent, &Caller) -> Result<Outcome, ChangeError> + Send + 'static,
     ) -> Result<Response<ChangeReply>, Status> {
+        let objects = objects.max(1);
+        let counted = admitted.permit.count(objects, Instant::now());
+        counted.map_err(|refused| refused.status())?;
         let intent = self.intent.clone();
-        let outcome = tokio::task::spawn_blocking(move || change(&intent))
+        let turn = self.changing.take(admitted.permit.account()).await;
+        let changed = move || {
+            // Both until it is done, whether somebody waits for it or not.
+            let _turn = turn;
+            let outcome = change(&intent, &admitted.caller)?;
+            let all = outcome.created + outcome.updated + outcome.deleted;
+            let more = all.saturating_sub(objects);
+            admitted.permit.count_more(more, Instant::now());
+            Ok(outcome)
+        };
+        let outcome = tokio::task::spawn_blocking(changed)
             .await
             .map_err(|_| Status::internal("the change failed; see the controller's log"))?
-            .map_err(|error| to_status(&error))?;
+            .map_err(|error: ChangeError| to_status(&error))?;
         let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
         Ok(Response::new(ChangeReply {
             revision: outcome.revision,
@@ -118,41 +140,51 @@ impl intent_server::Intent for Api {
         &self,
         request: Request<CreateRequest>,
     ) -> Result<Response<ChangeReply>, Status> {
-        let caller = allowed(&request, Role::Operate)?;
+        let admitted = allowed(&request, Role::Operate)?;
         let objects = request.into_inner().objects.unwrap_or_default();
-        self.change(move |intent| intent.create(&caller, objects))
-            .await
+        self.change(admitted, count(&objects), move |intent, caller| {
+            intent.create(caller, objects)
+        })
+        .await
     }
 
     async fn apply(&self, request: Request<ApplyRequest>) -> Result<Response<ChangeReply>, Status> {
-        let caller = allowed(&request, Role::Operate)?;
+        let admitted = allowed(&request, Role::Operate)?;
         let request = request.into_inner();
-        self.change(move |intent| intent.apply(&caller, request))
-            .await
+        let objects = request.objects.as_ref().map_or(0, count);
+        self.change(admitted, objects, move |intent, caller| {
+            intent.apply(caller, request)
+        })
+        .await
     }
 
     async fn delete(
         &self,
         request: Request<DeleteRequest>,
     ) -> Result<Response<ChangeReply>, Status> {
-        let caller = allowed(&request, Role::Operate)?;
+        let admitted = allowed(&request, Role::Operate)?;
         let keys = request.into_inner().objects;
-        self.change(move |intent| intent.delete(&caller, &keys))
-            .await
+        self.change(admitted, keys.len(), move |intent, caller| {
+            intent.delete(caller, &keys)
+        })
+        .await
     }
 
     async fn change_peering(
         &self,
         request: Request<ChangePeeringRequest>,
     ) -> Result<Response<ChangeReply>, Status> {
-        let caller = allowed(&request, Role::Operate)?;
+        let admitted = allowed(&request, Role::Operate)?;
         let request = request.into_inner();
-        self.change(move |intent| intent.change_peering(&caller, &request))
-            .await
+        self.change(admitted, 1, move |intent, caller| {
+            intent.change_peering(caller, &request)
+        })
+        .await
     }
 
     async fn get(&self, request: Request<GetRequest>) -> Result<Response<ListReply>, Status> {
-        let caller = allowed(&request, Role::Read)?;
+        let admitted = allowed(&request, Role::Read)?;
+        let caller = &admitted.caller;
         let wire = request.into_inner().object.unwrap_or_default();
         let key =
             Key::from_wire(&wire).map_err(|error| Status::invalid_argument(error.to_string()))?;
@@ -175,7 +207,8 @@ impl intent_server::Intent for Api {
         &self,
         request: Request<ListRequest>,
     ) -> Result<Response<Self::ListStream>, Status> {
-        let caller = allowed(&request, Role::Read)?;
+        let admitted = allowed(&request, Role::Read)?;
+        let caller = admitted.caller.clone();
         let current = async |is_first| match is_first {
             true => self.newest().await,
             false => self.intent.current(),
@@ -190,18 +223,17 @@ impl intent_server::Intent for Api {
         &self,
         request: Request<HistoryRequest>,
     ) -> Result<Response<HistoryReply>, Status> {
-        let caller = allowed(&request, Role::Read)?;
+        let admitted = allowed(&request, Role::Read)?;
         let request = request.into_inner();
         let key = request.object.clone().unwrap_or_default();
         let filter = Filter::new(&key.kind, key.id, request.vpc.clone())
             .map_err(|error| Status::invalid_argument(error.to_string()))?;
         let intent = Arc::clone(&self.intent);
-        // Never closed.
-        let permit = Arc::clone(&self.reading).acquire_owned().await;
+        let reading = self.reading.take(admitted.permit.account()).await;
         let answer = tokio::task::spawn_blocking(move || {
             // Until it is done, whether somebody waits for it or not.
-            let _permit = permit;
-            history::answer(&intent, &caller, &filter, &request)
+            let _reading = reading;
+            history::answer(&intent, &admitted.caller, &filter, &request)
         })
         .await;
         let failed = || Status::unavailable("the history cannot be read; see the controller's log");
@@ -213,13 +245,13 @@ impl intent_server::Intent for Api {
     }
 
     async fn undo(&self, request: Request<UndoRequest>) -> Result<Response<ChangeReply>, Status> {
-        let caller = allowed(&request, Role::Operate)?;
+        let admitted = allowed(&request, Role::Operate)?;
         let UndoRequest { revision, dry_run } = request.into_inner();
-        let permit = Arc::clone(&self.reading).acquire_owned().await;
-        self.change(move |intent| {
+        let reading = self.reading.take(admitted.permit.account()).await;
+        self.change(admitted, 1, move |intent, caller| {
             // It reads the history first.
-            let _permit = permit;
-            intent.undo(&caller, revision, dry_run)
+            let _reading = reading;
+            intent.undo(caller, revision, dry_run)
         })
         .await
     }
@@ -230,13 +262,13 @@ impl intent_server::Intent for Api {
         &self,
         request: Request<WatchRequest>,
     ) -> Result<Response<Self::WatchStream>, Status> {
-        let caller = allowed(&request, Role::Read)?;
+        let admitted = allowed(&request, Role::Read)?;
         let request = request.into_inner();
         let filter = Filter::new(&request.kind, String::new(), request.vpc)
             .map_err(|error| Status::invalid_argument(error.to_string()))?
             .selecting(&request.label_selector, &request.field_selector)
             .map_err(|error| Status::invalid_argument(error.to_string()))?;
-        let events = self.watched.start(caller, filter, request.from_revision);
+        let events = self.watched.start(admitted, filter, request.from_revision);
         Ok(Response::new(events.await?))
     }
 
@@ -262,8 +294,7 @@ impl intent_server::Intent for Api {
         &self,
         request: Request<ListHostStatusRequest>,
     ) -> Result<Response<HostStatusReply>, Status> {
-        let caller = allowed(&request, Role::Read)?;
-        caller.needs(Role::Read)?;
+        allowed(&request, Role::Read)?.caller.needs(Role::Read)?;
         let version = self.newest().await;
         Ok(Response::new(HostStatusReply {
             revision: version.revision,
@@ -275,7 +306,8 @@ impl intent_server::Intent for Api {
         &self,
         request: Request<ListVpcStatusRequest>,
     ) -> Result<Response<VpcStatusReply>, Status> {
-        let caller = allowed(&request, Role::Read)?;
+        let admitted = allowed(&request, Role::Read)?;
+        let caller = &admitted.caller;
         let wanted = request.into_inner().vpc;
         let version = self.newest().await;
         let may_read = |vpc: &str| {
@@ -309,14 +341,13 @@ impl intent_server::Intent for Api {
     }
 }
 
-/// Who sent a request, if they may do so much, at least to the objects of a tenant.
-fn allowed<T>(request: &Request<T>, role: Role) -> Result<Caller, Status> {
-    let caller = Caller::of(request)?;
-    caller.needs_some(role).inspect_err(|refusal| {
-        let reason = refusal.message();
-        tracing::info!(target: AUDIT, caller = caller.name, reason, "refused");
-    })?;
-    Ok(caller)
+/// The call as it was admitted, if the caller may do so much, at least to the objects of a tenant.
+fn allowed<T>(request: &Request<T>, role: Role) -> Result<Arc<Admitted>, Status> {
+    let admitted = request.extensions().get::<Arc<Admitted>>();
+    // Every call comes by way of admission.
+    let admitted = admitted.ok_or_else(|| Status::internal("the call was not admitted"))?;
+    admitted.caller.needs_some(role)?;
+    Ok(Arc::clone(admitted))
 }
 
 fn to_status(error: &ChangeError) -> Status {

@@ -3,11 +3,32 @@
 use std::collections::BTreeMap;
 
 use tonic::transport::server::{TcpConnectInfo, TlsConnectInfo, UdsConnectInfo};
-use tonic::{Request, Status};
+use tonic::{Extensions, Status};
 use weft_process::tls::{Names, Role};
 
 /// The log's target of what concerns who did what.
 pub(crate) const AUDIT: &str = "weft::audit";
+
+/// Whose calls count together where calls are limited, and take turns where they wait.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(crate) enum Account {
+    /// All that come without a certificate.
+    Uncertified,
+    /// One with a role for all objects, by the subject of its certificate.
+    Subject(String),
+    /// A tenant, with all its certificates; or those that one certificate names, with slashes between them.
+    Tenants(String),
+}
+
+impl std::fmt::Display for Account {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Uncertified => f.write_str("callers without a certificate"),
+            Self::Subject(subject) => write!(f, "'{subject}'"),
+            Self::Tenants(tenants) => write!(f, "tenant {tenants}"),
+        }
+    }
+}
 
 /// A caller of the API.
 #[derive(Debug, Clone)]
@@ -33,12 +54,11 @@ impl Caller {
         }
     }
 
-    /// Who sent a request.
+    /// Who sent a request, by what goes with it.
     ///
     /// # Errors
     /// Their certificate is not understood.
-    pub(crate) fn of<T>(request: &Request<T>) -> Result<Self, Status> {
-        let extensions = request.extensions();
+    pub(crate) fn of(extensions: &Extensions) -> Result<Self, Status> {
         if let Some(tls) = extensions.get::<TlsConnectInfo<TcpConnectInfo>>() {
             let certificates = tls.peer_certs();
             let own = certificates.as_ref().and_then(|chain| chain.first());
@@ -66,6 +86,19 @@ impl Caller {
         let address = plain.remote_addr();
         let name = address.map_or("somebody".to_owned(), |address| address.to_string());
         Ok(Self::trusted(name))
+    }
+
+    /// Whose calls the caller's count among.
+    pub(crate) fn account(&self) -> Account {
+        if self.hosts.is_none() {
+            Account::Uncertified
+        } else if self.role == Role::None && !self.tenants.is_empty() {
+            let tenants: Vec<&str> = self.tenants.keys().map(String::as_str).collect();
+            // No id of a tenant has a slash.
+            Account::Tenants(tenants.join("/"))
+        } else {
+            Account::Subject(self.name.clone())
+        }
     }
 
     /// Whether the caller may do so much to a tenant's objects.
@@ -106,12 +139,15 @@ impl Caller {
         own.join(" or ")
     }
 
-    /// Refuses those who may not do so much, at least to the objects of a tenant.
+    /// Refuses those who may not do so much, at least to the objects of a tenant, and logs it.
     pub(crate) fn needs_some(&self, role: Role) -> Result<(), Status> {
         if self.is_tenant(role) {
             return Ok(());
         }
-        self.needs(role)
+        self.needs(role).inspect_err(|refusal| {
+            let reason = refusal.message();
+            tracing::info!(target: AUDIT, caller = self.name, reason, "refused");
+        })
     }
 
     /// Refuses those who may not do so much.
@@ -153,7 +189,31 @@ mod tests {
 
     #[test]
     fn who_comes_from_nowhere_is_nobody() {
-        let refused = Caller::of(&Request::new(())).unwrap_err();
+        let refused = Caller::of(&Extensions::new()).unwrap_err();
         assert_eq!(refused.code(), Code::Unauthenticated);
+    }
+
+    #[test]
+    fn a_tenant_has_one_account_and_others_have_each_their_own() {
+        let caller = |name: &str, role, tenants: &[&str]| {
+            let own = tenants.iter().map(|id| ((*id).to_owned(), Role::Read));
+            Caller {
+                name: name.to_owned(),
+                role,
+                tenants: own.collect(),
+                hosts: Some(Vec::new()),
+            }
+        };
+        let account = |name, role, tenants| caller(name, role, tenants).account();
+        let ann = account("CN=a", Role::None, &["ann"]);
+        assert_eq!(ann, account("CN=b", Role::None, &["ann"]));
+        assert_eq!(ann.to_string(), "tenant ann");
+        assert_ne!(ann, account("CN=a", Role::None, &["ann", "bob"]));
+        assert_ne!(ann, account("ann", Role::Operate, &[]));
+        let operator = account("CN=a", Role::Operate, &["ann"]);
+        assert_eq!(operator, Account::Subject("CN=a".to_owned()));
+        assert_ne!(operator, account("CN=b", Role::Operate, &["ann"]));
+        let [one, other] = ["127.0.0.1:1", "127.0.0.1:2"].map(|it| Caller::trusted(it.to_owned()));
+        assert_eq!(one.account(), other.account());
     }
 }

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 use weft_process::tls::TlsFiles;
 
+use crate::admission::AdmissionConfig;
 use crate::store::{Etcd, HistoryBounds, StoreError};
 
 /// What `weft-controller --config FILE` reads.
@@ -39,6 +40,9 @@ pub struct Config {
     /// How much is kept of what changed when: what `weftctl history` and `undo` know, and from where a watch can go on.
     #[serde(default)]
     pub history: HistoryConfig,
+    /// How much each caller may ask for at a time.
+    #[serde(default)]
+    pub admission: AdmissionConfig,
 }
 
 /// How much of the history is kept; the oldest changes go first.
@@ -79,9 +83,9 @@ impl HistoryConfig {
         ] {
             if !range.contains(&value) {
                 let (first, last) = range.into_inner();
-                return Err(ConfigError::History {
+                return Err(ConfigError::Range {
                     path: path.to_owned(),
-                    name,
+                    name: format!("history.{name}"),
                     value,
                     first,
                     last,
@@ -193,10 +197,10 @@ pub enum ConfigError {
     MoveGrace(PathBuf, u32),
     #[error("{0}: {1}")]
     Rule(PathBuf, String),
-    #[error("{path}: history.{name} = {value} is not within {first} to {last}")]
-    History {
+    #[error("{path}: {name} = {value} is not within {first} to {last}")]
+    Range {
         path: PathBuf,
-        name: &'static str,
+        name: String,
         value: u64,
         first: u64,
         last: u64,
@@ -227,6 +231,16 @@ impl Config {
             return Err(ConfigError::Rule(path.to_owned(), rule));
         }
         config.history.check(path)?;
+        if let Some((name, value, range)) = config.admission.out_of_range() {
+            let (first, last) = range.into_inner();
+            return Err(ConfigError::Range {
+                path: path.to_owned(),
+                name: format!("admission.{name}"),
+                value,
+                first,
+                last,
+            });
+        }
         Ok(config)
     }
 
@@ -283,6 +297,42 @@ mod tests {
             let refused = read(&format!("history = {{ {bad} }}")).unwrap_err();
             let (name, _) = bad.split_once(' ').unwrap();
             assert!(refused.to_string().contains(name), "{refused}");
+        }
+    }
+
+    #[test]
+    fn what_callers_may_ask_for_is_within_ranges() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("controller.toml");
+        let read = |admission: &str| {
+            let store = "listen = '[::1]:1'\nstore = { kind = 'embedded', path = '/x' }";
+            std::fs::write(&path, format!("{store}\n{admission}")).unwrap();
+            Config::read(&path)
+        };
+        assert_eq!(read("").unwrap().admission, AdmissionConfig::default());
+        let good = read("[admission.tenants]\nchanges_per_second = 0\nchanges_burst = 9").unwrap();
+        assert_eq!(good.admission.tenants.changes_burst, Some(9));
+        for section in ["tenants", "operators"] {
+            for bad in [
+                "changes_per_second = 1000001",
+                "changes_burst = 0",
+                "changes_burst = 10000001",
+                "objects_per_second = 100000001",
+                "objects_burst = 0",
+                "changes_in_flight = 100001",
+                "reads_in_flight = 100001",
+                "watches = 4001",
+            ] {
+                let refused = read(&format!("[admission.{section}]\n{bad}")).unwrap_err();
+                let name = format!("admission.{section}.{bad} is not within");
+                assert!(refused.to_string().contains(&name), "{refused}");
+            }
+        }
+        for bad in [
+            "[admission]\nhosts = {}",
+            "[admission.tenants]\nwatches = -1",
+        ] {
+            assert!(read(bad).is_err(), "{bad}");
         }
     }
 

@@ -12,6 +12,7 @@ use weft_proto::state::{Key, Kind, Object, State, StateError};
 use weft_proto::v1::{self, Objects};
 use weft_proto::validate::{Scope, describe, validate, validate_next};
 
+use crate::admission::Turns;
 use crate::caller::{AUDIT, Caller};
 use crate::capacity::{self, Counts, Limits};
 use crate::history::{Reversal, UndoError};
@@ -111,6 +112,8 @@ pub struct Intent {
     journal: Journal,
     /// Held from reading the newest version to deciding the next, whose counters it has.
     writer: Mutex<Writer>,
+    /// Who may wait for that, so that callers take turns at it.
+    deciding: Arc<Turns>,
     /// Whether the rules hold for what the store held. If not, a change is checked with all else until they do.
     is_good: Arc<OnceLock<bool>>,
     /// What hosts can hold, as they told.
@@ -130,6 +133,9 @@ pub struct Settings {
     /// Hosts that can learn the ports of a VPC with more ports than these that live somewhere; 0: of none.
     pub learn_above: usize,
 }
+
+/// Changes of which one is decided while the others are about to be.
+const DECIDING: usize = 2;
 
 /// Readers that ask the store at a time how far it is.
 const ASKING: usize = 16;
@@ -200,6 +206,7 @@ impl Intent {
                 revision,
                 is_good: None,
             }),
+            deciding: Turns::new(DECIDING),
             journal: Journal::new(store, version),
             is_good,
             limits: Mutex::default(),
@@ -636,6 +643,7 @@ impl Intent {
     ) -> Result<Decided, ChangeError> {
         // Before the lock, too, which is held while changes of another controller are taken up.
         self.check_standing()?;
+        let _turn = self.deciding.take_blocking(&caller.account());
         let mut writer = self.lock_writer();
         self.check_standing()?;
         let (version, upon) = self.journal.head();

@@ -16,6 +16,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod admission;
 mod always;
 mod api;
 pub mod backup;

@@ -15,6 +15,7 @@ use weft_controller::backup::Backup;
 use weft_controller::cluster::Membership;
 use weft_controller::config::{Config, StoreConfig};
 use weft_controller::intent::{Intent, Settings};
+use weft_controller::server::Serving;
 use weft_controller::store::Maintenance;
 use weft_controller::{server, store};
 use weft_process::privileges::{Capabilities, keep_only};
@@ -210,7 +211,10 @@ async fn serve(config: Config) -> Result<()> {
     );
     let supervisor = Supervisor::from_environment();
     supervisor.ready();
-    let move_grace = Duration::from_secs(config.move_grace_seconds.into());
+    let serving = Serving {
+        move_grace: Duration::from_secs(config.move_grace_seconds.into()),
+        admission: config.admission,
+    };
     let stop = async move {
         tokio::select! {
             _ = terminate.recv() => {}
@@ -219,7 +223,7 @@ async fn serve(config: Config) -> Result<()> {
         tracing::info!("stopping");
         supervisor.stopping();
     };
-    server::serve_shared(intent, membership, listener, tls, move_grace, stop).await?;
+    server::serve_shared(intent, membership, listener, tls, serving, stop).await?;
     Ok(())
 }
 

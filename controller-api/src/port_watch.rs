@@ -14,6 +14,7 @@ use weft_process::tls::Role;
 use weft_proto::state::{Kind, Object};
 use weft_proto::v1::{Port, PortCondition, PortConditions};
 
+use crate::admission::Admitted;
 use crate::caller::Caller;
 use crate::history::Filter;
 use crate::listing::CHUNK;
@@ -42,14 +43,12 @@ impl PortWatch {
     pub(crate) async fn start(
         watched: &Watched,
         ports: &Arc<Ports>,
-        (caller, filter): (Caller, Filter),
+        (admitted, filter): (Arc<Admitted>, Filter),
         from: Option<u64>,
     ) -> Result<ReceiverStream<Result<PortConditions, Status>>, Status> {
         if let Err(error) = watched.intent.catch_up().await {
             tracing::debug!(%error, "conditions of ports are of what is known");
         }
-        let slot = from.map(|_| watched.watches.open(&caller.name));
-        let slot = slot.transpose()?;
         let (sender, receiver) = mpsc::channel(WAITING + 1);
         // The place of the last message, which says why the watch ended.
         let last = sender.clone().reserve_owned().await;
@@ -59,13 +58,13 @@ impl PortWatch {
         let watch = Self {
             watched: watched.clone(),
             ports: Arc::clone(ports),
-            caller,
+            caller: admitted.caller.clone(),
             filter,
             sender,
         };
         tokio::spawn(async move {
             // It counts as open until it has ended.
-            let _slot = slot;
+            let _open = admitted;
             let end = tokio::select! {
                 end = watch.run(from) => end,
                 () = gone.closed() => Err(End::Gone),

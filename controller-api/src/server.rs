@@ -10,6 +10,7 @@ use weft_process::services::intent_server::IntentServer;
 use weft_process::tls::ServerTls;
 use weft_process::transport::{self, Listener, MAX_MESSAGE, TransportError};
 
+use crate::admission::{Admission, AdmissionConfig, Admitting};
 use crate::api::Api;
 use crate::cluster::{Cluster, Membership};
 use crate::hosts::{Control, Hosts};
@@ -18,7 +19,26 @@ use crate::intent::Intent;
 /// How long a stop waits for calls to end before it cuts them off.
 const STOP_DEADLINE: Duration = Duration::from_secs(5);
 
-/// Serves the intent API and the host protocol, and ends moves of ports after `move_grace`, until `stop` is ready; then ends the hosts' streams and lets other calls finish.
+/// How a controller serves.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Serving {
+    /// For how long a port that moved is sent on by its old host.
+    pub move_grace: Duration,
+    /// How much each caller may ask for.
+    pub admission: AdmissionConfig,
+}
+
+impl From<Duration> for Serving {
+    /// With this grace time of moves, and otherwise by default.
+    fn from(move_grace: Duration) -> Self {
+        Self {
+            move_grace,
+            ..Self::default()
+        }
+    }
+}
+
+/// Serves the intent API and the host protocol, and ends moves of ports after their grace time, until `stop` is ready; then ends the hosts' streams and lets other calls finish.
 ///
 /// # Errors
 /// The transport's.
@@ -26,10 +46,10 @@ pub async fn serve(
     intent: Arc<Intent>,
     listener: Listener,
     tls: Option<Arc<ServerTls>>,
-    move_grace: Duration,
+    serving: impl Into<Serving>,
     stop: impl Future<Output = ()>,
 ) -> Result<(), TransportError> {
-    serve_shared(intent, None, listener, tls, move_grace, stop).await
+    serve_shared(intent, None, listener, tls, serving, stop).await
 }
 
 /// The same, as one of several controllers that share a store.
@@ -41,9 +61,13 @@ pub async fn serve_shared(
     membership: Option<Membership>,
     listener: Listener,
     tls: Option<Arc<ServerTls>>,
-    move_grace: Duration,
+    serving: impl Into<Serving>,
     stop: impl Future<Output = ()>,
 ) -> Result<(), TransportError> {
+    let Serving {
+        move_grace,
+        admission,
+    } = serving.into();
     let hosts = Arc::new(Hosts::new(&intent));
     let cluster = membership.map(|it| Cluster::join(it, &intent, &hosts));
     let (stopping, watched) = watch::channel(false);
@@ -55,11 +79,11 @@ pub async fn serve_shared(
         hosts: hosts.clone(),
         stopping: watched.clone(),
     };
+    let api = IntentServer::new(Api::new(intent, hosts, watched.clone()))
+        .max_decoding_message_size(MAX_MESSAGE);
+    let admission = Arc::new(Admission::new(&admission));
     let router = transport::server()
-        .add_service(
-            IntentServer::new(Api::new(intent, hosts, watched.clone()))
-                .max_decoding_message_size(MAX_MESSAGE),
-        )
+        .add_service(Admitting::new(api, admission))
         .add_service(HostControlServer::new(control).max_decoding_message_size(MAX_MESSAGE));
     let mut drained = watched.clone();
     let (left, has_left) = oneshot::channel();

@@ -3,11 +3,11 @@
 //! The newest changes are kept in memory, each once for all watches; older ones are read from the store. A watch holds nothing but the
 //! revision that it has come to, so that a slow one costs a few messages of memory. One that takes no message for a while is ended.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::sync::{mpsc, watch};
 use tokio::time::{sleep_until, timeout};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
@@ -15,6 +15,7 @@ use weft_process::tls::Role;
 use weft_proto::state::{Kind, Object, collect};
 use weft_proto::v1::{ObjectKey, WatchEvent};
 
+use crate::admission::{Admitted, Turns};
 use crate::caller::Caller;
 use crate::history::Filter;
 use crate::intent::Intent;
@@ -27,9 +28,6 @@ const KEPT: usize = 4096;
 const KEPT_EDITS: usize = 1 << 17;
 /// and the most bytes, as they would be sent. The newest change is kept, whatever it takes.
 const KEPT_BYTES: usize = 128 << 20;
-
-/// The most watches of one caller, and of all.
-const WATCHES: (usize, usize) = (100, 4000);
 
 /// Objects and keys in one message.
 const CHUNK: usize = 500;
@@ -147,63 +145,12 @@ impl Recent {
     }
 }
 
-/// Who watches.
-#[derive(Debug, Default)]
-pub(crate) struct Watches(Mutex<HashMap<String, usize>>);
-
-/// The right to one watch.
-#[derive(Debug)]
-pub(crate) struct Slot {
-    watches: Arc<Watches>,
-    caller: String,
-}
-
-impl Watches {
-    pub(crate) fn open(self: &Arc<Self>, caller: &str) -> Result<Slot, Status> {
-        let mut open = self.lock();
-        let own = open.get(caller).copied().unwrap_or_default();
-        if own >= WATCHES.0 {
-            let most = WATCHES.0;
-            let text = format!("'{caller}' has {most} watches, which is the most for one caller");
-            return Err(Status::resource_exhausted(text));
-        }
-        if open.values().sum::<usize>() >= WATCHES.1 {
-            return Err(Status::resource_exhausted(
-                "the controller has as many watches as it serves; try again later",
-            ));
-        }
-        open.insert(caller.to_owned(), own + 1);
-        Ok(Slot {
-            watches: Arc::clone(self),
-            caller: caller.to_owned(),
-        })
-    }
-
-    fn lock(&self) -> MutexGuard<'_, HashMap<String, usize>> {
-        // Nothing panics while it is held.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Drop for Slot {
-    fn drop(&mut self) {
-        let mut open = self.watches.lock();
-        if let Some(own) = open.get_mut(&self.caller) {
-            *own -= 1;
-            if *own == 0 {
-                open.remove(&self.caller);
-            }
-        }
-    }
-}
-
 /// What a watch needs of the controller.
 #[derive(Clone)]
 pub(crate) struct Watched {
     pub(crate) intent: Arc<Intent>,
-    pub(crate) watches: Arc<Watches>,
     /// Who may read the history.
-    pub(crate) reading: Arc<Semaphore>,
+    pub(crate) reading: Arc<Turns>,
     pub(crate) stopping: watch::Receiver<bool>,
 }
 
@@ -218,10 +165,10 @@ impl Watched {
     /// Starts a watch after a revision; 0: with what there is.
     ///
     /// # Errors
-    /// There are too many, or the revision is not there yet.
+    /// The revision is not there yet.
     pub(crate) async fn start(
         &self,
-        caller: Caller,
+        admitted: Arc<Admitted>,
         filter: Filter,
         from: u64,
     ) -> Result<ReceiverStream<Result<WatchEvent, Status>>, Status> {
@@ -233,7 +180,6 @@ impl Watched {
             let text = format!("the intent is at revision {present}, and not at {from} yet");
             return Err(Status::failed_precondition(text));
         }
-        let slot = self.watches.open(&caller.name)?;
         let (sender, receiver) = mpsc::channel(WAITING + 1);
         // The place of the last message, which says why the watch ended.
         let last = sender.clone().reserve_owned().await;
@@ -242,14 +188,14 @@ impl Watched {
         let gone = sender.clone();
         let mut watch = Watch {
             watched: self.clone(),
-            caller,
+            caller: admitted.caller.clone(),
             filter,
             sender,
             revision: from,
         };
         tokio::spawn(async move {
             // The watch counts as open until it has ended.
-            let _slot = slot;
+            let _open = admitted;
             let end = tokio::select! {
                 end = watch.run() => end,
                 () = gone.closed() => End::Gone,
@@ -439,11 +385,10 @@ impl Watch {
     /// The next changes, from the store: they are not in memory any more, or not yet since the start.
     async fn read(&self) -> Result<Vec<Arc<Record>>, End> {
         let (intent, revision) = (Arc::clone(&self.watched.intent), self.revision);
-        // Never closed.
-        let permit = Arc::clone(&self.watched.reading).acquire_owned().await;
+        let turn = self.watched.reading.take(&self.caller.account()).await;
         let read = tokio::task::spawn_blocking(move || {
             // Until it is done, whether somebody waits for it or not.
-            let _permit = permit;
+            let _turn = turn;
             intent.records_after(revision, STEP)
         });
         let read = read.await;

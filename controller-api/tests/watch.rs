@@ -302,7 +302,7 @@ async fn a_caller_has_so_many_watches_and_no_more() {
         assert!(open.len() < 1000);
     };
     assert_eq!(refused.code(), Code::ResourceExhausted);
-    assert_eq!(open.len(), 100);
+    assert_eq!(open.len(), 400);
     watch(&mut other, "", "", 0).await.unwrap();
     open.pop();
     // The controller hears of the end a little later.

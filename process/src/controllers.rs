@@ -2,6 +2,8 @@
 //!
 //! A controller that does not write refuses a change and says which one does ([`WRITER`]): the change was not made, and is sent there. A change whose
 //! answer got lost is not sent again, since it may have been made; reading is tried at the next controller.
+//!
+//! A call that is refused for asking too much, with a hint when to try again ([`RETRY_AFTER`]), is sent again then: nothing of it was done.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -22,8 +24,15 @@ use crate::transport::{TransportError, connect, innermost};
 /// The metadata of a refusal by a controller that does not write: the address of the one that does; empty when there is none at the moment.
 pub const WRITER: &str = "weft-writer";
 
+/// The metadata of a refusal for asking too much: after how many milliseconds to try again. Nothing of the call was done.
+pub const RETRY_AFTER: &str = "retry-after-ms";
+
 /// How long a change waits for a controller that writes: longer than it takes until another has taken over.
 const TAKE_OVER: Duration = Duration::from_secs(10);
+/// How long a call waits, all in all, to be admitted.
+const ADMISSION: Duration = Duration::from_secs(60);
+/// Each wait for that is at least so much longer than the one before, which bounds their number.
+const LONGER: Duration = Duration::from_millis(10);
 /// Between two questions who writes.
 const PAUSE: Duration = Duration::from_millis(100);
 
@@ -41,6 +50,7 @@ pub enum ControllersError {
 #[derive(Debug, Clone)]
 pub struct Controllers {
     inner: Arc<Inner>,
+    tell: fn(&str),
 }
 
 #[derive(Debug)]
@@ -68,7 +78,14 @@ impl Controllers {
             current: AtomicUsize::new(0),
         });
         inner.any().await?;
-        Ok(Self { inner })
+        let tell = |_: &str| {};
+        Ok(Self { inner, tell })
+    }
+
+    /// The same, which tells why a call waits to be admitted, each time that one does.
+    #[must_use]
+    pub fn telling(self, tell: fn(&str)) -> Self {
+        Self { tell, ..self }
     }
 }
 
@@ -114,7 +131,11 @@ impl Inner {
         self.any().await
     }
 
-    async fn call(&self, request: http::Request<Body>) -> Result<http::Response<Body>, Status> {
+    async fn call(
+        &self,
+        request: http::Request<Body>,
+        tell: fn(&str),
+    ) -> Result<http::Response<Body>, Status> {
         let (parts, body) = request.into_parts();
         // All requests are single messages.
         let body = body.collect().await?.to_bytes();
@@ -123,6 +144,7 @@ impl Inner {
         let unreachable = |error: ControllersError| Status::unavailable(error.to_string());
         let (mut channel, mut address) = self.any().await.map_err(unreachable)?;
         let mut failures = 0;
+        let mut admission = Patience::default();
         loop {
             let request = again(&parts, body.clone());
             std::future::poll_fn(|context| channel.poll_ready(context))
@@ -141,6 +163,12 @@ impl Inner {
                     continue;
                 }
             };
+            if let Some(wait) = admission.wait(answer.headers()) {
+                let status = Status::from_header_map(answer.headers());
+                tell(status.as_ref().map_or("", Status::message));
+                tokio::time::sleep(wait).await;
+                continue;
+            }
             let hint = answer.headers().get(WRITER);
             let Some(hint) = hint.and_then(|hint| hint.to_str().ok()) else {
                 return Ok(answer);
@@ -168,6 +196,25 @@ impl Inner {
     fn channels(&self) -> std::sync::MutexGuard<'_, HashMap<String, Channel>> {
         // Whole after any panic.
         self.channels.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// How long a call has waited to be admitted.
+#[derive(Debug, Default)]
+struct Patience {
+    waits: u32,
+    waited: Duration,
+}
+
+impl Patience {
+    /// How long to wait before the call is sent again; none: its answer is not that it may be, or it would take too long.
+    fn wait(&mut self, headers: &http::HeaderMap) -> Option<Duration> {
+        let hint = headers.get(RETRY_AFTER)?.to_str().ok()?;
+        let hint = Duration::from_millis(hint.parse().ok()?);
+        self.waits += 1;
+        let wait = hint.max(LONGER.saturating_mul(self.waits));
+        self.waited = self.waited.saturating_add(wait);
+        (self.waited <= ADMISSION).then_some(wait)
     }
 }
 
@@ -201,7 +248,34 @@ impl Service<http::Request<Body>> for Controllers {
     }
 
     fn call(&mut self, request: http::Request<Body>) -> Self::Future {
-        let inner = Arc::clone(&self.inner);
-        Box::pin(async move { inner.call(request).await })
+        let (inner, tell) = (Arc::clone(&self.inner), self.tell);
+        Box::pin(async move { inner.call(request, tell).await })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_call_waits_as_long_as_it_is_told_and_not_for_ever() {
+        let headers = |hint: &str| {
+            let mut headers = http::HeaderMap::new();
+            headers.insert(RETRY_AFTER, hint.parse().unwrap());
+            headers
+        };
+        let mut patience = Patience::default();
+        assert_eq!(patience.wait(&http::HeaderMap::new()), None);
+        for bad in ["", "-1", "soon", "99999999999999999999999"] {
+            assert_eq!(patience.wait(&headers(bad)), None, "{bad}");
+        }
+        let told = Duration::from_millis(1500);
+        assert_eq!(patience.wait(&headers("1500")), Some(told));
+        // However short the hint, it ends.
+        let waits = std::iter::from_fn(|| patience.wait(&headers("0"))).count();
+        assert!((50..200).contains(&waits), "{waits}");
+        assert_eq!(Patience::default().wait(&headers("60001")), None);
+        let never = u64::MAX.to_string();
+        assert_eq!(Patience::default().wait(&headers(&never)), None);
     }
 }

@@ -93,6 +93,11 @@ macro_rules! kinds {
             std::iter::empty()$(.chain($list.into_iter().map(Object::$kind)))*
         }
 
+        /// How many objects a list has.
+        pub fn count(objects: &Objects) -> usize {
+            0 $(+ objects.$list.len())*
+        }
+
         /// Objects one by one, as a list.
         pub fn collect(objects: impl Iterator<Item = Object>) -> Objects {
             let mut list = Objects::default();

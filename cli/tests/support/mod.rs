@@ -11,8 +11,9 @@ use std::time::Duration;
 use tokio::io::AsyncWriteExt;
 use tokio::process::Command;
 use tokio::task::JoinHandle;
+use weft_controller::admission::AdmissionConfig;
 use weft_controller::intent::Intent;
-use weft_controller::server;
+use weft_controller::server::{self, Serving};
 use weft_controller::store::Embedded;
 use weft_process::tls::{ServerTls, TlsFiles};
 use weft_process::transport::Listener;
@@ -66,13 +67,26 @@ pub struct Scene {
 impl Scene {
     /// A controller with an empty intent.
     pub async fn empty() -> Self {
+        Self::serving(MOVE_GRACE.into()).await
+    }
+
+    /// The same, where callers may ask for so much.
+    pub async fn with_admission(admission: AdmissionConfig) -> Self {
+        let serving = Serving {
+            move_grace: MOVE_GRACE,
+            admission,
+        };
+        Self::serving(serving).await
+    }
+
+    async fn serving(serving: Serving) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let store = Embedded::open(&directory.path().join("intent.redb")).unwrap();
         let intent = Arc::new(Intent::load(Box::new(store)).unwrap());
         let socket = format!("unix:{}", directory.path().join("controller").display());
         let listener = Listener::bind(&socket).await.unwrap();
-        let served = tokio::spawn(async {
-            server::serve(intent, listener, None, MOVE_GRACE, std::future::pending())
+        let served = tokio::spawn(async move {
+            server::serve(intent, listener, None, serving, std::future::pending())
                 .await
                 .unwrap();
         });

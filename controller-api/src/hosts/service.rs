@@ -34,7 +34,7 @@ impl HostControl for Control {
         &self,
         request: Request<Streaming<FromHost>>,
     ) -> Result<Response<Self::AttachStream>, Status> {
-        let caller = Caller::of(&request)?;
+        let caller = Caller::of(request.extensions())?;
         let mut inbound = request.into_inner();
         // One state is outstanding at a time, so that more than Welcome, one state and a final status never wait.
         let (sender, receiver) = mpsc::channel(3);

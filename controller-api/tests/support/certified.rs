@@ -1,6 +1,7 @@
 //! A controller whose callers show certificates.
 
 use tonic::transport::Channel;
+use weft_controller::admission::AdmissionConfig;
 use weft_process::services::intent_client::IntentClient;
 use weft_process::transport::connect;
 
@@ -18,11 +19,17 @@ pub struct Certified {
 
 impl Certified {
     pub async fn start() -> Self {
+        Self::start_limited(AdmissionConfig::default()).await
+    }
+
+    /// The same, where callers may ask for so much.
+    pub async fn start_limited(admission: AdmissionConfig) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let authority = Authority::new(directory.path(), "ours");
         let server = authority.certify("server", &[]);
         let controller =
-            Controller::start_with(directory.path(), "127.0.0.1:0", Some(server)).await;
+            Controller::start_limited(directory.path(), "127.0.0.1:0", Some(server), admission)
+                .await;
         let address = controller
             .address
             .replace("http://127.0.0.1", "https://localhost");

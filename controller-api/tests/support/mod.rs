@@ -19,9 +19,10 @@ use tonic::body::Body;
 use tonic::client::GrpcService;
 use tonic::codegen::{Bytes, StdError};
 use tonic::transport::Channel;
+use weft_controller::admission::AdmissionConfig;
 use weft_controller::cluster::Membership;
 use weft_controller::intent::{Intent, Settings, Standing};
-use weft_controller::server;
+use weft_controller::server::{self, Serving};
 use weft_controller::store::{Embedded, Etcd, Store};
 use weft_process::services::host_control_client::HostControlClient;
 use weft_process::services::intent_client::IntentClient;
@@ -91,10 +92,20 @@ impl Controller {
 
     /// The same, for callers who show certificates.
     pub async fn start_with(directory: &Path, listen: &str, tls: Option<TlsFiles>) -> Self {
+        Self::start_limited(directory, listen, tls, AdmissionConfig::default()).await
+    }
+
+    /// The same, where callers may ask for so much.
+    pub async fn start_limited(
+        directory: &Path,
+        listen: &str,
+        tls: Option<TlsFiles>,
+        admission: AdmissionConfig,
+    ) -> Self {
         let tls = tls.map(|files| Arc::new(ServerTls::new(files).unwrap()));
         let store = Embedded::open(&directory.join("intent.redb")).unwrap();
         let intent = Arc::new(Intent::load(Box::new(store)).unwrap());
-        Self::serve(intent, None, listen, tls).await
+        Self::serve_limited(intent, None, listen, tls, admission).await
     }
 
     /// One of several with a store in etcd.
@@ -111,6 +122,20 @@ impl Controller {
         listen: &str,
         tls: Option<Arc<ServerTls>>,
     ) -> Self {
+        Self::serve_limited(intent, store, listen, tls, AdmissionConfig::default()).await
+    }
+
+    async fn serve_limited(
+        intent: Arc<Intent>,
+        store: Option<Arc<Etcd>>,
+        listen: &str,
+        tls: Option<Arc<ServerTls>>,
+        admission: AdmissionConfig,
+    ) -> Self {
+        let serving = Serving {
+            move_grace: MOVE_GRACE,
+            admission,
+        };
         let listener = Listener::bind(listen).await.unwrap();
         let address = listener.address().unwrap();
         let membership = store.map(|store| Membership {
@@ -121,7 +146,7 @@ impl Controller {
         let (stop, stopped) = oneshot::channel();
         let served = tokio::spawn(async move {
             let stop = async { drop(stopped.await) };
-            server::serve_shared(served_intent, membership, listener, tls, MOVE_GRACE, stop)
+            server::serve_shared(served_intent, membership, listener, tls, serving, stop)
                 .await
                 .unwrap();
         });
