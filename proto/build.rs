@@ -78,6 +78,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         "TraceReply",
         "TraceStep",
         "ChangeReply",
+        "CallersReply",
+        "CallerUse",
         "HistoryReply",
         "WatchEvent",
         "ChangeRecord",

@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 mod balancer;
+mod callers;
 mod client;
 mod edit;
 mod external;
@@ -104,6 +105,8 @@ enum Command {
     Label(label::Label),
     /// Follow changes of objects as they happen.
     Watch(watch::Watch),
+    /// Show how much each caller has asked the controller for, against its limits, and how many calls were refused.
+    Callers,
     /// Show the status or the state of a host's daemon.
     #[command(subcommand)]
     Node(node::NodeAction),
@@ -181,6 +184,7 @@ async fn run(arguments: Arguments) -> Result<()> {
         Command::Undo(undo) => undo.run(&targets, output).await,
         Command::Label(label) => label.run(&targets, output).await,
         Command::Watch(watch) => watch.run(&targets, output).await,
+        Command::Callers => callers::list(&targets, output).await,
         Command::Node(action) => action.run(&targets, output).await,
         Command::Session(action) => action.run(&targets, output).await,
         Command::Nat(action) => action.run(&targets, output).await,

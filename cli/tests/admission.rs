@@ -31,6 +31,20 @@ async fn a_refused_call_is_made_again_when_the_controller_says() {
     assert!(start.elapsed() > Duration::from_secs(1));
     let listed = scene.run("vpc list").await.ok();
     assert_eq!(listed.lines().count(), 42, "{listed}");
+    let callers = scene.run("callers").await.ok();
+    let words = |line: &str| {
+        line.split_whitespace()
+            .map(str::to_owned)
+            .collect::<Vec<_>>()
+    };
+    let objects = callers
+        .lines()
+        .find(|line| line.contains("objects_per_second"));
+    let objects = words(objects.unwrap());
+    // CALLER is four words.
+    assert_eq!(objects[..4].join(" "), "callers without a certificate");
+    assert_eq!((&*objects[5], &*objects[7]), ("10", "41"), "{callers}");
+    assert_ne!(objects[8], "0", "{callers}");
 }
 
 #[tokio::test]

@@ -10,13 +10,13 @@ use weft_process::services::intent_server;
 use weft_process::tls::Role;
 use weft_proto::state::{Key, Kind, collect, count};
 use weft_proto::v1::{
-    ApplyRequest, ChangePeeringRequest, ChangeReply, CreateRequest, DeleteRequest, GetRequest,
-    HistoryReply, HistoryRequest, HostStatusReply, ListHostStatusRequest, ListReply, ListRequest,
-    ListVpcStatusRequest, PortConditions, PortConditionsRequest, UndoRequest, Violation,
-    VpcStatusReply, WatchEvent, WatchRequest,
+    ApplyRequest, CallersReply, ChangePeeringRequest, ChangeReply, CreateRequest, DeleteRequest,
+    GetRequest, HistoryReply, HistoryRequest, HostStatusReply, ListCallersRequest,
+    ListHostStatusRequest, ListReply, ListRequest, ListVpcStatusRequest, PortConditions,
+    PortConditionsRequest, UndoRequest, Violation, VpcStatusReply, WatchEvent, WatchRequest,
 };
 
-use crate::admission::{Admitted, Turns};
+use crate::admission::{Admission, Admitted, Turns};
 use crate::caller::Caller;
 use crate::history::{self, Filter, UndoError};
 use crate::hosts::Hosts;
@@ -44,6 +44,7 @@ pub(crate) struct Api {
     reading: Arc<Turns>,
     /// Who may have a thread for a change.
     changing: Arc<Turns>,
+    admission: Arc<Admission>,
 }
 
 /// Calls that read the history at a time.
@@ -56,6 +57,7 @@ impl Api {
     pub(crate) fn new(
         intent: Arc<Intent>,
         hosts: Arc<Hosts>,
+        admission: Arc<Admission>,
         stopping: watch::Receiver<bool>,
     ) -> Self {
         let reading = Turns::new(READING);
@@ -70,6 +72,7 @@ impl Api {
             hosts,
             reading,
             changing: Turns::new(CHANGING),
+            admission,
         }
     }
 
@@ -300,6 +303,15 @@ impl intent_server::Intent for Api {
             revision: version.revision,
             hosts: self.hosts.status(&version),
         }))
+    }
+
+    async fn list_callers(
+        &self,
+        request: Request<ListCallersRequest>,
+    ) -> Result<Response<CallersReply>, Status> {
+        allowed(&request, Role::Read)?.caller.needs(Role::Read)?;
+        let uses = self.admission.uses(Instant::now());
+        Ok(Response::new(CallersReply { uses }))
     }
 
     async fn list_vpc_status(

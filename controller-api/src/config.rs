@@ -322,6 +322,8 @@ mod tests {
                 "changes_in_flight = 100001",
                 "reads_in_flight = 100001",
                 "watches = 4001",
+                "mebibytes_in_flight = 255",
+                "mebibytes_in_flight = 65537",
             ] {
                 let refused = read(&format!("[admission.{section}]\n{bad}")).unwrap_err();
                 let name = format!("admission.{section}.{bad} is not within");

@@ -1,6 +1,7 @@
 //! weft-controller as a library: the intent of all tenants, stored durably, compiled per host and streamed to it.
 //!
 //! ```text
+//! admission ──> api                    (a call that asks for too much is refused before it is read)
 //! api ──> intent ──> journal ──> store  (a change: validated, stored, then published as a version)
 //!            ├─────> capacity            (what a host cannot hold is refused at the change)
 //!            ├─────> version ──> view ──> members, always   (what hosts are told of each VPC, shared by all that carry it)

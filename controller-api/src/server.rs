@@ -79,9 +79,9 @@ pub async fn serve_shared(
         hosts: hosts.clone(),
         stopping: watched.clone(),
     };
-    let api = IntentServer::new(Api::new(intent, hosts, watched.clone()))
-        .max_decoding_message_size(MAX_MESSAGE);
     let admission = Arc::new(Admission::new(&admission));
+    let api = Api::new(intent, hosts, Arc::clone(&admission), watched.clone());
+    let api = IntentServer::new(api).max_decoding_message_size(MAX_MESSAGE);
     let router = transport::server()
         .add_service(Admitting::new(api, admission))
         .add_service(HostControlServer::new(control).max_decoding_message_size(MAX_MESSAGE));

@@ -48,6 +48,12 @@ impl Bucket {
         self.full_at = now.checked_add(lag).or(self.full_at);
     }
 
+    /// How many tokens are missing to a full one.
+    pub(super) fn used(&self, rate: Rate, now: Instant) -> u64 {
+        let missing = self.lag(now).as_nanos() * u128::from(rate.per_second);
+        u64::try_from(missing.div_ceil(1_000_000_000)).unwrap_or(u64::MAX)
+    }
+
     /// Whether it is full.
     pub(super) fn is_full(&self, now: Instant) -> bool {
         self.lag(now).is_zero()
@@ -82,6 +88,8 @@ mod tests {
         }
         let wait = Duration::from_millis(100);
         assert_eq!(take(&mut bucket, 1, start), Err(wait));
+        assert_eq!(bucket.used(RATE, start), 5);
+        assert_eq!(bucket.used(RATE, start + 3 * wait), 2);
         let early = wait - Duration::from_nanos(1);
         assert!(take(&mut bucket, 1, start + early).is_err());
         take(&mut bucket, 1, start + wait).unwrap();

@@ -3,8 +3,10 @@
 use std::ops::RangeInclusive;
 
 use serde::Deserialize;
+use weft_process::transport::MAX_MESSAGE;
 
 use super::bucket::Rate;
+use super::refusal::Limit;
 
 /// How much callers may ask for, each by itself: a tenant with all its certificates, any other caller by its certificate's subject, and all that come
 /// without a certificate together.
@@ -42,6 +44,8 @@ pub struct CallerConfig {
     pub reads_in_flight: Option<u64>,
     /// Open watches: at most 4000, which is also the most of all callers. 100 for tenants, 400 for operators.
     pub watches: Option<u64>,
+    /// The most that requests take which are not answered yet, in MiB: 256, which one alone may take, to 65,536. 512 for tenants, 4096 for operators.
+    pub mebibytes_in_flight: Option<u64>,
 }
 
 /// The limits of one caller; 0: none.
@@ -51,9 +55,10 @@ pub(super) struct Limits {
     changes_burst: u64,
     objects_per_second: u64,
     objects_burst: u64,
-    pub(super) changes_in_flight: u64,
-    pub(super) reads_in_flight: u64,
-    pub(super) watches: u64,
+    changes_in_flight: u64,
+    reads_in_flight: u64,
+    watches: u64,
+    mebibytes_in_flight: u64,
 }
 
 const TENANTS: Limits = Limits {
@@ -64,6 +69,7 @@ const TENANTS: Limits = Limits {
     changes_in_flight: 64,
     reads_in_flight: 64,
     watches: 100,
+    mebibytes_in_flight: 512,
 };
 
 const OPERATORS: Limits = Limits {
@@ -72,23 +78,33 @@ const OPERATORS: Limits = Limits {
     changes_in_flight: 256,
     reads_in_flight: 256,
     watches: 400,
+    mebibytes_in_flight: 4096,
     ..TENANTS
 };
 
 impl Limits {
-    /// How fast changes may come, if that is limited.
-    pub(super) fn changes(&self) -> Option<Rate> {
-        rate(self.changes_per_second, self.changes_burst)
+    /// How fast something may come, if that is limited.
+    pub(super) fn rate(&self, limit: Limit) -> Option<Rate> {
+        let (per_second, burst) = match limit {
+            Limit::Changes => (self.changes_per_second, self.changes_burst),
+            Limit::Objects => (self.objects_per_second, self.objects_burst),
+            Limit::ChangesInFlight | Limit::ReadsInFlight | Limit::Watches | Limit::Bytes => {
+                return None;
+            }
+        };
+        (per_second > 0).then_some(Rate { per_second, burst })
     }
 
-    /// How fast objects may be changed, if that is limited.
-    pub(super) fn objects(&self) -> Option<Rate> {
-        rate(self.objects_per_second, self.objects_burst)
+    /// How much of something there may be at a time; 0: no limit.
+    pub(super) fn most(&self, limit: Limit) -> u64 {
+        match limit {
+            Limit::Changes | Limit::Objects => 0,
+            Limit::ChangesInFlight => self.changes_in_flight,
+            Limit::ReadsInFlight => self.reads_in_flight,
+            Limit::Watches => self.watches,
+            Limit::Bytes => self.mebibytes_in_flight << 20,
+        }
     }
-}
-
-fn rate(per_second: u64, burst: u64) -> Option<Rate> {
-    (per_second > 0).then_some(Rate { per_second, burst })
 }
 
 impl AdmissionConfig {
@@ -122,7 +138,7 @@ impl AdmissionConfig {
 type Field = (&'static str, Option<u64>, RangeInclusive<u64>);
 
 impl CallerConfig {
-    fn fields(&self) -> [Field; 7] {
+    fn fields(&self) -> [Field; 8] {
         [
             ("changes_per_second", self.changes_per_second, 0..=1_000_000),
             ("changes_burst", self.changes_burst, 1..=10_000_000),
@@ -135,6 +151,12 @@ impl CallerConfig {
             ("changes_in_flight", self.changes_in_flight, 0..=100_000),
             ("reads_in_flight", self.reads_in_flight, 0..=100_000),
             ("watches", self.watches, 0..=super::ALL_WATCHES),
+            (
+                "mebibytes_in_flight",
+                // 0 is no limit.
+                self.mebibytes_in_flight.filter(|most| *most > 0),
+                (MAX_MESSAGE as u64 >> 20)..=65_536,
+            ),
         ]
     }
 
@@ -148,6 +170,7 @@ impl CallerConfig {
             changes_in_flight: or(self.changes_in_flight, default.changes_in_flight),
             reads_in_flight: or(self.reads_in_flight, default.reads_in_flight),
             watches: or(self.watches, default.watches),
+            mebibytes_in_flight: or(self.mebibytes_in_flight, default.mebibytes_in_flight),
         }
     }
 }

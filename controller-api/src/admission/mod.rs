@@ -1,24 +1,26 @@
 //! How much each caller may ask for at a time, so that one that floods does not slow others: changes and changed objects a second, changes and reads in
-//! flight, open watches.
+//! flight and the bytes of their requests, open watches.
 //!
 //! The service asks before a request's body is read ([`service`]), so that a refused call costs next to nothing and does nothing. The attach streams of
 //! hosts do not pass here.
 
 mod bucket;
 mod limits;
+mod refusal;
 mod service;
 mod turns;
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use tonic::Status;
-use weft_process::controllers::RETRY_AFTER;
+use weft_proto::v1::CallerUse;
 
 use crate::caller::{AUDIT, Account};
 use bucket::Bucket;
 use limits::Limits;
+use refusal::{Limit, Refused};
 
 pub use limits::{AdmissionConfig, CallerConfig};
 pub(crate) use service::{Admitted, Admitting};
@@ -29,9 +31,6 @@ const CALLERS: usize = 4096;
 
 /// The most watches of all callers.
 const ALL_WATCHES: u64 = 4000;
-
-/// When to try again what has to wait for other calls to end: nobody knows when they do.
-const LATER: Duration = Duration::from_millis(100);
 
 /// At most so often it is said that a caller is refused.
 const SAID_EVERY: Duration = Duration::from_secs(60);
@@ -44,59 +43,25 @@ pub(crate) enum Kind {
     Watch,
 }
 
-/// Why a call is refused; nothing of it happened.
-#[derive(Debug, thiserror::Error, PartialEq, Eq)]
-pub(crate) enum Refused {
-    #[error(
-        "{account}: {what} faster than {per_second} a second after a burst of {burst} ({setting}); nothing was done, try again in {} ms", milliseconds(*.wait)
-    )]
-    Rate {
-        account: Account,
-        what: &'static str,
-        setting: String,
-        per_second: u64,
-        burst: u64,
-        wait: Duration,
-    },
-    #[error(
-        "{account}: has {most} {what}, the most at a time ({setting}); nothing was done, try again when one has ended, in {} ms or later", milliseconds(*.wait)
-    )]
-    Most {
-        account: Account,
-        what: &'static str,
-        setting: String,
-        most: u64,
-        wait: Duration,
-    },
-    #[error("the controller has {ALL_WATCHES} watches, the most of all callers; try again later")]
-    Watches,
-    #[error("{CALLERS} callers have calls in flight, the most at a time; try again later")]
-    Callers,
-}
-
-/// Whole milliseconds, at least so long.
-fn milliseconds(wait: Duration) -> u128 {
-    wait.as_nanos().div_ceil(1_000_000).max(1)
-}
-
-impl Refused {
-    /// When to try again.
-    fn wait(&self) -> Duration {
+impl Kind {
+    /// What limits how many there are at a time.
+    fn limit(self) -> Limit {
         match self {
-            Self::Rate { wait, .. } | Self::Most { wait, .. } => *wait,
-            Self::Watches | Self::Callers => LATER,
+            Self::Change => Limit::ChangesInFlight,
+            Self::Read => Limit::ReadsInFlight,
+            Self::Watch => Limit::Watches,
         }
     }
+}
 
-    /// The answer to the caller.
-    pub(crate) fn status(&self) -> Status {
-        let mut status = Status::resource_exhausted(self.to_string());
-        // Digits are always a header's value.
-        if let Ok(value) = milliseconds(self.wait()).to_string().parse() {
-            status.metadata_mut().insert(RETRY_AFTER, value);
-        }
-        status
-    }
+/// What is known of one limit of a caller.
+#[derive(Debug, Clone, Copy, Default)]
+struct Count {
+    /// What has not ended, of what is limited at a time.
+    open: u64,
+    admitted: u64,
+    /// Calls.
+    refused: u64,
 }
 
 /// What is known of one caller.
@@ -104,11 +69,11 @@ impl Refused {
 struct Entry {
     changes: Bucket,
     objects: Bucket,
-    /// Calls that have not ended, by kind.
-    open: [u64; 3],
+    /// For each limit.
+    counts: [Count; Limit::ALL.len()],
     used: Instant,
     /// Refusals since one was last said.
-    refused: u64,
+    unsaid: u64,
     said: Option<Instant>,
 }
 
@@ -117,20 +82,49 @@ impl Entry {
         Self {
             changes: Bucket::default(),
             objects: Bucket::default(),
-            open: [0; 3],
+            counts: Default::default(),
             used: now,
-            refused: 0,
+            unsaid: 0,
             said: None,
         }
     }
 
-    /// Whether nothing is lost when it is forgotten.
+    fn count(&mut self, limit: Limit) -> &mut Count {
+        &mut self.counts[limit as usize]
+    }
+
+    fn open(&self, limit: Limit) -> u64 {
+        self.counts[limit as usize].open
+    }
+
+    fn bucket(&mut self, limit: Limit) -> &mut Bucket {
+        match limit {
+            Limit::Objects => &mut self.objects,
+            _ => &mut self.changes,
+        }
+    }
+
+    /// Whether nothing but its counters is lost when it is forgotten.
     fn is_fresh(&self, now: Instant) -> bool {
         self.is_unused() && self.changes.is_full(now) && self.objects.is_full(now)
     }
 
     fn is_unused(&self) -> bool {
-        self.open == [0; 3]
+        self.counts.iter().all(|count| count.open == 0)
+    }
+
+    /// Counts a refusal, and says now and then in the log that there are some.
+    fn refuse(&mut self, refused: &Refused, now: Instant) {
+        if let Some(limit) = refused.limit() {
+            self.count(limit).refused += 1;
+        }
+        self.unsaid += 1;
+        let is_due = |said: Instant| now.saturating_duration_since(said) >= SAID_EVERY;
+        if self.said.is_none_or(is_due) {
+            let (reason, calls) = (refused.to_string(), self.unsaid);
+            tracing::warn!(target: AUDIT, calls, reason, "asks for too much");
+            (self.unsaid, self.said) = (0, Some(now));
+        }
     }
 }
 
@@ -163,60 +157,51 @@ impl Admission {
     ) -> Result<Permit, Refused> {
         let mut accounts = self.lock();
         if kind == Kind::Watch {
-            let open = |entry: &Entry| entry.open[Kind::Watch as usize];
-            if accounts.values().map(open).sum::<u64>() >= ALL_WATCHES {
+            let open = accounts.values().map(|entry| entry.open(Limit::Watches));
+            if open.sum::<u64>() >= ALL_WATCHES {
                 return Err(Refused::Watches);
             }
         }
         let entry = entry(&mut accounts, account, now)?;
         entry.used = now;
         if let Err(refused) = self.check(account, entry, kind, now) {
-            say(entry, &refused, now);
+            entry.refuse(&refused, now);
             return Err(refused);
         }
-        if let Some(rate) = self.limits(account).changes()
-            && kind == Kind::Change
-        {
-            entry.changes.take(rate, 1, now);
+        if kind == Kind::Change {
+            self.take(account, entry, Limit::Changes, (1, now));
         }
-        entry.open[kind as usize] += 1;
+        let count = entry.count(kind.limit());
+        count.open += 1;
+        count.admitted += 1;
         Ok(Permit {
             admission: Arc::clone(self),
             account: account.clone(),
             kind,
+            bytes: AtomicU64::new(0),
         })
     }
 
     fn check(
         &self,
         account: &Account,
-        entry: &Entry,
+        entry: &mut Entry,
         kind: Kind,
         now: Instant,
     ) -> Result<(), Refused> {
-        let limits = self.limits(account);
-        let (most, what, setting) = match kind {
-            Kind::Change => (
-                limits.changes_in_flight,
-                "changes in flight",
-                "changes_in_flight",
-            ),
-            Kind::Read => (limits.reads_in_flight, "reads in flight", "reads_in_flight"),
-            Kind::Watch => (limits.watches, "open watches", "watches"),
-        };
-        if most > 0 && entry.open[kind as usize] >= most {
+        let limit = kind.limit();
+        let most = self.limits(account).most(limit);
+        if most > 0 && entry.open(limit) >= most {
             return Err(Refused::Most {
                 account: account.clone(),
-                what,
-                setting: setting_of(account, setting),
+                limit,
                 most,
-                wait: LATER,
             });
         }
         if kind == Kind::Change {
-            self.check_rate(account, entry, Of::Changes, (1, now))?;
+            self.check_rate(account, entry, Limit::Changes, (1, now))?;
             // One in debt is told so before its next request is read.
-            self.check_rate(account, entry, Of::Objects, (1, now))?;
+            self.check_rate(account, entry, Limit::Objects, (1, now))?;
         }
         Ok(())
     }
@@ -224,35 +209,66 @@ impl Admission {
     fn check_rate(
         &self,
         account: &Account,
-        entry: &Entry,
-        of: Of,
+        entry: &mut Entry,
+        limit: Limit,
         (tokens, now): (u64, Instant),
     ) -> Result<(), Refused> {
-        let limits = self.limits(account);
-        let (rate, bucket, what, setting) = match of {
-            Of::Changes => (
-                limits.changes(),
-                &entry.changes,
-                "makes changes",
-                "changes_per_second",
-            ),
-            Of::Objects => (
-                limits.objects(),
-                &entry.objects,
-                "changes objects",
-                "objects_per_second",
-            ),
+        let Some(rate) = self.limits(account).rate(limit) else {
+            return Ok(());
         };
-        let Some(rate) = rate else { return Ok(()) };
         let refused = |wait| Refused::Rate {
             account: account.clone(),
-            what,
-            setting: setting_of(account, setting),
+            limit,
             per_second: rate.per_second,
             burst: rate.burst,
             wait,
         };
+        let bucket = entry.bucket(limit);
         bucket.check(rate, tokens, now).map_err(refused)
+    }
+
+    /// Takes tokens, and counts them.
+    fn take(
+        &self,
+        account: &Account,
+        entry: &mut Entry,
+        limit: Limit,
+        (tokens, now): (u64, Instant),
+    ) {
+        entry.count(limit).admitted += tokens;
+        if let Some(rate) = self.limits(account).rate(limit) {
+            entry.bucket(limit).take(rate, tokens, now);
+        }
+    }
+
+    /// What callers have asked for, as far as they are still known: in order of their names.
+    pub(crate) fn uses(&self, now: Instant) -> Vec<CallerUse> {
+        let mut all = Vec::new();
+        for (account, entry) in &mut *self.lock() {
+            let limits = self.limits(account);
+            for limit in Limit::ALL {
+                let count = *entry.count(limit);
+                let (most, used) = match limits.rate(limit) {
+                    Some(rate) => (rate.per_second, entry.bucket(limit).used(rate, now)),
+                    None => (limits.most(limit), count.open),
+                };
+                // As it is set.
+                let unit = if limit == Limit::Bytes { 1 << 20 } else { 1 };
+                if count.admitted > 0 || count.refused > 0 {
+                    all.push(CallerUse {
+                        caller: account.to_string(),
+                        limit: limit.name().to_owned(),
+                        most: most / unit,
+                        used: used / unit,
+                        admitted: count.admitted / unit,
+                        refused: count.refused,
+                    });
+                }
+            }
+        }
+        // Each caller's stay in the order of the limits.
+        all.sort_by(|a, b| a.caller.cmp(&b.caller));
+        all
     }
 
     fn limits(&self, account: &Account) -> &Limits {
@@ -266,21 +282,6 @@ impl Admission {
         // Nothing panics while it is held.
         self.accounts.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-/// What has a rate.
-#[derive(Clone, Copy)]
-enum Of {
-    Changes,
-    Objects,
-}
-
-fn setting_of(account: &Account, name: &str) -> String {
-    let section = match account {
-        Account::Tenants(_) => "tenants",
-        Account::Subject(_) | Account::Uncertified => "operators",
-    };
-    format!("admission.{section}.{name}")
 }
 
 /// The entry of a caller. When there are too many, those go that differ in nothing from new ones; and else the one that was used last the longest ago.
@@ -303,23 +304,14 @@ fn entry<'a>(
         .or_insert_with(|| Entry::new(now)))
 }
 
-/// Says in the log that a caller is refused, now and then.
-fn say(entry: &mut Entry, refused: &Refused, now: Instant) {
-    entry.refused += 1;
-    let is_due = |said: Instant| now.saturating_duration_since(said) >= SAID_EVERY;
-    if entry.said.is_none_or(is_due) {
-        let (reason, calls) = (refused.to_string(), entry.refused);
-        tracing::warn!(target: AUDIT, calls, reason, "asks for too much");
-        (entry.refused, entry.said) = (0, Some(now));
-    }
-}
-
 /// The right to one call, until it is dropped.
 #[derive(Debug)]
 pub(crate) struct Permit {
     admission: Arc<Admission>,
     account: Account,
     kind: Kind,
+    /// Of its request, as far as it was read.
+    bytes: AtomicU64,
 }
 
 impl Permit {
@@ -328,17 +320,43 @@ impl Permit {
         &self.account
     }
 
+    /// Counts bytes of the request, which stay until the call ends.
+    ///
+    /// # Errors
+    /// The caller's requests take too much.
+    pub(crate) fn hear(&self, bytes: usize, now: Instant) -> Result<(), Refused> {
+        let bytes = bytes as u64;
+        self.with_entry(|admission, entry| {
+            let most = admission.limits(&self.account).most(Limit::Bytes);
+            let count = entry.count(Limit::Bytes);
+            if most > 0 && count.open.saturating_add(bytes) > most {
+                let refused = Refused::Most {
+                    account: self.account.clone(),
+                    limit: Limit::Bytes,
+                    most: most >> 20,
+                };
+                entry.refuse(&refused, now);
+                return Err(refused);
+            }
+            count.open += bytes;
+            count.admitted += bytes;
+            self.bytes.fetch_add(bytes, Ordering::Relaxed);
+            Ok(())
+        })
+        .unwrap_or(Ok(()))
+    }
+
     /// Counts the objects that a change names, before anything else is done with them.
     ///
     /// # Errors
     /// They are too many for now.
     pub(crate) fn count(&self, objects: usize, now: Instant) -> Result<(), Refused> {
+        let tokens = (objects as u64, now);
         self.with_entry(|admission, entry| {
-            let tokens = objects as u64;
-            let checked = admission.check_rate(&self.account, entry, Of::Objects, (tokens, now));
+            let checked = admission.check_rate(&self.account, entry, Limit::Objects, tokens);
             match &checked {
-                Ok(()) => self.take(entry, tokens, now),
-                Err(refused) => say(entry, refused, now),
+                Ok(()) => admission.take(&self.account, entry, Limit::Objects, tokens),
+                Err(refused) => entry.refuse(refused, now),
             }
             checked
         })
@@ -347,13 +365,10 @@ impl Permit {
 
     /// Counts objects that a change turned out to have besides: what follows waits for them.
     pub(crate) fn count_more(&self, objects: usize, now: Instant) {
-        self.with_entry(|_, entry| self.take(entry, objects as u64, now));
-    }
-
-    fn take(&self, entry: &mut Entry, tokens: u64, now: Instant) {
-        if let Some(rate) = self.admission.limits(&self.account).objects() {
-            entry.objects.take(rate, tokens, now);
-        }
+        let tokens = (objects as u64, now);
+        self.with_entry(|admission, entry| {
+            admission.take(&self.account, entry, Limit::Objects, tokens);
+        });
     }
 
     /// The entry, which is there as long as this is.
@@ -366,13 +381,18 @@ impl Permit {
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        self.with_entry(|_, entry| entry.open[self.kind as usize] -= 1);
+        let bytes = self.bytes.load(Ordering::Relaxed);
+        self.with_entry(|_, entry| {
+            entry.count(self.kind.limit()).open -= 1;
+            entry.count(Limit::Bytes).open -= bytes;
+        });
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use weft_process::controllers::RETRY_AFTER;
 
     fn admission(text: &str) -> Arc<Admission> {
         Arc::new(Admission::new(&toml::from_str(text).unwrap()))
@@ -508,5 +528,54 @@ mod tests {
         assert_eq!(watch("bob").unwrap_err(), Refused::Watches);
         drop(open);
         watch("bob").unwrap();
+    }
+
+    #[test]
+    fn bytes_of_requests_count_until_their_calls_end() {
+        let text = "tenants = { mebibytes_in_flight = 256 }";
+        let (admission, now) = (admission(text), Instant::now());
+        let call = |name: &str| admission.admit(&tenant(name), Kind::Change, now).unwrap();
+        let (one, other) = (call("ann"), call("ann"));
+        for _ in 0..2 {
+            one.hear(100 << 20, now).unwrap();
+        }
+        other.hear(56 << 20, now).unwrap();
+        let text = other.hear(1, now).unwrap_err().to_string();
+        for part in ["256 MiB of requests", "tenants.mebibytes_in_flight"] {
+            assert!(text.contains(part), "{text}");
+        }
+        call("bob").hear(256 << 20, now).unwrap();
+        drop(one);
+        other.hear(200 << 20, now).unwrap();
+        drop(other);
+        call("ann").hear(256 << 20, now).unwrap();
+    }
+
+    #[test]
+    fn what_was_admitted_and_refused_is_counted_for_each_limit() {
+        let text = "tenants = { changes_per_second = 2, changes_burst = 2, reads_in_flight = 1 }";
+        let (admission, now) = (admission(text), Instant::now());
+        let admit = |kind| admission.admit(&tenant("ann"), kind, now);
+        for _ in 0..2 {
+            admit(Kind::Change).unwrap().count(3, now).unwrap();
+        }
+        assert!(admit(Kind::Change).is_err());
+        let _read = admit(Kind::Read).unwrap();
+        assert!(admit(Kind::Read).is_err() && admit(Kind::Read).is_err());
+        let uses = admission.uses(now);
+        let found: Vec<_> = uses
+            .iter()
+            .map(|it| (&*it.limit, it.most, it.used, it.admitted, it.refused))
+            .collect();
+        assert_eq!(
+            found,
+            [
+                ("changes_per_second", 2, 2, 2, 1),
+                ("objects_per_second", 20_000, 6, 6, 0),
+                ("changes_in_flight", 64, 0, 2, 0),
+                ("reads_in_flight", 1, 1, 1, 2),
+            ]
+        );
+        assert!(uses.iter().all(|it| it.caller == "tenant ann"));
     }
 }

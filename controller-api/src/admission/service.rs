@@ -5,7 +5,8 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Instant;
 
-use http_body_util::BodyExt;
+use http_body_util::{BodyExt, BodyStream, StreamBody};
+use tokio_stream::StreamExt;
 use tonic::Status;
 use tonic::body::Body;
 use tonic::codegen::{BoxFuture, Service, http};
@@ -56,6 +57,19 @@ fn kind(method: &str) -> (Kind, Role) {
     }
 }
 
+/// A request's body, of which no more is taken than the caller may send.
+fn counted(body: Body, admitted: Arc<Admitted>) -> Body {
+    let frames = BodyStream::new(body).map(move |frame| {
+        let frame = frame?;
+        if let Some(data) = frame.data_ref() {
+            let heard = admitted.permit.hear(data.len(), Instant::now());
+            heard.map_err(|refused| refused.status())?;
+        }
+        Ok::<_, Status>(frame)
+    });
+    Body::new(StreamBody::new(frames))
+}
+
 impl<S: NamedService> NamedService for Admitting<S> {
     const NAME: &'static str = S::NAME;
 }
@@ -79,6 +93,7 @@ where
             Err(status) => return Box::pin(async move { Ok(status.into_http()) }),
         };
         request.extensions_mut().insert(Arc::clone(&admitted));
+        let request = request.map(|body| counted(body, Arc::clone(&admitted)));
         let answer = self.inner.call(request);
         Box::pin(async move {
             let Ok(answer) = answer.await;
