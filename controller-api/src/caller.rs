@@ -54,6 +54,15 @@ impl Caller {
         }
     }
 
+    /// A caller with a certificate that may do everything.
+    #[cfg(test)]
+    pub(crate) fn certified(name: &str) -> Self {
+        Self {
+            hosts: Some(Vec::new()),
+            ..Self::trusted(name.to_owned())
+        }
+    }
+
     /// Who sent a request, by what goes with it.
     ///
     /// # Errors

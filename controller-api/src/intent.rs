@@ -135,7 +135,7 @@ pub struct Settings {
 }
 
 /// Changes of which one is decided while the others are about to be.
-const DECIDING: usize = 2;
+const DECIDING: usize = 4;
 
 /// Readers that ask the store at a time how far it is.
 const ASKING: usize = 16;
@@ -919,4 +919,51 @@ fn placed_port(version: &Version, port: &v1::Port) -> Object {
         moved_from,
         ..port.clone()
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::Embedded;
+    use std::time::Instant;
+
+    #[test]
+    fn one_that_makes_many_changes_at_a_time_is_passed_by_one_that_makes_one() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = Embedded::open(&directory.path().join("intent.redb")).unwrap();
+        let intent = Arc::new(Intent::load(Box::new(store)).unwrap());
+        let change = |caller: &str, vni: u32| {
+            let vpc = v1::Vpc {
+                id: format!("v{vni}"),
+                vni,
+                ..v1::Vpc::default()
+            };
+            let objects = Objects {
+                vpcs: vec![vpc],
+                ..Objects::default()
+            };
+            let (intent, caller) = (Arc::clone(&intent), Caller::certified(caller));
+            std::thread::spawn(move || intent.create(&caller, objects).unwrap().revision)
+        };
+        let wait_for = |waiting: usize| {
+            let start = Instant::now();
+            while intent.deciding.waiting() < waiting {
+                assert!(start.elapsed() < Duration::from_secs(20));
+                std::thread::yield_now();
+            }
+        };
+        // Nothing is decided meanwhile.
+        let held = intent.lock_writer();
+        let flood: Vec<_> = (1..=40).map(|vni| change("flood", vni)).collect();
+        wait_for(40 - DECIDING);
+        let quiet = change("quiet", 100);
+        wait_for(41 - DECIDING);
+        drop(held);
+        let revision = quiet.join().unwrap();
+        // Behind those that were about to be decided, and one whose turn it was.
+        let most = 2 * DECIDING as u64 + 1;
+        assert!(revision <= most, "{revision}");
+        let last = flood.into_iter().map(|change| change.join().unwrap());
+        assert_eq!(last.max(), Some(41));
+    }
 }

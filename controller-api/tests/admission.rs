@@ -201,6 +201,24 @@ async fn a_request_that_is_refused_is_not_read() {
 }
 
 #[tokio::test]
+async fn what_requests_take_is_bounded_while_they_are_read() {
+    // Less than is possible to set: a file's would be refused.
+    let text = "tenants = { mebibytes_in_flight = 1 }";
+    let certified = Certified::start_limited(limits(text)).await;
+    let mut ann = certified.client("ann", "weft://tenant/ann/operate").await;
+    let large = format!("vpcs: [{{id: ann/{}, tenant: ann}}]", "x".repeat(2 << 20));
+    let large = yaml(&large);
+    for _ in 0..3 {
+        let status = apply(&mut ann, large.clone()).await.unwrap_err();
+        refused(&status, "admission.tenants.mebibytes_in_flight");
+    }
+    assert!(certified.controller.intent.current().state.is_empty());
+    // What was read of them counts no more.
+    apply(&mut ann, vpcs("ann", 0..10)).await.unwrap();
+    certified.controller.stop().await;
+}
+
+#[tokio::test]
 async fn watches_and_calls_in_flight_have_their_most_and_end() {
     let text = "operators = { watches = 3, reads_in_flight = 2 }";
     let certified = Certified::start_limited(limits(text)).await;
