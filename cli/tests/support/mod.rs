@@ -67,7 +67,7 @@ pub struct Scene {
 impl Scene {
     /// A controller with an empty intent.
     pub async fn empty() -> Self {
-        Self::serving(MOVE_GRACE.into()).await
+        Self::serving(&MOVE_GRACE.into()).await
     }
 
     /// The same, where callers may ask for so much.
@@ -76,10 +76,11 @@ impl Scene {
             move_grace: MOVE_GRACE,
             admission,
         };
-        Self::serving(serving).await
+        Self::serving(&serving).await
     }
 
-    async fn serving(serving: Serving) -> Self {
+    async fn serving(serving: &Serving) -> Self {
+        let serving = *serving;
         let directory = tempfile::tempdir().unwrap();
         let store = Embedded::open(&directory.path().join("intent.redb")).unwrap();
         let intent = Arc::new(Intent::load(Box::new(store)).unwrap());
