@@ -505,7 +505,7 @@ fn region() -> Objects {
 }
 
 /// What a host does with a change: decode, patch, compare, validate, compile. The change is made and taken back in turn.
-fn at_host(name: &str, states: [&State; 2]) -> anyhow::Result<Vec<f64>> {
+pub(crate) fn at_host(name: &str, states: [&State; 2]) -> anyhow::Result<Vec<f64>> {
     let underlay = Underlay::default();
     let link = ExternalLink {
         physical_network: "physnet1".into(),

@@ -18,6 +18,7 @@ mod plot;
 mod region;
 mod scale;
 mod scenario;
+mod services;
 mod tap;
 mod vhost;
 mod workers;
@@ -164,7 +165,7 @@ impl Suite {
 }
 
 /// All suites, in the order in which they run.
-const SUITES: [Suite; 15] = [
+const SUITES: [Suite; 16] = [
     Suite::new("memory", "the pipeline without sockets", |_| {
         dpdk::pinned(memory::rows)
     }),
@@ -183,6 +184,9 @@ const SUITES: [Suite; 15] = [
         "elastic IPs and NAT gateways without sockets",
         |_| dpdk::pinned(gateway::rows),
     ),
+    Suite::new("services", "load balancers without sockets", |_| {
+        dpdk::pinned(services::rows)
+    }),
     Suite::new("workers", "several on one session table", |_| {
         workers::rows()
     }),

@@ -14,6 +14,8 @@ use crate::{Row, clock};
 
 /// Of hits; the first of them warm caches and clock up.
 const SAMPLES: usize = 401;
+/// Flows whose hits are compared.
+const FLOWS: u32 = 1000;
 /// Of misses: each takes sessions for good.
 const MISSES: usize = 41;
 
@@ -113,7 +115,6 @@ fn limited() -> anyhow::Result<Objects> {
 
 /// Hits of flows that are translated beside hits of flows that are not, sample by sample in turn: into the tunnel at h1, and out of it there.
 fn translated(rows: &mut Vec<Row>) -> anyhow::Result<()> {
-    const FLOWS: u32 = 1000;
     const OUTSIDE: [u8; 4] = [198, 18, 0, 9];
     let mut fabric = fabric(FLOWS * 8)?;
     fabric.translations = vec![StaticTranslation {
@@ -127,6 +128,22 @@ fn translated(rows: &mut Vec<Row>) -> anyhow::Result<()> {
         .set(state)
         .map_err(|violations| anyhow::anyhow!("{violations:?}"))?;
     let source = scenario::source(&fabric)?;
+    let ways = [
+        (source, "encapsulation"),
+        (Source::Uplink(0), "decapsulation"),
+    ];
+    beside(rows, &mut fabric, ways, OUTSIDE, "translated")
+}
+
+/// Hits of flows from a1 to an address behind which b2 is, beside hits of flows to b2 itself, sample by sample in turn: into the tunnel at h1, and out of it
+/// there.
+pub(crate) fn beside(
+    rows: &mut Vec<Row>,
+    fabric: &mut Fabric,
+    ways: [(Source, &str); 2],
+    address: [u8; 4],
+    called: &str,
+) -> anyhow::Result<()> {
     let datagram = |from: ([u8; 6], [u8; 4]), to: [u8; 4], ports| {
         let mut frame = load::udp((ROUTER, from.0), (from.1, to), ports, 18);
         // Any but none: it is changed, and nobody looks whether it was right.
@@ -136,7 +153,7 @@ fn translated(rows: &mut Vec<Row>) -> anyhow::Result<()> {
     // To the tunnel and out of it, plain and translated.
     let mut frames: [[Vec<Vec<u8>>; 2]; 2] = Default::default();
     for number in 0..FLOWS as u16 {
-        for (kind, to, port) in [(0, B2.1, 1000), (1, OUTSIDE, 1001)] {
+        for (kind, to, port) in [(0, B2.1, 1000), (1, address, 1001)] {
             for (way, from, frame) in [
                 (0, "a1", datagram(A1, to, (number, port))),
                 (1, "b2", datagram(B2, A1.1, (port, number))),
@@ -158,10 +175,7 @@ fn translated(rows: &mut Vec<Row>) -> anyhow::Result<()> {
     let now = fabric.now;
     let host = fabric.hosts.get_mut("h1");
     let host = host.ok_or_else(|| anyhow::anyhow!("no host"))?;
-    for (way, source, what) in [
-        (0, source, "encapsulation"),
-        (1, Source::Uplink(0), "decapsulation"),
-    ] {
+    for (way, (source, what)) in ways.into_iter().enumerate() {
         let mut samples: [Vec<f64>; 2] = Default::default();
         for sample in 0..SAMPLES {
             for kind in [0, 1] {
@@ -177,18 +191,18 @@ fn translated(rows: &mut Vec<Row>) -> anyhow::Result<()> {
             .map(|(plain, other)| other / plain);
         let ratios = ratios.collect();
         rows.push(row(
-            &format!("hit, 1k flows, untranslated: {what}"),
+            &format!("hit, 1k flows, beside {called} ones: {what}"),
             plain,
             None,
         ));
         rows.push(row(
-            &format!("hit, 1k flows, translated: {what}"),
+            &format!("hit, 1k flows, {called}: {what}"),
             translated,
             None,
         ));
         rows.push(Row {
-            name: format!("memory: translated hit: {what}"),
-            unit: "of an untranslated one",
+            name: format!("memory: {called} hit: {what}"),
+            unit: "of a plain one",
             samples: ratios,
             goal: Some((1.25, false)),
             peer: None,
