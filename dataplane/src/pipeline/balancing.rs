@@ -91,14 +91,10 @@ pub(super) fn keeps(vpc: &Vpc, before: &Flow, after: &Flow) -> Option<bool> {
     }
     let balancer = at(vpc, before.destination)?;
     // A member that reaches itself has the load balancer's address.
-    let source = if before.source == after.destination {
-        before.destination
-    } else {
-        before.source
-    };
+    let is_source = [before.source, before.destination].contains(&after.source);
     let to = (after.destination, after.destination_port);
     let is_served = balancer.keeps((before.protocol, before.destination_port), to);
-    Some(is_served && after.source == source && after.source_port == before.source_port)
+    Some(is_served && is_source && after.source_port == before.source_port)
 }
 
 /// The network and the elastic IP by which a packet leaves as the answer of a load balancer's member to who came from outside. On the gateway host its session
@@ -113,29 +109,38 @@ pub(super) fn public(
     if vpc.public.addresses.is_empty() {
         return None;
     }
+    let port = match entry.ingress {
+        Ingress::Port(index) => snapshot.port(index),
+        Ingress::Peer(_) | Ingress::External(_) => None,
+    };
+    if let Some(port) = port {
+        let routes = &snapshot.subnets[port.subnet].routes;
+        // Who is reached by another port or host, or by a peering, has come from there.
+        let leads_out = matches!(
+            routes.lookup(flow.destination),
+            None | Some((_, Target::Nat(_) | Target::External(_)))
+        );
+        if !leads_out {
+            return None;
+        }
+    }
     match choice {
         Choice::Anew => None,
         Choice::Kept(translation) | Choice::Error(translation, _) => {
             let address = translation.flow.source;
             let is_answer = translation.vni != vpc.vni && address != flow.source;
             let network = vpc.public.addresses.get(&address).filter(|_| is_answer);
-            network.map(|network| (*network, address))
+            network.map(|(network, _)| (*network, address))
         }
         Choice::Untranslated => {
-            let Ingress::Port(index) = entry.ingress else {
-                return None;
-            };
-            if standing == Standing::Forward || vpc.subnets.lookup(flow.destination).is_some() {
+            if port.is_none()
+                || standing == Standing::Forward
+                || vpc.subnets.lookup(flow.destination).is_some()
+            {
                 return None;
             }
-            let network = vpc.public.members.get(&flow.source)?;
-            let routes = &snapshot.subnets[snapshot.port(index)?.subnet].routes;
-            // Who is reached by another port or host, or by a peering, has come from there.
-            let leads_out = matches!(
-                routes.lookup(flow.destination),
-                None | Some((_, Target::Nat(_) | Target::External(_)))
-            );
-            leads_out.then_some((*network, 0))
+            let network = vpc.public.members.get(&flow.source);
+            network.map(|network| (*network, 0))
         }
     }
 }
@@ -153,7 +158,7 @@ pub(super) fn is_reset(snapshot: &Snapshot, entry: &Entry, reason: DropReason) -
     of(snapshot, entry).is_some_and(|balancer| {
         let flow = &parsed.flow;
         let listener = balancer.listener(flow.protocol, flow.destination_port);
-        listener.is_none_or(|listener| listener.resets)
+        listener.is_none_or(|listener| listener.plan.resets)
     })
 }
 

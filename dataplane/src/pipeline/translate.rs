@@ -12,7 +12,7 @@ use crate::packet::{DropReason, Flow, Parsed};
 use crate::session::Translation;
 use crate::session::mappings::{self, Outside};
 use crate::session::table::{Action, Ingress, SessionRef};
-use crate::snapshot::{Held, HeldBy, Snapshot};
+use crate::snapshot::{Held, HeldBy, Place, Snapshot};
 
 use super::forwarding::Exit;
 use super::{Entry, Tables, balancing, external, nat64};
@@ -182,8 +182,14 @@ impl Choice {
             Some(kept) => (after.source, after.source_port) = (kept.source, kept.source_port),
             None if !matches!(self, Self::Anew) || !is_routed => {}
             None if balancing::of(tables.snapshot, entry).is_some() => {
-                // A member that reaches itself: its answers have to come back here.
-                if routed.destination == flow.source {
+                // A member that reaches itself, by whichever of its addresses: its answers have to come back here.
+                let endpoint = vpc.by_address.get(&routed.destination);
+                let is_own =
+                    endpoint.is_some_and(|endpoint| match (endpoint.place, entry.ingress) {
+                        (Place::Here(member), Ingress::Port(client)) => member == client,
+                        _ => false,
+                    });
+                if is_own {
                     after.source = flow.destination;
                 }
             }
@@ -300,7 +306,13 @@ pub(super) fn is_elsewhere(snapshot: &Snapshot, entry: &Entry, session: &Session
     other.is_some_and(|other| {
         let ends = [other.flow.source, other.flow.destination];
         let mut ends = ends.into_iter();
-        other.vni == Vni::OUTSIDE && ends.any(|end| snapshot.outside.stands_by_for(end))
+        let outside = &snapshot.outside;
+        let public = &snapshot.vpcs[entry.vpc].public.addresses;
+        let is_others = |end: u128| {
+            let is_balanced = public.contains_key(&end) && !outside.held.contains_key(&end);
+            is_balanced || outside.stands_by_for(end)
+        };
+        other.vni == Vni::OUTSIDE && ends.any(is_others)
     })
 }
 

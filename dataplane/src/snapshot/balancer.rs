@@ -12,20 +12,33 @@ pub struct Balancer {
     /// Its id.
     pub id: String,
     /// What it serves, by protocol and first port; none overlaps another.
-    pub listeners: Box<[Listener]>,
+    pub listeners: Box<[Arc<Listener>]>,
 }
 
 /// Ports of a load balancer's address, and who serves them.
 #[derive(Debug)]
 pub struct Listener {
-    /// IP protocol number.
-    pub protocol: u8,
-    /// First and last port.
-    pub ports: (u16, u16),
+    /// What it is made of.
+    pub plan: Plan,
     /// Those who serve, in order: each address and port once.
     pub members: Box<[Member]>,
     /// How one is chosen.
     pub choice: Choice,
+}
+
+/// What a listener is made of: of equal plans the tables are equal.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Plan {
+    /// IP protocol number.
+    pub protocol: u8,
+    /// First and last port.
+    pub ports: (u16, u16),
+    /// The members in order, each with its weight if it takes flows.
+    pub shares: Vec<(Member, Option<u16>)>,
+    /// Whether members are taken one after the other.
+    pub in_turn: bool,
+    /// Whether all flows of a client go to one member.
+    pub by_source: bool,
     /// Whether clients are told of connections that are lost.
     pub resets: bool,
 }
@@ -63,14 +76,15 @@ impl Balancer {
     pub fn listener(&self, protocol: u8, port: u16) -> Option<&Listener> {
         let beyond = self
             .listeners
-            .partition_point(|it| (it.protocol, it.ports.0) <= (protocol, port));
+            .partition_point(|it| (it.plan.protocol, it.plan.ports.0) <= (protocol, port));
         let listener = self.listeners.get(beyond.checked_sub(1)?)?;
-        (listener.protocol == protocol && port <= listener.ports.1).then_some(listener)
+        let is_for = listener.plan.protocol == protocol && port <= listener.plan.ports.1;
+        is_for.then_some(&**listener)
     }
 
     /// Whether any member takes flows.
     pub fn serves(&self) -> bool {
-        self.listeners.iter().any(Listener::serves)
+        self.listeners.iter().any(|listener| listener.serves())
     }
 
     /// Whether a flow to the load balancer's address and this port may go on to this address and port.
@@ -114,12 +128,14 @@ impl Listener {
     }
 
     fn port_of(&self, member: &Member, port: u16) -> u16 {
-        member.first.wrapping_add(port.wrapping_sub(self.ports.0))
+        member
+            .first
+            .wrapping_add(port.wrapping_sub(self.plan.ports.0))
     }
 
     /// Whether a member serves a port of the listener at an address and port, whether it takes new flows or not.
     fn has(&self, port: u16, (address, at): (u128, u16)) -> bool {
-        let first = at.wrapping_sub(port.wrapping_sub(self.ports.0));
+        let first = at.wrapping_sub(port.wrapping_sub(self.plan.ports.0));
         self.members
             .binary_search(&Member { address, first })
             .is_ok()
@@ -129,8 +145,8 @@ impl Listener {
 /// What of a VPC's load balancers is reached from outside.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct PublicBalancers {
-    /// Their elastic IPs, each with its network by index.
-    pub addresses: super::Map<u128, u16>,
+    /// Their elastic IPs, each with its network by index, and the own address of the load balancer.
+    pub addresses: super::Map<u128, (u16, u128)>,
     /// The addresses that their members serve at, and by which network answers to the outside leave.
     pub members: super::Map<u128, u16>,
 }

@@ -511,3 +511,50 @@ fn nobody_but_a_port_is_a_client_and_what_the_trace_says() {
     let to_port = udp(A1, VIP, A2.mac, (5, 80), b"q");
     assert_eq!(only(&mut fabric, "a1", &to_port).0, "a2");
 }
+
+#[test]
+fn a_member_reaches_itself_by_whichever_of_its_addresses() {
+    let mut fabric = balancing();
+    change(&mut fabric, |objects| {
+        port(objects, "a2").addresses.push("10.0.1.77".into());
+        objects.load_balancers[0].listeners[1].members = vec![v1::Member {
+            address: "10.0.1.77".into(),
+            ..v1::Member::default()
+        }];
+    });
+    let question = udp(A2, VIP, ROUTER, (5, 80), b"q");
+    let (to, seen, _) = only(&mut fabric, "a2", &question);
+    assert_eq!((to.as_str(), seen.source), ("a2", VIP.v4.into()));
+    change(&mut fabric, |objects| port_limits(objects, 1));
+    assert_eq!(only(&mut fabric, "a2", &question).0, "a2");
+}
+
+/// Whatever else has the host compile everything anew, and whatever of a port changes but its addresses.
+#[test]
+fn tables_of_listeners_that_stay_are_not_made_again() {
+    let mut fabric = balancing();
+    let listeners = |fabric: &Fabric| {
+        let snapshot = fabric.hosts["h1"].pipeline.snapshot();
+        let mut vpcs = snapshot.vpcs.iter();
+        let vpc = vpcs.find(|vpc| vpc.id == "blue").unwrap();
+        let all = vpc.balancers.iter().map(|(address, balancer)| {
+            let listeners = balancer.listeners.iter().map(std::sync::Arc::as_ptr);
+            (*address, listeners.collect::<Vec<_>>())
+        });
+        all.collect::<BTreeMap<_, _>>()
+    };
+    let before = listeners(&fabric);
+    change(&mut fabric, |objects| objects.subnets[0].mtu = 1400);
+    assert_eq!(listeners(&fabric), before);
+    change(&mut fabric, |objects| {
+        port(objects, "a2").hostname = "other".into()
+    });
+    assert_eq!(listeners(&fabric), before);
+    // One of the two listeners has one member less.
+    members(&mut fabric, |members| drop(members.pop()));
+    let after = listeners(&fabric);
+    for (address, listeners) in &before {
+        let same = listeners.iter().zip(&after[address]);
+        assert_eq!(same.filter(|(a, b)| a == b).count(), 1);
+    }
+}

@@ -327,3 +327,80 @@ fn network_twice(objects: &mut Objects) {
     objects.external_networks.clear();
     network(objects);
 }
+
+#[test]
+fn what_came_by_an_address_that_is_another_load_balancers_now_ends() {
+    let mut fabric = outside(|objects| {
+        public(objects);
+        // Another one, which the same members serve at another port.
+        let mut other = objects.load_balancers[0].clone();
+        (other.id, other.addresses) = (
+            "api".into(),
+            vec!["10.0.1.101".into(), "fd00:1::101".into()],
+        );
+        for member in other.listeners.iter_mut().flat_map(|it| &mut it.members) {
+            member.to_port_min = 9090;
+        }
+        objects.load_balancers.push(other);
+    });
+    let question = udp(FAR, held(8), H1, (7, 80), b"q");
+    assert_eq!(arrive(&mut fabric, &question).1.destination_port, 8080);
+    change(&mut fabric, |objects| {
+        for elastic in &mut objects.elastic_ips {
+            elastic.load_balancer = "api".into();
+        }
+    });
+    refused(&mut fabric, &question, DropReason::MemberGone);
+    assert_eq!(arrive(&mut fabric, &question).1.destination_port, 9090);
+}
+
+/// A session of a member's own host knows nothing of the elastic IP: with the host taken off the list of gateway hosts, it goes on.
+#[test]
+fn connections_of_a_member_on_a_host_that_is_no_gateway_host_any_more_go_on() {
+    let mut fabric = two_hosts();
+    let mut found = None;
+    for source_port in 9000..9006 {
+        let syn = tcp(FAR, held(8), H1, (source_port, 80), "S", (100, 0), 0);
+        let (port, _) = arrive(&mut fabric, &syn);
+        if port == "a3" {
+            let reply = tcp(A3, FAR, ROUTER, (8080, source_port), "SA", (500, 101), 0);
+            leaves_by(&mut fabric, "a3", &reply);
+            let ack = tcp(FAR, held(8), H1, (source_port, 80), "A", (101, 501), 0);
+            arrive(&mut fabric, &ack);
+            found = Some(source_port);
+        }
+    }
+    let source_port = found.unwrap();
+    fabric.live(500).unwrap();
+    change(&mut fabric, |objects| {
+        objects.external_networks[0].gateway_hosts = vec!["h1".into()];
+        group(objects, "open").rules.push(ingress("tcp", Some(1)));
+    });
+    let data = tcp(FAR, held(8), H1, (source_port, 80), "A", (101, 501), 9);
+    assert_eq!(arrive(&mut fabric, &data).0, "a3");
+    let reply = tcp(A3, FAR, ROUTER, (8080, source_port), "A", (501, 110), 5);
+    let (host, seen) = leaves_by(&mut fabric, "a3", &reply);
+    assert_eq!((host.as_str(), seen.source), ("h1", v4(station(8))));
+}
+
+/// A route to a port wins, on the gateway host as elsewhere.
+#[test]
+fn answers_follow_a_route_to_another_port() {
+    let mut fabric = outside(|objects| {
+        public(objects);
+        for listener in &mut objects.load_balancers[0].listeners {
+            listener.members.retain(|it| it.port == "b1");
+        }
+        objects.subnets[1].route_table = "blue".into();
+        objects.route_tables[0].routes = vec![weft_proto::v1::Route {
+            port: "a3".into(),
+            ..crate::topology::route("198.51.100.0/24")
+        }];
+    });
+    let question = udp(FAR, held(8), H1, (7, 80), b"q");
+    assert_eq!(arrive(&mut fabric, &question).0, "b1");
+    let reply = udp(B1, FAR, ROUTER, (8080, 7), b"a");
+    fabric.outside.clear();
+    fabric.send("b1", &reply);
+    assert_eq!(fabric.outside, []);
+}

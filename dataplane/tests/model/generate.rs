@@ -127,7 +127,7 @@ pub struct TranslationPlan {
 #[derive(Debug, Clone)]
 pub struct BalancerPlan {
     pub subnet: u8,
-    /// Which elastic IPs it has, by bit, and on which network.
+    /// Which elastic IPs it has, by bit.
     pub public: u8,
     pub listeners: Vec<ListenerPlan>,
 }
@@ -1172,7 +1172,9 @@ impl BalancerPlan {
     fn bind(&self, number: usize, objects: &mut Objects) {
         let place = usize::from(self.subnet) % objects.subnets.len();
         let cidrs = objects.subnets[place].cidrs.clone();
-        let second = objects.external_networks.len() > 1 && self.public & 4 != 0;
+        // Those of a VPC are on one network.
+        let vpc = objects.subnets[place].vpc.clone();
+        let second = objects.external_networks.len() > 1 && vpc.ends_with('1');
         let (network, prefixes) = match second {
             true => ("other", ["192.88.99.", "2001:db8:6::"]),
             false => ("net", ["198.51.100.", "2001:db8:5::"]),

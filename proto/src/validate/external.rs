@@ -292,6 +292,23 @@ pub(super) fn check_elastic_ip(
     }
 }
 
+/// Another external network on which the first load balancer of a VPC that has an elastic IP of the family has it, and that elastic IP. By the address of a member
+/// alone its host knows where its answers to the outside leave.
+fn other_network<'a>(
+    elastic: &ElasticIp,
+    vpc: &'a str,
+    index: &Index<'a>,
+) -> Option<(&'a str, &'a str)> {
+    let balancers = index.state.of_vpc_and_kind(vpc, Kind::LoadBalancer);
+    let elastic_ips = balancers.flat_map(|it| index.state.elastic_ips_of_balancer(it.id()));
+    let is_ipv6 = |it: &ElasticIp| it.address.contains(':');
+    let mut others =
+        elastic_ips.filter(|it| it.id != elastic.id && is_ipv6(it) == is_ipv6(elastic));
+    let other = others.next()?;
+    let differs = other.external_network != elastic.external_network;
+    differs.then_some((&*other.id, &*other.external_network))
+}
+
 /// An elastic IP that is bound to a load balancer.
 fn check_balanced(
     at: At<'_>,
@@ -339,6 +356,12 @@ fn check_balanced(
             let rule = format!("load balancer '{}' has no {family} address", balancer.id);
             report.add(at, field, rule);
         }
+    }
+    if let Some((other, network)) = other_network(elastic, &balancer.vpc, index) {
+        let rule = format!(
+            "elastic IP '{other}' of a load balancer of the same vpc is on '{network}': members answer by one network, for each family"
+        );
+        report.add(at, "external_network", rule);
     }
     if let Some(network) = network
         && network.gateway().is_none()

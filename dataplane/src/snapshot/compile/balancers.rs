@@ -13,40 +13,47 @@ use crate::packet::Family;
 use crate::packet::parse::{protocol, word_family};
 use crate::route::ecmp;
 use crate::route::maglev::{self, Turn};
-use crate::snapshot::balancer::{Balancer, Choice, Listener, Member};
+use crate::snapshot::balancer::{Balancer, Balancers, Choice, Listener, Member, Plan};
 
 /// A load balancer at an address.
 type At = (u128, Arc<Balancer>);
 
-/// What it is at each of its addresses. `seed`: where turns begin that are taken one after the other.
+/// What it is at each of its addresses; listeners that stay as they are in `before` are taken from there, tables and all. `seed`: where turns begin that are
+/// taken one after the other.
 fn compile<'s>(
     balancer: &v1::LoadBalancer,
     port: impl Fn(&str) -> Option<&'s v1::Port>,
+    before: Option<&Balancers>,
     seed: u32,
 ) -> Vec<At> {
     let addresses = balancer.addresses.iter();
     let addresses = addresses.filter_map(|text| parse_address(text));
     let at = addresses.map(|address| {
         let family = word_family(address);
-        let listeners = balancer.listeners.iter();
-        let listeners = listeners.filter_map(|it| listener(it, family, &port, seed));
-        let mut listeners: Vec<Listener> = listeners.collect();
-        listeners.sort_by_key(|it| (it.protocol, it.ports));
+        let before = before.and_then(|before| before.get(&address));
+        let known = || before.into_iter().flat_map(|before| &before.listeners);
+        let plans = balancer.listeners.iter();
+        let plans = plans.filter_map(|it| plan(it, family, &port));
+        let mut plans: Vec<Plan> = plans.collect();
+        plans.sort_by_key(|plan| (plan.protocol, plan.ports));
+        let listeners = plans.into_iter().map(|plan| {
+            let same = known().find(|known| known.plan == plan);
+            same.map_or_else(|| Arc::new(listener(plan, seed)), Arc::clone)
+        });
         let compiled = Balancer {
             id: balancer.id.clone(),
-            listeners: listeners.into(),
+            listeners: listeners.collect(),
         };
         (address, Arc::new(compiled))
     });
     at.collect()
 }
 
-fn listener<'s>(
+fn plan<'s>(
     listener: &v1::Listener,
     family: Family,
     port: impl Fn(&str) -> Option<&'s v1::Port>,
-    seed: u32,
-) -> Option<Listener> {
+) -> Option<Plan> {
     let protocol = match listener.protocol.as_str() {
         "tcp" => protocol::TCP,
         "udp" => protocol::UDP,
@@ -72,19 +79,34 @@ fn listener<'s>(
             *known = (*known).max(share);
         }
     }
-    let members: Box<[Member]> = shares.keys().copied().collect();
-    let turns = shares.iter().zip(0..).filter_map(|((member, share), at)| {
-        let mut name = [0; 18];
-        name[..16].copy_from_slice(&member.address.to_be_bytes());
-        name[16..].copy_from_slice(&member.first.to_be_bytes());
-        Some(Turn {
-            identity: ecmp::identity(&name),
-            weight: (*share)?,
-            member: at,
-        })
-    });
+    Some(Plan {
+        protocol,
+        ports,
+        shares: shares.into_iter().collect(),
+        in_turn: listener.algorithm == "round-robin",
+        by_source: listener.affinity == "source",
+        resets: !listener.drop_lost,
+    })
+}
+
+fn listener(plan: Plan, seed: u32) -> Listener {
+    let members: Box<[Member]> = plan.shares.iter().map(|(member, _)| *member).collect();
+    let turns = plan
+        .shares
+        .iter()
+        .zip(0..)
+        .filter_map(|((member, share), at)| {
+            let mut name = [0; 18];
+            name[..16].copy_from_slice(&member.address.to_be_bytes());
+            name[16..].copy_from_slice(&member.first.to_be_bytes());
+            Some(Turn {
+                identity: ecmp::identity(&name),
+                weight: (*share)?,
+                member: at,
+            })
+        });
     let turns: Vec<Turn> = turns.collect();
-    let choice = if listener.algorithm == "round-robin" {
+    let choice = if plan.in_turn {
         Choice::RoundRobin {
             order: in_turn(&turns),
             next: AtomicU32::new(seed),
@@ -92,17 +114,18 @@ fn listener<'s>(
     } else {
         Choice::Maglev {
             table: maglev::Table::new(members.len(), &turns),
-            by_source: listener.affinity == "source",
+            by_source: plan.by_source,
         }
     };
-    Some(Listener {
-        protocol,
-        ports,
+    Listener {
+        plan,
         members,
         choice,
-        resets: !listener.drop_lost,
-    })
+    }
 }
+
+/// Turns that are taken at most before they begin again: of very many members with odd weights, the weights hold nearly.
+const TURNS: usize = 65_536;
 
 /// Members one after the other, each as often as its weight is of the sum.
 fn in_turn(turns: &[Turn]) -> Box<[u16]> {
@@ -111,7 +134,7 @@ fn in_turn(turns: &[Turn]) -> Box<[u16]> {
         .iter()
         .map(|turn| usize::from(turn.weight / gcd))
         .sum();
-    let order = maglev::rounds(turns).take(all);
+    let order = maglev::rounds(turns).take(all.min(TURNS));
     order.map(|at| turns[at].member).collect()
 }
 
@@ -133,7 +156,8 @@ impl Draft<'_> {
                     .add(Kind::LoadBalancer, &balancer.id, "vpc", rule);
                 continue;
             };
-            let at = compile(balancer, port, self.context.generation);
+            let before = self.balancers_before.get(&balancer.vpc).map(|it| &**it);
+            let at = compile(balancer, port, before, self.context.generation);
             let of_vpc = &mut self.vpcs[place].balancers;
             for (i, (address, compiled)) in at.into_iter().enumerate() {
                 if of_vpc.insert(address, compiled).is_some() {
@@ -163,7 +187,14 @@ pub(super) fn edits(
 ) -> Option<Edits> {
     let mut ids: BTreeSet<&str> = BTreeSet::new();
     for change in changes {
-        for object in [change.old, change.new].into_iter().flatten() {
+        let addresses = |object: Option<&Object>| match object {
+            Some(Object::Port(port)) => Some(port.addresses.clone()),
+            _ => None,
+        };
+        // Of ports the addresses alone matter.
+        let stays = addresses(change.old).is_some_and(|old| Some(old) == addresses(change.new));
+        let ends = [change.old, change.new].into_iter().flatten();
+        for object in ends.filter(|_| !stays) {
             match object {
                 Object::LoadBalancer(balancer) => {
                     ids.insert(&balancer.id);
@@ -195,7 +226,8 @@ pub(super) fn edits(
         }
         if let Some(Object::LoadBalancer(new)) = state.find(Kind::LoadBalancer, id) {
             let place = *done.places.vpcs.get(&new.vpc)?;
-            let at = compile(new, port, seed).into_iter();
+            let before = done.snapshot.vpcs.get(place).map(|vpc| &*vpc.balancers);
+            let at = compile(new, port, before, seed).into_iter();
             edits.come.extend(at.map(|at| (place, at)));
         }
     }

@@ -365,8 +365,13 @@ impl Draft<'_> {
         let members = balancer.listeners.iter().flat_map(|it| &it.members);
         let members = members.map(|member| (member.address, network));
         draft.public.members.extend(members);
-        draft.public.addresses.insert(address, network);
-        draft.balancers.insert(address, balancer);
+        draft.public.addresses.insert(address, (network, own));
+        if draft.balancers.insert(address, balancer).is_some() {
+            let rule = "is an address of a load balancer of the same VPC";
+            return self
+                .report
+                .add(Kind::ElasticIp, &elastic.id, "address", rule);
+        }
         if outside.is_gateway_of(network) {
             outside.balanced.insert(address);
         }

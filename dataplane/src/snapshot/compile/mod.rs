@@ -251,6 +251,10 @@ impl Compiler {
         if let Some(done) = &self.done {
             draft.limits_before = Arc::clone(&done.snapshot.limits);
             draft.outside_before = Arc::clone(&done.snapshot.outside);
+            let balancing = done.snapshot.vpcs.iter();
+            let balancing = balancing.filter(|vpc| !vpc.balancers.is_empty());
+            let balancing = balancing.map(|vpc| (vpc.id.clone(), Arc::clone(&vpc.balancers)));
+            draft.balancers_before = balancing.collect();
         }
         draft.fill(&Objects::new(state));
         if !draft.report.violations.is_empty() {
@@ -387,6 +391,8 @@ struct Draft<'a> {
     limits_before: Arc<[Limits]>,
     /// Of the snapshot before: what goes on from there.
     outside_before: Arc<Outside>,
+    /// Of the snapshot before, by the id of the VPC: tables that stay need not be made again.
+    balancers_before: Map<String, Arc<Balancers>>,
     peers: Vec<Option<Peer>>,
     peer_by_vtep: Map<u128, u16>,
     acls: Vec<Acl>,
@@ -408,6 +414,7 @@ impl<'a> Draft<'a> {
             limits: Vec::new(),
             limits_before: Arc::default(),
             outside_before: Arc::default(),
+            balancers_before: Map::default(),
             peers: Vec::new(),
             peer_by_vtep: Map::default(),
             acls: Vec::new(),

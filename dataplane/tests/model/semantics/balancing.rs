@@ -67,14 +67,18 @@ impl World {
         Some((network, address))
     }
 
+    /// Whether no route of a port leads to another port or host, or into another VPC.
+    pub fn leads_out(&self, port: &v1::Port, destination: IpAddr) -> bool {
+        let route = self.custom_route(port, destination);
+        route.is_none_or(|it| !it.nat.is_empty() || !it.external.is_empty())
+    }
+
     /// The same on the host of a port whose session knows nothing of it.
     pub fn may_answer_by(&self, port: &v1::Port, flow: &Flow) -> Option<&str> {
         let mut cidrs = self.subnets_of(&port.vpc).flat_map(|subnet| &subnet.cidrs);
         let is_inside = cidrs.any(|cidr| prefix_holds(cidr, flow.destination))
             || self.is_direct(&port.vpc, flow.destination);
-        let route = self.custom_route(port, flow.destination);
-        let leads_out = route.is_none_or(|it| !it.nat.is_empty() || !it.external.is_empty());
-        if is_inside || !leads_out {
+        if is_inside || !self.leads_out(port, flow.destination) {
             return None;
         }
         // The last one that was bound counts.
@@ -132,10 +136,7 @@ impl World {
             return None;
         }
         let balancer = self.balancer(vpc, before.destination)?;
-        let source = match before.source == after.destination {
-            true => before.destination,
-            false => before.source,
-        };
+        let is_source = [before.source, before.destination].contains(&after.source);
         let (Detail::Ports(from, to), Detail::Ports(after_from, at)) =
             (before.detail, after.detail)
         else {
@@ -147,7 +148,7 @@ impl World {
             targets.contains(&(after.destination, first))
         };
         let is_served = listener(balancer, before.protocol, to).is_some_and(serves);
-        Some(is_served && after.source == source && from == after_from)
+        Some(is_served && is_source && from == after_from)
     }
 }
 
@@ -297,9 +298,10 @@ impl Model {
     }
 }
 
-/// What a member that reaches itself is known by to itself.
-pub fn source(flow: &Flow, before: &Flow) -> IpAddr {
-    match flow.destination == before.source {
+/// What a member that reaches itself, by whichever of its addresses, is known by to itself.
+pub fn source(world: &World, client: &v1::Port, flow: &Flow, before: &Flow) -> IpAddr {
+    let member = world.port_by_address(&client.vpc, flow.destination);
+    match member.is_some_and(|member| member.id == client.id) {
         true => before.destination,
         false => before.source,
     }

@@ -631,7 +631,8 @@ impl Model {
             .find(host, vni_of(world, vpc, ingress), &packet.flow)
             .ok_or(DropReason::FragmentOrphan)?;
         let from_opener = stands.from_opener;
-        let choice = self.kept(world, place, session, stands)?;
+        let is_outside = matches!(ingress, Ingress::Outside(..));
+        let choice = self.kept(world, (place, is_outside), session, stands)?;
         let standing = match from_opener {
             true => Standing::Forward,
             false => Standing::Backward,
@@ -658,7 +659,7 @@ impl Model {
     fn kept(
         &self,
         world: &World,
-        place: (&str, &str),
+        (place, is_outside): ((&str, &str), bool),
         session: usize,
         stands: Place,
     ) -> Result<Becoming, DropReason> {
@@ -675,7 +676,12 @@ impl Model {
             && opener != world.vni(place.1)
             && world.held(host, before.destination).is_none()
         {
-            return Err(DropReason::NoTranslator);
+            // Another host translates: this one passes on what ports and tunnels send.
+            return if is_outside {
+                Err(DropReason::NoTranslator)
+            } else {
+                Ok(Becoming::Kept(None))
+            };
         }
         match balanced {
             Some(true) => return Ok(Becoming::Kept(stands.becomes)),
@@ -742,6 +748,7 @@ impl Model {
                 Ok(way)
             };
         }
+        let is_outside = matches!(ingress, Ingress::Outside(..));
         let mut known = find(sessions, vni, &packet.flow);
         let becomes = known.and_then(|(_, stands)| stands.becomes);
         let becomes = becomes.map(|(flow, _)| flow);
@@ -773,7 +780,7 @@ impl Model {
             && stands.from_opener
             && self.sessions[host][i].stage == Stage::SynSent
             && matches!(
-                self.kept(world, place, i, stands),
+                self.kept(world, (place, is_outside), i, stands),
                 Err(DropReason::MemberGone)
             )
         {
@@ -795,7 +802,7 @@ impl Model {
         let judged = match known {
             None => self.judge(world, place, ingress, packet, (standing, Becoming::Anew)),
             Some((i, stands)) => self
-                .kept(world, place, i, stands)
+                .kept(world, (place, is_outside), i, stands)
                 .and_then(|choice| self.judge(world, place, ingress, packet, (standing, choice)))
                 .and_then(|way| {
                     self.check_joined(world, place, i, &way)?;
@@ -930,6 +937,10 @@ impl Model {
             _ => None,
         };
         let public = kept.and_then(|kept| world.answers_by(vpc, kept));
+        let public = public.filter(|_| match ingress {
+            Ingress::Port(port) => world.leads_out(port, packet.flow.destination),
+            _ => true,
+        });
         let mut way = match ingress {
             Ingress::Port(port) => {
                 let answers =
@@ -977,7 +988,9 @@ impl Model {
             }
         };
         match choice {
-            _ if balancer.is_some() => flow.source = balancing::source(&flow, &packet.flow),
+            _ if let (Some(_), Ingress::Port(port)) = (balancer, ingress) => {
+                flow.source = balancing::source(world, port, &flow, &packet.flow);
+            }
             Becoming::Anew if routed => {
                 way.mapping = self.leave_by(world, place, packet, &mut flow, way.exit)?;
             }
