@@ -41,6 +41,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         "Subnet",
         "Dhcp",
         "DhcpRoute",
+        "DhcpOption",
         "RateLimits",
         "RateLimit",
         "RouteTable",

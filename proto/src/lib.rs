@@ -12,6 +12,7 @@ pub mod v1 {
 
 pub mod address;
 mod balancer;
+pub mod dhcp_option;
 pub mod external;
 pub mod labels;
 pub mod mtu;

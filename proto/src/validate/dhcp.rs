@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
 
-use super::{At, Report, limits};
+use super::{At, Report, dhcp_options, limits};
 use crate::address::{parse_address, parse_prefix};
 use crate::v1;
 
@@ -34,6 +34,7 @@ pub(super) fn check(at: At<'_>, dhcp: &v1::Dhcp, prefixes: &[IpNetwork], report:
     }
     check_routes(at, dhcp, prefixes, report);
     check_mode(at, dhcp, prefixes, report);
+    dhcp_options::check_subnet(at, dhcp, report);
 }
 
 fn check_servers(at: At<'_>, dhcp: &v1::Dhcp, report: &mut Report) {
@@ -126,6 +127,7 @@ pub(super) fn is_label(text: &str) -> bool {
         && !text.ends_with('-')
 }
 
-fn is_domain(text: &str) -> bool {
+/// Whether a text is a domain name: labels joined by dots.
+pub(crate) fn is_domain(text: &str) -> bool {
     text.len() <= MAX_NAME && text.split('.').all(is_label)
 }

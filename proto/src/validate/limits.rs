@@ -33,6 +33,14 @@ pub const PORT_GROUPS: usize = 16;
 pub const SUBNET_DNS_SERVERS: usize = 16;
 /// Routes that a subnet tells its guests by DHCP: with the default route, as many as one option of 255 bytes holds.
 pub const SUBNET_DHCP_ROUTES: usize = 24;
+/// DHCP and DHCPv6 options that a subnet or a port gives, both families together.
+pub const DHCP_OPTIONS: usize = 32;
+/// Bytes of all DHCP options that a guest is told, where a subnet or port gives any: what fits into the 576 bytes that every client takes (RFC 2131 §2)
+/// behind headers of 268 bytes, beside 35 bytes that every answer has and a client's identifier of up to 37, with 4 bytes kept for what ends the options.
+pub const DHCP_OPTION_BYTES: usize = 230;
+/// Bytes of the DHCPv6 options that a subnet and a port give together: with as many DNS servers and as long a domain as there may be, and the longest
+/// client's identifier, 173 of the 1280 bytes that every link takes (RFC 8200 §5) are left for addresses.
+pub const DHCP6_OPTION_BYTES: usize = 384;
 /// Prefixes of an external network.
 pub const EXTERNAL_PREFIXES: usize = 64;
 /// Prefixes that an external network's outside routes to VPCs.

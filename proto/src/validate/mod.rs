@@ -5,6 +5,7 @@
 
 mod balancer;
 mod dhcp;
+mod dhcp_options;
 mod external;
 mod fabric;
 mod learning;
@@ -23,6 +24,7 @@ mod wire;
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
 
+pub(crate) use self::dhcp::is_domain;
 use crate::address::parse_prefix;
 use crate::labels;
 use crate::state::{Change, Kind, Object, State};

@@ -1,7 +1,7 @@
 //! DHCP settings of subnets.
 
 use super::{accepted, refused};
-use crate::v1::{Dhcp, DhcpRoute};
+use crate::v1::{Dhcp, DhcpOption, DhcpRoute};
 
 /// Refused is what this makes of the first subnet's DHCP.
 #[track_caller]
@@ -19,6 +19,15 @@ fn dhcp_route(prefix: &str, next_hop: &str) -> DhcpRoute {
     }
 }
 
+fn dhcp_option(family: &str, name: &str, value: &str) -> DhcpOption {
+    DhcpOption {
+        name: name.into(),
+        value: value.into(),
+        family: family.into(),
+        force: false,
+    }
+}
+
 #[test]
 fn what_guests_are_told_may_fill_every_field() {
     accepted(|o| {
@@ -32,7 +41,13 @@ fn what_guests_are_told_may_fill_every_field() {
                 dhcp_route("10.9.0.0/16", "10.0.0.11"),
             ],
             ipv6_mode: "slaac".into(),
+            options: vec![dhcp_option("", "tftp-server", "10.0.0.9")],
         });
+        o.ports[0].dhcp_options = vec![
+            dhcp_option("", "66", ""),
+            dhcp_option("ipv4", "wpad", "http://wpad/wpad.dat"),
+            dhcp_option("ipv6", "bootfile-url", "tftp://[fd00::9]/f"),
+        ];
         o.ports[0].hostname = "web-1".into();
     });
 }
@@ -138,4 +153,93 @@ fn servers_and_routes_are_bounded() {
     dhcp_refused("routes: a subnet has at most 24 routes, and 25", |dhcp| {
         dhcp.routes = vec![DhcpRoute::default(); 25];
     });
+}
+
+#[test]
+fn options_are_known_and_given_once() {
+    for (name, value, rule) in [
+        (
+            "bootfile",
+            "x",
+            "options[0].name: 'bootfile' is not the name",
+        ),
+        (
+            "router",
+            "10.0.0.1",
+            "options[0].name: 'router' is the subnet's gateway",
+        ),
+        (
+            "mtu",
+            "big",
+            "options[0].value: of mtu: 'big' is not a number",
+        ),
+    ] {
+        dhcp_refused(rule, |dhcp| {
+            dhcp.options = vec![dhcp_option("", name, value)];
+        });
+        refused(&format!("port p1 dhcp_{rule}"), |o| {
+            o.ports[0].dhcp_options = vec![dhcp_option("", name, value)];
+        });
+    }
+    dhcp_refused("options[0].family: 'inet' is not one of", |dhcp| {
+        dhcp.options = vec![dhcp_option("inet", "66", "x")];
+    });
+    dhcp_refused(
+        "options[1].name: the option of dhcp.options[0] is given twice",
+        |dhcp| {
+            dhcp.options = vec![
+                dhcp_option("", "66", "x"),
+                dhcp_option("ipv4", "tftp-server", "y"),
+            ];
+        },
+    );
+    dhcp_refused(
+        "options: a subnet or port has at most 32 DHCP options, and 33",
+        |dhcp| {
+            dhcp.options = (100..133u8)
+                .map(|code| dhcp_option("ipv6", &code.to_string(), "x"))
+                .collect();
+        },
+    );
+}
+
+#[test]
+fn answers_have_room_for_all_options() {
+    // Router, routes and MTU take 26 bytes.
+    let filling = |bytes: usize| vec![dhcp_option("", "224", &"x".repeat(bytes - 2))];
+    accepted(|o| o.ports[0].dhcp_options = filling(204));
+    refused(
+        "port p1 dhcp_options: with the network's own parameters these are 231 bytes of DHCP options; an answer that every client takes has room for 230",
+        |o| o.ports[0].dhcp_options = filling(205),
+    );
+    refused("port p1 dhcp_options: with the network's own", |o| {
+        o.ports[0].dhcp_options = filling(204);
+        o.ports[0].hostname = "a".into();
+    });
+    // What a port takes away leaves room.
+    accepted(|o| {
+        o.ports[0].dhcp_options = filling(204);
+        o.ports[0].dhcp_options.push(dhcp_option("", "mtu", ""));
+        o.ports[0].hostname = "ab".into();
+    });
+    dhcp_refused("options: with the network's own", |dhcp| {
+        dhcp.options = filling(205);
+    });
+    // What a subnet gives counts for its ports, but for what they replace.
+    refused("port p1 dhcp_options: with the network's own", |o| {
+        o.subnets[0].dhcp.get_or_insert_default().options = filling(100);
+        o.ports[0].dhcp_options = vec![dhcp_option("", "225", &"x".repeat(103))];
+    });
+    accepted(|o| {
+        o.subnets[0].dhcp.get_or_insert_default().options = filling(100);
+        o.ports[0].dhcp_options = filling(204);
+    });
+    let long = |bytes: usize| vec![dhcp_option("ipv6", "bootfile-url", &"x".repeat(bytes - 4))];
+    accepted(|o| o.ports[0].dhcp_options = long(384));
+    refused(
+        "port p1 dhcp_options: these are 385 bytes of DHCPv6 options",
+        |o| {
+            o.ports[0].dhcp_options = long(385);
+        },
+    );
 }
