@@ -185,6 +185,40 @@ struct Dhcp {
     /// How guests configure IPv6: dhcpv6-stateful, dhcpv6-stateless or slaac.
     #[arg(long, default_value = "", hide_default_value = true)]
     ipv6_mode: String,
+    #[command(flatten)]
+    options: DhcpOptions,
+}
+
+/// DHCP options of a subnet or a port.
+#[derive(Debug, Args)]
+struct DhcpOptions {
+    /// DHCP option for guests, by name or number, such as bootfile-name=pxelinux.0; nothing behind the = takes it away; repeat for several.
+    #[arg(long = "dhcp-option", value_name = "NAME=VALUE", value_parser = dhcp_option)]
+    dhcp: Vec<(String, String)>,
+    /// DHCPv6 option for guests, by name or number, such as ntp-server=2001:db8::123; repeat for several.
+    #[arg(long = "dhcp6-option", value_name = "NAME=VALUE", value_parser = dhcp_option)]
+    dhcp6: Vec<(String, String)>,
+}
+
+impl DhcpOptions {
+    fn message(self) -> Vec<v1::DhcpOption> {
+        let option = |family: &str, (name, value)| v1::DhcpOption {
+            name,
+            value,
+            family: family.to_owned(),
+            force: false,
+        };
+        let dhcp = self.dhcp.into_iter().map(|it| option("ipv4", it));
+        let dhcp6 = self.dhcp6.into_iter().map(|it| option("ipv6", it));
+        dhcp.chain(dhcp6).collect()
+    }
+}
+
+fn dhcp_option(text: &str) -> Result<(String, String), String> {
+    let (name, value) = text
+        .split_once('=')
+        .ok_or("an option is written NAME=VALUE")?;
+    Ok((name.to_owned(), value.to_owned()))
 }
 
 fn dhcp_route(text: &str) -> Result<v1::DhcpRoute, String> {
@@ -207,6 +241,7 @@ impl Dhcp {
             lease_seconds: self.lease_seconds,
             routes: self.routes,
             ipv6_mode: self.ipv6_mode,
+            options: self.options.message(),
         };
         (dhcp != v1::Dhcp::default()).then_some(dhcp)
     }
@@ -289,6 +324,8 @@ pub(crate) struct Port {
     /// Hostname that DHCP gives to the guest.
     #[arg(long, default_value = "", hide_default_value = true)]
     hostname: String,
+    #[command(flatten)]
+    dhcp_options: DhcpOptions,
     #[command(flatten)]
     limits: Limits,
 }
@@ -383,6 +420,7 @@ impl Flags for Port {
             unguarded: self.unguarded,
             clamp_mss: self.clamp_mss,
             hostname: self.hostname,
+            dhcp_options: self.dhcp_options.message(),
             limits: self.limits.message(),
             moved_from: String::new(),
             ..v1::Port::default()

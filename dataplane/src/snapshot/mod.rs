@@ -8,7 +8,7 @@ pub mod compile;
 mod cow_map;
 mod cow_vec;
 mod external;
-mod guests;
+pub(crate) mod guests;
 pub mod index_allocator;
 mod learned;
 mod limits;
@@ -283,6 +283,8 @@ pub struct Port {
     pub addresses: Vec<u128>,
     /// The name that its guest is told; empty for none.
     pub hostname: String,
+    /// What its guest is told, if that is not what [`Subnet::guests`] says.
+    pub guests: Option<Arc<Guests>>,
     /// What it may use besides.
     pub pairs: Vec<(Prefix, Mac)>,
     /// Whether what it sends is checked against the above.

@@ -6,10 +6,10 @@ use dhcproto::v4::{DhcpOption, Flags, Message, MessageType, Opcode, OptionCode};
 use dhcproto::{Decodable, Decoder, Encodable};
 use weft_dataplane::packet::DropReason;
 use weft_fabric::Fabric;
-use weft_proto::v1::{Dhcp, DhcpRoute, Objects};
+use weft_proto::v1::{self, Dhcp, DhcpRoute, Objects};
 
 use crate::frames::{A1, A2, End, Seen, read, udp};
-use crate::topology::{ROUTER, fabric, port};
+use crate::topology::{ROUTER, change, fabric, port};
 
 pub const ANY: [u8; 4] = [0; 4];
 pub const ALL: [u8; 4] = [255; 4];
@@ -18,6 +18,16 @@ const BROADCAST: [u8; 6] = [0xff; 6];
 
 fn at(end: End, v4: [u8; 4]) -> End {
     End { v4, ..end }
+}
+
+/// An option that a subnet or a port gives.
+pub fn option(family: &str, name: &str, value: &str) -> v1::DhcpOption {
+    v1::DhcpOption {
+        name: name.into(),
+        value: value.into(),
+        family: family.into(),
+        force: false,
+    }
 }
 
 /// A message of a client, with the options that every one has.
@@ -59,7 +69,6 @@ fn answer(fabric: &mut Fabric, from: &str, frame: &[u8]) -> (Seen, Message) {
     assert_eq!(message.opcode(), Opcode::BootReply);
     assert_eq!((message.xid(), message.hops()), (0x1234_5678, 0));
     assert_eq!(message.chaddr(), A1.mac);
-    assert_eq!(message.siaddr(), Ipv4Addr::UNSPECIFIED);
     assert_eq!(
         message.opts().get(OptionCode::ServerIdentifier),
         Some(&DhcpOption::ServerIdentifier(GATEWAY.into()))
@@ -531,4 +540,180 @@ fn b004_the_trace_says_what_is_answered() {
     assert_eq!(trace(&discover), "DHCP offer from the gateway");
     let release = broadcast(A1, &message(A1, MessageType::Release, &[]));
     assert!(trace(&release).starts_with("drop dhcp_unanswered"));
+}
+
+/// What a guest boots by: the subnet says where, its port what.
+fn boots(objects: &mut Objects) {
+    configured(objects);
+    let dhcp = objects.subnets[0].dhcp.as_mut().unwrap();
+    dhcp.options = vec![
+        option("", "server-ip-address", "10.0.1.13"),
+        option("", "tftp-server", "boot.example"),
+        option("", "67", "default.0"),
+        option("", "ntp-server", "192.0.2.1,192.0.2.2"),
+        option("", "domain-search", "blue.example,example"),
+    ];
+    port(objects, "a1").dhcp_options = vec![
+        option("", "bootfile-name", "pxelinux.0"),
+        option("ipv4", "150", "10.0.1.13"),
+        option("", "224", "hex:00ff"),
+    ];
+}
+
+fn wants(codes: &[u8]) -> DhcpOption {
+    DhcpOption::ParameterRequestList(codes.iter().map(|code| (*code).into()).collect())
+}
+
+/// The fields of BOOTP in which ROMs look for their server and file.
+fn boot_fields(payload: &[u8]) -> (Ipv4Addr, &[u8], &[u8]) {
+    let until_zero =
+        |field: &'static str, bytes: &[u8]| bytes.iter().position(|byte| *byte == 0).expect(field);
+    let (sname, file) = (&payload[44..108], &payload[108..236]);
+    let siaddr: [u8; 4] = payload[20..24].try_into().unwrap();
+    (
+        siaddr.into(),
+        &sname[..until_zero("sname", sname)],
+        &file[..until_zero("file", file)],
+    )
+}
+
+#[test]
+fn b004_a_guest_is_told_the_options_of_its_subnet_and_its_port() {
+    let mut fabric = fabric(boots);
+    let discover = message(A1, MessageType::Discover, &[]);
+    let (seen, offer) = answer(&mut fabric, "a1", &broadcast(A1, &discover));
+    assert_complete(&offer);
+    let told = field(&seen.payload[240..]);
+    let value = |code: u8| told.iter().find(|it| it.0 == code).map(|it| &*it.1);
+    assert_eq!(value(66), Some(&b"boot.example"[..]));
+    assert_eq!(
+        value(67),
+        Some(&b"pxelinux.0"[..]),
+        "the port's, not the subnet's"
+    );
+    assert_eq!(value(42), Some(&[192, 0, 2, 1, 192, 0, 2, 2][..]));
+    assert_eq!(
+        value(119),
+        Some(&b"\x04blue\x07example\x00\x07example\x00"[..])
+    );
+    assert_eq!(value(150), Some(&[10, 0, 1, 13][..]));
+    assert_eq!(value(224), Some(&[0, 255][..]));
+    assert_eq!(offer.siaddr(), Ipv4Addr::new(10, 0, 1, 13));
+}
+
+#[test]
+fn b004_boot_servers_and_files_stand_in_the_fields_of_bootp_too() {
+    let mut fabric = fabric(boots);
+    let next_server = Ipv4Addr::new(10, 0, 1, 13);
+    // Who asks for the options, who asks for none of the two, and who does not say.
+    for wanted in [Some(&[1, 3, 66, 67][..]), Some(&[1, 3][..]), None] {
+        let options: Vec<DhcpOption> = wanted.iter().map(|codes| wants(codes)).collect();
+        let discover = message(A1, MessageType::Discover, &options);
+        let (seen, _) = answer(&mut fabric, "a1", &broadcast(A1, &discover));
+        let fields = boot_fields(&seen.payload);
+        assert_eq!(
+            fields,
+            (next_server, &b"boot.example"[..], &b"pxelinux.0"[..])
+        );
+        let has_option = codes(&seen.payload).contains(&67);
+        assert_eq!(has_option, wanted.is_none_or(|wanted| wanted.contains(&67)));
+    }
+    // A refusal says nothing of the kind.
+    let request = message(A1, MessageType::Request, &[requested([10, 0, 1, 99])]);
+    let (seen, nak) = answer(&mut fabric, "a1", &broadcast(A1, &request));
+    assert_eq!(kind(&nak), MessageType::Nak);
+    assert_eq!(
+        boot_fields(&seen.payload),
+        (Ipv4Addr::UNSPECIFIED, &b""[..], &b""[..])
+    );
+}
+
+#[test]
+fn b004_names_that_no_field_holds_are_options_alone() {
+    let (server, file) = ("s".repeat(64), "f".repeat(100));
+    let mut fabric = fabric(|objects| {
+        port(objects, "a1").dhcp_options = vec![
+            option("", "tftp-server", &server),
+            option("", "bootfile-name", &file),
+        ];
+    });
+    let discover = message(A1, MessageType::Discover, &[]);
+    let (seen, _) = answer(&mut fabric, "a1", &broadcast(A1, &discover));
+    let fields = boot_fields(&seen.payload);
+    assert_eq!(fields, (Ipv4Addr::UNSPECIFIED, &b""[..], file.as_bytes()));
+    assert!(field(&seen.payload[240..]).contains(&(66, server.into_bytes())));
+}
+
+#[test]
+fn b004_options_are_told_to_who_asks_unless_they_are_for_everybody() {
+    let mut fabric = fabric(|objects| {
+        boots(objects);
+        let a1 = port(objects, "a1");
+        a1.dhcp_options[2].force = true;
+        // Of the network's own parameters one is another, and one is none.
+        a1.dhcp_options.push(option("", "mtu", "1300"));
+        a1.dhcp_options.push(option("", "dns-server", ""));
+    });
+    let discover = message(A1, MessageType::Discover, &[wants(&[26, 6, 15, 42, 12])]);
+    let (seen, offer) = answer(&mut fabric, "a1", &broadcast(A1, &discover));
+    assert_eq!(
+        codes(&seen.payload),
+        [53, 54, 51, 58, 59, 1, 26, 15, 42, 12, 224]
+    );
+    let mtu = offer.opts().get(OptionCode::InterfaceMtu);
+    assert_eq!(mtu, Some(&DhcpOption::InterfaceMtu(1300)));
+}
+
+#[test]
+fn b004_all_options_fit_into_the_answer_that_every_client_takes() {
+    let long = "x".repeat(199);
+    let mut fabric = fabric(|objects| {
+        // With router, routes and MTU, all that may be; what the client identifies itself by is as long as may be, too.
+        let options = vec![option("", "224", &long), option("", "225", "y")];
+        port(objects, "a1").dhcp_options = options;
+    });
+    let id = DhcpOption::ClientIdentifier(vec![1; 37]);
+    let options = [id, DhcpOption::RapidCommit, wants(&[225, 121, 3, 26, 224])];
+    let discover = message(A1, MessageType::Discover, &options);
+    let (seen, ack) = answer(&mut fabric, "a1", &broadcast(A1, &discover));
+    assert_eq!(kind(&ack), MessageType::Ack);
+    assert!(28 + seen.payload.len() <= 576);
+    assert_eq!(
+        codes(&seen.payload),
+        [53, 54, 61, 80, 51, 58, 59, 1, 225, 121, 3, 26, 224]
+    );
+}
+
+#[test]
+fn b004_options_change_while_guests_run() {
+    let mut fabric = fabric(boots);
+    let discover = broadcast(A1, &message(A1, MessageType::Discover, &[wants(&[67, 42])]));
+    let told = |fabric: &mut Fabric| {
+        let (seen, _) = answer(fabric, "a1", &discover);
+        let mut told = field(&seen.payload[240..]);
+        told.retain(|(code, _)| matches!(code, 67 | 42));
+        told
+    };
+    let ntp = (42, vec![192, 0, 2, 1, 192, 0, 2, 2]);
+    assert_eq!(
+        told(&mut fabric),
+        [(67, b"pxelinux.0".to_vec()), ntp.clone()]
+    );
+    change(&mut fabric, |objects| {
+        port(objects, "a1").dhcp_options = vec![option("", "67", "ipxe.efi")];
+    });
+    assert_eq!(told(&mut fabric), [(67, b"ipxe.efi".to_vec()), ntp.clone()]);
+    change(&mut fabric, |objects| {
+        let dhcp = objects.subnets[0].dhcp.as_mut().unwrap();
+        dhcp.options = vec![option("", "42", "192.0.2.3")];
+    });
+    let other = (42, vec![192, 0, 2, 3]);
+    assert_eq!(
+        told(&mut fabric),
+        [(67, b"ipxe.efi".to_vec()), other.clone()]
+    );
+    change(&mut fabric, |objects| {
+        port(objects, "a1").dhcp_options.clear()
+    });
+    assert_eq!(told(&mut fabric), [other]);
 }

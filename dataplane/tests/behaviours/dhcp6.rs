@@ -11,6 +11,7 @@ use weft_dataplane::packet::DropReason;
 use weft_fabric::Fabric;
 use weft_proto::v1::{Dhcp, Objects};
 
+use crate::dhcp::option;
 use crate::frames::{A1, End, read, udp6};
 use crate::router_advertisement::{GATEWAY, LOCAL};
 use crate::topology::{ROUTER, change, fabric, port};
@@ -399,4 +400,49 @@ fn b005_nothing_is_answered_where_dhcp_is_off() {
     let out = fabric.send("a1", &multicast(&solicit.to_vec().unwrap()));
     // It is a multicast like any other.
     assert!(out.iter().all(|out| out.port != "a1"));
+}
+
+#[test]
+fn b005_a_guest_is_told_the_options_of_its_subnet_and_its_port() {
+    let mut fabric = fabric(|objects| {
+        configured(objects);
+        objects.subnets[0].dhcp.as_mut().unwrap().options = vec![
+            option("ipv6", "ntp-server", "2001:db8::123"),
+            option("ipv6", "bootfile-url", "tftp://[2001:db8::9]/default.efi"),
+            option("", "tftp-server", "not.for.dhcpv6"),
+        ];
+        port(objects, "a1").dhcp_options = vec![
+            option("ipv6", "59", "tftp://[fd00:1::13]/a1.efi"),
+            option("ipv6", "bootfile-param", "quiet,console=ttyS0"),
+            option("ipv6", "domain-search", ""),
+        ];
+    });
+    let value = |reply: &Message, code: u16| match reply.opts().get(code.into()) {
+        Some(DhcpOption::Unknown(option)) => Some(option.data().to_vec()),
+        Some(other) => Some(other.to_vec().unwrap()[4..].to_vec()),
+        None => None,
+    };
+    let url = Some(b"tftp://[fd00:1::13]/a1.efi".to_vec());
+    let params = Some(b"\x00\x05quiet\x00\x0dconsole=ttyS0".to_vec());
+    let server: Ipv6Addr = "2001:db8::123".parse().unwrap();
+    let ntp = [&[0, 1, 0, 16][..], &server.octets()].concat();
+    let all = message(MessageType::InformationRequest, &[]);
+    let reply = answer(&mut fabric, &all);
+    assert_eq!(value(&reply, 59), url);
+    assert_eq!(value(&reply, 60), params);
+    assert_eq!(value(&reply, 56), Some(ntp.clone()));
+    assert_eq!(value(&reply, 24), None, "the port's guest needs no domain");
+    assert!(value(&reply, 23).is_some());
+    let wanted = DhcpOption::ORO(ORO {
+        opts: vec![59.into()],
+    });
+    let some = message(MessageType::InformationRequest, &[wanted]);
+    let reply = answer(&mut fabric, &some);
+    assert_eq!((value(&reply, 59), value(&reply, 56)), (url, None));
+    // Until everybody is to know.
+    change(&mut fabric, |objects| {
+        objects.subnets[0].dhcp.as_mut().unwrap().options[0].force = true;
+    });
+    let reply = answer(&mut fabric, &some);
+    assert_eq!(value(&reply, 56), Some(ntp));
 }

@@ -120,9 +120,15 @@ proptest! {
             objects.subnets[0].dhcp = Some(Dhcp {
                 dns_servers: (1..=16).map(|n| format!("2001:db8::{n}")).collect(),
                 domain: ["abcdefgh"; 27].join("."),
+                options: vec![dhcp::option("ipv6", "bootfile-url", &"u".repeat(380))],
                 ..Dhcp::default()
             });
-            port(objects, "a1").hostname = "h".repeat(63);
+            let a1 = port(objects, "a1");
+            a1.hostname = "h".repeat(63);
+            // What the subnet tells by itself takes all the room there is, but the guest needs no domain name.
+            a1.dhcp_options = [("15", ""), ("66", "b"), ("67", &*"f".repeat(110))]
+                .map(|(name, value)| dhcp::option("", name, value))
+                .to_vec();
         });
         let (v4, good) = &seeds()[seed];
         let mut answered = 0;

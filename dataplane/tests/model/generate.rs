@@ -7,6 +7,7 @@ use weft_proto::v1::{self, Objects};
 
 use crate::case::Translation;
 use crate::rng::Rng;
+use crate::semantics::services::GIVEN;
 use crate::traffic;
 
 /// Hosts that run weft; one more is foreign.
@@ -177,6 +178,8 @@ pub struct SubnetPlan {
     pub routes: Vec<RoutePlan>,
     /// What guests are told, by bit.
     pub told: u8,
+    /// DHCP options that it gives, two bits each.
+    pub options: u32,
 }
 
 #[derive(Debug, Clone)]
@@ -224,6 +227,8 @@ pub struct PortPlan {
     pub odd_address: bool,
     /// The host that it has just left, if there is one of this number.
     pub left: u8,
+    /// DHCP options that it gives, two bits each.
+    pub options: u32,
 }
 
 /// One step of a run.
@@ -439,6 +444,17 @@ fn routes(rng: &mut Rng) -> Vec<RoutePlan> {
     })
 }
 
+/// Mostly few of them.
+fn options(rng: &mut Rng) -> u32 {
+    let mut options = 0;
+    for i in 0..GIVEN.len() {
+        if rng.percent(15) {
+            options |= u32::from(1 + rng.below(3)) << (2 * i);
+        }
+    }
+    options
+}
+
 fn port(rng: &mut Rng) -> PortPlan {
     PortPlan {
         absent: rng.percent(10),
@@ -450,6 +466,7 @@ fn port(rng: &mut Rng) -> PortPlan {
         clamp_mss: rng.coin(),
         odd_address: rng.percent(10),
         left: rng.below(20),
+        options: options(rng),
     }
 }
 
@@ -460,6 +477,7 @@ fn subnet(rng: &mut Rng) -> SubnetPlan {
         acl: acl(rng),
         routes: routes(rng),
         told: rng.byte(),
+        options: options(rng),
     }
 }
 
@@ -1490,6 +1508,7 @@ impl VpcPlan {
             },
             unguarded: plan.unguarded,
             clamp_mss: plan.clamp_mss,
+            dhcp_options: given(plan.options),
             hostname: if n % 2 == 0 {
                 format!("guest-{n}")
             } else {
@@ -1622,6 +1641,25 @@ impl RulePlan {
     }
 }
 
+/// The options that a subnet or a port gives: by two bits each, none, one of two values, or that there is to be none. Some numbers are told to everybody.
+fn given(options: u32) -> Vec<v1::DhcpOption> {
+    let mut given = Vec::new();
+    for (i, (is_v6, name, code, values)) in GIVEN.iter().enumerate() {
+        let value = match options >> (2 * i) & 3 {
+            0 => continue,
+            3 => "",
+            value => values[value as usize - 1].0,
+        };
+        given.push(v1::DhcpOption {
+            name: (*name).into(),
+            value: value.into(),
+            family: if *is_v6 { "ipv6" } else { "" }.into(),
+            force: matches!(code, 56 | 67 | 224) && value == values[1].0,
+        });
+    }
+    given
+}
+
 impl SubnetPlan {
     /// What the subnet of this number tells its guests; the first bits say nothing at all.
     fn dhcp(&self, number: usize) -> Option<v1::Dhcp> {
@@ -1631,6 +1669,7 @@ impl SubnetPlan {
         }
         let mut dhcp = v1::Dhcp {
             disabled: self.told.is_multiple_of(7),
+            options: given(self.options),
             lease_seconds: if said(3) { 3601 } else { 0 },
             ..v1::Dhcp::default()
         };

@@ -69,6 +69,11 @@ fn dhcp(objects: &Objects, from: &v1::Port, plan: &AskPlan) -> Vec<u8> {
         6 | 7 | 13 | 14 => client = claimed,
         _ => {}
     }
+    match plan.kind >> 4 {
+        0..4 => put(55, &[3, 66, 12, 26, 66]),
+        4..8 => put(55, &[67, 1, 121, 224]),
+        _ => {}
+    }
     options.push(255);
     let mut hardware = mac(&from.mac);
     let mut ends = Ends {
@@ -132,6 +137,11 @@ fn dhcp6(objects: &Objects, from: &v1::Port, plan: &AskPlan) -> Vec<u8> {
     }
     if plan.way & 1 != 0 {
         put(14, &[]);
+    }
+    match plan.kind / 14 {
+        0..4 => put(6, &[0, 59, 0, 24]),
+        4..8 => put(6, &[0, 23]),
+        _ => {}
     }
     if plan.kind % 14 != 11 || plan.lie == 3 {
         let mut association = vec![0, 0, 0, plan.way];

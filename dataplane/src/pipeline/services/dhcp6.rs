@@ -8,6 +8,7 @@ use super::datagram::{self, Envelope};
 use super::{Answer, Question, headers, is_link_local};
 use crate::packet::parse::ETHERNET;
 use crate::packet::{DropReason, Family};
+use crate::snapshot::guests::each6;
 
 /// The server's UDP port.
 pub(super) const SERVER: u16 = 547;
@@ -313,18 +314,19 @@ fn confirm(question: &Question<'_>, request: &Request<'_>) -> Result<u16, DropRe
     }
 }
 
-/// The options that the client wants, or all if it does not say.
+/// The options that the client wants, or all if it does not say, and those of which every client is told.
 fn parameters(
     question: &Question<'_>,
     request: &Request<'_>,
     message: &mut Writer<'_>,
 ) -> Result<(), DropReason> {
-    for (code, value) in each(&question.guests.dhcp6).flatten() {
+    for (code, value) in each6(&question.guests.dhcp6) {
+        let forced = question.guests.forced6.contains(&code);
         let wanted = request.wanted.is_none_or(|wanted| {
             let mut codes = wanted.chunks_exact(2);
             codes.any(|wanted| wanted == code.to_be_bytes())
         });
-        if wanted {
+        if wanted || forced {
             message.option(code, &[value])?;
         }
     }

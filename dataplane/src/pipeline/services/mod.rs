@@ -76,7 +76,7 @@ pub fn question<'a>(
         service,
         port,
         subnet,
-        guests: subnet.guests.as_deref()?,
+        guests: port.guests.as_deref().or(subnet.guests.as_deref())?,
         parsed,
     })
 }

@@ -7,7 +7,7 @@ use weft_proto::state::Kind;
 use weft_proto::v1;
 
 use super::super::{Guests, Subnet};
-use super::Report;
+use super::{Report, dhcp_options};
 use crate::packet::{Mac, metadata};
 
 /// What `lease_seconds` of 0 stands for.
@@ -72,6 +72,8 @@ pub(super) fn compile(
             Err(_) => {}
         }
     }
+    let owner = (Kind::Subnet, &*subnet.id, "dhcp.options");
+    dhcp_options::give(&mut guests, &dhcp.options, owner, report);
     Some(guests)
 }
 

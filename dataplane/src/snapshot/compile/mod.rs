@@ -8,6 +8,7 @@
 //! resolve becomes a violation.
 
 mod balancers;
+mod dhcp_options;
 mod epochs;
 mod external;
 mod guests;

@@ -117,7 +117,9 @@ fn come<'s, 'c>(
     let parsed = parsed(done, port)?;
     let mut report = Report::default();
     let (compiled, peer) = if port.host == *host {
-        let compiled = compile_port(port, &parsed, classifiers, &mut report);
+        let subnet = done.snapshot.subnets.get(parsed.subnet)?;
+        let told = subnet.guests.as_deref();
+        let compiled = compile_port(port, &parsed, (classifiers, told), &mut report);
         (Some(Box::new(compiled)), None)
     } else {
         (None, Some(*done.places.peers.get(&port.host)?))

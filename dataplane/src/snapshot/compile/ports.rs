@@ -7,9 +7,9 @@ use ipnetwork::IpNetwork;
 use weft_proto::state::Kind;
 use weft_proto::{mtu, v1};
 
-use super::super::{Appliance, Endpoint, Map, Place, Port, Subnet};
+use super::super::{Appliance, Endpoint, Guests, Map, Place, Port, Subnet};
 use super::policy::{GroupClassifiers, rules_of_port};
-use super::{Draft, Objects, Places, Report, guests, put};
+use super::{Draft, Objects, Places, Report, dhcp_options, guests, put};
 use crate::packet::parse::{IPV4_MAPPED, address_word, word_family};
 use crate::packet::{Family, Mac, metadata};
 use crate::route::Prefix;
@@ -185,7 +185,8 @@ impl Draft<'_> {
             };
             let index = index as u16;
             let classifiers = |id: &str| self.places.classifiers.get(id);
-            let compiled = compile_port(port, parsed, classifiers, &mut self.report);
+            let told = self.subnets[subnet].guests.as_deref();
+            let compiled = compile_port(port, parsed, (classifiers, told), &mut self.report);
             self.subnets[subnet].ports.push(index);
             put(&mut self.ports, index, compiled);
             self.fill_limits(port, index);
@@ -300,11 +301,14 @@ fn pairs(port: &v1::Port, mac: Mac, report: &mut Report) -> Vec<(Prefix, Mac)> {
     pairs
 }
 
-/// A port of this host.
+/// A port of this host; `told`: what its subnet tells guests.
 pub(super) fn compile_port<'c>(
     port: &v1::Port,
     parsed: &Parsed,
-    classifiers: impl Fn(&str) -> Option<&'c GroupClassifiers>,
+    (classifiers, told): (
+        impl Fn(&str) -> Option<&'c GroupClassifiers>,
+        Option<&Guests>,
+    ),
     report: &mut Report,
 ) -> Port {
     let pairs = pairs(port, parsed.mac, report);
@@ -317,6 +321,7 @@ pub(super) fn compile_port<'c>(
         mac: parsed.mac,
         addresses: parsed.addresses.clone(),
         hostname: port.hostname.clone(),
+        guests: dhcp_options::of_port(port, told, report),
         pairs,
         guarded: !port.unguarded,
         clamp_mss: port.clamp_mss,

@@ -1,7 +1,7 @@
 //! The services of the gateway: router advertisements (RFC 4861), DHCP (RFC 2131) and DHCPv6 (RFC 8415). Answers are built from what the
 //! objects say, option by option.
 //!
-//! Of what clients may send, here is what `traffic` makes: one association at most, no lists of wanted options, no overflow.
+//! Of what clients may send, here is what `traffic` makes: one association at most, no overflow.
 
 use std::net::IpAddr;
 
@@ -16,6 +16,78 @@ use super::gateway::{is_link_local, link_local, owns, owns_address, owns_mac, so
 use super::world::{World, gateway_address, gateway_mac, has_address, mac};
 
 type Answer = Result<Vec<u8>, DropReason>;
+
+/// An option that `generate` may have a subnet or port give: whether it is of DHCPv6, its name and its number, and values as text and as sent. The one of
+/// number 0 is no option but a field.
+pub type Given = (bool, &'static str, u16, [(&'static str, &'static [u8]); 2]);
+
+const LONG: &str = "boot-server-with-a-name-that-no-field-of-a-dhcp-message-holds.test";
+
+pub const GIVEN: [Given; 9] = [
+    (
+        false,
+        "server-ip-address",
+        0,
+        [("10.0.0.9", &[10, 0, 0, 9]), ("192.0.2.7", &[192, 0, 2, 7])],
+    ),
+    (
+        false,
+        "tftp-server",
+        66,
+        [("boot.test", b"boot.test"), (LONG, LONG.as_bytes())],
+    ),
+    (
+        false,
+        "67",
+        67,
+        [("pxelinux.0", b"pxelinux.0"), ("ipxe.efi", b"ipxe.efi")],
+    ),
+    (false, "mtu", 26, [("1400", &[5, 120]), ("1280", &[5, 0])]),
+    (
+        false,
+        "classless-static-route",
+        121,
+        [
+            ("10.9.0.0/16,10.0.1.250", &[16, 10, 9, 10, 0, 1, 250]),
+            ("0.0.0.0/0,10.0.1.9", &[0, 10, 0, 1, 9]),
+        ],
+    ),
+    (
+        false,
+        "224",
+        224,
+        [("hex:00ff", &[0, 255]), ("plain", b"plain")],
+    ),
+    (
+        true,
+        "ntp-server",
+        56,
+        [
+            (
+                "2001:db8::1",
+                &[
+                    0, 1, 0, 16, 0x20, 1, 0xd, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1,
+                ],
+            ),
+            ("ntp.test", b"\x00\x03\x00\x0a\x03ntp\x04test\x00"),
+        ],
+    ),
+    (
+        true,
+        "bootfile-url",
+        59,
+        [
+            ("tftp://[2001:db8::9]/a", b"tftp://[2001:db8::9]/a"),
+            ("http://boot.test/b", b"http://boot.test/b"),
+        ],
+    ),
+    (
+        true,
+        "24",
+        24,
+        [("a", &[1, b'a', 0]), ("b,c", &[1, b'b', 0, 1, b'c', 0])],
+    ),
+];
 
 /// What a service makes of a packet; none where it is nobody's question.
 pub fn answer(world: &World, port: &v1::Port, packet: &Packet) -> Option<Answer> {
@@ -211,8 +283,21 @@ impl Service<'_> {
         bytes.extend(&message[10..12]);
         bytes.extend(octets(if reply == 5 { client } else { nobody }));
         bytes.extend(octets(given.unwrap_or(nobody)));
-        bytes.extend([0; 8]);
+        let field = |code: u16| match reply {
+            6 => Vec::new(),
+            _ => self.given(false, code).unwrap_or_default(),
+        };
+        let mut next_server = field(0);
+        next_server.resize(4, 0);
+        bytes.extend(next_server);
+        bytes.extend([0; 4]);
         bytes.extend(&message[28..34]);
+        for (code, from, to) in [(66, 44, 108), (67, 108, 236)] {
+            bytes.resize(from, 0);
+            // With a zero at its end.
+            let value = Some(field(code)).filter(|value| value.len() < to - from);
+            bytes.extend(value.unwrap_or_default());
+        }
         bytes.resize(236, 0);
         bytes.extend([99, 130, 83, 99]);
         let mut put = |code: u8, value: &[u8]| {
@@ -231,8 +316,20 @@ impl Service<'_> {
             }
         }
         if reply != 6 {
-            for (code, value) in self.parameters(gateway) {
-                put(code, &value);
+            let all = self.parameters(gateway);
+            let mut told: Vec<u8> = match option(55) {
+                Some(wanted) => [&[1], wanted].concat(),
+                None => all.iter().map(|(code, _)| *code).collect(),
+            };
+            let forced = GIVEN
+                .iter()
+                .filter(|it| !it.0 && self.is_forced(false, it.2));
+            told.extend(forced.map(|it| it.2 as u8));
+            for (i, code) in told.iter().enumerate() {
+                let value = all.iter().find(|(known, _)| known == code);
+                if let Some((_, value)) = value.filter(|_| !told[..i].contains(code)) {
+                    put(*code, value);
+                }
             }
         }
         bytes.push(255);
@@ -262,18 +359,55 @@ impl Service<'_> {
             routes.extend([32, 169, 254, 169, 254]);
             routes.extend(octets(gateway));
         }
-        let all = [
+        let own = [
             (1, octets(prefix.mask().into())),
             (3, octets(gateway)),
             (121, routes),
             (26, (self.mtu() as u16).to_be_bytes().to_vec()),
             (6, self.servers(true)),
             (15, self.told.domain.clone().into_bytes()),
-            (12, self.port.hostname.clone().into_bytes()),
         ];
-        all.into_iter()
-            .filter(|(_, value)| !value.is_empty())
-            .collect()
+        let mut all = self.with_given(false, &own);
+        all.push((12, self.port.hostname.clone().into_bytes()));
+        let all = all.into_iter().map(|(code, value)| (code as u8, value));
+        all.filter(|(_, value)| !value.is_empty()).collect()
+    }
+
+    /// What the network tells by itself, with the options that the subnet and the port give in place of its own and behind them. A port's option that
+    /// the subnet gives, too, stands where the subnet's stood, if the subnet told any.
+    fn with_given(&self, is_v6: bool, own: &[(u16, Vec<u8>)]) -> Vec<(u16, Vec<u8>)> {
+        let mut all = own.to_vec();
+        all.retain(|(_, value)| !value.is_empty());
+        for options in [&self.told.options, &self.port.dhcp_options] {
+            for (code, value) in options.iter().filter_map(|it| sent(it, is_v6)) {
+                match all.iter_mut().find(|(known, _)| *known == code) {
+                    Some(known) => known.1 = value,
+                    None => all.push((code, value)),
+                }
+            }
+            all.retain(|(code, value)| *code != 0 && !value.is_empty());
+        }
+        all
+    }
+
+    /// The value of an option that the port gives, or else the subnet.
+    fn given(&self, is_v6: bool, code: u16) -> Option<Vec<u8>> {
+        let find = |options: &[v1::DhcpOption]| {
+            let mut all = options.iter().filter_map(|it| sent(it, is_v6));
+            all.find(|(known, _)| *known == code)
+        };
+        let found = find(&self.port.dhcp_options).or_else(|| find(&self.told.options));
+        found.map(|(_, value)| value)
+    }
+
+    /// Whether who does not ask for an option is told of it.
+    fn is_forced(&self, is_v6: bool, code: u16) -> bool {
+        let find = |options: &[v1::DhcpOption]| {
+            let of_code = |it: &&v1::DhcpOption| sent(it, is_v6).is_some_and(|it| it.0 == code);
+            options.iter().find(of_code).map(|it| it.force)
+        };
+        let forced = find(&self.port.dhcp_options).or_else(|| find(&self.told.options));
+        forced.unwrap_or(false)
     }
 
     fn router(&self) -> IpAddr {
@@ -345,8 +479,15 @@ impl Service<'_> {
             _ => {}
         }
         if !matches!(kind, 4 | 8 | 9) {
-            write_option_unless_empty(&mut bytes, 23, &self.servers(false));
-            write_option_unless_empty(&mut bytes, 24, &self.domain());
+            let own = [(23, self.servers(false)), (24, self.domain())];
+            for (code, value) in self.with_given(true, &own) {
+                let wanted = option(6).is_none_or(|(_, wanted)| {
+                    wanted.chunks(2).any(|wanted| word(wanted, 0) == code)
+                });
+                if wanted || self.is_forced(true, code) {
+                    write_option(&mut bytes, code, &value);
+                }
+            }
         }
         let ends = (self.router(), source);
         Ok(self.datagram(self.packet.src, ends, (547, 546), &bytes))
@@ -487,6 +628,16 @@ impl Service<'_> {
     }
 }
 
+/// Number and value of an option of a family as it is sent; the value is empty where it is taken away.
+fn sent(option: &v1::DhcpOption, is_v6: bool) -> Option<(u16, Vec<u8>)> {
+    let (_, _, code, values) = GIVEN
+        .iter()
+        .find(|given| given.0 == is_v6 && given.1 == option.name)
+        .filter(|_| is_v6 == (option.family == "ipv6"))?;
+    let value = values.iter().find(|(text, _)| *text == option.value);
+    Some((*code, value.map_or(Vec::new(), |(_, bytes)| bytes.to_vec())))
+}
+
 /// DHCPv6 options: code and value.
 fn read_options(bytes: &[u8]) -> Vec<(u16, Vec<u8>)> {
     let (mut at, mut options) = (0, Vec::new());
@@ -509,10 +660,4 @@ fn write_option(bytes: &mut Vec<u8>, code: u16, value: &[u8]) {
     bytes.extend(code.to_be_bytes());
     bytes.extend((value.len() as u16).to_be_bytes());
     bytes.extend(value);
-}
-
-fn write_option_unless_empty(bytes: &mut Vec<u8>, code: u16, value: &[u8]) {
-    if !value.is_empty() {
-        write_option(bytes, code, value);
-    }
 }

@@ -10,6 +10,7 @@ use super::datagram::{self, Envelope};
 use super::{Answer, Question, headers};
 use crate::packet::parse::{ETHERNET, IPV4_MAPPED};
 use crate::packet::{DropReason, Family, Mac};
+use crate::snapshot::guests::each4;
 
 /// The server's UDP port.
 pub(super) const SERVER: u16 = 67;
@@ -272,8 +273,15 @@ fn write(
     }
     let address = reply.address.unwrap_or(0).to_be_bytes();
     room.get_mut(field::YIADDR)?.copy_from_slice(&address);
+    if reply.kind != kind::NAK {
+        let next_server = question.guests.next_server.to_be_bytes();
+        room.get_mut(field::SIADDR)?.copy_from_slice(&next_server);
+    }
     room.get_mut(field::COOKIE)?.copy_from_slice(&COOKIE);
     let mut options = Options::new(room)?;
+    if reply.kind != kind::NAK {
+        mirror(question, request.wanted, false, &mut options);
+    }
     let gateway = question.subnet.gateway_v4? as u32;
     options.must(code::KIND, &[reply.kind])?;
     options.must(code::SERVER, &gateway.to_be_bytes())?;
@@ -298,11 +306,33 @@ fn write(
     if reply.kind != kind::NAK {
         options.must(code::MASK, &question.guests.mask.to_be_bytes())?;
         parameters(question, request.wanted, &mut options);
+        mirror(question, request.wanted, true, &mut options);
     }
     options.finish()
 }
 
-/// The parameters that the client wants, in its order, or all if it does not say (RFC 2131 §4.3.1, RFC 2132 §9.8). What does not fit is left out.
+/// Tells the names of the boot server and file in the fields of BOOTP, from which old clients and boot ROMs read them. Of a name that the client is
+/// told by no option the field is kept free of options; of others it is filled in at last, if there is room.
+fn mirror(
+    question: &Question<'_>,
+    wanted: Option<&[u8]>,
+    are_options: bool,
+    options: &mut Options<'_>,
+) {
+    let guests = question.guests;
+    for code in [code::BOOT_FILE, code::TFTP_SERVER] {
+        let is_option =
+            wanted.is_none_or(|wanted| wanted.contains(&code)) || guests.forced.contains(&code);
+        if is_option == are_options
+            && let Some(value) = find(&guests.dhcp, code)
+        {
+            options.mirror(code, value);
+        }
+    }
+}
+
+/// The parameters that the client wants, in its order, or all if it does not say (RFC 2131 §4.3.1, RFC 2132 §9.8); and those of
+/// which every client is told. What does not fit is left out.
 fn parameters(question: &Question<'_>, wanted: Option<&[u8]>, options: &mut Options<'_>) {
     let configured = &question.guests.dhcp;
     let hostname = question.port.hostname.as_bytes();
@@ -317,12 +347,15 @@ fn parameters(question: &Question<'_>, wanted: Option<&[u8]>, options: &mut Opti
                     options.put(*code, value);
                 }
             }
+            for code in &question.guests.forced {
+                if let Some(value) = find(configured, *code) {
+                    options.put(*code, value);
+                }
+            }
         }
         None => {
-            let mut rest = &configured[..];
-            while let Some((code, value, after)) = split(rest) {
+            for (code, value) in each4(configured) {
                 options.put(code, value);
-                rest = after;
             }
             if !hostname.is_empty() {
                 options.put(code::HOSTNAME, hostname);
@@ -331,21 +364,7 @@ fn parameters(question: &Question<'_>, wanted: Option<&[u8]>, options: &mut Opti
     }
 }
 
-/// The first of some well-formed options: code, value, and what follows.
-fn split(options: &[u8]) -> Option<(u8, &[u8], &[u8])> {
-    let [code, len, rest @ ..] = options else {
-        return None;
-    };
-    let (value, rest) = rest.split_at_checked((*len).into())?;
-    Some((*code, value, rest))
-}
-
-fn find(mut options: &[u8], wanted: u8) -> Option<&[u8]> {
-    while let Some((code, value, rest)) = split(options) {
-        if code == wanted {
-            return Some(value);
-        }
-        options = rest;
-    }
-    None
+fn find(options: &[u8], wanted: u8) -> Option<&[u8]> {
+    let mut found = each4(options).filter(|(code, _)| *code == wanted);
+    found.next().map(|(_, value)| value)
 }

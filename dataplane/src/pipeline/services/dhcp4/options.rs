@@ -8,6 +8,7 @@ pub(super) mod field {
     pub const FLAGS: Range<usize> = 10..12;
     pub const CIADDR: Range<usize> = 12..16;
     pub const YIADDR: Range<usize> = 16..20;
+    pub const SIADDR: Range<usize> = 20..24;
     pub const GIADDR: Range<usize> = 24..28;
     pub const CHADDR: Range<usize> = 28..34;
     pub const SNAME: Range<usize> = 44..108;
@@ -32,6 +33,8 @@ pub(super) mod code {
     pub const RENEWAL: u8 = 58;
     pub const REBINDING: u8 = 59;
     pub const CLIENT: u8 = 61;
+    pub const TFTP_SERVER: u8 = 66;
+    pub const BOOT_FILE: u8 = 67;
     pub const RAPID_COMMIT: u8 = 80;
     pub const END: u8 = 255;
 }
@@ -91,6 +94,24 @@ impl<'a> Options<'a> {
             }
         }
         false
+    }
+
+    /// Writes the value of the option that `file` or `sname` stands for into that field, closed by a zero, unless it does not fit or the field is in
+    /// use. From then on no option goes there.
+    pub(super) fn mirror(&mut self, code: u8, value: &[u8]) {
+        let (place, start) = match code {
+            code::BOOT_FILE => (&mut self.places[1], field::FILE.start),
+            code::TFTP_SERVER => (&mut self.places[2], field::SNAME.start),
+            _ => return,
+        };
+        let (at, end) = *place;
+        if at == start
+            && at + value.len() <= end
+            && let Some(field) = self.message.get_mut(at..at + value.len())
+        {
+            field.copy_from_slice(value);
+            *place = (start, start);
+        }
     }
 
     /// Ends every field that is in use; answers the message's length.
