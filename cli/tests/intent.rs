@@ -5,6 +5,7 @@
 mod support;
 
 use support::{Scene, TOPOLOGY};
+use weft_proto::dhcp_option::Code;
 
 #[tokio::test]
 async fn a_topology_is_applied_tried_and_pruned() {
@@ -96,9 +97,10 @@ async fn each_kind_is_created_by_flags_listed_shown_and_deleted() {
         "prefix-list create ann/partners --tenant ann --prefix 198.51.100.0/24",
         "prefix-list create offices --vpc blue --prefix 198.51.100.0/24",
         "subnet create a --vpc blue --cidr 10.0.0.0/24 --cidr fd00::/64 --route-table main --acl edge \
-         --dns 192.0.2.53 --domain blue.example --lease-seconds 600 --dhcp-route 10.9.0.0/16=10.0.0.5 --ipv6-mode slaac",
+         --dns 192.0.2.53 --domain blue.example --lease-seconds 600 --dhcp-route 10.9.0.0/16=10.0.0.5 --ipv6-mode slaac \
+         --dhcp-option ntp-server=192.0.2.1,192.0.2.2 --dhcp6-option bootfile-url=http://[fd00::9]/a?b=c",
         "port create p1 --vpc blue --subnet a --mac 02:00:00:00:00:01 --address 10.0.0.11 --sg web --host h1 --netdev v1 --allow 10.7.0.0/16 \
-         --hostname web-1 --egress-bits 1000000 --ingress-packets 1000",
+         --hostname web-1 --dhcp-option 66=10.0.0.9 --dhcp-option mtu= --egress-bits 1000000 --ingress-packets 1000",
     ] {
         scene.run(words).await.ok();
     }
@@ -118,12 +120,18 @@ async fn each_kind_is_created_by_flags_listed_shown_and_deleted() {
         "prefix: 10.9.0.0/16",
         "next_hop: 10.0.0.5",
         "ipv6_mode: slaac",
+        "name: ntp-server",
+        "value: 192.0.2.1,192.0.2.2",
+        "value: http://[fd00::9]/a?b=c",
+        "family: ipv6",
     ] {
         assert!(shown.contains(line), "{line}: {shown}");
     }
     let port = scene.run("port show p1").await.ok();
     for line in [
         "hostname: web-1",
+        "value: 10.0.0.9",
+        "name: mtu",
         "bits_per_second: 1000000",
         "packets_per_second: 1000",
     ] {
@@ -304,6 +312,39 @@ fn examples(section: &str) -> Vec<(String, String)> {
             (language.to_owned(), lines.replace("\\\n", " "))
         })
         .collect()
+}
+
+#[tokio::test]
+async fn the_examples_of_dhcp_work_as_they_are_documented() {
+    let scene = Scene::empty().await;
+    let vpc = "vpcs: [{id: blue, vni: 1}]";
+    scene.run_with("apply -f -", vpc).await.ok();
+    let examples = examples("DHCP and router advertisements");
+    for (language, text) in &examples {
+        assert_eq!(language, "yaml");
+        scene.run_with("apply -f -", text).await.ok();
+    }
+    assert_eq!(examples.len(), 2);
+    let shown = scene.run("port show a1").await.ok();
+    assert!(shown.contains("value: pxelinux.0"), "{shown}");
+}
+
+#[test]
+fn every_dhcp_option_that_has_a_name_is_documented() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/operations.md");
+    let text = std::fs::read_to_string(path).unwrap();
+    for known in weft_proto::dhcp_option::KNOWN {
+        let code = match known.code {
+            Code::NextServer => "field `siaddr`".to_owned(),
+            Code::V4(code) => code.to_string(),
+            Code::V6(code) => code.to_string(),
+        };
+        let names: Vec<String> = known.names.iter().map(|it| format!("`{it}`")).collect();
+        let start = format!("\n| {code} | {} | ", names.join(", "));
+        let row = text.split(&start).nth(1);
+        let source = row.and_then(|row| row.split('|').nth(1)).map(str::trim);
+        assert_eq!(source, Some(known.source), "{start}");
+    }
 }
 
 #[tokio::test]

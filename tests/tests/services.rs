@@ -5,7 +5,7 @@
 
 use std::{fs, os::unix::fs::PermissionsExt, path::PathBuf, time::Duration};
 
-use weft_proto::v1::{Dhcp, DhcpRoute, Objects};
+use weft_proto::v1::{Dhcp, DhcpOption, DhcpRoute, Objects};
 use weft_tests::{
     GuestKind, Lab, Namespace, Site, SiteOptions, put_in_guests, tenants, wait_until,
 };
@@ -65,7 +65,7 @@ impl Script {
 
 impl Drop for Script {
     fn drop(&mut self) {
-        for extension in ["sh", "told", "leases", "pid"] {
+        for extension in ["sh", "told", "leases", "pid", "conf"] {
             let _ = fs::remove_file(self.stem.with_extension(extension));
         }
     }
@@ -153,6 +153,113 @@ fn b005_a_dhcpv6_client_is_leased_its_address_and_gives_it_back() {
     client("-r");
     let drops = site.node_json("h1", &["drops"]).unwrap().to_string();
     assert!(!drops.contains("dhcp_"), "{drops}");
+}
+
+fn option(family: &str, name: &str, value: &str) -> DhcpOption {
+    DhcpOption {
+        name: name.into(),
+        value: value.into(),
+        family: family.into(),
+        force: false,
+    }
+}
+
+#[test]
+fn b004_a_dhcp_client_is_told_the_options_of_its_subnet_and_its_port() {
+    let dhcp = Dhcp {
+        domain: "blue.example".into(),
+        options: vec![
+            option("", "ntp-server", "192.0.2.1,192.0.2.2"),
+            option("", "domain-search", "blue.example,example"),
+            option("", "tftp-server", "default.example"),
+            option("", "server-ip-address", "10.0.1.12"),
+        ],
+        ..Dhcp::default()
+    };
+    let site = site(&dhcp, |objects| {
+        let mut ports = objects.ports.iter_mut();
+        ports.find(|port| port.id == "blue-1").unwrap().dhcp_options = vec![
+            option("", "66", "10.0.1.12"),
+            option("", "bootfile-name", "pxelinux.0"),
+            option("", "150", "10.0.1.12"),
+            option("", "wpad", "http://wpad.example/wpad.dat"),
+            option("", "mtu", "1400"),
+            option("", "domain-name", ""),
+        ];
+    });
+    let workload = blue_1(&site);
+    workload.ip("-4 address flush dev eth0").unwrap();
+    let script = Script::new(workload, "bound");
+    let mut line = vec!["busybox", "udhcpc", "-i", "eth0", "-f", "-n", "-q"];
+    line.extend(["-t", "10", "-T", "1", "-s", &script.path]);
+    for wanted in [
+        "ntpsrv", "search", "tftp", "bootfile", "wpad", "mtu", "domain", "150",
+    ] {
+        line.extend(["-O", wanted]);
+    }
+    if let Err(error) = workload.run(&line) {
+        panic!("{}", site.explain(error));
+    }
+    let told = script.told();
+    for expected in [
+        "ntpsrv='192.0.2.1 192.0.2.2'",
+        "search='blue.example example'",
+        "tftp='10.0.1.12'",
+        "bootfile='pxelinux.0'",
+        "wpad='http://wpad.example/wpad.dat'",
+        "mtu='1400'",
+        "opt150='0a00010c'",
+        // The fields of BOOTP.
+        "siaddr='10.0.1.12'",
+        "sname='10.0.1.12'",
+        "boot_file='pxelinux.0'",
+    ] {
+        assert!(told.contains(expected), "{expected} is not in\n{told}");
+    }
+    assert!(
+        !told.contains("\ndomain="),
+        "taken away by the port: {told}"
+    );
+}
+
+#[test]
+fn b005_a_dhcpv6_client_is_told_the_options_of_its_subnet_and_its_port() {
+    let dhcp = Dhcp {
+        options: vec![
+            option("ipv6", "sntp-server", "2001:db8::123"),
+            option("ipv6", "dns-server", "2001:db8::53,2001:db8::54"),
+        ],
+        ..Dhcp::default()
+    };
+    let site = site(&dhcp, |objects| {
+        let mut ports = objects.ports.iter_mut();
+        ports.find(|port| port.id == "blue-1").unwrap().dhcp_options = vec![
+            option("ipv6", "bootfile-url", "tftp://[fd00:1::12]/boot.efi"),
+            option("ipv6", "domain-search", "blue.example,example"),
+        ];
+    });
+    let workload = blue_1(&site);
+    workload
+        .ip("-6 address flush dev eth0 scope global")
+        .unwrap();
+    let script = Script::new(workload, "BOUND6");
+    let [leases, pid, conf] = ["leases", "pid", "conf"].map(|it| script.file(it));
+    let asks = "also request dhcp6.bootfile-url, dhcp6.sntp-servers;\n";
+    fs::write(&conf, asks).unwrap();
+    let mut line = vec!["dhclient", "-6", "-1", "-cf", &conf, "-sf", &script.path];
+    line.extend(["-lf", &leases, "-pf", &pid, "eth0"]);
+    if let Err(error) = workload.run(&line) {
+        panic!("{}", site.explain(error));
+    }
+    let told = script.told();
+    for expected in [
+        "new_dhcp6_sntp_servers='2001:db8::123'",
+        "new_dhcp6_name_servers='2001:db8::53 2001:db8::54'",
+        "new_dhcp6_bootfile_url='tftp://[fd00:1::12]/boot.efi'",
+        "new_dhcp6_domain_search='blue.example. example.'",
+    ] {
+        assert!(told.contains(expected), "{expected} is not in\n{told}");
+    }
 }
 
 /// The address that a node makes of a /64 and its MAC.

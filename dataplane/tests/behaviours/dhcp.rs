@@ -713,7 +713,7 @@ fn b004_options_change_while_guests_run() {
         [(67, b"ipxe.efi".to_vec()), other.clone()]
     );
     change(&mut fabric, |objects| {
-        port(objects, "a1").dhcp_options.clear()
+        port(objects, "a1").dhcp_options.clear();
     });
     assert_eq!(told(&mut fabric), [other]);
 }

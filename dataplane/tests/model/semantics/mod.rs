@@ -20,7 +20,7 @@ pub mod outer;
 pub mod outside;
 mod policy;
 mod segment;
-mod services;
+pub mod services;
 pub mod session;
 mod world;
 
