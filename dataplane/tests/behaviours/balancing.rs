@@ -475,7 +475,7 @@ fn a_member_moves_and_its_flows_stay() {
     let mut fabric = balancing();
     let first = connect(&mut fabric, 1000);
     change(&mut fabric, |objects| {
-        port(objects, &first).host = "h1".into()
+        port(objects, &first).host = "h1".into();
     });
     let data = tcp(A1, VIP, ROUTER, (1000, 80), "A", (101, 901), 9);
     assert_eq!(only(&mut fabric, "a1", &data).0, first);
