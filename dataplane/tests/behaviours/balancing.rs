@@ -547,7 +547,7 @@ fn tables_of_listeners_that_stay_are_not_made_again() {
     change(&mut fabric, |objects| objects.subnets[0].mtu = 1400);
     assert_eq!(listeners(&fabric), before);
     change(&mut fabric, |objects| {
-        port(objects, "a2").hostname = "other".into()
+        port(objects, "a2").hostname = "other".into();
     });
     assert_eq!(listeners(&fabric), before);
     // One of the two listeners has one member less.

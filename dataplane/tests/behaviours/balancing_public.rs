@@ -207,7 +207,7 @@ fn pings_are_answered_where_the_network_answers_them_and_a_member_takes_flows() 
     assert_eq!(fabric.send_from_uplink("h1", 1, &ping), []);
     assert_eq!(fabric.outside, []);
     change(&mut fabric, |objects| {
-        objects.external_networks[0].answer_pings = true
+        objects.external_networks[0].answer_pings = true;
     });
     fabric.outside.clear();
     fabric.send_from_uplink("h1", 1, &ping);
