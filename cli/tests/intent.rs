@@ -566,7 +566,8 @@ async fn listeners_and_members_of_a_load_balancer_come_and_go() {
 async fn the_examples_of_load_balancers_work_as_they_are_documented() {
     let scene = Scene::empty().await;
     let blue = r#"
-hosts: [{id: h1, vteps: [192.0.2.1]}]
+hosts: [{id: h1, vteps: [192.0.2.1], physical_networks: [physnet1]}]
+external_networks: [{id: internet, physical_network: physnet1, prefixes: [203.0.113.0/24], gateway_hosts: [h1]}]
 vpcs: [{id: blue, vni: 1}]
 subnets: [{id: blue-a, vpc: blue, cidrs: [10.0.1.0/24, "fd00:1::/64"]}]
 ports:
@@ -593,7 +594,7 @@ ports:
             _ => {}
         }
     }
-    assert_eq!(tried, 9);
+    assert_eq!(tried, 10);
 }
 
 #[tokio::test]
