@@ -140,11 +140,10 @@ impl Inner {
         // All requests are single messages.
         let body = body.collect().await?.to_bytes();
         let reads = is_reading(parts.uri.path());
-        let end = Instant::now() + TAKE_OVER;
+        let mut patience = Patience::from(Instant::now());
         let unreachable = |error: ControllersError| Status::unavailable(error.to_string());
         let (mut channel, mut address) = self.any().await.map_err(unreachable)?;
         let mut failures = 0;
-        let mut admission = Patience::default();
         loop {
             let request = again(&parts, body.clone());
             std::future::poll_fn(|context| channel.poll_ready(context))
@@ -163,7 +162,7 @@ impl Inner {
                     continue;
                 }
             };
-            if let Some(wait) = admission.wait(answer.headers()) {
+            if let Some(wait) = patience.wait(answer.headers()) {
                 let status = Status::from_header_map(answer.headers());
                 tell(status.as_ref().map_or("", Status::message));
                 tokio::time::sleep(wait).await;
@@ -173,7 +172,7 @@ impl Inner {
             let Some(hint) = hint.and_then(|hint| hint.to_str().ok()) else {
                 return Ok(answer);
             };
-            if Instant::now() >= end {
+            if !patience.looks_for_writer(Instant::now()) {
                 return Ok(answer);
             }
             if hint.is_empty() || hint == address {
@@ -199,14 +198,29 @@ impl Inner {
     }
 }
 
-/// How long a call has waited to be admitted.
-#[derive(Debug, Default)]
+/// How long a call has waited to be admitted, and how long it waits for a controller that writes.
+#[derive(Debug)]
 struct Patience {
+    start: Instant,
     waits: u32,
     waited: Duration,
 }
 
 impl Patience {
+    /// That of a call that begins then.
+    fn from(start: Instant) -> Self {
+        Self {
+            start,
+            waits: 0,
+            waited: Duration::ZERO,
+        }
+    }
+
+    /// Whether a controller that writes is still waited for. The time that passed until the call was admitted does not count.
+    fn looks_for_writer(&self, now: Instant) -> bool {
+        now.saturating_duration_since(self.start) < TAKE_OVER.saturating_add(self.waited)
+    }
+
     /// How long to wait before the call is sent again; none: its answer is not that it may be, or it would take too long.
     fn wait(&mut self, headers: &http::HeaderMap) -> Option<Duration> {
         let hint = headers.get(RETRY_AFTER)?.to_str().ok()?;
@@ -264,7 +278,8 @@ mod tests {
             headers.insert(RETRY_AFTER, hint.parse().unwrap());
             headers
         };
-        let mut patience = Patience::default();
+        let new = || Patience::from(Instant::now());
+        let mut patience = new();
         assert_eq!(patience.wait(&http::HeaderMap::new()), None);
         for bad in ["", "-1", "soon", "99999999999999999999999"] {
             assert_eq!(patience.wait(&headers(bad)), None, "{bad}");
@@ -274,8 +289,21 @@ mod tests {
         // However short the hint, it ends.
         let waits = std::iter::from_fn(|| patience.wait(&headers("0"))).count();
         assert!((50..200).contains(&waits), "{waits}");
-        assert_eq!(Patience::default().wait(&headers("60001")), None);
+        assert_eq!(new().wait(&headers("60001")), None);
         let never = u64::MAX.to_string();
-        assert_eq!(Patience::default().wait(&headers(&never)), None);
+        assert_eq!(new().wait(&headers(&never)), None);
+    }
+
+    #[test]
+    fn the_writer_is_looked_for_after_a_long_wait_to_be_admitted_too() {
+        let start = Instant::now();
+        let mut patience = Patience::from(start);
+        let late = start + Duration::from_secs(45);
+        assert!(patience.looks_for_writer(start) && !patience.looks_for_writer(late));
+        let mut headers = http::HeaderMap::new();
+        headers.insert(RETRY_AFTER, "44000".parse().unwrap());
+        assert!(patience.wait(&headers).is_some());
+        assert!(patience.looks_for_writer(late));
+        assert!(!patience.looks_for_writer(late + TAKE_OVER));
     }
 }
