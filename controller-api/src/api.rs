@@ -117,7 +117,11 @@ impl Api {
         let changed = move || {
             // Both until it is done, whether somebody waits for it or not.
             let _turn = turn;
-            let outcome = change(&intent, &admitted.caller)?;
+            let outcome = change(&intent, &admitted.caller).inspect_err(|error| {
+                if is_elsewhere(error) {
+                    admitted.permit.give_back(objects, Instant::now());
+                }
+            })?;
             let all = outcome.created + outcome.updated + outcome.deleted;
             let more = all.saturating_sub(objects);
             admitted.permit.count_more(more, Instant::now());
@@ -362,7 +366,8 @@ fn allowed<T>(request: &Request<T>, role: Role) -> Result<Arc<Admitted>, Status>
     Ok(Arc::clone(admitted))
 }
 
-fn to_status(error: &ChangeError) -> Status {
+/// What a caller is told of a change that was not made.
+pub(crate) fn to_status(error: &ChangeError) -> Status {
     let text = shortened(error.to_string());
     match error {
         ChangeError::Exists(_) => Status::already_exists(text),
@@ -378,9 +383,7 @@ fn to_status(error: &ChangeError) -> Status {
         }
         ChangeError::Overtaken(_) | ChangeError::ObjectsOvertaken(_) => Status::aborted(text),
         ChangeError::NotWriter(address) => not_writer(text, address.as_deref()),
-        ChangeError::Store(error) if matches!(**error, StoreError::NotStored) => {
-            not_writer(text, None)
-        }
+        ChangeError::Store(_) if is_elsewhere(error) => not_writer(text, None),
         ChangeError::Undo(UndoError::NotKept { .. } | UndoError::NotYours(_)) => {
             Status::not_found(text)
         }
@@ -389,6 +392,15 @@ fn to_status(error: &ChangeError) -> Status {
             tracing::error!(%error, "a change could not be stored");
             Status::unavailable(text)
         }
+    }
+}
+
+/// Whether a change was not made because another controller writes, or may by now.
+fn is_elsewhere(error: &ChangeError) -> bool {
+    match error {
+        ChangeError::NotWriter(_) => true,
+        ChangeError::Store(error) => matches!(**error, StoreError::NotStored),
+        _ => false,
     }
 }
 

@@ -753,7 +753,7 @@ impl Intent {
     }
 
     /// Refuses where another controller writes, or may by now.
-    fn check_standing(&self) -> Result<(), ChangeError> {
+    pub(crate) fn check_standing(&self) -> Result<(), ChangeError> {
         match &*self.standing.borrow() {
             Standing::Follower(address) => Err(ChangeError::NotWriter(address.clone())),
             Standing::Writer if self.journal.stored().is_sure() => Ok(()),

@@ -80,10 +80,15 @@ pub async fn serve_shared(
         stopping: watched.clone(),
     };
     let admission = Arc::new(Admission::new(&admission));
-    let api = Api::new(intent, hosts, Arc::clone(&admission), watched.clone());
+    let api = Api::new(
+        Arc::clone(&intent),
+        hosts,
+        Arc::clone(&admission),
+        watched.clone(),
+    );
     let api = IntentServer::new(api).max_decoding_message_size(MAX_MESSAGE);
     let router = transport::server()
-        .add_service(Admitting::new(api, admission))
+        .add_service(Admitting::new(api, admission, intent))
         .add_service(HostControlServer::new(control).max_decoding_message_size(MAX_MESSAGE));
     let mut drained = watched.clone();
     let (left, has_left) = oneshot::channel();

@@ -48,6 +48,12 @@ impl Bucket {
         self.full_at = now.checked_add(lag).or(self.full_at);
     }
 
+    /// Puts back tokens that were taken; it is no fuller for it than full.
+    pub(super) fn give_back(&mut self, rate: Rate, tokens: u64, now: Instant) {
+        let lag = self.lag(now).saturating_sub(rate.time(tokens));
+        self.full_at = now.checked_add(lag).or(self.full_at);
+    }
+
     /// How many tokens are missing to a full one.
     pub(super) fn used(&self, rate: Rate, now: Instant) -> u64 {
         let missing = self.lag(now).as_nanos() * u128::from(rate.per_second);
@@ -120,6 +126,18 @@ mod tests {
         // 20 in debt: 2 s, and 100 ms for the one.
         assert_eq!(take(&mut bucket, 1, full), Err(Duration::from_millis(2100)));
         take(&mut bucket, 1, full + Duration::from_millis(2100)).unwrap();
+    }
+
+    #[test]
+    fn what_is_given_back_may_be_taken_again_and_no_more() {
+        let (mut bucket, start) = (Bucket::default(), Instant::now());
+        take(&mut bucket, 5, start).unwrap();
+        bucket.give_back(RATE, 2, start);
+        assert_eq!(bucket.used(RATE, start), 3);
+        bucket.give_back(RATE, u64::MAX, start);
+        assert!(bucket.is_full(start));
+        take(&mut bucket, 5, start).unwrap();
+        assert!(take(&mut bucket, 1, start).is_err());
     }
 
     #[test]

@@ -371,6 +371,20 @@ impl Permit {
         });
     }
 
+    /// Takes back the change and the objects that it counted: it was not made, since another controller writes.
+    pub(crate) fn give_back(&self, objects: usize, now: Instant) {
+        self.with_entry(|admission, entry| {
+            let limits = admission.limits(&self.account);
+            for (limit, tokens) in [(Limit::Changes, 1), (Limit::Objects, objects as u64)] {
+                let admitted = &mut entry.count(limit).admitted;
+                *admitted = admitted.saturating_sub(tokens);
+                if let Some(rate) = limits.rate(limit) {
+                    entry.bucket(limit).give_back(rate, tokens, now);
+                }
+            }
+        });
+    }
+
     /// The entry, which is there as long as this is.
     fn with_entry<T>(&self, act: impl FnOnce(&Admission, &mut Entry) -> T) -> Option<T> {
         let mut accounts = self.admission.lock();
@@ -476,6 +490,23 @@ mod tests {
         admission.admit(&ann, Kind::Change, later).unwrap();
         // Reading costs no objects.
         admission.admit(&ann, Kind::Read, now).unwrap();
+    }
+
+    #[test]
+    fn a_change_that_was_not_made_is_given_back() {
+        let text = "tenants = { changes_per_second = 1, changes_burst = 1, objects_per_second = 1, objects_burst = 9 }";
+        let (admission, now) = (admission(text), Instant::now());
+        let admit = || admission.admit(&tenant("ann"), Kind::Change, now);
+        for _ in 0..5 {
+            let permit = admit().unwrap();
+            permit.count(9, now).unwrap();
+            permit.give_back(9, now);
+        }
+        let uses = admission.uses(now);
+        let rates = uses.iter().filter(|it| it.limit.ends_with("_second"));
+        assert_eq!(rates.map(|it| it.used + it.admitted).sum::<u64>(), 0);
+        admit().unwrap();
+        assert!(admit().is_err());
     }
 
     #[test]

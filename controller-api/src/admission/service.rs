@@ -14,7 +14,9 @@ use tonic::server::NamedService;
 use weft_process::tls::Role;
 
 use super::{Admission, Kind, Permit};
+use crate::api::to_status;
 use crate::caller::Caller;
+use crate::intent::Intent;
 
 /// A call that was admitted, and whose it is. It counts as long as anything of this is held.
 #[derive(Debug)]
@@ -24,15 +26,20 @@ pub(crate) struct Admitted {
 }
 
 /// A service whose calls are admitted, or refused.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub(crate) struct Admitting<S> {
     inner: S,
     admission: Arc<Admission>,
+    intent: Arc<Intent>,
 }
 
 impl<S> Admitting<S> {
-    pub(crate) fn new(inner: S, admission: Arc<Admission>) -> Self {
-        Self { inner, admission }
+    pub(crate) fn new(inner: S, admission: Arc<Admission>, intent: Arc<Intent>) -> Self {
+        Self {
+            inner,
+            admission,
+            intent,
+        }
     }
 
     fn admit(&self, request: &http::Request<Body>) -> Result<Arc<Admitted>, Status> {
@@ -40,6 +47,11 @@ impl<S> Admitting<S> {
         let path = request.uri().path();
         let (kind, role) = kind(path.rsplit('/').next().unwrap_or_default());
         caller.needs_some(role)?;
+        if kind == Kind::Change {
+            // It counts where it can be made, and only there.
+            let standing = self.intent.check_standing();
+            standing.map_err(|error| to_status(&error))?;
+        }
         let admitted = self
             .admission
             .admit(&caller.account(), kind, Instant::now());
@@ -105,5 +117,74 @@ where
                 }))
             }))
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::HashMap;
+    use std::future::{Ready, ready};
+
+    use tonic::transport::server::UdsConnectInfo;
+    use weft_process::controllers::WRITER;
+
+    use crate::intent::Standing;
+    use crate::store::Embedded;
+
+    /// Answers every call, and holds nothing of it.
+    #[derive(Clone)]
+    struct Answers;
+
+    impl Service<http::Request<Body>> for Answers {
+        type Response = http::Response<Body>;
+        type Error = Infallible;
+        type Future = Ready<Result<Self::Response, Infallible>>;
+
+        fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+            Poll::Ready(Ok(()))
+        }
+
+        fn call(&mut self, _: http::Request<Body>) -> Self::Future {
+            ready(Ok(http::Response::new(Body::empty())))
+        }
+    }
+
+    #[tokio::test]
+    async fn a_change_counts_only_where_it_can_be_made() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = Embedded::open(&directory.path().join("intent.redb")).unwrap();
+        let intent = Arc::new(Intent::load_shared(Box::new(store)).unwrap());
+        let text = "operators = { changes_per_second = 1, changes_burst = 1 }";
+        let admission = Arc::new(Admission::new(&toml::from_str(text).unwrap()));
+        let (known, standing) = (Arc::clone(&admission), Arc::clone(&intent));
+        let mut service = Admitting::new(Answers, admission, intent);
+        let mut call = async |method: &str| {
+            let mut request = http::Request::new(Body::empty());
+            *request.uri_mut() = format!("/weft.v1.Intent/{method}").parse().unwrap();
+            request.extensions_mut().insert(UdsConnectInfo {
+                peer_addr: None,
+                peer_cred: None,
+            });
+            let Ok(answer) = service.call(request).await;
+            let status = Status::from_header_map(answer.headers());
+            let writer = answer.headers().get(WRITER);
+            let writer = writer.map(|it| it.to_str().unwrap().to_owned());
+            (status.map_or(tonic::Code::Ok, |it| it.code()), writer)
+        };
+        let writer = Some("http://other:1".to_owned());
+        standing.set_standing(Standing::Follower(writer.clone()));
+        for method in ["Create", "Apply", "Delete", "ChangePeering", "Undo"] {
+            let answer = call(method).await;
+            assert_eq!(answer, (tonic::Code::Unavailable, writer.clone()));
+        }
+        assert!(known.uses(Instant::now()).is_empty());
+        assert_eq!(call("Get").await.0, tonic::Code::Ok);
+        standing.set_standing(Standing::Writer);
+        assert_eq!(call("Apply").await.0, tonic::Code::Ok);
+        assert_eq!(call("Apply").await.0, tonic::Code::ResourceExhausted);
+        let all = known.uses(Instant::now());
+        let refused: HashMap<_, _> = all.iter().map(|it| (&*it.limit, it.refused)).collect();
+        assert_eq!(refused["changes_per_second"], 1);
     }
 }
