@@ -18,10 +18,21 @@ pub(crate) struct Turns {
 struct Queue {
     taken: usize,
     /// Who waits, by caller, in the order in which they came. None is empty.
-    waiting: HashMap<Account, VecDeque<Waiter>>,
+    waiting: HashMap<Account, Own>,
     /// The callers among them, in the order of their turns.
     order: VecDeque<Account>,
 }
+
+/// A caller's that wait.
+#[derive(Debug, Default)]
+struct Own {
+    waiters: VecDeque<Waiter>,
+    /// When there are so many, those go that nobody waits for any more.
+    purged_at: usize,
+}
+
+/// The fewest waiters among which those are looked for that nobody waits for any more.
+const PURGED: usize = 64;
 
 #[derive(Debug)]
 enum Waiter {
@@ -30,6 +41,11 @@ enum Waiter {
 }
 
 impl Waiter {
+    /// Whether nobody waits any more. A thread always does.
+    fn is_gone(&self) -> bool {
+        matches!(self, Self::Task(sender) if sender.is_closed())
+    }
+
     /// Gives it a turn, or back if nobody waits any more.
     fn give(self, turn: Turn) -> Result<(), Turn> {
         match self {
@@ -42,17 +58,22 @@ impl Waiter {
 impl Queue {
     fn wait(&mut self, account: &Account, waiter: Waiter) {
         let own = self.waiting.entry(account.clone()).or_default();
-        if own.is_empty() {
+        if own.waiters.is_empty() {
             self.order.push_back(account.clone());
         }
-        own.push_back(waiter);
+        if own.waiters.len() >= own.purged_at.max(PURGED) {
+            own.waiters.retain(|waiter| !waiter.is_gone());
+            // Not before there are twice as many, so that it costs little for each.
+            own.purged_at = 2 * own.waiters.len();
+        }
+        own.waiters.push_back(waiter);
     }
 
     fn next(&mut self) -> Option<Waiter> {
         let account = self.order.pop_front()?;
         let own = self.waiting.get_mut(&account)?;
-        let next = own.pop_front();
-        if own.is_empty() {
+        let next = own.waiters.pop_front();
+        if own.waiters.is_empty() {
             self.waiting.remove(&account);
         } else {
             self.order.push_back(account);
@@ -132,7 +153,8 @@ impl Turns {
     /// How many wait.
     #[cfg(test)]
     pub(crate) fn waiting(&self) -> usize {
-        self.lock().waiting.values().map(VecDeque::len).sum()
+        let queue = self.lock();
+        queue.waiting.values().map(|own| own.waiters.len()).sum()
     }
 
     fn lock(&self) -> MutexGuard<'_, Queue> {
@@ -216,6 +238,24 @@ mod tests {
         drop(given);
         drop(poll(last.as_mut()).unwrap());
         assert_eq!(turns.lock().taken, 0);
+    }
+
+    #[test]
+    fn those_that_ended_before_their_turn_do_not_gather() {
+        let turns = Turns::new(1);
+        let ann = account("ann");
+        let first = poll(pin!(turns.take(&ann))).unwrap();
+        let mut stays = Box::pin(turns.take(&ann));
+        assert!(poll(stays.as_mut()).is_none());
+        for _ in 0..10_000 {
+            let mut call = Box::pin(turns.take(&ann));
+            assert!(poll(call.as_mut()).is_none());
+        }
+        assert!(turns.waiting() <= PURGED, "{}", turns.waiting());
+        drop(first);
+        drop(poll(stays.as_mut()).unwrap());
+        let queue = turns.lock();
+        assert!(queue.taken == 0 && queue.waiting.is_empty() && queue.order.is_empty());
     }
 
     #[test]
