@@ -320,6 +320,7 @@ mod tests {
                 "objects_per_second = 100000001",
                 "objects_burst = 0",
                 "changes_in_flight = 100001",
+                "reads_in_flight = 1",
                 "reads_in_flight = 100001",
                 "watches = 4001",
                 "mebibytes_in_flight = 255",

@@ -40,7 +40,7 @@ pub struct CallerConfig {
     pub objects_burst: Option<u64>,
     /// Changes that are not answered yet: at most 100,000. 64 for tenants, 256 for operators.
     pub changes_in_flight: Option<u64>,
-    /// Calls that read (lists, history, status) and are not answered whole yet: at most 100,000. 64 for tenants, 256 for operators.
+    /// Calls that read (lists, history, status) and are not answered whole yet: 2, which `weftctl port list` needs, to 100,000. 64 for tenants, 256 for operators.
     pub reads_in_flight: Option<u64>,
     /// Open watches: at most 4000, which is also the most of all callers. 100 for tenants, 400 for operators.
     pub watches: Option<u64>,
@@ -149,7 +149,12 @@ impl CallerConfig {
             ),
             ("objects_burst", self.objects_burst, 1..=1_000_000_000),
             ("changes_in_flight", self.changes_in_flight, 0..=100_000),
-            ("reads_in_flight", self.reads_in_flight, 0..=100_000),
+            (
+                "reads_in_flight",
+                // 0 is no limit.
+                self.reads_in_flight.filter(|most| *most > 0),
+                2..=100_000,
+            ),
             ("watches", self.watches, 0..=super::ALL_WATCHES),
             (
                 "mebibytes_in_flight",
