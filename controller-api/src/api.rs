@@ -112,16 +112,23 @@ impl Api {
         let objects = objects.max(1);
         let counted = admitted.permit.count(objects, Instant::now());
         counted.map_err(|refused| refused.status())?;
+        self.change_counted(admitted, objects, change).await
+    }
+
+    /// The same for a change whose objects are counted.
+    async fn change_counted(
+        &self,
+        admitted: Arc<Admitted>,
+        objects: usize,
+        change: impl FnOnce(&Intent, &Caller) -> Result<Outcome, ChangeError> + Send + 'static,
+    ) -> Result<Response<ChangeReply>, Status> {
         let intent = self.intent.clone();
         let turn = self.changing.take(admitted.permit.account()).await;
         let changed = move || {
             // Both until it is done, whether somebody waits for it or not.
             let _turn = turn;
-            let outcome = change(&intent, &admitted.caller).inspect_err(|error| {
-                if is_elsewhere(error) {
-                    admitted.permit.give_back(objects, Instant::now());
-                }
-            })?;
+            let outcome = change(&intent, &admitted.caller)
+                .inspect_err(|error| give_back(&admitted, objects, error))?;
             let all = outcome.created + outcome.updated + outcome.deleted;
             let more = all.saturating_sub(objects);
             admitted.permit.count_more(more, Instant::now());
@@ -254,11 +261,22 @@ impl intent_server::Intent for Api {
     async fn undo(&self, request: Request<UndoRequest>) -> Result<Response<ChangeReply>, Status> {
         let admitted = allowed(&request, Role::Operate)?;
         let UndoRequest { revision, dry_run } = request.into_inner();
+        let counted = admitted.permit.count(1, Instant::now());
+        counted.map_err(|refused| refused.status())?;
         let reading = self.reading.take(admitted.permit.account()).await;
-        self.change(admitted, 1, move |intent, caller| {
-            // It reads the history first.
+        let (intent, reader) = (Arc::clone(&self.intent), Arc::clone(&admitted));
+        let read = tokio::task::spawn_blocking(move || {
+            // No longer: the change has to wait for others.
             let _reading = reading;
-            intent.undo(caller, revision, dry_run)
+            let read = intent.reversal(&reader.caller, revision);
+            read.inspect_err(|error| give_back(&reader, 1, error))
+        });
+        let reversal = read
+            .await
+            .map_err(|_| Status::internal("the change failed; see the controller's log"))?
+            .map_err(|error| to_status(&error))?;
+        self.change_counted(admitted, 1, move |intent, caller| {
+            intent.reverse(caller, (revision, &reversal), dry_run)
         })
         .await
     }
@@ -404,6 +422,13 @@ fn is_elsewhere(error: &ChangeError) -> bool {
     }
 }
 
+/// Takes back what a change counted that was not made because another controller writes.
+fn give_back(admitted: &Admitted, objects: usize, error: &ChangeError) {
+    if is_elsewhere(error) {
+        admitted.permit.give_back(objects, Instant::now());
+    }
+}
+
 /// The answer that nothing was done, and who would do it.
 fn not_writer(text: String, address: Option<&str>) -> Status {
     let mut status = Status::unavailable(text);
@@ -428,6 +453,60 @@ fn shortened(text: String) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::admission;
+    use crate::store::Embedded;
+    use weft_process::services::intent_server::Intent as _;
+
+    #[tokio::test]
+    async fn an_undo_that_waits_for_its_change_holds_up_no_reader() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = Embedded::open(&directory.path().join("intent.redb")).unwrap();
+        let intent = Arc::new(Intent::load(Box::new(store)).unwrap());
+        let caller = Caller::certified("ann");
+        let vpc = weft_proto::v1::Vpc {
+            id: "v".to_owned(),
+            vni: 7,
+            ..Default::default()
+        };
+        let objects = weft_proto::v1::Objects {
+            vpcs: vec![vpc],
+            ..Default::default()
+        };
+        let revision = intent.create(&caller, objects).unwrap().revision;
+        let admission = Arc::new(Admission::new(&Default::default()));
+        let hosts = Arc::new(Hosts::new(&intent));
+        let (_stop, stopping) = watch::channel(false);
+        let api = Arc::new(Api::new(intent, hosts, Arc::clone(&admission), stopping));
+        let account = caller.account();
+        let mut busy = Vec::new();
+        for _ in 0..CHANGING {
+            busy.push(api.changing.take(&account).await);
+        }
+        let undos: Vec<_> = (0..READING + 1)
+            .map(|_| {
+                let kind = admission::Kind::Change;
+                let permit = admission.admit(&account, kind, Instant::now()).unwrap();
+                let caller = caller.clone();
+                let mut request = Request::new(UndoRequest {
+                    revision,
+                    dry_run: true,
+                });
+                let admitted = Arc::new(Admitted { caller, permit });
+                request.extensions_mut().insert(admitted);
+                let api = Arc::clone(&api);
+                tokio::spawn(async move { api.undo(request).await })
+            })
+            .collect();
+        let start = Instant::now();
+        while api.changing.waiting() < undos.len() {
+            assert!(start.elapsed().as_secs() < 20, "a turn at reading is held");
+            tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+        }
+        drop(busy);
+        for undo in undos {
+            assert_eq!(undo.await.unwrap().unwrap().into_inner().deleted, 1);
+        }
+    }
 
     #[test]
     fn a_long_error_keeps_whole_lines_and_counts_the_rest() {

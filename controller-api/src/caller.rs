@@ -12,6 +12,8 @@ pub(crate) const AUDIT: &str = "weft::audit";
 /// Whose calls count together where calls are limited, and take turns where they wait.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) enum Account {
+    /// The controller itself, which nothing limits.
+    Controller,
     /// All that come without a certificate.
     Uncertified,
     /// One with a role for all objects, by the subject of its certificate.
@@ -23,6 +25,7 @@ pub(crate) enum Account {
 impl std::fmt::Display for Account {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
+            Self::Controller => f.write_str("the controller"),
             Self::Uncertified => f.write_str("callers without a certificate"),
             Self::Subject(subject) => write!(f, "'{subject}'"),
             Self::Tenants(tenants) => write!(f, "tenant {tenants}"),
@@ -41,6 +44,8 @@ pub struct Caller {
     tenants: BTreeMap<String, Role>,
     /// The hosts that the caller may attach as; none: all.
     hosts: Option<Vec<String>>,
+    /// Whether it is the controller itself, which changes the intent now and then.
+    is_controller: bool,
 }
 
 impl Caller {
@@ -51,6 +56,15 @@ impl Caller {
             role: Role::Admin,
             tenants: BTreeMap::new(),
             hosts: None,
+            is_controller: false,
+        }
+    }
+
+    /// The controller itself, whose changes wait for those of no other caller.
+    pub(crate) fn controller() -> Self {
+        Self {
+            is_controller: true,
+            ..Self::trusted("the controller".to_owned())
         }
     }
 
@@ -81,6 +95,7 @@ impl Caller {
                 role: names.role,
                 tenants: names.tenants,
                 hosts: Some(names.hosts),
+                is_controller: false,
             });
         }
         if let Some(unix) = extensions.get::<UdsConnectInfo>() {
@@ -99,9 +114,11 @@ impl Caller {
 
     /// Whose calls the caller's count among.
     pub(crate) fn account(&self) -> Account {
-        if self.hosts.is_none() {
+        if self.is_controller {
+            Account::Controller
+        } else if self.hosts.is_none() {
             Account::Uncertified
-        } else if self.role == Role::None && !self.tenants.is_empty() {
+        } else if self.role < Role::Operate && !self.tenants.is_empty() {
             let tenants: Vec<&str> = self.tenants.keys().map(String::as_str).collect();
             // No id of a tenant has a slash.
             Account::Tenants(tenants.join("/"))
@@ -211,6 +228,7 @@ mod tests {
                 role,
                 tenants: own.collect(),
                 hosts: Some(Vec::new()),
+                is_controller: false,
             }
         };
         let account = |name, role, tenants| caller(name, role, tenants).account();
@@ -219,6 +237,13 @@ mod tests {
         assert_eq!(ann.to_string(), "tenant ann");
         assert_ne!(ann, account("CN=a", Role::None, &["ann", "bob"]));
         assert_ne!(ann, account("ann", Role::Operate, &[]));
+        // One that reads all is limited in what it writes as the tenant is.
+        assert_eq!(ann, account("CN=c", Role::Read, &["ann"]));
+        assert_eq!(
+            account("CN=c", Role::Read, &[]),
+            Account::Subject("CN=c".to_owned())
+        );
+        assert_eq!(Caller::controller().account(), Account::Controller);
         let operator = account("CN=a", Role::Operate, &["ann"]);
         assert_eq!(operator, Account::Subject("CN=a".to_owned()));
         assert_ne!(operator, account("CN=b", Role::Operate, &["ann"]));

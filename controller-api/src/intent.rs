@@ -499,6 +499,15 @@ impl Intent {
         revision: u64,
         dry_run: bool,
     ) -> Result<Outcome, ChangeError> {
+        let reversal = self.reversal(caller, revision)?;
+        self.reverse(caller, (revision, &reversal), dry_run)
+    }
+
+    /// What undoes a change, as its record says: the part of [`Self::undo`] that reads the history.
+    ///
+    /// # Errors
+    /// No whole record of the change is kept, or this controller does not write.
+    pub(crate) fn reversal(&self, caller: &Caller, revision: u64) -> Result<Reversal, ChangeError> {
         self.check_standing()?;
         let failed = |error| ChangeError::Store(Arc::new(error));
         let before = revision.saturating_add(1);
@@ -507,7 +516,19 @@ impl Intent {
             let oldest = self.oldest_record().map_err(failed)?.unwrap_or_default();
             return Err(UndoError::NotKept { revision, oldest }.into());
         };
-        let reversal = Reversal::new(caller, &record)?;
+        Ok(Reversal::new(caller, &record)?)
+    }
+
+    /// Undoes the change of a revision: the rest of [`Self::undo`].
+    ///
+    /// # Errors
+    /// An object has changed since, or the result breaks a rule or cannot be stored.
+    pub(crate) fn reverse(
+        &self,
+        caller: &Caller,
+        (revision, reversal): (u64, &Reversal),
+        dry_run: bool,
+    ) -> Result<Outcome, ChangeError> {
         let method = format!("undo {revision}");
         self.change(caller, &method, dry_run, |version| {
             let (mut upserts, deletes) = reversal.upon(caller, &version.state, revision)?;
@@ -532,7 +553,7 @@ impl Intent {
     /// # Errors
     /// The change cannot be stored.
     pub fn end_moves(&self, moves: &[(String, String, String)]) -> Result<Outcome, ChangeError> {
-        let caller = Caller::trusted("the controller".to_owned());
+        let caller = Caller::controller();
         self.change(&caller, "end of moves", false, |version| {
             let arrived = moves.iter().filter_map(|(id, host, from)| {
                 match version.state.find(Kind::Port, id) {
@@ -580,7 +601,7 @@ impl Intent {
     /// # Errors
     /// The change cannot be stored.
     pub fn settle_peerings(&self, peerings: &[v1::Peering]) -> Result<Outcome, ChangeError> {
-        let caller = Caller::trusted("the controller".to_owned());
+        let caller = Caller::controller();
         self.change(&caller, "end of peering action", false, |version| {
             let arrived = peerings.iter();
             let arrived = arrived.filter_map(|before| peering::arrived(&version.state, before));

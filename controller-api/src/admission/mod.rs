@@ -72,9 +72,27 @@ struct Entry {
     /// For each limit.
     counts: [Count; Limit::ALL.len()],
     used: Instant,
+    said: Said,
+}
+
+/// What the log says of refusals: now and then one, and how many there were.
+#[derive(Debug, Default)]
+struct Said {
     /// Refusals since one was last said.
     unsaid: u64,
-    said: Option<Instant>,
+    at: Option<Instant>,
+}
+
+impl Said {
+    fn count(&mut self, refused: &Refused, now: Instant) {
+        self.unsaid += 1;
+        let is_due = |said: Instant| now.saturating_duration_since(said) >= SAID_EVERY;
+        if self.at.is_none_or(is_due) {
+            let (reason, calls) = (refused.to_string(), self.unsaid);
+            tracing::warn!(target: AUDIT, calls, reason, "asks for too much");
+            (self.unsaid, self.at) = (0, Some(now));
+        }
+    }
 }
 
 impl Entry {
@@ -84,8 +102,7 @@ impl Entry {
             objects: Bucket::default(),
             counts: Default::default(),
             used: now,
-            unsaid: 0,
-            said: None,
+            said: Said::default(),
         }
     }
 
@@ -118,13 +135,7 @@ impl Entry {
         if let Some(limit) = refused.limit() {
             self.count(limit).refused += 1;
         }
-        self.unsaid += 1;
-        let is_due = |said: Instant| now.saturating_duration_since(said) >= SAID_EVERY;
-        if self.said.is_none_or(is_due) {
-            let (reason, calls) = (refused.to_string(), self.unsaid);
-            tracing::warn!(target: AUDIT, calls, reason, "asks for too much");
-            (self.unsaid, self.said) = (0, Some(now));
-        }
+        self.said.count(refused, now);
     }
 }
 
@@ -134,6 +145,8 @@ pub(crate) struct Admission {
     tenants: Limits,
     operators: Limits,
     accounts: Mutex<HashMap<Account, Entry>>,
+    /// Of refusals to callers of whom no count is kept.
+    beyond: Mutex<Said>,
 }
 
 impl Admission {
@@ -142,6 +155,7 @@ impl Admission {
             tenants: config.of_tenants(),
             operators: config.of_operators(),
             accounts: Mutex::default(),
+            beyond: Mutex::default(),
         }
     }
 
@@ -156,15 +170,24 @@ impl Admission {
         now: Instant,
     ) -> Result<Permit, Refused> {
         let mut accounts = self.lock();
-        if kind == Kind::Watch {
-            let open = accounts.values().map(|entry| entry.open(Limit::Watches));
-            if open.sum::<u64>() >= ALL_WATCHES {
-                return Err(Refused::Watches);
+        let watches = match kind {
+            Kind::Watch => {
+                let open = accounts.values().map(|entry| entry.open(Limit::Watches));
+                open.sum()
             }
-        }
-        let entry = entry(&mut accounts, account, now)?;
+            Kind::Change | Kind::Read => 0,
+        };
+        let entry = entry(&mut accounts, account, now).inspect_err(|refused| {
+            self.beyond().count(refused, now);
+        })?;
         entry.used = now;
-        if let Err(refused) = self.check(account, entry, kind, now) {
+        // Its own limits first, which it can do something about.
+        let checked = self.check(account, entry, kind, now);
+        let checked = checked.and_then(|()| match watches < ALL_WATCHES {
+            true => Ok(()),
+            false => Err(Refused::Watches),
+        });
+        if let Err(refused) = checked {
             entry.refuse(&refused, now);
             return Err(refused);
         }
@@ -274,8 +297,13 @@ impl Admission {
     fn limits(&self, account: &Account) -> &Limits {
         match account {
             Account::Tenants(_) => &self.tenants,
-            Account::Subject(_) | Account::Uncertified => &self.operators,
+            Account::Subject(_) | Account::Uncertified | Account::Controller => &self.operators,
         }
+    }
+
+    fn beyond(&self) -> MutexGuard<'_, Said> {
+        // Nothing panics while it is held.
+        self.beyond.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<Account, Entry>> {
@@ -544,6 +572,7 @@ mod tests {
             .collect();
         let refused = admission.admit(&tenant("one more"), Kind::Read, late);
         assert_eq!(refused.unwrap_err(), Refused::Callers);
+        assert_eq!(admission.beyond().at, Some(late), "it is said");
         drop((held, busy));
         admission
             .admit(&tenant("one more"), Kind::Read, late)
@@ -557,8 +586,29 @@ mod tests {
         let watch = |name: &str| admission.admit(&tenant(name), Kind::Watch, now);
         let open: Vec<_> = (0..ALL_WATCHES).map(|_| watch("ann").unwrap()).collect();
         assert_eq!(watch("bob").unwrap_err(), Refused::Watches);
+        let uses = admission.uses(now);
+        let bob: Vec<_> = uses.iter().filter(|it| it.caller == "tenant bob").collect();
+        assert_eq!(
+            (bob.len(), &*bob[0].limit, bob[0].refused),
+            (1, "watches", 1)
+        );
         drop(open);
         watch("bob").unwrap();
+    }
+
+    #[test]
+    fn one_at_its_own_bound_is_told_of_that_and_not_of_that_of_all() {
+        let text = "operators = { watches = 0 }\ntenants = { watches = 1 }";
+        let (admission, now) = (admission(text), Instant::now());
+        let watch = |account: &Account| admission.admit(account, Kind::Watch, now);
+        let ann = tenant("ann");
+        let _own = watch(&ann).unwrap();
+        let operator = Account::Subject("CN=op".to_owned());
+        let _all: Vec<_> = (1..ALL_WATCHES)
+            .map(|_| watch(&operator).unwrap())
+            .collect();
+        assert!(matches!(watch(&ann), Err(Refused::Most { .. })));
+        assert_eq!(watch(&operator).unwrap_err(), Refused::Watches);
     }
 
     #[test]

@@ -11,6 +11,9 @@ use crate::caller::Account;
 /// When to try again what has to wait for other calls to end: nobody knows when they do.
 const LATER: Duration = Duration::from_millis(100);
 
+/// The most bytes of a caller's name in a refusal, which travels as an HTTP/2 header.
+const NAMED: usize = 200;
+
 /// What of a caller is limited.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Limit {
@@ -62,7 +65,7 @@ impl Limit {
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub(crate) enum Refused {
     #[error(
-        "{account}: {} faster than {per_second} a second after a burst of {burst} ({}); nothing was done, try again in {} ms", .limit.what(), setting(.account, *.limit), milliseconds(*.wait)
+        "{}: {} faster than {per_second} a second after a burst of {burst} ({}); nothing was done, try again in {} ms", named(.account), .limit.what(), setting(.account, *.limit), milliseconds(*.wait)
     )]
     Rate {
         account: Account,
@@ -72,7 +75,7 @@ pub(crate) enum Refused {
         wait: Duration,
     },
     #[error(
-        "{account}: has {most} {}, the most at a time ({}); nothing was done, try again when one has ended, in {} ms or later", .limit.what(), setting(.account, *.limit), milliseconds(LATER)
+        "{}: has {most} {}, the most at a time ({}); nothing was done, try again when one has ended, in {} ms or later", named(.account), .limit.what(), setting(.account, *.limit), milliseconds(LATER)
     )]
     Most {
         account: Account,
@@ -90,10 +93,19 @@ fn milliseconds(wait: Duration) -> u128 {
     wait.as_nanos().div_ceil(1_000_000).max(1)
 }
 
+/// A caller as a refusal names it: of any length that a certificate may give it, so much.
+fn named(account: &Account) -> String {
+    let name = account.to_string();
+    if name.len() <= NAMED {
+        return name;
+    }
+    format!("{}…", &name[..name.floor_char_boundary(NAMED)])
+}
+
 fn setting(account: &Account, limit: Limit) -> String {
     let section = match account {
         Account::Tenants(_) => "tenants",
-        Account::Subject(_) | Account::Uncertified => "operators",
+        Account::Subject(_) | Account::Uncertified | Account::Controller => "operators",
     };
     format!("admission.{section}.{}", limit.name())
 }
@@ -107,11 +119,12 @@ impl Refused {
         }
     }
 
-    /// The limit of the caller's own, if it is one.
+    /// Of what there was too much, where count of the caller is kept.
     pub(super) fn limit(&self) -> Option<Limit> {
         match self {
             Self::Rate { limit, .. } | Self::Most { limit, .. } => Some(*limit),
-            Self::Watches | Self::Callers => None,
+            Self::Watches => Some(Limit::Watches),
+            Self::Callers => None,
         }
     }
 
@@ -123,5 +136,27 @@ impl Refused {
             status.metadata_mut().insert(RETRY_AFTER, value);
         }
         status
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refusal_is_short_whatever_the_caller_is_called() {
+        for name in ["ann/".repeat(5000), "ü".repeat(5000)] {
+            let refused = Refused::Most {
+                account: Account::Tenants(name),
+                limit: Limit::Watches,
+                most: 1,
+            };
+            let text = refused.to_string();
+            assert!(text.len() < 500, "{text}");
+            assert!(text.contains("…: has 1 open watches"), "{text}");
+            let sent = refused.status().into_http::<()>();
+            let sent = sent.headers().get("grpc-message").unwrap();
+            assert!(sent.len() < 2000, "{sent:?}");
+        }
     }
 }
