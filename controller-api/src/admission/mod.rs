@@ -183,7 +183,7 @@ impl Admission {
         entry.used = now;
         // Its own limits first, which it can do something about.
         let checked = self.check(account, entry, kind, now);
-        let checked = checked.and_then(|()| match watches < ALL_WATCHES {
+        let checked = checked.and(match watches < ALL_WATCHES {
             true => Ok(()),
             false => Err(Refused::Watches),
         });
