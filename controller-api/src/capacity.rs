@@ -292,6 +292,14 @@ fn growth<'a>(before: &Version, after: &Version, object: &'a Object) -> Option<G
             };
             (field, vec![vpc.to_owned()])
         }
+        (old, Object::LoadBalancer(new)) => {
+            let vpc = old.and_then(Object::vpc);
+            let mut bound = after.state.elastic_ips_of_balancer(&new.id);
+            if vpc == Some(&*new.vpc) || bound.next().is_none() {
+                return None;
+            }
+            ("vpc", vec![new.vpc.clone()])
+        }
         (_, Object::ExternalNetwork(new)) => {
             let hosts = new.gateway_hosts.iter();
             let vpcs: BTreeSet<String> = hosts.flat_map(|host| after.vpcs_of(host)).collect();

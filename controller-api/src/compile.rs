@@ -456,7 +456,9 @@ impl<'a> Told<'a> {
                 Arc::make_mut(&mut self.part.hosts).insert(Arc::from(&*port.moved_from));
             }
             let mut groups = port.security_groups.iter();
-            if groups.all(|group| self.group_id(group) == *group) {
+            let takes_options =
+                self.recipient.capabilities.dhcp_options || port.dhcp_options.is_empty();
+            if takes_options && groups.all(|group| self.group_id(group) == *group) {
                 self.share(Kind::Port, &port.id);
                 continue;
             }
@@ -465,6 +467,10 @@ impl<'a> Told<'a> {
             self.put(Object::Port(Port {
                 security_groups,
                 labels: Labels::new(),
+                dhcp_options: match takes_options {
+                    true => port.dhcp_options.clone(),
+                    false => Vec::new(),
+                },
                 ..port.clone()
             }));
         }
@@ -716,6 +722,11 @@ impl<'a> Told<'a> {
                 seen.network_acl.clear();
                 seen.dhcp = None;
             }
+            if let Some(dhcp) = &mut seen.dhcp
+                && !self.recipient.capabilities.dhcp_options
+            {
+                dhcp.options.clear();
+            }
             self.put(Object::Subnet(seen));
         }
     }
@@ -832,6 +843,101 @@ ports:
         let state = compile(version, host).unwrap();
         assert_eq!(validate(&state, Scope::Node { host }), vec![]);
         state.to_objects()
+    }
+
+    /// By a change that takes from the one and gives to the other, whichever of them comes first by its id.
+    #[test]
+    fn an_elastic_ip_that_goes_to_another_load_balancer_is_told_of() {
+        let balancer = |id: &str, last: u8| {
+            Object::LoadBalancer(v1::LoadBalancer {
+                id: id.into(),
+                vpc: "blue".into(),
+                addresses: vec![format!("10.0.0.{last}")],
+                ..v1::LoadBalancer::default()
+            })
+        };
+        let bound = |to: &str| {
+            Object::ElasticIp(ElasticIp {
+                id: "public".into(),
+                external_network: "inet".into(),
+                address: "203.0.113.77".into(),
+                load_balancer: to.into(),
+                ..ElasticIp::default()
+            })
+        };
+        for (from, to) in [("web-a", "web-b"), ("web-b", "web-a")] {
+            let state = with_way_out(|state| {
+                state.insert(balancer("web-a", 101));
+                state.insert(balancer("web-b", 102));
+                state.insert(bound(from));
+            });
+            let version = Version::loaded(1, state.clone());
+            let all = Capabilities::all();
+            let before = NodeState::compile(&version, "h1", all, None).unwrap();
+            assert!(
+                before
+                    .to_objects()
+                    .elastic_ips
+                    .iter()
+                    .any(|it| it.id == "public")
+            );
+            let mut next = state.clone();
+            next.insert(bound(to));
+            next.remove(&balancer(from, 0).key());
+            assert_eq!(validate(&next, Scope::Intent), vec![]);
+            let change = Change {
+                revision: 2,
+                upserts: vec![bound(to)],
+                deletes: vec![balancer(from, 0).key()],
+                ..Change::default()
+            };
+            let version = version.next(&change, next.clone());
+            let followed = NodeState::compile(&version, "h1", all, Some(&before)).unwrap();
+            let anew = Version::loaded(2, next);
+            let anew = NodeState::compile(&anew, "h1", all, None).unwrap();
+            assert_eq!(followed.to_objects(), anew.to_objects());
+        }
+    }
+
+    #[test]
+    fn a_host_that_takes_no_dhcp_options_is_told_of_none_and_of_all_else() {
+        let option = v1::DhcpOption {
+            name: "ntp-server".into(),
+            value: "192.0.2.123".into(),
+            ..v1::DhcpOption::default()
+        };
+        let mut objects: v1::Objects = serde_yaml_ng::from_str(TOPOLOGY).unwrap();
+        for port in &mut objects.ports {
+            port.dhcp_options = vec![option.clone()];
+        }
+        for subnet in &mut objects.subnets {
+            subnet.dhcp.get_or_insert_default().options = vec![option.clone()];
+        }
+        let version = Version::loaded(1, State::from_objects(objects).unwrap());
+        let told = |capabilities| {
+            let node = NodeState::compile(&version, "h2", capabilities, None);
+            node.unwrap().to_objects()
+        };
+        let all = Capabilities::all();
+        let with = told(all);
+        let mut without = told(Capabilities {
+            dhcp_options: false,
+            ..all
+        });
+        let of_port = |it: &&Port| !it.dhcp_options.is_empty();
+        assert_eq!(with.ports.iter().filter(of_port).count(), 2);
+        assert_eq!(without.ports.iter().find(of_port), None);
+        for (port, own) in without.ports.iter_mut().zip(&with.ports) {
+            port.dhcp_options.clone_from(&own.dhcp_options);
+        }
+        for subnet in &mut without.subnets {
+            let Some(dhcp) = &mut subnet.dhcp else {
+                continue;
+            };
+            assert_eq!(dhcp.options, []);
+            dhcp.options = vec![option.clone()];
+        }
+        assert_eq!(without, with);
     }
 
     fn ids<T>(list: &[T], id: impl Fn(&T) -> &String) -> Vec<&str> {

@@ -188,10 +188,10 @@ impl Listing {
     }
 }
 
-/// Whether an object is in a VPC, or joins it to another; an elastic IP is where its port is.
+/// Whether an object is in a VPC, or joins it to another; an elastic IP is where its port or load balancer is.
 pub(crate) fn is_in(state: &State, object: &Object, vpc: &str) -> bool {
     match object {
-        Object::ElasticIp(elastic) => state.port_of(elastic).is_some_and(|port| port.vpc == vpc),
+        Object::ElasticIp(elastic) => state.vpc_of(elastic) == Some(vpc),
         other => other.vpcs().any(|own| own == vpc),
     }
 }

@@ -6,11 +6,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use weft_proto::LOAD_BALANCER;
 use weft_proto::labels::Labels;
 use weft_proto::persistent::PersistentSet;
 use weft_proto::state::{Entry, Key, Kind, Layer, Object, Sum, collect};
 use weft_proto::v1::{ExternalNetwork, ObjectKey, Objects};
+use weft_proto::{DHCP_OPTIONS, LOAD_BALANCER};
 
 use crate::compile::{Part, Recipient};
 use crate::learning::Learned;
@@ -28,6 +28,8 @@ pub struct Capabilities {
     pub learns: bool,
     /// Whether it takes load balancers. One that does not lacks them: what its ports send to their addresses reaches nobody.
     pub balances: bool,
+    /// Whether it takes DHCP options of subnets and ports. The guests of one that does not get none of them.
+    pub dhcp_options: bool,
 }
 
 impl Capabilities {
@@ -37,6 +39,7 @@ impl Capabilities {
             members_in_one: Some(MEMBERS_IN_ONE),
             learns: true,
             balances: true,
+            dhcp_options: true,
         }
     }
 
@@ -48,6 +51,7 @@ impl Capabilities {
             members_in_one: all.members_in_one.filter(|_| is_listed("group_members")),
             learns: is_listed("learning"),
             balances: is_listed(LOAD_BALANCER),
+            dhcp_options: is_listed(DHCP_OPTIONS),
         }
     }
 }

@@ -153,29 +153,16 @@ impl VpcView {
                 }
             }
             if let Some(Object::LoadBalancer(balancer)) = old {
+                // One of them may be another's by now.
                 for elastic in before.elastic_ips_of_balancer(&balancer.id) {
-                    view.balancers.remove(Kind::ElasticIp, &elastic.id);
-                }
-                if let Some(Object::LoadBalancer(it)) = new {
-                    view.put_balancer(state, &it.id);
+                    view.settle_elastic_ip(state, &elastic.id);
                 }
             }
             for object in ends.into_iter().flatten() {
                 let Object::ElasticIp(elastic) = object else {
                     continue;
                 };
-                view.way_out.remove(Kind::ElasticIp, &elastic.id);
-                view.balancers.remove(Kind::ElasticIp, &elastic.id);
-                let Some(Object::ElasticIp(now)) = state.find(Kind::ElasticIp, &elastic.id) else {
-                    continue;
-                };
-                let entry = told(state, Kind::ElasticIp, &elastic.id);
-                let port = state.port_of(now);
-                if port.is_some_and(|port| *port.vpc == *self.id && !port.host.is_empty()) {
-                    view.way_out.extend(entry);
-                } else if state.balancer_of(now).is_some_and(|it| *it.vpc == *self.id) {
-                    view.balancers.extend(entry);
-                }
+                view.settle_elastic_ip(state, &elastic.id);
             }
         }
         if hosts_move {
@@ -279,6 +266,25 @@ impl VpcView {
                 labels: Labels::new(),
                 ..nat.clone()
             })));
+    }
+
+    /// Tells of an elastic IP if it is of the VPC in a state, and of none if it is not.
+    fn settle_elastic_ip(&mut self, state: &State, id: &str) {
+        self.way_out.remove(Kind::ElasticIp, id);
+        self.balancers.remove(Kind::ElasticIp, id);
+        let Some(Object::ElasticIp(elastic)) = state.find(Kind::ElasticIp, id) else {
+            return;
+        };
+        let entry = told(state, Kind::ElasticIp, id);
+        let port = state.port_of(elastic);
+        if port.is_some_and(|port| *port.vpc == *self.id && !port.host.is_empty()) {
+            self.way_out.extend(entry);
+        } else if state
+            .balancer_of(elastic)
+            .is_some_and(|it| *it.vpc == *self.id)
+        {
+            self.balancers.extend(entry);
+        }
     }
 
     fn put_balancer(&mut self, state: &State, id: &str) {

@@ -392,6 +392,7 @@ fn abilities(host: &str) -> Capabilities {
         members_in_one: (host != "h1").then_some(2),
         learns: host != "h2",
         balances: host != "h3",
+        dhcp_options: host != "h2",
     }
 }
 

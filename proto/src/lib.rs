@@ -29,5 +29,8 @@ pub const HOST_PROTOCOL: u32 = 1;
 /// The capability of a host that takes [`v1::LoadBalancer`]s.
 pub const LOAD_BALANCER: &str = "load_balancer";
 
+/// The capability of a host that takes DHCP options of subnets and ports. Others are told the subnets and ports without them.
+pub const DHCP_OPTIONS: &str = "dhcp_options";
+
 /// The capability of a controller that takes [`v1::PortReports`].
 pub const PORT_REPORTS: &str = "port_reports";

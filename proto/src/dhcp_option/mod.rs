@@ -60,11 +60,26 @@ fn refused(field: &'static str, rule: impl Into<String>) -> Refused {
     }
 }
 
+/// The longest text of a name, in bytes.
+const LONGEST_NAME: usize = 64;
+/// The longest text of a value, in bytes: more than any value that fits has as hex or as a list of routes.
+const LONGEST_VALUE: usize = 4096;
+
 /// Reads an option.
 ///
 /// # Errors
 /// The family or the name is unknown, the option is not for anybody to give, or the value is not of the option's type and length.
 pub fn parse(option: &v1::DhcpOption) -> Result<Parsed, Refused> {
+    // Before anything is read: spaces and leading zeros would pass for nothing, however many.
+    for (field, text, most) in [
+        ("name", &option.name, LONGEST_NAME),
+        ("value", &option.value, LONGEST_VALUE),
+    ] {
+        if text.len() > most {
+            let rule = format!("{} bytes of text exceed {most}", text.len());
+            return Err(refused(field, rule));
+        }
+    }
     let is_v6 = match option.family.as_str() {
         "" | "ipv4" => false,
         "ipv6" => true,

@@ -181,3 +181,26 @@ fn every_name_is_of_one_option_and_none_is_reserved() {
         assert!(seen.insert((*name, matches!(code, Code::V6(_)))), "{name}");
     }
 }
+
+/// What is read as nothing is no way to store as much as one likes.
+#[test]
+fn texts_have_bounds_whatever_is_read_of_them() {
+    for (name, value, field) in [
+        ("0".repeat(100) + "42", "192.0.2.1".to_owned(), "name"),
+        (
+            "42".to_owned(),
+            "192.0.2.1".to_owned() + &" ".repeat(5000),
+            "value",
+        ),
+        ("mtu".to_owned(), "0".repeat(5000) + "1400", "value"),
+    ] {
+        let option = v1::DhcpOption {
+            name,
+            value,
+            ..v1::DhcpOption::default()
+        };
+        let refused = parse(&option).unwrap_err();
+        assert_eq!(refused.field, field);
+        assert!(refused.rule.len() < 100, "{}", refused.rule);
+    }
+}

@@ -73,6 +73,9 @@ fn check_each(at: At<'_>, field: &str, options: &[v1::DhcpOption], report: &mut 
 
 /// The rule that all of what a guest is told breaks together; none if every answer has room for it, or no option is given.
 fn broken_by_size(dhcp: &v1::Dhcp, of_port: &[v1::DhcpOption], hostname: &str) -> Option<String> {
+    if dhcp.options.is_empty() && of_port.is_empty() {
+        return None;
+    }
     let mut given: BTreeMap<Code, usize> = BTreeMap::new();
     let mut all = own_lengths(dhcp);
     let options = dhcp.options.iter().take(limits::DHCP_OPTIONS);

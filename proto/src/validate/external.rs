@@ -357,6 +357,15 @@ fn check_balanced(
             report.add(at, field, rule);
         }
     }
+    if let Some(address) = address
+        && let Some(subnet) = index.subnet_with(&balancer.vpc, address)
+    {
+        let rule = format!(
+            "subnet '{}' of the load balancer's vpc has {address}, which its ports would look for there",
+            subnet.id
+        );
+        report.add(at, "address", rule);
+    }
     if let Some((other, network)) = other_network(elastic, &balancer.vpc, index) {
         let rule = format!(
             "elastic IP '{other}' of a load balancer of the same vpc is on '{network}': members answer by one network, for each family"

@@ -26,7 +26,7 @@ use weft_dataplane::session::table::{PREPARE_EVERY, SessionTable};
 /// How often devices of ports are looked for.
 const SETTLE: Duration = Duration::from_millis(250);
 /// What this host offers to the controller.
-const CAPABILITIES: [&str; 10] = [
+const CAPABILITIES: [&str; 11] = [
     "vxlan",
     "gre",
     "netdev",
@@ -37,6 +37,7 @@ const CAPABILITIES: [&str; 10] = [
     "group_members",
     "learning",
     weft_proto::LOAD_BALANCER,
+    weft_proto::DHCP_OPTIONS,
 ];
 
 /// Runs the daemon until it is stopped.

@@ -362,16 +362,15 @@ impl Draft<'_> {
         let Some(balancer) = draft.balancers.get(&own).cloned() else {
             return;
         };
+        // What lies in a subnet of the VPC is that subnet's, and refused beforehand: nothing else on this host may suffer for it.
+        if draft.vpc.subnets.lookup(address).is_some() || draft.balancers.contains_key(&address) {
+            return;
+        }
         let members = balancer.listeners.iter().flat_map(|it| &it.members);
         let members = members.map(|member| (member.address, network));
         draft.public.members.extend(members);
         draft.public.addresses.insert(address, (network, own));
-        if draft.balancers.insert(address, balancer).is_some() {
-            let rule = "is an address of a load balancer of the same VPC";
-            return self
-                .report
-                .add(Kind::ElasticIp, &elastic.id, "address", rule);
-        }
+        draft.balancers.insert(address, balancer);
         if outside.is_gateway_of(network) {
             outside.balanced.insert(address);
         }

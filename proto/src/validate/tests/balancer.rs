@@ -711,6 +711,17 @@ fn an_elastic_ip_is_bound_to_a_load_balancer_of_its_family_and_tenant() {
         with(|it| it.address = "2001:db8::10".into())(o);
         o.load_balancers[0].addresses.pop();
     });
+    // What lies in a subnet of the VPC its ports look for there.
+    let subnet = at("address", "subnet 'more' of the load balancer's vpc");
+    refused(&subnet, |o| {
+        add_public(o);
+        o.subnets.push(v1::Subnet {
+            id: "more".into(),
+            vpc: "blue".into(),
+            cidrs: vec!["203.0.113.0/28".into()],
+            ..v1::Subnet::default()
+        });
+    });
     let tenant = at(
         "load_balancer",
         "load balancer 'lb' belongs to the operator",
