@@ -310,7 +310,9 @@ fn the_controller_tells_whether_packets_pass_a_port_and_why_not() {
         kill_controller(site)?;
         site.start_controller()?;
         wait(site, "--up")?;
-        assert_eq!(condition(site, "red-2").0, "up");
+        wait_until("the other host is back too", SOON, || {
+            condition(site, "red-2").0 == "up"
+        })?;
         kill_daemon(site, "h1")?;
         wait_until("its host is gone", SOON * 3, || {
             condition(site, "blue-1").0 == "unknown"
