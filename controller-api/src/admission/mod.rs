@@ -1,8 +1,8 @@
 //! How much each caller may ask for at a time, so that one that floods does not slow others: changes and changed objects a second, changes and reads in
 //! flight and the bytes of their requests, open watches.
 //!
-//! The service asks before a request's body is read (`service.rs`), so that a refused call costs next to nothing and does nothing. The attach streams of
-//! hosts do not pass here.
+//! The service asks before a request's body is read (`service.rs`), so that a refused call costs next to nothing; changed objects alone are counted after it.
+//! Nothing of a refused call is done. The attach streams of hosts do not pass here.
 
 mod bucket;
 mod limits;

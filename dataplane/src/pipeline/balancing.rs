@@ -106,7 +106,7 @@ pub(super) fn public(
     choice: &Choice,
 ) -> Option<(u16, u128)> {
     let (vpc, flow) = (&snapshot.vpcs[entry.vpc], &entry.parsed.flow);
-    if vpc.public.addresses.is_empty() {
+    if vpc.public.addresses.is_empty() || matches!(choice, Choice::Anew) {
         return None;
     }
     let port = match entry.ingress {

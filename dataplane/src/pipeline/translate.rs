@@ -308,11 +308,14 @@ pub(super) fn is_elsewhere(snapshot: &Snapshot, entry: &Entry, session: &Session
         let mut ends = ends.into_iter();
         let outside = &snapshot.outside;
         let public = &snapshot.vpcs[entry.vpc].public.addresses;
-        let is_others = |end: u128| {
-            let is_balanced = public.contains_key(&end) && !outside.held.contains_key(&end);
-            is_balanced || outside.stands_by_for(end)
+        // Only the end on this side counts: a client outside may have had an address that has become one of these since.
+        let own = match session.translation() {
+            Some(answer) => answer.flow.source,
+            None => other.flow.destination,
         };
-        other.vni == Vni::OUTSIDE && ends.any(is_others)
+        let is_balanced = public.contains_key(&own) && !outside.held.contains_key(&own);
+        let is_others = is_balanced || ends.any(|end| outside.stands_by_for(end));
+        other.vni == Vni::OUTSIDE && is_others
     })
 }
 

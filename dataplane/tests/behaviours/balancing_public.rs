@@ -9,7 +9,7 @@ use crate::external::{
     network, outside, refused, send, station, texts, twofold, v4,
 };
 use crate::frames::{A1, A2, A3, B1, B2, End, echo, icmp6, read, tcp, udp, udp6};
-use crate::topology::{ROUTER, change, group, ingress};
+use crate::topology::{ROUTER, change, group, ingress, port};
 use crate::translation::{dropped, only, unreachable};
 
 /// The load balancer "web", whose port 80 a2 and b2 on h2, and b1 on h1 serve at 8080, with the elastic IPs that end in 8.
@@ -383,24 +383,31 @@ fn connections_of_a_member_on_a_host_that_is_no_gateway_host_any_more_go_on() {
     assert_eq!((host.as_str(), seen.source), ("h1", v4(station(8))));
 }
 
-/// A route to a port wins, on the gateway host as elsewhere.
+/// A route to a port wins: from another host the answer goes there, on the gateway host the session is of something else.
 #[test]
-fn answers_follow_a_route_to_another_port() {
-    let mut fabric = outside(|objects| {
-        public(objects);
-        for listener in &mut objects.load_balancers[0].listeners {
-            listener.members.retain(|it| it.port == "b1");
+fn answers_that_a_route_leads_to_another_port_do_not_leave_by_the_address() {
+    for (member, end) in [("b2", B2), ("b1", B1)] {
+        let mut fabric = outside(|objects| {
+            public(objects);
+            for listener in &mut objects.load_balancers[0].listeners {
+                listener.members.retain(|it| it.port == member);
+            }
+            port(objects, "a3").host = "h2".into();
+            objects.subnets[1].route_table = "blue".into();
+            objects.route_tables[0].routes = vec![weft_proto::v1::Route {
+                port: "a3".into(),
+                ..crate::topology::route("198.51.100.0/24")
+            }];
+        });
+        let question = udp(FAR, held(8), H1, (7, 80), b"q");
+        assert_eq!(arrive(&mut fabric, &question).0, member);
+        let reply = udp(end, FAR, ROUTER, (8080, 7), b"a");
+        fabric.outside.clear();
+        if member == "b2" {
+            assert_eq!(only(&mut fabric, member, &reply).0, "a3");
+        } else {
+            dropped(&mut fabric, member, &reply, DropReason::TranslationGone);
         }
-        objects.subnets[1].route_table = "blue".into();
-        objects.route_tables[0].routes = vec![weft_proto::v1::Route {
-            port: "a3".into(),
-            ..crate::topology::route("198.51.100.0/24")
-        }];
-    });
-    let question = udp(FAR, held(8), H1, (7, 80), b"q");
-    assert_eq!(arrive(&mut fabric, &question).0, "b1");
-    let reply = udp(B1, FAR, ROUTER, (8080, 7), b"a");
-    fabric.outside.clear();
-    fabric.send("b1", &reply);
-    assert_eq!(fabric.outside, []);
+        assert_eq!(fabric.outside, []);
+    }
 }

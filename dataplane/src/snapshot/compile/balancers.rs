@@ -187,12 +187,11 @@ pub(super) fn edits(
 ) -> Option<Edits> {
     let mut ids: BTreeSet<&str> = BTreeSet::new();
     for change in changes {
-        let addresses = |object: Option<&Object>| match object {
-            Some(Object::Port(port)) => Some(port.addresses.clone()),
-            _ => None,
-        };
         // Of ports the addresses alone matter.
-        let stays = addresses(change.old).is_some_and(|old| Some(old) == addresses(change.new));
+        let stays = match (change.old, change.new) {
+            (Some(Object::Port(old)), Some(Object::Port(new))) => old.addresses == new.addresses,
+            _ => false,
+        };
         let ends = [change.old, change.new].into_iter().flatten();
         for object in ends.filter(|_| !stays) {
             match object {
