@@ -134,8 +134,9 @@ pub struct Settings {
     pub learn_above: usize,
 }
 
-/// Changes of which one is decided while the others are about to be.
-const DECIDING: usize = 4;
+/// Changes that are decided at a time. With more, threads would wait for the lock besides, which is taken in no order: who makes one change could wait behind
+/// many of another's.
+const DECIDING: usize = 1;
 
 /// Readers that ask the store at a time how far it is.
 const ASKING: usize = 16;
@@ -981,9 +982,8 @@ mod tests {
         wait_for(41 - DECIDING);
         drop(held);
         let revision = quiet.join().unwrap();
-        // Behind those that were about to be decided, and one whose turn it was.
-        let most = 2 * DECIDING as u64 + 1;
-        assert!(revision <= most, "{revision}");
+        // Behind the one that was being decided, and one whose turn it was.
+        assert!(revision <= 3, "{revision}");
         let last = flood.into_iter().map(|change| change.join().unwrap());
         assert_eq!(last.max(), Some(41));
     }
