@@ -38,6 +38,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         "LoadBalancer",
         "Listener",
         "Member",
+        "HealthCheck",
+        "MemberHealth",
         "Subnet",
         "Dhcp",
         "DhcpRoute",
@@ -92,6 +94,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         "HeldBack",
         "VpcStatusReply",
         "VpcHeldBack",
+        "MemberHealthReply",
         "PortConditions",
         "PortCondition",
     ] {

@@ -1,9 +1,11 @@
 //! What can be done with load balancers: what can be done with any object, and changes of one listener or member.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use anyhow::{Result, bail};
 use clap::{Args, Subcommand};
+use tonic::Code;
 use weft_proto::state::{Kind, Object, collect};
 use weft_proto::v1::{self, ChangeReply, Objects};
 
@@ -11,6 +13,7 @@ use crate::Usage;
 use crate::client::Targets;
 use crate::edit::edit;
 use crate::external::split_target;
+use crate::history::time;
 use crate::kinds::{Flags, InVpc};
 use crate::objects::{self, Action, get, key, say_change};
 use crate::output::{Format, Table, brief, show};
@@ -50,6 +53,11 @@ pub(crate) enum BalancerAction {
     /// List, add, drain and remove members of a listener.
     #[command(subcommand)]
     Member(MemberAction),
+    /// Show whether members serve, as the hosts of their ports have found out by health checks.
+    Health {
+        /// Id of the load balancer; of all that there are if it is not given.
+        balancer: Option<String>,
+    },
 }
 
 /// What can be done with listeners.
@@ -76,6 +84,22 @@ pub(crate) enum ListenerAction {
         /// Drop what is for a member that is there no more, in place of a TCP reset to the client.
         #[arg(long)]
         drop_lost: bool,
+        #[command(flatten)]
+        check: HealthFlags,
+    },
+    /// Say how it is found out whether the members of a listener serve, or that it is not.
+    Check {
+        #[command(flatten)]
+        at: At,
+        #[command(flatten)]
+        check: HealthFlags,
+        /// Do not find out: all members serve.
+        #[arg(
+            long,
+            conflicts_with = "protocol",
+            required_unless_present = "protocol"
+        )]
+        none: bool,
     },
     /// Remove a listener with its members.
     #[command(visible_alias = "delete")]
@@ -83,6 +107,113 @@ pub(crate) enum ListenerAction {
         #[command(flatten)]
         at: At,
     },
+}
+
+/// How it is found out whether members serve.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct HealthFlags {
+    /// Ask members whether they serve, by a connection (tcp), a GET (http), an echo (icmp) or a datagram (udp).
+    #[arg(long = "check", value_name = "tcp|http|icmp|udp")]
+    protocol: Option<String>,
+    /// Port to ask at [default: the one that the listener's first port becomes].
+    #[arg(
+        long = "check-port",
+        value_name = "PORT",
+        requires = "protocol",
+        default_value_t = 0,
+        hide_default_value = true
+    )]
+    port: u32,
+    /// Milliseconds from one question to the next, 200 to 300000 [default: 5000].
+    #[arg(
+        long = "check-interval",
+        value_name = "MS",
+        requires = "protocol",
+        default_value_t = 0,
+        hide_default_value = true
+    )]
+    interval_ms: u32,
+    /// Milliseconds that an answer may take, up to the interval [default: 2000, or the interval if that is less].
+    #[arg(
+        long = "check-timeout",
+        value_name = "MS",
+        requires = "protocol",
+        default_value_t = 0,
+        hide_default_value = true
+    )]
+    timeout_ms: u32,
+    /// Answers in a row that make a member serve again, 1 to 10 [default: 2].
+    #[arg(
+        long = "check-rise",
+        value_name = "TIMES",
+        requires = "protocol",
+        default_value_t = 0,
+        hide_default_value = true
+    )]
+    rise: u32,
+    /// Failures in a row that make it serve no more, 1 to 10 [default: 2].
+    #[arg(
+        long = "check-fall",
+        value_name = "TIMES",
+        requires = "protocol",
+        default_value_t = 0,
+        hide_default_value = true
+    )]
+    fall: u32,
+    /// Path to ask for by http [default: /].
+    #[arg(
+        long = "check-path",
+        value_name = "PATH",
+        requires = "protocol",
+        default_value = "",
+        hide_default_value = true
+    )]
+    path: String,
+    /// Host to ask for by http [default: the member's address].
+    #[arg(
+        long = "check-host",
+        value_name = "HOST",
+        requires = "protocol",
+        default_value = "",
+        hide_default_value = true
+    )]
+    host: String,
+    /// HTTP codes that are right, such as 200,301-308 [default: 200-399]; by udp, what the answer begins with [default: whatever there is, or nothing].
+    #[arg(
+        long = "check-expect",
+        value_name = "CODES|TEXT",
+        requires = "protocol",
+        default_value = "",
+        hide_default_value = true
+    )]
+    expected: String,
+    /// What to send by udp [default: nothing].
+    #[arg(
+        long = "check-send",
+        value_name = "TEXT",
+        requires = "protocol",
+        default_value = "",
+        hide_default_value = true
+    )]
+    payload: String,
+}
+
+impl HealthFlags {
+    /// None if there is to be no health check.
+    fn health(&self) -> Option<v1::HealthCheck> {
+        Some(v1::HealthCheck {
+            protocol: self.protocol.clone()?,
+            port: self.port,
+            interval_ms: self.interval_ms,
+            timeout_ms: self.timeout_ms,
+            rise: self.rise,
+            fall: self.fall,
+            path: self.path.clone(),
+            host: self.host.clone(),
+            expected: self.expected.clone(),
+            payload: self.payload.clone(),
+        })
+    }
 }
 
 /// What can be done with members.
@@ -298,6 +429,7 @@ impl BalancerAction {
             Self::Any(action) => action.run(targets, format).await,
             Self::Listener(action) => action.run(targets, format).await,
             Self::Member(action) => action.run(targets, format).await,
+            Self::Health { balancer } => list_health(targets, format, balancer).await,
         }
     }
 }
@@ -312,6 +444,7 @@ impl ListenerAction {
                 algorithm,
                 affinity,
                 drop_lost,
+                check,
             } => {
                 let (port_min, last) = listener.ports;
                 let new = v1::Listener {
@@ -322,12 +455,24 @@ impl ListenerAction {
                     affinity,
                     members: members.iter().map(|target| target.member(0)).collect(),
                     drop_lost,
+                    health: check.health(),
                 };
                 edit_balancer(targets, &balancer, |it| {
                     if listener.place(it).is_some() {
                         bail!("load_balancer {balancer} already has a listener {listener}");
                     }
                     it.listeners.push(new.clone());
+                    Ok(())
+                })
+                .await?
+            }
+            Self::Check {
+                at: At { balancer, listener },
+                check,
+                none: _,
+            } => {
+                edit_balancer(targets, &balancer, |it| {
+                    listener.find(it)?.health = check.health();
                     Ok(())
                 })
                 .await?
@@ -438,6 +583,7 @@ async fn list_listeners(targets: &Targets, format: Format, id: Option<String>) -
             "ALGORITHM",
             "AFFINITY",
             "LOST",
+            "CHECK",
             "MEMBERS",
         ]);
         let or =
@@ -454,6 +600,10 @@ async fn list_listeners(targets: &Targets, format: Format, id: Option<String>) -
                     or(&listener.algorithm, "maglev"),
                     or(&listener.affinity, affinity),
                     if listener.drop_lost { "drop" } else { "reset" }.to_owned(),
+                    listener
+                        .health
+                        .as_ref()
+                        .map_or_else(|| "-".to_owned(), |check| check.protocol.clone()),
                     listener.members.len().to_string(),
                 ]);
             }
@@ -481,6 +631,66 @@ async fn list_members(targets: &Targets, format: Format, id: Option<String>) -> 
         }
         rows.text()
     })
+}
+
+/// What is known by the controllers of the members of a load balancer, or of all.
+async fn list_health(targets: &Targets, format: Format, id: Option<String>) -> Result<()> {
+    if let Some(id) = &id {
+        // That there is none is said as for any other question.
+        get(&mut targets.intent().await?, key(Kind::LoadBalancer, id)).await?;
+    }
+    let request = v1::ListMemberHealthRequest {
+        load_balancer: id.unwrap_or_default(),
+    };
+    let mut all: BTreeMap<String, v1::MemberHealth> = BTreeMap::new();
+    for mut client in targets.each().await? {
+        let reply = match client.list_member_health(request.clone()).await {
+            Ok(reply) => reply.into_inner(),
+            Err(status) if matches!(status.code(), Code::Unimplemented | Code::Unavailable) => {
+                continue;
+            }
+            Err(status) => return Err(status.into()),
+        };
+        for health in reply.member_health {
+            let known = all.get(&health.id);
+            if known.is_none_or(|known| known.since_ms < health.since_ms) {
+                all.insert(health.id.clone(), health);
+            }
+        }
+    }
+    let reply = v1::MemberHealthReply {
+        member_health: all.into_values().collect(),
+    };
+    show(format, &reply, || {
+        let mut rows = Table::new(&[
+            "LOAD-BALANCER",
+            "LISTENER",
+            "MEMBER",
+            "SERVES",
+            "SINCE",
+            "LAST",
+        ]);
+        for it in &reply.member_health {
+            let member = Target {
+                port: String::new(),
+                address: it.address.clone(),
+                to_port_min: it.member_port,
+            };
+            rows.row([
+                it.load_balancer.clone(),
+                format!("{}:{}", it.protocol, it.port),
+                member.to_string(),
+                if it.up { "yes" } else { "no" }.to_owned(),
+                time(it.since_ms),
+                or_ok(&it.reason),
+            ]);
+        }
+        rows.text()
+    })
+}
+
+fn or_ok(reason: &str) -> String {
+    if reason.is_empty() { "ok" } else { reason }.to_owned()
 }
 
 #[cfg(test)]

@@ -620,6 +620,7 @@ pub(crate) fn headings(kind: Kind) -> &'static [&'static str] {
         Kind::SecurityGroup => &["ID", "VPC", "RULES", "TENANT"],
         Kind::GroupMembers => &["ID", "VPC", "MEMBERS"],
         Kind::LearnedAddress => &["ID", "VPC", "ADDRESS"],
+        Kind::MemberHealth => &["ID", "VPC", "UP"],
         Kind::PrefixList => &["ID", "VPC", "PREFIXES", "TENANT"],
         Kind::Port => &[
             "ID",
@@ -726,6 +727,7 @@ pub(crate) fn row(object: Object) -> Vec<String> {
         }
         Object::GroupMembers(o) => vec![o.id, o.vpc, o.members.len().to_string()],
         Object::LearnedAddress(o) => vec![o.id, o.vpc, o.address],
+        Object::MemberHealth(o) => vec![o.id, o.vpc, o.up.to_string()],
         Object::Port(o) => vec![
             o.id,
             o.vpc,

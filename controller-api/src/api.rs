@@ -1,5 +1,6 @@
 //! The intent API over gRPC: decodes requests, calls [`crate::intent`], maps errors to status codes.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -8,12 +9,13 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 use weft_process::services::intent_server;
 use weft_process::tls::Role;
-use weft_proto::state::{Key, Kind, collect, count};
+use weft_proto::state::{Key, Kind, Object, collect, count};
 use weft_proto::v1::{
     ApplyRequest, CallersReply, ChangePeeringRequest, ChangeReply, CreateRequest, DeleteRequest,
     GetRequest, HistoryReply, HistoryRequest, HostStatusReply, ListCallersRequest,
-    ListHostStatusRequest, ListReply, ListRequest, ListVpcStatusRequest, PortConditions,
-    PortConditionsRequest, UndoRequest, Violation, VpcStatusReply, WatchEvent, WatchRequest,
+    ListHostStatusRequest, ListMemberHealthRequest, ListReply, ListRequest, ListVpcStatusRequest,
+    MemberHealthReply, PortConditions, PortConditionsRequest, UndoRequest, Violation,
+    VpcStatusReply, WatchEvent, WatchRequest,
 };
 
 use crate::admission::{Admission, Admitted, Turns};
@@ -334,6 +336,35 @@ impl intent_server::Intent for Api {
         allowed(&request, Role::Read)?.caller.needs(Role::Read)?;
         let uses = self.admission.uses(Instant::now());
         Ok(Response::new(CallersReply { uses }))
+    }
+
+    async fn list_member_health(
+        &self,
+        request: Request<ListMemberHealthRequest>,
+    ) -> Result<Response<MemberHealthReply>, Status> {
+        let admitted = allowed(&request, Role::Read)?;
+        let caller = &admitted.caller;
+        let wanted = request.into_inner().load_balancer;
+        let version = self.newest().await;
+        let findings = self.hosts.board.findings();
+        let may_read = |id: &str| {
+            let key = Key {
+                kind: Kind::LoadBalancer,
+                id: id.to_owned(),
+            };
+            caller.find(Role::Read, &version.state, &key)
+        };
+        let vpc_of = |object: &Object| object.vpc().map(str::to_owned);
+        let vpcs: BTreeSet<String> = match wanted.as_str() {
+            "" => findings.vpcs().map(str::to_owned).collect(),
+            id => may_read(id).and_then(vpc_of).into_iter().collect(),
+        };
+        let found = vpcs.iter().flat_map(|vpc| findings.health(vpc));
+        let found = found.filter(|it| wanted.is_empty() || it.load_balancer == wanted);
+        let found = found.filter(|it| may_read(&it.load_balancer).is_some());
+        Ok(Response::new(MemberHealthReply {
+            member_health: found.cloned().collect(),
+        }))
     }
 
     async fn list_vpc_status(

@@ -172,6 +172,7 @@ impl Part {
             told.ports();
             told.subnets();
             told.nat_gateways();
+            told.load_balancers();
             told.networks();
         } else if part.view.is_none() {
             part.own.extend(view.places.get(Kind::Vpc, vpc));
@@ -767,6 +768,23 @@ impl<'a> Told<'a> {
             ports.any(|port| !port.host.is_empty())
         };
         nat.port_forwards.iter().filter(is_live).cloned().collect()
+    }
+
+    /// Load balancers in another form than to others: without what an older host does not know.
+    fn load_balancers(&mut self) {
+        if self.recipient.capabilities.finds || !self.part.balances {
+            return;
+        }
+        for object in self.view.balancers.of_kind(Kind::LoadBalancer) {
+            let Object::LoadBalancer(balancer) = object else {
+                continue;
+            };
+            if balancer.listeners.iter().any(|it| it.health.is_some()) {
+                let mut told = balancer.clone();
+                told.listeners.iter_mut().for_each(|it| it.health = None);
+                self.put(Object::LoadBalancer(told));
+            }
+        }
     }
 
     /// The external networks that the way out leads to.

@@ -10,9 +10,10 @@ use weft_proto::labels::Labels;
 use weft_proto::persistent::PersistentSet;
 use weft_proto::state::{Entry, Key, Kind, Layer, Object, Sum, collect};
 use weft_proto::v1::{ExternalNetwork, ObjectKey, Objects};
-use weft_proto::{DHCP_OPTIONS, LOAD_BALANCER};
+use weft_proto::{DHCP_OPTIONS, FINDINGS, LOAD_BALANCER};
 
 use crate::compile::{Part, Recipient};
+use crate::findings::Findings;
 use crate::learning::Learned;
 use crate::version::Version;
 
@@ -30,6 +31,8 @@ pub struct Capabilities {
     pub balances: bool,
     /// Whether it takes DHCP options of subnets and ports. The guests of one that does not get none of them.
     pub dhcp_options: bool,
+    /// Whether it finds things out that others have to know, and takes what those found. One that does not checks no members' health, and heeds nobody's.
+    pub finds: bool,
 }
 
 impl Capabilities {
@@ -40,6 +43,7 @@ impl Capabilities {
             learns: true,
             balances: true,
             dhcp_options: true,
+            finds: true,
         }
     }
 
@@ -52,6 +56,7 @@ impl Capabilities {
             learns: is_listed("learning"),
             balances: is_listed(LOAD_BALANCER),
             dhcp_options: is_listed(DHCP_OPTIONS),
+            finds: is_listed(FINDINGS),
         }
     }
 }
@@ -64,7 +69,11 @@ pub struct NodeState {
     capabilities: Capabilities,
     /// What the host has asked for, where it learns ports.
     learned: Learned,
+    /// What hosts had found by then.
+    findings: Findings,
     parts: PersistentSet<Arc<Part>>,
+    /// What of that is told.
+    found: Layer,
     /// External networks.
     networks: Layer,
     hosts: Layer,
@@ -90,14 +99,15 @@ impl NodeState {
         capabilities: Capabilities,
         before: Option<&Self>,
     ) -> Option<Self> {
-        Self::compile_learned(version, (host, capabilities), &Learned::default(), before)
+        let nothing = (&Learned::default(), &Findings::default());
+        Self::compile_with(version, (host, capabilities), nothing, before)
     }
 
-    /// The same of a host that has asked for addresses. Those of VPCs that it is told whole, or not told, are passed over.
-    pub fn compile_learned(
+    /// The same of a host that has asked for addresses, with what hosts have found. Addresses of VPCs that it is told whole, or not told, are passed over.
+    pub fn compile_with(
         version: &Version,
         (host, capabilities): (&str, Capabilities),
-        learned: &Learned,
+        (learned, findings): (&Learned, &Findings),
         before: Option<&Self>,
     ) -> Option<Self> {
         let own = version.host(host)?;
@@ -144,6 +154,7 @@ impl NodeState {
         if networks_change {
             next.find_networks(version);
         }
+        next.tell_findings(findings, before);
         next.learned = learned.clone();
         for vpc in learned.vpcs() {
             if !next.part(vpc).is_some_and(|part| part.learns()) {
@@ -151,6 +162,35 @@ impl NodeState {
             }
         }
         Some(next)
+    }
+
+    /// Tells what was found in the host's own VPCs. `before`: an earlier state, of which this one still has what was told.
+    fn tell_findings(&mut self, findings: &Findings, before: Option<&Self>) {
+        if !self.capabilities.finds {
+            return;
+        }
+        let is_own = |state: &Self, vpc: &str| state.part(vpc).is_some_and(|part| part.is_own);
+        let nothing = Self::default();
+        let before = before.unwrap_or(&nothing);
+        let [gone, come] = before.parts.difference(&self.parts);
+        let parts = gone.into_iter().chain(come).map(|part| &*part.vpc);
+        let mut vpcs: BTreeSet<&str> = before.findings.changes_to(findings);
+        vpcs.extend(parts);
+        for vpc in vpcs {
+            let told = |state: &Self, findings: &Findings| match is_own(state, vpc) {
+                true => findings.told(vpc).clone(),
+                false => Layer::default(),
+            };
+            let [old, new] = [told(before, &before.findings), told(self, findings)];
+            let [gone, come] = old.difference(&new);
+            for entry in gone {
+                self.found.remove(entry.object.kind(), entry.object.id());
+            }
+            for entry in come {
+                self.found.insert(entry);
+            }
+        }
+        self.findings = findings.clone();
     }
 
     /// What of what the host has asked for it is told.
@@ -284,18 +324,20 @@ impl NodeState {
     /// Every object.
     pub fn iter(&self) -> impl Iterator<Item = &Arc<Entry>> {
         let parts = self.parts.iter().flat_map(|part| part.iter());
-        parts.chain(self.networks.iter()).chain(self.hosts.iter())
+        let rest = [&self.networks, &self.hosts, &self.found];
+        parts.chain(rest.into_iter().flat_map(Layer::iter))
     }
 
     /// The digest, as the host computes it.
     pub fn digest(&self) -> [u8; 32] {
-        let rest = self.networks.digest().plus(self.hosts.digest());
-        self.digest.plus(rest).to_bytes()
+        let rest = [&self.networks, &self.hosts, &self.found];
+        let rest = rest.into_iter().map(Layer::digest);
+        rest.fold(self.digest, Sum::plus).to_bytes()
     }
 
     /// About how many objects are told.
     fn len(&self) -> usize {
-        self.parts.iter().map(|part| part.len()).sum()
+        self.found.len() + self.parts.iter().map(|part| part.len()).sum::<usize>()
     }
 
     /// Whether a state has many more objects than the one that a host has; nothing: it has none.
@@ -331,7 +373,11 @@ impl NodeState {
                 }
             }
         }
-        for (old, new) in [(&self.networks, &next.networks), (&self.hosts, &next.hosts)] {
+        for (old, new) in [
+            (&self.networks, &next.networks),
+            (&self.hosts, &next.hosts),
+            (&self.found, &next.found),
+        ] {
             for change in old.changes_to(new) {
                 if let Some(object) = change.old.or(change.new) {
                     found.insert((object.kind(), object.id()), [change.old, change.new]);

@@ -17,6 +17,7 @@ use weft_proto::state::{Kind, Object};
 use weft_proto::v1::{Port, PortCondition, PortReport, PortReports};
 
 use crate::caller::Caller;
+use crate::hosts::Hosts;
 use crate::intent::Intent;
 use crate::store::{Form, now_ms};
 use crate::version::Version;
@@ -291,19 +292,23 @@ fn readable(reason: &str) -> String {
 }
 
 /// Follows the intent, and looks for hosts that are gone, until the intent is.
-pub(crate) async fn follow(intent: Arc<Intent>, ports: Arc<Ports>) {
+pub(crate) async fn follow(intent: Arc<Intent>, hosts: Arc<Hosts>) {
+    let ports = &hosts.ports;
     let mut versions = intent.watch();
     let mut known = versions.borrow_and_update().revision;
     let mut sweep = tokio::time::interval(SWEEP);
     loop {
         tokio::select! {
-            now = sweep.tick() => ports.sweep_at(now),
+            now = sweep.tick() => {
+                ports.sweep_at(now);
+                hosts.forget_findings(&intent.current());
+            }
             changed = versions.changed() => {
                 if changed.is_err() {
                     return;
                 }
                 let published = versions.borrow_and_update().revision;
-                known = follow_to(&intent, &ports, known, published).await;
+                known = follow_to(&intent, ports, known, published).await;
             }
         }
     }

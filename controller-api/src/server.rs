@@ -72,7 +72,7 @@ pub async fn serve_shared(
     let cluster = membership.map(|it| Cluster::join(it, &intent, &hosts));
     let (stopping, watched) = watch::channel(false);
     let moves = crate::moves::end_in_time(Arc::clone(&intent), move_grace);
-    let ports = crate::ports::follow(Arc::clone(&intent), Arc::clone(&hosts.ports));
+    let ports = crate::ports::follow(Arc::clone(&intent), Arc::clone(&hosts));
     let peerings = crate::peering::finish(Arc::clone(&intent), Arc::clone(&hosts));
     let control = Control {
         intent: intent.clone(),

@@ -9,6 +9,7 @@ mod support;
 use std::collections::BTreeSet;
 
 use support::yaml;
+use weft_controller::findings::Findings;
 use weft_controller::learning::{Address, Learned};
 use weft_controller::node::{Capabilities, NodeState};
 use weft_controller::store::Change;
@@ -393,6 +394,7 @@ fn abilities(host: &str) -> Capabilities {
         learns: host != "h2",
         balances: host != "h3",
         dhcp_options: host != "h2",
+        finds: host != "h1",
     }
 }
 
@@ -642,7 +644,9 @@ fn follow(seed: u64, learn_above: usize) -> (usize, usize) {
             let sample = numbers.below(6);
             let mut follow = |asks: &Learned, before: &NodeState| {
                 let who = (name, abilities(name));
-                let followed = NodeState::compile_learned(&next, who, asks, Some(before)).unwrap();
+                let followed =
+                    NodeState::compile_with(&next, who, (asks, &Findings::default()), Some(before))
+                        .unwrap();
                 let ours = as_state(&followed);
                 // Load balancers are those of the VPCs that are its own.
                 for object in next.state.of_kind(Kind::LoadBalancer) {
@@ -667,7 +671,9 @@ fn follow(seed: u64, learn_above: usize) -> (usize, usize) {
                     anew.is_learned(&vpc) == next.is_learned(&vpc)
                 });
                 if is_like_anew && (learn_above == 0 || sample < 2) {
-                    let wanted = NodeState::compile_learned(&anew, who, asks, None).unwrap();
+                    let wanted =
+                        NodeState::compile_with(&anew, who, (asks, &Findings::default()), None)
+                            .unwrap();
                     let theirs = as_state(&wanted);
                     assert_eq!(
                         ours.to_objects(),

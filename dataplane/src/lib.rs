@@ -81,6 +81,7 @@
 //!     neighbors: Arc::default(),
 //!     probes: Arc::default(),
 //!     asks: Arc::default(),
+//!     checks: Arc::default(),
 //!     device_mtus: Arc::new(DeviceMtus::new(settings.ports)),
 //! };
 //! let mut pipeline = Pipeline::new(shared, &settings);

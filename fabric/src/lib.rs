@@ -15,6 +15,7 @@ use weft_proto::v1::Violation;
 
 use weft_dataplane::packet::parse::{address_word, macs};
 use weft_dataplane::packet::{DropReason, Frame, FrameMemory, Mac, Offload, Packet, PlainMemory};
+use weft_dataplane::pipeline::checks::Checks;
 use weft_dataplane::pipeline::counters::Traffic;
 use weft_dataplane::pipeline::trace::View;
 use weft_dataplane::pipeline::{Destination, DeviceMtus, Io, Pipeline, Settings, Shared, Source};
@@ -238,7 +239,7 @@ pub struct Fabric {
     silent: BTreeMap<String, BTreeSet<String>>,
     /// What hosts have sent onto the segment to none of them, each with its sender, ARP and neighbour discovery included.
     pub outside: Vec<(String, Vec<u8>)>,
-    /// What the hosts' pipelines handed to their metadata services: the port's id, and the frame.
+    /// What the hosts' pipelines handed to services of their hosts: the port's id, and the frame.
     pub asked: Vec<(String, Vec<u8>)>,
     state: State,
     settings: Settings,
@@ -262,6 +263,7 @@ impl Fabric {
                 neighbors: Arc::default(),
                 probes: Arc::default(),
                 asks: Arc::default(),
+                checks: Arc::default(),
                 device_mtus: Arc::new(DeviceMtus::new(settings.ports)),
             };
             let host = MemoryHost {
@@ -310,6 +312,20 @@ impl Fabric {
             mate.set_snapshot(Arc::clone(host.pipeline.snapshot()));
             host.mates.push(mate);
         }
+    }
+
+    /// The questions of a host to members of load balancers.
+    ///
+    /// # Panics
+    /// There is no such host.
+    pub fn checks(&self, host: &str) -> Arc<Checks> {
+        Arc::clone(&self.hosts[host].shared.checks)
+    }
+
+    /// The index that a port has on a host.
+    pub fn port_index(&self, host: &str, id: &str) -> Option<u16> {
+        let snapshot = self.hosts.get(host)?.pipeline.snapshot();
+        (0..=u16::MAX).find(|index| snapshot.port(*index).is_some_and(|port| port.id == id))
     }
 
     /// The state in force.
@@ -565,7 +581,7 @@ impl Fabric {
                                 offload,
                             });
                         }
-                        Destination::Metadata(index) => {
+                        Destination::Service(_, index) => {
                             self.asked.push((host.port_id(index), frame));
                         }
                         Destination::Uplink(0) => crossing.push((host.id.clone(), frame)),

@@ -14,6 +14,7 @@ pub mod address;
 mod balancer;
 pub mod dhcp_option;
 pub mod external;
+mod health;
 pub mod labels;
 pub mod mtu;
 pub mod nat;
@@ -31,6 +32,9 @@ pub const LOAD_BALANCER: &str = "load_balancer";
 
 /// The capability of a host that takes DHCP options of subnets and ports. Others are told the subnets and ports without them.
 pub const DHCP_OPTIONS: &str = "dhcp_options";
+
+/// The capability of a host that takes what other hosts have found out, and of a controller that hears it.
+pub const FINDINGS: &str = "findings";
 
 /// The capability of a controller that takes [`v1::PortReports`].
 pub const PORT_REPORTS: &str = "port_reports";

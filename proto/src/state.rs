@@ -128,6 +128,7 @@ kinds! {
     ElasticIp: "elastic_ip" in elastic_ips;
     NatGateway: "nat_gateway" in nat_gateways;
     LoadBalancer: "load_balancer" in load_balancers;
+    MemberHealth: "member_health" in member_health;
 }
 
 impl Kind {
@@ -156,6 +157,7 @@ impl Object {
             | Self::ElasticIp(_) => None,
             Self::NatGateway(o) => Some(&o.vpc),
             Self::LoadBalancer(o) => Some(&o.vpc),
+            Self::MemberHealth(o) => Some(&o.vpc),
             Self::Vpc(o) => Some(&o.id),
             Self::Subnet(o) => Some(&o.vpc),
             Self::RouteTable(o) => Some(&o.vpc),

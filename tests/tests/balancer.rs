@@ -9,9 +9,9 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use weft_proto::v1::{Objects, Port};
+use weft_proto::v1::{Objects, Port, SecurityGroup};
 use weft_tests::{Daemon, Lab, LabError, Site, SiteOptions, tenants, topology, wait_until};
 
 const SOON: Duration = Duration::from_secs(10);
@@ -46,7 +46,7 @@ fn objects() -> Objects {
 
 struct Scene {
     site: Site,
-    _servers: Vec<Daemon>,
+    servers: Vec<Daemon>,
 }
 
 /// Runs `body` where every member serves, and says what a person would ask for if it fails.
@@ -54,10 +54,7 @@ fn on_site(body: impl FnOnce(&mut Scene) -> Result<(), LabError>) {
     let site = Site::start(Lab::new().unwrap(), &objects(), &SiteOptions::default()).unwrap();
     let servers = MEMBERS.iter().chain(&["red-2"]);
     let servers = servers.map(|port| serve(&site, port).unwrap()).collect();
-    let mut scene = Scene {
-        site,
-        _servers: servers,
-    };
+    let mut scene = Scene { site, servers };
     if let Err(error) = body(&mut scene).and_then(|()| scene.site.wait_for_frames()) {
         panic!("{}", scene.site.explain(error));
     }
@@ -588,7 +585,7 @@ fn where_ports_are_learned_hosts_choose_alike() {
     let servers = MEMBERS.map(|port| serve(&site, port).unwrap());
     let scene = Scene {
         site,
-        _servers: servers.into(),
+        servers: servers.into(),
     };
     let result = (|| {
         let ids = |host: &str| {
@@ -620,4 +617,194 @@ fn where_ports_are_learned_hosts_choose_alike() {
     if let Err(error) = result {
         panic!("{}", scene.site.explain(error));
     }
+}
+
+/// The lines of `weftctl lb health`, by member: whether it serves and what was last.
+fn health(site: &Site, listener: &str) -> BTreeMap<String, (bool, String)> {
+    let said = site.ctl(&["lb", "health", "web"]).unwrap_or_default();
+    let lines = said.lines().skip(1);
+    let lines = lines.map(|line| line.split_whitespace().collect::<Vec<_>>());
+    let of_listener = lines.filter(|words| words.get(1) == Some(&listener) && words.len() > 5);
+    of_listener
+        .map(|words| {
+            // The time is one word or two.
+            let last = words[5..].join(" ");
+            (words[2].to_owned(), (words[3] == "yes", last))
+        })
+        .collect()
+}
+
+#[test]
+fn a_member_whose_server_dies_is_found_out_and_one_that_comes_back_too() {
+    on_site(|scene| {
+        scene.lb("listener check web tcp:80 --check http --check-interval 300")?;
+        let all_serve = |scene: &Scene| {
+            let found = health(&scene.site, "tcp:80");
+            found.len() == 6 && found.values().all(|(up, _)| *up)
+        };
+        wait_until("all members are found to serve", SOON, || all_serve(scene))?;
+        let mut kept = scene.connect("client-1", (VIRTUAL[0], 80))?;
+        while kept.ask().unwrap().member != "blue-2" {
+            kept = scene.connect("client-1", (VIRTUAL[0], 80))?;
+        }
+        // Requests all the time: they fail while it is not known yet.
+        let is_over = AtomicBool::new(false);
+        let url = format!("http://{}/", VIRTUAL[0]);
+        let at = MEMBERS.iter().position(|it| *it == "blue-2").unwrap();
+        let server = scene.servers.remove(at);
+        let site = &scene.site;
+        let ask = || {
+            let namespace = &site.workloads["client-2"].namespace;
+            let mut failed: Vec<Instant> = Vec::new();
+            let mut count = 0;
+            while !is_over.load(Ordering::Relaxed) {
+                count += 1;
+                if namespace.run(&["curl", "-sf", "-m", "1", &url]).is_err() {
+                    failed.push(Instant::now());
+                }
+            }
+            (count, failed)
+        };
+        let is_out = || {
+            ["h1", "h2"].iter().all(|host| {
+                let state = site.node_json(host, &["node", "state"]).unwrap_or_default();
+                let down = state["state"]["member_health"].as_array();
+                down.is_some_and(|down| down.len() == 2)
+            })
+        };
+        let (known, killed, (count, failed)) = std::thread::scope(|threads| {
+            let asking = threads.spawn(ask);
+            let killed = Instant::now();
+            drop(server);
+            let known = wait_until("both hosts know it", SOON, is_out);
+            println!("known on both hosts after {:?}", killed.elapsed());
+            std::thread::sleep(SILENCE);
+            is_over.store(true, Ordering::Relaxed);
+            (known, killed, asking.join().unwrap())
+        });
+        known?;
+        let last = failed.iter().max().map(|at| at.duration_since(killed));
+        println!(
+            "{} of {count} requests failed, the last one after {last:?}",
+            failed.len()
+        );
+        let in_time = last.is_none_or(|last| last < Duration::from_secs(4));
+        holds("requests fail only until it is known", in_time)?;
+        wait_until("its connection is reset", SOON, || kept.ask().is_err())?;
+        for from in ["client-1", "client-2"] {
+            for to in VIRTUAL {
+                let answers = scene.requests(from, (to, 80), 40)?;
+                holds(
+                    "the others serve",
+                    !by_member(&answers).contains_key("blue-2"),
+                )?;
+            }
+        }
+        let found = health(&scene.site, "tcp:80");
+        let down: Vec<_> = found.values().filter(|(up, _)| !up).collect();
+        println!("{found:?}");
+        holds("both its addresses", down.len() == 2)?;
+        let refused = |(_, last): &&(bool, String)| last.contains("refused");
+        holds("why", down.iter().all(refused))?;
+        let server = serve(&scene.site, "blue-2")?;
+        scene.servers.push(server);
+        wait_until("it serves again", SOON, || all_serve(scene))?;
+        wait_until("it has flows again", SOON, || {
+            let answers = scene.requests("client-1", (VIRTUAL[0], 80), 40);
+            answers.is_ok_and(|answers| by_member(&answers).contains_key("blue-2"))
+        })
+    });
+}
+
+#[test]
+fn members_are_asked_in_all_four_ways_past_their_groups() {
+    on_site(|scene| {
+        // Nothing may come to blue-1 but what its group says: nothing.
+        scene.site.change(|objects| {
+            objects.security_groups.push(SecurityGroup {
+                id: "closed".into(),
+                vpc: "blue".into(),
+                ..SecurityGroup::default()
+            });
+            let port = objects.ports.iter_mut().find(|port| port.id == "blue-1");
+            port.unwrap().security_groups = vec!["closed".into()];
+        })?;
+        let to = "--to blue-1:80 --to blue-2:80 --check-interval 200";
+        scene.lb(&format!("listener add web tcp:1001 {to} --check tcp"))?;
+        scene.lb(&format!(
+            "listener add web tcp:1002 {to} --check tcp --check-port 9"
+        ))?;
+        scene.lb(&format!("listener add web udp:1003 {to} --check icmp"))?;
+        scene.lb(&format!("listener add web udp:1004 {to} --check udp"))?;
+        scene.lb(&format!(
+            "listener add web udp:1005 {to} --check udp --check-send ping --check-expect pong"
+        ))?;
+        scene.lb(&format!(
+            "listener add web tcp:1006 {to} --check http --check-expect 404"
+        ))?;
+        let expected = [
+            ("tcp:1001", true, "ok"),
+            ("tcp:1002", false, "the connection was refused"),
+            ("udp:1003", true, "ok"),
+            ("udp:1004", false, "nobody takes datagrams at the port"),
+            ("udp:1005", false, "nobody takes datagrams at the port"),
+            ("tcp:1006", false, "HTTP code 200"),
+        ];
+        for (listener, up, last) in expected {
+            let what = format!("{listener} is found: {up}, {last}");
+            let is_found = || {
+                let found = health(&scene.site, listener);
+                found.len() == 4 && found.values().all(|it| *it == (up, last.to_owned()))
+            };
+            let found = wait_until(&what, SOON, is_found);
+            println!("{:?}", health(&scene.site, listener));
+            found?;
+        }
+        // Who answers datagrams.
+        let addresses =
+            ["blue-1", "blue-2"].map(|port| (port, scene.site.address(port, false).unwrap()));
+        let mut echoes = Vec::new();
+        for (port, address) in addresses {
+            let socket = scene.site.workloads[port]
+                .namespace
+                .enter(|| UdpSocket::bind((address, 80)))?;
+            let socket = socket.map_err(LabError::io("binding a socket"))?;
+            let limit = socket.set_read_timeout(Some(SOON));
+            limit.map_err(LabError::io("limiting how long to wait"))?;
+            echoes.push(std::thread::spawn(move || {
+                let mut bytes = [0; 64];
+                for _ in 0..8 {
+                    let Ok((read, from)) = socket.recv_from(&mut bytes) else {
+                        return;
+                    };
+                    let said = if read == 4 { b"pong" } else { b"what" };
+                    let _ = socket.send_to(said, from);
+                }
+            }));
+        }
+        for listener in ["udp:1004", "udp:1005"] {
+            wait_until(&format!("{listener} serves over IPv4"), SOON, || {
+                let found = health(&scene.site, listener);
+                let (v6, v4): (Vec<_>, Vec<_>) =
+                    found.iter().partition(|(at, _)| at.starts_with('['));
+                v4.len() == 2
+                    && v4.iter().all(|(_, (up, _))| *up)
+                    && v6.iter().all(|(_, (up, _))| !up)
+            })?;
+        }
+        for echo in echoes {
+            echo.join().unwrap();
+        }
+        scene.lb("listener check web tcp:1002 --none")?;
+        wait_until("it is not asked any more", SOON, || {
+            health(&scene.site, "tcp:1002").is_empty()
+        })?;
+        // The group of blue-1 admits nobody else.
+        scene.lb("member remove web tcp:1002 blue-1:80")?;
+        let answers = scene.requests("client-1", (VIRTUAL[0], 1002), 5)?;
+        holds(
+            "blue-2 serves",
+            answers.iter().all(|it| it.member == "blue-2"),
+        )
+    });
 }

@@ -260,6 +260,7 @@ mod tests {
             prefix_lists: PrefixList, security_groups: SecurityGroup, ports: Port, peerings: Peering, quotas: Quota,
             external_networks: ExternalNetwork, elastic_ips: ElasticIp, nat_gateways: NatGateway,
             group_members: GroupMembers, learned_addresses: LearnedAddress, load_balancers: LoadBalancer,
+            member_health: MemberHealth,
         }
     }
 

@@ -310,7 +310,13 @@ mod tests {
 
     fn told(version: &Version, host: &str, learned: &Learned, before: &NodeState) -> NodeState {
         let who = (host, Capabilities::all());
-        NodeState::compile_learned(version, who, learned, Some(before)).unwrap()
+        NodeState::compile_with(
+            version,
+            who,
+            (learned, &crate::findings::Findings::default()),
+            Some(before),
+        )
+        .unwrap()
     }
 
     /// What compiling costs beside what is the same for every host.

@@ -7,16 +7,17 @@
 mod service;
 mod session;
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::{Notify, Semaphore, oneshot};
 use weft_proto::state::Kind;
 use weft_proto::state::Object;
-use weft_proto::v1::{HeldBack, Hello, HostLimits, HostStatus, Violation, VpcHeldBack};
+use weft_proto::v1::{Findings, HeldBack, Hello, HostLimits, HostStatus, Violation, VpcHeldBack};
 
 pub(crate) use service::Control;
 
+use crate::findings::Board;
 use crate::intent::Intent;
 use crate::interest::Interest;
 use crate::node::{Capabilities, NodeState};
@@ -95,6 +96,8 @@ pub struct Hosts {
     interest: Arc<Interest>,
     /// What hosts say of their ports.
     pub(crate) ports: Arc<Ports>,
+    /// What hosts find out, for others to know.
+    pub(crate) board: Board,
     /// Who may compile: as many as there are cores, so that the threads that answer are not starved when all hosts come at once.
     compiling: Semaphore,
     /// Who may have a large state on its way.
@@ -112,6 +115,7 @@ impl Hosts {
             others: Mutex::default(),
             interest: Arc::clone(intent.interest()),
             ports: Arc::default(),
+            board: Board::default(),
             compiling: Semaphore::new(std::thread::available_parallelism().map_or(1, usize::from)),
             sending: Arc::new(Semaphore::new(LARGE_STATES)),
         }
@@ -224,6 +228,7 @@ impl Hosts {
         entry.set_held_back(&hello.host, hello.held_back.clone());
         // In the order in which sessions take each other's place.
         self.ports.enter(&hello.host, session);
+        self.board.enter(&hello.host, session);
         let learns = Capabilities::of(&hello.capabilities).learns;
         let waker = self.interest.waker(&hello.host, learns);
         (taken, waker, entry.acknowledged.clone())
@@ -233,6 +238,7 @@ impl Hosts {
     fn detach(&self, host: &str, session: u64) {
         self.update(host, session, |entry| entry.lease = None);
         self.ports.leave(host, session);
+        self.board.leave(host, session);
     }
 
     /// Notes that a session looks at the newest version, and how far the host was before it.
@@ -248,6 +254,26 @@ impl Hosts {
             }
         });
         self.interest.look(host);
+    }
+
+    /// Takes up what a host's session has found out, and wakes the sessions of whom that concerns.
+    fn hear_findings(&self, version: &Version, host: &str, session: u64, findings: Findings) {
+        let changed = self.board.hear(version, host, session, findings);
+        self.wake_hosts_of(version, &changed);
+    }
+
+    /// Forgets what hosts have found that are not in the intent any more.
+    pub(crate) fn forget_findings(&self, version: &Version) {
+        let changed = self.board.forget_strangers(version);
+        self.wake_hosts_of(version, &changed);
+    }
+
+    /// Wakes the sessions of the hosts that have ports of VPCs, or are gateways for them.
+    fn wake_hosts_of(&self, version: &Version, vpcs: &BTreeSet<String>) {
+        let views = vpcs.iter().filter_map(|vpc| version.view(vpc));
+        let hosts = views.flat_map(|view| view.port_hosts.iter().chain(view.gateways.iter()));
+        let hosts: BTreeSet<&str> = hosts.map(|host| &**host).collect();
+        self.interest.wake(Some(&hosts));
     }
 
     /// Changes what is known of a host, if this session is still its own.

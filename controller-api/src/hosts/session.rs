@@ -190,6 +190,7 @@ impl Session {
         let considered = self.considered.clone();
         let capabilities = self.capabilities;
         let learned = self.asked.learned.clone();
+        let findings = self.hosts.board.findings();
         // Never closed.
         let permit = self.hosts.compiling.acquire().await;
         let compiled = tokio::task::spawn_blocking(move || {
@@ -199,8 +200,9 @@ impl Session {
             };
             let recipient = (&*host, capabilities);
             let before = considered.as_deref();
+            let besides = (&learned, &findings);
             let state =
-                NodeState::compile_learned(&version, recipient, &learned, before).or_else(gone)?;
+                NodeState::compile_with(&version, recipient, besides, before).or_else(gone)?;
             Some(Told {
                 revision: version.revision,
                 digest: state.digest(),
@@ -293,6 +295,12 @@ impl Session {
                         .ports
                         .hear(&version, &self.host, self.id, reports);
                 }
+                Ok(())
+            }
+            Some(from_host::Message::Findings(findings)) => {
+                let version = intent.current();
+                self.hosts
+                    .hear_findings(&version, &self.host, self.id, findings);
                 Ok(())
             }
             Some(from_host::Message::Event(event)) => {

@@ -105,6 +105,7 @@ drop_reasons! {
     FlowLimit = "flow_limit": "the port opens more flows than it may in a second",
     VpcFlowLimit = "vpc_flow_limit": "the VPC opens more flows on this host than it may in a second",
     MetadataLimit = "metadata_limit": "more packets to the metadata service than one port may send",
+    HealthFull = "health_full": "there is no room for one more answer to a health check",
     MetadataFull = "metadata_full": "the metadata service has no room for one more packet or connection",
     OffloadMalformed = "offload_malformed": "a guest sent a segment to be split whose header does not match it, or that has too many pieces",
     RateLimitEgressPackets = "rate_limit_egress_packets": "more packets than the port may send",

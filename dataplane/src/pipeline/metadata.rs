@@ -2,7 +2,7 @@
 //! addresses that are the same in every VPC and every subnet, and belong to the gateway.
 //!
 //! Asked on the miss path, after anti-spoofing and before policy: a connection to the service has no session, so that each of its packets
-//! comes here. The service itself is the driver's ([`Destination::Metadata`](super::Destination::Metadata)).
+//! comes here. The service itself is the driver's ([`Destination::Service`](super::Destination::Service)).
 
 pub(super) use crate::packet::metadata::IPV4;
 use crate::packet::metadata::{IPV6, PORT};

@@ -110,8 +110,8 @@ impl Core {
                 self.execute(tables, io, packet, entry, &Decision::from(action));
             }
             Ok(Verdict::Reply(reply)) => self.reply(tables, io, packet, entry, reply),
-            Ok(Verdict::Punt) => match entry.ingress {
-                Ingress::Port(index) => io.send(Destination::Metadata(index), packet),
+            Ok(Verdict::Punt(service)) => match entry.ingress {
+                Ingress::Port(index) => io.send(Destination::Service(service, index), packet),
                 Ingress::Peer(_) | Ingress::External(_) => {
                     self.drop(tables, io, packet, entry.ingress, DropReason::NotHere);
                 }
@@ -173,8 +173,8 @@ impl Core {
         };
         match verdict {
             Verdict::Reply(_) | Verdict::Relay(_) => self.may_reply(index),
-            Verdict::Punt if !self.metadata.take(index.into(), self.now) => {
-                Err(DropReason::MetadataLimit)
+            Verdict::Punt(service) if !self.punts.take(index.into(), self.now) => {
+                Err(service.limited())
             }
             _ => Ok(()),
         }

@@ -6,6 +6,7 @@
 //! session.
 
 mod balancing;
+pub mod checks;
 pub mod counters;
 mod device_mtus;
 mod egress;
@@ -42,6 +43,7 @@ mod translate;
 
 use std::sync::{Arc, Mutex, PoisonError};
 
+use checks::Checks;
 use counters::{Counters, Traffic};
 pub use device_mtus::DeviceMtus;
 pub use external::neighbors::Neighbors;
@@ -94,8 +96,35 @@ pub enum Destination {
     Port(u16),
     /// An uplink, by index.
     Uplink(u16),
-    /// The metadata service of this host, with the index of the port that asks.
-    Metadata(u16),
+    /// A service of this host, with the index of the port that sent the packet.
+    Service(Service, u16),
+}
+
+/// A service of this host that takes packets of ports, off the workers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Service {
+    /// What answers guests that ask for their metadata.
+    Metadata,
+    /// What asks members of load balancers whether they serve.
+    Health,
+}
+
+impl Service {
+    /// Why a packet is dropped that the service has no room for.
+    pub fn full(self) -> DropReason {
+        match self {
+            Self::Metadata => DropReason::MetadataFull,
+            Self::Health => DropReason::HealthFull,
+        }
+    }
+
+    /// Why one is dropped of a port that has sent the service as many as it may.
+    fn limited(self) -> DropReason {
+        match self {
+            Self::Metadata => DropReason::MetadataLimit,
+            Self::Health => DropReason::HealthFull,
+        }
+    }
 }
 
 /// What a driver offers: buffers, and a way out.
@@ -161,6 +190,8 @@ pub struct Shared {
     pub probes: Arc<Probes>,
     /// What is to be asked for in VPCs whose ports are learned.
     pub asks: Arc<Asks>,
+    /// Questions to members of load balancers.
+    pub checks: Arc<Checks>,
 }
 
 /// The pipeline of one worker.
@@ -169,6 +200,7 @@ pub struct Pipeline {
     snapshot: Arc<Snapshot>,
     sessions: Arc<SessionTable>,
     neighbors: Arc<Neighbors>,
+    checks: Arc<Checks>,
     core: Core,
     scratch: Box<[fast_path::Entry; STAGE]>,
 }
@@ -179,6 +211,7 @@ struct Tables<'a> {
     snapshot: &'a Snapshot,
     sessions: &'a SessionTable,
     neighbors: &'a Neighbors,
+    checks: &'a Checks,
 }
 
 /// All but the tables, so that a packet may borrow both.
@@ -199,7 +232,8 @@ struct Core {
     errors: Limiter,
     replies: Limiter,
     broadcasts: Limiter,
-    metadata: Limiter,
+    /// What ports send to services of this host.
+    punts: Limiter,
     flows: Limiter,
     vpc_flows: Limiter,
     asks: Arc<Asks>,
@@ -251,7 +285,7 @@ impl Pipeline {
             errors: limiter(settings.errors_per_second),
             replies: limiter(settings.replies_per_second),
             broadcasts: limiter(settings.broadcasts_per_second),
-            metadata: limiter(settings.metadata_per_second),
+            punts: limiter(settings.metadata_per_second),
             flows: flows(settings.flows_per_second, settings.ports),
             vpc_flows: flows(settings.vpc_flows_per_second, settings.vpcs),
             asks: shared.asks,
@@ -273,6 +307,7 @@ impl Pipeline {
             snapshot: Arc::default(),
             sessions: shared.sessions,
             neighbors: shared.neighbors,
+            checks: shared.checks,
             core,
             scratch: Box::new([fast_path::Entry::default(); STAGE]),
         }
@@ -315,6 +350,7 @@ impl Pipeline {
             snapshot: &self.snapshot,
             sessions: &self.sessions,
             neighbors: &self.neighbors,
+            checks: &self.checks,
         };
         self.core.receive(source, packets);
         if let Source::Port(index) = source
@@ -377,6 +413,7 @@ impl Pipeline {
             snapshot: &self.snapshot,
             sessions: &self.sessions,
             neighbors: &self.neighbors,
+            checks: &self.checks,
         };
         self.core.expire_fragments(tables, io);
         self.core.tend_external(tables, io);

@@ -12,8 +12,8 @@ use super::tracer::{Silent, Tracer};
 use super::tracking::{Follow, NextState, follow, opening};
 use super::translate::{self, Change, Choice, Decision};
 use super::{
-    Entry, Tables, balancing, external, forwarding, gateway, guard, learning, metadata, nat64,
-    services,
+    Entry, Service, Tables, balancing, external, forwarding, gateway, guard, learning, metadata,
+    nat64, services,
 };
 use crate::numbers::Vni;
 use crate::packet::parse::{self, Fragment, is_icmp_error};
@@ -34,7 +34,7 @@ pub(super) enum Verdict<'t> {
     /// The gateway answers: the packet has become the answer.
     Reply(Reply),
     /// A service on this host's own threads takes it.
-    Punt,
+    Punt(Service),
     /// It is for others on the link, whatever policy says.
     Relay(Action),
     /// A copy to everybody in the subnet who may have it.
@@ -114,7 +114,7 @@ pub(super) fn resolve<'t>(
     let verdict = match entry.ingress {
         Ingress::Port(index) => {
             let port = snapshot.port(index).ok_or(DropReason::PortDown)?;
-            at_port(snapshot, (index, port), entry, area, tracer)?
+            at_port(tables, (index, port), entry, area, tracer)?
         }
         Ingress::Peer(peer) => at_tunnel(snapshot, peer, entry, area, tracer)?,
         Ingress::External(_) => at_wire(snapshot, entry)?,
@@ -142,13 +142,13 @@ pub(super) fn resolve<'t>(
 
 /// What concerns the sending port alone: what the gateway answers itself, and spoofing.
 fn at_port<'t>(
-    snapshot: &Snapshot,
+    tables: Tables<'_>,
     (index, port): (u16, &Port),
     entry: &Entry,
     area: &mut [u8],
     tracer: &mut impl Tracer,
 ) -> Result<Option<Verdict<'t>>, DropReason> {
-    let parsed = &entry.parsed;
+    let (snapshot, parsed) = (tables.snapshot, &entry.parsed);
     if guard::is_rogue_server(parsed) {
         return Err(DropReason::RogueServer);
     }
@@ -165,13 +165,16 @@ fn at_port<'t>(
         return Err(DropReason::GatewayUnserved);
     }
     if metadata::is_question(snapshot, port, parsed) {
-        return Ok(Some(Verdict::Punt));
+        return Ok(Some(Verdict::Punt(Service::Metadata)));
     }
     if gateway::is_for_gateway(snapshot, port, parsed) {
         gateway::ping(area, parsed)?;
         return reply(None, "echo reply");
     }
     let balancer = balancing::of(snapshot, entry);
+    if balancer.is_some() && tables.checks.answered(index, parsed, area).is_some() {
+        return Ok(Some(Verdict::Punt(Service::Health)));
+    }
     if let Some(answer) = balancer.and_then(|balancer| balancing::ping(balancer, parsed, area)) {
         answer?;
         return reply(None, "echo reply");

@@ -7,7 +7,7 @@ use super::egress::{self, Obstacle};
 use super::resolve::{Verdict, flow, resolve};
 use super::tracer::{Steps, Tracer};
 use super::translate::Decision;
-use super::{Entry, Shared, Tables, external, flood, gateway, nat64, rewrite, slow_path};
+use super::{Entry, Service, Shared, Tables, external, flood, gateway, nat64, rewrite, slow_path};
 use crate::packet::parse::{self, Inner, word_address};
 use crate::packet::{DropReason, Mac, Parsed};
 use crate::session::table::{Action, Egress, Ingress};
@@ -33,6 +33,7 @@ impl<'a> View<'a> {
             snapshot: self.snapshot,
             sessions: &self.shared.sessions,
             neighbors: &self.shared.neighbors,
+            checks: &self.shared.checks,
         }
     }
 }
@@ -44,8 +45,8 @@ pub enum Outcome {
     Drop(DropReason),
     /// The gateway answers with this.
     Reply(&'static str),
-    /// The metadata service of this host takes it.
-    Metadata,
+    /// A service of this host takes it.
+    Service(Service),
     /// A later fragment: it goes where the first of its datagram goes.
     WithItsFirst,
     /// It goes to these ports and these peers, by index.
@@ -78,7 +79,8 @@ impl Outcome {
         match self {
             Self::Drop(reason) => format!("drop {}: {}", reason.name(), reason.meaning()),
             Self::Reply(name) => format!("{name} from the gateway"),
-            Self::Metadata => "the metadata service of this host".to_owned(),
+            Self::Service(Service::Metadata) => "the metadata service of this host".to_owned(),
+            Self::Service(Service::Health) => "the health checks of this host".to_owned(),
             Self::WithItsFirst => "where the first fragment of its datagram goes".to_owned(),
             Self::To {
                 ports,
@@ -315,7 +317,7 @@ fn decide(
     let verdict = resolve(tables, entry, area, session, steps);
     let outcome = match verdict.map_err(|refusal| refusal.reason)? {
         Verdict::Reply(reply) => return Ok(Outcome::Reply(reply.name)),
-        Verdict::Punt => return Ok(Outcome::Metadata),
+        Verdict::Punt(service) => return Ok(Outcome::Service(service)),
         Verdict::Fragment(fragment) if fragment.offset != 0 => return Ok(Outcome::WithItsFirst),
         Verdict::Flood => flooded(tables, entry)?,
         Verdict::Fragment(_) if parsed.eth_dst.is_group() => flooded(tables, entry)?,

@@ -7,12 +7,12 @@ use std::time::Duration;
 use crossbeam::channel::Sender;
 
 use super::inbox::{INBOX, Inbound, owner};
-use super::service::PuntQueue;
+use super::service::Desks;
 use super::steer;
 use super::waker::Waker;
 use crate::packet::{DropReason, Frame, FrameMemory, Offload, Packet};
 use crate::pipeline::counters::{Counters, Traffic};
-use crate::pipeline::{Destination, Io, Settings, Source, VECTOR, gso};
+use crate::pipeline::{Destination, Io, Service, Settings, Source, VECTOR, gso};
 use crate::port::{FrameCache, Queue};
 
 /// Packets that may wait for one queue within a round; a whole round of vectors fits, what is more is dropped.
@@ -40,7 +40,7 @@ pub(super) struct WorkerIo {
     uplinks: Box<[Option<u16>]>,
     index: usize,
     inboxes: Vec<Inbound>,
-    metadata: Arc<PuntQueue>,
+    desks: Desks,
     counters: Arc<Counters>,
     descriptors: Vec<RawFd>,
     polled: Vec<libc::pollfd>,
@@ -51,7 +51,7 @@ impl WorkerIo {
         cache: FrameCache,
         settings: &Settings,
         index: usize,
-        (inboxes, metadata): (Vec<Inbound>, Arc<PuntQueue>),
+        (inboxes, desks): (Vec<Inbound>, Desks),
         counters: Arc<Counters>,
     ) -> Self {
         Self {
@@ -62,7 +62,7 @@ impl WorkerIo {
             uplinks: vec![None; settings.uplinks].into(),
             index,
             inboxes,
-            metadata,
+            desks,
             counters,
             descriptors: Vec::new(),
             polled: Vec::new(),
@@ -107,30 +107,30 @@ impl WorkerIo {
         let slot = match to {
             Destination::Port(index) => *self.ports.get(usize::from(index))?,
             Destination::Uplink(index) => *self.uplinks.get(usize::from(index))?,
-            Destination::Metadata(_) => None,
+            Destination::Service(..) => None,
         };
         slot.map(usize::from)
     }
 
     fn traffic(&self, to: Destination) -> &Traffic {
         match to {
-            Destination::Port(index) | Destination::Metadata(index) => self.counters.port(index),
+            Destination::Port(index) | Destination::Service(_, index) => self.counters.port(index),
             Destination::Uplink(index) => self.counters.uplink(index),
         }
     }
 
-    /// Leaves a packet for the metadata service: a segment in the pieces that it would have on a wire, so that the service sees plain
+    /// Leaves a packet for a service of this host: a segment in the pieces that it would have on a wire, so that the service sees plain
     /// frames alone.
     #[cold]
-    fn ask(&mut self, port: u16, packet: Packet) {
-        let to = Destination::Metadata(port);
+    fn punt(&mut self, service: Service, port: u16, packet: Packet) {
+        let to = Destination::Service(service, port);
         if !packet.frame.is_large() {
-            if let Err(packet) = self.metadata.put(port, packet) {
-                self.lose(to, packet, DropReason::MetadataFull);
+            if let Err(packet) = self.desks.of(service).put(port, packet) {
+                self.lose(to, packet, service.full());
             }
             return;
         }
-        let apart = gso::take_apart(self, packet, |io, piece| io.ask(port, piece));
+        let apart = gso::take_apart(self, packet, |io, piece| io.punt(service, port, piece));
         self.account(to, apart);
     }
 
@@ -379,7 +379,7 @@ impl Io for WorkerIo {
         let owner = match to {
             Destination::Port(index) => owner(Source::Port(index), 0, self.inboxes.len()),
             Destination::Uplink(index) => owner(Source::Uplink(index), 0, self.inboxes.len()),
-            Destination::Metadata(index) => return self.ask(index, packet),
+            Destination::Service(service, index) => return self.punt(service, index, packet),
         };
         if owner == self.index {
             return self.lose(to, packet, DropReason::PortDown);

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::service::PuntQueue;
+use super::service::Desks;
 use crate::pipeline::{Settings, Shared};
 use crate::port::Umem;
 use crate::session::Timeouts;
@@ -25,6 +25,6 @@ pub struct Plan<'a> {
     pub watchdog: Option<Duration>,
     /// Packet memory.
     pub umem: &'a Arc<Umem>,
-    /// Where packets to the metadata service are left.
-    pub metadata: &'a Arc<PuntQueue>,
+    /// Where packets to services of this host are left.
+    pub desks: &'a Desks,
 }

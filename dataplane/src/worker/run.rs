@@ -78,7 +78,7 @@ impl Worker {
             FrameCache::new(plan.umem),
             plan.settings,
             index,
-            (inboxes.to_vec(), Arc::clone(plan.metadata)),
+            (inboxes.to_vec(), plan.desks.clone()),
             Arc::clone(pipeline.counters()),
         );
         let slots = plan.shared.sessions.statistics().capacity as usize;

@@ -14,9 +14,27 @@ use super::inbox::{INBOX, Inbound, owner};
 use super::shared::Common;
 use crate::packet::{DropReason, FrameMemory, Packet};
 use crate::pipeline::counters::Counters;
-use crate::pipeline::{Destination, Settings, Source, ip_fragment};
+use crate::pipeline::{Destination, Service, Settings, Source, ip_fragment};
 use crate::port::{FrameCache, Umem};
 use crate::snapshot::Snapshot;
+
+/// Where packets to each service of this host are left.
+#[derive(Debug, Clone)]
+pub struct Desks {
+    /// Those to the metadata service.
+    pub metadata: Arc<PuntQueue>,
+    /// Those to the health checks.
+    pub health: Arc<PuntQueue>,
+}
+
+impl Desks {
+    pub(super) fn of(&self, service: Service) -> &PuntQueue {
+        match service {
+            Service::Metadata => &self.metadata,
+            Service::Health => &self.health,
+        }
+    }
+}
 
 /// Packets that wait for a service, each with the port that sent it.
 #[derive(Debug)]

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use weft_dataplane::packet::DropReason;
+use weft_dataplane::pipeline::checks::Asked;
 use weft_dataplane::pipeline::trace::trace;
 use weft_fabric::Fabric;
 use weft_proto::v1;
@@ -10,7 +11,7 @@ use weft_proto::v1;
 use crate::fragments::pieces;
 use crate::frames::{A1, A2, A3, B1, B2, End, arp, echo, echo6, read, solicit, tcp, udp, udp6};
 use crate::topology::{ROUTER, change, fabric, group, ingress, port};
-use crate::translation::{dropped, only};
+use crate::translation::{dropped, only, unreachable};
 
 /// The load balancer's addresses in subnet blue-a.
 const VIP: End = End {
@@ -557,4 +558,107 @@ fn tables_of_listeners_that_stay_are_not_made_again() {
         let same = listeners.iter().zip(&after[address]);
         assert_eq!(same.filter(|(a, b)| a == b).count(), 1);
     }
+}
+
+/// Says that these members do not serve, by their addresses.
+fn down(fabric: &mut Fabric, listener: usize, addresses: &[&str]) {
+    change(fabric, |objects| {
+        let balancer = &objects.load_balancers[0];
+        let listener = &balancer.listeners[listener];
+        let health = addresses.iter().map(|address| {
+            let at = (address.parse().unwrap(), 8080);
+            v1::MemberHealth::of(balancer, listener, at)
+        });
+        objects.member_health = health.collect();
+    });
+}
+
+#[test]
+fn a_member_that_does_not_serve_is_as_if_it_were_not_there() {
+    let mut fabric = balancing();
+    let flow = |port, flags: &str| tcp(A1, VIP, ROUTER, (port, 80), flags, (100, 0), 0);
+    let mut of_b2 = 1000;
+    while only(&mut fabric, "a1", &flow(of_b2, "S")).0 != "b2" {
+        of_b2 += 1;
+    }
+    let mut of_a2 = of_b2 + 1;
+    while only(&mut fabric, "a1", &flow(of_a2, "S")).0 != "a2" {
+        of_a2 += 1;
+    }
+    let accepts = tcp(B2, A1, ROUTER, (8080, of_b2), "SA", (500, 101), 0);
+    assert_eq!(only(&mut fabric, "b2", &accepts).0, "a1");
+    let goes_on = tcp(A1, VIP, ROUTER, (of_b2, 80), "A", (101, 501), 0);
+    assert_eq!(only(&mut fabric, "a1", &goes_on).0, "b2");
+    // IPv4 of b2: its IPv6, and what it serves by UDP, stay.
+    down(&mut fabric, 0, &["10.0.2.12"]);
+    let reset = fabric.send("a1", &goes_on);
+    assert_eq!(reset[0].port, "a1", "the client is told");
+    assert_eq!(only(&mut fabric, "a1", &flow(of_a2, "S")).0, "a2");
+    for port in 2000..2040 {
+        assert_eq!(only(&mut fabric, "a1", &flow(port, "S")).0, "a2");
+    }
+    let goes: Vec<String> = (0..40)
+        .map(|i| goes_to(&mut fabric, (A1, "a1"), 3000 + i))
+        .collect();
+    assert!(goes.iter().any(|to| to == "b2"));
+    let six = |port: u16| udp6(A1, VIP, ROUTER, (port, 80), b"q");
+    let goes: Vec<String> = (0..40)
+        .map(|i| only(&mut fabric, "a1", &six(3000 + i)).0)
+        .collect();
+    assert!(goes.iter().any(|to| to == "b2"));
+    // And it comes back.
+    down(&mut fabric, 0, &[]);
+    let goes = (0..40).map(|i| only(&mut fabric, "a1", &flow(4000 + i, "S")).0);
+    assert!(goes.collect::<Vec<_>>().iter().any(|to| to == "b2"));
+    down(&mut fabric, 0, &["10.0.1.12", "10.0.2.12"]);
+    let told = fabric.send("a1", &flow(5000, "S"));
+    assert_eq!(told[0].port, "a1", "nobody serves");
+}
+
+#[test]
+fn answers_to_health_checks_go_to_their_host_and_nothing_else_does() {
+    let mut fabric = balancing();
+    let checks = fabric.checks("h2");
+    let index = fabric.port_index("h2", "a2").unwrap();
+    let number = |protocol, to| {
+        let asked = Asked {
+            port: index,
+            protocol,
+            to,
+        };
+        checks.begin(asked).unwrap()
+    };
+    let taken = |fabric: &mut Fabric, from: &str, frame: &[u8]| {
+        fabric.asked.clear();
+        let delivered = fabric.send(from, frame);
+        (fabric.asked.len(), delivered.len())
+    };
+    let of_tcp = number(6, 8080);
+    let answer = tcp(A2, VIP, ROUTER, (8080, of_tcp), "SA", (1, 1), 0);
+    assert_eq!(taken(&mut fabric, "a2", &answer), (1, 0));
+    // From another port of the member, and of another member: for the load balancer, as ever.
+    let other = tcp(A2, VIP, ROUTER, (8081, of_tcp), "SA", (1, 1), 0);
+    assert_eq!(taken(&mut fabric, "a2", &other).0, 0);
+    let other = tcp(B2, VIP, ROUTER, (8080, of_tcp), "SA", (1, 1), 0);
+    assert_eq!(taken(&mut fabric, "b2", &other).0, 0);
+    let other = udp(A2, VIP, ROUTER, (8080, of_tcp), b"a");
+    assert_eq!(taken(&mut fabric, "a2", &other).0, 0);
+    // To nobody's address it is no answer to a load balancer.
+    let other = tcp(A2, A1, A1.mac, (8080, of_tcp), "SA", (1, 1), 0);
+    assert_eq!(taken(&mut fabric, "a2", &other).0, 0);
+    let of_udp = number(17, 8080);
+    let answer = udp(A2, VIP, ROUTER, (8080, of_udp), b"a");
+    assert_eq!(taken(&mut fabric, "a2", &answer), (1, 0));
+    let six = udp6(A2, VIP, ROUTER, (8080, of_udp), b"a");
+    assert_eq!(taken(&mut fabric, "a2", &six), (1, 0));
+    // Its refusal: the question is quoted as the member has got it.
+    let question = udp(VIP, A2, A2.mac, (of_udp, 8080), b"q");
+    let refusal = unreachable(A2, VIP, ROUTER, &question[14..]);
+    assert_eq!(taken(&mut fabric, "a2", &refusal), (1, 0));
+    let strange = udp(VIP, A2, A2.mac, (of_udp, 8081), b"q");
+    let strange = unreachable(A2, VIP, ROUTER, &strange[14..]);
+    assert_eq!(taken(&mut fabric, "a2", &strange).0, 0);
+    checks.end(of_udp);
+    let late = udp(A2, VIP, ROUTER, (8080, of_udp), b"a");
+    assert_eq!(taken(&mut fabric, "a2", &late).0, 0);
 }

@@ -130,6 +130,8 @@ pub struct BalancerPlan {
     pub subnet: u8,
     /// Which elastic IPs it has, by bit.
     pub public: u8,
+    /// Which members do not serve, by bit.
+    pub down: u8,
     pub listeners: Vec<ListenerPlan>,
 }
 
@@ -407,6 +409,8 @@ pub enum Change {
     Balancers(Vec<BalancerPlan>),
     /// Members of one come, go or drain.
     Members(u8, Vec<MemberPlan>),
+    /// Others of one do not serve.
+    Health(u8, u8),
     Peerings(Vec<PeeringPlan>),
     /// Of the outside, one thing or all.
     Outside(u8, OutsidePlan),
@@ -560,6 +564,7 @@ fn balancer(rng: &mut Rng) -> BalancerPlan {
     BalancerPlan {
         subnet: rng.byte(),
         public: if rng.percent(60) { rng.byte() } else { 0 },
+        down: down(rng),
         listeners: rng.list(1..4, |rng| ListenerPlan {
             udp: rng.coin(),
             range: rng.byte(),
@@ -567,6 +572,14 @@ fn balancer(rng: &mut Rng) -> BalancerPlan {
             drop_lost: rng.percent(30),
             members: members(rng),
         }),
+    }
+}
+
+fn down(rng: &mut Rng) -> u8 {
+    if rng.percent(40) {
+        rng.byte() & rng.byte()
+    } else {
+        0
     }
 }
 
@@ -641,7 +654,8 @@ fn change(rng: &mut Rng) -> Change {
     match rng.below(18) {
         0 => Change::Nothing,
         11 => Change::Balancers(rng.list(0..4, balancer)),
-        12..18 => Change::Members(rng.byte(), members(rng)),
+        12..16 => Change::Members(rng.byte(), members(rng)),
+        16 | 17 => Change::Health(rng.byte(), down(rng)),
         9 | 10 => Change::Outside(rng.below(9), outside(rng)),
         8 => Change::Peerings(rng.list(0..3, peering)),
         7 => Change::Translations(rng.list(0..4, translation)),
@@ -775,6 +789,11 @@ impl FabricPlan {
             Change::Translations(plans) => self.translations.clone_from(plans),
             Change::Peerings(plans) => self.peerings.clone_from(plans),
             Change::Balancers(plans) => self.balancers.clone_from(plans),
+            Change::Health(which, down) => {
+                if !self.balancers.is_empty() {
+                    pick(&mut self.balancers, *which).down = *down;
+                }
+            }
             Change::Members(which, plans) => {
                 let listeners = self.balancers.iter_mut().flat_map(|it| &mut it.listeners);
                 let mut listeners: Vec<&mut ListenerPlan> = listeners.collect();
@@ -1183,6 +1202,33 @@ impl BalancerPlan {
             listeners,
             ..v1::LoadBalancer::default()
         });
+        self.add_health(objects);
+    }
+
+    /// What was found of the members of the last one.
+    fn add_health(&self, objects: &mut Objects) {
+        let Some(balancer) = objects.load_balancers.last() else {
+            return;
+        };
+        let listeners = balancer.listeners.iter();
+        let members = listeners.flat_map(|it| it.members.iter().map(move |member| (it, member)));
+        for (place, (listener, member)) in members.enumerate() {
+            if self.down >> (place % 8) & 1 == 0 {
+                continue;
+            }
+            let port = objects.ports.iter().find(|port| port.id == member.port);
+            let addresses = match port {
+                Some(port) => &port.addresses[..],
+                None => std::slice::from_ref(&member.address),
+            };
+            for address in addresses.iter().filter_map(|text| text.parse().ok()) {
+                let at = (address, listener.first_port_at(member));
+                let health = v1::MemberHealth::of(balancer, listener, at);
+                if objects.member_health.iter().all(|it| it.id != health.id) {
+                    objects.member_health.push(health);
+                }
+            }
+        }
     }
 }
 
@@ -1254,6 +1300,7 @@ impl ListenerPlan {
             affinity: if self.choice == 3 { "source" } else { "" }.into(),
             members,
             drop_lost: self.drop_lost,
+            health: None,
         }
     }
 }

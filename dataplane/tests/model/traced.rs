@@ -52,7 +52,7 @@ impl Traced {
                 let sent = found.delivered.len() + found.crossed.len() + found.left.len();
                 drops.count() == 0 && (sent > 0 || elsewhere)
             }
-            Way::Metadata => !found.asked.is_empty(),
+            Way::Service(_) => !found.asked.is_empty(),
             Way::WithItsFirst => true,
             // A copy that is too big for one of many is dropped for that one.
             Way::To { .. } if drops.any(|(_, reason)| *reason == DropReason::TooBig) => true,

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 
 use super::network::{prefixes_and_gateways, reserved};
-use super::{At, Index, Report, Scope, limits, wire};
+use super::{At, Index, Report, Scope, health, limits, wire};
 use crate::address::{parse_address, special_use};
 use crate::state::{Kind, Object};
 use crate::v1::{Listener, LoadBalancer, Member};
@@ -39,6 +39,7 @@ pub(super) fn check(
     for (i, listener) in balancer.listeners.iter().enumerate() {
         let field = |name: &str| format!("listeners[{i}].{name}");
         check_listener(at, i, listener, report);
+        health::check_listener(at, i, listener, report);
         if let Some((first, last)) = range(at, &field, listener.ports(), report) {
             let all = ranges.entry(&listener.protocol).or_default();
             all.push((first, last, i));

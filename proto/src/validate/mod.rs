@@ -8,6 +8,7 @@ mod dhcp;
 mod dhcp_options;
 mod external;
 mod fabric;
+mod health;
 mod learning;
 pub mod limits;
 mod network;
@@ -258,7 +259,9 @@ impl Reach {
             | (None, Some(Object::GroupMembers(_)))
             | (Some(Object::GroupMembers(_)), None)
             | (None, Some(Object::LearnedAddress(_)))
-            | (Some(Object::LearnedAddress(_)), None) => Self::Object,
+            | (Some(Object::LearnedAddress(_)), None)
+            | (_, Some(Object::MemberHealth(_)))
+            | (Some(Object::MemberHealth(_)), None) => Self::Object,
             (None, Some(Object::Host(_))) => Self::Vpc,
             (Some(old), _) if is_of_all(old) => Self::All,
             (_, Some(new)) if is_of_all(new) => Self::All,
@@ -300,6 +303,7 @@ fn check(
         Object::ElasticIp(elastic) => external::check_elastic_ip(at, elastic, index, report),
         Object::NatGateway(nat) => external::check_nat_gateway(at, nat, index, report),
         Object::LoadBalancer(it) => balancer::check(at, it, index, scope, report),
+        Object::MemberHealth(it) => health::check(at, it, index, scope, report),
         Object::Subnet(subnet) => network::check(at, subnet, index, report),
         Object::RouteTable(table) => route::check(at, table, index, report),
         Object::NetworkAcl(acl) => policy::check_acl(at, acl, index, report),
@@ -627,7 +631,9 @@ fn check_id(at: At<'_>, scope: Scope<'_>, report: &mut Report) {
     let parts = match (scope, at.kind) {
         (Scope::Node { .. }, Kind::SecurityGroup | Kind::PrefixList) => at.id.split_once('@'),
         // Made of what is checked.
-        (Scope::Node { .. }, Kind::GroupMembers | Kind::LearnedAddress) => return,
+        (Scope::Node { .. }, Kind::GroupMembers | Kind::LearnedAddress | Kind::MemberHealth) => {
+            return;
+        }
         _ => None,
     };
     if let Some((id, vpc)) = parts {

@@ -12,6 +12,7 @@
 
 mod active;
 mod file;
+mod findings;
 mod hold_back;
 mod persist;
 mod ports;
@@ -26,11 +27,14 @@ use std::sync::Arc;
 use tokio::sync::{Mutex, mpsc, watch};
 use tokio::task::JoinHandle;
 use weft_process::tls::TlsFiles;
-use weft_proto::state::{State, StateError};
+use weft_proto::state::{Kind, Object, State, StateError};
 use weft_proto::v1::{Event, HeldBack, HostLimits, Learn, Violation};
 use weft_proto::validate::describe;
 
+pub(crate) use ports::now_ms;
+
 use active::ActiveState;
+use findings::Found;
 use ports::Reports;
 
 /// What brings a state into effect.
@@ -173,6 +177,7 @@ pub struct AgentHandle {
     events: mpsc::Sender<Event>,
     wishes: mpsc::Sender<Learn>,
     ports: watch::Sender<Reports>,
+    found: watch::Sender<Found>,
     stopping: watch::Sender<bool>,
     file: Option<Mutex<PathBuf>>,
     task: Option<JoinHandle<()>>,
@@ -197,6 +202,7 @@ pub async fn start<A: Apply>(
     let (wishes, wished) = mpsc::channel(WISHES);
     let (stopping, watched) = watch::channel(false);
     let ports = watch::Sender::new(Reports::default());
+    let found = watch::Sender::new(Found::default());
     match config.source {
         Source::File(path) => {
             let force = Arc::new(ActiveState::new(
@@ -210,6 +216,7 @@ pub async fn start<A: Apply>(
                 events,
                 wishes,
                 ports,
+                found,
                 stopping,
                 file: Some(Mutex::new(path)),
                 task: None,
@@ -245,12 +252,14 @@ pub async fn start<A: Apply>(
                 events: queue,
                 wishes: wished,
                 ports: ports.subscribe(),
+                found: found.subscribe(),
             };
             Ok(AgentHandle {
                 force,
                 events,
                 wishes,
                 ports,
+                found,
                 stopping,
                 file: None,
                 task: Some(tokio::spawn(runner.run(watched))),
@@ -301,6 +310,11 @@ impl AgentHandle {
     /// Says what the host's ports are like: each by id, with the reason why no packets pass it if none do. The controller is told what changes.
     pub fn set_ports(&self, ports: impl Iterator<Item = (String, Result<(), String>)>) {
         ports::set(&self.ports, ports);
+    }
+
+    /// Says all that was found out of a kind, for other hosts to know. The controller is told what changes; without one nobody is.
+    pub fn set_findings(&self, kind: Kind, found: impl Iterator<Item = Object>) {
+        findings::set(&self.found, kind, found);
     }
 
     /// Leaves the controller. What is in effect stays so.

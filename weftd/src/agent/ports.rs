@@ -18,7 +18,7 @@ const REASON: usize = 200;
 
 /// The time in milliseconds since 1970; 0 when the clock is before that. For people who read since when a port is as it is: nothing is decided by it.
 #[allow(clippy::disallowed_methods)]
-fn now_ms() -> u64 {
+pub(crate) fn now_ms() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH);
     since.map_or(0, |since| {
         u64::try_from(since.as_millis()).unwrap_or(u64::MAX)

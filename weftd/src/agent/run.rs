@@ -9,6 +9,7 @@ use weft_proto::v1::{Event, Learn};
 
 use super::Connection;
 use super::active::ActiveState;
+use super::findings::Found;
 use super::persist::Keeper;
 use super::ports::Reports;
 use super::stream::{Attachment, Start};
@@ -44,6 +45,7 @@ pub(super) struct Runner {
     pub(super) events: mpsc::Receiver<Event>,
     pub(super) wishes: mpsc::Receiver<Learn>,
     pub(super) ports: watch::Receiver<Reports>,
+    pub(super) found: watch::Receiver<Found>,
 }
 
 impl Runner {
@@ -77,6 +79,7 @@ impl Runner {
                 events: &mut self.events,
                 wishes: &mut self.wishes,
                 ports: self.ports.clone(),
+                found: self.found.clone(),
                 taken: false,
             };
             let end = tokio::select! {

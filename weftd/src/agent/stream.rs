@@ -14,9 +14,10 @@ use weft_proto::v1::{
     Ack, Event, FromHost, Hello, Learn, Refusal, ToHost, Violation, VpcAddresses, Welcome,
     from_host, to_host,
 };
-use weft_proto::{HOST_PROTOCOL, PORT_REPORTS};
+use weft_proto::{FINDINGS, HOST_PROTOCOL, PORT_REPORTS};
 
 use super::active::{ActiveState, whole};
+use super::findings::{self, Found};
 use super::persist::Keeper;
 use super::ports::{self, Reports};
 use super::{Connection, InForce};
@@ -75,6 +76,7 @@ pub(super) struct Attachment<'a> {
     pub(super) events: &'a mut mpsc::Receiver<Event>,
     pub(super) wishes: &'a mut mpsc::Receiver<Learn>,
     pub(super) ports: watch::Receiver<Reports>,
+    pub(super) found: watch::Receiver<Found>,
     /// Whether a state of this attachment came into force.
     pub(super) taken: bool,
 }
@@ -149,11 +151,17 @@ impl Attachment<'_> {
         welcome: &Welcome,
     ) -> Result<std::convert::Infallible, Reason> {
         let session = welcome.session;
-        let tells_ports = welcome.capabilities.iter().any(|it| it == PORT_REPORTS);
+        let hears = |capability| welcome.capabilities.iter().any(|it| it == capability);
+        let (tells_ports, tells_findings) = (hears(PORT_REPORTS), hears(FINDINGS));
         let mut told = self.ports.borrow_and_update().clone();
         if tells_ports {
             let all = ports::all(session, &told);
             say(sender, from_host::Message::Ports(all)).await?;
+        }
+        let mut known = Found::default();
+        if tells_findings {
+            // Whatever is there already counts as new to this controller.
+            self.found.mark_changed();
         }
         loop {
             tokio::select! {
@@ -176,6 +184,14 @@ impl Attachment<'_> {
                     let reports = ports::difference(session, &told, &now);
                     told = now;
                     say(sender, from_host::Message::Ports(reports)).await?;
+                }
+                Ok(()) = self.found.changed(), if tells_findings => {
+                    let now = self.found.borrow_and_update().clone();
+                    let told = findings::difference(session, &known, &now);
+                    known = now;
+                    if let Some(told) = told {
+                        say(sender, from_host::Message::Findings(told)).await?;
+                    }
                 }
             }
         }

@@ -14,6 +14,7 @@ use super::config::{Config, Uplink, VhostUplink};
 use super::devices::Devices;
 use super::resources::Resources;
 use crate::agent::Apply;
+use crate::health;
 use crate::metadata::{DESK, Service};
 use crate::underlay::{self, Adjacencies, LinksUp};
 use weft_dataplane::packet::Mac;
@@ -24,7 +25,7 @@ use weft_dataplane::pipeline::probes::Liveness;
 use weft_dataplane::port::{Interface, PortError, Umem};
 use weft_dataplane::snapshot::Snapshot;
 use weft_dataplane::snapshot::compile::{Adjacency, Compiler, Context, ExternalLink, Underlay};
-use weft_dataplane::worker::service::{Injector, PuntQueue};
+use weft_dataplane::worker::service::{Desks, Injector, PuntQueue};
 use weft_dataplane::worker::{Plan, Workers};
 
 /// How long the first state waits for next hops that the kernel has to ask for. On a quiet link they answer within one; one that is gone answers
@@ -50,6 +51,8 @@ pub struct Host {
     physical_networks: Vec<(String, u16)>,
     /// The metadata service, if there is one.
     pub metadata: Option<Arc<Service>>,
+    /// What asks members of load balancers.
+    pub health: Arc<health::Service>,
     /// Sends this host's announcements to ports.
     pub injector: Arc<Injector>,
     /// The next hops to other hosts.
@@ -122,7 +125,10 @@ impl Host {
             config.workers.cores.iter().copied().map(Some).collect()
         };
         let settings = config.settings();
-        let queue = Arc::new(PuntQueue::new(DESK));
+        let desks = Desks {
+            metadata: Arc::new(PuntQueue::new(DESK)),
+            health: Arc::new(PuntQueue::new(health::DESK)),
+        };
         let plan = Plan {
             cores: &cores,
             settings: &settings,
@@ -131,7 +137,7 @@ impl Host {
             spin: config.workers.spin,
             watchdog: config.watchdog(),
             umem: &umem,
-            metadata: &queue,
+            desks: &desks,
         };
         let workers = Workers::start(&plan).map_err(|source| PortError::Io {
             what: "starting workers".to_owned(),
@@ -142,10 +148,15 @@ impl Host {
             Some(section) => {
                 let injector = Arc::clone(&injector);
                 let backend = section.signed_backend()?;
-                Some(Arc::new(Service::new(queue, injector, backend)))
+                Some(Arc::new(Service::new(desks.metadata, injector, backend)))
             }
             None => None,
         };
+        let health = health::Service::new(
+            desks.health,
+            Arc::clone(&injector),
+            Arc::clone(&shared.checks),
+        );
         let devices = Devices::open(config, &umem, programs)?;
         let limits = &config.limits;
         let compiler = Compiler::new(limits.ports, limits.peers, limits.vpcs);
@@ -186,6 +197,7 @@ impl Host {
             links: names(&config.links()),
             physical_networks: config.physical_networks(),
             metadata,
+            health: Arc::new(health),
             injector,
             watcher,
             fixed,

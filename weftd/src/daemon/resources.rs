@@ -72,6 +72,7 @@ impl Resources {
                 neighbors: Arc::default(),
                 probes: Arc::default(),
                 asks: Arc::default(),
+                checks: Arc::default(),
                 device_mtus: Arc::new(DeviceMtus::new(config.settings().ports)),
             },
         })

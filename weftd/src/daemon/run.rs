@@ -26,7 +26,7 @@ use weft_dataplane::session::table::{PREPARE_EVERY, SessionTable};
 /// How often devices of ports are looked for.
 const SETTLE: Duration = Duration::from_millis(250);
 /// What this host offers to the controller.
-const CAPABILITIES: [&str; 11] = [
+const CAPABILITIES: [&str; 12] = [
     "vxlan",
     "gre",
     "netdev",
@@ -38,6 +38,7 @@ const CAPABILITIES: [&str; 11] = [
     "learning",
     weft_proto::LOAD_BALANCER,
     weft_proto::DHCP_OPTIONS,
+    weft_proto::FINDINGS,
 ];
 
 /// Runs the daemon until it is stopped.
@@ -101,7 +102,7 @@ fn agent_config(config: &Config) -> anyhow::Result<AgentConfig> {
 }
 
 /// Starts what runs beside the daemon's loop: the node service, the growth of the session table, the metadata service, the probes of
-/// gateway hosts, and what packets ask the controller for.
+/// gateway hosts, the health checks of load balancers' members, and what packets ask the controller for.
 fn spawn_tasks(
     config: &Config,
     host: &Arc<Host>,
@@ -123,7 +124,10 @@ fn spawn_tasks(
     let probing = tokio::spawn(follow_probes(Arc::clone(host))).abort_handle();
     let learning = learning::follow(Arc::clone(host), Arc::clone(agent));
     let learning = tokio::spawn(learning).abort_handle();
-    let tasks = [server, preparing, probing, learning];
+    let health = Arc::clone(&host.health);
+    let health = health.run(config.host.clone(), Arc::clone(agent));
+    let health = tokio::spawn(health).abort_handle();
+    let tasks = [server, preparing, probing, learning, health];
     Ok(tasks.into_iter().chain(metadata).collect())
 }
 

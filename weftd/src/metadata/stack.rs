@@ -9,16 +9,14 @@ use std::task::Waker;
 use std::time::{Duration, Instant};
 
 use smoltcp::iface::{Config, Interface, SocketHandle, SocketSet};
-use smoltcp::phy::{Device, DeviceCapabilities, Medium, RxToken, TxToken};
 use smoltcp::socket::tcp::{self, State};
 use smoltcp::wire::{HardwareAddress, IpAddress, IpCidr};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::Identity;
+use crate::wire::{self, Wire};
 use weft_dataplane::packet::metadata;
-use weft_dataplane::packet::parse::{
-    self, ETHERTYPE_IPV4, ETHERTYPE_IPV6, Inner, protocol, tcp_flags, word_address,
-};
+use weft_dataplane::packet::parse::{self, Inner, protocol, tcp_flags, word_address};
 use weft_dataplane::packet::{Family, Mac};
 
 /// Connections that a port is sure of; those beyond are taken from what all ports share.
@@ -33,8 +31,6 @@ const CLOSING: Duration = Duration::from_secs(20);
 const SILENCE: smoltcp::time::Duration = smoltcp::time::Duration::from_secs(20);
 /// Bytes of a connection's buffers, towards the service and from it.
 const BUFFERS: (usize, usize) = (16 * 1024, 32 * 1024);
-/// Packets that a stack sends in one turn, besides answers to what came in.
-const BURST: usize = 64;
 /// MACs of a port that answers are sent to; beyond that the oldest is forgotten.
 const MACS: usize = 16;
 
@@ -284,36 +280,22 @@ impl Stack {
 
     /// The frame that carries an IP packet of ours to the port.
     fn frame(&self, packet: &[u8]) -> Vec<u8> {
-        let ipv4 = packet.first().is_some_and(|first| first >> 4 == 4);
-        let (ether_type, destination) = if ipv4 {
-            let octets = packet
-                .get(16..20)
-                .and_then(|octets| <[u8; 4]>::try_from(octets).ok());
-            (
-                ETHERTYPE_IPV4,
-                octets.map(|octets| IpAddress::Ipv4(octets.into())),
-            )
+        let is_ipv4 = packet.first().is_some_and(|first| first >> 4 == 4);
+        let destination = if is_ipv4 {
+            let octets = packet.get(16..20);
+            let octets = octets.and_then(|octets| <[u8; 4]>::try_from(octets).ok());
+            octets.map(|octets| IpAddress::Ipv4(octets.into()))
         } else {
-            let octets = packet
-                .get(24..40)
-                .and_then(|octets| <[u8; 16]>::try_from(octets).ok());
-            (
-                ETHERTYPE_IPV6,
-                octets.map(|octets| IpAddress::Ipv6(octets.into())),
-            )
+            let octets = packet.get(24..40);
+            let octets = octets.and_then(|octets| <[u8; 16]>::try_from(octets).ok());
+            octets.map(|octets| IpAddress::Ipv6(octets.into()))
         };
         let known = self
             .macs
             .iter()
             .find(|(known, _)| Some(*known) == destination);
         let mac = known.map_or(self.identity.mac, |(_, mac)| *mac);
-        [
-            &mac.bytes()[..],
-            &self.identity.gateway_mac.bytes(),
-            &ether_type.to_be_bytes(),
-            packet,
-        ]
-        .concat()
+        wire::frame(packet, mac, self.identity.gateway_mac)
     }
 
     /// Reads what the guest sent. No bytes, though there is room for some: it sends no more. None: nothing yet, and the waker is called
@@ -367,54 +349,6 @@ impl Stack {
             connection.stage = Stage::Closing;
             connection.since = Instant::now();
         }
-    }
-}
-
-/// What smoltcp takes for its device: packets that came in, packets that are to go out.
-#[derive(Debug, Default)]
-struct Wire {
-    received: VecDeque<Vec<u8>>,
-    sent: Vec<Vec<u8>>,
-    mtu: usize,
-}
-
-struct Received(Vec<u8>);
-
-impl RxToken for Received {
-    fn consume<R, F: FnOnce(&[u8]) -> R>(self, f: F) -> R {
-        f(&self.0)
-    }
-}
-
-struct Sending<'a>(&'a mut Vec<Vec<u8>>);
-
-impl TxToken for Sending<'_> {
-    fn consume<R, F: FnOnce(&mut [u8]) -> R>(self, len: usize, f: F) -> R {
-        let mut packet = vec![0; len];
-        let result = f(&mut packet);
-        self.0.push(packet);
-        result
-    }
-}
-
-impl Device for Wire {
-    type RxToken<'a> = Received;
-    type TxToken<'a> = Sending<'a>;
-
-    fn receive(&mut self, _now: smoltcp::time::Instant) -> Option<(Received, Sending<'_>)> {
-        let packet = self.received.pop_front()?;
-        Some((Received(packet), Sending(&mut self.sent)))
-    }
-
-    fn transmit(&mut self, _now: smoltcp::time::Instant) -> Option<Sending<'_>> {
-        (self.sent.len() < BURST).then_some(Sending(&mut self.sent))
-    }
-
-    fn capabilities(&self) -> DeviceCapabilities {
-        let mut capabilities = DeviceCapabilities::default();
-        capabilities.medium = Medium::Ip;
-        capabilities.max_transmission_unit = self.mtu;
-        capabilities
     }
 }
 

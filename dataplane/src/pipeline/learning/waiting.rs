@@ -185,6 +185,7 @@ impl Pipeline {
             snapshot: &self.snapshot,
             sessions: &self.sessions,
             neighbors: &self.neighbors,
+            checks: &self.checks,
         };
         let mut looked_at = std::mem::take(&mut self.core.waiting.spare);
         std::mem::swap(&mut looked_at, &mut self.core.waiting.all);

@@ -18,13 +18,49 @@ use crate::snapshot::balancer::{Balancer, Balancers, Choice, Listener, Member, P
 /// A load balancer at an address.
 type At = (u128, Arc<Balancer>);
 
+/// The members of a load balancer that do not serve: the protocol and first port of a listener, and where they serve it.
+#[derive(Debug, Default)]
+struct Down<'s>(BTreeSet<(&'s str, u32, u128, u32)>);
+
+impl<'s> Down<'s> {
+    fn new(health: impl Iterator<Item = &'s v1::MemberHealth>) -> Self {
+        let down = health.filter(|it| !it.up).filter_map(|it| {
+            let address = parse_address(&it.address)?;
+            Some((&*it.protocol, it.port, address, it.member_port))
+        });
+        Self(down.collect())
+    }
+
+    /// What was found of the members of a load balancer in a state.
+    fn of(state: &'s State, id: &'s str) -> Self {
+        // Ids begin with that of the load balancer, and those of some others with the same.
+        let from = state.entries_from(Kind::MemberHealth, id);
+        let all = from.map_while(move |entry| match &entry.object {
+            Object::MemberHealth(health) if health.id.starts_with(id) => Some(health),
+            _ => None,
+        });
+        Self::new(all.filter(|health| health.load_balancer == id))
+    }
+
+    fn has(&self, listener: &v1::Listener, member: Member) -> bool {
+        let Member { address, first } = member;
+        let found = (
+            &*listener.protocol,
+            listener.port_min,
+            address,
+            first.into(),
+        );
+        self.0.contains(&found)
+    }
+}
+
 /// What it is at each of its addresses; listeners that stay as they are in `before` are taken from there, tables and all. `seed`: where turns begin that are
 /// taken one after the other.
 fn compile<'s>(
     balancer: &v1::LoadBalancer,
     port: impl Fn(&str) -> Option<&'s v1::Port>,
-    before: Option<&Balancers>,
-    seed: u32,
+    down: &Down<'_>,
+    (before, seed): (Option<&Balancers>, u32),
 ) -> Vec<At> {
     let addresses = balancer.addresses.iter();
     let addresses = addresses.filter_map(|text| parse_address(text));
@@ -33,7 +69,7 @@ fn compile<'s>(
         let before = before.and_then(|before| before.get(&address));
         let known = || before.into_iter().flat_map(|before| &before.listeners);
         let plans = balancer.listeners.iter();
-        let plans = plans.filter_map(|it| plan(it, family, &port));
+        let plans = plans.filter_map(|it| plan(it, family, &port, down));
         let mut plans: Vec<Plan> = plans.collect();
         plans.sort_by_key(|plan| (plan.protocol, plan.ports));
         let listeners = plans.into_iter().map(|plan| {
@@ -53,6 +89,7 @@ fn plan<'s>(
     listener: &v1::Listener,
     family: Family,
     port: impl Fn(&str) -> Option<&'s v1::Port>,
+    down: &Down<'_>,
 ) -> Option<Plan> {
     let protocol = match listener.protocol.as_str() {
         "tcp" => protocol::TCP,
@@ -75,8 +112,11 @@ fn plan<'s>(
         if let (Some(address), Ok(first)) = (address, first) {
             let weight = it.share().min(u16::MAX.into()) as u16;
             let share = (!it.draining).then_some(weight);
-            let known = shares.entry(Member { address, first }).or_default();
-            *known = (*known).max(share);
+            let member = Member { address, first };
+            if !down.has(listener, member) {
+                let known = shares.entry(member).or_default();
+                *known = (*known).max(share);
+            }
         }
     }
     Some(Plan {
@@ -157,7 +197,10 @@ impl Draft<'_> {
                 continue;
             };
             let before = self.balancers_before.get(&balancer.vpc).map(|it| &**it);
-            let at = compile(balancer, port, before, self.context.generation);
+            let health = objects.member_health.get(&*balancer.id);
+            let down = Down::new(health.into_iter().flatten().copied());
+            let besides = (before, self.context.generation);
+            let at = compile(balancer, port, &down, besides);
             let of_vpc = &mut self.vpcs[place].balancers;
             for (i, (address, compiled)) in at.into_iter().enumerate() {
                 if of_vpc.insert(address, compiled).is_some() {
@@ -198,6 +241,9 @@ pub(super) fn edits(
                 Object::LoadBalancer(balancer) => {
                     ids.insert(&balancer.id);
                 }
+                Object::MemberHealth(health) => {
+                    ids.insert(&health.load_balancer);
+                }
                 Object::Port(port) => {
                     ids.extend(state.balancers_of_port(&port.id).map(|it| &*it.id));
                 }
@@ -226,7 +272,7 @@ pub(super) fn edits(
         if let Some(Object::LoadBalancer(new)) = state.find(Kind::LoadBalancer, id) {
             let place = *done.places.vpcs.get(&new.vpc)?;
             let before = done.snapshot.vpcs.get(place).map(|vpc| &*vpc.balancers);
-            let at = compile(new, port, before, seed).into_iter();
+            let at = compile(new, port, &Down::of(state, id), (before, seed)).into_iter();
             edits.come.extend(at.map(|at| (place, at)));
         }
     }

@@ -97,6 +97,7 @@ fn is_contained(change: &Change<'_>) -> bool {
             Kind::GroupMembers,
             Kind::LearnedAddress,
             Kind::LoadBalancer,
+            Kind::MemberHealth,
         ];
         return object.is_some_and(|object| kinds.contains(&object.kind()));
     };
@@ -108,6 +109,7 @@ fn is_contained(change: &Change<'_>) -> bool {
         Kind::SecurityGroup,
         Kind::GroupMembers,
         Kind::LoadBalancer,
+        Kind::MemberHealth,
     ];
     old.vpc() == new.vpc() && kinds.contains(&new.kind())
 }

@@ -90,7 +90,7 @@ impl World {
             let mut targets = balancer
                 .listeners
                 .iter()
-                .flat_map(|it| self.targets(it, v4, false));
+                .flat_map(|it| self.targets(balancer, it, v4, false));
             let is_member = targets.any(|(address, _)| address == flow.source);
             (balancer.vpc == port.vpc && is_member).then_some(&*elastic.external_network)
         });
@@ -104,8 +104,18 @@ impl World {
         balancer.filter(|_| to_router)
     }
 
-    /// The members of a listener that serve a family; those that take flows, if asked for these.
-    fn targets(&self, listener: &Listener, v4: bool, taking: bool) -> Vec<Target> {
+    /// The members of a listener of a load balancer that serve a family; those that take flows, if asked for these.
+    fn targets(
+        &self,
+        balancer: &LoadBalancer,
+        listener: &Listener,
+        v4: bool,
+        taking: bool,
+    ) -> Vec<Target> {
+        let serves = |address: IpAddr, first: u32| {
+            let health = v1::MemberHealth::of(balancer, listener, (address, first));
+            !self.0.member_health.iter().any(|it| it.id == health.id)
+        };
         let mut found: Vec<Target> = Vec::new();
         for member in &listener.members {
             if taking && member.draining {
@@ -121,7 +131,8 @@ impl World {
                 0 => listener.port_min,
                 first => first,
             };
-            if let Some(address) = address.filter(|address: &IpAddr| address.is_ipv4() == v4) {
+            let address = address.filter(|address: &IpAddr| address.is_ipv4() == v4);
+            if let Some(address) = address.filter(|address| serves(*address, first)) {
                 found.push((address, first as u16));
             }
         }
@@ -143,7 +154,7 @@ impl World {
             return Some(false);
         };
         let serves = |listener: &Listener| {
-            let targets = self.targets(listener, before.destination.is_ipv4(), false);
+            let targets = self.targets(balancer, listener, before.destination.is_ipv4(), false);
             let first = at.wrapping_sub(to - listener.port_min as u16);
             targets.contains(&(after.destination, first))
         };
@@ -166,7 +177,7 @@ fn listener(balancer: &LoadBalancer, protocol: u8, port: u16) -> Option<&Listene
 
 /// Whether any member takes flows.
 pub fn serves(world: &World, balancer: &LoadBalancer, v4: bool) -> bool {
-    let serves = |it: &Listener| !world.targets(it, v4, true).is_empty();
+    let serves = |it: &Listener| !world.targets(balancer, it, v4, true).is_empty();
     balancer.listeners.iter().any(serves)
 }
 
@@ -240,7 +251,7 @@ impl Model {
             return Err(DropReason::NoListener);
         };
         let listener = listener(balancer, flow.protocol, to).ok_or(DropReason::NoListener)?;
-        let targets = world.targets(listener, flow.destination.is_ipv4(), true);
+        let targets = world.targets(balancer, listener, flow.destination.is_ipv4(), true);
         if targets.is_empty() {
             return Err(DropReason::NoMember);
         }

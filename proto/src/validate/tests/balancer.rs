@@ -2,7 +2,7 @@
 
 use super::port_changes::Numbers;
 use super::*;
-use crate::v1::{Listener, LoadBalancer, Member};
+use crate::v1::{HealthCheck, Listener, LoadBalancer, Member, MemberHealth};
 use crate::validate::port_changes::are_good;
 
 fn by_port(id: &str) -> Member {
@@ -760,4 +760,211 @@ fn what_an_elastic_ip_needs_of_its_load_balancer_does_not_go() {
             o.external_networks[0].gateway_hosts.clear();
         },
     );
+}
+
+/// The first listener with a health check.
+fn checked(check: HealthCheck) -> impl FnOnce(&mut Objects) {
+    with(|lb| lb.listeners[0].health = Some(check))
+}
+
+fn check(protocol: &str) -> HealthCheck {
+    HealthCheck {
+        protocol: protocol.into(),
+        ..HealthCheck::default()
+    }
+}
+
+#[test]
+fn health_checks_are_of_known_kinds_and_within_bounds() {
+    let full = HealthCheck {
+        port: 8081,
+        interval_ms: 500,
+        timeout_ms: 500,
+        rise: 10,
+        fall: 1,
+        path: "/health?deep=1".into(),
+        host: "blue.example.org".into(),
+        expected: "200,301-308".into(),
+        ..check("http")
+    };
+    let datagram = HealthCheck {
+        payload: "ping".into(),
+        expected: "pong".into(),
+        ..check("udp")
+    };
+    for good in [check("tcp"), check("icmp"), full.clone(), datagram] {
+        accepted(checked(good));
+    }
+    let long = "x".repeat(257);
+    let cases: Vec<(&str, HealthCheck)> = vec![
+        (
+            "protocol: 'sctp' is none of tcp, http, icmp and udp",
+            check("sctp"),
+        ),
+        ("protocol: '' is none of tcp, http, icmp and udp", check("")),
+        (
+            "port: 65536 is outside 1 to 65535",
+            HealthCheck {
+                port: 65536,
+                ..check("tcp")
+            },
+        ),
+        (
+            "port: an echo goes to no port",
+            HealthCheck {
+                port: 80,
+                ..check("icmp")
+            },
+        ),
+        (
+            "interval_ms: 199 is outside 200 to 300000",
+            HealthCheck {
+                interval_ms: 199,
+                ..check("tcp")
+            },
+        ),
+        (
+            "timeout_ms: 501 is outside 50 to the interval, 500",
+            HealthCheck {
+                timeout_ms: 501,
+                ..full.clone()
+            },
+        ),
+        (
+            "timeout_ms: 49 is outside 50 to the interval, 5000",
+            HealthCheck {
+                timeout_ms: 49,
+                ..check("tcp")
+            },
+        ),
+        (
+            "rise: 11 is outside 1 to 10",
+            HealthCheck {
+                rise: 11,
+                ..check("tcp")
+            },
+        ),
+        (
+            "fall: 11 is outside 1 to 10",
+            HealthCheck {
+                fall: 11,
+                ..check("tcp")
+            },
+        ),
+        (
+            "path: is at most 1024 printable characters",
+            HealthCheck {
+                path: "health".into(),
+                ..full.clone()
+            },
+        ),
+        (
+            "path: is at most 1024 printable characters",
+            HealthCheck {
+                path: "/a\r\nX: y".into(),
+                ..full.clone()
+            },
+        ),
+        (
+            "path: is for http alone",
+            HealthCheck {
+                path: "/".into(),
+                ..check("tcp")
+            },
+        ),
+        (
+            "host: is neither a name nor an address",
+            HealthCheck {
+                host: "a b".into(),
+                ..full.clone()
+            },
+        ),
+        (
+            "host: is for http alone",
+            HealthCheck {
+                host: "a".into(),
+                ..check("udp")
+            },
+        ),
+        (
+            "expected: is a list of codes",
+            HealthCheck {
+                expected: "2xx".into(),
+                ..full.clone()
+            },
+        ),
+        (
+            "expected: is for http and udp alone",
+            HealthCheck {
+                expected: "a".into(),
+                ..check("tcp")
+            },
+        ),
+        (
+            "expected: 257 bytes exceed 256",
+            HealthCheck {
+                expected: long.clone(),
+                ..check("udp")
+            },
+        ),
+        (
+            "payload: 257 bytes exceed 256",
+            HealthCheck {
+                payload: long,
+                ..check("udp")
+            },
+        ),
+        (
+            "payload: is for udp alone",
+            HealthCheck {
+                payload: "a".into(),
+                ..full
+            },
+        ),
+    ];
+    for (rule, bad) in cases {
+        refused(
+            &format!("load_balancer lb listeners[0].health.{rule}"),
+            checked(bad),
+        );
+    }
+}
+
+#[test]
+fn what_hosts_find_is_not_of_the_intent() {
+    let health = |o: &Objects| {
+        let lb = &o.load_balancers[0];
+        MemberHealth::of(lb, &lb.listeners[0], ("10.0.0.11".parse().unwrap(), 80))
+    };
+    let rule = "member_health lb/tcp/80/10.0.0.11/80 id: hosts find out whether members serve";
+    refused(rule, move |o| {
+        add(o);
+        let health = health(o);
+        o.member_health.push(health);
+    });
+    // A host may be told of a load balancer that it does not know any more, and of nothing that is none.
+    let mut objects = Objects {
+        vpcs: good().vpcs,
+        ..Objects::default()
+    };
+    let mut with = good();
+    add(&mut with);
+    objects.member_health = vec![health(&with)];
+    let found = |objects: &Objects| {
+        let state = State::from_objects(objects.clone()).unwrap();
+        validate(&state, Scope::Node { host: "h1" }).len()
+    };
+    assert_eq!(found(&objects), 0);
+    let breaks: [fn(&mut MemberHealth); 5] = [
+        |it| it.id = "lb".into(),
+        |it| it.vpc = "nowhere".into(),
+        |it| it.address = "10.0.0".into(),
+        |it| it.port = 0,
+        |it| it.member_port = 65536,
+    ];
+    for break_it in breaks {
+        let mut bad = objects.clone();
+        break_it(&mut bad.member_health[0]);
+        assert!(found(&bad) >= 1, "{:?}", bad.member_health);
+    }
 }

@@ -1,0 +1,404 @@
+//! What hosts find out about their own ports and others have to know (decision 020): whether members of load balancers serve.
+//!
+//! No part of the intent: nothing of it is stored. A host says all of it when it attaches, and then what changes; it stays known until the host says
+//! otherwise or is no longer in the intent, so that a host which is not attached for a while takes nothing from anybody. All hosts of a VPC are told, in
+//! states of the revision that they have ([`crate::node`]).
+//!
+//! Where two hosts say something of the same, as when a port has moved, the one that said it last is right.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
+
+use weft_proto::persistent::PersistentSet;
+use weft_proto::state::{Entry, Key, Kind, Layer, Object, explode};
+use weft_proto::v1::{self, MemberHealth};
+
+use crate::version::Version;
+
+/// What is kept of a host.
+const OF_HOST: usize = 16_384;
+/// Bytes of one.
+const LARGEST: usize = 1024;
+
+static NOTHING: LazyLock<Layer> = LazyLock::new(Layer::default);
+
+/// What is known at a time, by VPC. Copies share what they have in common.
+#[derive(Debug, Clone, Default)]
+pub struct Findings {
+    vpcs: PersistentSet<Arc<OfVpc>>,
+}
+
+#[derive(Debug)]
+struct OfVpc {
+    vpc: Arc<str>,
+    /// As hosts are told of it.
+    told: Layer,
+    /// As it was found.
+    found: Layer,
+}
+
+impl Findings {
+    fn of(&self, vpc: &str) -> Option<&Arc<OfVpc>> {
+        self.vpcs.get(|known| (*known.vpc).cmp(vpc))
+    }
+
+    /// The VPCs in which anything was found.
+    pub(crate) fn vpcs(&self) -> impl Iterator<Item = &str> {
+        self.vpcs.iter().map(|it| &*it.vpc)
+    }
+
+    /// What hosts are told of a VPC.
+    pub(crate) fn told(&self, vpc: &str) -> &Layer {
+        self.of(vpc).map_or(&*NOTHING, |it| &it.told)
+    }
+
+    /// What was found in a VPC of the members of its load balancers.
+    pub(crate) fn health(&self, vpc: &str) -> impl Iterator<Item = &MemberHealth> {
+        let all = self.of(vpc).map_or(&*NOTHING, |it| &it.found);
+        all.of_kind(Kind::MemberHealth)
+            .map_while(|object| match object {
+                Object::MemberHealth(health) => Some(health),
+                _ => None,
+            })
+    }
+
+    /// The VPCs of which hosts are told otherwise in `next`.
+    pub(crate) fn changes_to<'a>(&'a self, next: &'a Self) -> BTreeSet<&'a str> {
+        let changed = self.vpcs.difference(&next.vpcs).into_iter().flatten();
+        changed.map(|it| &*it.vpc).collect()
+    }
+
+    /// Puts an object in as it was found, or takes it out.
+    fn set(&mut self, vpc: &str, key: &Key, object: Option<&Object>) {
+        let (mut told, mut found) = self.of(vpc).map_or_else(Default::default, |known| {
+            (known.told.clone(), known.found.clone())
+        });
+        let put = |layer: &mut Layer, object: Option<Object>| match object {
+            Some(object) => layer.insert(&Entry::new(object)),
+            None => layer.remove(key.kind, &key.id),
+        };
+        let as_told = match object {
+            Some(Object::MemberHealth(health)) => health.told().map(Object::MemberHealth),
+            _ => None,
+        };
+        if told.get(key.kind, &key.id).map(|it| &it.object) != as_told.as_ref() {
+            put(&mut told, as_told);
+        }
+        put(&mut found, object.cloned());
+        let order = |known: &Arc<OfVpc>| (*known.vpc).cmp(vpc);
+        if found.is_empty() {
+            self.vpcs.remove(order);
+            return;
+        }
+        let vpc = Arc::from(vpc);
+        let next = Arc::new(OfVpc { vpc, told, found });
+        self.vpcs.insert(next, order);
+    }
+}
+
+/// What all hosts found.
+#[derive(Debug, Default)]
+pub(crate) struct Board(Mutex<Inner>);
+
+#[derive(Debug, Default)]
+struct Inner {
+    hosts: HashMap<Arc<str>, OfHost>,
+    /// Who found something, those who said so last at the end. None is empty.
+    finders: HashMap<Key, Vec<Arc<str>>>,
+    findings: Findings,
+}
+
+#[derive(Debug, Default)]
+struct OfHost {
+    session: u64,
+    found: BTreeMap<Key, Object>,
+    /// Whether it was said that there is too much, or what cannot be.
+    is_said: bool,
+}
+
+impl Board {
+    /// What is known now.
+    pub(crate) fn findings(&self) -> Findings {
+        self.lock().findings.clone()
+    }
+
+    /// Notes that a host's session begins.
+    pub(crate) fn enter(&self, host: &str, session: u64) {
+        let mut inner = self.lock();
+        let of_host = inner.hosts.entry(Arc::from(host)).or_default();
+        of_host.session = session;
+        of_host.is_said = false;
+    }
+
+    /// Takes up what a host's session says; the VPCs of which hosts are told otherwise since. What is about no port of the host is passed over.
+    pub(crate) fn hear(
+        &self,
+        version: &Version,
+        host: &str,
+        session: u64,
+        findings: v1::Findings,
+    ) -> BTreeSet<String> {
+        let mut inner = self.lock();
+        let Some((name, mut of_host)) = inner.hosts.remove_entry(host) else {
+            return BTreeSet::new();
+        };
+        if of_host.session != session {
+            inner.hosts.insert(name, of_host);
+            return BTreeSet::new();
+        }
+        let before = inner.findings.clone();
+        let mut gone: BTreeSet<Key> = match findings.whole {
+            true => of_host.found.keys().cloned().collect(),
+            false => BTreeSet::new(),
+        };
+        let keys = findings.gone.iter();
+        gone.extend(keys.filter_map(|key| Key::from_wire(key).ok()));
+        let mut passed_over = 0;
+        for object in explode(findings.found.unwrap_or_default()) {
+            let key = object.key();
+            let is_full = of_host.found.len() >= OF_HOST && !of_host.found.contains_key(&key);
+            if is_full || !is_of(version, host, &object) {
+                passed_over += 1;
+                continue;
+            }
+            gone.remove(&key);
+            if of_host.found.get(&key) != Some(&object) {
+                inner.put(&name, &key, &object);
+                of_host.found.insert(key, object);
+            }
+        }
+        for key in gone {
+            if let Some(object) = of_host.found.remove(&key) {
+                inner.take_out(&name, &key, &object);
+            }
+        }
+        if passed_over > 0 && !std::mem::replace(&mut of_host.is_said, true) {
+            let most = OF_HOST;
+            tracing::warn!(
+                host,
+                passed_over,
+                most,
+                "found more than is kept, or what is not its own"
+            );
+        }
+        inner.hosts.insert(name, of_host);
+        let changed = before.changes_to(&inner.findings).into_iter();
+        changed.map(str::to_owned).collect()
+    }
+
+    /// Forgets what hosts found that are not in the intent any more; the VPCs of which hosts are told otherwise since.
+    pub(crate) fn forget_strangers(&self, version: &Version) -> BTreeSet<String> {
+        let mut inner = self.lock();
+        let before = inner.findings.clone();
+        let strangers = inner.hosts.keys().filter(|it| version.host(it).is_none());
+        for host in strangers.cloned().collect::<Vec<_>>() {
+            let of_host = inner.hosts.get_mut(&host);
+            let found = of_host.map(|it| std::mem::take(&mut it.found));
+            for (key, object) in found.into_iter().flatten() {
+                inner.take_out(&host, &key, &object);
+            }
+        }
+        let changed = before.changes_to(&inner.findings).into_iter();
+        changed.map(str::to_owned).collect()
+    }
+
+    /// Forgets a host that is not attached, if it is not in the intent and nothing is known of it.
+    pub(crate) fn leave(&self, host: &str, session: u64) {
+        let mut inner = self.lock();
+        let known = inner.hosts.get(host);
+        if known.is_some_and(|it| it.session == session && it.found.is_empty()) {
+            inner.hosts.remove(host);
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        // After a panic a host may be missing, which says all of it when it attaches again.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Inner {
+    fn put(&mut self, host: &Arc<str>, key: &Key, object: &Object) {
+        let finders = self.finders.entry(key.clone()).or_default();
+        finders.retain(|it| it != host);
+        finders.push(Arc::clone(host));
+        if let Some(vpc) = object.vpc() {
+            self.findings.set(vpc, key, Some(object));
+        }
+    }
+
+    /// What another found before is right then.
+    fn take_out(&mut self, host: &Arc<str>, key: &Key, object: &Object) {
+        let Some(finders) = self.finders.get_mut(key) else {
+            return;
+        };
+        let was_last = finders.last() == Some(host);
+        finders.retain(|it| it != host);
+        let last = finders.last().cloned();
+        if last.is_none() {
+            self.finders.remove(key);
+        }
+        if let Some(vpc) = object.vpc().filter(|_| was_last) {
+            let other = last.and_then(|host| self.hosts.get(&host)?.found.get(key).cloned());
+            self.findings.set(vpc, key, other.as_ref());
+        }
+    }
+}
+
+/// Whether a host may have found it.
+fn is_of(version: &Version, host: &str, object: &Object) -> bool {
+    if object.encoded_len() > LARGEST {
+        return false;
+    }
+    match object {
+        Object::MemberHealth(health) => is_of_member(version, host, health),
+        _ => false,
+    }
+}
+
+fn is_of_member(version: &Version, host: &str, health: &MemberHealth) -> bool {
+    let state = &version.state;
+    let balancer = match state.find(Kind::LoadBalancer, &health.load_balancer) {
+        Some(Object::LoadBalancer(balancer)) => balancer,
+        _ => return false,
+    };
+    let port = health.address.parse().ok();
+    let port = port.and_then(|address| state.port_with_address(&health.vpc, address));
+    balancer.vpc == health.vpc
+        && port.is_some_and(|port| port.host == host)
+        && health.id == health.own_id()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use weft_proto::state::State;
+    use weft_proto::v1::{Findings as Said, Objects};
+
+    const INTENT: &str = r#"
+hosts: [{id: h1, vteps: [192.0.2.1]}, {id: h2, vteps: [192.0.2.2]}]
+vpcs: [{id: blue, vni: 1}]
+subnets: [{id: s, vpc: blue, cidrs: [10.0.0.0/24]}]
+ports:
+- {id: p1, vpc: blue, subnet: s, mac: "02:00:00:00:00:01", addresses: [10.0.0.11], host: h1}
+- {id: p2, vpc: blue, subnet: s, mac: "02:00:00:00:00:02", addresses: [10.0.0.12], host: h2}
+load_balancers:
+- {id: lb, vpc: blue, addresses: [10.0.0.200], listeners: [{protocol: tcp, port_min: 80, members: [{port: p1}, {port: p2}]}]}
+"#;
+
+    fn version(change: impl FnOnce(&mut Objects)) -> Version {
+        let mut objects: Objects = serde_yaml_ng::from_str(INTENT).unwrap();
+        change(&mut objects);
+        Version::loaded(1, State::from_objects(objects).unwrap())
+    }
+
+    fn health(address: &str, up: bool) -> MemberHealth {
+        let mut health = MemberHealth {
+            vpc: "blue".into(),
+            load_balancer: "lb".into(),
+            protocol: "tcp".into(),
+            port: 80,
+            address: address.into(),
+            member_port: 80,
+            up,
+            ..MemberHealth::default()
+        };
+        health.id = health.own_id();
+        health
+    }
+
+    fn said(whole: bool, found: &[MemberHealth], gone: &[&MemberHealth]) -> Said {
+        Said {
+            whole,
+            found: Some(Objects {
+                member_health: found.to_vec(),
+                ..Objects::default()
+            }),
+            gone: gone
+                .iter()
+                .map(|it| Object::MemberHealth((*it).clone()).key().to_wire())
+                .collect(),
+            ..Said::default()
+        }
+    }
+
+    fn down(board: &Board) -> Vec<String> {
+        let findings = board.findings();
+        let told = findings.told("blue").iter();
+        told.map(|it| it.object.id().to_owned()).collect()
+    }
+
+    #[test]
+    fn hosts_are_told_of_members_that_do_not_serve() {
+        let version = version(|_| {});
+        let board = Board::default();
+        board.enter("h1", 7);
+        let (up, is_down) = (health("10.0.0.11", true), health("10.0.0.11", false));
+        let changed = board.hear(&version, "h1", 7, said(true, &[up.clone()], &[]));
+        // Found, and nobody has to know.
+        assert_eq!(board.findings().health("blue").count(), 1);
+        assert!(down(&board).is_empty());
+        assert!(changed.contains("blue"));
+        board.hear(&version, "h1", 7, said(false, &[is_down.clone()], &[]));
+        assert_eq!(down(&board), ["lb/tcp/80/10.0.0.11/80"]);
+        // Not by a session that is over.
+        board.enter("h1", 8);
+        board.hear(&version, "h1", 7, said(false, &[up.clone()], &[]));
+        assert_eq!(down(&board).len(), 1);
+        // The same again is no news.
+        let changed = board.hear(&version, "h1", 8, said(true, &[is_down.clone()], &[]));
+        assert!(changed.is_empty());
+        board.hear(&version, "h1", 8, said(false, &[], &[&is_down]));
+        assert!(down(&board).is_empty() && board.findings().vpcs.is_empty());
+        assert!(board.lock().finders.is_empty());
+    }
+
+    #[test]
+    fn a_host_is_heard_of_its_own_ports_alone() {
+        let version = version(|_| {});
+        let board = Board::default();
+        board.enter("h1", 7);
+        let mut strange = vec![health("10.0.0.12", false), health("10.0.0.99", false)];
+        strange.push(MemberHealth {
+            id: "lb/tcp/80".into(),
+            ..health("10.0.0.11", false)
+        });
+        strange.push(MemberHealth {
+            vpc: "red".into(),
+            ..health("10.0.0.11", false)
+        });
+        let mut long = health("10.0.0.11", false);
+        long.reason = "x".repeat(LARGEST);
+        strange.push(long);
+        board.hear(&version, "h1", 7, said(true, &strange, &[]));
+        assert!(board.findings().vpcs.is_empty());
+    }
+
+    #[test]
+    fn of_a_port_that_has_moved_the_host_is_right_that_says_it_last() {
+        let board = Board::default();
+        for (host, session) in [("h1", 1), ("h2", 2)] {
+            board.enter(host, session);
+        }
+        let is_down = health("10.0.0.11", false);
+        board.hear(
+            &version(|_| {}),
+            "h1",
+            1,
+            said(true, &[is_down.clone()], &[]),
+        );
+        let moved = version(|o| o.ports[0].host = "h2".into());
+        board.hear(
+            &moved,
+            "h2",
+            2,
+            said(true, &[health("10.0.0.11", true)], &[]),
+        );
+        assert!(down(&board).is_empty());
+        board.hear(&moved, "h1", 1, said(false, &[], &[&is_down]));
+        assert_eq!(board.findings().health("blue").count(), 1);
+        let without = version(|o| o.hosts.truncate(1));
+        assert_eq!(board.forget_strangers(&without).len(), 1);
+        assert!(board.findings().vpcs.is_empty());
+    }
+}

@@ -1,0 +1,111 @@
+//! What is known of one member: it serves until it has failed so often in a row, and then not until it has answered so often.
+
+use std::time::Duration;
+
+use weft_proto::v1::HealthCheck;
+
+use super::question::{Ends, Failure, Kind};
+
+/// Whom to ask, what, and how often.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Plan {
+    /// The id of the port that the member is at.
+    pub(super) port: String,
+    pub(super) kind: Kind,
+    pub(super) ends: Ends,
+    pub(super) interval: Duration,
+    pub(super) timeout: Duration,
+    pub(super) rise: u32,
+    pub(super) fall: u32,
+}
+
+impl Plan {
+    /// None if what is asked is unknown.
+    pub(super) fn new(check: &HealthCheck, port: &str, ends: Ends) -> Option<Self> {
+        Some(Self {
+            port: port.to_owned(),
+            kind: Kind::of(check, ends.to)?,
+            ends,
+            interval: check.interval(),
+            timeout: check.timeout(),
+            rise: check.rise_or_default(),
+            fall: check.fall_or_default(),
+        })
+    }
+}
+
+/// How a member stands.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Standing {
+    pub(super) up: bool,
+    /// What was wrong with the last answer; empty: nothing.
+    pub(super) reason: Failure,
+    /// Answers or failures in a row that speak against how it stands.
+    against: u32,
+    /// Whether it was ever asked.
+    is_known: bool,
+}
+
+impl Standing {
+    /// How one stands that was not asked yet.
+    pub(super) fn new(up: bool) -> Self {
+        Self {
+            up,
+            reason: Failure::new(),
+            against: 0,
+            is_known: false,
+        }
+    }
+
+    /// Takes an answer up. Whether others have to know.
+    pub(super) fn take(&mut self, plan: &Plan, answer: Result<(), Failure>) -> bool {
+        let is_right = answer.is_ok();
+        let is_first = !std::mem::replace(&mut self.is_known, true);
+        self.reason = answer.err().unwrap_or_default();
+        if is_right == self.up {
+            self.against = 0;
+            return is_first;
+        }
+        self.against += 1;
+        let needed = if self.up { plan.fall } else { plan.rise };
+        if self.against < needed {
+            return is_first;
+        }
+        (self.up, self.against) = (is_right, 0);
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_takes_several_answers_in_a_row_to_change() {
+        let ends = Ends {
+            from: [10, 0, 0, 200].into(),
+            to: [10, 0, 0, 11].into(),
+            port: 80,
+        };
+        let check = HealthCheck {
+            protocol: "tcp".into(),
+            rise: 3,
+            fall: 2,
+            ..HealthCheck::default()
+        };
+        let plan = Plan::new(&check, "p1", ends).unwrap();
+        let mut standing = Standing::new(true);
+        let mut take = |answers: &str| {
+            let answer = |it| (it == '+').then_some(()).ok_or_else(|| "no".to_owned());
+            let mut all = answers.chars();
+            let news = all.any(|it| standing.take(&plan, answer(it)));
+            (news, standing.up)
+        };
+        assert_eq!(take("+"), (true, true), "it was not known before");
+        assert_eq!(take("-+-+"), (false, true));
+        assert_eq!(take("--"), (true, false));
+        assert_eq!(take("++-++"), (false, false));
+        assert_eq!(take("+"), (true, true));
+        assert_eq!(standing.reason, "");
+    }
+}

@@ -1,0 +1,259 @@
+//! Health checks (services, "Load balancer"): this host asks the members of load balancers that are at its own ports whether they serve, from the load
+//! balancer's address, past security groups and ACLs, and tells the controller what it finds (decision 020).
+//!
+//! Each member has a task that asks it at its interval (`member`), one question at a time (`question`). Questions go to the port as if from its gateway;
+//! workers know the answers by the question's number (`weft_dataplane::pipeline::checks`) and leave them in a bounded queue. Nothing here runs on a worker.
+
+mod member;
+mod members;
+mod question;
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::{Notify, Semaphore, mpsc};
+use tokio::time::{Instant, sleep_until, timeout_at};
+use weft_dataplane::packet::DropReason;
+use weft_dataplane::packet::parse::{self, Inner};
+use weft_dataplane::pipeline::checks::{Asked, Checks};
+use weft_dataplane::worker::service::{Injector, PuntQueue};
+use weft_proto::state::{Kind, Object};
+use weft_proto::v1::MemberHealth;
+
+use crate::agent::AgentHandle;
+use crate::metadata::Identity;
+use crate::wire;
+use member::{Plan, Standing};
+use members::Members;
+use question::{Failure, Question};
+
+/// Packets that may wait in the queue, for all ports together.
+pub const DESK: usize = 1024;
+/// Packets that may wait for one question.
+const WAITING: usize = 16;
+/// Packets that are handed on before others get a turn.
+const BATCH: usize = 64;
+/// Questions at a time.
+const QUESTIONS: usize = 256;
+/// Within this time after the start all members are asked that have no longer interval.
+const SPREAD: Duration = Duration::from_secs(1);
+/// How long a number stays in use after its question, for answers that are on their way: those who gave them count as nobody's clients.
+const LINGER: Duration = Duration::from_millis(250);
+/// How long to wait for a number.
+const NUMBER: Duration = Duration::from_millis(10);
+/// What is found is told together that is found within this time.
+const TOGETHER: Duration = Duration::from_millis(10);
+
+/// The service.
+#[derive(Debug)]
+pub struct Service {
+    queue: Arc<PuntQueue>,
+    injector: Arc<Injector>,
+    checks: Arc<Checks>,
+    /// The questions that wait for answers, by their numbers.
+    waiting: Mutex<HashMap<u16, mpsc::Sender<Vec<u8>>>>,
+    asking: Semaphore,
+    found: Mutex<BTreeMap<String, MemberHealth>>,
+    news: Notify,
+}
+
+impl Service {
+    /// A service that reads what is left in the queue.
+    pub fn new(queue: Arc<PuntQueue>, injector: Arc<Injector>, checks: Arc<Checks>) -> Self {
+        Self {
+            queue,
+            injector,
+            checks,
+            waiting: Mutex::default(),
+            asking: Semaphore::new(QUESTIONS),
+            found: Mutex::default(),
+            news: Notify::new(),
+        }
+    }
+
+    /// Asks the members at the ports of a host until it is dropped.
+    pub async fn run(self: Arc<Self>, host: String, agent: Arc<AgentHandle>) {
+        tokio::join!(self.read(), self.follow(host, &agent), self.tell(&agent));
+    }
+
+    /// Follows which members there are.
+    async fn follow(self: &Arc<Self>, host: String, agent: &AgentHandle) {
+        let mut states = agent.watch();
+        let mut members = Members::new(Arc::clone(self), host);
+        loop {
+            let in_force = states.borrow_and_update().in_force.clone();
+            if let Some(in_force) = in_force {
+                members.follow(&in_force.effective);
+            }
+            if states.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+
+    /// Tells the controller what is found.
+    async fn tell(&self, agent: &AgentHandle) {
+        loop {
+            self.news.notified().await;
+            tokio::time::sleep(TOGETHER).await;
+            let found: Vec<MemberHealth> = lock(&self.found).values().cloned().collect();
+            let found = found.into_iter().map(Object::MemberHealth);
+            agent.set_findings(Kind::MemberHealth, found);
+        }
+    }
+
+    fn note(&self, health: MemberHealth) {
+        lock(&self.found).insert(health.id.clone(), health);
+        self.news.notify_one();
+    }
+
+    fn forget(&self, id: &str) {
+        lock(&self.found).remove(id);
+        self.news.notify_one();
+    }
+
+    /// Hands answers to the questions.
+    async fn read(&self) {
+        loop {
+            self.queue.arrival().await;
+            for _ in 0..BATCH {
+                let Some((port, packet)) = self.queue.take() else {
+                    break;
+                };
+                let frame = self.injector.read(packet);
+                if !self.hand_over(port, frame) {
+                    self.injector.count_drop(port, DropReason::HealthFull);
+                }
+            }
+            tokio::task::yield_now().await;
+        }
+    }
+
+    /// False if the question has no room for it. What comes after the answer is of no use.
+    fn hand_over(&self, port: u16, frame: Vec<u8>) -> bool {
+        let Ok(Inner::Ip(parsed)) = parse::inner(&frame) else {
+            return false;
+        };
+        let number = self.checks.answered(port, &parsed, &frame);
+        let waiting = lock(&self.waiting);
+        let question = number.and_then(|number| waiting.get(&number));
+        question.is_none_or(|question| question.try_send(frame).is_ok())
+    }
+
+    /// Asks a member at its interval, until it is dropped.
+    async fn watch(self: Arc<Self>, health: MemberHealth, plan: Plan, mut standing: Standing) {
+        let most = plan.interval.min(SPREAD);
+        let mut next = Instant::now() + most.mul_f64(rand::random_range(0.0..1.0));
+        let mut index = None;
+        loop {
+            sleep_until(next).await;
+            let began = Instant::now();
+            let answer = self.ask(&plan, &mut index).await;
+            if answer.is_some_and(|answer| standing.take(&plan, answer)) {
+                tracing::info!(
+                    load_balancer = health.load_balancer,
+                    member = health.address,
+                    port = health.member_port,
+                    up = standing.up,
+                    reason = standing.reason,
+                    "what a health check found"
+                );
+                self.note(MemberHealth {
+                    up: standing.up,
+                    reason: standing.reason.clone(),
+                    since_ms: crate::agent::now_ms(),
+                    ..health.clone()
+                });
+            }
+            // One that waited for its turn is not asked more often for that.
+            next = (next + plan.interval).max(began);
+        }
+    }
+
+    /// Asks a member once; nothing if that is not possible now, which says nothing of the member. `index`: that of its port, as it was last.
+    async fn ask(&self, plan: &Plan, index: &mut Option<u16>) -> Option<Result<(), Failure>> {
+        let port = self.port(plan, index)?;
+        let asked = Asked {
+            port: port.index,
+            protocol: plan.kind.protocol(plan.ends.to.is_ipv4()),
+            to: plan.ends.port,
+        };
+        // Never closed.
+        let _permit = self.asking.acquire().await;
+        let (sender, mut answers) = mpsc::channel(WAITING);
+        let number = loop {
+            match self.checks.begin(asked) {
+                Some(number) => break number,
+                None => tokio::time::sleep(NUMBER).await,
+            }
+        };
+        let deadline = Instant::now() + plan.timeout;
+        lock(&self.waiting).insert(number, sender);
+        let _ending = Ending {
+            service: self,
+            number,
+        };
+        let question = Question::new(plan.kind.clone(), plan.ends, number, port.mtu);
+        let mut question = match question {
+            Ok(question) => question,
+            Err(failure) => return Some(Err(failure)),
+        };
+        let answer = loop {
+            if let Some(answer) = question.turn() {
+                break answer;
+            }
+            self.send(&port, question.sent());
+            let wait = question.wait().map(|wait| Instant::now() + wait);
+            let until = wait.map_or(deadline, |wait| wait.min(deadline));
+            match timeout_at(until, answers.recv()).await {
+                Ok(Some(frame)) => question.receive(&frame),
+                _ if Instant::now() >= deadline => break question.end(),
+                _ => {}
+            }
+        };
+        self.send(&port, question.sent());
+        Some(answer)
+    }
+
+    /// The port that a member is at, as it is now.
+    fn port(&self, plan: &Plan, index: &mut Option<u16>) -> Option<Identity> {
+        let snapshot = self.injector.snapshot();
+        let is_it = |index: u16| snapshot.port(index).is_some_and(|it| it.id == plan.port);
+        let find = || (0..u16::MAX).find(|index| is_it(*index));
+        let known = index.filter(|index| is_it(*index));
+        *index = known.or_else(find);
+        index.and_then(|index| Identity::of(&snapshot, index))
+    }
+
+    fn send(&self, port: &Identity, packets: Vec<Vec<u8>>) {
+        let frames = packets.iter();
+        let frames = frames.map(|packet| wire::frame(packet, port.mac, port.gateway_mac));
+        self.injector.send(port.index, &frames.collect::<Vec<_>>());
+    }
+}
+
+/// Gives a question's number back after it has ended, however it does.
+struct Ending<'a> {
+    service: &'a Service,
+    number: u16,
+}
+
+impl Drop for Ending<'_> {
+    fn drop(&mut self) {
+        lock(&self.service.waiting).remove(&self.number);
+        let (checks, number) = (Arc::clone(&self.service.checks), self.number);
+        // Without a runtime the daemon ends.
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            runtime.spawn(async move {
+                tokio::time::sleep(LINGER).await;
+                checks.end(number);
+            });
+        }
+    }
+}
+
+fn lock<T>(of: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Entries are put in and taken out whole.
+    of.lock().unwrap_or_else(PoisonError::into_inner)
+}
