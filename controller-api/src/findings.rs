@@ -10,8 +10,8 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
 
 use weft_proto::persistent::PersistentSet;
-use weft_proto::state::{Entry, Key, Kind, Layer, Object, explode};
-use weft_proto::v1::{self, MemberHealth};
+use weft_proto::state::{Entry, Key, Kind, Layer, Object, collect, explode};
+use weft_proto::v1::{self, FoundByHost, FoundByHosts, MemberHealth};
 
 use crate::version::Version;
 
@@ -106,11 +106,17 @@ struct Inner {
     /// Who found something, those who said so last at the end. None is empty.
     finders: HashMap<Key, Vec<Arc<str>>>,
     findings: Findings,
+    /// Rises with whatever an attached host says, and with who is attached.
+    revision: u64,
 }
 
 #[derive(Debug, Default)]
 struct OfHost {
     session: u64,
+    /// Whether it is attached to this controller.
+    is_attached: bool,
+    /// Whether it has said all that it has found since it was attached.
+    has_said: bool,
     found: BTreeMap<Key, Object>,
     /// Whether it was said that there is too much, or what cannot be.
     is_said: bool,
@@ -127,7 +133,58 @@ impl Board {
         let mut inner = self.lock();
         let of_host = inner.hosts.entry(Arc::from(host)).or_default();
         of_host.session = session;
+        of_host.is_attached = true;
+        of_host.has_said = false;
         of_host.is_said = false;
+        inner.revision += 1;
+    }
+
+    /// A number that rises with whatever is told to other controllers.
+    pub(crate) fn revision(&self) -> u64 {
+        self.lock().revision
+    }
+
+    /// What the hosts found that are attached to this controller.
+    pub(crate) fn of_attached(&self) -> FoundByHosts {
+        let inner = self.lock();
+        let attached = inner
+            .hosts
+            .iter()
+            .filter(|(_, it)| it.is_attached && it.has_said);
+        let mut hosts: Vec<FoundByHost> = attached
+            .map(|(host, it)| FoundByHost {
+                host: host.to_string(),
+                found: Some(collect(it.found.values().cloned())),
+            })
+            .collect();
+        hosts.sort_by(|a, b| a.host.cmp(&b.host));
+        FoundByHosts { hosts }
+    }
+
+    /// Takes up what another controller says of the hosts that are attached to it; the VPCs of which hosts are told otherwise since. Hosts that are attached
+    /// to this one have said it themselves.
+    pub(crate) fn hear_from_other(&self, version: &Version, all: FoundByHosts) -> BTreeSet<String> {
+        let mut changed = BTreeSet::new();
+        for FoundByHost { host, found } in all.hosts {
+            let is_attached =
+                |inner: &Inner| inner.hosts.get(&*host).is_some_and(|it| it.is_attached);
+            if version.host(&host).is_none() || is_attached(&self.lock()) {
+                continue;
+            }
+            let session = {
+                let mut inner = self.lock();
+                inner.hosts.entry(Arc::from(&*host)).or_default().session
+            };
+            let whole = v1::Findings {
+                session,
+                whole: true,
+                found,
+                gone: Vec::new(),
+            };
+            // It was looked at there; this controller may not have come as far.
+            changed.extend(self.take((&host, session), whole, |_| true));
+        }
+        changed
     }
 
     /// Takes up what a host's session says; the VPCs of which hosts are told otherwise since. What is about no port of the host is passed over.
@@ -138,6 +195,17 @@ impl Board {
         session: u64,
         findings: v1::Findings,
     ) -> BTreeSet<String> {
+        self.take((host, session), findings, |object| {
+            is_of(version, host, object)
+        })
+    }
+
+    fn take(
+        &self,
+        (host, session): (&str, u64),
+        findings: v1::Findings,
+        may_find: impl Fn(&Object) -> bool,
+    ) -> BTreeSet<String> {
         let mut inner = self.lock();
         let Some((name, mut of_host)) = inner.hosts.remove_entry(host) else {
             return BTreeSet::new();
@@ -146,6 +214,8 @@ impl Board {
             inner.hosts.insert(name, of_host);
             return BTreeSet::new();
         }
+        of_host.has_said |= findings.whole;
+        inner.revision += u64::from(of_host.is_attached);
         let before = inner.findings.clone();
         let mut gone: BTreeSet<Key> = match findings.whole {
             true => of_host.found.keys().cloned().collect(),
@@ -157,7 +227,7 @@ impl Board {
         for object in explode(findings.found.unwrap_or_default()) {
             let key = object.key();
             let is_full = of_host.found.len() >= OF_HOST && !of_host.found.contains_key(&key);
-            if is_full || !is_of(version, host, &object) {
+            if is_full || !may_find(&object) {
                 passed_over += 1;
                 continue;
             }
@@ -202,12 +272,17 @@ impl Board {
         changed.map(str::to_owned).collect()
     }
 
-    /// Forgets a host that is not attached, if it is not in the intent and nothing is known of it.
+    /// Notes that a host's session has ended, if it is still its own. What it has found stays.
     pub(crate) fn leave(&self, host: &str, session: u64) {
         let mut inner = self.lock();
-        let known = inner.hosts.get(host);
-        if known.is_some_and(|it| it.session == session && it.found.is_empty()) {
-            inner.hosts.remove(host);
+        let known = inner.hosts.get_mut(host);
+        if let Some(of_host) = known.filter(|it| it.session == session) {
+            of_host.is_attached = false;
+            of_host.has_said = false;
+            if of_host.found.is_empty() {
+                inner.hosts.remove(host);
+            }
+            inner.revision += 1;
         }
     }
 
@@ -372,6 +447,55 @@ load_balancers:
         strange.push(long);
         board.hear(&version, "h1", 7, said(true, &strange, &[]));
         assert!(board.findings().vpcs.is_empty());
+    }
+
+    #[test]
+    fn another_controller_is_heard_of_hosts_that_are_attached_to_it() {
+        let version = version(|_| {});
+        let (here, there) = (Board::default(), Board::default());
+        here.enter("h1", 1);
+        assert!(
+            here.of_attached().hosts.is_empty(),
+            "it has said nothing yet"
+        );
+        here.hear(
+            &version,
+            "h1",
+            1,
+            said(true, &[health("10.0.0.11", false)], &[]),
+        );
+        let known = here.revision();
+        assert_eq!(there.hear_from_other(&version, here.of_attached()).len(), 1);
+        assert_eq!(down(&there).len(), 1);
+        // Again it is no news, and it is told to nobody as its own.
+        assert!(
+            there
+                .hear_from_other(&version, here.of_attached())
+                .is_empty()
+        );
+        assert!(there.of_attached().hosts.is_empty());
+        here.hear(
+            &version,
+            "h1",
+            1,
+            said(false, &[health("10.0.0.11", true)], &[]),
+        );
+        assert!(here.revision() > known);
+        there.hear_from_other(&version, here.of_attached());
+        assert!(down(&there).is_empty());
+        // It comes over: what it says itself counts, whatever the other still tells.
+        let late = here.of_attached();
+        there.enter("h1", 9);
+        there.hear(
+            &version,
+            "h1",
+            9,
+            said(true, &[health("10.0.0.11", false)], &[]),
+        );
+        there.hear_from_other(&version, late);
+        assert_eq!(down(&there).len(), 1);
+        here.leave("h1", 1);
+        assert!(here.of_attached().hosts.is_empty());
     }
 
     #[test]

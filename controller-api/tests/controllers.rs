@@ -19,10 +19,10 @@ use tonic::Code;
 use weft_controller::store::Etcd;
 use weft_process::controllers::{Controllers, WRITER};
 use weft_process::services::intent_client::IntentClient;
-use weft_proto::state::State;
+use weft_proto::state::{Kind, Object, State};
 use weft_proto::v1::{
-    ApplyRequest, CreateRequest, DeleteRequest, GetRequest, ListHostStatusRequest, Objects, Subnet,
-    Vpc, WatchRequest,
+    ApplyRequest, CreateRequest, DeleteRequest, GetRequest, Hello, ListHostStatusRequest,
+    ListMemberHealthRequest, MemberHealth, Objects, Subnet, Vpc, WatchRequest,
 };
 
 /// Until a change is taken again after any kill.
@@ -255,6 +255,79 @@ async fn a_peering_settles_when_hosts_of_other_controllers_know() {
     for host in hosts {
         host.abort();
     }
+    follower.stop().await;
+    writer.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_hosts_find_reaches_those_of_other_controllers() {
+    let members = Members::started(1).await;
+    let writer = start(&members).await;
+    writer.is_writer(true).await;
+    let follower = start(&members).await;
+    let mut client = writer.intent().await;
+    client.create(create(topology())).await.unwrap();
+    let balancer = support::yaml(
+        "load_balancers: [{id: lb, vpc: blue, addresses: [10.0.0.200], listeners: [{protocol: tcp, port_min: 80, members: [{port: b1}], health: {protocol: tcp}}]}]",
+    );
+    let lb = balancer.load_balancers[0].clone();
+    client.create(create(balancer)).await.unwrap();
+    let hello = |host: &str, capabilities: &[&str]| Hello {
+        host: host.into(),
+        capabilities: capabilities.iter().map(|it| (*it).to_owned()).collect(),
+        ..Hello::default()
+    };
+    let able = [weft_proto::LOAD_BALANCER, weft_proto::FINDINGS];
+    // Members' health is found by the host of b1, and told to the other one, and to no old one.
+    let mut finder = FakeHost::attach_as(&follower.address, hello("h1", &able)).await;
+    let mut other = FakeHost::attach_as(&writer.address, hello("h2", &able)).await;
+    for host in [&mut finder, &mut other] {
+        while host.state.find(Kind::LoadBalancer, "lb").is_none() {
+            host.take_and_acknowledge().await;
+        }
+    }
+    let address = "10.0.0.11".parse().unwrap();
+    let down = MemberHealth::of(&lb, &lb.listeners[0], (address, 80));
+    let up = MemberHealth {
+        up: true,
+        since_ms: 7,
+        ..down.clone()
+    };
+    let told = |host: &FakeHost| host.state.of_kind(Kind::MemberHealth).count();
+    for (found, count) in [
+        (vec![down.clone()], 1),
+        (vec![up], 0),
+        (vec![down.clone()], 1),
+        (vec![], 0),
+    ] {
+        let known = finder.revision;
+        finder.tell_health(found.clone()).await;
+        for host in [&mut finder, &mut other] {
+            if told(host) != count {
+                host.take_and_acknowledge().await;
+            }
+            assert_eq!((told(host), host.revision), (count, known), "{found:?}");
+        }
+        let mut client = follower.intent().await;
+        let request = ListMemberHealthRequest::default();
+        let reply = client.list_member_health(request).await.unwrap();
+        assert_eq!(reply.into_inner().member_health, found);
+    }
+    // It stays known when its finder goes, and one of an earlier release is not told of it.
+    finder.tell_health(vec![down]).await;
+    other.take_and_acknowledge().await;
+    drop(finder);
+    drop(other);
+    let mut other = FakeHost::attach_as(&follower.address, hello("h2", &able)).await;
+    other.take_and_acknowledge().await;
+    assert_eq!(told(&other), 1);
+    let mut old = FakeHost::attach_as(&follower.address, hello("h2", &able[..1])).await;
+    old.take_and_acknowledge().await;
+    let object = old.state.find(Kind::LoadBalancer, "lb").unwrap();
+    let Object::LoadBalancer(balancer) = object else {
+        panic!("{object:?}")
+    };
+    assert_eq!((told(&old), &balancer.listeners[0].health), (0, &None));
     follower.stop().await;
     writer.stop().await;
 }

@@ -1,8 +1,10 @@
 //! Several controllers with one store: one of them writes, and all serve hosts and readers.
 //!
 //! A thread follows what is stored, and tries to become the writer when there is none. The writer's thread brings the store's rows up to date with its
-//! log. Another thread tells the other controllers how far the hosts are that are attached to this one (`status`).
+//! log. Two more tell the other controllers how far the hosts are that are attached to this one (`status`), and what these find
+//! out (`findings`).
 
+mod findings;
 mod status;
 
 use std::sync::Arc;
@@ -38,8 +40,8 @@ pub struct Membership {
 #[derive(Debug)]
 pub(crate) struct Cluster {
     is_leaving: Arc<AtomicBool>,
-    /// Dropped to end the thread that tells of hosts.
-    telling: Option<Sender<()>>,
+    /// Dropped to end the threads that tell of hosts, and of what these find.
+    telling: Vec<Sender<()>>,
     threads: Vec<JoinHandle<()>>,
 }
 
@@ -58,13 +60,19 @@ impl Cluster {
             threads.push(std::thread::spawn(move || member.run(&notices)));
         }
         let (telling, told) = channel();
+        let (finding, found) = channel();
+        let of_findings = (Arc::clone(&store), Arc::clone(intent), Arc::clone(hosts));
+        threads.push(std::thread::spawn(move || {
+            let (store, intent, hosts) = of_findings;
+            findings::exchange(&store, &intent, &hosts, &found);
+        }));
         let (intent, hosts) = (Arc::clone(intent), Arc::clone(hosts));
         threads.push(std::thread::spawn(move || {
             status::exchange(&store, &intent, &hosts, &told);
         }));
         Self {
             is_leaving,
-            telling: Some(telling),
+            telling: vec![telling, finding],
             threads,
         }
     }
@@ -72,7 +80,7 @@ impl Cluster {
     /// Leaves the role of the writer to another, and ends the threads.
     pub(crate) fn leave(mut self) {
         self.is_leaving.store(true, Ordering::SeqCst);
-        self.telling.take();
+        self.telling.clear();
         for thread in self.threads.drain(..) {
             // One that panicked has said so.
             let _ = thread.join();

@@ -18,7 +18,7 @@ const EVERY: Duration = Duration::from_secs(1);
 
 /// Tells and listens until the sender is gone.
 pub(super) fn exchange(store: &Etcd, intent: &Arc<Intent>, hosts: &Hosts, end: &Receiver<()>) {
-    let mut told = Told::default();
+    let mut told = Told::of("hosts");
     let mut said = String::new();
     while end.recv_timeout(EVERY) == Err(RecvTimeoutError::Timeout) {
         match exchange_once(store, intent, hosts, &mut told) {

@@ -13,7 +13,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::{Notify, Semaphore, oneshot};
 use weft_proto::state::Kind;
 use weft_proto::state::Object;
-use weft_proto::v1::{Findings, HeldBack, Hello, HostLimits, HostStatus, Violation, VpcHeldBack};
+use weft_proto::v1::{
+    Findings, FoundByHosts, HeldBack, Hello, HostLimits, HostStatus, Violation, VpcHeldBack,
+};
 
 pub(crate) use service::Control;
 
@@ -259,6 +261,12 @@ impl Hosts {
     /// Takes up what a host's session has found out, and wakes the sessions of whom that concerns.
     fn hear_findings(&self, version: &Version, host: &str, session: u64, findings: Findings) {
         let changed = self.board.hear(version, host, session, findings);
+        self.wake_hosts_of(version, &changed);
+    }
+
+    /// Takes up what another controller says that hosts have found, and wakes the sessions of whom that concerns.
+    pub(crate) fn hear_from_others(&self, version: &Version, found: FoundByHosts) {
+        let changed = self.board.hear_from_other(version, found);
         self.wake_hosts_of(version, &changed);
     }
 

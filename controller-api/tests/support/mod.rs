@@ -30,8 +30,8 @@ use weft_process::tls::{ServerTls, TlsFiles};
 use weft_process::transport::{Listener, connect};
 use weft_proto::state::State;
 use weft_proto::v1::{
-    Ack, FromHost, HeldBack, Hello, ListReply, ListRequest, ObjectKey, Objects, PortReport,
-    PortReports, Refusal, ToHost, Violation, from_host, to_host,
+    Ack, Findings, FromHost, HeldBack, Hello, ListReply, ListRequest, MemberHealth, ObjectKey,
+    Objects, PortReport, PortReports, Refusal, ToHost, Violation, from_host, to_host,
 };
 
 /// For how long a port that moved is sent on.
@@ -343,6 +343,20 @@ impl FakeHost {
             gone: Vec::new(),
         });
         send(&self.sender, reports).await;
+    }
+
+    /// Says all that it has found of members of load balancers.
+    pub async fn tell_health(&self, member_health: Vec<MemberHealth>) {
+        let findings = from_host::Message::Findings(Findings {
+            session: self.session,
+            whole: true,
+            found: Some(Objects {
+                member_health,
+                ..Objects::default()
+            }),
+            gone: Vec::new(),
+        });
+        send(&self.sender, findings).await;
     }
 
     pub async fn refuse(&self, revision: u64) {

@@ -203,7 +203,7 @@ impl Service {
             if let Some(answer) = question.turn() {
                 break answer;
             }
-            self.send(&port, question.sent());
+            self.send(&port, &question.sent());
             let wait = question.wait().map(|wait| Instant::now() + wait);
             let until = wait.map_or(deadline, |wait| wait.min(deadline));
             match timeout_at(until, answers.recv()).await {
@@ -212,7 +212,7 @@ impl Service {
                 _ => {}
             }
         };
-        self.send(&port, question.sent());
+        self.send(&port, &question.sent());
         Some(answer)
     }
 
@@ -226,7 +226,7 @@ impl Service {
         index.and_then(|index| Identity::of(&snapshot, index))
     }
 
-    fn send(&self, port: &Identity, packets: Vec<Vec<u8>>) {
+    fn send(&self, port: &Identity, packets: &[Vec<u8>]) {
         let frames = packets.iter();
         let frames = frames.map(|packet| wire::frame(packet, port.mac, port.gateway_mac));
         self.injector.send(port.index, &frames.collect::<Vec<_>>());

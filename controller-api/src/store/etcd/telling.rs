@@ -12,16 +12,23 @@ const LEASE_SECONDS: i64 = 10;
 /// What a controller has told.
 #[derive(Debug)]
 pub struct Told {
+    /// What is told, as the keys name it.
+    subject: &'static str,
     /// A random name for this process.
     name: String,
+    /// The keys of the others when they were read last: how many, and the sum of their revisions.
+    read: Option<(usize, i64)>,
     lease: Option<i64>,
     value: Vec<u8>,
     count: u64,
 }
 
-impl Default for Told {
-    fn default() -> Self {
+impl Told {
+    /// Nothing told yet of a subject.
+    pub fn of(subject: &'static str) -> Self {
         Self {
+            subject,
+            read: None,
             name: format!("{:016x}", rand::random::<u64>()),
             lease: None,
             value: Vec::new(),
@@ -44,7 +51,8 @@ impl Etcd {
             if !kept {
                 *told = Told {
                     name: std::mem::take(&mut told.name),
-                    ..Told::default()
+                    read: told.read,
+                    ..Told::of(told.subject)
                 };
             }
         }
@@ -57,10 +65,13 @@ impl Etcd {
         };
         told.count += 1;
         let parts = cut(told.count, value);
-        let name = |at: usize| self.keys.named(&format!("hosts/{}/{at:06}", told.name));
+        let name = |at: usize| {
+            self.keys
+                .named(&format!("{}/{}/{at:06}", told.subject, told.name))
+        };
         let beyond = delete(
             name(parts.len()),
-            end_of(&self.keys.named(&format!("hosts/{}/", told.name))),
+            end_of(&self.keys.named(&format!("{}/{}/", told.subject, told.name))),
         );
         let mut writes: Vec<_> = parts
             .into_iter()
@@ -86,12 +97,38 @@ impl Etcd {
         }
     }
 
+    /// The same, if any of it has changed since it was asked last; else nothing.
+    ///
+    /// # Errors
+    /// etcd does not answer.
+    pub fn heard_anew(&self, own: &mut Told) -> Result<Option<Vec<Vec<u8>>>, StoreError> {
+        let begin = self.keys.named(&format!("{}/", own.subject));
+        let answer = self.client.txn(&TxnRequest {
+            success: vec![read(super::api::RangeRequest {
+                range_end: end_of(&begin),
+                key: begin,
+                keys_only: true,
+                ..Default::default()
+            })],
+            ..TxnRequest::default()
+        })?;
+        let pairs = found(answer).next().unwrap_or_default().kvs;
+        let revisions = pairs.iter().map(|pair| pair.mod_revision);
+        let read = (pairs.len(), revisions.fold(0, i64::wrapping_add));
+        if own.read == Some(read) {
+            return Ok(None);
+        }
+        let heard = self.heard(own)?;
+        own.read = Some(read);
+        Ok(Some(heard))
+    }
+
     /// What the other controllers tell. What one is telling at this moment is left out.
     ///
     /// # Errors
     /// etcd does not answer.
     pub fn heard(&self, own: &Told) -> Result<Vec<Vec<u8>>, StoreError> {
-        let begin = self.keys.named("hosts/");
+        let begin = self.keys.named(&format!("{}/", own.subject));
         let skip = begin.len();
         let answer = self.client.txn(&TxnRequest {
             success: vec![read(super::api::RangeRequest {
