@@ -48,6 +48,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         "RateLimit",
         "RouteTable",
         "Route",
+        "PolicyRoute",
         "NextHop",
         "NetworkAcl",
         "AclRule",

@@ -35,10 +35,7 @@ impl Named {
             let Object::RouteTable(table) = object else {
                 continue;
             };
-            let hops = table.routes.iter().flat_map(|route| &route.ecmp);
-            let ports = hops.map(|hop| &hop.port);
-            let ports = ports.chain(table.routes.iter().map(|route| &route.port));
-            named.ports.extend(ports.cloned());
+            named.ports.extend(table.ports().map(str::to_owned));
         }
         for object in state.of_vpc_and_kind(vpc, Kind::NatGateway) {
             let Object::NatGateway(nat) = object else {

@@ -31,10 +31,8 @@ struct Named<'o> {
 impl<'o> Named<'o> {
     fn by(objects: &'o Objects) -> Self {
         let mut named = Self::default();
-        let routes = objects.route_tables.iter().flat_map(|table| &table.routes);
-        for route in routes {
-            named.ids.insert(&route.port);
-            named.ids.extend(route.ecmp.iter().map(|hop| &*hop.port));
+        for table in &objects.route_tables {
+            named.ids.extend(table.ports());
         }
         for balancer in &objects.load_balancers {
             for member in balancer.members() {

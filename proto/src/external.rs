@@ -87,7 +87,7 @@ impl PortForward {
 impl RouteTable {
     /// The external networks that the routes lead to, as often as they do.
     pub fn external_networks(&self) -> impl Iterator<Item = &str> {
-        let named = self.routes.iter().map(|route| &*route.external);
+        let named = self.targets().map(|route| &*route.external);
         named.filter(|network| !network.is_empty())
     }
 }

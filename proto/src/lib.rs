@@ -36,5 +36,11 @@ pub const DHCP_OPTIONS: &str = "dhcp_options";
 /// The capability of a host that takes what other hosts have found out, and of a controller that hears it.
 pub const FINDINGS: &str = "findings";
 
+/// The capability of a host that marks what ports send ([`v1::Port::dscp`]). Others are told the ports without it.
+pub const DSCP_MARKING: &str = "dscp_marking";
+
+/// The capability of a host that takes policy routes ([`v1::PolicyRoute`]). Others are told the route tables without them.
+pub const POLICY_ROUTES: &str = "policy_routes";
+
 /// The capability of a controller that takes [`v1::PortReports`].
 pub const PORT_REPORTS: &str = "port_reports";

@@ -117,7 +117,7 @@ impl Peering {
 impl RouteTable {
     /// The peerings that the routes lead to, as often as they do.
     pub fn peerings(&self) -> impl Iterator<Item = &str> {
-        let named = self.routes.iter().map(|route: &Route| &*route.peering);
+        let named = self.targets().map(|route: &Route| &*route.peering);
         named.filter(|peering| !peering.is_empty())
     }
 }

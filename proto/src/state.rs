@@ -194,10 +194,25 @@ impl Object {
 }
 
 impl v1::RouteTable {
+    /// Where the table leads: its routes, and then those of its policy routes that have a target.
+    pub fn targets(&self) -> impl Iterator<Item = &v1::Route> {
+        let policies = self.policies.iter().filter_map(|policy| policy.to.as_ref());
+        self.routes.iter().chain(policies)
+    }
+
+    /// The ports that the routes point to, as often as they do.
+    pub fn ports(&self) -> impl Iterator<Item = &str> {
+        self.targets()
+            .flat_map(|route| {
+                let members = route.ecmp.iter().map(|hop| hop.port.as_str());
+                members.chain([route.port.as_str()])
+            })
+            .filter(|port| !port.is_empty())
+    }
+
     /// The hosts that the routes point to, as often as they do.
     pub fn hosts(&self) -> impl Iterator<Item = &str> {
-        self.routes
-            .iter()
+        self.targets()
             .flat_map(|route| {
                 let members = route.ecmp.iter().map(|hop| hop.host.as_str());
                 members.chain([route.host.as_str()])

@@ -97,7 +97,7 @@ fn key(object: &Object, what: Claimed, at: u32) -> ClaimKey<'_> {
         (Object::ElasticIp(o), Claimed::UserOf) => (&*o.external_network, ""),
         (Object::NatGateway(o), Claimed::UserOf) => (&*o.external_network, ""),
         (Object::RouteTable(o), Claimed::UserOf) => {
-            let route = o.routes.get(i);
+            let route = o.targets().nth(i);
             (route.map_or("", |route| &route.external), "")
         }
         (Object::ExternalNetwork(o), Claimed::RoutesTo) => {
@@ -174,7 +174,7 @@ fn claims(object: &Object, claim: &mut impl FnMut(Claimed, usize)) {
         }
         Object::Subnet(subnet) if !subnet.external_network.is_empty() => claim(Claimed::UserOf, 0),
         Object::RouteTable(table) => {
-            for (i, route) in table.routes.iter().enumerate() {
+            for (i, route) in table.targets().enumerate() {
                 if !route.external.is_empty() {
                     claim(Claimed::UserOf, i);
                 }

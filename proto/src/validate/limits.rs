@@ -9,6 +9,8 @@ pub const LABELS: usize = 64;
 pub const HOST_VTEPS: usize = 16;
 /// Routes of a route table.
 pub const TABLE_ROUTES: usize = 2_000_000;
+/// Policy routes of a route table: each may have to be asked on a session miss.
+pub const TABLE_POLICIES: usize = 1000;
 /// Next hops of a route.
 pub const ROUTE_MEMBERS: usize = 256;
 /// Rules of a network ACL, both directions together.

@@ -14,6 +14,7 @@ pub mod limits;
 mod network;
 mod peering;
 mod policy;
+mod policy_route;
 mod port;
 mod port_changes;
 mod quota;

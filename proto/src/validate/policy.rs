@@ -7,7 +7,8 @@ use crate::address::{parse_address, parse_prefix, parse_protocol};
 use crate::state::{Kind, Object};
 use crate::v1;
 
-const MAX_RULE_NUMBER: u32 = 32767;
+/// The highest number of a network ACL's rule, and the last priority of a policy route.
+pub(super) const MAX_RULE_NUMBER: u32 = 32767;
 
 pub(super) fn check_acl(at: At<'_>, acl: &v1::NetworkAcl, index: &Index<'_>, report: &mut Report) {
     index.require_vpc(at, &acl.vpc, report);
@@ -312,7 +313,8 @@ impl Match<'_> {
             return;
         };
         self.check_family(at, field, protocol, report);
-        self.check_ports(at, field, protocol, report);
+        let bounds = ("port", self.port_min, self.port_max);
+        check_ports(at, field, bounds, protocol, report);
         self.check_icmp(at, field, protocol, report);
     }
 
@@ -360,37 +362,6 @@ impl Match<'_> {
         }
     }
 
-    fn check_ports(&self, at: At<'_>, field: &str, protocol: Option<u8>, report: &mut Report) {
-        let bounds = [("port_min", self.port_min), ("port_max", self.port_max)];
-        if bounds.iter().all(|(_, bound)| bound.is_none()) {
-            return;
-        }
-        if !matches!(protocol, Some(6 | 17 | 132)) {
-            let rule = "only tcp, udp and sctp have ports";
-            report.add(at, format!("{field}.port_min"), rule);
-            return;
-        }
-        for (name, bound) in bounds {
-            match bound {
-                None => {
-                    let rule = "set both port_min and port_max, or neither";
-                    report.add(at, format!("{field}.{name}"), rule);
-                }
-                Some(port) if port > 65535 => {
-                    let rule = format!("{port} is outside 0 to 65535");
-                    report.add(at, format!("{field}.{name}"), rule);
-                }
-                Some(_) => {}
-            }
-        }
-        if let (Some(min), Some(max)) = (self.port_min, self.port_max)
-            && min > max
-        {
-            let rule = format!("{min} to {max} is an empty range");
-            report.add(at, format!("{field}.port_min"), rule);
-        }
-    }
-
     fn check_icmp(&self, at: At<'_>, field: &str, protocol: Option<u8>, report: &mut Report) {
         let is_icmp = matches!(protocol, Some(1 | 58));
         for (name, value) in [("icmp_type", self.icmp_type), ("icmp_code", self.icmp_code)] {
@@ -407,5 +378,42 @@ impl Match<'_> {
             let rule = "a code needs an icmp_type";
             report.add(at, format!("{field}.icmp_code"), rule);
         }
+    }
+}
+
+/// A range of ports, by the name of its fields without `_min` and `_max`: of a protocol that has ports, both bounds or neither, and not empty.
+pub(super) fn check_ports(
+    at: At<'_>,
+    field: &str,
+    (name, min, max): (&str, Option<u32>, Option<u32>),
+    protocol: Option<u8>,
+    report: &mut Report,
+) {
+    if min.is_none() && max.is_none() {
+        return;
+    }
+    if !matches!(protocol, Some(6 | 17 | 132)) {
+        let rule = "only tcp, udp and sctp have ports";
+        report.add(at, format!("{field}.{name}_min"), rule);
+        return;
+    }
+    for (end, bound) in [("min", min), ("max", max)] {
+        match bound {
+            None => {
+                let rule = format!("set both {name}_min and {name}_max, or neither");
+                report.add(at, format!("{field}.{name}_{end}"), rule);
+            }
+            Some(port) if port > 65535 => {
+                let rule = format!("{port} is outside 0 to 65535");
+                report.add(at, format!("{field}.{name}_{end}"), rule);
+            }
+            Some(_) => {}
+        }
+    }
+    if let (Some(min), Some(max)) = (min, max)
+        && min > max
+    {
+        let rule = format!("{min} to {max} is an empty range");
+        report.add(at, format!("{field}.{name}_min"), rule);
     }
 }

@@ -6,7 +6,7 @@ use std::ops::RangeInclusive;
 
 use super::dhcp::is_label;
 use super::network::{prefixes_and_gateways, reserved};
-use super::{At, Index, Report, Scope, check_reference, dhcp_options, limits, wire};
+use super::{At, Index, Report, Scope, check_reference, dhcp_options, limits, policy_route, wire};
 use crate::address::{
     DEFAULT_GATEWAY_MAC, parse_address, parse_mac, parse_prefix_or_address, special_use,
 };
@@ -55,6 +55,9 @@ pub(super) fn check(
         report.add(at, "hostname", rule);
     }
     dhcp_options::check_port(at, port, subnet, report);
+    if let Some(dscp) = port.dscp {
+        policy_route::check_dscp(at, "dscp", dscp, report);
+    }
     check_limits(at, port.limits.as_ref(), report);
     check_groups(at, port, index, report);
     check_place(at, port, index, scope, report);

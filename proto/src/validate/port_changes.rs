@@ -219,11 +219,7 @@ impl<'s> Named<'s> {
             let Object::RouteTable(table) = object else {
                 continue;
             };
-            for route in &table.routes {
-                let hops = route.ecmp.iter().map(|hop| &*hop.port);
-                let ports = hops.chain([&*route.port]);
-                named.routed.extend(ports.filter(|port| !port.is_empty()));
-            }
+            named.routed.extend(table.ports());
         }
         for object in state.of_vpc_and_kind(vpc, Kind::NatGateway) {
             let Object::NatGateway(nat) = object else {

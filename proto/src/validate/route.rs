@@ -1,8 +1,8 @@
-//! Route tables: every route has exactly one target, which exists.
+//! Route tables: every route has exactly one target, which exists. What of it is policy routes is in `policy_route`.
 
 use std::collections::{HashMap, HashSet};
 
-use super::{At, Index, Report, check_reference, limits, wire};
+use super::{At, Index, Report, check_reference, limits, policy_route, wire};
 use crate::address::{parse_mac, parse_prefix};
 use crate::state::{Kind, Object};
 use crate::v1;
@@ -30,11 +30,13 @@ pub(super) fn check(at: At<'_>, table: &v1::RouteTable, index: &Index<'_>, repor
             let rule = format!("{prefix} already has a route, routes[{first}]");
             report.add(at, format!("{field}.prefix"), rule);
         }
-        check_route(at, &field, table, route, index, report);
+        check_target(at, &field, table, route, index, report);
     }
+    policy_route::check(at, table, index, report);
 }
 
-fn check_route(
+/// Where a route leads, whatever it matches.
+pub(super) fn check_target(
     at: At<'_>,
     field: &str,
     table: &v1::RouteTable,

@@ -6,6 +6,7 @@ mod external;
 mod learning;
 mod parts;
 mod peering;
+mod policy_routes;
 mod port_changes;
 mod tenants;
 mod wire;
