@@ -146,6 +146,8 @@ impl Lane {
 trait Change {
     /// The VNI that the packet leaves with, if it comes with this one.
     fn vni(&self, ingress: Vni) -> Vni;
+    /// The traffic class that the packet leaves with, if it comes with this one.
+    fn class(&self, class: u8) -> u8;
     fn write(&self, frame: &mut [u8]);
 }
 
@@ -159,11 +161,52 @@ impl Change for AsItIs {
     }
 
     #[inline(always)]
+    fn class(&self, class: u8) -> u8 {
+        class
+    }
+
+    #[inline(always)]
     fn write(&self, _: &mut [u8]) {}
 }
 
-/// Those of the session's other key; of a packet of this family, TCP or not.
-struct Translated(Translation, (Family, bool));
+/// They stay, but a packet of this family and traffic class gets this one, if there is one.
+struct Marked {
+    family: Family,
+    to: Option<u8>,
+}
+
+impl Marked {
+    #[inline(always)]
+    fn new(quick: &QuickParse, action: &Action) -> Self {
+        let mark = action.mark();
+        Self {
+            family: quick.family(),
+            to: mark.map(|dscp| rewrite::with_dscp(quick.traffic_class, dscp)),
+        }
+    }
+}
+
+impl Change for Marked {
+    #[inline(always)]
+    fn vni(&self, ingress: Vni) -> Vni {
+        ingress
+    }
+
+    #[inline(always)]
+    fn class(&self, class: u8) -> u8 {
+        self.to.unwrap_or(class)
+    }
+
+    #[inline(always)]
+    fn write(&self, frame: &mut [u8]) {
+        if let (Some(class), Some(header)) = (self.to, frame.get_mut(ETHERNET..)) {
+            rewrite::set_class(header, self.family, class);
+        }
+    }
+}
+
+/// Those of the session's other key, in a packet that is TCP or not; and it may be marked.
+struct Translated(Translation, bool, Marked);
 
 impl Change for Translated {
     #[inline(always)]
@@ -172,8 +215,14 @@ impl Change for Translated {
     }
 
     #[inline(always)]
+    fn class(&self, class: u8) -> u8 {
+        self.2.class(class)
+    }
+
+    #[inline(always)]
     fn write(&self, frame: &mut [u8]) {
-        translate::quick(frame, self.1, &self.0);
+        translate::quick(frame, (self.2.family, self.1), &self.0);
+        self.2.write(frame);
     }
 }
 
@@ -234,14 +283,14 @@ impl Core {
         }
         let session = tables.sessions.confirm(entry.probe, &entry.quick.key)?;
         match session.action(entry.stamp) {
-            Some(action) if !action.is_translated() => {
+            Some(action) if action.is_plain() => {
                 self.carry_out(tables, io, packet, entry, (session, action), &AsItIs)
             }
             _ => self.apply_rare(tables, io, packet, entry),
         }
     }
 
-    /// The same for packets that keep their addresses and ports, by the action for a flow's second ingress, which few flows have.
+    /// The same for packets that keep their addresses and ports, but are marked, or go by the action for a flow's second ingress. Few flows are either.
     #[inline(never)]
     fn apply_rare(
         &self,
@@ -256,7 +305,8 @@ impl Core {
             .action(entry.stamp)
             .or_else(|| session.second_action(entry.stamp))
             .filter(|action| !action.is_translated())?;
-        self.carry_out(tables, io, packet, entry, (session, action), &AsItIs)
+        let change = Marked::new(&entry.quick, &action);
+        self.carry_out(tables, io, packet, entry, (session, action), &change)
     }
 
     /// The same for packets of a session with two keys: most get other addresses and ports, or go into another VPC.
@@ -280,16 +330,12 @@ impl Core {
         if tables.snapshot.outside.limits.has(translation.flow.source) {
             return None;
         }
-        let family = if entry.quick.l4 == L4_IPV6 {
-            Family::Ipv6
-        } else {
-            Family::Ipv4
-        };
-        if translation.flow.family() != family {
+        let marked = Marked::new(&entry.quick, &action);
+        if translation.flow.family() != marked.family {
             // Its header is another's, and of another length.
             return None;
         }
-        let change = Translated(translation, (family, entry.quick.tcp));
+        let change = Translated(translation, entry.quick.tcp, marked);
         self.carry_out(tables, io, packet, entry, (session, action), &change)
     }
 
@@ -347,7 +393,8 @@ impl Core {
         let mut outer = 0;
         if let Some(tunnel) = tunnel {
             // Entropy from bits of the hash that the choice of the tunnel does not use.
-            let (class, entropy) = (entry.quick.traffic_class, (key.hash >> 32) as u16);
+            let class = change.class(entry.quick.traffic_class);
+            let entropy = (key.hash >> 32) as u16;
             let vni = change.vni(entry.vni);
             let written = tunnel
                 .template

@@ -5,6 +5,7 @@
 //! Everything else is none of its business: the answer is none, and the parser looks again.
 
 use crate::numbers::Vni;
+use crate::packet::Family;
 use crate::packet::checksum;
 use crate::packet::nested;
 use crate::packet::parse::{ETHERNET, ETHERTYPE_IPV4, ETHERTYPE_IPV6, protocol, tcp_flags};
@@ -25,6 +26,18 @@ pub struct QuickParse {
     pub traffic_class: u8,
     /// TCP; UDP otherwise.
     pub tcp: bool,
+}
+
+impl QuickParse {
+    /// The packet's family.
+    #[inline(always)]
+    pub fn family(&self) -> Family {
+        if self.l4 == L4_IPV6 {
+            Family::Ipv6
+        } else {
+            Family::Ipv4
+        }
+    }
 }
 
 /// Offset of the IPv6 transport header.

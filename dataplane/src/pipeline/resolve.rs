@@ -554,7 +554,11 @@ fn judge(
         let seen = nat64::seen(parsed, &after);
         policy(snapshot, port, (&seen, standing), true, tracer)?;
     }
-    let action = Action::new(forwarding::macs(parsed), way.egress, way.macs);
+    let dscp = match entry.ingress {
+        Ingress::Port(index) => snapshot.port(index).and_then(|port| port.dscp),
+        Ingress::Peer(_) | Ingress::External(_) => None,
+    };
+    let action = Action::new(forwarding::macs(parsed), way.egress, way.macs).marked(dscp);
     let vni = match (into, way.exit) {
         (_, Some(_)) => external::beyond(snapshot, vpc, &way, &after),
         (Some(other), None) => snapshot.vpcs[other].vni,

@@ -1,4 +1,4 @@
-//! Changes to a packet on its way: MACs, TTL, congestion marks, the MSS option, partial checksums. Checksums stay right.
+//! Changes to a packet on its way: MACs, TTL, DSCP, congestion marks, the MSS option, partial checksums. Checksums stay right.
 
 use crate::packet::parse::{self, Family, Parsed, protocol};
 use crate::packet::{DropReason, FrameMemory, Mac, Packet};
@@ -86,23 +86,42 @@ pub fn propagate_congestion(
         (1, 2) => 1,
         _ => return Ok(class),
     };
-    mark(frame, parsed, to);
-    Ok(class & !3 | to)
+    let class = class & !3 | to;
+    set_class(&mut frame[usize::from(parsed.l3)..], parsed.family, class);
+    Ok(class)
 }
 
-#[cold]
-fn mark(frame: &mut [u8], parsed: &Parsed, mark: u8) {
-    let l3 = usize::from(parsed.l3);
-    match parsed.family {
+/// Marks an IP packet with a DSCP, 0 to 63; its congestion mark stays (RFC 2474 §3, RFC 3168 §5).
+#[inline]
+pub fn mark(frame: &mut [u8], parsed: &mut Parsed, dscp: u8) {
+    let class = with_dscp(parsed.traffic_class, dscp);
+    if class != parsed.traffic_class {
+        parsed.traffic_class = class;
+        set_class(&mut frame[usize::from(parsed.l3)..], parsed.family, class);
+    }
+}
+
+/// A traffic class with another DSCP and the same congestion mark.
+#[inline]
+pub fn with_dscp(class: u8, dscp: u8) -> u8 {
+    dscp << 2 | class & 3
+}
+
+/// Sets the traffic class of an IP header, which the slice begins with.
+#[inline]
+pub fn set_class(header: &mut [u8], family: Family, class: u8) {
+    match family {
         Family::Ipv4 => {
-            let old = u16::from_be_bytes([frame[l3], frame[l3 + 1]]);
-            frame[l3 + 1] = frame[l3 + 1] & !3 | mark;
-            let new = u16::from_be_bytes([frame[l3], frame[l3 + 1]]);
-            let field = u16::from_be_bytes([frame[l3 + 10], frame[l3 + 11]]);
-            frame[l3 + 10..l3 + 12]
-                .copy_from_slice(&checksum::update(field, old, new).to_be_bytes());
+            let old = u16::from_be_bytes([header[0], header[1]]);
+            header[1] = class;
+            let new = u16::from_be_bytes([header[0], header[1]]);
+            let field = u16::from_be_bytes([header[10], header[11]]);
+            header[10..12].copy_from_slice(&checksum::update(field, old, new).to_be_bytes());
         }
-        Family::Ipv6 => frame[l3 + 1] = frame[l3 + 1] & !0x30 | mark << 4,
+        Family::Ipv6 => {
+            header[0] = header[0] & 0xf0 | class >> 4;
+            header[1] = header[1] & 0x0f | class << 4;
+        }
     }
 }
 

@@ -105,7 +105,13 @@ impl Core {
             packet.frame.is_large() && Offload::read(io, &packet.frame).segments != Segments::None;
         let frame = packet.bytes_mut(io);
         let parsed = match parse::inner(frame)? {
-            Inner::Ip(parsed) => parsed,
+            Inner::Ip(mut parsed) => {
+                // Before anything else sees it: policy routes, and errors that quote it.
+                if let Some(dscp) = port.dscp {
+                    rewrite::mark(frame, &mut parsed, dscp);
+                }
+                parsed
+            }
             Inner::Arp => {
                 let asker = gateway::Asker::Port(index, port);
                 let answer = gateway::arp(tables.snapshot, asker, frame)?;

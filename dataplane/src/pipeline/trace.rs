@@ -289,7 +289,15 @@ fn inner(
         area.drain(12..16);
     }
     let parsed = match parse::inner(&area)? {
-        Inner::Ip(parsed) => parsed,
+        Inner::Ip(mut parsed) => {
+            if let Ingress::Port(index) = ingress
+                && let Some(dscp) = snapshot.port(index).and_then(|port| port.dscp)
+            {
+                steps.step("dscp", || format!("marked with {dscp}"));
+                rewrite::mark(&mut area, &mut parsed, dscp);
+            }
+            parsed
+        }
         Inner::Arp => {
             return match gateway::arp(snapshot, asker, &mut area)? {
                 gateway::Arp::Reply => Ok(Outcome::Reply("ARP reply")),

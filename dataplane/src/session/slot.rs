@@ -107,6 +107,9 @@ const PEER: u32 = 1 << 16;
 const ROUTED: u32 = 1 << 17;
 const TRANSLATED: u32 = 1 << 18;
 const EXTERNAL: u32 = 1 << 19;
+/// Above it are the six bits of the DSCP.
+const MARKED: u32 = 1 << 20;
+const DSCP_AT: u32 = 21;
 /// Both are set of a wire.
 const WIRE: u32 = EXTERNAL | PEER;
 
@@ -145,6 +148,29 @@ impl Action {
             word: self.word | TRANSLATED,
             ..self
         }
+    }
+
+    /// The same for packets that are marked with this DSCP, 0 to 63, where there is one.
+    pub fn marked(self, dscp: Option<u8>) -> Self {
+        let Some(dscp) = dscp else {
+            return self;
+        };
+        Self {
+            word: self.word | MARKED | u32::from(dscp & 0x3f) << DSCP_AT,
+            ..self
+        }
+    }
+
+    /// The DSCP that the packet is marked with, if it is.
+    #[inline]
+    pub fn mark(&self) -> Option<u8> {
+        (self.word & MARKED != 0).then_some((self.word >> DSCP_AT) as u8 & 0x3f)
+    }
+
+    /// Whether the packet keeps its addresses, its ports and its DSCP.
+    #[inline]
+    pub fn is_plain(&self) -> bool {
+        self.word & (TRANSLATED | MARKED) == 0
     }
 
     /// Where the packet goes.

@@ -291,6 +291,8 @@ pub struct Port {
     pub guarded: bool,
     /// Whether MSS options of its connections are clamped.
     pub clamp_mss: bool,
+    /// What the packets that it sends are marked with, 0 to 63.
+    pub dscp: Option<u8>,
     /// Rules towards the port.
     pub ingress: GroupRules,
     /// Rules from the port.

@@ -325,6 +325,8 @@ pub(super) fn compile_port<'c>(
         pairs,
         guarded: !port.unguarded,
         clamp_mss: port.clamp_mss,
+        // What is more than six bits was refused.
+        dscp: port.dscp.map(|dscp| dscp as u8 & 0x3f),
         ingress,
         egress,
     }

@@ -335,6 +335,7 @@ fn change_port(objects: &mut Wire, id: &str, bits: u16) {
         )],
         host: if bit(4) { "h1" } else { "h2" }.into(),
         hostname: if bit(5) { "name" } else { "" }.into(),
+        dscp: bit(10).then_some(46),
         ..v1::Port::default()
     };
     if bit(4) {
