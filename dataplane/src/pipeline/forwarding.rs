@@ -1,6 +1,7 @@
 //! Where a packet goes: within its subnet by its MAC, between subnets by a route, out of a tunnel to a port of this host.
 
 use super::guard::may_be_routed;
+use super::policy_eval::Standing;
 use super::tracer::{Silent, Tracer};
 use super::{Tables, external, learning};
 use crate::numbers::Vni;
@@ -58,7 +59,7 @@ fn egress_of(endpoint: &Endpoint) -> Egress {
 pub(super) fn from_port(
     tables: Tables<'_>,
     sender: (u16, &Port),
-    (parsed, flow): (&Parsed, &Flow),
+    (parsed, flow, standing): (&Parsed, &Flow, Standing),
     trace: &mut impl Tracer,
 ) -> Result<Way, DropReason> {
     let (snapshot, (index, port)) = (tables.snapshot, sender);
@@ -69,7 +70,7 @@ pub(super) fn from_port(
         return Ok(Way::new(egress, None));
     }
     let way = if parsed.eth_dst == subnet.gateway_mac {
-        route(tables, port, subnet, flow, trace)?
+        route(tables, port, (parsed, flow, standing), trace)?
     } else {
         let endpoint = snapshot.vpcs[port.vpc]
             .by_mac
@@ -93,28 +94,54 @@ pub(super) fn from_port(
     Ok(way)
 }
 
+/// By what a packet is routed.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum By {
+    /// The longest prefix that holds the destination, of this length in the 128-bit form.
+    Prefix(u8),
+    /// The policy route of this priority.
+    Policy(u16),
+}
+
+/// Where the subnet of its sender leads a packet of `flow`: by the first policy route that matches, for one that goes its opener's way, or by the longest
+/// prefix.
+pub(super) fn lead<'s>(
+    (vpc, subnet): (&Vpc, &'s Subnet),
+    (parsed, flow, standing): (&Parsed, &Flow, Standing),
+    trace: &mut impl Tracer,
+) -> Option<(By, &'s Target)> {
+    let dscp = parsed.traffic_class >> 2;
+    let asked = (standing == Standing::Forward).then_some(&subnet.policies);
+    if let Some(policy) = asked.and_then(|policies| policies.find(flow, dscp)) {
+        if let Some(target) = &policy.target {
+            return Some((By::Policy(policy.priority), target));
+        }
+        trace.step("route", || {
+            format!("policy route {}: default routing", policy.priority)
+        });
+    }
+    // A custom route beats an implied one of equal length.
+    let custom = subnet.routes.lookup(flow.destination);
+    let implied = vpc.subnets.lookup(flow.destination);
+    let (len, target) = match (custom, implied) {
+        (Some((custom, _)), Some((implied, _))) if implied > custom => (implied, &Target::Local),
+        (Some(custom), _) => custom,
+        (None, implied) => (implied?.0, &Target::Local),
+    };
+    Some((By::Prefix(len), target))
+}
+
 fn route(
     tables: Tables<'_>,
     port: &Port,
-    subnet: &Subnet,
-    flow: &Flow,
+    (parsed, flow, standing): (&Parsed, &Flow, Standing),
     trace: &mut impl Tracer,
 ) -> Result<Way, DropReason> {
     let snapshot = tables.snapshot;
     let destination = flow.destination;
     check_scope(flow, trace)?;
-    let vpc = &snapshot.vpcs[port.vpc];
-    // A custom route beats an implied one of equal length.
-    let custom = subnet.routes.lookup(destination);
-    let implied = vpc.subnets.lookup(destination);
-    let found = match (custom, implied) {
-        (Some((custom, _)), Some((implied, _))) if implied > custom => {
-            Some((implied, &Target::Local))
-        }
-        (Some(custom), _) => Some(custom),
-        (None, implied) => implied.map(|(len, _)| (len, &Target::Local)),
-    };
-    let Some((len, target)) = found else {
+    let (vpc, subnet) = (&snapshot.vpcs[port.vpc], &snapshot.subnets[port.subnet]);
+    let Some((by, target)) = lead((vpc, subnet), (parsed, flow, standing), trace) else {
         if let Some(elastic) = vpc.elastic_ips.get(&flow.source) {
             trace.step("route", || "none; the sender has an elastic IP".to_owned());
             return external::leave(tables, vpc, subnet, flow, (elastic.network, None), trace);
@@ -129,12 +156,14 @@ fn route(
         return Err(DropReason::NoRoute);
     };
     let say = |what: String| {
-        let len = if word_address(destination).is_ipv4() {
-            len - 96
-        } else {
-            len
-        };
-        format!("{} matches a /{len}: {what}", word_address(destination))
+        let address = word_address(destination);
+        match by {
+            By::Policy(priority) => format!("policy route {priority}: {what}"),
+            By::Prefix(len) => {
+                let len = if address.is_ipv4() { len - 96 } else { len };
+                format!("{address} matches a /{len}: {what}")
+            }
+        }
     };
     let mut joined = None;
     let hop = match target {
@@ -404,7 +433,7 @@ pub(super) fn sender<'s>(
 pub(super) fn from_peer(
     tables: Tables<'_>,
     (vpc, peer): (usize, u16),
-    (parsed, flow): (&Parsed, &Flow),
+    (parsed, flow, standing): (&Parsed, &Flow, Standing),
     public: Option<(u16, u128)>,
     trace: &mut impl Tracer,
 ) -> Result<Way, DropReason> {
@@ -474,7 +503,7 @@ pub(super) fn from_peer(
     let Some(endpoint) = vpc.by_address.get(&flow.destination) else {
         learning::check_address(snapshot, place, flow.destination, trace)?;
         let Some(public) = public else {
-            return external::pass_on(tables, (vpc, peer), flow, trace);
+            return external::pass_on(tables, (vpc, peer), (parsed, flow, standing), trace);
         };
         let sender = vpc.by_address.get(&flow.source);
         let sender = sender.filter(|sender| sender.place == Place::There(peer));

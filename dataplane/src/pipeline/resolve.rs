@@ -480,9 +480,12 @@ fn judge(
                     let subnet = &snapshot.subnets[port.subnet];
                     external::leave_balanced(tables, vpc, subnet, &routed, public, tracer)?
                 }
-                (None, None) => {
-                    forwarding::from_port(tables, (index, port), (parsed, &routed), tracer)?
-                }
+                (None, None) => forwarding::from_port(
+                    tables,
+                    (index, port),
+                    (parsed, &routed, standing),
+                    tracer,
+                )?,
             };
             (routed, way, is_routed)
         }
@@ -491,7 +494,8 @@ fn judge(
             let routed = choice.destination(tables, entry, is_routed, tracer)?;
             let public = balancing::public(snapshot, entry, standing, &choice);
             let place = (entry.vpc, peer);
-            let way = forwarding::from_peer(tables, place, (parsed, &routed), public, tracer)?;
+            let way =
+                forwarding::from_peer(tables, place, (parsed, &routed, standing), public, tracer)?;
             (routed, way, is_routed)
         }
         Ingress::External(_) if vpc.wire.is_some() => {

@@ -38,7 +38,7 @@ use crate::packet::parse::word_family;
 use crate::packet::{Family, Mac};
 use crate::policy::{Acl, AddressSet, GroupRules};
 use crate::route::ecmp::Group;
-use crate::route::{Lpm, Prefix, Table};
+use crate::route::{Lpm, Policies, Prefix, Table};
 
 /// A map from a key of the configuration: small, fast, not attackable since guests choose no keys.
 pub type Map<K, V> = HashMap<K, V, FixedState>;
@@ -211,6 +211,8 @@ pub struct Subnet {
     pub prefixes: Vec<Prefix>,
     /// Its route table; the prefixes of the VPC's subnets are not in it.
     pub routes: Table<Target>,
+    /// The policy routes of that table, which are asked before it.
+    pub policies: Policies<Target>,
     /// Its network ACL, by place in [`Snapshot::acls`]; none lets everything pass.
     pub acl: Option<usize>,
     /// Ports of the subnet on this host.

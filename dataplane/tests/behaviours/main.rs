@@ -30,6 +30,7 @@ mod neighbours;
 mod overlay;
 mod peering;
 mod policy;
+mod policy_routes;
 mod rate_limits;
 mod router;
 mod router_advertisement;

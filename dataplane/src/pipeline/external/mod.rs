@@ -8,12 +8,13 @@ pub mod neighbors;
 pub(super) mod segment;
 pub(super) mod wire;
 
-use super::forwarding::{Exit, Way};
+use super::forwarding::{self, Exit, Way};
+use super::policy_eval::Standing;
 use super::tracer::Tracer;
 use super::{Tables, balancing, nat64};
 use crate::numbers::Vni;
 use crate::packet::parse::{self, protocol, word_address};
-use crate::packet::{DropReason, Family, Flow, Mac};
+use crate::packet::{DropReason, Family, Flow, Mac, Parsed};
 use crate::session::mappings::{self, Inside, Mapping, MappingError, Outside as OutsidePort};
 use crate::session::table::{Egress, MacPair};
 use crate::snapshot::{
@@ -202,7 +203,7 @@ fn is_inside(snapshot: &Snapshot, vpc: &Vpc, source: u128) -> bool {
 pub(super) fn pass_on(
     tables: Tables<'_>,
     (vpc, peer): (&Vpc, u16),
-    flow: &Flow,
+    (parsed, flow, standing): (&Parsed, &Flow, Standing),
     trace: &mut impl Tracer,
 ) -> Result<Way, DropReason> {
     let snapshot = tables.snapshot;
@@ -211,19 +212,7 @@ pub(super) fn pass_on(
         return Err(DropReason::NoPort);
     }
     let subnet = &snapshot.subnets[sender.subnet];
-    let (custom, implied) = (
-        subnet.routes.lookup(flow.destination),
-        vpc.subnets.lookup(flow.destination),
-    );
-    let is_implied = match (&custom, implied) {
-        (Some((custom, _)), Some((implied, _))) => implied > *custom,
-        (None, Some(_)) => true,
-        (_, None) => false,
-    };
-    if is_implied {
-        return Err(DropReason::NoPort);
-    }
-    let leads = match custom {
+    let leads = match forwarding::lead((vpc, subnet), (parsed, flow, standing), trace) {
         Some((_, Target::Nat(Some(gateway)))) => {
             let known = snapshot.outside.nat_gateway(*gateway);
             known.map(|known| (known.network, Some(*gateway)))

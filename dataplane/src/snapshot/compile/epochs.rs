@@ -46,17 +46,11 @@ impl<'s> Changed<'s> {
 
 /// VPCs with routes to one of these hosts, or with ports that came from there.
 fn naming<'s>(state: &'s State, hosts: &HashSet<&str>) -> Vec<&'s str> {
-    let is_named = |route: &v1::Route| {
-        hosts.contains(route.host.as_str())
-            || route
-                .ecmp
-                .iter()
-                .any(|hop| hosts.contains(hop.host.as_str()))
-    };
+    let leads_there = |table: &v1::RouteTable| table.hosts().any(|host| hosts.contains(host));
     let tables = state
         .of_kind(Kind::RouteTable)
         .filter_map(|object| match object {
-            Object::RouteTable(table) if table.routes.iter().any(is_named) => Some(&*table.vpc),
+            Object::RouteTable(table) if leads_there(table) => Some(&*table.vpc),
             _ => None,
         });
     let ports = state.of_kind(Kind::Port).filter_map(|object| match object {

@@ -16,16 +16,14 @@ use super::policy::{
     GroupClassifiers, Texts, classify, compile_acl, prefixes, renew_prefixes, rules_of_port,
 };
 use super::port_changes::{self, PortChanges};
-use super::routes::{compile_table, ports_of};
+use super::routes::{Compiled, compile_table};
 use super::{Context, Done, Map, Report, balancers, hosts, learned};
 use crate::policy::{Acl, AddressSet, GroupRules};
-use crate::route::Table;
-use crate::snapshot::Target;
 use crate::snapshot::index_allocator::IndexAllocator;
 
 /// What is put into the snapshot.
 enum Edit<'s> {
-    Routes(&'s v1::RouteTable, Table<Target>),
+    Routes(&'s v1::RouteTable, Compiled),
     Acl(usize, Box<Acl>),
     Set(Vec<(usize, usize)>, AddressSet),
     Classifiers(&'s str, GroupClassifiers),
@@ -263,11 +261,11 @@ fn put(done: &mut Done, edit: Edit<'_>) {
     let snapshot = &mut done.snapshot;
     match edit {
         Edit::Routes(of, table) => {
-            let named = ports_of(of).map(str::to_owned);
+            let named = of.ports().map(str::to_owned);
             done.places.named_ports.extend(named);
             for place in done.places.users.get(&of.id).into_iter().flatten() {
                 if let Some(subnet) = snapshot.subnets.get_mut(*place) {
-                    subnet.routes = table.clone();
+                    table.clone().put(subnet);
                 }
             }
         }

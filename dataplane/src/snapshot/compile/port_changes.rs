@@ -11,7 +11,6 @@ use weft_proto::v1;
 
 use super::policy::GroupClassifiers;
 use super::ports::{Parsed, compile_port, other_end_of_move};
-use super::routes::ports_of;
 use super::{Done, Report};
 use crate::packet::Mac;
 use crate::snapshot::index_allocator::IndexAllocator;
@@ -59,7 +58,7 @@ pub(super) fn between<'s, 'c>(
         Some(Object::RouteTable(table)) => Some(table),
         _ => None,
     });
-    let named: HashSet<&str> = tables.flat_map(ports_of).collect();
+    let named: HashSet<&str> = tables.flat_map(v1::RouteTable::ports).collect();
     for change in changes {
         let ids = [change.old, change.new].into_iter().flatten();
         if ids

@@ -1,14 +1,17 @@
-//! Route tables.
+//! Route tables, with their policy routes.
 
 use ipnetwork::IpNetwork;
+use weft_proto::address::parse_protocol;
 use weft_proto::state::Kind;
 use weft_proto::v1;
 
-use super::super::{NextHop, Target};
+use super::super::{NextHop, Subnet, Target};
 use super::{Draft, Map, Objects, Places, Report};
 use crate::packet::Mac;
+use crate::packet::parse::protocol;
 use crate::route::ecmp::{self, Group, Member};
-use crate::route::{Table, TableBuilder};
+use crate::route::policies::{Match, Policy};
+use crate::route::{Policies, Prefix, Table, TableBuilder};
 
 impl Draft<'_> {
     /// Compiles each table that is used, once for all its subnets.
@@ -34,33 +37,48 @@ impl Draft<'_> {
             };
             self.places
                 .named_ports
-                .extend(ports_of(table).map(str::to_owned));
+                .extend(table.ports().map(str::to_owned));
             let users = self.places.users.entry(id.clone()).or_default();
             users.push(place);
-            self.subnets[place].routes = match users[..] {
-                [first, _, ..] => self.subnets[first].routes.clone(),
+            let compiled = match users[..] {
+                [first, _, ..] => Compiled::of(&self.subnets[first]),
                 _ => compile_table(table, &self.places, &mut self.report),
             };
+            compiled.put(&mut self.subnets[place]);
         }
     }
 }
 
-/// The ports that the routes of a table name.
-pub(super) fn ports_of(table: &v1::RouteTable) -> impl Iterator<Item = &str> {
-    let single = table.routes.iter().map(|route| &route.port);
-    let several = table.routes.iter().flat_map(|route| &route.ecmp);
-    let ports = single.chain(several.map(|hop| &hop.port));
-    ports.map(String::as_str).filter(|port| !port.is_empty())
+/// A route table as the subnets that use it have it.
+#[derive(Debug, Clone)]
+pub(super) struct Compiled {
+    routes: Table<Target>,
+    policies: Policies<Target>,
+}
+
+impl Compiled {
+    fn of(subnet: &Subnet) -> Self {
+        Self {
+            routes: subnet.routes.clone(),
+            policies: subnet.policies.clone(),
+        }
+    }
+
+    /// Gives it to a subnet.
+    pub(super) fn put(self, subnet: &mut Subnet) {
+        subnet.routes = self.routes;
+        subnet.policies = self.policies;
+    }
 }
 
 pub(super) fn compile_table(
     table: &v1::RouteTable,
     places: &Places,
     report: &mut Report,
-) -> Table<Target> {
+) -> Compiled {
     let mut builder = TableBuilder::default();
     for (i, route) in table.routes.iter().enumerate() {
-        let target = target(&table.vpc, route, places);
+        let target = target_of(&table.vpc, route, places);
         match (route.prefix.parse::<IpNetwork>(), target) {
             (Ok(network), Ok(target)) => {
                 if let Err(error) = builder.insert(network.into(), target) {
@@ -79,7 +97,63 @@ pub(super) fn compile_table(
         }
     }
     builder.compact();
-    builder.table().clone()
+    Compiled {
+        routes: builder.table().clone(),
+        policies: compile_policies(table, places, report),
+    }
+}
+
+fn compile_policies(
+    table: &v1::RouteTable,
+    places: &Places,
+    report: &mut Report,
+) -> Policies<Target> {
+    let mut policies = Vec::with_capacity(table.policies.len());
+    for (i, policy) in table.policies.iter().enumerate() {
+        let target = policy.to.as_ref();
+        let target = target.map(|route| target_of(&table.vpc, route, places));
+        match (matches(policy), target.transpose()) {
+            (Ok(matches), Ok(target)) => policies.push(Policy {
+                // What lies beyond was refused.
+                priority: policy.priority as u16,
+                matches,
+                target,
+            }),
+            (Err(rule), _) | (_, Err(rule)) => {
+                let field = format!("policies[{i}]");
+                report.add(Kind::RouteTable, &table.id, field, rule);
+            }
+        }
+    }
+    Policies::new(policies)
+}
+
+fn matches(policy: &v1::PolicyRoute) -> Result<Match, String> {
+    let prefix = |text: &str| -> Result<Option<Prefix>, String> {
+        if text.is_empty() {
+            return Ok(None);
+        }
+        let network: IpNetwork = text.parse().map_err(|_| format!("'{text}' is no prefix"))?;
+        Ok(Some(network.into()))
+    };
+    let protocol = parse_protocol(&policy.protocol).map_err(|error| error.to_string())?;
+    // What is no port was refused.
+    let port = |given: Option<u32>, otherwise: u16| given.map_or(otherwise, |port| port as u16);
+    let source = match (protocol, &*policy.source) {
+        // ICMP is IPv4's, and ICMPv6 is IPv6's.
+        (Some(protocol::ICMP), "") => prefix("0.0.0.0/0")?,
+        (Some(protocol::ICMPV6), "") => prefix("::/0")?,
+        (_, text) => prefix(text)?,
+    };
+    Ok(Match {
+        source,
+        destination: prefix(&policy.destination)?,
+        protocol,
+        source_ports: port(policy.source_port_min, 0)..=port(policy.source_port_max, u16::MAX),
+        destination_ports: port(policy.destination_port_min, 0)
+            ..=port(policy.destination_port_max, u16::MAX),
+        dscp: policy.dscp.map(|dscp| dscp as u8),
+    })
 }
 
 fn next_hop(port: &str, host: &str, mac: &str, places: &Places) -> Result<NextHop, String> {
@@ -101,7 +175,7 @@ fn next_hop(port: &str, host: &str, mac: &str, places: &Places) -> Result<NextHo
         .map_or(NextHop::Gone, |peer| NextHop::Peer(*peer, mac)))
 }
 
-fn target(vpc: &str, route: &v1::Route, places: &Places) -> Result<Target, String> {
+fn target_of(vpc: &str, route: &v1::Route, places: &Places) -> Result<Target, String> {
     let given = [
         route.blackhole,
         route.local,

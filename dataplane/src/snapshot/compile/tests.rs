@@ -92,7 +92,8 @@ fn dump_vpc(snapshot: &Snapshot, place: usize) -> String {
             (subnet.ports.len(), subnet.peers.len())
         );
         let acl = subnet.acl.map(|acl| &snapshot.acls[acl]);
-        writeln!(text, "{plain:?} {lists:?} {acl:?} {:?}", sorted(routes)).unwrap();
+        let (routes, policies) = (sorted(routes), &subnet.policies);
+        writeln!(text, "{plain:?} {lists:?} {acl:?} {routes:?} {policies:?}").unwrap();
     }
     for (index, port) in snapshot.ports.iter().enumerate() {
         if let Some(port) = port.as_ref().filter(|port| port.vpc == place) {
@@ -177,6 +178,19 @@ fn apply(objects: &mut Wire, edit: &Edit) {
                 ..Route::default()
             };
             objects.route_tables[0].routes = bytes.iter().map(route).collect();
+            let policy = |(i, byte): (usize, &u8)| v1::PolicyRoute {
+                priority: 1 + (u32::from(*byte) << 8 | i as u32),
+                source: format!("10.{}.0.0/16", byte / 4),
+                dscp: byte.is_multiple_of(3).then_some(u32::from(byte % 64)),
+                to: byte.is_multiple_of(2).then(|| Route {
+                    prefix: String::new(),
+                    ..route(byte)
+                }),
+                default_routing: !byte.is_multiple_of(2),
+                ..v1::PolicyRoute::default()
+            };
+            let policies = bytes.iter().enumerate().filter(|(i, _)| i % 2 == 0);
+            objects.route_tables[0].policies = policies.map(policy).collect();
         }
         Edit::Members(bytes) => {
             objects.security_groups[0].members = members(bytes);
