@@ -178,6 +178,7 @@ pub struct SubnetPlan {
     /// None lets everything pass.
     pub acl: Option<AclPlan>,
     pub routes: Vec<RoutePlan>,
+    pub policies: Vec<PolicyPlan>,
     /// What guests are told, by bit.
     pub told: u8,
     /// DHCP options that it gives, two bits each.
@@ -214,6 +215,18 @@ pub struct RoutePlan {
     pub which: u8,
 }
 
+/// A policy route.
+#[derive(Debug, Clone)]
+pub struct PolicyPlan {
+    /// Where it leads, the prefix apart; now and then out, or through a peering, where there is one.
+    pub to: RoutePlan,
+    /// Prefixes of source and destination; some stand for none.
+    pub prefixes: (u8, u8),
+    /// Protocol and ports, of a rule.
+    pub service: RulePlan,
+    pub dscp: u8,
+}
+
 #[derive(Debug, Clone)]
 pub struct PortPlan {
     pub absent: bool,
@@ -231,6 +244,7 @@ pub struct PortPlan {
     pub left: u8,
     /// DHCP options that it gives, two bits each.
     pub options: u32,
+    pub dscp: u8,
 }
 
 /// One step of a run.
@@ -392,6 +406,11 @@ pub enum Change {
         subnet: u8,
         plan: Vec<RoutePlan>,
     },
+    Policies {
+        vpc: u8,
+        subnet: u8,
+        plan: Vec<PolicyPlan>,
+    },
     List {
         vpc: u8,
         plan: Vec<u8>,
@@ -448,6 +467,22 @@ fn routes(rng: &mut Rng) -> Vec<RoutePlan> {
     })
 }
 
+fn policies(rng: &mut Rng) -> Vec<PolicyPlan> {
+    if rng.coin() {
+        return Vec::new();
+    }
+    rng.list(1..4, |rng| PolicyPlan {
+        to: RoutePlan {
+            prefix: 0,
+            target: rng.byte(),
+            which: rng.byte(),
+        },
+        prefixes: (rng.below(40), rng.below(40)),
+        service: rule(rng),
+        dscp: rng.below(12),
+    })
+}
+
 /// Mostly few of them.
 fn options(rng: &mut Rng) -> u32 {
     let mut options = 0;
@@ -471,6 +506,7 @@ fn port(rng: &mut Rng) -> PortPlan {
         odd_address: rng.percent(10),
         left: rng.below(20),
         options: options(rng),
+        dscp: rng.below(10),
     }
 }
 
@@ -480,6 +516,7 @@ fn subnet(rng: &mut Rng) -> SubnetPlan {
         own_gateway: rng.percent(20),
         acl: acl(rng),
         routes: routes(rng),
+        policies: policies(rng),
         told: rng.byte(),
         options: options(rng),
     }
@@ -651,8 +688,13 @@ fn act(rng: &mut Rng) -> Act {
 }
 
 fn change(rng: &mut Rng) -> Change {
-    match rng.below(18) {
+    match rng.below(19) {
         0 => Change::Nothing,
+        18 => Change::Policies {
+            vpc: rng.byte(),
+            subnet: rng.byte(),
+            plan: policies(rng),
+        },
         11 => Change::Balancers(rng.list(0..4, balancer)),
         12..16 => Change::Members(rng.byte(), members(rng)),
         16 | 17 => Change::Health(rng.byte(), down(rng)),
@@ -774,6 +816,9 @@ impl FabricPlan {
             }
             Change::Routes { vpc, subnet, plan } => {
                 pick(&mut pick(&mut self.vpcs, *vpc).subnets, *subnet).routes = plan.clone();
+            }
+            Change::Policies { vpc, subnet, plan } => {
+                pick(&mut pick(&mut self.vpcs, *vpc).subnets, *subnet).policies = plan.clone();
             }
             Change::List { vpc, plan } => pick(&mut self.vpcs, *vpc).list = plan.clone(),
             Change::Port { vpc, port, plan } => {
@@ -1014,6 +1059,11 @@ impl OutsidePlan {
                     ..v1::Route::default()
                 },
             };
+            for policy in &mut table.policies {
+                if policy.to.is_some() && policy.priority % 3 == 0 {
+                    policy.to = Some(route.clone());
+                }
+            }
             for prefix in ["0.0.0.0/0", "::/0"] {
                 // Most often in place of what was there.
                 if self.ways[vpc] < 200 {
@@ -1392,6 +1442,14 @@ impl PeeringPlan {
             let prefixes: Vec<String> = others.flat_map(|subnet| subnet.cidrs.clone()).collect();
             let tables = objects.route_tables.iter_mut();
             for table in tables.filter(|table| table.vpc == **vpc) {
+                for policy in &mut table.policies {
+                    if policy.to.is_some() && policy.priority % 5 == 0 {
+                        policy.to = Some(v1::Route {
+                            peering: id.into(),
+                            ..v1::Route::default()
+                        });
+                    }
+                }
                 for prefix in &prefixes {
                     if table.routes.iter().all(|route| route.prefix != *prefix) {
                         table.routes.push(v1::Route {
@@ -1444,7 +1502,7 @@ impl VpcPlan {
             objects.subnets.push(row);
             objects
                 .route_tables
-                .push(self.route_table(&id, vpc, &subnet.routes));
+                .push(self.route_table(&id, vpc, subnet));
         }
         objects.prefix_lists.push(v1::PrefixList {
             id: format!("{vpc}-list"),
@@ -1556,6 +1614,12 @@ impl VpcPlan {
             unguarded: plan.unguarded,
             clamp_mss: plan.clamp_mss,
             dhcp_options: given(plan.options),
+            dscp: match plan.dscp {
+                0 => Some(46),
+                1 => Some(10),
+                2 => Some(0),
+                _ => None,
+            },
             hostname: if n % 2 == 0 {
                 format!("guest-{n}")
             } else {
@@ -1565,58 +1629,105 @@ impl VpcPlan {
         }
     }
 
-    fn route_table(&self, id: &str, vpc: &str, plans: &[RoutePlan]) -> v1::RouteTable {
+    fn route_table(&self, id: &str, vpc: &str, plan: &SubnetPlan) -> v1::RouteTable {
         let mut routes: Vec<v1::Route> = Vec::new();
-        for plan in plans {
+        for plan in &plan.routes {
             let prefix = prefix(plan.prefix);
             if routes.iter().any(|route| route.prefix == prefix) {
                 continue;
             }
-            let port = |i: u8| format!("{vpc}-p{}", usize::from(i) % self.ports.len());
-            let host = |i: u8| match usize::from(i) % (HOSTS + 1) {
-                HOSTS => "foreign".to_owned(),
-                h => format!("h{h}"),
-            };
-            let hop = |port: String, host: String| v1::NextHop {
-                weight: 1 + u32::from(plan.which % 3),
-                port,
-                host,
-                ..v1::NextHop::default()
-            };
-            let mut route = v1::Route {
+            routes.push(v1::Route {
                 prefix,
-                ..v1::Route::default()
-            };
-            match plan.target % 8 {
-                0 => route.blackhole = true,
-                1 => route.local = true,
-                2 | 3 => route.port = port(plan.which),
-                4 => route.host = host(plan.which),
-                5 => {
-                    route.host = host(plan.which);
-                    route.next_hop_mac = "02:00:00:00:01:02".into();
-                }
-                6 => {
-                    // Which ports, by bit.
-                    let chosen = (0..self.ports.len() as u8).filter(|i| plan.which >> i & 1 != 0);
-                    route.ecmp = chosen.map(|i| hop(port(i), String::new())).collect();
-                }
-                _ => {
-                    let chosen = (0..=HOSTS as u8).filter(|i| plan.which >> i & 1 != 0);
-                    route.ecmp = chosen.map(|i| hop(String::new(), host(i))).collect();
-                }
-            }
-            if plan.target % 8 >= 6 && route.ecmp.is_empty() {
-                route.blackhole = true;
-            }
-            routes.push(route);
+                ..self.target(vpc, plan)
+            });
         }
+        let policies = plan.policies.iter().enumerate();
+        let policies = policies.map(|(i, policy)| self.policy(vpc, i, policy));
         v1::RouteTable {
             id: id.into(),
             vpc: vpc.into(),
             routes,
+            policies: policies.collect(),
             ..v1::RouteTable::default()
         }
+    }
+
+    fn policy(&self, vpc: &str, i: usize, plan: &PolicyPlan) -> v1::PolicyRoute {
+        let text = |i: u8| match usize::from(i) < PREFIXES.len() {
+            true => prefix(i),
+            false => String::new(),
+        };
+        let (source, mut destination) = (text(plan.prefixes.0), text(plan.prefixes.1));
+        if !source.is_empty() && source.contains('.') != destination.contains('.') {
+            destination.clear();
+        }
+        let either = format!("{source}{destination}");
+        let service = plan
+            .service
+            .service(either.contains('.'), either.contains(':'));
+        let (min, max) = service.ports;
+        let of_source = plan.service.egress;
+        let ends = |is_wanted: bool| (min.filter(|_| is_wanted), max.filter(|_| is_wanted));
+        let (sources, destinations) = (ends(of_source), ends(!of_source));
+        let is_default = plan.to.target % 9 == 8;
+        v1::PolicyRoute {
+            // Not in the order of the list, and each once.
+            priority: u32::from(plan.service.number) * 8 + i as u32,
+            source,
+            destination,
+            protocol: service.protocol.into(),
+            source_port_min: sources.0,
+            source_port_max: sources.1,
+            destination_port_min: destinations.0,
+            destination_port_max: destinations.1,
+            dscp: match plan.dscp {
+                0 | 1 => Some(46),
+                2 => Some(0),
+                3 => Some(10),
+                _ => None,
+            },
+            to: (!is_default).then(|| self.target(vpc, &plan.to)),
+            default_routing: is_default,
+        }
+    }
+
+    /// A route without its prefix.
+    fn target(&self, vpc: &str, plan: &RoutePlan) -> v1::Route {
+        let port = |i: u8| format!("{vpc}-p{}", usize::from(i) % self.ports.len());
+        let host = |i: u8| match usize::from(i) % (HOSTS + 1) {
+            HOSTS => "foreign".to_owned(),
+            h => format!("h{h}"),
+        };
+        let hop = |port: String, host: String| v1::NextHop {
+            weight: 1 + u32::from(plan.which % 3),
+            port,
+            host,
+            ..v1::NextHop::default()
+        };
+        let mut route = v1::Route::default();
+        match plan.target % 8 {
+            0 => route.blackhole = true,
+            1 => route.local = true,
+            2 | 3 => route.port = port(plan.which),
+            4 => route.host = host(plan.which),
+            5 => {
+                route.host = host(plan.which);
+                route.next_hop_mac = "02:00:00:00:01:02".into();
+            }
+            6 => {
+                // Which ports, by bit.
+                let chosen = (0..self.ports.len() as u8).filter(|i| plan.which >> i & 1 != 0);
+                route.ecmp = chosen.map(|i| hop(port(i), String::new())).collect();
+            }
+            _ => {
+                let chosen = (0..=HOSTS as u8).filter(|i| plan.which >> i & 1 != 0);
+                route.ecmp = chosen.map(|i| hop(String::new(), host(i))).collect();
+            }
+        }
+        if plan.target % 8 >= 6 && route.ecmp.is_empty() {
+            route.blackhole = true;
+        }
+        route
     }
 
     fn security_rule(&self, plan: &RulePlan, vpc: &str) -> v1::SecurityRule {

@@ -761,14 +761,24 @@ impl Packet {
             (1, 2) => 1,
             (_, inner) => inner,
         };
-        self.class = self.class & !3 | mark;
+        self.set_class(self.class & !3 | mark);
+        Ok(())
+    }
+
+    /// The sender's port marks it with a DSCP.
+    pub fn mark(&mut self, dscp: u8) {
+        self.set_class(dscp << 2 | self.class & 3);
+    }
+
+    fn set_class(&mut self, class: u8) {
+        self.class = class;
         if self.is_v4() {
             self.bytes[IP + 1] = self.class;
             self.write_ipv4_checksum();
         } else {
+            self.bytes[IP] = 0x60 | self.class >> 4;
             self.bytes[IP + 1] = self.bytes[IP + 1] & 0x0f | self.class << 4;
         }
-        Ok(())
     }
 
     /// Lowers the MSS option of a SYN (RFC 6691).

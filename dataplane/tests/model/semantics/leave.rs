@@ -9,7 +9,7 @@ use super::frame::{Decoded, Detail, Flow, ICMP, ICMPV6, Packet, TCP, UDP, decode
 use super::gateway::{self, Problem};
 use super::outside::{By, FIRST_PORT, OUTSIDE, addresses, interface, next_hop, serves};
 use super::world::{ROUTER, World, gateway_mac, prefix_holds};
-use super::{Exit, Ingress, Model, Outcome, To, Way, balancing, check_outer};
+use super::{Exit, Ingress, Model, Outcome, Standing, To, Way, balancing, check_outer};
 
 /// How long a port is kept once no session uses its mapping, in milliseconds.
 const HOLD: u32 = 2000;
@@ -145,7 +145,7 @@ pub fn pass_on<'a>(
     world: &'a World,
     place: (&str, &str),
     from: &str,
-    flow: &Flow,
+    (packet, flow, standing): (&Packet, &Flow, Standing),
 ) -> Result<Way<'a>, DropReason> {
     let (_, vpc) = place;
     let sender = world.port_by_address(vpc, flow.source);
@@ -155,6 +155,7 @@ pub fn pass_on<'a>(
         let network: ipnetwork::IpNetwork = prefix.parse().unwrap();
         network.prefix()
     };
+    let policy = world.policy_target(sender, (packet, flow, standing));
     let custom = world.custom_route(sender, flow.destination);
     let implied = world.subnets_of(vpc).flat_map(|subnet| &subnet.cidrs);
     let implied = implied.filter(|cidr| prefix_holds(cidr, flow.destination));
@@ -162,10 +163,10 @@ pub fn pass_on<'a>(
     let longest = if flow.destination.is_ipv4() { 32 } else { 128 };
     let is_direct = world.is_direct(vpc, flow.destination);
     let implied = implied.max(is_direct.then_some(longest));
-    if implied > custom.as_ref().map(|route| length(&route.prefix)) {
+    if policy.is_none() && implied > custom.as_ref().map(|route| length(&route.prefix)) {
         return Err(DropReason::NoPort);
     }
-    let leads = match &custom {
+    let leads = match &policy.or(custom) {
         Some(route) => {
             let is_out = !route.nat.is_empty() || !route.external.is_empty();
             leads(world, route).filter(|_| is_out)

@@ -1,6 +1,6 @@
 //! What a fabric does with a frame, as plainly as it can be said: the packet path of the design, one step after the other.
 //!
-//! `frame` reads frames, `world` the configuration, `policy` and `session` judge, `gateway` and `services` answer. Here is the way through them: from
+//! `frame` reads frames, `world` the configuration, `policy` and `session` judge, `policy_route` leads, `gateway` and `services` answer. Here is the way through them: from
 //! the port over its host, and over the tunnel through another host, to the ports that get the frame or to the reason why none does.
 //!
 //! `outside` says what lies outside of VPCs, `leave` how packets get there and come from there.
@@ -19,6 +19,7 @@ mod leave;
 pub mod outer;
 pub mod outside;
 mod policy;
+mod policy_route;
 mod segment;
 pub mod services;
 pub mod session;
@@ -408,6 +409,9 @@ impl Model {
             Err(reason) => return Err(reason),
         };
         segment::check(&packet, offload)?;
+        if let Some(dscp) = port.dscp {
+            packet.mark(dscp as u8);
+        }
         if is_segment {
             // The checksums are made when it is split.
             packet.segment = Some(offload);
@@ -970,11 +974,11 @@ impl Model {
                         To::Host(&target.host),
                         Some((ROUTER, gateway_mac(world.subnet(&port.subnet)))),
                     ),
-                    None => self.way_from_port(world, port, packet, &flow)?,
+                    None => self.way_from_port(world, port, (packet, &flow, standing))?,
                 }
             }
             Ingress::Tunnel(from, _) => {
-                way_from_tunnel(world, place, from, (packet, &flow), public)?
+                way_from_tunnel(world, place, from, (packet, &flow, standing), public)?
             }
             Ingress::Outside(..) => {
                 let target = world.port_by_address(vpc, flow.destination);
@@ -1050,12 +1054,11 @@ impl Model {
         &mut self,
         world: &'a World,
         port: &v1::Port,
-        packet: &Packet,
-        flow: &Flow,
+        (packet, flow, standing): (&Packet, &Flow, Standing),
     ) -> Result<Way<'a>, DropReason> {
         let subnet = world.subnet(&port.subnet);
         let way = if packet.dst == gateway_mac(subnet) {
-            self.route(world, port, flow)?
+            self.route(world, port, (packet, flow, standing))?
         } else {
             let target = world.port_by_mac(&port.vpc, packet.dst);
             let target = target.filter(|target| target.subnet == port.subnet);
@@ -1074,7 +1077,7 @@ impl Model {
         &mut self,
         world: &'a World,
         port: &v1::Port,
-        flow: &Flow,
+        (packet, flow, standing): (&Packet, &Flow, Standing),
     ) -> Result<Way<'a>, DropReason> {
         if stays_on_link(flow.source) || stays_on_link(flow.destination) {
             return Err(DropReason::Martian);
@@ -1105,12 +1108,13 @@ impl Model {
             network.prefix()
         };
         // Of equals, `max_by_key` takes the last: custom routes come after the implied ones.
-        let route = implied
+        let longest = implied
             .chain(custom)
             .filter(|route| prefix_holds(&route.prefix, flow.destination))
             .max_by_key(length);
+        let policy = world.policy_target(port, (packet, flow, standing));
         let place = (port.host.as_str(), port.vpc.as_str());
-        let Some(route) = route else {
+        let Some(route) = policy.or(longest) else {
             // Without a route the way out is that of the sender's elastic IP.
             let elastic = world.elastic(&port.vpc, flow.source);
             let network = &elastic.ok_or(DropReason::NoRoute)?.network;
@@ -1594,7 +1598,7 @@ fn way_from_tunnel<'a>(
     world: &'a World,
     (host, vpc): (&str, &str),
     from: &str,
-    (packet, flow): (&Packet, &Flow),
+    (packet, flow, standing): (&Packet, &Flow, Standing),
     public: Option<(&str, std::net::IpAddr)>,
 ) -> Result<Way<'a>, DropReason> {
     // What claims to come from a port of this host, or carries the MAC of one that is not behind its sender, is a lie (b009); but between the two
@@ -1663,7 +1667,7 @@ fn way_from_tunnel<'a>(
             let subnet = world.subnet(&sender.ok_or(DropReason::NoPort)?.subnet);
             leave::leave_balanced(world, host, subnet, flow, public)
         }
-        None => leave::pass_on(world, (host, vpc), from, flow),
+        None => leave::pass_on(world, (host, vpc), from, (packet, flow, standing)),
         // Only what this host has translated goes back into a tunnel.
         Some(port) if port.host != host && *flow == packet.flow => Err(DropReason::HairpinTunnel),
         Some(port) => {
