@@ -29,7 +29,8 @@ use weft_proto::labels::Labels;
 use weft_proto::peering::SideState;
 use weft_proto::state::{Entry, Kind, Layer, Object, State, Sum};
 use weft_proto::v1::{
-    NatGateway, Peering, Port, PortForward, PrefixList, SecurityGroup, SecurityRule, Subnet,
+    NatGateway, Peering, Port, PortForward, PrefixList, RouteTable, SecurityGroup, SecurityRule,
+    Subnet,
 };
 
 use crate::always::Always;
@@ -457,9 +458,10 @@ impl<'a> Told<'a> {
                 Arc::make_mut(&mut self.part.hosts).insert(Arc::from(&*port.moved_from));
             }
             let mut groups = port.security_groups.iter();
-            let takes_options =
-                self.recipient.capabilities.dhcp_options || port.dhcp_options.is_empty();
-            if takes_options && groups.all(|group| self.group_id(group) == *group) {
+            let capabilities = self.recipient.capabilities;
+            let takes_options = capabilities.dhcp_options || port.dhcp_options.is_empty();
+            let takes_dscp = capabilities.marks || port.dscp.is_none();
+            if takes_options && takes_dscp && groups.all(|group| self.group_id(group) == *group) {
                 self.share(Kind::Port, &port.id);
                 continue;
             }
@@ -472,6 +474,7 @@ impl<'a> Told<'a> {
                     true => port.dhcp_options.clone(),
                     false => Vec::new(),
                 },
+                dscp: port.dscp.filter(|_| takes_dscp),
                 ..port.clone()
             }));
         }
@@ -714,7 +717,15 @@ impl<'a> Told<'a> {
                 Arc::make_mut(&mut self.part.hosts).extend(table.hosts().map(Arc::from));
                 let networks = table.external_networks().map(Arc::from);
                 Arc::make_mut(&mut self.part.networks).extend(networks);
-                self.share(Kind::RouteTable, &table.id);
+                if self.recipient.capabilities.policy_routes || table.policies.is_empty() {
+                    self.share(Kind::RouteTable, &table.id);
+                } else {
+                    self.put(Object::RouteTable(RouteTable {
+                        policies: Vec::new(),
+                        labels: Labels::new(),
+                        ..table.clone()
+                    }));
+                }
             }
             let mut seen: Subnet = self.view.told_subnet(subnet);
             if local.contains(id) {
@@ -954,6 +965,47 @@ ports:
             };
             assert_eq!(dhcp.options, []);
             dhcp.options = vec![option.clone()];
+        }
+        assert_eq!(without, with);
+    }
+
+    #[test]
+    fn a_host_of_before_policy_routes_and_marking_is_told_of_neither_and_of_all_else() {
+        let mut objects: v1::Objects = serde_yaml_ng::from_str(TOPOLOGY).unwrap();
+        for port in &mut objects.ports {
+            port.dscp = Some(46);
+        }
+        for table in &mut objects.route_tables {
+            table.policies = vec![v1::PolicyRoute {
+                priority: 1,
+                dscp: Some(46),
+                default_routing: true,
+                ..v1::PolicyRoute::default()
+            }];
+        }
+        let version = Version::loaded(1, State::from_objects(objects).unwrap());
+        let told = |capabilities| {
+            let node = NodeState::compile(&version, "h2", capabilities, None);
+            node.unwrap().to_objects()
+        };
+        let all = Capabilities::all();
+        let with = told(all);
+        let mut without = told(Capabilities {
+            marks: false,
+            policy_routes: false,
+            ..all
+        });
+        let marked = with.ports.iter().filter(|port| port.dscp.is_some());
+        assert_eq!(marked.count(), 2, "what other hosts' ports send is theirs");
+        assert!(with.route_tables.iter().all(|it| it.policies.len() == 1));
+        assert!(!with.route_tables.is_empty());
+        for (port, own) in without.ports.iter_mut().zip(&with.ports) {
+            assert_eq!(port.dscp, None);
+            port.dscp = own.dscp;
+        }
+        for (table, own) in without.route_tables.iter_mut().zip(&with.route_tables) {
+            assert_eq!(table.policies, []);
+            table.policies.clone_from(&own.policies);
         }
         assert_eq!(without, with);
     }

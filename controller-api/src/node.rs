@@ -10,7 +10,7 @@ use weft_proto::labels::Labels;
 use weft_proto::persistent::PersistentSet;
 use weft_proto::state::{Entry, Key, Kind, Layer, Object, Sum, collect};
 use weft_proto::v1::{ExternalNetwork, ObjectKey, Objects};
-use weft_proto::{DHCP_OPTIONS, FINDINGS, LOAD_BALANCER};
+use weft_proto::{DHCP_OPTIONS, DSCP_MARKING, FINDINGS, LOAD_BALANCER, POLICY_ROUTES};
 
 use crate::compile::{Part, Recipient};
 use crate::findings::Findings;
@@ -33,6 +33,10 @@ pub struct Capabilities {
     pub dhcp_options: bool,
     /// Whether it finds things out that others have to know, and takes what those found. One that does not checks no members' health, and heeds nobody's.
     pub finds: bool,
+    /// Whether it marks what ports send. What the ports of one that does not send keeps its own DSCP.
+    pub marks: bool,
+    /// Whether it takes policy routes. The ports of one that does not go by routes alone.
+    pub policy_routes: bool,
 }
 
 impl Capabilities {
@@ -44,6 +48,8 @@ impl Capabilities {
             balances: true,
             dhcp_options: true,
             finds: true,
+            marks: true,
+            policy_routes: true,
         }
     }
 
@@ -57,6 +63,8 @@ impl Capabilities {
             balances: is_listed(LOAD_BALANCER),
             dhcp_options: is_listed(DHCP_OPTIONS),
             finds: is_listed(FINDINGS),
+            marks: is_listed(DSCP_MARKING),
+            policy_routes: is_listed(POLICY_ROUTES),
         }
     }
 }

@@ -124,6 +124,7 @@ fn random_port(numbers: &mut Numbers) -> Port {
         }),
         id,
         unguarded: numbers.below(16) == 0,
+        dscp: (numbers.below(4) == 0).then_some(46),
         allowed_pairs: match numbers.below(16) {
             0 => vec![weft_proto::v1::AddressPair {
                 cidr: format!("10.9{v}.{n}.0/24"),
@@ -323,8 +324,19 @@ fn edit(state: &mut State, numbers: &mut Numbers) {
         }
         14 => {
             let hop = format!("v{v}/p{}", numbers.below(12));
+            let policies = match numbers.below(4) {
+                0 => format!(
+                    "[{{priority: 1, dscp: 46, to: {{host: h{}}}}}]",
+                    numbers.below(HOSTS)
+                ),
+                1 if state.find(Kind::Port, &hop).is_some() => {
+                    format!("[{{priority: 2, protocol: udp, to: {{port: {hop}}}}}]")
+                }
+                2 => "[{priority: 3, protocol: tcp, default_routing: true}]".to_owned(),
+                _ => "[]".to_owned(),
+            };
             let routes = format!(
-                "route_tables: [{{id: v{v}/t, vpc: v{v}, routes: [{{prefix: 0.0.0.0/0, host: h{}}}, {{prefix: 192.0.2.0/24, external: inet}}{}]}}]",
+                "route_tables: [{{id: v{v}/t, vpc: v{v}, policies: {policies}, routes: [{{prefix: 0.0.0.0/0, host: h{}}}, {{prefix: 192.0.2.0/24, external: inet}}{}]}}]",
                 numbers.below(HOSTS),
                 if state.find(Kind::Port, &hop).is_some() {
                     format!(", {{prefix: 198.51.100.0/24, ecmp: [{{port: {hop}}}]}}")
@@ -387,7 +399,8 @@ fn as_state(node: &NodeState) -> State {
     state
 }
 
-/// Hosts of several versions: one takes no members in parts, to the others few are many, one learns no ports, and one takes no load balancers.
+/// Hosts of several versions: one takes no members in parts, to the others few are many, one learns no ports and takes no policy routes,
+/// and one takes no load balancers.
 fn abilities(host: &str) -> Capabilities {
     Capabilities {
         members_in_one: (host != "h1").then_some(2),
@@ -395,6 +408,8 @@ fn abilities(host: &str) -> Capabilities {
         balances: host != "h3",
         dhcp_options: host != "h2",
         finds: host != "h1",
+        marks: host != "h2",
+        policy_routes: host != "h2",
     }
 }
 
@@ -430,8 +445,7 @@ fn restricted(whole: &State, version: &Version, host: &str, learned: &Learned) -
         let Object::RouteTable(table) = table else {
             unreachable!()
         };
-        let hops = table.routes.iter().flat_map(|route| &route.ecmp);
-        hops.map(|hop| &hop.port)
+        table.ports()
     });
     let forwards = intent.of_kind(Kind::NatGateway).flat_map(|nat| {
         let Object::NatGateway(nat) = nat else {
@@ -452,7 +466,8 @@ fn restricted(whole: &State, version: &Version, host: &str, learned: &Learned) -
         let names = |it: &Member| [it.port.clone(), format!("{}/{}", balancer.vpc, it.address)];
         balancer.members().flat_map(names).collect::<Vec<_>>()
     });
-    let named = tables.cloned().chain(forwards).chain(members);
+    let named = tables.map(str::to_owned).chain(forwards);
+    let named = named.chain(members);
     let named: BTreeSet<String> = named.collect();
     let is_told = |port: &Port| {
         let (vpc, Some(Object::Port(whole))) = (&port.vpc, intent.find(Kind::Port, &port.id))

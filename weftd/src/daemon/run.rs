@@ -26,7 +26,7 @@ use weft_dataplane::session::table::{PREPARE_EVERY, SessionTable};
 /// How often devices of ports are looked for.
 const SETTLE: Duration = Duration::from_millis(250);
 /// What this host offers to the controller.
-const CAPABILITIES: [&str; 12] = [
+const CAPABILITIES: [&str; 14] = [
     "vxlan",
     "gre",
     "netdev",
@@ -39,6 +39,8 @@ const CAPABILITIES: [&str; 12] = [
     weft_proto::LOAD_BALANCER,
     weft_proto::DHCP_OPTIONS,
     weft_proto::FINDINGS,
+    weft_proto::DSCP_MARKING,
+    weft_proto::POLICY_ROUTES,
 ];
 
 /// Runs the daemon until it is stopped.
