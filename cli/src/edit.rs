@@ -12,6 +12,7 @@ use crate::client::Targets;
 use crate::kinds;
 use crate::objects::{self, Action, get, key, say_change};
 use crate::output::{Format, Table, brief, show};
+use crate::policy::PolicyAction;
 use crate::rules::{AclRuleFlags, GroupRule, Target, same, target};
 
 /// What can be done with routes.
@@ -38,6 +39,9 @@ pub(crate) enum RouteAction {
         /// Destination prefix of the route.
         prefix: String,
     },
+    /// List, add and delete policy routes: what comes before the routes, by more than the destination.
+    #[command(subcommand)]
+    Policy(PolicyAction),
 }
 
 /// What can be done with security groups.
@@ -107,6 +111,7 @@ impl RouteAction {
     pub(crate) async fn run(self, targets: &Targets, format: Format) -> Result<()> {
         match self {
             Self::List { table } => list_routes(targets, format, table).await,
+            Self::Policy(action) => action.run(targets, format).await,
             Self::Add {
                 table,
                 prefix,

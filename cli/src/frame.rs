@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use anyhow::{Result, bail};
-use etherparse::{IpNumber, PacketBuilder};
+use etherparse::{IpHeaders, IpNumber, Ipv4Header, Ipv6Header, PacketBuilder};
 
 use crate::Usage;
 
@@ -15,6 +15,8 @@ pub(crate) struct Packet {
     pub(crate) source: IpAddr,
     pub(crate) destination: IpAddr,
     pub(crate) ttl: u8,
+    /// DSCP, 0 to 63.
+    pub(crate) dscp: u8,
     /// IP protocol number.
     pub(crate) protocol: u8,
     pub(crate) source_port: u16,
@@ -26,13 +28,32 @@ pub(crate) struct Packet {
 /// The packet as a frame: TCP as a SYN, ICMP as an echo request.
 pub(crate) fn build(packet: &Packet) -> Result<Vec<u8>> {
     let ethernet = PacketBuilder::ethernet2(packet.source_mac, packet.destination_mac);
-    let ip = match (packet.source, packet.destination) {
-        (IpAddr::V4(from), IpAddr::V4(to)) => ethernet.ipv4(from.octets(), to.octets(), packet.ttl),
-        (IpAddr::V6(from), IpAddr::V6(to)) => ethernet.ipv6(from.octets(), to.octets(), packet.ttl),
+    let headers = match (packet.source, packet.destination) {
+        (IpAddr::V4(from), IpAddr::V4(to)) => {
+            let header = Ipv4Header {
+                source: from.octets(),
+                destination: to.octets(),
+                time_to_live: packet.ttl,
+                dscp: packet.dscp.try_into()?,
+                ..Ipv4Header::default()
+            };
+            IpHeaders::Ipv4(header, Default::default())
+        }
+        (IpAddr::V6(from), IpAddr::V6(to)) => {
+            let header = Ipv6Header {
+                source: from.octets(),
+                destination: to.octets(),
+                hop_limit: packet.ttl,
+                traffic_class: packet.dscp << 2,
+                ..Ipv6Header::default()
+            };
+            IpHeaders::Ipv6(header, Default::default())
+        }
         (from, to) => {
             return Err(Usage(format!("{from} and {to} are of different address families")).into());
         }
     };
+    let ip = ethernet.ip(headers);
     let (from, to) = (packet.source_port, packet.destination_port);
     let payload = vec![0; packet.payload];
     let mut frame = Vec::new();
@@ -80,6 +101,7 @@ mod tests {
             source: source.parse().unwrap(),
             destination: destination.parse().unwrap(),
             ttl: 17,
+            dscp: 46,
             protocol,
             source_port: 1000,
             destination_port: 80,
@@ -94,7 +116,7 @@ mod tests {
         let Some(NetSlice::Ipv4(ip)) = sliced.net else {
             panic!("{:?}", sliced.net)
         };
-        assert_eq!(ip.header().ttl(), 17);
+        assert_eq!((ip.header().ttl(), ip.header().dcp().value()), (17, 46));
         let Some(TransportSlice::Tcp(tcp)) = sliced.transport else {
             panic!("{:?}", sliced.transport)
         };
@@ -112,6 +134,11 @@ mod tests {
         ] {
             let frame = build(&packet(protocol, from, to)).unwrap();
             SlicedPacket::from_ethernet(&frame).unwrap();
+            let class = match frame[14] >> 4 {
+                4 => frame[15],
+                _ => frame[14] << 4 | frame[15] >> 4,
+            };
+            assert_eq!(class, 46 << 2);
         }
         assert!(build(&packet(6, "10.0.0.1", "fd00::2")).is_err());
         assert!(build(&packet(1, "fd00::1", "fd00::2")).is_err());

@@ -324,6 +324,9 @@ pub(crate) struct Port {
     /// Hostname that DHCP gives to the guest.
     #[arg(long, default_value = "", hide_default_value = true)]
     hostname: String,
+    /// DSCP that the packets of the guest are marked with, 0 to 63 [default: they keep their own].
+    #[arg(long)]
+    dscp: Option<u32>,
     #[command(flatten)]
     dhcp_options: DhcpOptions,
     #[command(flatten)]
@@ -420,6 +423,7 @@ impl Flags for Port {
             unguarded: self.unguarded,
             clamp_mss: self.clamp_mss,
             hostname: self.hostname,
+            dscp: self.dscp,
             dhcp_options: self.dhcp_options.message(),
             limits: self.limits.message(),
             moved_from: String::new(),

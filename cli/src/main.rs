@@ -18,6 +18,7 @@ mod node;
 mod objects;
 mod output;
 mod peering;
+mod policy;
 mod ports;
 mod rules;
 mod trace;

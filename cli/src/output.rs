@@ -16,7 +16,17 @@ pub(crate) enum Format {
 }
 
 /// Fields in which 0 is a value and not the default.
-const ZERO_MATTERS: [&str; 4] = ["port_min", "port_max", "icmp_type", "icmp_code"];
+const ZERO_MATTERS: [&str; 9] = [
+    "port_min",
+    "port_max",
+    "source_port_min",
+    "source_port_max",
+    "destination_port_min",
+    "destination_port_max",
+    "icmp_type",
+    "icmp_code",
+    "dscp",
+];
 
 /// The field of every object that has what its users write.
 const LABELS: &str = "labels";
@@ -223,10 +233,10 @@ mod tests {
 
     #[test]
     fn a_brief_form_keeps_a_zero_that_matters() {
-        let value = serde_json::json!({"id": "a", "mtu": 0, "port_min": 0, "icmp_type": null, "rules": [{"x": ""}]});
+        let value = serde_json::json!({"id": "a", "mtu": 0, "port_min": 0, "icmp_type": null, "dscp": 0, "rules": [{"x": ""}]});
         assert_eq!(
             brief(&value).unwrap(),
-            serde_json::json!({"id": "a", "port_min": 0, "rules": [{}]})
+            serde_json::json!({"id": "a", "port_min": 0, "dscp": 0, "rules": [{}]})
         );
     }
 

@@ -9,12 +9,14 @@ use tokio::time::{Instant, timeout_at};
 use tonic::{Code, Status, Streaming};
 use weft_process::controllers::Controllers;
 use weft_process::services::intent_client::IntentClient;
+use weft_proto::state::{Kind, Object};
 use weft_proto::v1::{PortCondition, PortConditions, PortConditionsRequest};
 
 use crate::client::Targets;
+use crate::edit::edit;
 use crate::history::time;
 use crate::kinds;
-use crate::objects::{Action, Which, list_ports};
+use crate::objects::{Action, Which, list_ports, say_change};
 use crate::output::{Format, Table, print, show};
 
 /// How long to wait before a watch that was cut off is begun again.
@@ -31,6 +33,32 @@ pub(crate) enum PortAction {
     Status(PortStatus),
     /// Wait until packets pass ports, or do not. Fails when the time is up.
     Wait(Wait),
+    /// Mark what a port's guest sends with a DSCP, or leave it as it is.
+    Dscp(Dscp),
+}
+
+/// Flags of `port dscp`.
+#[derive(Debug, Args)]
+pub(crate) struct Dscp {
+    /// Id of the port.
+    id: String,
+    /// DSCP, 0 to 63; none: packets keep their own.
+    #[arg(value_name = "DSCP|none", value_parser = dscp)]
+    dscp: Mark,
+}
+
+/// What a port marks with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Mark(Option<u32>);
+
+fn dscp(text: &str) -> Result<Mark, String> {
+    match text {
+        "none" => Ok(Mark(None)),
+        number => match number.parse() {
+            Ok(dscp) => Ok(Mark(Some(dscp))),
+            Err(_) => Err("a DSCP is a number, 0 to 63, or none".to_owned()),
+        },
+    }
 }
 
 /// Flags of `port status`.
@@ -85,6 +113,15 @@ impl PortAction {
             Self::Any(action) => action.run(targets, format).await,
             Self::Status(status) => status.run(targets, format).await,
             Self::Wait(wait) => wait.run(targets).await,
+            Self::Dscp(Dscp { id, dscp }) => {
+                let reply = edit(targets, Kind::Port, &id, |object| {
+                    if let Object::Port(port) = object {
+                        port.dscp = dscp.0;
+                    }
+                    Ok(())
+                });
+                say_change(format, &reply.await?)
+            }
         }
     }
 }

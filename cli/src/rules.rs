@@ -128,7 +128,7 @@ impl AclRuleFlags {
 }
 
 /// The target of a route.
-#[derive(Debug, Args)]
+#[derive(Debug, Default, Args)]
 #[group(required = true, multiple = true)]
 pub(crate) struct Target {
     /// Drop the packets.

@@ -49,6 +49,9 @@ pub(crate) struct Trace {
     /// TTL or hop limit.
     #[arg(long, default_value_t = 64)]
     ttl: u8,
+    /// DSCP, 0 to 63.
+    #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u8).range(..64))]
+    dscp: u8,
     /// Payload length in bytes.
     #[arg(long, default_value_t = 0)]
     size: usize,
@@ -105,6 +108,7 @@ impl Trace {
             source: self.src.map_or_else(own, Ok)?,
             destination,
             ttl: self.ttl,
+            dscp: self.dscp,
             protocol,
             source_port: self.sport,
             destination_port: self.dport,

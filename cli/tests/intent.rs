@@ -419,6 +419,81 @@ async fn routes_are_added_replaced_listed_and_deleted() {
 }
 
 #[tokio::test]
+async fn policy_routes_are_added_replaced_listed_and_deleted() {
+    let scene = Scene::with_topology().await;
+    for words in [
+        "route policy add main 200 --source 10.0.0.0/25 --port b1",
+        "route policy add main 200 --source 10.0.0.0/25 --ecmp port:b1 --ecmp host:h2",
+        "route policy add main 100 --protocol tcp --source-port 1024-65535 --destination-port 443 --dscp 46 --blackhole",
+        "route policy add main 50 --destination 10.0.0.0/8 --default-routing",
+    ] {
+        scene.run(words).await.ok();
+    }
+    assert_eq!(
+        scene.run("route policy list main").await.ok(),
+        "TABLE  PRIORITY  MATCH                                                                TARGET\n\
+         main   50        destination 10.0.0.0/8                                               default routing\n\
+         main   100       protocol tcp, source port 1024-65535, destination port 443, dscp 46  blackhole\n\
+         main   200       source 10.0.0.0/25                                                   port:b1@1, host:h2@1\n"
+    );
+    for (words, wanted) in [
+        ("7 --port b1", "set source, destination, protocol or dscp"),
+        (
+            "7 --protocol icmp --source-port 7 --port b1",
+            "only tcp, udp and sctp have ports",
+        ),
+        ("7 --dscp 64 --port b1", "64 is outside 0 to 63"),
+        ("7 --dscp 1 --port x", "there is no port 'x'"),
+        ("0 --dscp 1 --port b1", "0 is outside 1 to 32767"),
+        (
+            "7 --dscp 1 --port b1 --default-routing",
+            "exactly one of to and default_routing",
+        ),
+    ] {
+        let refused = scene.run(&format!("route policy add main {words}")).await;
+        let refused = refused.failed(1);
+        assert!(refused.contains(wanted), "{words}: {refused}");
+    }
+    scene
+        .run("route policy add main 7 --dscp 1")
+        .await
+        .failed(2);
+    scene.run("route policy delete main 100").await.ok();
+    scene.run("route policy delete main 100").await.failed(1);
+    let left: serde_json::Value =
+        serde_json::from_str(&scene.run("route policy list -o json").await.ok()).unwrap();
+    let policies = left["route_tables"][0]["policies"].as_array().unwrap();
+    assert_eq!(policies.len(), 2);
+    // Routes are edited beside them.
+    scene
+        .run("route add main 10.9.0.0/16 --blackhole")
+        .await
+        .ok();
+    let listed = scene.run("route policy list").await.ok();
+    assert_eq!(listed.lines().count(), 3, "{listed}");
+}
+
+#[tokio::test]
+async fn what_a_port_marks_with_is_set_and_taken_away() {
+    let scene = Scene::with_topology().await;
+    let marks = async || {
+        let shown = scene.run("port show b1 -o json").await.ok();
+        let shown: serde_json::Value = serde_json::from_str(&shown).unwrap();
+        shown["ports"][0]["dscp"].clone()
+    };
+    assert!(marks().await.is_null());
+    scene.run("port dscp b1 46").await.ok();
+    assert_eq!(marks().await, 46);
+    scene.run("port dscp b1 0").await.ok();
+    assert_eq!(marks().await, 0);
+    let refused = scene.run("port dscp b1 64").await.failed(1);
+    assert!(refused.contains("64 is outside 0 to 63"), "{refused}");
+    scene.run("port dscp b1 EF").await.failed(2);
+    scene.run("port dscp b1 none").await.ok();
+    assert!(marks().await.is_null());
+}
+
+#[tokio::test]
 async fn rules_of_groups_and_acls_are_added_and_deleted() {
     let scene = Scene::with_topology().await;
     let rule = "web --protocol tcp --port 8000-8999 --remote-prefix-list offices";
@@ -595,6 +670,40 @@ ports:
         }
     }
     assert_eq!(tried, 10);
+}
+
+#[tokio::test]
+async fn the_examples_of_policy_routes_work_as_they_are_documented() {
+    let scene = Scene::empty().await;
+    let blue = r#"
+hosts: [{id: h1, vteps: [192.0.2.1], physical_networks: [physnet1]}]
+vpcs: [{id: blue, vni: 1}]
+subnets: [{id: blue-a, vpc: blue, cidrs: [10.0.1.0/24], route_table: blue-main}]
+route_tables: [{id: blue-main, vpc: blue}]
+external_networks: [{id: internet, physical_network: physnet1, prefixes: [203.0.113.0/24], gateways: [203.0.113.1], gateway_hosts: [h1]}]
+nat_gateways: [{id: blue-nat, vpc: blue, external_network: internet, addresses: [203.0.113.5]}]
+ports:
+  - {id: proxy, vpc: blue, subnet: blue-a, mac: "02:00:00:00:00:01", addresses: [10.0.1.200], host: h1, device: {kind: netdev, name: w1}}
+"#;
+    scene.run_with("apply -f -", blue).await.ok();
+    let mut tried = 0;
+    for (language, text) in examples("Policy routes") {
+        match language.as_str() {
+            "yaml" => {
+                // What the commands made is what the file says.
+                let said = scene.run_with("apply -f -", &text).await.ok();
+                assert!(said.starts_with("0 created, 0 updated"), "{said}");
+            }
+            _ => {
+                for line in text.lines() {
+                    let words = line.strip_prefix("weftctl ").unwrap();
+                    scene.run(words).await.ok();
+                    tried += 1;
+                }
+            }
+        }
+    }
+    assert_eq!(tried, 4);
 }
 
 #[tokio::test]
