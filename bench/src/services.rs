@@ -1,9 +1,13 @@
-//! Load balancers without sockets: hits and misses beside plain ones in the same run, and what one member more or less costs at a host.
+//! Services without sockets, beside plain packets in the same run: hits and misses of load balancers, and what one member more or less costs at a host;
+//! hits that are marked with a DSCP; misses that policy routes are asked about.
 
 use weft_dataplane::pipeline::Source;
 use weft_fabric::Fabric;
 use weft_proto::state::State;
-use weft_proto::v1::{Device, Host, Listener, LoadBalancer, Member, Objects, Port, Subnet, Vpc};
+use weft_proto::v1::{
+    Device, Host, Listener, LoadBalancer, Member, Objects, PolicyRoute, Port, Route, RouteTable,
+    Subnet, Vpc,
+};
 use weft_tests::load;
 
 use crate::Row;
@@ -14,6 +18,10 @@ use crate::scenario::{self, A1, B2, PACKETS, ROUTER, fabric_of, measure};
 /// The load balancer's address.
 const VIP: [u8; 4] = [10, 0, 1, 200];
 const MISSES: usize = 41;
+/// Samples of hits that are marked, of how many flows, and of misses that policy routes are asked about.
+const SAMPLES: usize = 41;
+const KNOWN: usize = 1000;
+const POLICY_MISSES: usize = 15;
 /// Load balancers with ten members each, and members of one.
 const MANY: u32 = 10_000;
 
@@ -104,6 +112,128 @@ fn misses(rows: &mut Vec<Row>) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// The other suites' topology with what is measured of it.
+fn with(change: impl FnOnce(&mut Objects), capacity: u32) -> anyhow::Result<Fabric> {
+    let mut objects = scenario::objects()?;
+    change(&mut objects);
+    fabric_of(objects, capacity)
+}
+
+/// Cycles of a packet of a1 in each of several fabrics, sample by sample in turn; of known flows or of new ones.
+fn in_turns<const N: usize>(
+    fabrics: &mut [Fabric; N],
+    (samples, is_new): (usize, bool),
+) -> anyhow::Result<[Vec<f64>; N]> {
+    let flows = |first: usize, count: usize| -> Vec<Vec<u8>> {
+        (first..first + count)
+            .map(|n| scenario::udp(n as u32))
+            .collect()
+    };
+    let known = flows(0, KNOWN);
+    for fabric in fabrics.iter_mut() {
+        for frame in &known {
+            let out = fabric.send("a1", frame);
+            anyhow::ensure!(out.len() == 1, "{:?}", fabric.all_drops());
+        }
+    }
+    let mut cycles: [Vec<f64>; N] = std::array::from_fn(|_| Vec::new());
+    for sample in 0..samples {
+        let frames = match is_new {
+            true => flows(KNOWN + sample * PACKETS, PACKETS),
+            false => known.clone(),
+        };
+        for (fabric, cycles) in fabrics.iter_mut().zip(&mut cycles) {
+            let (source, now) = (scenario::source(fabric)?, fabric.now);
+            let host = fabric.hosts.get_mut("h1");
+            let host = host.ok_or_else(|| anyhow::anyhow!("no host"))?;
+            host.shared.sessions.prepare();
+            let start = sample * PACKETS;
+            cycles.push(measure(&mut host.pipeline, now, source, &frames, start)?);
+        }
+    }
+    Ok(cycles)
+}
+
+/// Rows of what was measured in turns with something plain, which comes first.
+fn beside_plain<const N: usize>(
+    rows: &mut Vec<Row>,
+    names: [&str; N],
+    cycles: &[Vec<f64>; N],
+    goal: Option<(f64, bool)>,
+) {
+    for (name, samples) in names.iter().zip(cycles) {
+        rows.push(Row {
+            name: format!("services: {name}"),
+            unit: "cycles/packet",
+            samples: samples.clone(),
+            goal: None,
+            peer: None,
+        });
+    }
+    for (name, samples) in names.iter().zip(cycles).skip(1) {
+        let pairs = cycles[0].iter().zip(samples);
+        rows.push(Row {
+            name: format!("services: {name}"),
+            unit: "of a plain one",
+            samples: pairs.map(|(plain, other)| other / plain).collect(),
+            goal,
+            peer: None,
+        });
+    }
+}
+
+fn marked(rows: &mut Vec<Row>) -> anyhow::Result<()> {
+    let marking = |objects: &mut Objects| objects.ports[0].dscp = Some(46);
+    let mut fabrics = [with(|_| {}, 16_384)?, with(marking, 16_384)?];
+    let cycles = in_turns(&mut fabrics, (SAMPLES, false))?;
+    let names = [
+        "hit, 1k flows, not marked",
+        "hit, 1k flows, marked with a DSCP",
+    ];
+    beside_plain(rows, names, &cycles, Some((1.25, false)));
+    Ok(())
+}
+
+/// Policy routes of which all but the last field match.
+fn policies(rows: &mut Vec<Row>) -> anyhow::Result<()> {
+    let capacity = 4 * (MISSES * PACKETS) as u32;
+    let site = |count: u32| {
+        let policy = |n| PolicyRoute {
+            priority: 1 + n,
+            source: "10.0.1.0/24".into(),
+            destination: "10.0.2.0/24".into(),
+            protocol: "udp".into(),
+            destination_port_min: Some(1),
+            destination_port_max: Some(65_535),
+            dscp: Some(1 + n % 63),
+            to: Some(Route {
+                port: "b2".into(),
+                ..Route::default()
+            }),
+            ..PolicyRoute::default()
+        };
+        let change = |objects: &mut Objects| {
+            objects.subnets[0].route_table = "main".into();
+            objects.route_tables = vec![RouteTable {
+                id: "main".into(),
+                vpc: "blue".into(),
+                policies: (0..count).map(policy).collect(),
+                ..RouteTable::default()
+            }];
+        };
+        with(change, capacity)
+    };
+    let mut fabrics = [site(0)?, site(10)?, site(1000)?];
+    let cycles = in_turns(&mut fabrics, (POLICY_MISSES, true))?;
+    let names = [
+        "miss, UDP, no policy route",
+        "miss, UDP, 10 policy routes",
+        "miss, UDP, 1000 policy routes",
+    ];
+    beside_plain(rows, names, &cycles, None);
+    Ok(())
+}
+
 fn hits(rows: &mut Vec<Row>) -> anyhow::Result<()> {
     let mut fabric = site(1, 16_384)?;
     let source = scenario::source(&fabric)?;
@@ -188,6 +318,8 @@ pub(crate) fn rows() -> anyhow::Result<Vec<Row>> {
     let mut rows = Vec::new();
     hits(&mut rows)?;
     misses(&mut rows)?;
+    marked(&mut rows)?;
+    policies(&mut rows)?;
     changes(&mut rows)?;
     Ok(rows)
 }

@@ -1,4 +1,4 @@
-//! b014, b015, b017: policy that changes under live traffic.
+//! b014, b015, b017: policy that changes under live traffic; DSCP marks and policy routes.
 
 #![allow(clippy::unwrap_used)]
 
@@ -8,8 +8,8 @@ use std::{
     time::Duration,
 };
 
-use weft_proto::v1::{Objects, SecurityRule};
-use weft_tests::{Lab, LabError, Site, SiteOptions, tenants, wait_until};
+use weft_proto::v1::{AddressPair, Objects, SecurityRule};
+use weft_tests::{Capture, Lab, LabError, Site, SiteOptions, tenants, topology, wait_until};
 
 const SOON: Duration = Duration::from_secs(10);
 
@@ -199,6 +199,115 @@ fn b015_a_rule_for_a_group_follows_its_members() {
             );
             join(site, false)?;
         }
+        Ok(())
+    });
+}
+
+/// The field of every packet that a filter selects, those of outer headers first.
+fn seen(capture: &Capture, filter: &str, field: &str) -> Vec<String> {
+    let lines = capture.decode(filter, &[field]).unwrap();
+    lines
+        .iter()
+        .flat_map(|line| line.split(','))
+        .map(ToOwned::to_owned)
+        .collect()
+}
+
+#[test]
+fn what_a_port_sends_bears_its_dscp_on_the_wire_and_at_the_receiver() {
+    let mut site = site();
+    explained(&mut site, |site| {
+        site.change(|objects| {
+            for port in &mut objects.ports {
+                port.dscp = match port.id.as_str() {
+                    "blue-1" => Some(46),
+                    "blue-2" => Some(10),
+                    _ => None,
+                };
+            }
+        })?;
+        let mut inside = Capture::start(&site.workloads["blue-2"].namespace, "eth0", "")?;
+        let mut wire = Capture::start(&site.hosts["h1"].namespace, "u0", "udp port 4789")?;
+        assert!(site.pings("blue-1", "blue-2"), "both families");
+        for capture in [&mut inside, &mut wire] {
+            capture.stop()?;
+            let faults = capture.faults()?;
+            assert!(faults.is_empty(), "{faults:#?}");
+        }
+        // Two pings of each family. Linux answers with the traffic class of the question; the answerer's port has its own.
+        assert_eq!(
+            seen(&inside, "icmp.type == 8", "ip.dsfield.dscp"),
+            ["46"; 2]
+        );
+        let v6 = seen(&inside, "icmpv6.type == 128", "ipv6.tclass.dscp");
+        assert_eq!(v6, ["46"; 2]);
+        assert_eq!(seen(&wire, "icmp.type == 8", "ip.dsfield.dscp"), ["46"; 4]);
+        assert_eq!(seen(&wire, "icmp.type == 0", "ip.dsfield.dscp"), ["10"; 4]);
+        Ok(())
+    });
+}
+
+#[test]
+fn policy_routes_lead_a_protocol_elsewhere_and_leave_answers_alone() {
+    let mut site = site();
+    explained(&mut site, |site| {
+        // Nobody's address, which blue-2's workload answers for.
+        const ELSEWHERE: &str = "198.51.100.7";
+        site.change(|objects| {
+            objects.route_tables = topology("route_tables: [{id: main, vpc: blue}]")
+                .unwrap()
+                .route_tables;
+            let subnets = objects.subnets.iter_mut();
+            for subnet in subnets.filter(|subnet| subnet.id == "blue-a") {
+                subnet.route_table = "main".into();
+            }
+            let ports = objects.ports.iter_mut();
+            for port in ports.filter(|port| port.id == "blue-2") {
+                port.allowed_pairs = vec![AddressPair {
+                    cidr: ELSEWHERE.into(),
+                    ..AddressPair::default()
+                }];
+            }
+        })?;
+        let answering = format!("address add {ELSEWHERE}/32 dev eth0");
+        site.workloads["blue-2"].namespace.ip(&answering)?;
+        assert!(!site.reaches("blue-1", ELSEWHERE, 1), "no route");
+        let ctl = |site: &Site, words: &str| {
+            let words: Vec<&str> = words.split_whitespace().collect();
+            site.ctl(&[&["route", "policy"], &words[..]].concat())?;
+            site.wait_for_hosts()
+        };
+        ctl(site, "add main 10 --protocol icmp --port blue-2")?;
+        assert!(site.reaches("blue-1", ELSEWHERE, 3));
+        let connected = |site: &Site, address: &str| {
+            let service = SocketAddr::new(address.parse().unwrap(), 80);
+            let namespace = &site.workloads["blue-1"].namespace;
+            let connected = namespace
+                .enter(|| TcpStream::connect_timeout(&service, Duration::from_millis(500)));
+            connected.unwrap().map_err(|error| error.kind())
+        };
+        // Nobody listens: who is reached says so.
+        let refused = ErrorKind::ConnectionRefused;
+        assert_eq!(connected(site, "10.0.2.20").unwrap_err(), refused);
+        assert_ne!(
+            connected(site, ELSEWHERE).unwrap_err(),
+            refused,
+            "TCP has no route"
+        );
+        let trace = ["trace", "--port", "blue-1", "--dst", "10.0.2.20"];
+        let traced = site.node("h1", &trace)?;
+        assert!(traced.contains("policy route 10: port"), "{traced}");
+        // What blue-1 begins is led away; what blue-b begins is answered.
+        ctl(
+            site,
+            "add main 10 --protocol icmp --source 10.0.1.0/24 --blackhole",
+        )?;
+        assert!(!site.reaches("blue-1", "10.0.2.20", 1));
+        assert!(site.reaches("blue-b", "10.0.1.11", 2));
+        assert!(site.reaches("blue-1", "10.0.1.12", 2), "within the subnet");
+        assert!(site.reaches("blue-1", "10.0.1.1", 2), "the gateway");
+        ctl(site, "delete main 10")?;
+        assert!(site.reaches("blue-1", "10.0.2.20", 2));
         Ok(())
     });
 }
