@@ -1,13 +1,14 @@
 //! What a packet turns into besides itself: the ICMP error about it, its fragments, copies for a whole subnet.
 
 use super::egress::Onward;
+use super::flood::Receiver;
 use super::icmp_error::{self, Problem};
 use super::translate::Decision;
 use super::{Core, Entry, Io, Tables, egress, flood, forwarding, gso, ip_fragment, rewrite};
 use crate::numbers::Vni;
 use crate::packet::{DropReason, Offload, Packet};
 use crate::session::table::{Egress, Ingress};
-use crate::snapshot::{Endpoint, Place};
+use crate::snapshot::{Endpoint, Place, Tunnel};
 
 impl Core {
     /// Sends the ICMP error that is owed to a port, in place of the packet; drops the packet if none may be sent.
@@ -253,63 +254,84 @@ impl Core {
         entry: &Entry,
         ip_len: u16,
     ) {
+        let vni = tables.snapshot.vpcs[entry.vpc].vni;
+        let header = (vni, entry.parsed.traffic_class);
+        let way = |receiver| Way::of(tables, receiver, entry.key.hash);
         let receivers = flood::receivers(tables.snapshot, entry.ingress, entry.vpc, &entry.parsed);
-        let ways = receivers
-            .peers
-            .iter()
-            .filter_map(|peer| tables.snapshot.peer(*peer)?.tunnel(entry.key.hash));
-        let wire = receivers.wire.and_then(|network| {
-            let known = tables.snapshot.outside.network(network)?;
-            Some((network, known.mtu))
-        });
-        let copies = receivers.ports.len() + ways.clone().count() + usize::from(wire.is_some());
-        if copies == 0 {
+        let mut ways = receivers.filter_map(way);
+        let Some(mut next) = ways.next() else {
             return self.drop(tables, io, packet, entry.ingress, DropReason::NoReceiver);
-        }
+        };
         if let Some(class) = entry.outer_class
             && let Err(reason) =
                 rewrite::propagate_congestion(packet.bytes_mut(io), &entry.parsed, class)
         {
             return self.drop(tables, io, packet, entry.ingress, reason);
         }
-        let vni = tables.snapshot.vpcs[entry.vpc].vni;
         let traffic = self.traffic(tables, entry.ingress);
-        traffic.generated.add(copies as u64 - 1);
-        let copy = |io: &mut _| {
-            let copy = ip_fragment::copy(io, &packet);
-            if copy.is_none() {
-                traffic.drop(DropReason::NoBuffer);
+        // The last receiver gets the packet itself.
+        for after in ways {
+            traffic.generated.add(1);
+            match ip_fragment::copy(io, &packet) {
+                Some(copy) => self.send_copy(tables, io, copy, entry, (next, header, ip_len)),
+                None => traffic.drop(DropReason::NoBuffer),
             }
-            copy
+            next = after;
+        }
+        self.send_copy(tables, io, packet, entry, (next, header, ip_len));
+    }
+
+    /// Sends a packet of so many bytes of IP to one of the receivers of a group.
+    fn send_copy(
+        &self,
+        tables: Tables<'_>,
+        io: &mut impl Io,
+        packet: Packet,
+        entry: &Entry,
+        (way, header, ip_len): (Way<'_>, (Vni, u8), u16),
+    ) {
+        let mtu = match way {
+            Way::Port(index) => self.device_mtus.of(index),
+            Way::Wire(_, mtu) => mtu,
+            Way::Tunnel(tunnel) => tunnel.inner_mtu,
         };
-        for port in &receivers.ports {
-            if let Some(copy) = copy(io) {
-                if ip_len > self.device_mtus.of(*port) {
-                    self.drop(tables, io, copy, entry.ingress, DropReason::TooBig);
-                } else {
-                    self.deliver(tables, io, *port, copy);
-                }
+        if ip_len > mtu {
+            return self.drop(tables, io, packet, entry.ingress, DropReason::TooBig);
+        }
+        match way {
+            Way::Port(index) => self.deliver(tables, io, index, packet),
+            Way::Wire(network, _) => {
+                self.send_wire(tables, io, packet, (entry.ingress, network));
+            }
+            Way::Tunnel(tunnel) => self.encapsulate(tables, io, packet, entry, header, tunnel),
+        }
+    }
+}
+
+/// How a copy gets to its receiver.
+#[derive(Debug, Clone, Copy)]
+enum Way<'s> {
+    /// To a port of this host.
+    Port(u16),
+    /// Onto the wire of an external network, with its MTU.
+    Wire(u16, u16),
+    /// To a peer.
+    Tunnel(&'s Tunnel),
+}
+
+impl<'s> Way<'s> {
+    /// None: there is none now.
+    fn of(tables: Tables<'s>, receiver: Receiver, hash: u64) -> Option<Self> {
+        match receiver {
+            Receiver::Port(index) => Some(Self::Port(index)),
+            Receiver::Wire(network) => {
+                let known = tables.snapshot.outside.network(network)?;
+                Some(Self::Wire(network, known.mtu))
+            }
+            Receiver::Peer(peer) => {
+                let peer = tables.snapshot.peer(peer)?;
+                peer.tunnel(hash).map(Self::Tunnel)
             }
         }
-        if let Some((network, mtu)) = wire
-            && let Some(copy) = copy(io)
-        {
-            if ip_len > mtu {
-                self.drop(tables, io, copy, entry.ingress, DropReason::TooBig);
-            } else {
-                self.send_wire(tables, io, copy, (entry.ingress, network));
-            }
-        }
-        for tunnel in ways {
-            if let Some(copy) = copy(io) {
-                if ip_len > tunnel.inner_mtu {
-                    self.drop(tables, io, copy, entry.ingress, DropReason::TooBig);
-                } else {
-                    let header = (vni, entry.parsed.traffic_class);
-                    self.encapsulate(tables, io, copy, entry, header, tunnel);
-                }
-            }
-        }
-        io.free(packet.frame);
     }
 }

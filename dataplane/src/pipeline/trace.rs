@@ -4,6 +4,7 @@
 use std::fmt::Write;
 
 use super::egress::{self, Obstacle};
+use super::flood::Receiver;
 use super::resolve::{Verdict, flow, resolve};
 use super::tracer::{Steps, Tracer};
 use super::translate::Decision;
@@ -395,20 +396,27 @@ fn leave(
 }
 
 fn flooded(tables: Tables<'_>, entry: &Entry) -> Result<Outcome, DropReason> {
-    let receivers = flood::receivers(tables.snapshot, entry.ingress, entry.vpc, &entry.parsed);
-    let (ports, mut peers) = (receivers.ports, receivers.peers);
-    peers.retain(|peer| {
-        let peer = tables.snapshot.peer(*peer);
-        peer.is_some_and(|peer| peer.tunnel(entry.key.hash).is_some())
-    });
-    if ports.is_empty() && peers.is_empty() && receivers.wire.is_none() {
+    let (mut ports, mut peers, mut wire) = (vec![], vec![], None);
+    for receiver in flood::receivers(tables.snapshot, entry.ingress, entry.vpc, &entry.parsed) {
+        match receiver {
+            Receiver::Port(index) => ports.push(index),
+            Receiver::Wire(network) => wire = Some(network),
+            Receiver::Peer(index) => {
+                let peer = tables.snapshot.peer(index);
+                if peer.is_some_and(|peer| peer.tunnel(entry.key.hash).is_some()) {
+                    peers.push(index);
+                }
+            }
+        }
+    }
+    if ports.is_empty() && peers.is_empty() && wire.is_none() {
         return Err(DropReason::NoReceiver);
     }
     Ok(Outcome::To {
         ports,
         peers,
         neighbor: None,
-        wire: receivers.wire,
+        wire,
         fragments: None,
     })
 }

@@ -10,8 +10,8 @@ use weft_dataplane::pipeline::{Destination, Source};
 use weft_fabric::Fabric;
 
 use crate::external::{FAR, twofold};
-use crate::frames::{A1, udp};
-use crate::topology::ROUTER;
+use crate::frames::{A1, End, udp};
+use crate::topology::{ROUTER, fabric};
 
 thread_local! {
     static COUNT: Cell<u64> = const { Cell::new(0) };
@@ -97,6 +97,35 @@ fn a_gateway_host_tells_of_new_sessions_and_of_all_without_allocating() {
         host.pipeline.tick(&mut host.io, now);
         assert_eq!(allocations() - before, 0, "in a turn");
         assert!(host.io.sent.len() > 10, "of all, and probes");
+        fabric.carry();
+    }
+}
+
+#[test]
+fn a_broadcast_is_copied_to_ports_and_hosts_without_allocating() {
+    let mut fabric = fabric(|_| {});
+    let everybody = End {
+        mac: [0xff; 6],
+        v4: [255; 4],
+        ..A1
+    };
+    let frame = udp(A1, everybody, [0xff; 6], (9, 9), b"all");
+    for round in 0..3 {
+        let (host, index) = fabric.find_port("a1").unwrap();
+        let now = fabric.now;
+        let host = fabric.hosts.get_mut(&host).unwrap();
+        let packets = std::iter::repeat_with(|| host.io.memory.packet(128, &frame)).take(32);
+        let mut packets: Vec<Packet> = packets.collect::<Option<_>>().unwrap();
+        host.io.sent.reserve(256);
+        let before = allocations();
+        let source = Source::Port(index);
+        host.pipeline
+            .process(&mut host.io, source, &mut packets, now);
+        let count = allocations() - before;
+        assert_eq!(host.io.sent.len(), 64, "to a3, and to h2");
+        if round > 0 {
+            assert_eq!(count, 0);
+        }
         fabric.carry();
     }
 }
