@@ -22,6 +22,9 @@ pub(crate) struct Vpc {
     /// Account that the VPC belongs to [default: the operator's].
     #[arg(long, default_value = "", hide_default_value = true)]
     tenant: String,
+    /// Route multicast between its subnets with snooping.
+    #[arg(long)]
+    multicast_routing: bool,
 }
 
 impl Flags for Vpc {
@@ -32,6 +35,7 @@ impl Flags for Vpc {
             id,
             vni: self.vni.unwrap_or_default(),
             tenant: self.tenant,
+            multicast_routing: self.multicast_routing,
             ..v1::Vpc::default()
         })
     }
@@ -155,6 +159,14 @@ pub(crate) struct Subnet {
     /// External network that the subnet is on, in place of tunnels: its ports are neighbours of what is on that wire.
     #[arg(long, default_value = "", hide_default_value = true)]
     external_network: String,
+    /// What becomes of multicast packets: flood (default), or snooping: those who have joined a group by IGMP or MLD get them.
+    #[arg(
+        long,
+        value_name = "MODE",
+        default_value = "",
+        hide_default_value = true
+    )]
+    multicast: String,
     #[command(flatten)]
     dhcp: Dhcp,
 }
@@ -262,6 +274,7 @@ impl Flags for Subnet {
             mtu: self.mtu,
             dhcp: self.dhcp.message(),
             external_network: self.external_network,
+            multicast: self.multicast,
             ..v1::Subnet::default()
         })
     }

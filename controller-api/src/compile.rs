@@ -30,7 +30,7 @@ use weft_proto::peering::SideState;
 use weft_proto::state::{Entry, Kind, Layer, Object, State, Sum};
 use weft_proto::v1::{
     NatGateway, Peering, Port, PortForward, PrefixList, RouteTable, SecurityGroup, SecurityRule,
-    Subnet,
+    Subnet, Vpc,
 };
 
 use crate::always::Always;
@@ -178,6 +178,18 @@ impl Part {
         } else if part.view.is_none() {
             part.own.extend(view.places.get(Kind::Vpc, vpc));
         }
+        if !recipient.capabilities.multicast {
+            Told {
+                part: &mut part,
+                before: before.map(|before| &before.own),
+                peerings: Vec::new(),
+                version,
+                vpc,
+                recipient,
+                view,
+            }
+            .without_multicast();
+        }
         part.hide();
         Some(part)
     }
@@ -194,6 +206,10 @@ impl Part {
         let vpcs: Vec<&str> = self.joined().chain([&*self.vpc]).collect();
         let small = version.only_small_changes(revision, &vpcs, host)?;
         let (view, before) = (version.view(&self.vpc)?, self.view.as_ref()?);
+        // What it is told of the VPC in place of what others are is made anew.
+        if !recipient.capabilities.multicast && is_multicast_routed(&version.state, &self.vpc) {
+            return None;
+        }
         let always = recipient.learns(view);
         if always.is_some() != self.learning.is_some() {
             return None;
@@ -426,6 +442,33 @@ impl<'a> Told<'a> {
     fn share(&mut self, kind: Kind, id: &str) {
         let entry = self.version.state.entry(kind, id);
         self.part.own.extend(entry.map(Entry::told));
+    }
+
+    /// Tells of the VPC and its subnets without what a host that floods multicast does not know.
+    fn without_multicast(&mut self) {
+        let vpc = is_multicast_routed(self.state(), self.vpc).then_some((Kind::Vpc, self.vpc));
+        let subnets = self.state().of_vpc_and_kind(self.vpc, Kind::Subnet);
+        let subnets = subnets.filter_map(|object| match object {
+            Object::Subnet(subnet) if !subnet.multicast.is_empty() => {
+                Some((Kind::Subnet, &*subnet.id))
+            }
+            _ => None,
+        });
+        for (kind, id) in vpc.into_iter().chain(subnets) {
+            let told = self.part.own.get(kind, id);
+            let told = told.or_else(|| self.part.seen(kind, id));
+            match told.map(|entry| entry.object.clone()) {
+                Some(Object::Vpc(vpc)) => self.put(Object::Vpc(Vpc {
+                    multicast_routing: false,
+                    ..vpc
+                })),
+                Some(Object::Subnet(subnet)) => self.put(Object::Subnet(Subnet {
+                    multicast: String::new(),
+                    ..subnet
+                })),
+                _ => {}
+            }
+        }
     }
 
     fn state(&self) -> &'a State {
@@ -817,6 +860,10 @@ impl<'a> Told<'a> {
     }
 }
 
+fn is_multicast_routed(state: &State, vpc: &str) -> bool {
+    matches!(state.find(Kind::Vpc, vpc), Some(Object::Vpc(vpc)) if vpc.multicast_routing)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -925,6 +972,45 @@ ports:
             let anew = Version::loaded(2, next);
             let anew = NodeState::compile(&anew, "h1", all, None).unwrap();
             assert_eq!(followed.to_objects(), anew.to_objects());
+        }
+    }
+
+    #[test]
+    fn a_host_that_floods_multicast_is_told_of_no_snooping_and_of_all_else() {
+        let mut objects: v1::Objects = serde_yaml_ng::from_str(TOPOLOGY).unwrap();
+        for vpc in &mut objects.vpcs {
+            vpc.multicast_routing = true;
+        }
+        for subnet in &mut objects.subnets {
+            subnet.multicast = "snooping".into();
+        }
+        let version = Version::loaded(1, State::from_objects(objects).unwrap());
+        let told = |host, capabilities| {
+            let node = NodeState::compile(&version, host, capabilities, None);
+            node.unwrap().to_objects()
+        };
+        let all = Capabilities::all();
+        for host in ["h1", "h2"] {
+            let with = told(host, all);
+            let mut without = told(
+                host,
+                Capabilities {
+                    multicast: false,
+                    ..all
+                },
+            );
+            assert!(with.vpcs.iter().all(|vpc| vpc.multicast_routing));
+            assert!(with.subnets.iter().all(|it| it.multicast == "snooping"));
+            for vpc in &mut without.vpcs {
+                assert!(!std::mem::replace(&mut vpc.multicast_routing, true));
+            }
+            for subnet in &mut without.subnets {
+                assert_eq!(
+                    std::mem::replace(&mut subnet.multicast, "snooping".into()),
+                    ""
+                );
+            }
+            assert_eq!(without, with);
         }
     }
 

@@ -10,7 +10,9 @@ use weft_proto::labels::Labels;
 use weft_proto::persistent::PersistentSet;
 use weft_proto::state::{Entry, Key, Kind, Layer, Object, Sum, collect};
 use weft_proto::v1::{ExternalNetwork, ObjectKey, Objects};
-use weft_proto::{DHCP_OPTIONS, DSCP_MARKING, FINDINGS, LOAD_BALANCER, POLICY_ROUTES};
+use weft_proto::{
+    DHCP_OPTIONS, DSCP_MARKING, FINDINGS, LOAD_BALANCER, MULTICAST, POLICY_ROUTES,
+};
 
 use crate::compile::{Part, Recipient};
 use crate::findings::Findings;
@@ -37,6 +39,8 @@ pub struct Capabilities {
     pub marks: bool,
     /// Whether it takes policy routes. The ports of one that does not go by routes alone.
     pub policy_routes: bool,
+    /// Whether it snoops multicast. One that does not floods it.
+    pub multicast: bool,
 }
 
 impl Capabilities {
@@ -50,6 +54,7 @@ impl Capabilities {
             finds: true,
             marks: true,
             policy_routes: true,
+            multicast: true,
         }
     }
 
@@ -65,6 +70,7 @@ impl Capabilities {
             finds: is_listed(FINDINGS),
             marks: is_listed(DSCP_MARKING),
             policy_routes: is_listed(POLICY_ROUTES),
+            multicast: is_listed(MULTICAST),
         }
     }
 }

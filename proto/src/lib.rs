@@ -42,5 +42,8 @@ pub const DSCP_MARKING: &str = "dscp_marking";
 /// The capability of a host that takes policy routes ([`v1::PolicyRoute`]). Others are told the route tables without them.
 pub const POLICY_ROUTES: &str = "policy_routes";
 
+/// The capability of a host that snoops multicast. Others are told subnets and VPCs without the settings, and flood.
+pub const MULTICAST: &str = "multicast";
+
 /// The capability of a controller that takes [`v1::PortReports`].
 pub const PORT_REPORTS: &str = "port_reports";

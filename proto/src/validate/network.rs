@@ -47,8 +47,24 @@ pub(super) fn check(at: At<'_>, subnet: &v1::Subnet, index: &Index<'_>, report: 
     if let Some(dhcp) = &subnet.dhcp {
         dhcp::check(at, dhcp, &prefixes, report);
     }
+    check_multicast(at, subnet, report);
     if !subnet.external_network.is_empty() {
         wire::check_subnet(at, subnet, index, report);
+    }
+}
+
+fn check_multicast(at: At<'_>, subnet: &v1::Subnet, report: &mut Report) {
+    match subnet.multicast.as_str() {
+        "" | "flood" => {}
+        "snooping" if subnet.external_network.is_empty() => {}
+        "snooping" => {
+            let rule = "a subnet on an external network has no querier of its own: leave it empty";
+            report.add(at, "multicast", rule);
+        }
+        other => {
+            let rule = format!("'{other}' is neither flood nor snooping");
+            report.add(at, "multicast", rule);
+        }
     }
 }
 
