@@ -82,6 +82,7 @@
 //!     probes: Arc::default(),
 //!     asks: Arc::default(),
 //!     checks: Arc::default(),
+//!     listeners: Arc::default(),
 //!     device_mtus: Arc::new(DeviceMtus::new(settings.ports)),
 //! };
 //! let mut pipeline = Pipeline::new(shared, &settings);
@@ -116,6 +117,7 @@
 //! ```
 
 pub mod encap;
+pub mod multicast;
 pub mod numbers;
 pub mod packet;
 pub mod pipeline;

@@ -4,6 +4,7 @@
 #![forbid(unsafe_code)]
 
 mod learning;
+mod multicast;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -13,12 +14,15 @@ use std::time::Duration;
 use weft_proto::state::State;
 use weft_proto::v1::Violation;
 
+use weft_dataplane::multicast::Querier;
 use weft_dataplane::packet::parse::{address_word, macs};
 use weft_dataplane::packet::{DropReason, Frame, FrameMemory, Mac, Offload, Packet, PlainMemory};
 use weft_dataplane::pipeline::checks::Checks;
 use weft_dataplane::pipeline::counters::Traffic;
 use weft_dataplane::pipeline::trace::View;
-use weft_dataplane::pipeline::{Destination, DeviceMtus, Io, Pipeline, Settings, Shared, Source};
+use weft_dataplane::pipeline::{
+    Destination, DeviceMtus, Io, Pipeline, Service, Settings, Shared, Source,
+};
 use weft_dataplane::session::{Limits, SessionTable};
 use weft_dataplane::snapshot::compile::{Adjacency, Compiler, Context, ExternalLink, Underlay};
 use weft_dataplane::snapshot::{Place, Snapshot, StaticTranslation};
@@ -106,6 +110,12 @@ pub struct MemoryHost {
     /// Frames that left, for another host or to a port.
     sent: u64,
     fragment: bool,
+    /// What its ports have joined.
+    querier: Querier,
+    /// The generation that the querier has followed.
+    followed: u32,
+    /// What of reports it has passed over.
+    refused: [u64; DropReason::COUNT],
 }
 
 impl MemoryHost {
@@ -147,6 +157,9 @@ impl MemoryHost {
             for (sum, reason) in drops.iter_mut().zip(DropReason::ALL) {
                 *sum += traffic.drops(*reason);
             }
+        }
+        for (sum, refused) in drops.iter_mut().zip(self.refused) {
+            *sum += refused;
         }
         drops
     }
@@ -241,6 +254,12 @@ pub struct Fabric {
     pub outside: Vec<(String, Vec<u8>)>,
     /// What the hosts' pipelines handed to services of their hosts: the port's id, and the frame.
     pub asked: Vec<(String, Vec<u8>)>,
+    /// The reports of IGMP and MLD that queriers have heard: the port's id, and the frame.
+    pub reports: Vec<(String, Vec<u8>)>,
+    /// What queriers have asked: the port's id, and the frame. They are not delivered.
+    pub queries: Vec<(String, Vec<u8>)>,
+    /// Whether hosts are told which groups others have listeners for.
+    pub tells_listeners: bool,
     state: State,
     settings: Settings,
 }
@@ -264,6 +283,7 @@ impl Fabric {
                 probes: Arc::default(),
                 asks: Arc::default(),
                 checks: Arc::default(),
+                listeners: Arc::default(),
                 device_mtus: Arc::new(DeviceMtus::new(settings.ports)),
             };
             let host = MemoryHost {
@@ -279,6 +299,9 @@ impl Fabric {
                 ports: settings.ports,
                 sent: 0,
                 fragment: settings.fragment,
+                querier: Querier::default(),
+                followed: 0,
+                refused: [0; DropReason::COUNT],
             };
             hosts.insert(host.id.clone(), host);
         }
@@ -299,6 +322,9 @@ impl Fabric {
             dead: BTreeSet::new(),
             cut: BTreeSet::new(),
             asked: Vec::new(),
+            reports: Vec::new(),
+            tells_listeners: true,
+            queries: Vec::new(),
             state: State::default(),
         };
         fabric.set(state)?;
@@ -362,6 +388,7 @@ impl Fabric {
             host.set_snapshot(snapshot, self.now);
         }
         self.state = state;
+        self.share_listeners();
         Ok(())
     }
 
@@ -581,6 +608,10 @@ impl Fabric {
                                 offload,
                             });
                         }
+                        Destination::Service(Service::Querier, index) => {
+                            self.queries.extend(host.hear(index, &frame, self.now));
+                            self.reports.push((host.port_id(index), frame));
+                        }
                         Destination::Service(_, index) => {
                             self.asked.push((host.port_id(index), frame));
                         }
@@ -591,6 +622,7 @@ impl Fabric {
                     }
                 }
             }
+            self.share_listeners();
             if crossing.is_empty() && segment.is_empty() {
                 if self.learns && self.answer() {
                     continue;
@@ -721,7 +753,9 @@ impl Fabric {
             let sessions = &host.shared.sessions;
             sessions.sweep_with(0, capacity, self.now, &timeouts, outside);
             host.pipeline.tick(&mut host.io, self.now);
+            self.queries.extend(host.query(self.now));
         }
+        self.share_listeners();
     }
 
     /// Drops of a host for a reason, wherever they are booked.

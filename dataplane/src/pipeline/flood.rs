@@ -1,17 +1,21 @@
-//! Broadcast and multicast within a subnet: one copy to each port of it that may have it, one to each peer that has such ports, none back. On an external
-//! network: one to each port there, of whichever subnet, and from a port one onto the wire.
+//! Broadcast and multicast within a subnet: one copy to each port of it that may have it, one to each peer that has such ports, none back. Where the subnet has
+//! multicast snooping, a group that is not link-local goes to those who have joined it (`crate::multicast`), in other subnets too if the VPC routes multicast. On an
+//! external network: one to each port there, of whichever subnet, and from a port one onto the wire.
 
 use super::gateway;
+use crate::multicast::{Elsewhere, Listener, Table, is_snooped, may_be_routed};
 use crate::packet::Parsed;
 use crate::policy::Subject;
 use crate::session::table::Ingress;
-use crate::snapshot::{Place, Port, Snapshot};
+use crate::snapshot::{Place, Port, Snapshot, Subnet, Vpc};
 
 /// Who is to get a copy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Receiver {
     /// A port of this host.
     Port(u16),
+    /// A port of this host in another subnet than the sender's, as from its gateway.
+    Routed(u16),
     /// The external network that the sender's port is on.
     Wire(u16),
     /// A peer.
@@ -25,8 +29,41 @@ struct Scope<'a> {
     sender: Option<u16>,
     /// Places of the subnets whose ports on this host are receivers.
     subnets: &'a [usize],
+    /// Ports of this host that have joined the group.
+    listeners: &'a [Listener],
     wire: Option<u16>,
     peers: &'a [u16],
+    /// Peers with ports that have joined the group.
+    elsewhere: &'a [Elsewhere],
+    /// How the group is told apart, if its receivers have joined it.
+    group: Option<Group<'a>>,
+}
+
+/// A group of which receivers are those who have joined it.
+#[derive(Debug, Clone, Copy)]
+struct Group<'a> {
+    source: u128,
+    /// Place of the sender's subnet.
+    place: usize,
+    subnet: &'a Subnet,
+    /// Whether listeners in other subnets get it, too.
+    is_routed: bool,
+}
+
+impl<'a> Group<'a> {
+    /// None: everybody gets the packet.
+    fn of(snapshot: &'a Snapshot, vpc: &Vpc, place: usize, parsed: &Parsed) -> Option<Self> {
+        let (subnet, flow) = (&snapshot.subnets[place], &parsed.flow);
+        let is_joined = subnet.snoops && is_snooped(flow.destination);
+        is_joined.then(|| Self {
+            source: flow.source,
+            place,
+            subnet,
+            is_routed: vpc.routes_multicast
+                && parsed.ttl > 1
+                && may_be_routed(flow.source, flow.destination),
+        })
+    }
 }
 
 /// Whether policy lets the packet pass at a port.
@@ -49,22 +86,67 @@ fn passes(snapshot: &Snapshot, port: &Port, parsed: &Parsed, towards: bool) -> b
 /// known there. Neighbour discovery is no matter of policy. Finding them allocates nothing.
 pub fn receivers<'a>(
     snapshot: &'a Snapshot,
+    table: &'a Table,
     ingress: Ingress,
     vpc: usize,
     parsed: &'a Parsed,
 ) -> impl Iterator<Item = Receiver> + 'a {
-    let scope = scope(snapshot, ingress, vpc, parsed);
+    let scope = scope((snapshot, table), ingress, vpc, parsed);
     let ports = scope.subnets.iter();
     let ports = ports.flat_map(|subnet| &snapshot.subnets[*subnet].ports);
-    let admitted = move |index: &u16| {
-        Some(*index) != scope.sender
-            && snapshot
-                .port(*index)
-                .is_some_and(|port| is_admitted(snapshot, port, parsed, true))
+    let admitted = move |index: u16| {
+        let port = snapshot
+            .port(index)
+            .filter(|_| Some(index) != scope.sender)?;
+        is_admitted(snapshot, port, parsed, true).then_some(port)
     };
-    let ports = ports.copied().filter(admitted).map(Receiver::Port);
-    let peers = scope.peers.iter().copied().map(Receiver::Peer);
-    ports.chain(scope.wire.map(Receiver::Wire)).chain(peers)
+    let in_subnets = ports.filter_map(move |index| admitted(*index).map(|_| *index));
+    let joined = scope.listeners.iter().filter_map(move |listener| {
+        let group = scope.group.filter(|it| listener.filter.admits(it.source))?;
+        let port = snapshot.port(listener.port)?;
+        // An index may be another port's since the table was made.
+        if port.vpc != vpc {
+            return None;
+        }
+        let is_here = port.subnet == group.place;
+        if !is_here && !(group.is_routed && snapshot.subnets[port.subnet].snoops) {
+            return None;
+        }
+        admitted(listener.port)?;
+        Some(match is_here {
+            true => Receiver::Port(listener.port),
+            false => Receiver::Routed(listener.port),
+        })
+    });
+    let wants = move |there: &Elsewhere| {
+        scope.group.is_some_and(|group| {
+            there.filter.admits(group.source)
+                && (there.subnet == group.subnet.number || group.is_routed)
+        })
+    };
+    // What a peer's subnets want stands together.
+    let elsewhere = scope.elsewhere.chunk_by(|one, next| one.peer == next.peer);
+    let elsewhere = elsewhere
+        .filter(move |of_peer| of_peer.iter().any(wants))
+        .filter_map(|of_peer| of_peer.first());
+    in_subnets
+        .map(Receiver::Port)
+        .chain(joined)
+        .chain(scope.wire.map(Receiver::Wire))
+        .chain(scope.peers.iter().copied().map(Receiver::Peer))
+        .chain(elsewhere.map(|there| Receiver::Peer(there.peer)))
+}
+
+/// Whether what a port sends to a group costs as much as it likes: hosts get copies whether anybody there wants them or not.
+pub fn is_limited(snapshot: &Snapshot, table: &Table, index: u16, parsed: &Parsed) -> bool {
+    let Some(port) = snapshot.port(index) else {
+        return true;
+    };
+    let vpc = &snapshot.vpcs[port.vpc];
+    match Group::of(snapshot, vpc, port.subnet, parsed) {
+        Some(group) => table.elsewhere.is_none() && !group.subnet.peers.is_empty(),
+        None => true,
+    }
 }
 
 /// Whether a port may send a packet to a group, or get a copy of it.
@@ -72,7 +154,12 @@ fn is_admitted(snapshot: &Snapshot, port: &Port, parsed: &Parsed, towards: bool)
     gateway::is_discovery(parsed) || passes(snapshot, port, parsed, towards)
 }
 
-fn scope<'a>(snapshot: &'a Snapshot, ingress: Ingress, vpc: usize, parsed: &Parsed) -> Scope<'a> {
+fn scope<'a>(
+    (snapshot, table): (&'a Snapshot, &'a Table),
+    ingress: Ingress,
+    vpc: usize,
+    parsed: &Parsed,
+) -> Scope<'a> {
     let vpc = &snapshot.vpcs[vpc];
     let sender = match ingress {
         Ingress::Port(index) => match snapshot.port(index) {
@@ -81,30 +168,50 @@ fn scope<'a>(snapshot: &'a Snapshot, ingress: Ingress, vpc: usize, parsed: &Pars
         },
         Ingress::Peer(_) | Ingress::External(_) => None,
     };
-    match (&vpc.wire, sender, ingress) {
-        (Some(wire), Some((index, _)), _) => Scope {
-            sender: Some(index),
-            subnets: &wire.subnets,
-            wire: Some(wire.network),
-            peers: &[],
-        },
-        (Some(wire), None, Ingress::External(_)) => Scope {
-            subnets: &wire.subnets,
-            ..Scope::default()
-        },
-        (None, Some((index, port)), _) => Scope {
-            sender: Some(index),
-            subnets: std::slice::from_ref(&port.subnet),
-            wire: None,
-            peers: &snapshot.subnets[port.subnet].peers,
-        },
-        (None, None, Ingress::Peer(peer)) => match vpc.by_mac.get(&parsed.eth_src) {
-            Some(endpoint) if endpoint.place == Place::There(peer) => Scope {
-                subnets: std::slice::from_ref(&endpoint.subnet),
+    let index = sender.map(|(index, _)| index);
+    if let Some(wire) = &vpc.wire {
+        return match ingress {
+            Ingress::Peer(_) => Scope::default(),
+            Ingress::Port(_) | Ingress::External(_) => Scope {
+                sender: index,
+                subnets: &wire.subnets,
+                wire: index.map(|_| wire.network),
                 ..Scope::default()
             },
-            _ => Scope::default(),
+        };
+    }
+    let place = match (sender, ingress) {
+        (Some((_, port)), _) => &port.subnet,
+        (None, Ingress::Peer(peer)) => match vpc.by_mac.get(&parsed.eth_src) {
+            Some(endpoint) if endpoint.place == Place::There(peer) => &endpoint.subnet,
+            _ => return Scope::default(),
         },
-        _ => Scope::default(),
+        _ => return Scope::default(),
+    };
+    let peers = match sender {
+        Some(_) => &snapshot.subnets[*place].peers[..],
+        None => &[],
+    };
+    let Some(group) = Group::of(snapshot, vpc, *place, parsed) else {
+        return Scope {
+            sender: index,
+            subnets: std::slice::from_ref(place),
+            peers,
+            ..Scope::default()
+        };
+    };
+    let key = (vpc.vni, parsed.flow.destination);
+    let (peers, elsewhere) = match table.elsewhere(key) {
+        Some(elsewhere) if sender.is_some() => (&[][..], elsewhere),
+        Some(_) => (&[][..], &[][..]),
+        None => (peers, &[][..]),
+    };
+    Scope {
+        sender: index,
+        listeners: table.here(key),
+        peers,
+        elsewhere,
+        group: Some(group),
+        ..Scope::default()
     }
 }

@@ -82,7 +82,7 @@ impl Core {
         }
         let frame = packet.bytes(io);
         let verdict = if entry.parsed.eth_dst.is_group() {
-            self.may_flood(entry.ingress).map(|()| None)
+            self.may_spread(tables, entry).map(|()| None)
         } else {
             let known = session.and_then(|session| self.known(tables, frame, entry, session));
             let decision = known.unwrap_or_else(|| self.decide(tables, frame, entry, session));

@@ -3,7 +3,7 @@
 use super::resolve::{Record, Refusal, Reply, Verdict, flow, resolve};
 use super::tracer::Tracer;
 use super::translate::Decision;
-use super::{Core, Destination, Entry, Io, Tables, balancing};
+use super::{Core, Destination, Entry, Io, Service, Tables, balancing};
 use crate::numbers::{Vni, VpcIndex};
 use crate::packet::{DropReason, Offload, Packet};
 use crate::session::table::{Ingress, NewSession, SessionRef, Stamp};
@@ -173,6 +173,10 @@ impl Core {
         };
         match verdict {
             Verdict::Reply(_) | Verdict::Relay(_) => self.may_reply(index),
+            Verdict::Punt(Service::Querier) if !self.reports.take(index.into(), self.now) => {
+                Err(DropReason::MembershipLimit)
+            }
+            Verdict::Punt(Service::Querier) => Ok(()),
             Verdict::Punt(service) if !self.punts.take(index.into(), self.now) => {
                 Err(service.limited())
             }

@@ -24,6 +24,7 @@ mod hit;
 pub mod icmp_error;
 pub mod ip_fragment;
 pub mod learning;
+mod membership;
 pub mod metadata;
 mod miss;
 mod nat64;
@@ -57,6 +58,7 @@ use learning::waiting::Waitings;
 use probes::Probes;
 use rate_limit::Limiter;
 
+use crate::multicast::Listeners;
 use crate::numbers::Vni;
 use crate::packet::{DropReason, FrameMemory, Packet, Parsed};
 use crate::prefetch::prefetch;
@@ -107,6 +109,8 @@ pub enum Service {
     Metadata,
     /// What asks members of load balancers whether they serve.
     Health,
+    /// The multicast querier, which hears what ports have joined.
+    Querier,
 }
 
 impl Service {
@@ -115,6 +119,7 @@ impl Service {
         match self {
             Self::Metadata => DropReason::MetadataFull,
             Self::Health => DropReason::HealthFull,
+            Self::Querier => DropReason::MembershipLimit,
         }
     }
 
@@ -123,6 +128,7 @@ impl Service {
         match self {
             Self::Metadata => DropReason::MetadataLimit,
             Self::Health => DropReason::HealthFull,
+            Self::Querier => DropReason::MembershipLimit,
         }
     }
 }
@@ -150,6 +156,8 @@ pub struct Settings {
     pub broadcasts_per_second: u32,
     /// Packets to the metadata service that one port may send, a second.
     pub metadata_per_second: u32,
+    /// Reports of IGMP and MLD that one port may send, a second.
+    pub reports_per_second: u32,
     /// Flows that one port may open, a second: what a flood may take of a worker's time, and of the workers' behind the underlay.
     pub flows_per_second: u32,
     /// Flows that a VPC may open on this host, a second: by all its ports, and towards them out of tunnels.
@@ -168,6 +176,7 @@ impl Default for Settings {
             replies_per_second: 1000,
             broadcasts_per_second: 1000,
             metadata_per_second: 4000,
+            reports_per_second: 32,
             flows_per_second: 50_000,
             vpc_flows_per_second: 100_000,
             fragment: true,
@@ -192,6 +201,8 @@ pub struct Shared {
     pub asks: Arc<Asks>,
     /// Questions to members of load balancers.
     pub checks: Arc<Checks>,
+    /// Who has joined which multicast group.
+    pub listeners: Arc<Listeners>,
 }
 
 /// The pipeline of one worker.
@@ -201,6 +212,7 @@ pub struct Pipeline {
     sessions: Arc<SessionTable>,
     neighbors: Arc<Neighbors>,
     checks: Arc<Checks>,
+    listeners: Arc<Listeners>,
     core: Core,
     scratch: Box<[fast_path::Entry; STAGE]>,
 }
@@ -212,6 +224,7 @@ struct Tables<'a> {
     sessions: &'a SessionTable,
     neighbors: &'a Neighbors,
     checks: &'a Checks,
+    listeners: &'a Listeners,
 }
 
 /// All but the tables, so that a packet may borrow both.
@@ -234,6 +247,8 @@ struct Core {
     broadcasts: Limiter,
     /// What ports send to services of this host.
     punts: Limiter,
+    /// Reports of IGMP and MLD.
+    reports: Limiter,
     flows: Limiter,
     vpc_flows: Limiter,
     asks: Arc<Asks>,
@@ -286,6 +301,7 @@ impl Pipeline {
             replies: limiter(settings.replies_per_second),
             broadcasts: limiter(settings.broadcasts_per_second),
             punts: limiter(settings.metadata_per_second),
+            reports: limiter(settings.reports_per_second),
             flows: flows(settings.flows_per_second, settings.ports),
             vpc_flows: flows(settings.vpc_flows_per_second, settings.vpcs),
             asks: shared.asks,
@@ -308,6 +324,7 @@ impl Pipeline {
             sessions: shared.sessions,
             neighbors: shared.neighbors,
             checks: shared.checks,
+            listeners: shared.listeners,
             core,
             scratch: Box::new([fast_path::Entry::default(); STAGE]),
         }
@@ -351,6 +368,7 @@ impl Pipeline {
             sessions: &self.sessions,
             neighbors: &self.neighbors,
             checks: &self.checks,
+            listeners: &self.listeners,
         };
         self.core.receive(source, packets);
         if let Source::Port(index) = source
@@ -414,6 +432,7 @@ impl Pipeline {
             sessions: &self.sessions,
             neighbors: &self.neighbors,
             checks: &self.checks,
+            listeners: &self.listeners,
         };
         self.core.expire_fragments(tables, io);
         self.core.tend_external(tables, io);

@@ -6,7 +6,7 @@ use super::icmp_error::{self, Problem};
 use super::translate::Decision;
 use super::{Core, Entry, Io, Tables, egress, flood, forwarding, gso, ip_fragment, rewrite};
 use crate::numbers::Vni;
-use crate::packet::{DropReason, Offload, Packet};
+use crate::packet::{DropReason, Mac, Offload, Packet};
 use crate::session::table::{Egress, Ingress};
 use crate::snapshot::{Endpoint, Place, Tunnel};
 
@@ -193,10 +193,27 @@ impl Core {
         packet: Packet,
         entry: &Entry,
     ) {
-        match self.may_flood(entry.ingress) {
+        match self.may_spread(tables, entry) {
             Ok(()) => self.spread(tables, io, packet, entry),
             Err(reason) => self.drop(tables, io, packet, entry.ingress, reason),
         }
+    }
+
+    /// Whether one more packet may be copied. Copies to those who have joined a group are as many as these want.
+    pub(super) fn may_spread(
+        &mut self,
+        tables: Tables<'_>,
+        entry: &Entry,
+    ) -> Result<(), DropReason> {
+        if let Ingress::Port(index) = entry.ingress {
+            let is_limited = tables
+                .listeners
+                .read(|table| flood::is_limited(tables.snapshot, table, index, &entry.parsed));
+            if !is_limited {
+                return Ok(());
+            }
+        }
+        self.may_flood(entry.ingress)
     }
 
     /// Whether a port may send one more packet to all, or an external network bring one.
@@ -250,15 +267,34 @@ impl Core {
         &self,
         tables: Tables<'_>,
         io: &mut impl Io,
-        mut packet: Packet,
+        packet: Packet,
         entry: &Entry,
         ip_len: u16,
     ) {
+        tables.listeners.read(|table| {
+            let (ingress, vpc) = (entry.ingress, entry.vpc);
+            let receivers = flood::receivers(tables.snapshot, table, ingress, vpc, &entry.parsed);
+            let way = |receiver| Way::of(tables, receiver, entry.key.hash);
+            self.send_copies(
+                tables,
+                io,
+                packet,
+                entry,
+                (receivers.filter_map(way), ip_len),
+            );
+        });
+    }
+
+    fn send_copies<'s>(
+        &self,
+        tables: Tables<'_>,
+        io: &mut impl Io,
+        mut packet: Packet,
+        entry: &Entry,
+        (mut ways, ip_len): (impl Iterator<Item = Way<'s>>, u16),
+    ) {
         let vni = tables.snapshot.vpcs[entry.vpc].vni;
         let header = (vni, entry.parsed.traffic_class);
-        let way = |receiver| Way::of(tables, receiver, entry.key.hash);
-        let receivers = flood::receivers(tables.snapshot, entry.ingress, entry.vpc, &entry.parsed);
-        let mut ways = receivers.filter_map(way);
         let Some(mut next) = ways.next() else {
             return self.drop(tables, io, packet, entry.ingress, DropReason::NoReceiver);
         };
@@ -290,8 +326,9 @@ impl Core {
         entry: &Entry,
         (way, header, ip_len): (Way<'_>, (Vni, u8), u16),
     ) {
+        let mut packet = packet;
         let mtu = match way {
-            Way::Port(index) => self.device_mtus.of(index),
+            Way::Port(index) | Way::Routed(index, _) => self.device_mtus.of(index),
             Way::Wire(_, mtu) => mtu,
             Way::Tunnel(tunnel) => tunnel.inner_mtu,
         };
@@ -300,6 +337,12 @@ impl Core {
         }
         match way {
             Way::Port(index) => self.deliver(tables, io, index, packet),
+            Way::Routed(index, gateway) => {
+                let frame = packet.bytes_mut(io);
+                rewrite::macs(frame, entry.parsed.eth_dst, gateway);
+                rewrite::decrement_ttl(frame, &entry.parsed);
+                self.deliver(tables, io, index, packet);
+            }
             Way::Wire(network, _) => {
                 self.send_wire(tables, io, packet, (entry.ingress, network));
             }
@@ -313,6 +356,8 @@ impl Core {
 enum Way<'s> {
     /// To a port of this host.
     Port(u16),
+    /// To a port of this host in another subnet, from the gateway there, which has this MAC.
+    Routed(u16, Mac),
     /// Onto the wire of an external network, with its MTU.
     Wire(u16, u16),
     /// To a peer.
@@ -324,6 +369,11 @@ impl<'s> Way<'s> {
     fn of(tables: Tables<'s>, receiver: Receiver, hash: u64) -> Option<Self> {
         match receiver {
             Receiver::Port(index) => Some(Self::Port(index)),
+            Receiver::Routed(index) => {
+                let subnet = tables.snapshot.port(index)?.subnet;
+                let gateway = tables.snapshot.subnets[subnet].gateway_mac;
+                Some(Self::Routed(index, gateway))
+            }
             Receiver::Wire(network) => {
                 let known = tables.snapshot.outside.network(network)?;
                 Some(Self::Wire(network, known.mtu))

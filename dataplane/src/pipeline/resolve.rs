@@ -12,8 +12,8 @@ use super::tracer::{Silent, Tracer};
 use super::tracking::{Follow, NextState, follow, opening};
 use super::translate::{self, Change, Choice, Decision};
 use super::{
-    Entry, Service, Tables, balancing, external, forwarding, gateway, guard, learning, metadata,
-    nat64, services,
+    Entry, Service, Tables, balancing, external, forwarding, gateway, guard, learning, membership,
+    metadata, nat64, services,
 };
 use crate::numbers::Vni;
 use crate::packet::parse::{self, Fragment, is_icmp_error};
@@ -164,6 +164,10 @@ fn at_port<'t>(
     if gateway::is_router_solicitation(parsed) {
         return Err(DropReason::GatewayUnserved);
     }
+    if membership::of_port(snapshot, port, area, parsed)? {
+        tracer.step("multicast", || "what the port has joined".to_owned());
+        return Ok(Some(Verdict::Punt(Service::Querier)));
+    }
     if metadata::is_question(snapshot, port, parsed) {
         return Ok(Some(Verdict::Punt(Service::Metadata)));
     }
@@ -202,6 +206,7 @@ fn at_tunnel<'t>(
     if guard::is_ipv4_router(parsed) {
         return Err(DropReason::RogueServer);
     }
+    membership::check_tunnel(snapshot, vpc, area, parsed)?;
     Ok(None)
 }
 

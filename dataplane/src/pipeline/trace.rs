@@ -35,6 +35,7 @@ impl<'a> View<'a> {
             sessions: &self.shared.sessions,
             neighbors: &self.shared.neighbors,
             checks: &self.shared.checks,
+            listeners: &self.shared.listeners,
         }
     }
 }
@@ -82,6 +83,7 @@ impl Outcome {
             Self::Reply(name) => format!("{name} from the gateway"),
             Self::Service(Service::Metadata) => "the metadata service of this host".to_owned(),
             Self::Service(Service::Health) => "the health checks of this host".to_owned(),
+            Self::Service(Service::Querier) => "the multicast querier of this host".to_owned(),
             Self::WithItsFirst => "where the first fragment of its datagram goes".to_owned(),
             Self::To {
                 ports,
@@ -397,9 +399,13 @@ fn leave(
 
 fn flooded(tables: Tables<'_>, entry: &Entry) -> Result<Outcome, DropReason> {
     let (mut ports, mut peers, mut wire) = (vec![], vec![], None);
-    for receiver in flood::receivers(tables.snapshot, entry.ingress, entry.vpc, &entry.parsed) {
+    let (ingress, vpc) = (entry.ingress, entry.vpc);
+    let receivers: Vec<Receiver> = tables.listeners.read(|table| {
+        flood::receivers(tables.snapshot, table, ingress, vpc, &entry.parsed).collect()
+    });
+    for receiver in receivers {
         match receiver {
-            Receiver::Port(index) => ports.push(index),
+            Receiver::Port(index) | Receiver::Routed(index) => ports.push(index),
             Receiver::Wire(network) => wire = Some(network),
             Receiver::Peer(index) => {
                 let peer = tables.snapshot.peer(index);

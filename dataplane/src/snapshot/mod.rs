@@ -16,6 +16,7 @@ pub mod nat;
 mod translations;
 
 use std::collections::HashMap;
+use std::hash::BuildHasher;
 use std::sync::Arc;
 
 use foldhash::fast::FixedState;
@@ -116,6 +117,8 @@ pub struct Vpc {
     pub public: Arc<PublicBalancers>,
     /// The external network that it is on, in place of tunnels.
     pub wire: Option<Wire>,
+    /// Whether multicast is routed between its subnets with snooping.
+    pub routes_multicast: bool,
     /// What was asked for, if its ports are learned: of those on other hosts, not all are known then.
     pub learned: Option<Learned>,
 }
@@ -221,9 +224,18 @@ pub struct Subnet {
     pub peers: Vec<u16>,
     /// What its guests are told when they ask; none where nothing is answered.
     pub guests: Option<Arc<Guests>>,
+    /// Whether a multicast packet goes to those who have joined its group (`multicast`), and not to everybody.
+    pub snoops: bool,
+    /// A hash of its id, the same on every host: what peers with listeners are told apart by.
+    pub number: u64,
 }
 
 impl Subnet {
+    /// [`Subnet::number`] of an id.
+    pub fn number_of(id: &str) -> u64 {
+        FixedState::with_seed(0).hash_one(id)
+    }
+
     /// The gateway's address in a family.
     pub fn gateway(&self, family: Family) -> Option<u128> {
         match family {

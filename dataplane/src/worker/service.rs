@@ -25,6 +25,8 @@ pub struct Desks {
     pub metadata: Arc<PuntQueue>,
     /// Those to the health checks.
     pub health: Arc<PuntQueue>,
+    /// Those to the multicast querier.
+    pub querier: Arc<PuntQueue>,
 }
 
 impl Desks {
@@ -32,6 +34,7 @@ impl Desks {
         match service {
             Service::Metadata => &self.metadata,
             Service::Health => &self.health,
+            Service::Querier => &self.querier,
         }
     }
 }

@@ -24,6 +24,7 @@ mod learning;
 mod metadata;
 mod moves;
 mod mtu;
+mod multicast;
 mod nat;
 mod nat64;
 mod neighbours;

@@ -166,6 +166,7 @@ impl Differential {
             replies_per_second: UNLIMITED,
             broadcasts_per_second: UNLIMITED,
             metadata_per_second: UNLIMITED,
+            reports_per_second: UNLIMITED,
             flows_per_second: UNLIMITED,
             vpc_flows_per_second: UNLIMITED,
             ..Settings::default()
@@ -448,6 +449,7 @@ impl Differential {
                 })
                 .collect(),
             asked: std::mem::take(&mut self.fabric.asked),
+            reports: std::mem::take(&mut self.fabric.reports),
             dropped: self.dropped(),
             crossed: self.crossings()?,
             left: std::mem::take(&mut self.fabric.outside)
@@ -757,6 +759,9 @@ fn show(outcome: &Outcome) -> String {
     let mut lines = Vec::new();
     for (port, frame) in &outcome.delivered {
         lines.push(format!("  {port} gets {}", short(frame)));
+    }
+    for (port, frame) in &outcome.reports {
+        lines.push(format!("  {port} reports {}", short(frame)));
     }
     for (port, frame) in &outcome.asked {
         lines.push(format!("  {port} asks for metadata {}", short(frame)));

@@ -164,6 +164,7 @@ pub struct PeeringPlan {
 
 #[derive(Debug, Clone)]
 pub struct VpcPlan {
+    pub routes_multicast: bool,
     pub subnets: Vec<SubnetPlan>,
     pub groups: Vec<GroupPlan>,
     pub list: Vec<u8>,
@@ -183,6 +184,8 @@ pub struct SubnetPlan {
     pub told: u8,
     /// DHCP options that it gives, two bits each.
     pub options: u32,
+    /// Multicast goes to those who have joined.
+    pub snoops: bool,
 }
 
 #[derive(Debug, Clone)]
@@ -289,6 +292,8 @@ pub enum Step {
     Solicit(NeighborPlan),
     /// A question to one of the gateway's services.
     Ask(AskPlan),
+    /// A report of IGMP or MLD, or a packet to a group.
+    Multicast(MulticastPlan),
     Change(Change),
     Wait(u8),
 }
@@ -308,6 +313,18 @@ pub struct AskPlan {
     pub kind: u8,
     /// Which of the ways to put it.
     pub way: u8,
+    pub lie: u8,
+}
+
+#[derive(Debug, Clone)]
+pub struct MulticastPlan {
+    pub from: u8,
+    pub v6: bool,
+    /// A packet, or which message.
+    pub kind: u8,
+    pub group: u8,
+    /// Ports that are named as sources, by bit.
+    pub sources: u8,
     pub lie: u8,
 }
 
@@ -425,6 +442,12 @@ pub enum Change {
         gre: bool,
     },
     Translations(Vec<TranslationPlan>),
+    Multicast {
+        vpc: u8,
+        subnet: u8,
+        snoops: bool,
+        routes: bool,
+    },
     Balancers(Vec<BalancerPlan>),
     /// Members of one come, go or drain.
     Members(u8, Vec<MemberPlan>),
@@ -519,11 +542,13 @@ fn subnet(rng: &mut Rng) -> SubnetPlan {
         policies: policies(rng),
         told: rng.byte(),
         options: options(rng),
+        snoops: rng.percent(60),
     }
 }
 
 fn vpc(rng: &mut Rng) -> VpcPlan {
     VpcPlan {
+        routes_multicast: rng.coin(),
         subnets: rng.list(1..4, subnet),
         groups: rng.list(1..4, group),
         list: rng.list(0..3, Rng::byte),
@@ -688,12 +713,18 @@ fn act(rng: &mut Rng) -> Act {
 }
 
 fn change(rng: &mut Rng) -> Change {
-    match rng.below(19) {
+    match rng.below(21) {
         0 => Change::Nothing,
         18 => Change::Policies {
             vpc: rng.byte(),
             subnet: rng.byte(),
             plan: policies(rng),
+        },
+        19 | 20 => Change::Multicast {
+            vpc: rng.byte(),
+            subnet: rng.byte(),
+            snoops: rng.percent(60),
+            routes: rng.coin(),
         },
         11 => Change::Balancers(rng.list(0..4, balancer)),
         12..16 => Change::Members(rng.byte(), members(rng)),
@@ -750,9 +781,22 @@ fn ask(rng: &mut Rng) -> AskPlan {
     }
 }
 
+fn multicast(rng: &mut Rng) -> MulticastPlan {
+    MulticastPlan {
+        from: rng.byte(),
+        v6: rng.coin(),
+        kind: rng.below(24),
+        // Mostly the same one.
+        group: if rng.coin() { 0 } else { rng.byte() },
+        sources: rng.below(8),
+        lie: rng.below(30),
+    }
+}
+
 /// The next step of a run; most are packets.
 pub fn step(rng: &mut Rng) -> Step {
-    match rng.below(100) {
+    match rng.below(112) {
+        100..112 => Step::Multicast(multicast(rng)),
         0..3 => Step::Segment(packet(rng), rng.below(4), 1 + rng.word() % 1500),
         3..8 => Step::Packet(packet(rng)),
         8..12 => Step::Out(packet(rng)),
@@ -833,6 +877,16 @@ impl FabricPlan {
             Change::Host { host, gre } => pick(&mut self.hosts, *host).0 = *gre,
             Change::Translations(plans) => self.translations.clone_from(plans),
             Change::Peerings(plans) => self.peerings.clone_from(plans),
+            Change::Multicast {
+                vpc,
+                subnet,
+                snoops,
+                routes,
+            } => {
+                let vpc = pick(&mut self.vpcs, *vpc);
+                vpc.routes_multicast = *routes;
+                pick(&mut vpc.subnets, *subnet).snoops = *snoops;
+            }
             Change::Balancers(plans) => self.balancers.clone_from(plans),
             Change::Health(which, down) => {
                 if !self.balancers.is_empty() {
@@ -1472,6 +1526,7 @@ impl VpcPlan {
         objects.vpcs.push(v1::Vpc {
             id: vpc.into(),
             vni,
+            multicast_routing: self.routes_multicast,
             ..v1::Vpc::default()
         });
         for (s, subnet) in self.subnets.iter().enumerate() {
@@ -1489,6 +1544,7 @@ impl VpcPlan {
                 cidrs,
                 route_table: id.clone(),
                 dhcp: subnet.dhcp(number(s)),
+                multicast: if subnet.snoops { "snooping" } else { "" }.into(),
                 ..v1::Subnet::default()
             };
             if subnet.own_gateway {

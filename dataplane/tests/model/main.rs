@@ -16,6 +16,7 @@ mod connection;
 mod craft;
 mod differential;
 mod generate;
+mod multicast;
 mod outside;
 mod questions;
 mod reduce;

@@ -15,7 +15,7 @@ use crate::generate::{
 };
 use crate::rng::Rng;
 use crate::semantics::frame::{Decoded, IP, RST, decode};
-use crate::{outside, questions, traffic, wire};
+use crate::{multicast, outside, questions, traffic, wire};
 
 /// Frames that steps may look back to.
 const MEMORY: usize = 16;
@@ -225,6 +225,7 @@ impl Run {
             Step::Arp(plan) => traffic::arp(&self.objects, plan),
             Step::Solicit(plan) => traffic::solicit(&self.objects, plan),
             Step::Ask(plan) => questions::ask(&self.objects, plan),
+            Step::Multicast(plan) => multicast::frame(&self.objects, plan, self.id),
             Step::Vector(plans) => return self.vector(case, plans),
             Step::Pieces(plan, cut) => {
                 let sending = traffic::packet(&self.objects, plan, self.id);

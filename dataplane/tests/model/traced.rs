@@ -1,6 +1,7 @@
 //! The packet trace beside what really became of the packet.
 
 use weft_dataplane::packet::DropReason;
+use weft_dataplane::pipeline::Service;
 use weft_dataplane::pipeline::trace::{self, Outcome as Way, Trace};
 use weft_fabric::{Fabric, MemoryHost};
 
@@ -52,6 +53,7 @@ impl Traced {
                 let sent = found.delivered.len() + found.crossed.len() + found.left.len();
                 drops.count() == 0 && (sent > 0 || elsewhere)
             }
+            Way::Service(Service::Querier) => !found.reports.is_empty(),
             Way::Service(_) => !found.asked.is_empty(),
             Way::WithItsFirst => true,
             // A copy that is too big for one of many is dropped for that one.

@@ -635,6 +635,7 @@ impl Config {
             replies_per_second: self.limits.replies_per_second,
             broadcasts_per_second: self.limits.broadcasts_per_second,
             metadata_per_second: self.limits.metadata_per_second,
+            reports_per_second: Settings::default().reports_per_second,
             flows_per_second: self.limits.flows_per_second,
             vpc_flows_per_second: self.limits.vpc_flows_per_second,
             fragment: self.limits.fragment,

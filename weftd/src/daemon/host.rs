@@ -12,6 +12,7 @@ use weft_proto::v1::{self, Violation};
 use super::announce::{self, Announcer, Moved};
 use super::config::{Config, Uplink, VhostUplink};
 use super::devices::Devices;
+use super::multicast;
 use super::resources::Resources;
 use crate::agent::Apply;
 use crate::health;
@@ -55,6 +56,8 @@ pub struct Host {
     pub health: Arc<health::Service>,
     /// Sends this host's announcements to ports.
     pub injector: Arc<Injector>,
+    /// Reports of multicast listeners that workers have left.
+    pub reports: Arc<PuntQueue>,
     /// The next hops to other hosts.
     watcher: Arc<underlay::Underlay>,
     /// Uplinks whose next hop is configured, by number.
@@ -128,6 +131,7 @@ impl Host {
         let desks = Desks {
             metadata: Arc::new(PuntQueue::new(DESK)),
             health: Arc::new(PuntQueue::new(health::DESK)),
+            querier: Arc::new(PuntQueue::new(multicast::REPORTS)),
         };
         let plan = Plan {
             cores: &cores,
@@ -199,6 +203,7 @@ impl Host {
             metadata,
             health: Arc::new(health),
             injector,
+            reports: desks.querier,
             watcher,
             fixed,
             inner: Mutex::new(inner),

@@ -5,6 +5,7 @@ pub mod config;
 pub mod devices;
 pub mod host;
 mod learning;
+mod multicast;
 pub mod node;
 mod resources;
 mod run;

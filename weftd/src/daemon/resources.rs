@@ -73,6 +73,7 @@ impl Resources {
                 probes: Arc::default(),
                 asks: Arc::default(),
                 checks: Arc::default(),
+                listeners: Arc::default(),
                 device_mtus: Arc::new(DeviceMtus::new(config.settings().ports)),
             },
         })

@@ -17,6 +17,7 @@ use weft_proto::v1::{Event, ObjectKey};
 use super::config::Config;
 use super::host::Host;
 use super::learning;
+use super::multicast;
 use super::node::NodeService;
 use super::resources::Resources;
 use crate::agent::{self, AgentConfig, AgentHandle, Source};
@@ -26,7 +27,7 @@ use weft_dataplane::session::table::{PREPARE_EVERY, SessionTable};
 /// How often devices of ports are looked for.
 const SETTLE: Duration = Duration::from_millis(250);
 /// What this host offers to the controller.
-const CAPABILITIES: [&str; 14] = [
+const CAPABILITIES: [&str; 15] = [
     "vxlan",
     "gre",
     "netdev",
@@ -41,6 +42,7 @@ const CAPABILITIES: [&str; 14] = [
     weft_proto::FINDINGS,
     weft_proto::DSCP_MARKING,
     weft_proto::POLICY_ROUTES,
+    weft_proto::MULTICAST,
 ];
 
 /// Runs the daemon until it is stopped.
@@ -104,7 +106,7 @@ fn agent_config(config: &Config) -> anyhow::Result<AgentConfig> {
 }
 
 /// Starts what runs beside the daemon's loop: the node service, the growth of the session table, the metadata service, the probes of
-/// gateway hosts, the health checks of load balancers' members, and what packets ask the controller for.
+/// gateway hosts, the health checks of load balancers' members, what packets ask the controller for, and the multicast querier.
 fn spawn_tasks(
     config: &Config,
     host: &Arc<Host>,
@@ -129,7 +131,9 @@ fn spawn_tasks(
     let health = Arc::clone(&host.health);
     let health = health.run(config.host.clone(), Arc::clone(agent));
     let health = tokio::spawn(health).abort_handle();
-    let tasks = [server, preparing, probing, learning, health];
+    let multicast = multicast::follow(Arc::clone(host), Arc::clone(agent));
+    let multicast = tokio::spawn(multicast).abort_handle();
+    let tasks = [server, preparing, probing, learning, health, multicast];
     Ok(tasks.into_iter().chain(metadata).collect())
 }
 

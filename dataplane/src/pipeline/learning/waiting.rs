@@ -186,6 +186,7 @@ impl Pipeline {
             sessions: &self.sessions,
             neighbors: &self.neighbors,
             checks: &self.checks,
+            listeners: &self.listeners,
         };
         let mut looked_at = std::mem::take(&mut self.core.waiting.spare);
         std::mem::swap(&mut looked_at, &mut self.core.waiting.all);

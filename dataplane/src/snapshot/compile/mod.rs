@@ -548,6 +548,7 @@ impl<'a> Draft<'a> {
                 vni: vpc.vni.into(),
                 index: index.into(),
                 epoch: self.context.generation.into(),
+                routes_multicast: vpc.multicast_routing,
                 learned: vpc.learning.as_ref().map(|_| Learned::default()),
                 ..Vpc::default()
             };

@@ -68,6 +68,8 @@ impl Draft<'_> {
                 vpc,
                 gateway_mac,
                 acl,
+                snoops: subnet.multicast == "snooping" && subnet.external_network.is_empty(),
+                number: Subnet::number_of(&subnet.id),
                 ..Subnet::default()
             };
             self.fill_prefixes(subnet, place, &mut compiled);

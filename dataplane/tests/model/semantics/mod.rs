@@ -16,6 +16,7 @@ mod fragments;
 pub mod frame;
 mod gateway;
 mod leave;
+mod multicast;
 pub mod outer;
 pub mod outside;
 mod policy;
@@ -38,6 +39,7 @@ use frame::{Decoded, Flow, Mac, Packet, SYN, decode, is_group, is_group_mac};
 use gateway::{Discovery, Problem, stays_on_link};
 use leave::Mapping;
 pub use leave::Seen;
+use multicast::{Joined, Said};
 use outside::{By, OUTSIDE};
 use policy::{Question, acl_allows, groups_allow};
 use session::{Follow, Place, Session, Stage, follow, open};
@@ -64,6 +66,8 @@ pub struct Outcome {
     pub whole: Vec<(String, u8, u16)>,
     /// Port, and what it sends to its host's metadata service.
     pub asked: Vec<(String, Vec<u8>)>,
+    /// Port, and what it says that it has joined.
+    pub reports: Vec<(String, Vec<u8>)>,
     /// Host, and the reason.
     pub dropped: Vec<(String, DropReason)>,
     pub crossed: Vec<Crossing>,
@@ -76,6 +80,7 @@ impl Outcome {
         self.delivered.sort();
         self.whole.sort();
         self.asked.sort();
+        self.reports.sort();
         self.dropped.sort();
         self.crossed.sort();
         self.left.sort();
@@ -195,6 +200,8 @@ pub struct Model {
     choices: Vec<Choice>,
     /// Which members of load balancers flows were seen to go to.
     balanced: Vec<balancing::Balanced>,
+    /// What ports have joined.
+    joined: Joined,
     /// Of NAT gateways.
     mappings: Vec<Mapping>,
     /// The number of the next one.
@@ -229,6 +236,7 @@ impl Model {
             case.device_mtus.clone(),
         );
         Self {
+            joined: Joined::new(),
             mappings: Vec::new(),
             next_mapping: 0,
             seen: Rc::default(),
@@ -258,6 +266,7 @@ impl Model {
             translations.clone(),
             device_mtus.clone(),
         );
+        multicast::keep(&mut self.joined, &self.world, &world);
         self.world = Rc::new(world);
     }
 
@@ -276,6 +285,7 @@ impl Model {
     /// Lets time pass: sessions expire, and what has waited in vain for its first fragment is dropped.
     pub fn advance(&mut self, milliseconds: u32) -> Outcome {
         self.now += milliseconds;
+        multicast::expire(&mut self.joined, self.now);
         let (world, now) = (Rc::clone(&self.world), self.now);
         for (host, sessions) in &mut self.sessions {
             sessions.retain(|session| {
@@ -443,6 +453,19 @@ impl Model {
         {
             return Err(DropReason::GatewayUnserved);
         }
+        if multicast::is_heard(world, port)
+            && let Some(said) = multicast::read(&packet)
+        {
+            match said? {
+                Said::Query => return Err(DropReason::RogueQuerier),
+                Said::Report(records) => {
+                    outcome.reports.push((port.id.clone(), packet.bytes));
+                    multicast::hear(&mut self.joined, &port.id, records, self.now);
+                    return Ok(());
+                }
+                Said::Other => {}
+            }
+        }
         let to_router = packet.dst == gateway_mac(world.subnet(&port.subnet));
         let destination = packet.flow.destination;
         let is_local = destination == gateway::link_local(packet.dst);
@@ -500,6 +523,14 @@ impl Model {
                         return Err(DropReason::RogueServer);
                     }
                     None => {
+                        let sender = world.port_by_mac(vpc, packet.src);
+                        if sender.is_some_and(|sender| multicast::is_heard(world, sender))
+                            && let Some(said) = multicast::read(&packet)
+                            && !matches!(said?, Said::Other)
+                        {
+                            // Each host asks its own guests.
+                            return Err(DropReason::RogueQuerier);
+                        }
                         let ingress = Ingress::Tunnel(from, class);
                         return self.onward(world, (to, vpc), ingress, packet, outcome);
                     }
@@ -1428,13 +1459,19 @@ impl Model {
             outcome.dropped.extend(vec![nobody; packet.split().len()]);
             return Ok(());
         };
-        let others = world
+        let for_all = multicast::is_for_all(world, sender, packet.flow.destination);
+        let is_routed = |port: &v1::Port| match for_all {
+            true => (port.subnet == sender.subnet && port.id != sender.id).then_some(false),
+            false => multicast::way(world, &self.joined, (sender, port), packet),
+        };
+        let others: Vec<(&v1::Port, bool)> = world
             .0
             .ports
             .iter()
-            .filter(|port| port.subnet == sender.subnet && port.id != sender.id);
+            .filter_map(|port| Some((port, is_routed(port)?)))
+            .collect();
         let mut copies = 0;
-        for port in others.clone().filter(|port| port.host == host) {
+        for (port, is_routed) in others.iter().filter(|(port, _)| port.host == host) {
             if !passes(port, true) {
                 continue;
             }
@@ -1442,6 +1479,10 @@ impl Model {
             for mut packet in packet.split() {
                 if let Ingress::Tunnel(_, class) = ingress {
                     packet.carry_congestion(class)?;
+                }
+                if *is_routed {
+                    packet.set_macs(packet.dst, gateway_mac(world.subnet(&port.subnet)));
+                    packet.set_ttl(packet.ttl - 1);
                 }
                 let mtu = world.device_mtu(&port.id);
                 if mtu.is_some_and(|mtu| packet.ip_len() > mtu) {
@@ -1451,8 +1492,9 @@ impl Model {
                 }
             }
         }
-        let mut remote: Vec<&str> = others.map(|port| port.host.as_str()).collect();
-        if self.learns {
+        let remote = others.iter().map(|(port, _)| port.host.as_str());
+        let mut remote: Vec<&str> = remote.collect();
+        if self.learns && for_all {
             let all = world.0.ports.iter().filter(|port| port.vpc == vpc);
             remote.extend(all.map(|port| port.host.as_str()));
         }
