@@ -10,7 +10,8 @@ use weft_dataplane::pipeline::{Destination, Source};
 use weft_fabric::Fabric;
 
 use crate::external::{FAR, twofold};
-use crate::frames::{A1, End, udp};
+use crate::frames::{A1, A2, A3, B1, End, udp};
+use crate::multicast;
 use crate::topology::{ROUTER, fabric};
 
 thread_local! {
@@ -101,6 +102,29 @@ fn a_gateway_host_tells_of_new_sessions_and_of_all_without_allocating() {
     }
 }
 
+/// What vectors of a frame of a1 make its host allocate, each of which is sent on as so many packets.
+fn copies(fabric: &mut Fabric, frame: &[u8], copies: usize) {
+    const PACKETS: usize = 32;
+    for round in 0..3 {
+        let (host, index) = fabric.find_port("a1").unwrap();
+        let now = fabric.now;
+        let host = fabric.hosts.get_mut(&host).unwrap();
+        let packets = std::iter::repeat_with(|| host.io.memory.packet(128, frame)).take(PACKETS);
+        let mut packets: Vec<Packet> = packets.collect::<Option<_>>().unwrap();
+        host.io.sent.reserve(256);
+        let before = allocations();
+        let source = Source::Port(index);
+        host.pipeline
+            .process(&mut host.io, source, &mut packets, now);
+        let count = allocations() - before;
+        assert_eq!(host.io.sent.len(), copies * PACKETS);
+        if round > 0 {
+            assert_eq!(count, 0);
+        }
+        fabric.carry();
+    }
+}
+
 #[test]
 fn a_broadcast_is_copied_to_ports_and_hosts_without_allocating() {
     let mut fabric = fabric(|_| {});
@@ -110,22 +134,23 @@ fn a_broadcast_is_copied_to_ports_and_hosts_without_allocating() {
         ..A1
     };
     let frame = udp(A1, everybody, [0xff; 6], (9, 9), b"all");
-    for round in 0..3 {
-        let (host, index) = fabric.find_port("a1").unwrap();
-        let now = fabric.now;
-        let host = fabric.hosts.get_mut(&host).unwrap();
-        let packets = std::iter::repeat_with(|| host.io.memory.packet(128, &frame)).take(32);
-        let mut packets: Vec<Packet> = packets.collect::<Option<_>>().unwrap();
-        host.io.sent.reserve(256);
-        let before = allocations();
-        let source = Source::Port(index);
-        host.pipeline
-            .process(&mut host.io, source, &mut packets, now);
-        let count = allocations() - before;
-        assert_eq!(host.io.sent.len(), 64, "to a3, and to h2");
-        if round > 0 {
-            assert_eq!(count, 0);
-        }
-        fabric.carry();
+    // To a3, and to h2.
+    copies(&mut fabric, &frame, 2);
+}
+
+#[test]
+fn a_group_is_copied_to_those_who_have_joined_it_without_allocating() {
+    let mut fabric = fabric(multicast::route);
+    // On this host, on the other one, and in another subnet.
+    for (port, end) in [("a3", A3), ("a2", A2), ("b1", B1)] {
+        fabric.send(port, &multicast::igmp2(end, 0x16, multicast::GROUP));
     }
+    copies(&mut fabric, &multicast::stream(A1), 3);
+    // Nobody else has joined this one.
+    let other = End {
+        v4: [239, 9, 9, 9],
+        ..A1
+    };
+    let frame = udp(A1, other, [1, 0, 0x5e, 9, 9, 9], (9, 9), b"none");
+    copies(&mut fabric, &frame, 0);
 }

@@ -12,7 +12,7 @@ use weft_proto::v1::Objects;
 use crate::frames::{A1, A2, A3, B1, End, read, udp, udp_ttl, udp6};
 use crate::topology::{ROUTER, change, fabric};
 
-const GROUP: [u8; 4] = [239, 1, 1, 1];
+pub const GROUP: [u8; 4] = [239, 1, 1, 1];
 const GROUP_MAC: [u8; 6] = [0x01, 0, 0x5e, 1, 1, 1];
 const GROUP6: [u8; 16] = [0xff, 5, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0x12, 0x34];
 const GROUP6_MAC: [u8; 6] = [0x33, 0x33, 0, 0, 0x12, 0x34];
@@ -30,7 +30,7 @@ fn snoop(objects: &mut Objects) {
     }
 }
 
-fn route(objects: &mut Objects) {
+pub fn route(objects: &mut Objects) {
     snoop(objects);
     objects.vpcs[0].multicast_routing = true;
 }
@@ -54,7 +54,7 @@ fn igmp(from: End, to: [u8; 4], mac: [u8; 6], mut body: Vec<u8>) -> Vec<u8> {
 }
 
 /// IGMPv2: a report (0x16) or a leave (0x17).
-fn igmp2(from: End, kind: u8, group: [u8; 4]) -> Vec<u8> {
+pub fn igmp2(from: End, kind: u8, group: [u8; 4]) -> Vec<u8> {
     let body = [&[kind, 0, 0, 0][..], &group].concat();
     match kind {
         0x17 => igmp(from, [224, 0, 0, 2], [1, 0, 0x5e, 0, 0, 2], body),
@@ -128,7 +128,7 @@ fn mld1(from: End, kind: u8, group: [u8; 16]) -> Vec<u8> {
     mld_from(link_local(from), from.mac, body)
 }
 
-fn stream(from: End) -> Vec<u8> {
+pub fn stream(from: End) -> Vec<u8> {
     let to = End { v4: GROUP, ..from };
     udp(from, to, GROUP_MAC, (5000, 5000), b"data")
 }

@@ -326,6 +326,17 @@ fn a_subnet_has_one_prefix_of_a_family_and_at_least_one() {
 }
 
 #[test]
+fn a_subnet_floods_multicast_or_snoops_it() {
+    refused(
+        "subnet red-front multicast: 'igmp' is neither flood nor snooping",
+        |o| o.subnets[1].multicast = "igmp".into(),
+    );
+    for mode in ["", "flood", "snooping"] {
+        accepted(|o| o.subnets[1].multicast = mode.into());
+    }
+}
+
+#[test]
 fn addresses_that_no_router_passes_on_belong_to_nobody() {
     let give = |o: &mut Objects, prefix: &str| {
         o.subnets[1].cidrs = vec![prefix.into()];

@@ -53,6 +53,10 @@ fn a_subnet_may_be_on_an_external_network_that_its_tenant_may_use() {
         on_wire(|o| o.subnets[1].gateway_mac = "02:00:00:00:00:77".into()),
     );
     refused(
+        "subnet red-front multicast: a subnet on an external network has no querier",
+        on_wire(|o| o.subnets[1].multicast = "snooping".into()),
+    );
+    refused(
         &format!("subnet red-front route_table: {rule}"),
         on_wire(|o| {
             let mut table = o.route_tables[0].clone();
