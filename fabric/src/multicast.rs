@@ -1,6 +1,6 @@
 //! What agents and a controller do for multicast: each host's querier hears reports, and hosts are told at once what others listen to.
 
-use weft_dataplane::multicast::listeners::{Heard, elsewhere};
+use weft_dataplane::multicast::listeners::{Heard, elsewhere, reach};
 use weft_dataplane::multicast::{Answer, Merged};
 
 use crate::{Fabric, MemoryHost};
@@ -70,6 +70,7 @@ impl Fabric {
             });
             let mut table = host.shared.listeners.copy();
             let told = elsewhere(host.pipeline.snapshot(), of_others);
+            table.reach = reach(host.pipeline.snapshot());
             table.elsewhere = self.tells_listeners.then_some(told);
             host.shared.listeners.publish(table);
         }

@@ -1,10 +1,10 @@
 //! Who gets which group: an immutable table that the agent's threads publish and workers read, one look-up for each packet to a group.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
 use crate::numbers::Vni;
-use crate::snapshot::{CowMap, Snapshot, Subnet};
+use crate::snapshot::{CowMap, Map, Snapshot, Subnet};
 use crate::sync::ArcSwap;
 
 /// Which sources of a group a listener wants.
@@ -66,13 +66,18 @@ pub struct Elsewhere {
     pub filter: Filter,
 }
 
+/// Somebody for each group of each VPC.
+pub type Groups<T> = CowMap<(Vni, u128), Arc<[T]>>;
+
 /// Who gets which group of which VPC.
 #[derive(Debug, Clone, Default)]
 pub struct Table {
     /// Ports of this host.
-    pub here: CowMap<(Vni, u128), Arc<[Listener]>>,
+    pub here: Groups<Listener>,
     /// Peers. None: what other hosts want is not known, and each that has ports of a sender's subnet gets a copy.
-    pub elsewhere: Option<CowMap<(Vni, u128), Arc<[Elsewhere]>>>,
+    pub elsewhere: Option<Groups<Elsewhere>>,
+    /// The peers that get a copy then of what may pass into other subnets: those with ports of any subnet of the VPC that snoops.
+    pub reach: Map<Vni, Arc<[u16]>>,
 }
 
 impl Table {
@@ -86,6 +91,21 @@ impl Table {
         let elsewhere = self.elsewhere.as_ref()?;
         Some(elsewhere.get(&group).map_or(&[][..], |listeners| listeners))
     }
+}
+
+/// What goes into [`Table::reach`].
+pub fn reach(snapshot: &Snapshot) -> Map<Vni, Arc<[u16]>> {
+    let mut reach: Map<Vni, BTreeSet<u16>> = Map::default();
+    for subnet in snapshot.subnets.iter().filter(|subnet| subnet.snoops) {
+        let vpc = &snapshot.vpcs[subnet.vpc];
+        if vpc.routes_multicast {
+            reach.entry(vpc.vni).or_default().extend(&subnet.peers);
+        }
+    }
+    let reach = reach.into_iter();
+    reach
+        .map(|(vni, peers)| (vni, peers.into_iter().collect()))
+        .collect()
 }
 
 /// What another host has said that its ports listen to.
@@ -107,7 +127,7 @@ pub struct Heard<'h> {
 pub fn elsewhere<'h>(
     snapshot: &Snapshot,
     heard: impl Iterator<Item = Heard<'h>>,
-) -> CowMap<(Vni, u128), Arc<[Elsewhere]>> {
+) -> Groups<Elsewhere> {
     let peers = (0u16..).zip(snapshot.peers.iter());
     let peers = peers.filter_map(|(index, peer)| Some((&*peer.as_ref()?.host, index)));
     let peers: HashMap<&str, u16> = peers.collect();

@@ -241,3 +241,109 @@ pub fn mac_of(group: u128) -> Mac {
         [0x33, 0x33, a, b, c, d]
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::packet::parse::{self, Inner};
+
+    /// A frame with a message of any bytes, whose checksums are right.
+    fn frame(v4: bool, mut body: Vec<u8>) -> Vec<u8> {
+        let mut frame = vec![1, 0, 0x5e, 0, 0, 22, 2, 0, 0, 0, 0, 1];
+        let total = body.len() as u16;
+        let sum = if v4 {
+            frame.extend([8, 0, 0x45, 0]);
+            frame.extend((20 + total).to_be_bytes());
+            frame.extend([
+                0,
+                0,
+                0,
+                0,
+                1,
+                protocol::IGMP,
+                0,
+                0,
+                10,
+                0,
+                0,
+                1,
+                224,
+                0,
+                0,
+                22,
+            ]);
+            let sum = checksum::finish(checksum::sum(&frame[14..]));
+            frame[24..26].copy_from_slice(&sum.to_be_bytes());
+            checksum::sum(&body)
+        } else {
+            let (from, to) = (0xfe80 << 112 | 1, 0xff02 << 112 | 22);
+            frame.extend([0x86, 0xdd, 0x60, 0, 0, 0]);
+            frame.extend(total.to_be_bytes());
+            frame.extend([protocol::ICMPV6, 1]);
+            frame.extend(u128::to_be_bytes(from));
+            frame.extend(u128::to_be_bytes(to));
+            let length = body.len() as u32;
+            let pseudo = checksum::pseudo_header(Family::Ipv6, from, to, protocol::ICMPV6, length);
+            pseudo + checksum::sum(&body)
+        };
+        if let Some(field) = body.get_mut(2..4) {
+            field.copy_from_slice(&checksum::finish(sum).to_be_bytes());
+        }
+        frame.extend(body);
+        frame
+    }
+
+    #[test]
+    fn whatever_a_guest_sends_is_read_within_its_bounds_and_as_many_records_as_it_says() {
+        let mut reports = 0;
+        for seed in 0..60_000u64 {
+            let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+            let mut next = || {
+                state ^= state << 13;
+                state ^= state >> 7;
+                state ^= state << 17;
+                (state >> 32) as u8
+            };
+            let v4 = seed % 2 == 0;
+            let mut body: Vec<u8> = (0..next() % 96).map(|_| next()).collect();
+            if body.len() >= 8 {
+                let kinds = if v4 {
+                    [0x22, 0x16, 0x17, 0x11]
+                } else {
+                    [143, 131, 132, 130]
+                };
+                body[0] = kinds[usize::from(next() / 32).saturating_sub(4)];
+                (body[1], body[2], body[3]) = (0, 0, 0);
+                (body[6], body[7]) = (0, next() % 3);
+                for at in [8, 8 + 4 + if v4 { 4 } else { 16 }] {
+                    // Few sources, and a group.
+                    if let Some(head) = body.get_mut(at..at + 5) {
+                        head[1..4].fill(0);
+                        head[3] = seed as u8 % 4;
+                        head[4] = if v4 { 239 } else { 0xff };
+                    }
+                }
+            }
+            let frame = frame(v4, body);
+            let Ok(Inner::Ip(parsed)) = parse::inner(&frame) else {
+                continue;
+            };
+            if !is_membership(&parsed) {
+                continue;
+            }
+            if let Ok(Some(Message::Report(report))) = read(&frame, &parsed) {
+                reports += 1;
+                let most = match report {
+                    Report::One(_) => 1,
+                    Report::Records(_, _, count) => usize::from(count),
+                };
+                assert!(report.records().count() <= most);
+                for record in report.records() {
+                    assert!(is_group(record.group));
+                    assert!(record.sources().count() * 4 <= frame.len());
+                }
+            }
+        }
+        assert!(reports > 5000, "{reports}");
+    }
+}

@@ -109,10 +109,11 @@ pub fn receivers<'a>(
             return None;
         }
         let is_here = port.subnet == group.place;
-        if !is_here && !(group.is_routed && snapshot.subnets[port.subnet].snoops) {
+        if is_here || group.is_routed && snapshot.subnets[port.subnet].snoops {
+            admitted(listener.port)?;
+        } else {
             return None;
         }
-        admitted(listener.port)?;
         Some(match is_here {
             true => Receiver::Port(listener.port),
             false => Receiver::Routed(listener.port),
@@ -144,7 +145,9 @@ pub fn is_limited(snapshot: &Snapshot, table: &Table, index: u16, parsed: &Parse
     };
     let vpc = &snapshot.vpcs[port.vpc];
     match Group::of(snapshot, vpc, port.subnet, parsed) {
-        Some(group) => table.elsewhere.is_none() && !group.subnet.peers.is_empty(),
+        Some(group) => {
+            table.elsewhere.is_none() && (group.is_routed || !group.subnet.peers.is_empty())
+        }
         None => true,
     }
 }
@@ -204,6 +207,11 @@ fn scope<'a>(
     let (peers, elsewhere) = match table.elsewhere(key) {
         Some(elsewhere) if sender.is_some() => (&[][..], elsewhere),
         Some(_) => (&[][..], &[][..]),
+        // Those of other subnets are not known by the sender's alone.
+        None if sender.is_some() && group.is_routed => {
+            let reach = table.reach.get(&vpc.vni);
+            (reach.map_or(peers, |reach| reach), &[][..])
+        }
         None => (peers, &[][..]),
     };
     Scope {

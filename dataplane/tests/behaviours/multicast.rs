@@ -62,7 +62,10 @@ pub fn igmp2(from: End, kind: u8, group: [u8; 4]) -> Vec<u8> {
     }
 }
 
-fn igmp3(from: End, records: &[(u8, [u8; 4], &[[u8; 4]])]) -> Vec<u8> {
+/// Kind, group and sources.
+type Record<'r> = (u8, [u8; 4], &'r [[u8; 4]]);
+
+fn igmp3(from: End, records: &[Record<'_>]) -> Vec<u8> {
     let mut body = vec![0x22, 0, 0, 0, 0, 0];
     body.extend((records.len() as u16).to_be_bytes());
     for (kind, group, sources) in records {
@@ -324,6 +327,13 @@ fn hosts_that_are_not_told_of_listeners_get_a_copy_if_they_have_the_subnet() {
     assert_eq!(fabric.drops("h2", DropReason::NoReceiver), 1);
     fabric.send("a2", &igmp2(A2, 0x16, GROUP));
     assert_eq!(sent(&mut fabric, "a1", &stream(A1)), to(["a2", "a3"], 1));
+    // Into another subnet, of which alone the other host has ports.
+    change(&mut fabric, |objects| {
+        route(objects);
+        objects.ports.retain(|port| port.id != "a2");
+    });
+    fabric.send("b2", &igmp2(crate::frames::B2, 0x16, GROUP));
+    assert_eq!(sent(&mut fabric, "a1", &stream(A1)), to(["a3", "b2"], 1));
 }
 
 #[test]
@@ -387,7 +397,7 @@ fn a_port_may_report_so_often_and_join_so_much() {
         .map(|n| (0xef02_0000 + n).to_be_bytes())
         .collect();
     for groups in all.chunks(100) {
-        let records: Vec<(u8, [u8; 4], &[[u8; 4]])> = groups
+        let records: Vec<Record<'_>> = groups
             .iter()
             .map(|group| (TO_EXCLUDE, *group, &[][..]))
             .collect();
@@ -439,7 +449,7 @@ fn a_port_that_goes_takes_what_it_has_joined_along() {
     fabric.send("a2", &igmp2(A2, 0x16, GROUP));
     assert_eq!(sent(&mut fabric, "a1", &stream(A1)), to(["a2"], 1));
     change(&mut fabric, |objects| {
-        objects.ports.retain(|port| port.id != "a2")
+        objects.ports.retain(|port| port.id != "a2");
     });
     fabric.carry();
     assert_eq!(sent(&mut fabric, "a1", &stream(A1)), to([], 0));
@@ -453,7 +463,7 @@ fn in_pieces_it_goes_the_same_way_and_a_segment_of_all_sizes_too() {
     let whole = udp(A1, End { v4: GROUP, ..A1 }, GROUP_MAC, (1, 2), &[7; 64]);
     let piece = |offset: u16, more: bool, payload: &[u8]| {
         let mut frame = whole[..34].to_vec();
-        let bits = offset / 8 | if more { 0x2000 } else { 0 };
+        let bits = (offset / 8) | if more { 0x2000 } else { 0 };
         frame[16..18].copy_from_slice(&(20 + payload.len() as u16).to_be_bytes());
         frame[18..20].copy_from_slice(&77u16.to_be_bytes());
         frame[20..22].copy_from_slice(&bits.to_be_bytes());

@@ -4,8 +4,8 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use weft_dataplane::multicast::listeners::reach;
 use weft_dataplane::multicast::{Answer, Querier};
-use weft_dataplane::snapshot::Snapshot;
 
 use super::host::Host;
 use crate::agent::AgentHandle;
@@ -82,21 +82,21 @@ impl Service {
     fn settle(&mut self) {
         let snapshot = self.host.injector.snapshot();
         let now = self.now();
-        self.follow_snapshot(&snapshot, now);
+        let is_new = self.followed != snapshot.generation;
+        if is_new {
+            self.followed = snapshot.generation;
+            self.querier.follow(&snapshot, now);
+        }
         let answer = self.querier.tick(&snapshot, now);
-        if self.querier.has_changed() {
+        if is_new || self.querier.has_changed() {
             let mut table = self.host.shared.listeners.copy();
             self.querier.update(&mut table);
+            if is_new {
+                table.reach = reach(&snapshot);
+            }
             self.host.shared.listeners.publish(table);
         }
         self.send(answer);
-    }
-
-    fn follow_snapshot(&mut self, snapshot: &Snapshot, now: u64) {
-        if self.followed != snapshot.generation {
-            self.followed = snapshot.generation;
-            self.querier.follow(snapshot, now);
-        }
     }
 
     fn send(&self, answer: Answer) {
