@@ -216,7 +216,7 @@ impl Listener {
 
     /// The next frame at its interface that is of the group's stream.
     fn frame(&self, within: Duration) -> Option<Vec<u8>> {
-        self.raw.receive(within, |frame| is_of_stream(frame))
+        self.raw.receive(within, is_of_stream)
     }
 
     /// Leaves while the group is sent to; how long frames still come to its interface.
