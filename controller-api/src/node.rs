@@ -10,9 +10,7 @@ use weft_proto::labels::Labels;
 use weft_proto::persistent::PersistentSet;
 use weft_proto::state::{Entry, Key, Kind, Layer, Object, Sum, collect};
 use weft_proto::v1::{ExternalNetwork, ObjectKey, Objects};
-use weft_proto::{
-    DHCP_OPTIONS, DSCP_MARKING, FINDINGS, LOAD_BALANCER, MULTICAST, POLICY_ROUTES,
-};
+use weft_proto::{DHCP_OPTIONS, DSCP_MARKING, FINDINGS, LOAD_BALANCER, MULTICAST, POLICY_ROUTES};
 
 use crate::compile::{Part, Recipient};
 use crate::findings::Findings;

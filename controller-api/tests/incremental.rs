@@ -408,6 +408,7 @@ fn abilities(host: &str) -> Capabilities {
         balances: host != "h3",
         dhcp_options: host != "h2",
         finds: host != "h1",
+        multicast: host != "h3",
         marks: host != "h2",
         policy_routes: host != "h2",
     }
