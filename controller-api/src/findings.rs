@@ -4,14 +4,15 @@
 //! otherwise or is no longer in the intent, so that a host which is not attached for a while takes nothing from anybody. All hosts of a VPC are told, in
 //! states of the revision that they have ([`crate::node`]).
 //!
-//! Where two hosts say something of the same, as when a port has moved, the one that said it last is right.
+//! Where two hosts say something of the same, as when a port has moved, the one that said it last is right, and the other one has never said it.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::IpAddr;
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
 
 use weft_proto::persistent::PersistentSet;
 use weft_proto::state::{Entry, Key, Kind, Layer, Object, collect, explode};
-use weft_proto::v1::{self, FoundByHost, FoundByHosts, MemberHealth};
+use weft_proto::v1::{self, FoundByHost, FoundByHosts, Listener, Member, MemberHealth};
 
 use crate::version::Version;
 
@@ -77,10 +78,7 @@ impl Findings {
             Some(object) => layer.insert(&Entry::new(object)),
             None => layer.remove(key.kind, &key.id),
         };
-        let as_told = match object {
-            Some(Object::MemberHealth(health)) => health.told().map(Object::MemberHealth),
-            _ => None,
-        };
+        let as_told = object.and_then(as_told);
         if told.get(key.kind, &key.id).map(|it| &it.object) != as_told.as_ref() {
             put(&mut told, as_told);
         }
@@ -103,8 +101,8 @@ pub(crate) struct Board(Mutex<Inner>);
 #[derive(Debug, Default)]
 struct Inner {
     hosts: HashMap<Arc<str>, OfHost>,
-    /// Who found something, those who said so last at the end. None is empty.
-    finders: HashMap<Key, Vec<Arc<str>>>,
+    /// Who found something.
+    finders: HashMap<Key, Arc<str>>,
     findings: Findings,
     /// Rises with whatever an attached host says, and with who is attached.
     revision: u64,
@@ -128,10 +126,18 @@ impl Board {
         self.lock().findings.clone()
     }
 
-    /// Notes that a host's session begins.
-    pub(crate) fn enter(&self, host: &str, session: u64) {
+    /// Notes that a host's session begins. `finds`: whether it will say what it has found; else what it once found holds no more.
+    pub(crate) fn enter(&self, host: &str, session: u64, finds: bool) {
         let mut inner = self.lock();
-        let of_host = inner.hosts.entry(Arc::from(host)).or_default();
+        let name = Arc::<str>::from(host);
+        if !finds {
+            let known = inner.hosts.get_mut(host);
+            let found = known.map(|it| std::mem::take(&mut it.found));
+            for (key, object) in found.into_iter().flatten() {
+                inner.take_out(&name, &key, &object);
+            }
+        }
+        let of_host = inner.hosts.entry(name).or_default();
         of_host.session = session;
         of_host.is_attached = true;
         of_host.has_said = false;
@@ -144,7 +150,7 @@ impl Board {
         self.lock().revision
     }
 
-    /// What the hosts found that are attached to this controller.
+    /// What the hosts found that are attached to this controller, as hosts are told of it: what nobody has to know is told to no controller.
     pub(crate) fn of_attached(&self) -> FoundByHosts {
         let inner = self.lock();
         let attached = inner
@@ -154,21 +160,26 @@ impl Board {
         let mut hosts: Vec<FoundByHost> = attached
             .map(|(host, it)| FoundByHost {
                 host: host.to_string(),
-                found: Some(collect(it.found.values().cloned())),
+                found: Some(collect(it.found.values().filter_map(as_told))),
             })
             .collect();
         hosts.sort_by(|a, b| a.host.cmp(&b.host));
         FoundByHosts { hosts }
     }
 
-    /// Takes up what another controller says of the hosts that are attached to it; the VPCs of which hosts are told otherwise since. Hosts that are attached
-    /// to this one have said it themselves.
-    pub(crate) fn hear_from_other(&self, version: &Version, all: FoundByHosts) -> BTreeSet<String> {
-        let mut changed = BTreeSet::new();
+    /// Takes up what another controller says of the hosts that are attached to it; the VPCs of which hosts are told otherwise since, and whether all of it was
+    /// taken. Hosts that are attached to this one have said it themselves, and one that is not in this version may be later.
+    pub(crate) fn hear_from_other(
+        &self,
+        version: &Version,
+        all: FoundByHosts,
+    ) -> (BTreeSet<String>, bool) {
+        let (mut changed, mut is_all) = (BTreeSet::new(), true);
         for FoundByHost { host, found } in all.hosts {
             let is_attached =
                 |inner: &Inner| inner.hosts.get(&*host).is_some_and(|it| it.is_attached);
             if version.host(&host).is_none() || is_attached(&self.lock()) {
+                is_all = false;
                 continue;
             }
             let session = {
@@ -184,7 +195,7 @@ impl Board {
             // It was looked at there; this controller may not have come as far.
             changed.extend(self.take((&host, session), whole, |_| true));
         }
-        changed
+        (changed, is_all)
     }
 
     /// Takes up what a host's session says; the VPCs of which hosts are told otherwise since. What is about no port of the host is passed over.
@@ -232,7 +243,12 @@ impl Board {
                 continue;
             }
             gone.remove(&key);
-            if of_host.found.get(&key) != Some(&object) {
+            let known = of_host.found.get(&key);
+            if known != Some(&object) {
+                // The same may be in another VPC now.
+                if let Some(known) = known.filter(|known| known.vpc() != object.vpc()) {
+                    inner.clear(&key, known);
+                }
                 inner.put(&name, &key, &object);
                 of_host.found.insert(key, object);
             }
@@ -256,15 +272,33 @@ impl Board {
         changed.map(str::to_owned).collect()
     }
 
-    /// Forgets what hosts found that are not in the intent any more; the VPCs of which hosts are told otherwise since.
-    pub(crate) fn forget_strangers(&self, version: &Version) -> BTreeSet<String> {
+    /// Forgets what hosts found that are not in the intent any more, and what hosts are told that no longer fits the intent; the VPCs of which hosts are told
+    /// otherwise since. Takes as long as there is much that they are told.
+    pub(crate) fn forget_past(&self, version: &Version) -> BTreeSet<String> {
         let mut inner = self.lock();
         let before = inner.findings.clone();
         let strangers = inner.hosts.keys().filter(|it| version.host(it).is_none());
-        for host in strangers.cloned().collect::<Vec<_>>() {
+        let mut past: Vec<(Arc<str>, Key)> = Vec::new();
+        for host in strangers {
+            let found = inner
+                .hosts
+                .get(host)
+                .into_iter()
+                .flat_map(|it| it.found.keys());
+            past.extend(found.map(|key| (Arc::clone(host), key.clone())));
+        }
+        for of_vpc in before.vpcs.iter() {
+            for entry in of_vpc.told.iter() {
+                let key = entry.object.key();
+                let finder = inner.finders.get(&key);
+                if let Some(finder) = finder.filter(|it| !is_of(version, it, &entry.object)) {
+                    past.push((Arc::clone(finder), key));
+                }
+            }
+        }
+        for (host, key) in past {
             let of_host = inner.hosts.get_mut(&host);
-            let found = of_host.map(|it| std::mem::take(&mut it.found));
-            for (key, object) in found.into_iter().flatten() {
+            if let Some(object) = of_host.and_then(|it| it.found.remove(&key)) {
                 inner.take_out(&host, &key, &object);
             }
         }
@@ -293,30 +327,39 @@ impl Board {
 }
 
 impl Inner {
+    /// What another host has found of the same holds no more: a port is on one host.
     fn put(&mut self, host: &Arc<str>, key: &Key, object: &Object) {
-        let finders = self.finders.entry(key.clone()).or_default();
-        finders.retain(|it| it != host);
-        finders.push(Arc::clone(host));
+        let before = self.finders.insert(key.clone(), Arc::clone(host));
+        if let Some(other) = before.filter(|other| other != host)
+            && let Some(of_other) = self.hosts.get_mut(&other)
+            && let Some(known) = of_other.found.remove(key)
+        {
+            self.clear(key, &known);
+        }
         if let Some(vpc) = object.vpc() {
             self.findings.set(vpc, key, Some(object));
         }
     }
 
-    /// What another found before is right then.
     fn take_out(&mut self, host: &Arc<str>, key: &Key, object: &Object) {
-        let Some(finders) = self.finders.get_mut(key) else {
-            return;
-        };
-        let was_last = finders.last() == Some(host);
-        finders.retain(|it| it != host);
-        let last = finders.last().cloned();
-        if last.is_none() {
+        if self.finders.get(key) == Some(host) {
             self.finders.remove(key);
+            self.clear(key, object);
         }
-        if let Some(vpc) = object.vpc().filter(|_| was_last) {
-            let other = last.and_then(|host| self.hosts.get(&host)?.found.get(key).cloned());
-            self.findings.set(vpc, key, other.as_ref());
+    }
+
+    fn clear(&mut self, key: &Key, object: &Object) {
+        if let Some(vpc) = object.vpc() {
+            self.findings.set(vpc, key, None);
         }
+    }
+}
+
+/// What hosts are told of it; nothing if they need not know.
+fn as_told(object: &Object) -> Option<Object> {
+    match object {
+        Object::MemberHealth(health) => health.told().map(Object::MemberHealth),
+        _ => None,
     }
 }
 
@@ -331,17 +374,28 @@ fn is_of(version: &Version, host: &str, object: &Object) -> bool {
     }
 }
 
+/// Of a member at one of its ports, of which it is found out whether it serves.
 fn is_of_member(version: &Version, host: &str, health: &MemberHealth) -> bool {
     let state = &version.state;
     let balancer = match state.find(Kind::LoadBalancer, &health.load_balancer) {
-        Some(Object::LoadBalancer(balancer)) => balancer,
+        Some(Object::LoadBalancer(balancer)) if balancer.vpc == health.vpc => balancer,
         _ => return false,
     };
-    let port = health.address.parse().ok();
-    let port = port.and_then(|address| state.port_with_address(&health.vpc, address));
-    balancer.vpc == health.vpc
-        && port.is_some_and(|port| port.host == host)
-        && health.id == health.own_id()
+    let Ok(address) = health.address.parse::<IpAddr>() else {
+        return false;
+    };
+    let port = state.port_with_address(&health.vpc, address);
+    let mut listeners = balancer.listeners.iter().filter(|it| it.health.is_some());
+    let is_it = |listener: &Listener| {
+        let of = MemberHealth::of(balancer, listener, (address, health.member_port));
+        let mut members = listener.members.iter();
+        let is_member = |member: &Member| {
+            let serves_at = listener.first_port_at(member) == health.member_port;
+            serves_at && member.address_in(state, address.is_ipv4()) == Some(address)
+        };
+        of.id == health.id && of.own_id() == health.own_id() && members.any(is_member)
+    };
+    port.is_some_and(|port| port.host == host) && listeners.any(is_it)
 }
 
 #[cfg(test)]
@@ -358,7 +412,7 @@ ports:
 - {id: p1, vpc: blue, subnet: s, mac: "02:00:00:00:00:01", addresses: [10.0.0.11], host: h1}
 - {id: p2, vpc: blue, subnet: s, mac: "02:00:00:00:00:02", addresses: [10.0.0.12], host: h2}
 load_balancers:
-- {id: lb, vpc: blue, addresses: [10.0.0.200], listeners: [{protocol: tcp, port_min: 80, members: [{port: p1}, {port: p2}]}]}
+- {id: lb, vpc: blue, addresses: [10.0.0.200], listeners: [{protocol: tcp, port_min: 80, members: [{port: p1}, {port: p2}], health: {protocol: tcp}}]}
 "#;
 
     fn version(change: impl FnOnce(&mut Objects)) -> Version {
@@ -407,21 +461,41 @@ load_balancers:
     fn hosts_are_told_of_members_that_do_not_serve() {
         let version = version(|_| {});
         let board = Board::default();
-        board.enter("h1", 7);
+        board.enter("h1", 7, true);
         let (up, is_down) = (health("10.0.0.11", true), health("10.0.0.11", false));
-        let changed = board.hear(&version, "h1", 7, said(true, &[up.clone()], &[]));
+        let changed = board.hear(
+            &version,
+            "h1",
+            7,
+            said(true, std::slice::from_ref(&up), &[]),
+        );
         // Found, and nobody has to know.
         assert_eq!(board.findings().health("blue").count(), 1);
         assert!(down(&board).is_empty());
         assert!(changed.contains("blue"));
-        board.hear(&version, "h1", 7, said(false, &[is_down.clone()], &[]));
+        board.hear(
+            &version,
+            "h1",
+            7,
+            said(false, std::slice::from_ref(&is_down), &[]),
+        );
         assert_eq!(down(&board), ["lb/tcp/80/10.0.0.11/80"]);
         // Not by a session that is over.
-        board.enter("h1", 8);
-        board.hear(&version, "h1", 7, said(false, &[up.clone()], &[]));
+        board.enter("h1", 8, true);
+        board.hear(
+            &version,
+            "h1",
+            7,
+            said(false, std::slice::from_ref(&up), &[]),
+        );
         assert_eq!(down(&board).len(), 1);
         // The same again is no news.
-        let changed = board.hear(&version, "h1", 8, said(true, &[is_down.clone()], &[]));
+        let changed = board.hear(
+            &version,
+            "h1",
+            8,
+            said(true, std::slice::from_ref(&is_down), &[]),
+        );
         assert!(changed.is_empty());
         board.hear(&version, "h1", 8, said(false, &[], &[&is_down]));
         assert!(down(&board).is_empty() && board.findings().vpcs.is_empty());
@@ -432,7 +506,7 @@ load_balancers:
     fn a_host_is_heard_of_its_own_ports_alone() {
         let version = version(|_| {});
         let board = Board::default();
-        board.enter("h1", 7);
+        board.enter("h1", 7, true);
         let mut strange = vec![health("10.0.0.12", false), health("10.0.0.99", false)];
         strange.push(MemberHealth {
             id: "lb/tcp/80".into(),
@@ -453,7 +527,7 @@ load_balancers:
     fn another_controller_is_heard_of_hosts_that_are_attached_to_it() {
         let version = version(|_| {});
         let (here, there) = (Board::default(), Board::default());
-        here.enter("h1", 1);
+        here.enter("h1", 1, true);
         assert!(
             here.of_attached().hosts.is_empty(),
             "it has said nothing yet"
@@ -465,12 +539,16 @@ load_balancers:
             said(true, &[health("10.0.0.11", false)], &[]),
         );
         let known = here.revision();
-        assert_eq!(there.hear_from_other(&version, here.of_attached()).len(), 1);
+        assert_eq!(
+            there.hear_from_other(&version, here.of_attached()).0.len(),
+            1
+        );
         assert_eq!(down(&there).len(), 1);
         // Again it is no news, and it is told to nobody as its own.
         assert!(
             there
                 .hear_from_other(&version, here.of_attached())
+                .0
                 .is_empty()
         );
         assert!(there.of_attached().hosts.is_empty());
@@ -485,7 +563,7 @@ load_balancers:
         assert!(down(&there).is_empty());
         // It comes over: what it says itself counts, whatever the other still tells.
         let late = here.of_attached();
-        there.enter("h1", 9);
+        there.enter("h1", 9, true);
         there.hear(
             &version,
             "h1",
@@ -502,14 +580,14 @@ load_balancers:
     fn of_a_port_that_has_moved_the_host_is_right_that_says_it_last() {
         let board = Board::default();
         for (host, session) in [("h1", 1), ("h2", 2)] {
-            board.enter(host, session);
+            board.enter(host, session, true);
         }
         let is_down = health("10.0.0.11", false);
         board.hear(
             &version(|_| {}),
             "h1",
             1,
-            said(true, &[is_down.clone()], &[]),
+            said(true, std::slice::from_ref(&is_down), &[]),
         );
         let moved = version(|o| o.ports[0].host = "h2".into());
         board.hear(
@@ -522,7 +600,7 @@ load_balancers:
         board.hear(&moved, "h1", 1, said(false, &[], &[&is_down]));
         assert_eq!(board.findings().health("blue").count(), 1);
         let without = version(|o| o.hosts.truncate(1));
-        assert_eq!(board.forget_strangers(&without).len(), 1);
+        assert_eq!(board.forget_past(&without).len(), 1);
         assert!(board.findings().vpcs.is_empty());
     }
 }

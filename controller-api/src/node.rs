@@ -188,6 +188,7 @@ impl NodeState {
         let parts = gone.into_iter().chain(come).map(|part| &*part.vpc);
         let mut vpcs: BTreeSet<&str> = before.findings.changes_to(findings);
         vpcs.extend(parts);
+        let mut all_come = Vec::new();
         for vpc in vpcs {
             let told = |state: &Self, findings: &Findings| match is_own(state, vpc) {
                 true => findings.told(vpc).clone(),
@@ -198,9 +199,11 @@ impl NodeState {
             for entry in gone {
                 self.found.remove(entry.object.kind(), entry.object.id());
             }
-            for entry in come {
-                self.found.insert(entry);
-            }
+            all_come.extend(come.into_iter().cloned());
+        }
+        // After all that is gone: the same may have come to another VPC.
+        for entry in &all_come {
+            self.found.insert(entry);
         }
         self.findings = findings.clone();
     }

@@ -16,19 +16,24 @@ use crate::store::etcd::{Etcd, Told};
 const EVERY: Duration = Duration::from_millis(200);
 /// Times in which the lease of what was told is kept once.
 const KEEP: u32 = 5;
+/// Bytes that are told in [`EVERY`] at most, on average: etcd keeps what it was told for minutes.
+const BYTES: usize = 64 * 1024;
 
 /// Tells and listens until the sender is gone.
 pub(super) fn exchange(store: &Etcd, intent: &Arc<Intent>, hosts: &Hosts, end: &Receiver<()>) {
     let mut told = Told::of("found");
     let mut value = Vec::new();
     let mut known = None;
+    // Times until something may be told again.
+    let mut rest: usize = 0;
     let mut said = String::new();
     for count in 0_u32.. {
         if end.recv_timeout(EVERY) != Err(RecvTimeoutError::Timeout) {
             break;
         }
         let newest = hosts.board.revision();
-        let is_new = known != Some(newest);
+        rest = rest.saturating_sub(1);
+        let is_new = known != Some(newest) && rest == 0;
         if is_new {
             let own = hosts.board.of_attached();
             value = match own.hosts.is_empty() {
@@ -41,7 +46,10 @@ pub(super) fn exchange(store: &Etcd, intent: &Arc<Intent>, hosts: &Hosts, end: &
         });
         match exchanged {
             Ok(()) => {
-                known = Some(newest);
+                if is_new {
+                    known = Some(newest);
+                    rest = value.len() / BYTES;
+                }
                 said.clear();
             }
             Err(error) => {
@@ -78,7 +86,9 @@ fn exchange_once(
         let Ok(found) = FoundByHosts::decode(value.as_slice()) else {
             continue;
         };
-        hosts.hear_from_others(&version, found);
+        if !hosts.hear_from_others(&version, found) {
+            told.read_again();
+        }
     }
     Ok(())
 }

@@ -230,7 +230,8 @@ impl Hosts {
         entry.set_held_back(&hello.host, hello.held_back.clone());
         // In the order in which sessions take each other's place.
         self.ports.enter(&hello.host, session);
-        self.board.enter(&hello.host, session);
+        let finds = Capabilities::of(&hello.capabilities).finds;
+        self.board.enter(&hello.host, session, finds);
         let learns = Capabilities::of(&hello.capabilities).learns;
         let waker = self.interest.waker(&hello.host, learns);
         (taken, waker, entry.acknowledged.clone())
@@ -264,15 +265,16 @@ impl Hosts {
         self.wake_hosts_of(version, &changed);
     }
 
-    /// Takes up what another controller says that hosts have found, and wakes the sessions of whom that concerns.
-    pub(crate) fn hear_from_others(&self, version: &Version, found: FoundByHosts) {
-        let changed = self.board.hear_from_other(version, found);
+    /// Takes up what another controller says that hosts have found, and wakes the sessions of whom that concerns. Whether all of it was taken.
+    pub(crate) fn hear_from_others(&self, version: &Version, found: FoundByHosts) -> bool {
+        let (changed, is_all) = self.board.hear_from_other(version, found);
         self.wake_hosts_of(version, &changed);
+        is_all
     }
 
-    /// Forgets what hosts have found that are not in the intent any more.
+    /// Forgets what hosts have found that does not fit the intent any more.
     pub(crate) fn forget_findings(&self, version: &Version) {
-        let changed = self.board.forget_strangers(version);
+        let changed = self.board.forget_past(version);
         self.wake_hosts_of(version, &changed);
     }
 

@@ -52,7 +52,7 @@ impl Group {
             Says::Block if is_older => return Question::default(),
             _ => named,
         };
-        let until = now + MEMBERSHIP;
+        let (until, soon) = (now + MEMBERSHIP, now + LAST_ANSWER);
         let is_wanted = |timer: Option<&Option<u64>>| matches!(timer, Some(Some(_)));
         let mut question = Question::default();
         match says {
@@ -61,8 +61,10 @@ impl Group {
                 let others = self.sources.iter();
                 let others =
                     others.filter(|(source, timer)| timer.is_some() && !named.contains(source));
+                // What is asked already is not asked again (RFC 3376 §6.6.3).
+                let others = others.filter(|(_, timer)| timer.is_some_and(|it| it > soon));
                 question.sources = others.map(|(source, _)| *source).collect();
-                question.group = self.exclude.is_some();
+                question.group = self.exclude.is_some_and(|until| until > soon);
             }
             Says::Block | Says::ToExclude => {
                 // In exclude mode what is not known yet is asked for, too; what is blocked is not.
@@ -102,7 +104,7 @@ impl Group {
                 self.exclude = Some(until);
             }
         }
-        self.shorten(&question, now + LAST_ANSWER);
+        self.shorten(&question, soon);
         question
     }
 

@@ -34,6 +34,10 @@ pub(super) const MEMBERSHIP: u64 = ROBUSTNESS * INTERVAL + ANSWER;
 /// Within which guests answer whether anybody wants what one has left, and how long the answer is waited for. On a virtual link a message is not lost as on
 /// a real one, so that one question is enough, and a leave takes effect within 200 milliseconds.
 const LAST_ASKED: u16 = 100;
+/// Questions that one report may lead to.
+const QUESTIONS: usize = 16;
+/// Milliseconds over which ports that are new at a time are asked, so that their questions do not all come at once.
+const SPREAD: u16 = 256;
 pub(super) const LAST_ANSWER: u64 = 150;
 /// When a port that is new is asked, counted from the query before: its guest may still be starting. The first answers shall come soon.
 const STARTUP: [u64; 4] = [0, 1000, 4000, 25_000];
@@ -114,6 +118,7 @@ impl Querier {
             if self.ports.contains_key(&index) {
                 continue;
             }
+            let first = now + u64::from(index % SPREAD);
             let joined = Joined {
                 id: port.id.clone(),
                 vni: snapshot.vpcs[port.vpc].vni,
@@ -121,10 +126,10 @@ impl Querier {
                 groups: BTreeMap::new(),
                 due: BTreeMap::new(),
                 asked: 0,
-                next_query: now,
+                next_query: first,
             };
             self.ports.insert(index, joined);
-            self.due.insert((now, index, None));
+            self.due.insert((first, index, None));
         }
     }
 
@@ -220,6 +225,9 @@ impl Querier {
         if let Some(port) = snapshot.port(index) {
             let subnet = &snapshot.subnets[port.subnet];
             let mut ask = |about| {
+                if answer.frames.len() >= QUESTIONS {
+                    return;
+                }
                 let frame = query::frame(subnet, about, LAST_ASKED);
                 answer.frames.extend(frame.map(|frame| (index, frame)));
             };

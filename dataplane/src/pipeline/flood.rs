@@ -59,8 +59,10 @@ impl<'a> Group<'a> {
             source: flow.source,
             place,
             subnet,
+            // Discovery is judged by no policy, and so stays where it is.
             is_routed: vpc.routes_multicast
                 && parsed.ttl > 1
+                && !gateway::is_discovery(parsed)
                 && may_be_routed(flow.source, flow.destination),
         })
     }

@@ -173,12 +173,14 @@ impl Core {
         };
         match verdict {
             Verdict::Reply(_) | Verdict::Relay(_) => self.may_reply(index),
-            Verdict::Punt(Service::Querier) if !self.reports.take(index.into(), self.now) => {
-                Err(DropReason::MembershipLimit)
-            }
-            Verdict::Punt(Service::Querier) => Ok(()),
-            Verdict::Punt(service) if !self.punts.take(index.into(), self.now) => {
-                Err(service.limited())
+            Verdict::Punt(service) => {
+                let limiter = match service {
+                    Service::Metadata => &mut self.metadata,
+                    Service::Health => &mut self.answers,
+                    Service::Querier => &mut self.reports,
+                };
+                let is_within = limiter.take(index.into(), self.now);
+                is_within.then_some(()).ok_or_else(|| service.limited())
             }
             _ => Ok(()),
         }

@@ -59,6 +59,7 @@ use probes::Probes;
 use rate_limit::Limiter;
 
 use crate::multicast::Listeners;
+use crate::multicast::querier::GROUPS;
 use crate::numbers::Vni;
 use crate::packet::{DropReason, FrameMemory, Packet, Parsed};
 use crate::prefetch::prefetch;
@@ -205,6 +206,9 @@ pub struct Shared {
     pub listeners: Arc<Listeners>,
 }
 
+/// Answers to health checks that a port may give, a second.
+const HEALTH_ANSWERS: u32 = 4000;
+
 /// The pipeline of one worker.
 #[derive(Debug)]
 pub struct Pipeline {
@@ -245,8 +249,10 @@ struct Core {
     errors: Limiter,
     replies: Limiter,
     broadcasts: Limiter,
-    /// What ports send to services of this host.
-    punts: Limiter,
+    /// What ports send to the metadata service.
+    metadata: Limiter,
+    /// Answers of ports to health checks.
+    answers: Limiter,
     /// Reports of IGMP and MLD.
     reports: Limiter,
     flows: Limiter,
@@ -300,8 +306,14 @@ impl Pipeline {
             errors: limiter(settings.errors_per_second),
             replies: limiter(settings.replies_per_second),
             broadcasts: limiter(settings.broadcasts_per_second),
-            punts: limiter(settings.metadata_per_second),
-            reports: limiter(settings.reports_per_second),
+            metadata: limiter(settings.metadata_per_second),
+            answers: limiter(HEALTH_ANSWERS),
+            reports: Limiter::new(
+                settings.reports_per_second,
+                // A guest of IGMPv2 or MLDv1 answers a query with a report for each of its groups.
+                GROUPS as u32,
+                settings.ports,
+            ),
             flows: flows(settings.flows_per_second, settings.ports),
             vpc_flows: flows(settings.vpc_flows_per_second, settings.vpcs),
             asks: shared.asks,

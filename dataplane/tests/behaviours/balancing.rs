@@ -563,6 +563,11 @@ fn tables_of_listeners_that_stay_are_not_made_again() {
 /// Says that these members do not serve, by their addresses.
 fn down(fabric: &mut Fabric, listener: usize, addresses: &[&str]) {
     change(fabric, |objects| {
+        let balancer = &mut objects.load_balancers[0];
+        balancer.listeners[listener].health = Some(v1::HealthCheck {
+            protocol: "tcp".into(),
+            ..v1::HealthCheck::default()
+        });
         let balancer = &objects.load_balancers[0];
         let listener = &balancer.listeners[listener];
         let health = addresses.iter().map(|address| {
@@ -613,6 +618,11 @@ fn a_member_that_does_not_serve_is_as_if_it_were_not_there() {
     down(&mut fabric, 0, &["10.0.1.12", "10.0.2.12"]);
     let told = fabric.send("a1", &flow(5000, "S"));
     assert_eq!(told[0].port, "a1", "nobody serves");
+    // What was found counts for nothing where nobody is asked any more.
+    change(&mut fabric, |objects| {
+        objects.load_balancers[0].listeners[0].health = None;
+    });
+    assert_ne!(only(&mut fabric, "a1", &flow(5001, "S")).0, "a1");
 }
 
 #[test]

@@ -1402,7 +1402,10 @@ impl ListenerPlan {
             affinity: if self.choice == 3 { "source" } else { "" }.into(),
             members,
             drop_lost: self.drop_lost,
-            health: None,
+            health: Some(v1::HealthCheck {
+                protocol: "tcp".into(),
+                ..v1::HealthCheck::default()
+            }),
         }
     }
 }

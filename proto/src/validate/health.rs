@@ -8,8 +8,9 @@ use crate::v1::{HealthCheck, Listener, MemberHealth};
 const MAX_PORT: u32 = 65535;
 /// The times between two questions, in milliseconds.
 const INTERVALS: (u32, u32) = (200, 300_000);
-/// The shortest time that an answer may take, in milliseconds.
+/// The shortest and the longest time that an answer may take, in milliseconds.
 const SHORTEST_TIMEOUT: u32 = 50;
+const LONGEST_TIMEOUT: u32 = 10_000;
 /// The highest `rise` and `fall`.
 const MOST_TIMES: u32 = 10;
 /// Bytes of a path, and of what is sent and expected.
@@ -49,11 +50,11 @@ pub(super) fn check_listener(at: At<'_>, i: usize, listener: &Listener, report: 
             format!("{interval} is outside {shortest} to {longest}"),
         );
     }
-    let timeout = health.timeout_ms;
-    if timeout != 0 && !(SHORTEST_TIMEOUT..=interval).contains(&timeout) {
+    let (timeout, longest) = (health.timeout_ms, interval.min(LONGEST_TIMEOUT));
+    if timeout != 0 && !(SHORTEST_TIMEOUT..=longest).contains(&timeout) {
         refuse(
             "timeout_ms",
-            format!("{timeout} is outside {SHORTEST_TIMEOUT} to the interval, {interval}"),
+            format!("{timeout} is outside {SHORTEST_TIMEOUT} to {longest}, and up to the interval"),
         );
     }
     for (name, times) in [("rise", health.rise), ("fall", health.fall)] {

@@ -26,6 +26,8 @@ pub(super) async fn follow(host: Arc<Host>, agent: Arc<AgentHandle>) {
         started: Instant::now(),
         followed: 0,
     };
+    // What is in force already, from a file or the last run.
+    service.settle();
     loop {
         let due = service.querier.next();
         let wait = due.map_or(IDLE, |due| {

@@ -22,6 +22,8 @@ pub(super) struct Members {
     /// Load balancers that have members by address, by VPC.
     by_address: HashMap<String, BTreeSet<String>>,
     has_begun: bool,
+    /// Tasks that were started.
+    started: u64,
 }
 
 /// What asks a member, until it is dropped.
@@ -45,6 +47,7 @@ impl Members {
             tasks: HashMap::new(),
             by_address: HashMap::new(),
             has_begun: false,
+            started: 0,
         }
     }
 
@@ -96,7 +99,8 @@ impl Members {
         }
         let mut before = self.tasks.remove(id).unwrap_or_default();
         let mut tasks = BTreeMap::new();
-        for (health, plan) in balancer.into_iter().flat_map(|it| self.plans(state, it)) {
+        let plans = balancer.map_or_else(Vec::new, |it| self.plans(state, it));
+        for (health, plan) in plans {
             let id = health.id.clone();
             let known = before.remove(&id);
             let task = match known {
@@ -105,8 +109,8 @@ impl Members {
             };
             tasks.insert(id, task);
         }
-        for id in before.keys() {
-            self.service.forget(id);
+        for id in before.into_keys() {
+            self.service.forget(&id);
         }
         if !tasks.is_empty() {
             self.tasks.insert(id.to_owned(), tasks);
@@ -172,17 +176,21 @@ impl Members {
     }
 
     /// A member that others take for one that does not serve has to show that it does.
-    fn start(&self, state: &State, health: MemberHealth, plan: Plan) -> Task {
+    fn start(&mut self, state: &State, health: MemberHealth, plan: Plan) -> Task {
+        self.started += 1;
+        self.service.register(&health.id, self.started);
         let is_down = state.find(Kind::MemberHealth, &health.id).is_some();
         if is_down {
-            self.service.note(MemberHealth {
+            let known = MemberHealth {
                 reason: "not asked again yet".to_owned(),
                 since_ms: now_ms(),
                 ..health.clone()
-            });
+            };
+            self.service.note(self.started, known);
         }
         let standing = Standing::new(!is_down);
-        let watching = Arc::clone(&self.service).watch(health, plan.clone(), standing);
+        let watching = Arc::clone(&self.service);
+        let watching = watching.watch((self.started, health), plan.clone(), standing);
         Task {
             plan,
             handle: tokio::spawn(watching).abort_handle(),

@@ -34,8 +34,11 @@ pub const DESK: usize = 1024;
 const WAITING: usize = 16;
 /// Packets that are handed on before others get a turn.
 const BATCH: usize = 64;
-/// Questions at a time.
-const QUESTIONS: usize = 256;
+/// Questions at a time, of all VPCs together and of one, so that one whose members answer nothing holds up no other.
+const QUESTIONS: usize = 2048;
+const OF_VPC: usize = 128;
+/// How long what was found of a member stands before another finding is told: one that flaps is work for every host.
+const HOLD: Duration = Duration::from_secs(1);
 /// Within this time after the start all members are asked that have no longer interval.
 const SPREAD: Duration = Duration::from_secs(1);
 /// How long a number stays in use after its question, for answers that are on their way: those who gave them count as nobody's clients.
@@ -54,7 +57,10 @@ pub struct Service {
     /// The questions that wait for answers, by their numbers.
     waiting: Mutex<HashMap<u16, mpsc::Sender<Vec<u8>>>>,
     asking: Semaphore,
-    found: Mutex<BTreeMap<String, MemberHealth>>,
+    /// By VPC.
+    asking_in: Mutex<HashMap<String, Arc<Semaphore>>>,
+    /// By the id of what is found: the task that asks, and what it has found.
+    found: Mutex<BTreeMap<String, (u64, Option<MemberHealth>)>>,
     news: Notify,
 }
 
@@ -67,6 +73,7 @@ impl Service {
             checks,
             waiting: Mutex::default(),
             asking: Semaphore::new(QUESTIONS),
+            asking_in: Mutex::default(),
             found: Mutex::default(),
             news: Notify::new(),
         }
@@ -97,14 +104,27 @@ impl Service {
         loop {
             self.news.notified().await;
             tokio::time::sleep(TOGETHER).await;
-            let found: Vec<MemberHealth> = lock(&self.found).values().cloned().collect();
+            let found: Vec<MemberHealth> = {
+                let found = lock(&self.found);
+                found.values().filter_map(|(_, it)| it.clone()).collect()
+            };
             let found = found.into_iter().map(Object::MemberHealth);
             agent.set_findings(Kind::MemberHealth, found);
         }
     }
 
-    fn note(&self, health: MemberHealth) {
-        lock(&self.found).insert(health.id.clone(), health);
+    /// Notes that a task asks a member from now on, in place of any other.
+    fn register(&self, id: &str, task: u64) {
+        lock(&self.found).insert(id.to_owned(), (task, None));
+    }
+
+    /// Notes what a task has found, if it is still the one that asks.
+    fn note(&self, task: u64, health: MemberHealth) {
+        if let Some((asking, found)) = lock(&self.found).get_mut(&health.id)
+            && *asking == task
+        {
+            *found = Some(health);
+        }
         self.news.notify_one();
     }
 
@@ -142,14 +162,24 @@ impl Service {
     }
 
     /// Asks a member at its interval, until it is dropped.
-    async fn watch(self: Arc<Self>, health: MemberHealth, plan: Plan, mut standing: Standing) {
+    async fn watch(
+        self: Arc<Self>,
+        (task, health): (u64, MemberHealth),
+        plan: Plan,
+        mut standing: Standing,
+    ) {
+        let in_vpc = self.semaphore_of(&health.vpc);
+        let mut stands_until = Instant::now();
         let most = plan.interval.min(SPREAD);
         let mut next = Instant::now() + most.mul_f64(rand::random_range(0.0..1.0));
         let mut index = None;
         loop {
             sleep_until(next).await;
+            // Never closed.
+            let in_turn = (in_vpc.acquire().await, self.asking.acquire().await);
             let began = Instant::now();
             let answer = self.ask(&plan, &mut index).await;
+            drop(in_turn);
             if answer.is_some_and(|answer| standing.take(&plan, answer)) {
                 tracing::info!(
                     load_balancer = health.load_balancer,
@@ -159,12 +189,15 @@ impl Service {
                     reason = standing.reason,
                     "what a health check found"
                 );
-                self.note(MemberHealth {
+                let found = MemberHealth {
                     up: standing.up,
                     reason: standing.reason.clone(),
                     since_ms: crate::agent::now_ms(),
                     ..health.clone()
-                });
+                };
+                sleep_until(stands_until).await;
+                stands_until = Instant::now() + HOLD;
+                self.note(task, found);
             }
             // One that waited for its turn is not asked more often for that.
             next = (next + plan.interval).max(began);
@@ -179,8 +212,6 @@ impl Service {
             protocol: plan.kind.protocol(plan.ends.to.is_ipv4()),
             to: plan.ends.port,
         };
-        // Never closed.
-        let _permit = self.asking.acquire().await;
         let (sender, mut answers) = mpsc::channel(WAITING);
         let number = loop {
             match self.checks.begin(asked) {
@@ -214,6 +245,14 @@ impl Service {
         };
         self.send(&port, &question.sent());
         Some(answer)
+    }
+
+    fn semaphore_of(&self, vpc: &str) -> Arc<Semaphore> {
+        let mut all = lock(&self.asking_in);
+        // Those that nobody has any more.
+        all.retain(|_, it| Arc::strong_count(it) > 1);
+        let own = all.entry(vpc.to_owned());
+        Arc::clone(own.or_insert_with(|| Arc::new(Semaphore::new(OF_VPC))))
     }
 
     /// The port that a member is at, as it is now.

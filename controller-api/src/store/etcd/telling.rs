@@ -37,6 +37,13 @@ impl Told {
     }
 }
 
+impl Told {
+    /// What the others tell counts as changed.
+    pub fn read_again(&mut self) {
+        self.read = None;
+    }
+}
+
 impl Etcd {
     /// Tells a value to all controllers, in place of the one before.
     ///

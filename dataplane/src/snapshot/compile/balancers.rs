@@ -43,6 +43,9 @@ impl<'s> Down<'s> {
     }
 
     fn has(&self, listener: &v1::Listener, member: Member) -> bool {
+        if listener.health.is_none() {
+            return false;
+        }
         let Member { address, first } = member;
         let found = (
             &*listener.protocol,

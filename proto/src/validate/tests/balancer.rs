@@ -824,14 +824,14 @@ fn health_checks_are_of_known_kinds_and_within_bounds() {
             },
         ),
         (
-            "timeout_ms: 501 is outside 50 to the interval, 500",
+            "timeout_ms: 501 is outside 50 to 500",
             HealthCheck {
                 timeout_ms: 501,
                 ..full.clone()
             },
         ),
         (
-            "timeout_ms: 49 is outside 50 to the interval, 5000",
+            "timeout_ms: 49 is outside 50 to 5000",
             HealthCheck {
                 timeout_ms: 49,
                 ..check("tcp")
