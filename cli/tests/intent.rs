@@ -555,10 +555,41 @@ async fn listeners_and_members_of_a_load_balancer_come_and_go() {
     assert!(!scene.run("lb list --vpc red").await.ok().contains("web"));
     assert_eq!(
         scene.run("lb listener list").await.ok(),
-        "LOAD-BALANCER  LISTENER       ALGORITHM    AFFINITY    LOST   MEMBERS\n\
-         web            tcp:80         maglev       five-tuple  reset  2\n\
-         web            udp:5000-5099  round-robin  -           drop   1\n\
-         web            tcp:443        maglev       source      reset  1\n"
+        "LOAD-BALANCER  LISTENER       ALGORITHM    AFFINITY    LOST   CHECK  MEMBERS\n\
+         web            tcp:80         maglev       five-tuple  reset  -      2\n\
+         web            udp:5000-5099  round-robin  -           drop   -      1\n\
+         web            tcp:443        maglev       source      reset  -      1\n"
+    );
+    let check = "lb listener check web tcp:443 --check http --check-path /up --check-fall 3";
+    scene.run(check).await.ok();
+    let said = scene.run("lb listener list web -o json").await.ok();
+    let said = said.replace(' ', "");
+    assert!(said.contains(r#""path":"/up""#), "{said}");
+    assert!(
+        scene
+            .run("lb listener list web")
+            .await
+            .ok()
+            .contains("http")
+    );
+    let bad = scene
+        .run("lb listener check web tcp:443 --check icmp --check-port 80")
+        .await;
+    assert_ne!(bad.code, Some(0));
+    // Half of what is to be said is refused before it is asked.
+    for words in [
+        "lb listener check web tcp:443",
+        "lb listener check web tcp:443 --none --check tcp",
+    ] {
+        assert_ne!(scene.run(words).await.code, Some(0), "{words}");
+    }
+    scene.run("lb listener check web tcp:443 --none").await.ok();
+    assert!(
+        !scene
+            .run("lb listener list web")
+            .await
+            .ok()
+            .contains("http")
     );
     assert_eq!(
         scene.run("lb member list web").await.ok(),
@@ -669,7 +700,7 @@ ports:
             _ => {}
         }
     }
-    assert_eq!(tried, 10);
+    assert_eq!(tried, 13);
 }
 
 #[tokio::test]
