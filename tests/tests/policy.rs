@@ -215,7 +215,11 @@ fn seen(capture: &Capture, filter: &str, field: &str) -> Vec<String> {
 
 #[test]
 fn what_a_port_sends_bears_its_dscp_on_the_wire_and_at_the_receiver() {
-    let mut site = site();
+    // With three hosts there is a bridge between them, which shows what leaves through AF_XDP.
+    let mut objects = tenants(2).unwrap();
+    let third = topology("hosts: [{id: h3, vteps: [192.0.2.3]}]").unwrap();
+    objects.hosts.extend(third.hosts);
+    let mut site = Site::start(Lab::new().unwrap(), &objects, &SiteOptions::default()).unwrap();
     explained(&mut site, |site| {
         site.change(|objects| {
             for port in &mut objects.ports {
@@ -227,7 +231,8 @@ fn what_a_port_sends_bears_its_dscp_on_the_wire_and_at_the_receiver() {
             }
         })?;
         let mut inside = Capture::start(&site.workloads["blue-2"].namespace, "eth0", "")?;
-        let mut wire = Capture::start(&site.hosts["h1"].namespace, "u0", "udp port 4789")?;
+        let underlay = site.underlay.clone().unwrap();
+        let mut wire = Capture::start(&underlay, "br0", "udp port 4789")?;
         assert!(site.pings("blue-1", "blue-2"), "both families");
         for capture in [&mut inside, &mut wire] {
             capture.stop()?;
