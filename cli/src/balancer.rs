@@ -6,8 +6,8 @@ use std::net::IpAddr;
 use anyhow::{Result, bail};
 use clap::{Args, Subcommand};
 use tonic::Code;
-use weft_proto::state::{Kind, Object, collect};
-use weft_proto::v1::{self, ChangeReply, Objects};
+use weft_proto::state::{Kind, Object};
+use weft_proto::v1::{self, ChangeReply};
 
 use crate::Usage;
 use crate::client::Targets;
@@ -15,7 +15,7 @@ use crate::edit::edit;
 use crate::external::split_target;
 use crate::history::time;
 use crate::kinds::{Flags, InVpc};
-use crate::objects::{self, Action, get, key, say_change};
+use crate::objects::{Action, get, key, one_or_all, say_change};
 use crate::output::{Format, Table, brief, show};
 use crate::rules::Range;
 
@@ -558,24 +558,8 @@ async fn edit_balancer(
     .await
 }
 
-/// The load balancer of that id, or all.
-async fn balancers(targets: &Targets, id: Option<String>) -> Result<Objects> {
-    let mut client = targets.intent().await?;
-    Ok(match id {
-        Some(id) => {
-            let (_, object) = get(&mut client, key(Kind::LoadBalancer, &id)).await?;
-            collect(std::iter::once(object))
-        }
-        None => {
-            objects::list(&mut client, Kind::LoadBalancer, String::new())
-                .await?
-                .1
-        }
-    })
-}
-
 async fn list_listeners(targets: &Targets, format: Format, id: Option<String>) -> Result<()> {
-    let all = balancers(targets, id).await?;
+    let all = one_or_all(targets, Kind::LoadBalancer, id).await?;
     show(format, &brief(&all)?, || {
         let mut rows = Table::new(&[
             "LOAD-BALANCER",
@@ -613,7 +597,7 @@ async fn list_listeners(targets: &Targets, format: Format, id: Option<String>) -
 }
 
 async fn list_members(targets: &Targets, format: Format, id: Option<String>) -> Result<()> {
-    let all = balancers(targets, id).await?;
+    let all = one_or_all(targets, Kind::LoadBalancer, id).await?;
     show(format, &brief(&all)?, || {
         let mut rows = Table::new(&["LOAD-BALANCER", "LISTENER", "MEMBER", "WEIGHT", "DRAINING"]);
         for balancer in &all.load_balancers {

@@ -10,7 +10,7 @@ use weft_proto::v1::{ApplyRequest, ChangeReply, ObjectRevision};
 
 use crate::client::Targets;
 use crate::kinds;
-use crate::objects::{self, Action, get, key, say_change};
+use crate::objects::{Action, get, key, one_or_all, say_change};
 use crate::output::{Format, Table, brief, show};
 use crate::policy::PolicyAction;
 use crate::rules::{AclRuleFlags, GroupRule, Target, same, target};
@@ -144,18 +144,7 @@ impl RouteAction {
 }
 
 async fn list_routes(targets: &Targets, format: Format, table: Option<String>) -> Result<()> {
-    let mut client = targets.intent().await?;
-    let objects = match table {
-        Some(id) => {
-            let (_, object) = get(&mut client, key(Kind::RouteTable, &id)).await?;
-            collect(std::iter::once(object))
-        }
-        None => {
-            objects::list(&mut client, Kind::RouteTable, String::new())
-                .await?
-                .1
-        }
-    };
+    let objects = one_or_all(targets, Kind::RouteTable, table).await?;
     show(format, &brief(&objects)?, || {
         let mut rows = Table::new(&["TABLE", "VPC", "PREFIX", "TARGET"]);
         for table in &objects.route_tables {

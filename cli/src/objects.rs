@@ -264,6 +264,22 @@ async fn listing(
     Ok(client.list(request).await?.into_inner())
 }
 
+/// The object of a kind that has an id, or all of them.
+pub(crate) async fn one_or_all(
+    targets: &Targets,
+    kind: Kind,
+    id: Option<String>,
+) -> Result<Objects> {
+    let mut client = targets.intent().await?;
+    Ok(match id {
+        Some(id) => {
+            let (_, object) = get(&mut client, key(kind, &id)).await?;
+            collect(std::iter::once(object))
+        }
+        None => list(&mut client, kind, String::new()).await?.1,
+    })
+}
+
 /// Every object of a kind, and the revision at which they are so.
 pub(crate) async fn list(
     client: &mut IntentClient<Controllers>,

@@ -2,12 +2,12 @@
 
 use anyhow::{Result, bail};
 use clap::{Args, Subcommand};
-use weft_proto::state::{Kind, Object, collect};
+use weft_proto::state::{Kind, Object};
 use weft_proto::v1::PolicyRoute;
 
 use crate::client::Targets;
 use crate::edit::edit;
-use crate::objects::{self, get, key, say_change};
+use crate::objects::{one_or_all, say_change};
 use crate::output::{Format, Table, brief, show};
 use crate::rules::{Range, Target, target};
 
@@ -129,18 +129,7 @@ impl PolicyAction {
 }
 
 async fn list(targets: &Targets, format: Format, table: Option<String>) -> Result<()> {
-    let mut client = targets.intent().await?;
-    let objects = match table {
-        Some(id) => {
-            let (_, object) = get(&mut client, key(Kind::RouteTable, &id)).await?;
-            collect(std::iter::once(object))
-        }
-        None => {
-            objects::list(&mut client, Kind::RouteTable, String::new())
-                .await?
-                .1
-        }
-    };
+    let objects = one_or_all(targets, Kind::RouteTable, table).await?;
     show(format, &brief(&objects)?, || {
         let mut rows = Table::new(&["TABLE", "PRIORITY", "MATCH", "TARGET"]);
         for table in &objects.route_tables {
