@@ -47,7 +47,7 @@ pub(super) struct Delta {
 }
 
 /// The kinds of objects by their field of `Objects`, which counts from 1.
-const KINDS: [&str; 16] = [
+const KINDS: [&str; 17] = [
     "host",
     "vpc",
     "subnet",
@@ -64,6 +64,7 @@ const KINDS: [&str; 16] = [
     "group_members",
     "learned_address",
     "load_balancer",
+    "member_health",
 ];
 
 /// What a host has in force, as far as it keeps that.
