@@ -133,7 +133,7 @@ pub(crate) struct HealthFlags {
         hide_default_value = true
     )]
     interval_ms: u32,
-    /// Milliseconds that an answer may take, up to the interval [default: 2000, or the interval if that is less].
+    /// Milliseconds that an answer may take, 50 to 10000 and up to the interval [default: 2000, or the interval if that is less].
     #[arg(
         long = "check-timeout",
         value_name = "MS",

@@ -192,7 +192,9 @@ impl Board {
                 found,
                 gone: Vec::new(),
             };
-            // It was looked at there; this controller may not have come as far.
+            // It was looked at there. Where this controller has not come as far it is soon forgotten, and has to be heard again.
+            let mut objects = explode(whole.found.clone().unwrap_or_default());
+            is_all &= objects.all(|object| is_of(version, &host, &object));
             changed.extend(self.take((&host, session), whole, |_| true));
         }
         (changed, is_all)
@@ -561,6 +563,20 @@ load_balancers:
         assert!(here.revision() > known);
         there.hear_from_other(&version, here.of_attached());
         assert!(down(&there).is_empty());
+        // A controller that does not know the load balancer yet hears it again.
+        let behind = self::version(|o| o.load_balancers.clear());
+        here.hear(
+            &version,
+            "h1",
+            1,
+            said(false, &[health("10.0.0.11", false)], &[]),
+        );
+        let late = Board::default();
+        assert!(!late.hear_from_other(&behind, here.of_attached()).1);
+        late.forget_past(&behind);
+        assert!(down(&late).is_empty());
+        assert!(late.hear_from_other(&version, here.of_attached()).1);
+        assert_eq!(down(&late).len(), 1);
         // It comes over: what it says itself counts, whatever the other still tells.
         let late = here.of_attached();
         there.enter("h1", 9, true);
