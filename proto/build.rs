@@ -40,6 +40,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         "Member",
         "HealthCheck",
         "MemberHealth",
+        "MulticastListener",
         "Subnet",
         "Dhcp",
         "DhcpRoute",
@@ -96,6 +97,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         "VpcStatusReply",
         "VpcHeldBack",
         "MemberHealthReply",
+        "MulticastListenersReply",
         "PortConditions",
         "PortCondition",
     ] {

@@ -8,6 +8,7 @@ use weft_proto::v1::{
 use weft_proto::validate::describe;
 
 use crate::client::Targets;
+use crate::found;
 use crate::kinds;
 use crate::objects::Action;
 use crate::output::{Format, Table, show};
@@ -20,6 +21,12 @@ pub(crate) enum VpcAction {
     /// Show the hosts on which VPCs stay behind the intent, since when and why; none: they are in force wherever their hosts are in sync.
     Status {
         /// Only this VPC [default: all].
+        #[arg(default_value = "", hide_default_value = true)]
+        id: String,
+    },
+    /// Show which multicast groups ports have joined, in subnets with snooping, as their hosts tell it.
+    Listeners {
+        /// Only in this VPC [default: all].
         #[arg(default_value = "", hide_default_value = true)]
         id: String,
     },
@@ -49,6 +56,7 @@ impl VpcAction {
                 return Ok(());
             }
             Self::Status { id } => id,
+            Self::Listeners { id } => return found::list_listeners(targets, format, id).await,
         };
         let reply = status(targets, id).await?;
         show(format, &reply, || table(&reply))

@@ -638,6 +638,7 @@ pub(crate) fn headings(kind: Kind) -> &'static [&'static str] {
         Kind::GroupMembers => &["ID", "VPC", "MEMBERS"],
         Kind::LearnedAddress => &["ID", "VPC", "ADDRESS"],
         Kind::MemberHealth => &["ID", "VPC", "UP"],
+        Kind::MulticastListener => &["ID", "VPC", "HOST", "SUBNET", "GROUP"],
         Kind::PrefixList => &["ID", "VPC", "PREFIXES", "TENANT"],
         Kind::Port => &[
             "ID",
@@ -745,6 +746,7 @@ pub(crate) fn row(object: Object) -> Vec<String> {
         Object::GroupMembers(o) => vec![o.id, o.vpc, o.members.len().to_string()],
         Object::LearnedAddress(o) => vec![o.id, o.vpc, o.address],
         Object::MemberHealth(o) => vec![o.id, o.vpc, o.up.to_string()],
+        Object::MulticastListener(o) => vec![o.id, o.vpc, o.host, o.subnet, o.group],
         Object::Port(o) => vec![
             o.id,
             o.vpc,

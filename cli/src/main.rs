@@ -7,6 +7,7 @@ mod callers;
 mod client;
 mod edit;
 mod external;
+mod found;
 mod frame;
 mod held_back;
 mod history;

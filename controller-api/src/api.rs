@@ -13,9 +13,9 @@ use weft_proto::state::{Key, Kind, Object, collect, count};
 use weft_proto::v1::{
     ApplyRequest, CallersReply, ChangePeeringRequest, ChangeReply, CreateRequest, DeleteRequest,
     GetRequest, HistoryReply, HistoryRequest, HostStatusReply, ListCallersRequest,
-    ListHostStatusRequest, ListMemberHealthRequest, ListReply, ListRequest, ListVpcStatusRequest,
-    MemberHealthReply, PortConditions, PortConditionsRequest, UndoRequest, Violation,
-    VpcStatusReply, WatchEvent, WatchRequest,
+    ListHostStatusRequest, ListMemberHealthRequest, ListMulticastListenersRequest, ListReply,
+    ListRequest, ListVpcStatusRequest, MemberHealthReply, MulticastListenersReply, PortConditions,
+    PortConditionsRequest, UndoRequest, Violation, VpcStatusReply, WatchEvent, WatchRequest,
 };
 
 use crate::admission::{Admission, Admitted, Turns};
@@ -367,6 +367,25 @@ impl intent_server::Intent for Api {
         }))
     }
 
+    async fn list_multicast_listeners(
+        &self,
+        request: Request<ListMulticastListenersRequest>,
+    ) -> Result<Response<MulticastListenersReply>, Status> {
+        let admitted = allowed(&request, Role::Read)?;
+        let caller = &admitted.caller;
+        let wanted = request.into_inner().vpc;
+        let version = self.newest().await;
+        let findings = self.hosts.board.findings();
+        let vpcs = findings.vpcs().filter(|vpc| {
+            let is_wanted = wanted.is_empty() || *vpc == wanted;
+            is_wanted && may_read_vpc(caller, &version, vpc)
+        });
+        let listeners = vpcs.flat_map(|vpc| findings.listeners(vpc));
+        Ok(Response::new(MulticastListenersReply {
+            multicast_listeners: listeners.cloned().collect(),
+        }))
+    }
+
     async fn list_vpc_status(
         &self,
         request: Request<ListVpcStatusRequest>,
@@ -375,14 +394,8 @@ impl intent_server::Intent for Api {
         let caller = &admitted.caller;
         let wanted = request.into_inner().vpc;
         let version = self.newest().await;
-        let may_read = |vpc: &str| {
-            let key = Key {
-                kind: Kind::Vpc,
-                id: vpc.to_owned(),
-            };
-            caller.find(Role::Read, &version.state, &key).is_some()
-        };
-        let is_wanted = |vpc: &str| (wanted.is_empty() || vpc == wanted) && may_read(vpc);
+        let is_wanted =
+            |vpc: &str| (wanted.is_empty() || vpc == wanted) && may_read_vpc(caller, &version, vpc);
         let mut held_back = self.hosts.vpcs_held_back(is_wanted);
         if caller.role < Role::Read {
             for held in &mut held_back {
@@ -404,6 +417,14 @@ impl intent_server::Intent for Api {
             held_back,
         }))
     }
+}
+
+fn may_read_vpc(caller: &Caller, version: &Version, vpc: &str) -> bool {
+    let key = Key {
+        kind: Kind::Vpc,
+        id: vpc.to_owned(),
+    };
+    caller.find(Role::Read, &version.state, &key).is_some()
 }
 
 /// The call as it was admitted, if the caller may do so much, at least to the objects of a tenant.

@@ -1,4 +1,5 @@
-//! What hosts find out about their own ports and others have to know (decision 020): whether members of load balancers serve.
+//! What hosts find out about their own ports and others have to know (decision 020): whether members of load balancers serve, and what ports have joined of
+//! multicast groups.
 //!
 //! No part of the intent: nothing of it is stored. A host says all of it when it attaches, and then what changes; it stays known until the host says
 //! otherwise or is no longer in the intent, so that a host which is not attached for a while takes nothing from anybody. All hosts of a VPC are told, in
@@ -12,7 +13,9 @@ use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
 
 use weft_proto::persistent::PersistentSet;
 use weft_proto::state::{Entry, Key, Kind, Layer, Object, collect, explode};
-use weft_proto::v1::{self, FoundByHost, FoundByHosts, Listener, Member, MemberHealth};
+use weft_proto::v1::{
+    self, FoundByHost, FoundByHosts, Listener, Member, MemberHealth, MulticastListener,
+};
 
 use crate::version::Version;
 
@@ -63,6 +66,16 @@ impl Findings {
             })
     }
 
+    /// What the ports of hosts have joined in a VPC.
+    pub(crate) fn listeners(&self, vpc: &str) -> impl Iterator<Item = &MulticastListener> {
+        let all = self.of(vpc).map_or(&*NOTHING, |it| &it.found);
+        all.of_kind(Kind::MulticastListener)
+            .filter_map(|object| match object {
+                Object::MulticastListener(it) if !it.subnet.is_empty() => Some(it),
+                _ => None,
+            })
+    }
+
     /// The VPCs of which hosts are told otherwise in `next`.
     pub(crate) fn changes_to<'a>(&'a self, next: &'a Self) -> BTreeSet<&'a str> {
         let changed = self.vpcs.difference(&next.vpcs).into_iter().flatten();
@@ -106,6 +119,8 @@ struct Inner {
     findings: Findings,
     /// Rises with whatever an attached host says, and with who is attached.
     revision: u64,
+    /// The revision of the intent that all that hosts are told fits; nothing where that is not known.
+    fits: Option<u64>,
 }
 
 #[derive(Debug, Default)]
@@ -194,7 +209,10 @@ impl Board {
             };
             // It was looked at there. Where this controller has not come as far it is soon forgotten, and has to be heard again.
             let mut objects = explode(whole.found.clone().unwrap_or_default());
-            is_all &= objects.all(|object| is_of(version, &host, &object));
+            if !objects.all(|object| is_of(version, &host, &object)) {
+                is_all = false;
+                self.lock().fits = None;
+            }
             changed.extend(self.take((&host, session), whole, |_| true));
         }
         (changed, is_all)
@@ -275,9 +293,14 @@ impl Board {
     }
 
     /// Forgets what hosts found that are not in the intent any more, and what hosts are told that no longer fits the intent; the VPCs of which hosts are told
-    /// otherwise since. Takes as long as there is much that they are told.
+    /// otherwise since. Takes as long as they are told much of VPCs that have changed since it was called last.
     pub(crate) fn forget_past(&self, version: &Version) -> BTreeSet<String> {
         let mut inner = self.lock();
+        let fitted = inner.fits.replace(version.revision);
+        let touched = match fitted {
+            Some(revision) if revision == version.revision => Some(BTreeSet::new()),
+            _ => fitted.and_then(|revision| version.touched_since(revision)),
+        };
         let before = inner.findings.clone();
         let strangers = inner.hosts.keys().filter(|it| version.host(it).is_none());
         let mut past: Vec<(Arc<str>, Key)> = Vec::new();
@@ -289,7 +312,9 @@ impl Board {
                 .flat_map(|it| it.found.keys());
             past.extend(found.map(|key| (Arc::clone(host), key.clone())));
         }
-        for of_vpc in before.vpcs.iter() {
+        let may_have_changed =
+            |of_vpc: &&Arc<OfVpc>| touched.as_ref().is_none_or(|it| it.contains(&*of_vpc.vpc));
+        for of_vpc in before.vpcs.iter().filter(may_have_changed) {
             for entry in of_vpc.told.iter() {
                 let key = entry.object.key();
                 let finder = inner.finders.get(&key);
@@ -361,6 +386,7 @@ impl Inner {
 fn as_told(object: &Object) -> Option<Object> {
     match object {
         Object::MemberHealth(health) => health.told().map(Object::MemberHealth),
+        Object::MulticastListener(listener) => Some(Object::MulticastListener(listener.clone())),
         _ => None,
     }
 }
@@ -372,8 +398,20 @@ fn is_of(version: &Version, host: &str, object: &Object) -> bool {
     }
     match object {
         Object::MemberHealth(health) => is_of_member(version, host, health),
+        Object::MulticastListener(listener) => is_of_ports(version, host, listener),
         _ => false,
     }
+}
+
+/// Of ports that it has.
+fn is_of_ports(version: &Version, host: &str, listener: &MulticastListener) -> bool {
+    let subnet = version.state.find(Kind::Subnet, &listener.subnet);
+    let is_in_vpc = match subnet {
+        Some(Object::Subnet(subnet)) => subnet.vpc == listener.vpc,
+        _ => listener.subnet.is_empty(),
+    };
+    let is_own = listener.host == host && version.has_ports(&listener.vpc, host);
+    is_own && is_in_vpc && listener.is_well_formed()
 }
 
 /// Of a member at one of its ports, of which it is found out whether it serves.
@@ -590,6 +628,47 @@ load_balancers:
         assert_eq!(down(&there).len(), 1);
         here.leave("h1", 1);
         assert!(here.of_attached().hosts.is_empty());
+    }
+
+    #[test]
+    fn what_ports_have_joined_is_told_until_the_host_has_none_in_the_vpc() {
+        let (version, board) = (version(|_| {}), Board::default());
+        board.enter("h1", 1, true);
+        let group: IpAddr = "239.1.1.1".parse().unwrap();
+        let listener =
+            |vpc, host, subnet| MulticastListener::of((vpc, host, subnet), group, (true, &[]));
+        let tells = MulticastListener::tells("blue", "h1");
+        let own = listener("blue", "h1", "s");
+        let of_others = [
+            listener("blue", "h2", "s"),
+            listener("blue", "h1", "t"),
+            listener("red", "h1", "s"),
+            MulticastListener::tells("blue", "h2"),
+            MulticastListener {
+                group: "10.0.0.1".into(),
+                ..own.clone()
+            },
+        ];
+        let found = of_others.into_iter().chain([tells.clone(), own.clone()]);
+        let found = Said {
+            session: 1,
+            whole: true,
+            found: Some(collect(found.map(Object::MulticastListener))),
+            gone: Vec::new(),
+        };
+        assert_eq!(board.hear(&version, "h1", 1, found).len(), 1);
+        let told = |board: &Board| {
+            let findings = board.findings();
+            let told = findings.told("blue").iter();
+            let ids: Vec<String> = told.map(|it| it.object.id().to_owned()).collect();
+            ids
+        };
+        assert_eq!(told(&board), [tells.id, own.id]);
+        assert!(board.forget_past(&version).is_empty());
+        let mut without = self::version(|o| o.ports.truncate(0));
+        without.revision = 2;
+        assert_eq!(board.forget_past(&without).len(), 1);
+        assert!(told(&board).is_empty());
     }
 
     #[test]

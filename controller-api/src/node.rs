@@ -10,7 +10,10 @@ use weft_proto::labels::Labels;
 use weft_proto::persistent::PersistentSet;
 use weft_proto::state::{Entry, Key, Kind, Layer, Object, Sum, collect};
 use weft_proto::v1::{ExternalNetwork, ObjectKey, Objects};
-use weft_proto::{DHCP_OPTIONS, DSCP_MARKING, FINDINGS, LOAD_BALANCER, MULTICAST, POLICY_ROUTES};
+use weft_proto::{
+    DHCP_OPTIONS, DSCP_MARKING, FINDINGS, LOAD_BALANCER, MULTICAST, MULTICAST_LISTENERS,
+    POLICY_ROUTES,
+};
 
 use crate::compile::{Part, Recipient};
 use crate::findings::Findings;
@@ -39,9 +42,19 @@ pub struct Capabilities {
     pub policy_routes: bool,
     /// Whether it snoops multicast. One that does not floods it.
     pub multicast: bool,
+    /// Whether it takes what ports of other hosts have joined. One that does not has a copy of all multicast go to each.
+    pub multicast_listeners: bool,
 }
 
 impl Capabilities {
+    /// Whether it takes what was found that is of a kind.
+    fn takes(&self, kind: Kind) -> bool {
+        match kind {
+            Kind::MulticastListener => self.finds && self.multicast_listeners,
+            _ => self.finds,
+        }
+    }
+
     /// Those of a host of this version.
     pub fn all() -> Self {
         Self {
@@ -53,6 +66,7 @@ impl Capabilities {
             marks: true,
             policy_routes: true,
             multicast: true,
+            multicast_listeners: true,
         }
     }
 
@@ -69,6 +83,7 @@ impl Capabilities {
             marks: is_listed(DSCP_MARKING),
             policy_routes: is_listed(POLICY_ROUTES),
             multicast: is_listed(MULTICAST),
+            multicast_listeners: is_listed(MULTICAST_LISTENERS),
         }
     }
 }
@@ -199,7 +214,8 @@ impl NodeState {
             for entry in gone {
                 self.found.remove(entry.object.kind(), entry.object.id());
             }
-            all_come.extend(come.into_iter().cloned());
+            let takes = |entry: &&Arc<Entry>| self.capabilities.takes(entry.object.kind());
+            all_come.extend(come.into_iter().filter(takes).cloned());
         }
         // After all that is gone: the same may have come to another VPC.
         for entry in &all_come {

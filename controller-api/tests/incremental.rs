@@ -409,6 +409,7 @@ fn abilities(host: &str) -> Capabilities {
         dhcp_options: host != "h2",
         finds: host != "h1",
         multicast: host != "h3",
+        multicast_listeners: host != "h2",
         marks: host != "h2",
         policy_routes: host != "h2",
     }

@@ -258,8 +258,8 @@ pub struct Fabric {
     pub reports: Vec<(String, Vec<u8>)>,
     /// What queriers have asked: the port's id, and the frame. They are not delivered.
     pub queries: Vec<(String, Vec<u8>)>,
-    /// Whether hosts are told which groups others have listeners for.
-    pub tells_listeners: bool,
+    /// The hosts that do not tell what their ports have joined.
+    pub tell_no_listeners: BTreeSet<String>,
     state: State,
     settings: Settings,
 }
@@ -323,7 +323,7 @@ impl Fabric {
             cut: BTreeSet::new(),
             asked: Vec::new(),
             reports: Vec::new(),
-            tells_listeners: true,
+            tell_no_listeners: BTreeSet::new(),
             queries: Vec::new(),
             state: State::default(),
         };

@@ -1,7 +1,7 @@
 //! What agents and a controller do for multicast: each host's querier hears reports, and hosts are told at once what others listen to.
 
-use weft_dataplane::multicast::listeners::{Heard, elsewhere, reach};
-use weft_dataplane::multicast::{Answer, Merged};
+use weft_dataplane::multicast::listeners::reach;
+use weft_dataplane::multicast::{Answer, Filter, Others};
 
 use crate::{Fabric, MemoryHost};
 
@@ -49,29 +49,44 @@ impl Fabric {
         if !has_changed {
             return;
         }
-        let mut heard: Vec<(String, Merged)> = Vec::new();
+        // By host: VPC, subnet and group, and what of it is wanted.
+        let mut heard: Vec<(String, Vec<(String, String, u128, Filter)>)> = Vec::new();
         for host in self.hosts.values_mut() {
             let mut table = host.shared.listeners.copy();
             host.querier.update(&mut table);
             host.shared.listeners.publish(table);
-            let merged = host.querier.merged(host.pipeline.snapshot());
-            heard.push((host.id.clone(), merged));
+            let snapshot = host.pipeline.snapshot();
+            let mut wanted = Vec::new();
+            for key in host.querier.groups() {
+                let vpc = snapshot.vpc_by_vni.get(&key.0);
+                let Some(vpc) = vpc.and_then(|place| snapshot.vpcs.get(*place)) else {
+                    continue;
+                };
+                let of_group = host.querier.wanted(key).into_iter();
+                wanted
+                    .extend(of_group.map(|(subnet, filter)| {
+                        (vpc.id.clone(), subnet.to_owned(), key.1, filter)
+                    }));
+            }
+            heard.push((host.id.clone(), wanted));
         }
         for host in self.hosts.values_mut() {
-            let of_others = heard.iter().filter(|(id, _)| *id != host.id);
-            let of_others = of_others.flat_map(|(id, merged)| {
-                merged.iter().map(|((vpc, subnet, group), filter)| Heard {
-                    host: id,
-                    vpc,
-                    subnet,
-                    group: *group,
-                    filter: filter.clone(),
-                })
-            });
+            let snapshot = host.pipeline.snapshot();
+            let mut others = Others::default();
+            let untold = &self.tell_no_listeners;
+            for (id, wanted) in heard.iter().filter(|(id, _)| !untold.contains(id)) {
+                for vpc in snapshot.vpcs.iter() {
+                    others.tell(&vpc.id, id, true);
+                }
+                for (vpc, subnet, group, filter) in wanted {
+                    others.want((vpc, id, subnet), *group, Some(filter.clone()));
+                }
+            }
             let mut table = host.shared.listeners.copy();
-            let told = elsewhere(host.pipeline.snapshot(), of_others);
-            table.reach = reach(host.pipeline.snapshot());
-            table.elsewhere = self.tells_listeners.then_some(told);
+            (table.elsewhere, table.telling) = Default::default();
+            others.follow(snapshot);
+            others.update(&mut table);
+            table.reach = reach(snapshot);
             host.shared.listeners.publish(table);
         }
     }

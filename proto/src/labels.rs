@@ -34,7 +34,10 @@ macro_rules! labelled {
             Object::ElasticIp($it) => $found,
             Object::NatGateway($it) => $found,
             Object::LoadBalancer($it) => $found,
-            Object::GroupMembers(_) | Object::LearnedAddress(_) | Object::MemberHealth(_) => $none,
+            Object::GroupMembers(_)
+            | Object::LearnedAddress(_)
+            | Object::MemberHealth(_)
+            | Object::MulticastListener(_) => $none,
         }
     };
 }

@@ -17,6 +17,7 @@ pub mod external;
 mod health;
 pub mod labels;
 pub mod mtu;
+pub mod multicast;
 pub mod nat;
 pub mod peering;
 pub mod persistent;
@@ -44,6 +45,9 @@ pub const POLICY_ROUTES: &str = "policy_routes";
 
 /// The capability of a host that snoops multicast. Others are told subnets and VPCs without the settings, and flood.
 pub const MULTICAST: &str = "multicast";
+
+/// The capability of a host that takes what ports of other hosts have joined ([`v1::MulticastListener`]).
+pub const MULTICAST_LISTENERS: &str = "multicast_listeners";
 
 /// The capability of a controller that takes [`v1::PortReports`].
 pub const PORT_REPORTS: &str = "port_reports";

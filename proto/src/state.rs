@@ -129,6 +129,7 @@ kinds! {
     NatGateway: "nat_gateway" in nat_gateways;
     LoadBalancer: "load_balancer" in load_balancers;
     MemberHealth: "member_health" in member_health;
+    MulticastListener: "multicast_listener" in multicast_listeners;
 }
 
 impl Kind {
@@ -158,6 +159,7 @@ impl Object {
             Self::NatGateway(o) => Some(&o.vpc),
             Self::LoadBalancer(o) => Some(&o.vpc),
             Self::MemberHealth(o) => Some(&o.vpc),
+            Self::MulticastListener(o) => Some(&o.vpc),
             Self::Vpc(o) => Some(&o.id),
             Self::Subnet(o) => Some(&o.vpc),
             Self::RouteTable(o) => Some(&o.vpc),

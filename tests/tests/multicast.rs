@@ -315,6 +315,11 @@ fn three_listeners_on_two_hosts_get_a_stream_that_crosses_once_to_one_host() {
             for listener in &listeners {
                 listener.join_under_way()?;
             }
+            // A host is told of later than its ports' first seconds.
+            wait_until("hosts know of each other's listeners", SOON, || {
+                let known = site.ctl(&["vpc", "listeners", "blue"]);
+                known.is_ok_and(|text| text.matches(group).count() == 2)
+            })?;
             holds(
                 "who has not joined gets nothing",
                 stranger.frame(EFFECT).is_none(),
@@ -354,10 +359,7 @@ fn three_listeners_on_two_hosts_get_a_stream_that_crosses_once_to_one_host() {
                 "one copy to the host with listeners",
                 to("192.0.2.2") == sent,
             )?;
-            holds(
-                "and to the other one of the subnet",
-                to("192.0.2.3") == sent,
-            )?;
+            holds("none to the other one of the subnet", to("192.0.2.3") == 0)?;
             let stream = Stream::start(site, "blue-1", group)?;
             for listener in &listeners {
                 listener.leave_under_way()?;

@@ -47,7 +47,7 @@ pub(super) struct Delta {
 }
 
 /// The kinds of objects by their field of `Objects`, which counts from 1.
-const KINDS: [&str; 17] = [
+const KINDS: [&str; 18] = [
     "host",
     "vpc",
     "subnet",
@@ -65,6 +65,7 @@ const KINDS: [&str; 17] = [
     "learned_address",
     "load_balancer",
     "member_health",
+    "multicast_listener",
 ];
 
 /// What a host has in force, as far as it keeps that.
@@ -261,7 +262,7 @@ mod tests {
             prefix_lists: PrefixList, security_groups: SecurityGroup, ports: Port, peerings: Peering, quotas: Quota,
             external_networks: ExternalNetwork, elastic_ips: ElasticIp, nat_gateways: NatGateway,
             group_members: GroupMembers, learned_addresses: LearnedAddress, load_balancers: LoadBalancer,
-            member_health: MemberHealth,
+            member_health: MemberHealth, multicast_listeners: MulticastListener,
         }
     }
 

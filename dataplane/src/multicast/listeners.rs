@@ -1,10 +1,10 @@
 //! Who gets which group: an immutable table that the agent's threads publish and workers read, one look-up for each packet to a group.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use crate::numbers::Vni;
-use crate::snapshot::{CowMap, Map, Snapshot, Subnet};
+use crate::snapshot::{CowMap, Map, Snapshot};
 use crate::sync::ArcSwap;
 
 /// Which sources of a group a listener wants.
@@ -74,9 +74,11 @@ pub type Groups<T> = CowMap<(Vni, u128), Arc<[T]>>;
 pub struct Table {
     /// Ports of this host.
     pub here: Groups<Listener>,
-    /// Peers. None: what other hosts want is not known, and each that has ports of a sender's subnet gets a copy.
-    pub elsewhere: Option<Groups<Elsewhere>>,
-    /// The peers that get a copy then of what may pass into other subnets: those with ports of any subnet of the VPC that snoops.
+    /// Peers that tell what their ports have joined.
+    pub elsewhere: Groups<Elsewhere>,
+    /// The peers that tell it, in order. Each other one that has ports of a sender's subnet gets a copy.
+    pub telling: Map<Vni, Arc<[u16]>>,
+    /// The peers that have ports of any subnet of a VPC that snoops, where it routes multicast.
     pub reach: Map<Vni, Arc<[u16]>>,
 }
 
@@ -86,10 +88,16 @@ impl Table {
         self.here.get(&group).map_or(&[], |listeners| listeners)
     }
 
-    /// The peers that have listeners to a group; none if that is not known.
-    pub fn elsewhere(&self, group: (Vni, u128)) -> Option<&[Elsewhere]> {
-        let elsewhere = self.elsewhere.as_ref()?;
-        Some(elsewhere.get(&group).map_or(&[][..], |listeners| listeners))
+    /// The peers that have listeners to a group, of those that tell.
+    pub fn elsewhere(&self, group: (Vni, u128)) -> &[Elsewhere] {
+        self.elsewhere
+            .get(&group)
+            .map_or(&[], |listeners| listeners)
+    }
+
+    /// The peers that tell what their ports of a VPC have joined.
+    pub fn telling(&self, vni: Vni) -> &[u16] {
+        self.telling.get(&vni).map_or(&[], |peers| peers)
     }
 }
 
@@ -106,50 +114,6 @@ pub fn reach(snapshot: &Snapshot) -> Map<Vni, Arc<[u16]>> {
     reach
         .map(|(vni, peers)| (vni, peers.into_iter().collect()))
         .collect()
-}
-
-/// What another host has said that its ports listen to.
-#[derive(Debug, Clone)]
-pub struct Heard<'h> {
-    /// The host's id.
-    pub host: &'h str,
-    /// The VPC's id.
-    pub vpc: &'h str,
-    /// The id of the subnet of the ports.
-    pub subnet: &'h str,
-    /// The group.
-    pub group: u128,
-    /// What they want together.
-    pub filter: Filter,
-}
-
-/// What goes into [`Table::elsewhere`] for what other hosts have said. What is of hosts or VPCs that a snapshot does not have is passed over.
-pub fn elsewhere<'h>(
-    snapshot: &Snapshot,
-    heard: impl Iterator<Item = Heard<'h>>,
-) -> Groups<Elsewhere> {
-    let peers = (0u16..).zip(snapshot.peers.iter());
-    let peers = peers.filter_map(|(index, peer)| Some((&*peer.as_ref()?.host, index)));
-    let peers: HashMap<&str, u16> = peers.collect();
-    let vpcs = snapshot.vpcs.iter().map(|vpc| (&*vpc.id, vpc.vni));
-    let vpcs: HashMap<&str, Vni> = vpcs.collect();
-    let mut groups: HashMap<(Vni, u128), Vec<Elsewhere>> = HashMap::new();
-    for heard in heard {
-        let found = peers.get(heard.host).zip(vpcs.get(heard.vpc));
-        if let Some((peer, vni)) = found {
-            let group = groups.entry((*vni, heard.group)).or_default();
-            group.push(Elsewhere {
-                peer: *peer,
-                subnet: Subnet::number_of(heard.subnet),
-                filter: heard.filter,
-            });
-        }
-    }
-    let groups = groups.into_iter().map(|(key, mut of_group)| {
-        of_group.sort_unstable_by_key(|there| there.peer);
-        (key, of_group.into())
-    });
-    groups.collect()
 }
 
 /// The table in force.

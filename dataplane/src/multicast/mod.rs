@@ -4,16 +4,19 @@
 //! agent's threads, where the [`Querier`] keeps what each port has joined (`group`), asks guests at intervals whether they still want it (`query`), and publishes who
 //! gets which group as an immutable table ([`Listeners`]). Workers read that table for each packet to a group (`pipeline::flood`), and nothing else of this.
 //!
-//! Each host asks its own guests, as the gateway of their subnet: no message of IGMP or MLD crosses a tunnel.
+//! Each host asks its own guests, as the gateway of their subnet: no message of IGMP or MLD crosses a tunnel. Hosts tell each other what their ports have joined
+//! by way of the controller ([`Others`]); one that does not tell gets a copy of everything.
 
 mod group;
 pub mod listeners;
 pub mod message;
+pub mod others;
 pub mod querier;
 pub mod query;
 
 pub use self::listeners::{Elsewhere, Filter, Listener, Listeners, Table};
-pub use self::querier::{Answer, Merged, Querier};
+pub use self::others::Others;
+pub use self::querier::{Answer, Querier};
 
 use crate::packet::parse::IPV4_MAPPED;
 use crate::pipeline::guard;

@@ -78,9 +78,6 @@ pub struct Answer {
     pub refused: Option<DropReason>,
 }
 
-/// What listeners of one subnet on this host want, by the ids of VPC and subnet, and the group.
-pub type Merged = BTreeMap<(String, String, u128), Filter>;
-
 /// The querier.
 #[derive(Debug, Default)]
 pub struct Querier {
@@ -357,9 +354,10 @@ impl Querier {
         !self.changed.is_empty()
     }
 
-    /// Brings a table up to date.
-    pub fn update(&mut self, table: &mut Table) {
-        for key in std::mem::take(&mut self.changed) {
+    /// Brings a table up to date; the groups of which something has changed.
+    pub fn update(&mut self, table: &mut Table) -> BTreeSet<(Vni, u128)> {
+        let changed = std::mem::take(&mut self.changed);
+        for key in changed.iter().copied() {
             let listeners = self.members.get(&key).into_iter().flatten();
             let listeners = listeners.filter_map(|index| {
                 let group = self.ports.get(index)?.groups.get(&key.1)?;
@@ -375,26 +373,28 @@ impl Querier {
                 table.here.insert(key, listeners);
             }
         }
+        changed
     }
 
-    /// What listeners of this host want, all of it, by subnet.
-    pub fn merged(&self, snapshot: &Snapshot) -> Merged {
-        let mut merged = Merged::new();
-        for joined in self.ports.values() {
-            let place = snapshot.vpc_by_vni.get(&joined.vni);
-            let Some(vpc) = place.and_then(|place| snapshot.vpcs.get(*place)) else {
+    /// What the ports of each subnet that have joined a group want together.
+    pub fn wanted(&self, group: (Vni, u128)) -> BTreeMap<&str, Filter> {
+        let mut wanted: BTreeMap<&str, Filter> = BTreeMap::new();
+        let members = self.members.get(&group).into_iter().flatten();
+        for joined in members.filter_map(|index| self.ports.get(index)) {
+            let Some(filter) = joined.groups.get(&group.1).map(Group::filter) else {
                 continue;
             };
-            for (address, group) in &joined.groups {
-                let filter = group.filter();
-                let key = (vpc.id.clone(), joined.subnet.clone(), *address);
-                merged
-                    .entry(key)
-                    .and_modify(|all| *all = all.or(&filter))
-                    .or_insert(filter);
-            }
+            wanted
+                .entry(&joined.subnet)
+                .and_modify(|all| *all = all.or(&filter))
+                .or_insert(filter);
         }
-        merged
+        wanted
+    }
+
+    /// The groups that ports of this host have joined.
+    pub fn groups(&self) -> impl Iterator<Item = (Vni, u128)> {
+        self.members.keys().copied()
     }
 
     /// How many groups ports of this host have joined, each port for itself.

@@ -33,6 +33,8 @@ struct Scope<'a> {
     listeners: &'a [Listener],
     wire: Option<u16>,
     peers: &'a [u16],
+    /// Those of them that get no copy, but what they have joined; in order.
+    telling: &'a [u16],
     /// Peers with ports that have joined the group.
     elsewhere: &'a [Elsewhere],
     /// How the group is told apart, if its receivers have joined it.
@@ -132,11 +134,13 @@ pub fn receivers<'a>(
     let elsewhere = elsewhere
         .filter(move |of_peer| of_peer.iter().any(wants))
         .filter_map(|of_peer| of_peer.first());
+    let peers = scope.peers.iter().copied();
+    let peers = peers.filter(move |peer| scope.telling.binary_search(peer).is_err());
     in_subnets
         .map(Receiver::Port)
         .chain(joined)
         .chain(scope.wire.map(Receiver::Wire))
-        .chain(scope.peers.iter().copied().map(Receiver::Peer))
+        .chain(peers.map(Receiver::Peer))
         .chain(elsewhere.map(|there| Receiver::Peer(there.peer)))
 }
 
@@ -148,10 +152,20 @@ pub fn is_limited(snapshot: &Snapshot, table: &Table, index: u16, parsed: &Parse
     let vpc = &snapshot.vpcs[port.vpc];
     match Group::of(snapshot, vpc, port.subnet, parsed) {
         Some(group) => {
-            table.elsewhere.is_none() && (group.is_routed || !group.subnet.peers.is_empty())
+            let peers = untold_peers(table, vpc, &group);
+            let telling = table.telling(vpc.vni);
+            peers
+                .iter()
+                .any(|peer| telling.binary_search(peer).is_err())
         }
         None => true,
     }
+}
+
+/// The peers that get a copy from a port of this host if they do not tell what they have joined. Those of other subnets are not known by the sender's alone.
+fn untold_peers<'a>(table: &'a Table, vpc: &Vpc, group: &Group<'a>) -> &'a [u16] {
+    let reach = table.reach.get(&vpc.vni).filter(|_| group.is_routed);
+    reach.map_or(&group.subnet.peers, |reach| reach)
 }
 
 /// Whether a port may send a packet to a group, or get a copy of it.
@@ -206,20 +220,15 @@ fn scope<'a>(
         };
     };
     let key = (vpc.vni, parsed.flow.destination);
-    let (peers, elsewhere) = match table.elsewhere(key) {
-        Some(elsewhere) if sender.is_some() => (&[][..], elsewhere),
-        Some(_) => (&[][..], &[][..]),
-        // Those of other subnets are not known by the sender's alone.
-        None if sender.is_some() && group.is_routed => {
-            let reach = table.reach.get(&vpc.vni);
-            (reach.map_or(peers, |reach| reach), &[][..])
-        }
-        None => (peers, &[][..]),
+    let (peers, elsewhere) = match sender {
+        Some(_) => (untold_peers(table, vpc, &group), table.elsewhere(key)),
+        None => (&[][..], &[][..]),
     };
     Scope {
         sender: index,
         listeners: table.here(key),
         peers,
+        telling: table.telling(vpc.vni),
         elsewhere,
         group: Some(group),
         ..Scope::default()

@@ -319,9 +319,11 @@ fn without_snooping_everybody_gets_everything_and_reports_too() {
 }
 
 #[test]
-fn hosts_that_are_not_told_of_listeners_get_a_copy_if_they_have_the_subnet() {
+fn a_host_that_does_not_tell_what_its_ports_have_joined_gets_a_copy_if_it_has_the_subnet() {
     let mut fabric = fabric(snoop);
-    fabric.tells_listeners = false;
+    assert_eq!(sent(&mut fabric, "a1", &stream(A1)), to([], 0));
+    assert_eq!(fabric.drops("h2", DropReason::NoReceiver), 0);
+    fabric.tell_no_listeners.insert("h2".into());
     fabric.send("a3", &igmp2(A3, 0x16, GROUP));
     assert_eq!(sent(&mut fabric, "a1", &stream(A1)), to(["a3"], 1));
     assert_eq!(fabric.drops("h2", DropReason::NoReceiver), 1);

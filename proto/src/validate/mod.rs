@@ -11,6 +11,7 @@ mod fabric;
 mod health;
 mod learning;
 pub mod limits;
+mod multicast;
 mod network;
 mod peering;
 mod policy;
@@ -262,7 +263,9 @@ impl Reach {
             | (None, Some(Object::LearnedAddress(_)))
             | (Some(Object::LearnedAddress(_)), None)
             | (_, Some(Object::MemberHealth(_)))
-            | (Some(Object::MemberHealth(_)), None) => Self::Object,
+            | (Some(Object::MemberHealth(_)), None)
+            | (_, Some(Object::MulticastListener(_)))
+            | (Some(Object::MulticastListener(_)), None) => Self::Object,
             (None, Some(Object::Host(_))) => Self::Vpc,
             (Some(old), _) if is_of_all(old) => Self::All,
             (_, Some(new)) if is_of_all(new) => Self::All,
@@ -305,6 +308,7 @@ fn check(
         Object::NatGateway(nat) => external::check_nat_gateway(at, nat, index, report),
         Object::LoadBalancer(it) => balancer::check(at, it, index, scope, report),
         Object::MemberHealth(it) => health::check(at, it, index, scope, report),
+        Object::MulticastListener(it) => multicast::check(at, it, index, scope, report),
         Object::Subnet(subnet) => network::check(at, subnet, index, report),
         Object::RouteTable(table) => route::check(at, table, index, report),
         Object::NetworkAcl(acl) => policy::check_acl(at, acl, index, report),
@@ -632,9 +636,13 @@ fn check_id(at: At<'_>, scope: Scope<'_>, report: &mut Report) {
     let parts = match (scope, at.kind) {
         (Scope::Node { .. }, Kind::SecurityGroup | Kind::PrefixList) => at.id.split_once('@'),
         // Made of what is checked.
-        (Scope::Node { .. }, Kind::GroupMembers | Kind::LearnedAddress | Kind::MemberHealth) => {
-            return;
-        }
+        (
+            Scope::Node { .. },
+            Kind::GroupMembers
+            | Kind::LearnedAddress
+            | Kind::MemberHealth
+            | Kind::MulticastListener,
+        ) => return,
         _ => None,
     };
     if let Some((id, vpc)) = parts {

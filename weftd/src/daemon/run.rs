@@ -27,7 +27,7 @@ use weft_dataplane::session::table::{PREPARE_EVERY, SessionTable};
 /// How often devices of ports are looked for.
 const SETTLE: Duration = Duration::from_millis(250);
 /// What this host offers to the controller.
-const CAPABILITIES: [&str; 15] = [
+const CAPABILITIES: [&str; 16] = [
     "vxlan",
     "gre",
     "netdev",
@@ -43,6 +43,7 @@ const CAPABILITIES: [&str; 15] = [
     weft_proto::DSCP_MARKING,
     weft_proto::POLICY_ROUTES,
     weft_proto::MULTICAST,
+    weft_proto::MULTICAST_LISTENERS,
 ];
 
 /// Runs the daemon until it is stopped.

@@ -58,7 +58,10 @@ pub(super) fn compile(
         };
     }
     let changed = learned::beyond_answers(done, &changes);
-    let changed = changed.filter_map(|change| change.new.or(change.old)?.vpc());
+    let objects = changed.filter_map(|change| change.new.or(change.old));
+    // Who listens to multicast is in a table of its own, and no session was judged by it.
+    let judged = objects.filter(|object| object.kind() != Kind::MulticastListener);
+    let changed = judged.filter_map(Object::vpc);
     let mut changed: HashSet<&str> = changed.collect();
     add_joined(&mut changed, state);
     let done = Arc::make_mut(done);
@@ -96,6 +99,7 @@ fn is_contained(change: &Change<'_>) -> bool {
             Kind::LearnedAddress,
             Kind::LoadBalancer,
             Kind::MemberHealth,
+            Kind::MulticastListener,
         ];
         return object.is_some_and(|object| kinds.contains(&object.kind()));
     };
@@ -108,6 +112,7 @@ fn is_contained(change: &Change<'_>) -> bool {
         Kind::GroupMembers,
         Kind::LoadBalancer,
         Kind::MemberHealth,
+        Kind::MulticastListener,
     ];
     old.vpc() == new.vpc() && kinds.contains(&new.kind())
 }

@@ -341,8 +341,8 @@ impl<'s> Objects<'s> {
                 Object::Host(o) => objects.hosts.push(o),
                 Object::Vpc(o) => objects.vpcs.push(o),
                 Object::Peering(o) => objects.peerings.push(o),
-                // The controller's alone.
-                Object::Quota(_) => {}
+                // The controller's alone, and what the table of multicast listeners is made of.
+                Object::Quota(_) | Object::MulticastListener(_) => {}
                 Object::Subnet(o) => objects.subnets.push(o),
                 Object::RouteTable(o) => objects.route_tables.push(o),
                 Object::NetworkAcl(o) => objects.network_acls.push(o),
