@@ -41,6 +41,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         "HealthCheck",
         "MemberHealth",
         "MulticastListener",
+        "AddressHolder",
         "Subnet",
         "Dhcp",
         "DhcpRoute",
@@ -98,6 +99,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         "VpcHeldBack",
         "MemberHealthReply",
         "MulticastListenersReply",
+        "AddressHoldersReply",
         "PortConditions",
         "PortCondition",
     ] {

@@ -24,6 +24,12 @@ pub(crate) enum VpcAction {
         #[arg(default_value = "", hide_default_value = true)]
         id: String,
     },
+    /// Show which ports hold virtual addresses (addresses of their allowed pairs that they have announced), since when, and how often each has moved.
+    Holders {
+        /// Only in this VPC [default: all].
+        #[arg(default_value = "", hide_default_value = true)]
+        id: String,
+    },
     /// Show which multicast groups ports have joined, in subnets with snooping, as their hosts tell it.
     Listeners {
         /// Only in this VPC [default: all].
@@ -56,6 +62,7 @@ impl VpcAction {
                 return Ok(());
             }
             Self::Status { id } => id,
+            Self::Holders { id } => return found::list_holders(targets, format, id).await,
             Self::Listeners { id } => return found::list_listeners(targets, format, id).await,
         };
         let reply = status(targets, id).await?;

@@ -639,6 +639,7 @@ pub(crate) fn headings(kind: Kind) -> &'static [&'static str] {
         Kind::LearnedAddress => &["ID", "VPC", "ADDRESS"],
         Kind::MemberHealth => &["ID", "VPC", "UP"],
         Kind::MulticastListener => &["ID", "VPC", "HOST", "SUBNET", "GROUP"],
+        Kind::AddressHolder => &["ID", "VPC", "ADDRESS", "PORT", "MAC"],
         Kind::PrefixList => &["ID", "VPC", "PREFIXES", "TENANT"],
         Kind::Port => &[
             "ID",
@@ -747,6 +748,7 @@ pub(crate) fn row(object: Object) -> Vec<String> {
         Object::LearnedAddress(o) => vec![o.id, o.vpc, o.address],
         Object::MemberHealth(o) => vec![o.id, o.vpc, o.up.to_string()],
         Object::MulticastListener(o) => vec![o.id, o.vpc, o.host, o.subnet, o.group],
+        Object::AddressHolder(o) => vec![o.id, o.vpc, o.address, o.port, o.mac],
         Object::Port(o) => vec![
             o.id,
             o.vpc,

@@ -11,15 +11,17 @@ use weft_process::services::intent_server;
 use weft_process::tls::Role;
 use weft_proto::state::{Key, Kind, Object, collect, count};
 use weft_proto::v1::{
-    ApplyRequest, CallersReply, ChangePeeringRequest, ChangeReply, CreateRequest, DeleteRequest,
-    GetRequest, HistoryReply, HistoryRequest, HostStatusReply, ListCallersRequest,
-    ListHostStatusRequest, ListMemberHealthRequest, ListMulticastListenersRequest, ListReply,
-    ListRequest, ListVpcStatusRequest, MemberHealthReply, MulticastListenersReply, PortConditions,
-    PortConditionsRequest, UndoRequest, Violation, VpcStatusReply, WatchEvent, WatchRequest,
+    AddressHoldersReply, ApplyRequest, CallersReply, ChangePeeringRequest, ChangeReply,
+    CreateRequest, DeleteRequest, GetRequest, HistoryReply, HistoryRequest, HostStatusReply,
+    ListAddressHoldersRequest, ListCallersRequest, ListHostStatusRequest, ListMemberHealthRequest,
+    ListMulticastListenersRequest, ListReply, ListRequest, ListVpcStatusRequest, MemberHealthReply,
+    MulticastListenersReply, PortConditions, PortConditionsRequest, UndoRequest, Violation,
+    VpcStatusReply, WatchEvent, WatchRequest,
 };
 
 use crate::admission::{Admission, Admitted, Turns};
 use crate::caller::Caller;
+use crate::findings::Findings;
 use crate::history::{self, Filter, UndoError};
 use crate::hosts::Hosts;
 use crate::intent::{ChangeError, Intent, Outcome};
@@ -79,6 +81,18 @@ impl Api {
     }
 
     /// The newest version, those included that other controllers have stored; or the newest that is known, when the store does not answer.
+    /// What hosts have found, and the VPCs of that which a caller may read: one that is wanted, or all.
+    async fn found(&self, caller: &Caller, wanted: &str) -> (Findings, Vec<String>) {
+        let version = self.newest().await;
+        let findings = self.hosts.board.findings();
+        let vpcs = findings.vpcs().filter(|vpc| {
+            let is_wanted = wanted.is_empty() || *vpc == wanted;
+            is_wanted && may_read_vpc(caller, &version, vpc)
+        });
+        let vpcs = vpcs.map(str::to_owned).collect();
+        (findings, vpcs)
+    }
+
     async fn newest(&self) -> Arc<Version> {
         if let Err(error) = self.intent.catch_up().await {
             tracing::debug!(%error, "answers may be old");
@@ -372,17 +386,24 @@ impl intent_server::Intent for Api {
         request: Request<ListMulticastListenersRequest>,
     ) -> Result<Response<MulticastListenersReply>, Status> {
         let admitted = allowed(&request, Role::Read)?;
-        let caller = &admitted.caller;
         let wanted = request.into_inner().vpc;
-        let version = self.newest().await;
-        let findings = self.hosts.board.findings();
-        let vpcs = findings.vpcs().filter(|vpc| {
-            let is_wanted = wanted.is_empty() || *vpc == wanted;
-            is_wanted && may_read_vpc(caller, &version, vpc)
-        });
-        let listeners = vpcs.flat_map(|vpc| findings.listeners(vpc));
+        let (findings, vpcs) = self.found(&admitted.caller, &wanted).await;
+        let listeners = vpcs.iter().flat_map(|vpc| findings.listeners(vpc));
         Ok(Response::new(MulticastListenersReply {
             multicast_listeners: listeners.cloned().collect(),
+        }))
+    }
+
+    async fn list_address_holders(
+        &self,
+        request: Request<ListAddressHoldersRequest>,
+    ) -> Result<Response<AddressHoldersReply>, Status> {
+        let admitted = allowed(&request, Role::Read)?;
+        let wanted = request.into_inner().vpc;
+        let (findings, vpcs) = self.found(&admitted.caller, &wanted).await;
+        let holders = vpcs.iter().flat_map(|vpc| findings.holders(vpc));
+        Ok(Response::new(AddressHoldersReply {
+            address_holders: holders.cloned().collect(),
         }))
     }
 

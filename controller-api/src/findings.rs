@@ -1,5 +1,5 @@
-//! What hosts find out about their own ports and others have to know (decision 020): whether members of load balancers serve, and what ports have joined of
-//! multicast groups.
+//! What hosts find out about their own ports and others have to know (decision 020): whether members of load balancers serve, what ports have joined of
+//! multicast groups, and which port holds a virtual address.
 //!
 //! No part of the intent: nothing of it is stored. A host says all of it when it attaches, and then what changes; it stays known until the host says
 //! otherwise or is no longer in the intent, so that a host which is not attached for a while takes nothing from anybody. All hosts of a VPC are told, in
@@ -14,7 +14,8 @@ use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
 use weft_proto::persistent::PersistentSet;
 use weft_proto::state::{Entry, Key, Kind, Layer, Object, collect, explode};
 use weft_proto::v1::{
-    self, FoundByHost, FoundByHosts, Listener, Member, MemberHealth, MulticastListener,
+    self, AddressHolder, FoundByHost, FoundByHosts, Listener, Member, MemberHealth,
+    MulticastListener,
 };
 
 use crate::version::Version;
@@ -72,6 +73,16 @@ impl Findings {
         all.of_kind(Kind::MulticastListener)
             .filter_map(|object| match object {
                 Object::MulticastListener(it) if !it.subnet.is_empty() => Some(it),
+                _ => None,
+            })
+    }
+
+    /// Which ports hold virtual addresses in a VPC.
+    pub(crate) fn holders(&self, vpc: &str) -> impl Iterator<Item = &AddressHolder> {
+        let all = self.of(vpc).map_or(&*NOTHING, |it| &it.found);
+        all.of_kind(Kind::AddressHolder)
+            .filter_map(|object| match object {
+                Object::AddressHolder(it) => Some(it),
                 _ => None,
             })
     }
@@ -206,6 +217,7 @@ impl Board {
                 whole: true,
                 found,
                 gone: Vec::new(),
+                kinds: Vec::new(),
             };
             // It was looked at there. Where this controller has not come as far it is soon forgotten, and has to be heard again.
             let mut objects = explode(whole.found.clone().unwrap_or_default());
@@ -248,10 +260,12 @@ impl Board {
         of_host.has_said |= findings.whole;
         inner.revision += u64::from(of_host.is_attached);
         let before = inner.findings.clone();
-        let mut gone: BTreeSet<Key> = match findings.whole {
-            true => of_host.found.keys().cloned().collect(),
-            false => BTreeSet::new(),
+        let kinds = &findings.kinds;
+        let is_told = |key: &&Key| {
+            findings.whole && (kinds.is_empty() || kinds.iter().any(|kind| kind == key.kind.name()))
         };
+        let told = of_host.found.keys().filter(is_told);
+        let mut gone: BTreeSet<Key> = told.cloned().collect();
         let keys = findings.gone.iter();
         gone.extend(keys.filter_map(|key| Key::from_wire(key).ok()));
         let mut passed_over = 0;
@@ -260,6 +274,9 @@ impl Board {
             let is_full = of_host.found.len() >= OF_HOST && !of_host.found.contains_key(&key);
             if is_full || !may_find(&object) {
                 passed_over += 1;
+                continue;
+            }
+            if inner.is_outdone(&name, &key, &object) {
                 continue;
             }
             gone.remove(&key);
@@ -354,6 +371,16 @@ impl Board {
 }
 
 impl Inner {
+    /// Whether another host has found of the same what holds against it.
+    fn is_outdone(&self, host: &Arc<str>, key: &Key, object: &Object) -> bool {
+        let Object::AddressHolder(new) = object else {
+            return false;
+        };
+        let finder = self.finders.get(key).filter(|finder| *finder != host);
+        let known = finder.and_then(|finder| self.hosts.get(finder)?.found.get(key));
+        matches!(known, Some(Object::AddressHolder(known)) if !new.outdoes(known))
+    }
+
     /// What another host has found of the same holds no more: a port is on one host.
     fn put(&mut self, host: &Arc<str>, key: &Key, object: &Object) {
         let before = self.finders.insert(key.clone(), Arc::clone(host));
@@ -386,7 +413,7 @@ impl Inner {
 fn as_told(object: &Object) -> Option<Object> {
     match object {
         Object::MemberHealth(health) => health.told().map(Object::MemberHealth),
-        Object::MulticastListener(listener) => Some(Object::MulticastListener(listener.clone())),
+        Object::MulticastListener(_) | Object::AddressHolder(_) => Some(object.clone()),
         _ => None,
     }
 }
@@ -399,6 +426,7 @@ fn is_of(version: &Version, host: &str, object: &Object) -> bool {
     match object {
         Object::MemberHealth(health) => is_of_member(version, host, health),
         Object::MulticastListener(listener) => is_of_ports(version, host, listener),
+        Object::AddressHolder(holder) => is_of_holder(version, host, holder),
         _ => false,
     }
 }
@@ -412,6 +440,27 @@ fn is_of_ports(version: &Version, host: &str, listener: &MulticastListener) -> b
     };
     let is_own = listener.host == host && version.has_ports(&listener.vpc, host);
     is_own && is_in_vpc && listener.is_well_formed()
+}
+
+/// Of one of its ports, whose pairs name the address, which no port has for itself.
+fn is_of_holder(version: &Version, host: &str, holder: &AddressHolder) -> bool {
+    let Ok(address) = holder.address.parse::<IpAddr>() else {
+        return false;
+    };
+    let state = &version.state;
+    let port = match state.find(Kind::Port, &holder.port) {
+        Some(Object::Port(port)) if port.vpc == holder.vpc => port,
+        _ => return false,
+    };
+    let subnet = match state.find(Kind::Subnet, &port.subnet) {
+        Some(Object::Subnet(subnet)) => subnet,
+        _ => return false,
+    };
+    holder.is_well_formed()
+        && (&*holder.host, &*holder.subnet) == (host, &*port.subnet)
+        && port.host == host
+        && port.may_hold(subnet, address, &holder.mac)
+        && state.port_with_address(&holder.vpc, address).is_none()
 }
 
 /// Of a member at one of its ports, of which it is found out whether it serves.

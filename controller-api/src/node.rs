@@ -11,8 +11,8 @@ use weft_proto::persistent::PersistentSet;
 use weft_proto::state::{Entry, Key, Kind, Layer, Object, Sum, collect};
 use weft_proto::v1::{ExternalNetwork, ObjectKey, Objects};
 use weft_proto::{
-    DHCP_OPTIONS, DSCP_MARKING, FINDINGS, LOAD_BALANCER, MULTICAST, MULTICAST_LISTENERS,
-    POLICY_ROUTES,
+    ADDRESS_HOLDERS, DHCP_OPTIONS, DSCP_MARKING, FINDINGS, LOAD_BALANCER, MULTICAST,
+    MULTICAST_LISTENERS, POLICY_ROUTES,
 };
 
 use crate::compile::{Part, Recipient};
@@ -44,6 +44,8 @@ pub struct Capabilities {
     pub multicast: bool,
     /// Whether it takes what ports of other hosts have joined. One that does not has a copy of all multicast go to each.
     pub multicast_listeners: bool,
+    /// Whether it takes which ports hold virtual addresses. Nobody reaches those from the ports of one that does not.
+    pub address_holders: bool,
 }
 
 impl Capabilities {
@@ -51,6 +53,7 @@ impl Capabilities {
     fn takes(&self, kind: Kind) -> bool {
         match kind {
             Kind::MulticastListener => self.finds && self.multicast_listeners,
+            Kind::AddressHolder => self.finds && self.address_holders,
             _ => self.finds,
         }
     }
@@ -67,6 +70,7 @@ impl Capabilities {
             policy_routes: true,
             multicast: true,
             multicast_listeners: true,
+            address_holders: true,
         }
     }
 
@@ -84,6 +88,7 @@ impl Capabilities {
             policy_routes: is_listed(POLICY_ROUTES),
             multicast: is_listed(MULTICAST),
             multicast_listeners: is_listed(MULTICAST_LISTENERS),
+            address_holders: is_listed(ADDRESS_HOLDERS),
         }
     }
 }

@@ -410,6 +410,7 @@ fn abilities(host: &str) -> Capabilities {
         finds: host != "h1",
         multicast: host != "h3",
         multicast_listeners: host != "h2",
+        address_holders: host != "h3",
         marks: host != "h2",
         policy_routes: host != "h2",
     }

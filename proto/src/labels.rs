@@ -37,7 +37,8 @@ macro_rules! labelled {
             Object::GroupMembers(_)
             | Object::LearnedAddress(_)
             | Object::MemberHealth(_)
-            | Object::MulticastListener(_) => $none,
+            | Object::MulticastListener(_)
+            | Object::AddressHolder(_) => $none,
         }
     };
 }

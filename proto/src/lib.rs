@@ -15,6 +15,7 @@ mod balancer;
 pub mod dhcp_option;
 pub mod external;
 mod health;
+mod holder;
 pub mod labels;
 pub mod mtu;
 pub mod multicast;
@@ -48,6 +49,12 @@ pub const MULTICAST: &str = "multicast";
 
 /// The capability of a host that takes what ports of other hosts have joined ([`v1::MulticastListener`]).
 pub const MULTICAST_LISTENERS: &str = "multicast_listeners";
+
+/// The capability of a host that takes which ports hold virtual addresses ([`v1::AddressHolder`]).
+pub const ADDRESS_HOLDERS: &str = "address_holders";
+
+/// The capability of a controller that takes [`v1::Findings`] which are all of some kinds.
+pub const FINDINGS_BY_KIND: &str = "findings_by_kind";
 
 /// The capability of a controller that takes [`v1::PortReports`].
 pub const PORT_REPORTS: &str = "port_reports";

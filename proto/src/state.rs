@@ -130,6 +130,7 @@ kinds! {
     LoadBalancer: "load_balancer" in load_balancers;
     MemberHealth: "member_health" in member_health;
     MulticastListener: "multicast_listener" in multicast_listeners;
+    AddressHolder: "address_holder" in address_holders;
 }
 
 impl Kind {
@@ -160,6 +161,7 @@ impl Object {
             Self::LoadBalancer(o) => Some(&o.vpc),
             Self::MemberHealth(o) => Some(&o.vpc),
             Self::MulticastListener(o) => Some(&o.vpc),
+            Self::AddressHolder(o) => Some(&o.vpc),
             Self::Vpc(o) => Some(&o.id),
             Self::Subnet(o) => Some(&o.vpc),
             Self::RouteTable(o) => Some(&o.vpc),

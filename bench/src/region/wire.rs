@@ -47,7 +47,7 @@ pub(super) struct Delta {
 }
 
 /// The kinds of objects by their field of `Objects`, which counts from 1.
-const KINDS: [&str; 18] = [
+const KINDS: [&str; 19] = [
     "host",
     "vpc",
     "subnet",
@@ -66,6 +66,7 @@ const KINDS: [&str; 18] = [
     "load_balancer",
     "member_health",
     "multicast_listener",
+    "address_holder",
 ];
 
 /// What a host has in force, as far as it keeps that.
@@ -262,7 +263,7 @@ mod tests {
             prefix_lists: PrefixList, security_groups: SecurityGroup, ports: Port, peerings: Peering, quotas: Quota,
             external_networks: ExternalNetwork, elastic_ips: ElasticIp, nat_gateways: NatGateway,
             group_members: GroupMembers, learned_addresses: LearnedAddress, load_balancers: LoadBalancer,
-            member_health: MemberHealth, multicast_listeners: MulticastListener,
+            member_health: MemberHealth, multicast_listeners: MulticastListener, address_holders: AddressHolder,
         }
     }
 

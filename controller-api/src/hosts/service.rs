@@ -8,7 +8,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 use weft_process::services::host_control_server::HostControl;
 use weft_proto::v1::{FromHost, Hello, ToHost, Welcome, from_host, to_host};
-use weft_proto::{FINDINGS, HOST_PROTOCOL, PORT_REPORTS};
+use weft_proto::{FINDINGS, FINDINGS_BY_KIND, HOST_PROTOCOL, PORT_REPORTS};
 
 use super::Hosts;
 use super::session::Session;
@@ -83,7 +83,9 @@ async fn run(
     let welcome = to_host::Message::Welcome(Welcome {
         session: id,
         protocol: HOST_PROTOCOL,
-        capabilities: vec![PORT_REPORTS.to_owned(), FINDINGS.to_owned()],
+        capabilities: [PORT_REPORTS, FINDINGS, FINDINGS_BY_KIND]
+            .map(str::to_owned)
+            .to_vec(),
     });
     let welcome = ToHost {
         message: Some(welcome),

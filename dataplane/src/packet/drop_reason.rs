@@ -62,6 +62,8 @@ drop_reasons! {
     MembershipMalformed = "membership_malformed": "a message of IGMP or MLD that its standard refuses (RFC 2236, RFC 3376, RFC 2710, RFC 3810)",
     MembershipLimit = "membership_limit": "more reports of IGMP or MLD than a port may send in a second, or than wait for this host's querier",
     MembershipBudget = "membership_budget": "a report of IGMP or MLD with more groups than a port may join, or more sources than it may name: so much of it was passed over",
+    AnnouncementLimit = "announcement_limit": "more announcements of virtual addresses than a port may send in a second, or than wait for this host's agent",
+    AddressContested = "address_contested": "an announcement of a virtual address that ports announce in turn, again and again: for a while it stays where it is",
     GatewayUnserved = "gateway_unserved": "to a gateway address, for a service that the gateway does not offer",
     UnknownMac = "unknown_mac": "to a MAC that no port of the subnet has; from an external network, to one that no port of this host has there",
     NoRoute = "no_route": "no route for the destination",

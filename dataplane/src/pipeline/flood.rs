@@ -7,7 +7,7 @@ use crate::multicast::{Elsewhere, Listener, Table, is_snooped, may_be_routed};
 use crate::packet::Parsed;
 use crate::policy::Subject;
 use crate::session::table::Ingress;
-use crate::snapshot::{Place, Port, Snapshot, Subnet, Vpc};
+use crate::snapshot::{Endpoint, Place, Port, Snapshot, Subnet, Vpc};
 
 /// Who is to get a copy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -162,6 +162,19 @@ pub fn is_limited(snapshot: &Snapshot, table: &Table, index: u16, parsed: &Parse
     }
 }
 
+/// Who has sent a packet to a group from behind a peer: whose MAC it has, or else who has its address and may send with a MAC of a pair (a virtual router's, RFC
+/// 5798 §7.3).
+fn sender_of<'a>(vpc: &'a Vpc, peer: u16, parsed: &Parsed) -> Option<&'a Endpoint> {
+    let source = parsed.flow.source;
+    let by_mac = vpc.by_mac.get(&parsed.eth_src);
+    let by_pair = || {
+        let may_come = vpc.may_come_from(peer, source, parsed.eth_src);
+        vpc.by_address.get(&source).filter(|_| may_come)
+    };
+    let sender = by_mac.or_else(by_pair);
+    sender.filter(|endpoint| endpoint.place == Place::There(peer))
+}
+
 /// The peers that get a copy from a port of this host if they do not tell what they have joined. Those of other subnets are not known by the sender's alone.
 fn untold_peers<'a>(table: &'a Table, vpc: &Vpc, group: &Group<'a>) -> &'a [u16] {
     let reach = table.reach.get(&vpc.vni).filter(|_| group.is_routed);
@@ -201,9 +214,9 @@ fn scope<'a>(
     }
     let place = match (sender, ingress) {
         (Some((_, port)), _) => &port.subnet,
-        (None, Ingress::Peer(peer)) => match vpc.by_mac.get(&parsed.eth_src) {
-            Some(endpoint) if endpoint.place == Place::There(peer) => &endpoint.subnet,
-            _ => return Scope::default(),
+        (None, Ingress::Peer(peer)) => match sender_of(vpc, peer, parsed) {
+            Some(endpoint) => &endpoint.subnet,
+            None => return Scope::default(),
         },
         _ => return Scope::default(),
     };

@@ -72,10 +72,7 @@ pub(super) fn from_port(
     let way = if parsed.eth_dst == subnet.gateway_mac {
         route(tables, port, (parsed, flow, standing), trace)?
     } else {
-        let endpoint = snapshot.vpcs[port.vpc]
-            .by_mac
-            .get(&parsed.eth_dst)
-            .filter(|endpoint| endpoint.subnet == port.subnet);
+        let endpoint = vpc.in_subnet(parsed.eth_dst, port.subnet);
         let Some(endpoint) = endpoint else {
             trace.step("bridge", || {
                 format!("{} is no port of subnet {}", parsed.eth_dst, subnet.id)
@@ -487,7 +484,9 @@ pub(super) fn from_peer(
         }
         None => None,
     };
-    if let Some(endpoint) = vpc.by_mac.get(&parsed.eth_dst) {
+    let sender = || vpc.by_mac.get(&parsed.eth_src).map(|sender| sender.subnet);
+    let target = parsed.flow.destination;
+    if let Some(endpoint) = vpc.from_afar(parsed.eth_dst, target, sender) {
         return match endpoint.place {
             Place::Here(port) => Ok(Way {
                 joined,
@@ -550,11 +549,11 @@ pub(super) fn on_link(
         };
         return Ok(Action::new(macs(parsed), egress, None));
     }
-    let by_mac = &snapshot.vpcs[vpc].by_mac;
+    let vpc = &snapshot.vpcs[vpc];
     let subnet = match ingress {
         Ingress::Port(index) => snapshot.port(index).ok_or(DropReason::PortDown)?.subnet,
         Ingress::Peer(peer) => {
-            by_mac
+            vpc.by_mac
                 .get(&parsed.eth_src)
                 .filter(|sender| sender.place == Place::There(peer))
                 .ok_or(DropReason::SpoofedInner)?
@@ -562,8 +561,7 @@ pub(super) fn on_link(
         }
         Ingress::External(_) => return Err(DropReason::NotHere),
     };
-    let endpoint = by_mac.get(&parsed.eth_dst);
-    let endpoint = endpoint.filter(|endpoint| endpoint.subnet == subnet);
+    let endpoint = vpc.in_subnet(parsed.eth_dst, subnet);
     let egress = egress_of(endpoint.ok_or(DropReason::UnknownMac)?);
     match (ingress, egress) {
         (Ingress::Peer(_), Egress::Peer(_)) | (_, Egress::External(_) | Egress::Wire(_)) => {

@@ -5,7 +5,7 @@
 use super::guard::{self, is_link_local, link_local, mac_of_link_local};
 use super::{learning, metadata};
 use crate::packet::checksum;
-use crate::packet::parse::{ETHERNET, Family, IPV4_MAPPED, Parsed, protocol};
+use crate::packet::parse::{self, ETHERNET, Family, IPV4_MAPPED, Inner, Parsed, protocol};
 use crate::packet::{DropReason, Mac};
 use crate::snapshot::{Place, Port, Snapshot, Vpc};
 
@@ -94,6 +94,8 @@ pub enum Arp {
     Reply,
     /// It is for others on the wire of an external network.
     Relay,
+    /// The port announces a virtual address, for this host to know.
+    Announce,
 }
 
 /// Turns an ARP request into its reply, or has it go on to an external network.
@@ -126,6 +128,14 @@ pub fn arp(snapshot: &Snapshot, asker: Asker<'_>, frame: &mut [u8]) -> Result<Ar
             return Err(DropReason::SpoofedArp);
         }
     }
+    if let Asker::Port(index, port) = asker
+        && announces(snapshot, (index, port), (sender, sender_mac), {
+            // In both forms (RFC 5944 §4.6).
+            operation == 2 || sender == target
+        })
+    {
+        return Ok(Arp::Announce);
+    }
     let owner = if operation == 1 && sender != target {
         neighbour(snapshot, asker, target)
     } else {
@@ -153,6 +163,55 @@ pub fn arp(snapshot: &Snapshot, asker: Asker<'_>, frame: &mut [u8]) -> Result<Ar
     Ok(Arp::Reply)
 }
 
+/// Whether a packet of a port makes it the holder of an address with a MAC: one of its pairs, within its subnet and not the port's own, that it announces, or uses
+/// while nobody holds it.
+fn announces(
+    snapshot: &Snapshot,
+    (index, port): (u16, &Port),
+    (address, mac): (u128, Mac),
+    announced: bool,
+) -> bool {
+    if port.pairs.is_empty() || port.addresses.contains(&address) || !port.owns(address, mac) {
+        return false;
+    }
+    let vpc = &snapshot.vpcs[port.vpc];
+    let may_hold = vpc.wire.is_none()
+        && snapshot.subnets[port.subnet].holds(address)
+        && !vpc.gateways.contains_key(&address)
+        && super::balancing::at(vpc, address).is_none();
+    may_hold
+        && match vpc.by_address.get(&address) {
+            None => true,
+            Some(known) => {
+                let is_held = known.place == Place::Here(index) && known.mac == mac;
+                announced && !is_held && vpc.virtuals.has(address)
+            }
+        }
+}
+
+/// What a port announces: the address and the MAC that go with it. None if it is no announcement.
+pub fn announced(frame: &[u8]) -> Option<(u128, Mac)> {
+    match parse::inner(frame).ok()? {
+        Inner::Arp => {
+            let packet: &[u8; ARP] = frame.get(..ARP)?.try_into().ok()?;
+            let address = u32::from_be_bytes(std::array::from_fn(|i| packet[28 + i]));
+            let mac = Mac::from_bytes(std::array::from_fn(|i| packet[22 + i]));
+            Some((IPV4_MAPPED | u128::from(address), mac))
+        }
+        Inner::Ip(parsed) => {
+            let address = target(frame, &parsed)?;
+            if parsed.icmp >> 8 == 135 {
+                let source = parsed.flow.source;
+                let used = if source == 0 { address } else { source };
+                return Some((used, parsed.eth_src));
+            }
+            let options = frame.get(usize::from(parsed.l4) + 24..usize::from(parsed.end));
+            let option = options.and_then(target_option);
+            Some((address, option.unwrap_or(parsed.eth_src)))
+        }
+    }
+}
+
 /// The address that an ARP request asks for; none if the packet is no such request.
 pub fn arp_target(frame: &[u8]) -> Option<u128> {
     let packet: &[u8; ARP] = frame.get(..ARP)?.try_into().ok()?;
@@ -178,6 +237,8 @@ pub enum Neighbor {
     Reply(u16),
     /// It is for whoever it is sent to, on this link: only guests know which link-local addresses they use.
     Relay,
+    /// The port announces a virtual address, for this host to know.
+    Announce,
     /// It is none: go on with it.
     NotMine,
 }
@@ -223,7 +284,7 @@ pub fn neighbor(
         .ok_or(DropReason::NeighborMalformed)?;
     let target = u128::from_be_bytes(target);
     let detection = parsed.flow.source == 0;
-    if let Asker::Port(_, port) = asker {
+    if let Asker::Port(index, port) = asker {
         let own = port.owns(parsed.flow.source, parsed.eth_src)
             || port.owns_mac(parsed.eth_src)
                 && (detection || guard::may_be_own_link_local(snapshot, port, parsed.flow.source));
@@ -232,6 +293,15 @@ pub fn neighbor(
             return Err(DropReason::SpoofedNeighbor);
         }
         let is_its_own = port.owns_address(target) || mac_of_link_local(target) == Some(port.mac);
+        // Whoever looks whether an address is free that nobody holds is about to use it (RFC 4862 §5.4), and whoever asks from one uses it.
+        let used = if detection {
+            target
+        } else {
+            parsed.flow.source
+        };
+        if announces(snapshot, (index, port), (used, parsed.eth_src), false) {
+            return Ok(Neighbor::Announce);
+        }
         if detection && is_its_own && !is_on_wire {
             return Err(DropReason::NeighborUnanswered);
         }
@@ -328,8 +398,19 @@ fn advertisement(
         }
     }
     let is_on_wire = matches!(asker, Asker::Port(_, port) if snapshot.wire_of(port).is_some());
-    match target {
-        Some(target) if is_link_local(target) || is_on_wire => Ok(Neighbor::Relay),
+    let option = message.get(24..).and_then(target_option);
+    match (target, asker) {
+        (Some(target), _) if is_link_local(target) || is_on_wire => Ok(Neighbor::Relay),
+        (Some(target), Asker::Port(index, port))
+            if announces(
+                snapshot,
+                (index, port),
+                (target, option.unwrap_or(parsed.eth_src)),
+                true,
+            ) =>
+        {
+            Ok(Neighbor::Announce)
+        }
         _ => Err(DropReason::NeighborUnanswered),
     }
 }

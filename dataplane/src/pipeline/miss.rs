@@ -178,6 +178,7 @@ impl Core {
                     Service::Metadata => &mut self.metadata,
                     Service::Health => &mut self.answers,
                     Service::Querier => &mut self.reports,
+                    Service::Holders => &mut self.announcements,
                 };
                 let is_within = limiter.take(index.into(), self.now);
                 is_within.then_some(()).ok_or_else(|| service.limited())

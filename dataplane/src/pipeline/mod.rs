@@ -112,6 +112,8 @@ pub enum Service {
     Health,
     /// The multicast querier, which hears what ports have joined.
     Querier,
+    /// What finds out which ports hold virtual addresses.
+    Holders,
 }
 
 impl Service {
@@ -121,6 +123,7 @@ impl Service {
             Self::Metadata => DropReason::MetadataFull,
             Self::Health => DropReason::HealthFull,
             Self::Querier => DropReason::MembershipLimit,
+            Self::Holders => DropReason::AnnouncementLimit,
         }
     }
 
@@ -130,6 +133,7 @@ impl Service {
             Self::Metadata => DropReason::MetadataLimit,
             Self::Health => DropReason::HealthFull,
             Self::Querier => DropReason::MembershipLimit,
+            Self::Holders => DropReason::AnnouncementLimit,
         }
     }
 }
@@ -206,6 +210,10 @@ pub struct Shared {
     pub listeners: Arc<Listeners>,
 }
 
+/// Announcements of virtual addresses that a port may send, a second and at once: a router that takes over announces all of its addresses a few times.
+const ANNOUNCEMENTS: u32 = 32;
+const ANNOUNCEMENTS_AT_ONCE: u32 = 512;
+
 /// Answers to health checks that a port may give, a second.
 const HEALTH_ANSWERS: u32 = 4000;
 
@@ -255,6 +263,7 @@ struct Core {
     answers: Limiter,
     /// Reports of IGMP and MLD.
     reports: Limiter,
+    announcements: Limiter,
     flows: Limiter,
     vpc_flows: Limiter,
     asks: Arc<Asks>,
@@ -314,6 +323,7 @@ impl Pipeline {
                 GROUPS as u32,
                 settings.ports,
             ),
+            announcements: Limiter::new(ANNOUNCEMENTS, ANNOUNCEMENTS_AT_ONCE, settings.ports),
             flows: flows(settings.flows_per_second, settings.ports),
             vpc_flows: flows(settings.vpc_flows_per_second, settings.vpcs),
             asks: shared.asks,

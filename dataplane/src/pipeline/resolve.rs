@@ -246,6 +246,7 @@ fn discovery<'t>(
             let action = forwarding::on_link(snapshot, entry.ingress, entry.vpc, parsed)?;
             Ok(Some(Verdict::Relay(action)))
         }
+        Neighbor::Announce => Ok(Some(Verdict::Punt(Service::Holders))),
         Neighbor::NotMine => Ok(None),
     }
 }

@@ -3,7 +3,9 @@
 use super::counters::Traffic;
 use super::external::segment;
 use super::learning::waiting::What;
-use super::{Core, Destination, Entry, Io, Source, Tables, gateway, gso, learning, rewrite};
+use super::{
+    Core, Destination, Entry, Io, Service, Source, Tables, gateway, gso, learning, rewrite,
+};
 use crate::encap::decap;
 use crate::numbers::Vni;
 use crate::packet::parse::{self, Inner};
@@ -121,6 +123,13 @@ impl Core {
                         self.may_reply(index)?;
                     }
                     return Ok(Entered::Neighbor(Ingress::Port(index), port.vpc));
+                }
+                if answer == gateway::Arp::Announce {
+                    if !self.announcements.take(index.into(), self.now) {
+                        return Err(DropReason::AnnouncementLimit);
+                    }
+                    let to = Destination::Service(Service::Holders, index);
+                    return Ok(Entered::Answer(to));
                 }
                 self.may_reply(index)?;
                 return Ok(Entered::Answer(Destination::Port(index)));

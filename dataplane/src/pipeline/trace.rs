@@ -84,6 +84,9 @@ impl Outcome {
             Self::Service(Service::Metadata) => "the metadata service of this host".to_owned(),
             Self::Service(Service::Health) => "the health checks of this host".to_owned(),
             Self::Service(Service::Querier) => "the multicast querier of this host".to_owned(),
+            Self::Service(Service::Holders) => {
+                "this host, which finds out who holds the address".to_owned()
+            }
             Self::WithItsFirst => "where the first fragment of its datagram goes".to_owned(),
             Self::To {
                 ports,
@@ -304,6 +307,7 @@ fn inner(
         Inner::Arp => {
             return match gateway::arp(snapshot, asker, &mut area)? {
                 gateway::Arp::Reply => Ok(Outcome::Reply("ARP reply")),
+                gateway::Arp::Announce => Ok(Outcome::Service(Service::Holders)),
                 gateway::Arp::Relay => {
                     let to = external::segment::destination(&area);
                     passed_arp(snapshot, (ingress, vpc), to)

@@ -14,6 +14,7 @@ mod learned;
 mod limits;
 pub mod nat;
 mod translations;
+mod virtual_addresses;
 
 use std::collections::HashMap;
 use std::hash::BuildHasher;
@@ -33,6 +34,7 @@ pub use self::guests::Guests;
 pub use self::learned::{Asked, Learned};
 pub use self::limits::{Limits, Rate, RateLimit};
 pub use self::translations::{StaticTranslation, Translations};
+pub use self::virtual_addresses::VirtualAddresses;
 use crate::encap::{Encapsulation, Template};
 use crate::numbers::{Epoch, Vni, VpcIndex};
 use crate::packet::parse::word_family;
@@ -88,10 +90,12 @@ pub struct Vpc {
     pub index: VpcIndex,
     /// The generation in which it changed last, by which sessions know what was decided for them.
     pub epoch: Epoch,
-    /// Who has an address.
+    /// Who has an address, or holds it.
     pub by_address: Arc<CowMap<u128, Endpoint>>,
     /// Who has a MAC.
     pub by_mac: Arc<CowMap<Mac, Endpoint>>,
+    /// Virtual addresses that ports hold because they announced them.
+    pub virtuals: Arc<VirtualAddresses>,
     /// Subnet, by the address of its gateway.
     pub gateways: Arc<Map<u128, usize>>,
     /// Addresses of ports, with the prefix lengths of the subnets that hold them, for choosing the subnet of an address.

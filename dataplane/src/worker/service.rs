@@ -27,6 +27,8 @@ pub struct Desks {
     pub health: Arc<PuntQueue>,
     /// Those to the multicast querier.
     pub querier: Arc<PuntQueue>,
+    /// Announcements of virtual addresses.
+    pub holders: Arc<PuntQueue>,
 }
 
 impl Desks {
@@ -35,6 +37,7 @@ impl Desks {
             Service::Metadata => &self.metadata,
             Service::Health => &self.health,
             Service::Querier => &self.querier,
+            Service::Holders => &self.holders,
         }
     }
 }

@@ -42,5 +42,6 @@ mod traces;
 mod translation;
 mod transport;
 mod vectors;
+mod virtual_addresses;
 mod wires;
 mod wires_random;

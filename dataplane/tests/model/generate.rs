@@ -1570,10 +1570,14 @@ impl VpcPlan {
         });
         for (p, port) in self.ports.iter().enumerate() {
             if !port.absent {
+                let plan_holds = port.pairs == 3;
                 let mut port = self.port(p, port, (vpc, first));
                 let first = format!("{vpc}-g0");
                 if open && !port.security_groups.contains(&first) {
                     port.security_groups.push(first);
+                }
+                if plan_holds {
+                    hold(objects, &port);
                 }
                 objects.ports.push(port);
             }
@@ -1657,6 +1661,7 @@ impl VpcPlan {
                 0 => vec![pair("203.0.113.0/24", "")],
                 1 => vec![pair("0.0.0.0/0", "02:00:00:00:09:09")],
                 2 => vec![pair("2001:db8:5::/48", ""), pair("198.51.100.1", "")],
+                3 | 4 => virtual_addresses(s).map(|it| pair(&it, "")).to_vec(),
                 _ => Vec::new(),
             },
             security_groups: groups
@@ -1960,5 +1965,30 @@ fn own_gateway(cidr: &str) -> String {
     match cidr.split_once("0/24") {
         Some((net, _)) => format!("{net}254"),
         None => cidr.replace("/64", "fe"),
+    }
+}
+
+/// The virtual addresses of a subnet.
+fn virtual_addresses(subnet: usize) -> [String; 2] {
+    [format!("10.0.{subnet}.200"), format!("fd00:{subnet}::200")]
+}
+
+/// Has a port hold what its pairs name and nobody holds. Of what is in no prefix of its subnet hosts take no notice.
+fn hold(objects: &mut Objects, port: &v1::Port) {
+    for pair in &port.allowed_pairs {
+        let mut holder = v1::AddressHolder {
+            vpc: port.vpc.clone(),
+            address: pair.cidr.clone(),
+            port: port.id.clone(),
+            subnet: port.subnet.clone(),
+            host: port.host.clone(),
+            mac: port.mac.clone(),
+            moves: 1,
+            ..v1::AddressHolder::default()
+        };
+        holder.id = holder.own_id();
+        if objects.address_holders.iter().all(|it| it.id != holder.id) {
+            objects.address_holders.push(holder);
+        }
     }
 }

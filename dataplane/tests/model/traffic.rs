@@ -78,6 +78,11 @@ pub fn next_mac(objects: &Objects, from: &v1::Port, to: IpAddr) -> Mac {
     let mut ports = objects.ports.iter();
     let text = to.to_string();
     let owner = ports.find(|port| port.subnet == from.subnet && port.addresses.contains(&text));
+    let mut holders = objects.address_holders.iter();
+    let holder = holders.find(|it| it.subnet == from.subnet && it.address == text);
+    if let Some(holder) = holder {
+        return mac(&holder.mac);
+    }
     owner.map_or_else(|| gateway_mac(objects, from), |owner| mac(&owner.mac))
 }
 
@@ -110,6 +115,20 @@ pub fn balancers(objects: &Objects, vpc: &str, v4: bool) -> Vec<IpAddr> {
     let addresses = all.flat_map(|it| &it.addresses);
     let parsed = addresses.map(|text| text.parse::<IpAddr>().unwrap());
     parsed.filter(|address| address.is_ipv4() == v4).collect()
+}
+
+/// The virtual addresses that ports hold.
+fn virtual_addresses(objects: &Objects, vpc: &str, v4: bool) -> Vec<IpAddr> {
+    let all = objects.address_holders.iter().filter(|it| it.vpc == vpc);
+    let parsed = all.map(|it| it.address.parse::<IpAddr>().unwrap());
+    parsed.filter(|address| address.is_ipv4() == v4).collect()
+}
+
+/// What a port sends from in place of its own address: a virtual one that it may hold.
+fn virtual_source(from: &v1::Port, v4: bool) -> Option<IpAddr> {
+    let pairs = from.allowed_pairs.iter();
+    let mut addresses = pairs.filter_map(|pair| pair.cidr.parse::<IpAddr>().ok());
+    addresses.find(|address| address.is_ipv4() == v4)
 }
 
 trait Nth {
@@ -199,7 +218,9 @@ fn packet_to(
         address(from, true).is_some()
     };
     let direct = direct_address(objects, from, v4).filter(|_| !plan.to.is_multiple_of(3));
-    let source = direct.or_else(|| address(from, v4))?;
+    let own = direct.or_else(|| address(from, v4))?;
+    let other = virtual_source(from, v4).filter(|_| plan.to % 4 == 1);
+    let source = other.unwrap_or(own);
     let peers: Vec<&v1::Port> = objects
         .ports
         .iter()
@@ -214,7 +235,8 @@ fn packet_to(
         .filter(|address: &IpAddr| address.is_ipv4() == v4)
         .chain(gateways(objects, &from.vpc, v4))
         .collect();
-    let balanced = balancers(objects, &from.vpc, v4);
+    let mut balanced = balancers(objects, &from.vpc, v4);
+    balanced.extend(virtual_addresses(objects, &from.vpc, v4));
     let target = target.filter(|_| !is_balanced || balanced.is_empty());
     let destination = match target {
         None if is_balanced && !balanced.is_empty() => *pick(&balanced, plan.to),

@@ -9,6 +9,7 @@ mod dhcp_options;
 mod external;
 mod fabric;
 mod health;
+mod holder;
 mod learning;
 pub mod limits;
 mod multicast;
@@ -265,7 +266,9 @@ impl Reach {
             | (_, Some(Object::MemberHealth(_)))
             | (Some(Object::MemberHealth(_)), None)
             | (_, Some(Object::MulticastListener(_)))
-            | (Some(Object::MulticastListener(_)), None) => Self::Object,
+            | (Some(Object::MulticastListener(_)), None)
+            | (_, Some(Object::AddressHolder(_)))
+            | (Some(Object::AddressHolder(_)), None) => Self::Object,
             (None, Some(Object::Host(_))) => Self::Vpc,
             (Some(old), _) if is_of_all(old) => Self::All,
             (_, Some(new)) if is_of_all(new) => Self::All,
@@ -309,6 +312,7 @@ fn check(
         Object::LoadBalancer(it) => balancer::check(at, it, index, scope, report),
         Object::MemberHealth(it) => health::check(at, it, index, scope, report),
         Object::MulticastListener(it) => multicast::check(at, it, index, scope, report),
+        Object::AddressHolder(it) => holder::check(at, it, index, scope, report),
         Object::Subnet(subnet) => network::check(at, subnet, index, report),
         Object::RouteTable(table) => route::check(at, table, index, report),
         Object::NetworkAcl(acl) => policy::check_acl(at, acl, index, report),
@@ -641,7 +645,8 @@ fn check_id(at: At<'_>, scope: Scope<'_>, report: &mut Report) {
             Kind::GroupMembers
             | Kind::LearnedAddress
             | Kind::MemberHealth
-            | Kind::MulticastListener,
+            | Kind::MulticastListener
+            | Kind::AddressHolder,
         ) => return,
         _ => None,
     };

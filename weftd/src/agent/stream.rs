@@ -14,7 +14,7 @@ use weft_proto::v1::{
     Ack, Event, FromHost, Hello, Learn, Refusal, ToHost, Violation, VpcAddresses, Welcome,
     from_host, to_host,
 };
-use weft_proto::{FINDINGS, HOST_PROTOCOL, PORT_REPORTS};
+use weft_proto::{FINDINGS, FINDINGS_BY_KIND, HOST_PROTOCOL, PORT_REPORTS};
 
 use super::active::{ActiveState, whole};
 use super::findings::{self, Found};
@@ -158,6 +158,7 @@ impl Attachment<'_> {
             let all = ports::all(session, &told);
             say(sender, from_host::Message::Ports(all)).await?;
         }
+        let by_kind = hears(FINDINGS_BY_KIND);
         let mut known = Found::default();
         if tells_findings {
             // Whatever is there already counts as new to this controller.
@@ -187,11 +188,10 @@ impl Attachment<'_> {
                 }
                 Ok(()) = self.found.changed(), if tells_findings => {
                     let now = self.found.borrow_and_update().clone();
-                    let told = findings::difference(session, &known, &now);
-                    known = now;
-                    if let Some(told) = told {
+                    for told in findings::difference(session, &known, &now, by_kind) {
                         say(sender, from_host::Message::Findings(told)).await?;
                     }
+                    known = now;
                 }
             }
         }

@@ -10,7 +10,7 @@ use weft_dataplane::numbers::Vni;
 use weft_dataplane::packet::parse::{ETHERNET, IPV4_MAPPED, protocol, word_family};
 use weft_dataplane::packet::{Family, Mac, checksum};
 use weft_dataplane::pipeline::guard::link_local;
-use weft_dataplane::snapshot::{CowMap, Difference, Endpoint, Snapshot, Vpc};
+use weft_dataplane::snapshot::{CowMap, Difference, Endpoint, Place, Snapshot, Vpc};
 
 /// Addresses without a port that are remembered, in case another port gets them.
 const REMEMBERED: usize = 65_536;
@@ -26,6 +26,8 @@ pub struct Moved {
     pub address: u128,
     /// The MAC.
     pub mac: Mac,
+    /// The port that it is at, if that is here.
+    pub port: Option<u16>,
     /// The subnet that hears of it, by its place in the new snapshot.
     pub subnet: usize,
     /// Whether it is the router's.
@@ -88,6 +90,10 @@ impl Announcer {
                             vni,
                             address: *address,
                             mac: endpoint.mac,
+                            port: match endpoint.place {
+                                Place::Here(port) => Some(port),
+                                Place::There(_) => None,
+                            },
                             subnet: endpoint.subnet,
                             is_router: false,
                         });
@@ -124,6 +130,7 @@ fn routers<'a>(
             vni: now.vni,
             address: *address,
             mac,
+            port: None,
             subnet: *subnet,
             is_router: true,
         })

@@ -12,8 +12,8 @@ use weft_proto::v1::{self, Violation};
 use super::announce::{self, Announcer, Moved};
 use super::config::{Config, Uplink, VhostUplink};
 use super::devices::Devices;
-use super::multicast;
 use super::resources::Resources;
+use super::{holders, multicast};
 use crate::agent::Apply;
 use crate::health;
 use crate::metadata::{DESK, Service};
@@ -58,6 +58,8 @@ pub struct Host {
     pub injector: Arc<Injector>,
     /// Reports of multicast listeners that workers have left.
     pub reports: Arc<PuntQueue>,
+    /// Announcements of virtual addresses that workers have left.
+    pub announcements: Arc<PuntQueue>,
     /// The next hops to other hosts.
     watcher: Arc<underlay::Underlay>,
     /// Uplinks whose next hop is configured, by number.
@@ -132,6 +134,7 @@ impl Host {
             metadata: Arc::new(PuntQueue::new(DESK)),
             health: Arc::new(PuntQueue::new(health::DESK)),
             querier: Arc::new(PuntQueue::new(multicast::REPORTS)),
+            holders: Arc::new(PuntQueue::new(holders::ANNOUNCEMENTS)),
         };
         let plan = Plan {
             cores: &cores,
@@ -204,6 +207,7 @@ impl Host {
             health: Arc::new(health),
             injector,
             reports: desks.querier,
+            announcements: desks.holders,
             watcher,
             fixed,
             inner: Mutex::new(inner),
@@ -549,9 +553,7 @@ impl Host {
             let subnet = snapshot.subnets.get(moved.subnet);
             for port in subnet.into_iter().flat_map(|subnet| &subnet.ports) {
                 // Not to the one that has it now.
-                let own = snapshot
-                    .port(*port)
-                    .is_some_and(|port| port.mac == moved.mac);
+                let own = moved.port == Some(*port);
                 if !own {
                     self.injector.send(*port, &frame);
                 }

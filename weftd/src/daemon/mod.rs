@@ -3,6 +3,7 @@
 mod announce;
 pub mod config;
 pub mod devices;
+mod holders;
 pub mod host;
 mod learning;
 mod multicast;

@@ -17,9 +17,9 @@ use weft_proto::v1::{Event, ObjectKey};
 use super::config::Config;
 use super::host::Host;
 use super::learning;
-use super::multicast;
 use super::node::NodeService;
 use super::resources::Resources;
+use super::{holders, multicast};
 use crate::agent::{self, AgentConfig, AgentHandle, Source};
 use crate::underlay::Underlay;
 use weft_dataplane::session::table::{PREPARE_EVERY, SessionTable};
@@ -27,7 +27,7 @@ use weft_dataplane::session::table::{PREPARE_EVERY, SessionTable};
 /// How often devices of ports are looked for.
 const SETTLE: Duration = Duration::from_millis(250);
 /// What this host offers to the controller.
-const CAPABILITIES: [&str; 16] = [
+const CAPABILITIES: [&str; 17] = [
     "vxlan",
     "gre",
     "netdev",
@@ -44,6 +44,7 @@ const CAPABILITIES: [&str; 16] = [
     weft_proto::POLICY_ROUTES,
     weft_proto::MULTICAST,
     weft_proto::MULTICAST_LISTENERS,
+    weft_proto::ADDRESS_HOLDERS,
 ];
 
 /// Runs the daemon until it is stopped.
@@ -107,7 +108,8 @@ fn agent_config(config: &Config) -> anyhow::Result<AgentConfig> {
 }
 
 /// Starts what runs beside the daemon's loop: the node service, the growth of the session table, the metadata service, the probes of
-/// gateway hosts, the health checks of load balancers' members, what packets ask the controller for, and the multicast querier.
+/// gateway hosts, the health checks of load balancers' members, what packets ask the controller for, the multicast querier, and what finds
+/// out who holds virtual addresses.
 fn spawn_tasks(
     config: &Config,
     host: &Arc<Host>,
@@ -134,7 +136,11 @@ fn spawn_tasks(
     let health = tokio::spawn(health).abort_handle();
     let multicast = multicast::follow(Arc::clone(host), Arc::clone(agent));
     let multicast = tokio::spawn(multicast).abort_handle();
-    let tasks = [server, preparing, probing, learning, health, multicast];
+    let holders = holders::follow(Arc::clone(host), Arc::clone(agent));
+    let holders = tokio::spawn(holders).abort_handle();
+    let tasks = [
+        server, preparing, probing, learning, health, multicast, holders,
+    ];
     Ok(tasks.into_iter().chain(metadata).collect())
 }
 

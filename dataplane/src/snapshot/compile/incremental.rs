@@ -17,7 +17,7 @@ use super::policy::{
 };
 use super::port_changes::{self, PortChanges};
 use super::routes::{Compiled, compile_table};
-use super::{Context, Done, Map, Report, balancers, hosts, learned};
+use super::{Context, Done, Map, Report, balancers, holders, hosts, learned};
 use crate::policy::{Acl, AddressSet, GroupRules};
 use crate::snapshot::index_allocator::IndexAllocator;
 
@@ -49,6 +49,7 @@ pub(super) fn compile(
     let (edits, ports) = edits(done, numbers, state, &changes, &mut report)?;
     let balancers = balancers::edits(done, state, &changes, context.generation)?;
     let learned = learned::edits(done, &changes, &mut report)?;
+    let with_holders = holders::vpcs(done, &changes, state);
     if !report.violations.is_empty() {
         // Whatever else is wrong is said with it.
         return if ports.is_empty() {
@@ -72,6 +73,7 @@ pub(super) fn compile(
         done.snapshot.peers = hosts::renew(&done.snapshot.peers, state, context);
     }
     ports.put(done, numbers);
+    holders::renew(done, &with_holders, state);
     for edit in edits {
         put(done, edit);
     }
@@ -100,6 +102,7 @@ fn is_contained(change: &Change<'_>) -> bool {
             Kind::LoadBalancer,
             Kind::MemberHealth,
             Kind::MulticastListener,
+            Kind::AddressHolder,
         ];
         return object.is_some_and(|object| kinds.contains(&object.kind()));
     };
@@ -113,6 +116,7 @@ fn is_contained(change: &Change<'_>) -> bool {
         Kind::LoadBalancer,
         Kind::MemberHealth,
         Kind::MulticastListener,
+        Kind::AddressHolder,
     ];
     old.vpc() == new.vpc() && kinds.contains(&new.kind())
 }

@@ -12,6 +12,7 @@ mod dhcp_options;
 mod epochs;
 mod external;
 mod guests;
+mod holders;
 mod hosts;
 mod incremental;
 mod learned;
@@ -324,6 +325,7 @@ struct Objects<'s> {
     /// Parts of the members of groups, by the group.
     group_members: Map<&'s str, Vec<&'s v1::GroupMembers>>,
     learned: Vec<&'s v1::LearnedAddress>,
+    holders: Vec<&'s v1::AddressHolder>,
     ports: Vec<&'s v1::Port>,
     external_networks: Vec<&'s v1::ExternalNetwork>,
     elastic_ips: Vec<&'s v1::ElasticIp>,
@@ -349,6 +351,7 @@ impl<'s> Objects<'s> {
                 Object::PrefixList(o) => objects.prefix_lists.push(o),
                 Object::SecurityGroup(o) => objects.security_groups.push(o),
                 Object::LearnedAddress(o) => objects.learned.push(o),
+                Object::AddressHolder(o) => objects.holders.push(o),
                 Object::GroupMembers(o) => {
                     objects.group_members.entry(&o.group).or_default().push(o);
                 }
@@ -440,6 +443,7 @@ impl<'a> Draft<'a> {
         self.fill_subnets(objects);
         self.add_translations();
         self.fill_ports(objects);
+        self.fill_holders(objects);
         self.fill_balancers(objects);
         self.fill_learned(objects);
         self.fill_broadcast_peers(objects);

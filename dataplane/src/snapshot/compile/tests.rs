@@ -67,7 +67,7 @@ fn dump_vpc(snapshot: &Snapshot, place: usize) -> String {
     let names = (&vpc.id, vpc.vni, vpc.index, &vpc.gateway_macs);
     let elastic_ips: BTreeMap<_, _> = vpc.elastic_ips.iter().collect();
     writeln!(text, "{names:?} {by_address:?} {by_mac:?} {gateways:?}").unwrap();
-    writeln!(text, "{elastic_ips:?}").unwrap();
+    writeln!(text, "{elastic_ips:?} {:?}", vpc.virtuals).unwrap();
     writeln!(text, "{:?} {moves:?} {:?}", sorted(subnets), vpc.appliances).unwrap();
     for set in vpc.sets.iter() {
         let mut prefixes = Vec::new();
@@ -124,6 +124,8 @@ enum Edit {
     Move(Index),
     /// Ports come, go or change, with members and rules of a group if so many of them.
     Ports(Vec<(u8, u16)>),
+    /// Virtual addresses are held by ports, some of which are not there or may not hold them, or are by nobody any more.
+    Holders(Vec<(u8, u8)>),
     /// A host that comes or goes.
     Host,
     /// A VPC that comes or goes, with a port; it is the last, so that no other moves to another place.
@@ -146,6 +148,7 @@ fn edits() -> impl Strategy<Value = Edit> {
         any::<Index>().prop_map(Edit::Move),
         proptest::collection::vec((any::<u8>(), any::<u16>()), 1..6).prop_map(Edit::Ports),
         proptest::collection::vec((any::<u8>(), any::<u16>()), 1..6).prop_map(Edit::Ports),
+        proptest::collection::vec((any::<u8>(), any::<u8>()), 1..6).prop_map(Edit::Holders),
         Just(Edit::Host),
         Just(Edit::Vpc),
         (0u8..3).prop_map(Edit::Ways),
@@ -310,6 +313,11 @@ fn apply(objects: &mut Wire, edit: &Edit) {
                 });
             }
         }
+        Edit::Holders(steps) => {
+            for (which, bits) in steps {
+                change_holder(objects, *which, *bits);
+            }
+        }
         Edit::Ways(_) => {}
         Edit::Broken => objects.route_tables[0].routes = vec![Route::default()],
     }
@@ -322,6 +330,36 @@ fn members(bytes: &[u8]) -> Vec<String> {
         _ => format!("10.0.1.{}", byte % 64 + byte / 128),
     };
     bytes.iter().map(member).collect()
+}
+
+/// Has a port hold an address, which it may or may not, or nobody.
+fn change_holder(objects: &mut Wire, which: u8, bits: u8) {
+    let subnet = ["a", "b"][usize::from(which % 2)];
+    let address = format!(
+        "10.0.{}.{}",
+        1 + which % 2,
+        9 + 91 * (which / 2 % 2) + which / 64
+    );
+    let port = format!("p{}", bits % 8);
+    let mut holder = v1::AddressHolder {
+        vpc: "blue".into(),
+        address,
+        port: port.clone(),
+        subnet: subnet.into(),
+        host: if bits & 8 == 0 { "h1" } else { "h2" }.into(),
+        mac: match bits & 16 {
+            0 => "00:00:5e:00:01:07".into(),
+            _ => format!("02:00:00:00:03:{:02x}", b'0' + bits % 8),
+        },
+        moves: 1,
+        ..v1::AddressHolder::default()
+    };
+    holder.id = holder.own_id();
+    objects.address_holders.retain(|it| it.id != holder.id);
+    if bits & 32 == 0 {
+        objects.address_holders.push(holder);
+        objects.address_holders.sort_by(|a, b| a.id.cmp(&b.id));
+    }
 }
 
 /// Takes a port out if it is there and some bit says so; else puts it in as the bits say. Some of these have what another one has: refused.
@@ -365,10 +403,15 @@ fn change_port(objects: &mut Wire, id: &str, bits: u16) {
         });
     }
     if bit(8) && bit(9) {
-        port.allowed_pairs = vec![v1::AddressPair {
-            cidr: "10.0.9.0/24".into(),
-            mac: String::new(),
-        }];
+        let pair = |cidr: &str, mac: &str| v1::AddressPair {
+            cidr: cidr.into(),
+            mac: mac.into(),
+        };
+        port.allowed_pairs = vec![
+            pair("10.0.9.0/24", ""),
+            pair("10.0.0.0/16", "00:00:5e:00:01:07"),
+            pair("10.0.0.0/16", ""),
+        ];
     }
     if bit(10) && bit(11) {
         let packets = v1::RateLimit {

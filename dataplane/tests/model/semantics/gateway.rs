@@ -168,7 +168,7 @@ fn neighbour(world: &World, port: &v1::Port, address: IpAddr) -> Option<Neighbou
 }
 
 /// ARP (RFC 826): the answer to a request.
-pub fn arp(world: &World, port: &v1::Port, frame: &[u8]) -> Result<Vec<u8>, DropReason> {
+pub fn arp(world: &World, port: &v1::Port, frame: &[u8]) -> Result<Answer, DropReason> {
     let (sender, target) = arp_question(frame)?;
     let sender_mac = mac_at(frame, 22);
     let probes = sender.is_unspecified() && owns_mac(port, sender_mac);
@@ -177,9 +177,43 @@ pub fn arp(world: &World, port: &v1::Port, frame: &[u8]) -> Result<Vec<u8>, Drop
         return Err(DropReason::SpoofedArp);
     }
     let is_request = word(frame, 20) == 1 && sender != target;
+    if announces(world, port, (sender, sender_mac), !is_request) {
+        return Ok(Answer::Heard);
+    }
     let answer = neighbour(world, port, target).filter(|_| is_request);
     let (answer, _) = answer.ok_or(DropReason::ArpUnanswered)?;
-    Ok(arp_reply(frame, answer))
+    Ok(Answer::Frame(arp_reply(frame, answer)))
+}
+
+/// What an ARP packet leads to.
+pub enum Answer {
+    Frame(Vec<u8>),
+    /// The host hears who holds an address.
+    Heard,
+}
+
+/// Whether a port makes itself the holder of an address: one of its pairs, in its subnet, that nobody has for its own; which somebody else holds, or the same port
+/// with another MAC, and it is announced, or which nobody holds.
+fn announces(
+    world: &World,
+    port: &v1::Port,
+    (address, source): (IpAddr, Mac),
+    announced: bool,
+) -> bool {
+    let mut pairs = port.allowed_pairs.iter();
+    let by_pair =
+        pairs.any(|pair| pair_mac(port, pair) == source && prefix_holds(&pair.cidr, address));
+    let mut ports = world.0.ports.iter();
+    let is_own = ports.any(|it| it.vpc == port.vpc && has_address(it, address));
+    let is_service =
+        world.gateway(&port.vpc, address).is_some() || world.balancer(&port.vpc, address).is_some();
+    if !by_pair || is_own || is_service || !world.in_subnet(port, address) {
+        return false;
+    }
+    match world.holder(&port.vpc, address) {
+        None => true,
+        Some(holder) => announced && (holder.id != port.id || mac(&holder.mac) != source),
+    }
 }
 
 /// Who asks, and for whom.
@@ -233,6 +267,8 @@ pub enum Discovery {
     Answer(Vec<u8>),
     /// It concerns a link-local address that only a guest knows: others on the link get it.
     Relay,
+    /// The host hears who holds an address.
+    Heard,
 }
 
 /// Neighbour discovery (RFC 4861): none where the packet is of another kind; else the answer.
@@ -287,6 +323,10 @@ fn solicitation(
         return Err(DropReason::SpoofedNeighbor);
     }
     let is_its_own = owns_address(port, target) || link_local(mac(&port.mac)) == target;
+    let used = if detects { target } else { source };
+    if announces(world, port, (used, packet.src), false) {
+        return Ok(Discovery::Heard);
+    }
     if detects && is_its_own {
         return Err(DropReason::NeighborUnanswered);
     }
@@ -377,6 +417,9 @@ fn advertisement(
     match target {
         _ if !port.unguarded && !honest => Err(DropReason::SpoofedNeighbor),
         Some(target) if is_link_local(target) => Ok(Discovery::Relay),
+        Some(target) if announces(world, port, (target, option.unwrap_or(packet.src)), true) => {
+            Ok(Discovery::Heard)
+        }
         _ => Err(DropReason::NeighborUnanswered),
     }
 }

@@ -413,7 +413,12 @@ impl Model {
             Ok(Decoded::Ip(packet)) => packet,
             _ if is_segment => return Err(DropReason::OffloadMalformed),
             Ok(Decoded::Arp) => {
-                answer(gateway::arp(world, port, frame)?);
+                match gateway::arp(world, port, frame)? {
+                    gateway::Answer::Frame(frame) => answer(frame),
+                    gateway::Answer::Heard => {
+                        outcome.asked.push((port.id.clone(), frame.to_vec()));
+                    }
+                }
                 return Ok(());
             }
             Err(reason) => return Err(reason),
@@ -442,6 +447,7 @@ impl Model {
                     let place = (port.host.as_str(), port.vpc.as_str());
                     return self.relay(world, place, Ingress::Port(port), packet, outcome);
                 }
+                Discovery::Heard => outcome.asked.push((port.id.clone(), packet.bytes)),
             }
             return Ok(());
         }
@@ -514,6 +520,8 @@ impl Model {
                     return self.forward(world, (to, vpc), ingress, packet, &way, outcome);
                 }
                 match gateway::discovery_of_peer(world, (to, vpc), &packet).transpose()? {
+                    // Of ports alone.
+                    Some(Discovery::Heard) => return Ok(()),
                     Some(Discovery::Answer(answer)) => (answer, packet.class),
                     Some(Discovery::Relay) => {
                         let ingress = Ingress::Tunnel(from, class);
@@ -856,9 +864,17 @@ impl Model {
             },
         };
         let sessions = self.sessions.entry(host.to_owned()).or_default();
-        if let (Ok(_), Some(i)) = (&judged, over) {
-            sessions.remove(i);
-        }
+        let mut given_up = match (&judged, over) {
+            (Ok(_), Some(i)) => Some((i, sessions.remove(i))),
+            _ => None,
+        };
+        // What is dropped in the end takes nobody's place.
+        let mut clash = |sessions: &mut Vec<Session>| {
+            if let Some((i, session)) = given_up.take() {
+                sessions.insert(i, session);
+            }
+            DropReason::TranslationClash
+        };
         match (&judged, known) {
             (Ok(_), Some((i, _))) => {
                 (sessions[i].stage, sessions[i].ends) = (stage, ends);
@@ -878,12 +894,12 @@ impl Model {
                         || (answerable && beyond == vni && after == packet.flow.reversed())
                 };
                 if after.is_some_and(clashes) {
-                    return Err(DropReason::TranslationClash);
+                    return Err(clash(sessions));
                 }
                 let joined = way.joined.map(|other| world.vni(other));
                 let is_taken = |other| find(sessions, other, &packet.flow).is_some();
                 if joined.is_some_and(is_taken) {
-                    return Err(DropReason::TranslationClash);
+                    return Err(clash(sessions));
                 }
                 sessions.push(Session {
                     vni,
@@ -1449,8 +1465,14 @@ impl Model {
         };
         let sender = match ingress {
             Ingress::Port(port) => Some(port).filter(|port| passes(port, false)),
+            // A virtual router speaks with a MAC of its own.
             Ingress::Tunnel(from, _) => world
                 .port_by_mac(vpc, packet.src)
+                .or_else(|| {
+                    let may_pass_on = may_pass_on(world, (from, vpc), packet);
+                    let sender = world.port_by_address(vpc, packet.flow.source);
+                    sender.filter(|_| may_pass_on)
+                })
                 .filter(|port| port.host == from),
             Ingress::Outside(..) => None,
         };
@@ -1654,25 +1676,8 @@ fn way_from_tunnel<'a>(
         ends == [host, from] || ends == [from, host]
     });
     let is_elsewhere = |port: &v1::Port| port.host == host || (port.host != from && !between);
-    // But a port behind the sender may be allowed to pass on what is not its own; its router leaves its own MAC.
-    let routed = is_router(world, vpc, packet.src);
-    let mut behind = world
-        .0
-        .ports
-        .iter()
-        .filter(|port| port.vpc == vpc && port.host == from);
-    let mut is_passed_on = || {
-        behind.any(|port| {
-            let mut pairs = port.allowed_pairs.iter();
-            port.unguarded
-                || pairs.any(|pair| {
-                    prefix_holds(&pair.cidr, packet.flow.source)
-                        && (routed || gateway::pair_mac(port, pair) == packet.src)
-                })
-        })
-    };
     if (by_address.is_some_and(|port| port.host == host) || by_mac.is_some_and(is_elsewhere))
-        && !is_passed_on()
+        && !may_pass_on(world, (from, vpc), packet)
     {
         return Err(DropReason::SpoofedInner);
     }
@@ -1780,4 +1785,19 @@ fn policy(
         return Err(DropReason::GroupDenied);
     }
     Ok(())
+}
+
+/// Whether a host has a port that may pass on what is not its own; its router leaves its own MAC.
+fn may_pass_on(world: &World, (host, vpc): (&str, &str), packet: &Packet) -> bool {
+    let routed = is_router(world, vpc, packet.src);
+    let ports = world.0.ports.iter();
+    let mut ports = ports.filter(|port| port.vpc == vpc && port.host == host);
+    ports.any(|port| {
+        let mut pairs = port.allowed_pairs.iter();
+        port.unguarded
+            || pairs.any(|pair| {
+                prefix_holds(&pair.cidr, packet.flow.source)
+                    && (routed || gateway::pair_mac(port, pair) == packet.src)
+            })
+    })
 }

@@ -211,10 +211,27 @@ impl World {
     }
 
     pub fn port_by_address(&self, vpc: &str, address: IpAddr) -> Option<&v1::Port> {
-        self.0
-            .ports
-            .iter()
+        let mut ports = self.0.ports.iter();
+        ports
             .find(|port| port.vpc == vpc && has_address(port, address))
+            .or_else(|| self.holder(vpc, address))
+    }
+
+    /// The port that holds a virtual address because it announced it.
+    pub fn holder(&self, vpc: &str, address: IpAddr) -> Option<&v1::Port> {
+        let mut holders = self.0.address_holders.iter();
+        let of = |it: &&v1::AddressHolder| it.vpc == vpc && it.address.parse() == Ok(address);
+        let holder = holders.find(of)?;
+        let port = self.0.ports.iter().find(|port| port.id == holder.port)?;
+        let in_subnet = self.in_subnet(port, address);
+        let is_gateway = self.gateway(vpc, address).is_some();
+        (port.host == holder.host && in_subnet && !is_gateway).then_some(port)
+    }
+
+    /// Whether an address is within a port's subnet.
+    pub fn in_subnet(&self, port: &v1::Port, address: IpAddr) -> bool {
+        let mut cidrs = self.subnet(&port.subnet).cidrs.iter();
+        cidrs.any(|cidr| prefix_holds(cidr, address))
     }
 
     /// Where an address of a packet to a port is of another VPC: the peering, that VPC, and its port. If several have it, that to which the

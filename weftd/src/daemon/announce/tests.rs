@@ -125,6 +125,7 @@ fn frames_are_what_the_standards_say() {
     let moved = |text: &str, is_router| Moved {
         vni: 100.into(),
         address: word(text),
+        port: None,
         mac: "02:00:00:00:01:01".parse().unwrap(),
         subnet: 0,
         is_router,
