@@ -309,6 +309,38 @@ impl Board {
         changed.map(str::to_owned).collect()
     }
 
+    /// Takes up what a host that attaches was told of who holds virtual addresses in its own VPCs; the VPCs of which hosts are told otherwise since. A controller
+    /// that has started again knows so of those whose hosts attach later. What somebody has told it holds against that, and so does that the holder's host has
+    /// told all that it has found.
+    pub(crate) fn hear_of_holders(
+        &self,
+        version: &Version,
+        host: &str,
+        holders: &[AddressHolder],
+    ) -> BTreeSet<String> {
+        let mut inner = self.lock();
+        let before = inner.findings.clone();
+        for holder in holders.iter().take(OF_HOST) {
+            let object = Object::AddressHolder(holder.clone());
+            let key = object.key();
+            let is_known = inner.finders.contains_key(&key);
+            let of_holder = inner.hosts.get(&*holder.host);
+            let has_said = of_holder.is_some_and(|it| it.has_said);
+            let is_full = of_holder.is_some_and(|it| it.found.len() >= OF_HOST);
+            let is_own = version.is_own(&holder.vpc, host);
+            if is_known || has_said || is_full || !is_own || !is_of(version, &holder.host, &object)
+            {
+                continue;
+            }
+            let name = Arc::<str>::from(&*holder.host);
+            inner.put(&name, &key, &object);
+            let of_holder = inner.hosts.entry(name).or_default();
+            of_holder.found.insert(key, object);
+        }
+        let changed = before.changes_to(&inner.findings).into_iter();
+        changed.map(str::to_owned).collect()
+    }
+
     /// Forgets what hosts found that are not in the intent any more, and what hosts are told that no longer fits the intent; the VPCs of which hosts are told
     /// otherwise since. Takes as long as they are told much of VPCs that have changed since it was called last.
     pub(crate) fn forget_past(&self, version: &Version) -> BTreeSet<String> {
@@ -703,6 +735,7 @@ load_balancers:
             session: 1,
             whole: true,
             found: Some(collect(found.map(Object::MulticastListener))),
+            kinds: Vec::new(),
             gone: Vec::new(),
         };
         assert_eq!(board.hear(&version, "h1", 1, found).len(), 1);
@@ -718,6 +751,87 @@ load_balancers:
         without.revision = 2;
         assert_eq!(board.forget_past(&without).len(), 1);
         assert!(told(&board).is_empty());
+    }
+
+    #[test]
+    fn an_address_is_held_by_who_announced_it_last_and_known_again_after_a_restart() {
+        let with_pairs = |o: &mut Objects| {
+            for port in &mut o.ports {
+                port.allowed_pairs = vec![v1::AddressPair {
+                    cidr: "10.0.0.99/32".into(),
+                    mac: String::new(),
+                }];
+            }
+        };
+        let version = version(with_pairs);
+        let holder = |number: usize, moves, since_ms| {
+            let mut holder = AddressHolder {
+                vpc: "blue".into(),
+                address: "10.0.0.99".into(),
+                port: format!("p{number}"),
+                subnet: "s".into(),
+                host: format!("h{number}"),
+                mac: format!("02:00:00:00:00:0{number}"),
+                moves,
+                since_ms,
+                ..AddressHolder::default()
+            };
+            holder.id = holder.own_id();
+            holder
+        };
+        let said = |found: &[AddressHolder]| Said {
+            whole: true,
+            found: Some(collect(found.iter().cloned().map(Object::AddressHolder))),
+            kinds: vec!["address_holder".into()],
+            ..Said::default()
+        };
+        let hear = |board: &Board, number: u64, found: &[AddressHolder]| {
+            let findings = Said {
+                session: number,
+                ..said(found)
+            };
+            board.hear(&version, &format!("h{number}"), number, findings);
+        };
+        let held_by = |board: &Board| {
+            let findings = board.findings();
+            let ports: Vec<String> = findings.holders("blue").map(|it| it.port.clone()).collect();
+            ports
+        };
+        let board = Board::default();
+        board.enter("h1", 1, true);
+        board.enter("h2", 2, true);
+        hear(&board, 1, &[holder(1, 1, 5)]);
+        assert_eq!(held_by(&board), ["p1"]);
+        hear(&board, 2, &[holder(2, 2, 1)]);
+        assert_eq!(held_by(&board), ["p2"]);
+        // The first one attaches again with what it knew, and says what is not its own.
+        hear(&board, 1, &[holder(1, 1, 5)]);
+        hear(&board, 1, &[holder(2, 9, 9)]);
+        assert_eq!(held_by(&board), ["p2"]);
+        hear(&board, 2, &[]);
+        assert!(held_by(&board).is_empty());
+        // What is told of other kinds takes nothing of this one.
+        hear(&board, 2, &[holder(2, 3, 1)]);
+        let of_health = Said {
+            session: 2,
+            whole: true,
+            kinds: vec!["member_health".into()],
+            ..Said::default()
+        };
+        board.hear(&version, "h2", 2, of_health);
+        assert_eq!(held_by(&board), ["p2"]);
+        // A controller that starts again hears of it from another host, until its own host says otherwise.
+        let again = Board::default();
+        again.enter("h1", 1, true);
+        let known = [holder(2, 3, 1)];
+        assert_eq!(again.hear_of_holders(&version, "h1", &known).len(), 1);
+        assert_eq!(held_by(&again), ["p2"]);
+        again.enter("h2", 2, true);
+        hear(&again, 2, &[]);
+        assert!(held_by(&again).is_empty());
+        assert!(again.hear_of_holders(&version, "h1", &known).is_empty());
+        let strange = holder(1, 1, 1);
+        assert!(again.hear_of_holders(&version, "h3", &[strange]).is_empty());
     }
 
     #[test]

@@ -211,6 +211,11 @@ fn what_is_held_outlives_restarts() {
         for address in ADDRESSES {
             reached(site, "blue-1", address)?;
         }
+        // A controller that starts again takes nothing from anybody, whoever attaches first.
+        let pings = ADDRESSES.map(|address| {
+            let line = ["-q", "-n", "-i", "0.05", "-c", "120", address];
+            namespace(site, "blue-3").spawn("ping", &line)
+        });
         site.controller = None;
         site.start_controller()?;
         let begun = Instant::now();
@@ -225,6 +230,12 @@ fn what_is_held_outlives_restarts() {
         );
         for address in ADDRESSES {
             reached(site, "blue-1", address)?;
+        }
+        for ping in pings {
+            let mut ping = ping?;
+            ping.wait(SOON)?;
+            let log = ping.log();
+            holds(&log, log.contains(" 0% packet loss"))?;
         }
         // The port loses the pair, and nobody holds it.
         site.change(|objects| {

@@ -14,7 +14,8 @@ use tokio::sync::{Notify, Semaphore, oneshot};
 use weft_proto::state::Kind;
 use weft_proto::state::Object;
 use weft_proto::v1::{
-    Findings, FoundByHosts, HeldBack, Hello, HostLimits, HostStatus, Violation, VpcHeldBack,
+    AddressHolder, Findings, FoundByHosts, HeldBack, Hello, HostLimits, HostStatus, Violation,
+    VpcHeldBack,
 };
 
 pub(crate) use service::Control;
@@ -262,6 +263,12 @@ impl Hosts {
     /// Takes up what a host's session has found out, and wakes the sessions of whom that concerns.
     fn hear_findings(&self, version: &Version, host: &str, session: u64, findings: Findings) {
         let changed = self.board.hear(version, host, session, findings);
+        self.wake_hosts_of(version, &changed);
+    }
+
+    /// Takes up what a host that attaches knows of who holds virtual addresses, and wakes the sessions of whom that concerns.
+    fn hear_of_holders(&self, version: &Version, host: &str, holders: &[AddressHolder]) {
+        let changed = self.board.hear_of_holders(version, host, holders);
         self.wake_hosts_of(version, &changed);
     }
 

@@ -109,6 +109,7 @@ impl Session {
         let mut asked = Asked::default();
         asked.add(&hello.host, &hello.learned, version);
         let (taken, waker, remembered) = hosts.attach(hello, id);
+        hosts.hear_of_holders(version, &hello.host, &hello.holders);
         let same =
             |known: &Told| known.revision == hello.revision && known.digest[..] == hello.digest[..];
         Self {

@@ -355,6 +355,7 @@ impl FakeHost {
                 ..Objects::default()
             }),
             gone: Vec::new(),
+            kinds: Vec::new(),
         });
         send(&self.sender, findings).await;
     }

@@ -11,8 +11,8 @@ use weft_process::tls::TlsFiles;
 use weft_process::transport::{MAX_MESSAGE, TransportError, connect};
 use weft_proto::state::{Kind, Object, State};
 use weft_proto::v1::{
-    Ack, Event, FromHost, Hello, Learn, Refusal, ToHost, Violation, VpcAddresses, Welcome,
-    from_host, to_host,
+    Ack, AddressHolder, Event, FromHost, Hello, Learn, Refusal, ToHost, Violation, VpcAddresses,
+    Welcome, from_host, to_host,
 };
 use weft_proto::{FINDINGS, FINDINGS_BY_KIND, HOST_PROTOCOL, PORT_REPORTS};
 
@@ -115,6 +115,7 @@ impl Attachment<'_> {
         let (sender, receiver) = mpsc::channel(16);
         let in_force = self.force.status().in_force;
         let asked = in_force.as_ref().map(|known| learned(&known.state));
+        let held = in_force.as_ref().map(|known| holders(&known.state));
         let known = in_force.filter(|_| start == Start::WithWhatIsInForce);
         let hello = Hello {
             host: self.force.host.clone(),
@@ -125,6 +126,7 @@ impl Attachment<'_> {
                 .as_ref()
                 .map_or(Vec::new(), |known| known.held_back.to_vec()),
             learned: asked.unwrap_or_default(),
+            holders: held.unwrap_or_default(),
             digest: known.map_or(Vec::new(), |known| known.digest.to_vec()),
             limits: Some(self.force.limits),
         };
@@ -323,6 +325,16 @@ fn learned(state: &State) -> Vec<VpcAddresses> {
         }
     }
     all
+}
+
+/// Who holds virtual addresses in a state.
+fn holders(state: &State) -> Vec<AddressHolder> {
+    let all = state.of_kind(Kind::AddressHolder);
+    all.filter_map(|object| match object {
+        Object::AddressHolder(holder) => Some(holder.clone()),
+        _ => None,
+    })
+    .collect()
 }
 
 async fn in_time<T>(future: impl Future<Output = T>) -> Result<T, Reason> {
