@@ -104,6 +104,11 @@ pub(crate) struct Part {
 }
 
 impl Part {
+    /// Whether the host is told where the VPC's ports are.
+    pub(crate) fn is_seen(&self) -> bool {
+        self.view.is_some()
+    }
+
     /// What a host is told of a VPC; nothing if the VPC does not concern it. `before`: what it was told last, at a revision.
     pub(crate) fn compile(
         version: &Version,

@@ -57,6 +57,16 @@ impl Findings {
         self.of(vpc).map_or(&*NOTHING, |it| &it.told)
     }
 
+    /// What hosts of peered VPCs are told of a VPC: who holds its virtual addresses.
+    pub(crate) fn told_holders(&self, vpc: &str) -> Layer {
+        let told = self.told(vpc).iter();
+        let mut holders = Layer::default();
+        for entry in told.filter(|entry| entry.object.kind() == Kind::AddressHolder) {
+            holders.insert(entry);
+        }
+        holders
+    }
+
     /// What was found in a VPC of the members of its load balancers.
     pub(crate) fn health(&self, vpc: &str) -> impl Iterator<Item = &MemberHealth> {
         let all = self.of(vpc).map_or(&*NOTHING, |it| &it.found);
@@ -139,8 +149,8 @@ struct OfHost {
     session: u64,
     /// Whether it is attached to this controller.
     is_attached: bool,
-    /// Whether it has said all that it has found since it was attached.
-    has_said: bool,
+    /// The kinds of which it has said all that it has found since it was attached.
+    said: BTreeSet<Kind>,
     found: BTreeMap<Key, Object>,
     /// Whether it was said that there is too much, or what cannot be.
     is_said: bool,
@@ -166,7 +176,7 @@ impl Board {
         let of_host = inner.hosts.entry(name).or_default();
         of_host.session = session;
         of_host.is_attached = true;
-        of_host.has_said = false;
+        of_host.said.clear();
         of_host.is_said = false;
         inner.revision += 1;
     }
@@ -182,11 +192,18 @@ impl Board {
         let attached = inner
             .hosts
             .iter()
-            .filter(|(_, it)| it.is_attached && it.has_said);
+            .filter(|(_, it)| it.is_attached && !it.said.is_empty());
         let mut hosts: Vec<FoundByHost> = attached
-            .map(|(host, it)| FoundByHost {
-                host: host.to_string(),
-                found: Some(collect(it.found.values().filter_map(as_told))),
+            .map(|(host, it)| {
+                let said = it
+                    .found
+                    .values()
+                    .filter(|it2| it.said.contains(&it2.kind()));
+                FoundByHost {
+                    host: host.to_string(),
+                    found: Some(collect(said.filter_map(as_told))),
+                    kinds: it.said.iter().map(|kind| kind.name().to_owned()).collect(),
+                }
             })
             .collect();
         hosts.sort_by(|a, b| a.host.cmp(&b.host));
@@ -201,7 +218,7 @@ impl Board {
         all: FoundByHosts,
     ) -> (BTreeSet<String>, bool) {
         let (mut changed, mut is_all) = (BTreeSet::new(), true);
-        for FoundByHost { host, found } in all.hosts {
+        for FoundByHost { host, found, kinds } in all.hosts {
             let is_attached =
                 |inner: &Inner| inner.hosts.get(&*host).is_some_and(|it| it.is_attached);
             if version.host(&host).is_none() || is_attached(&self.lock()) {
@@ -217,7 +234,7 @@ impl Board {
                 whole: true,
                 found,
                 gone: Vec::new(),
-                kinds: Vec::new(),
+                kinds,
             };
             // It was looked at there. Where this controller has not come as far it is soon forgotten, and has to be heard again.
             let mut objects = explode(whole.found.clone().unwrap_or_default());
@@ -257,7 +274,13 @@ impl Board {
             inner.hosts.insert(name, of_host);
             return BTreeSet::new();
         }
-        of_host.has_said |= findings.whole;
+        if findings.whole {
+            let all = Kind::ALL.into_iter();
+            let kinds = &findings.kinds;
+            let is_told =
+                |kind: &Kind| kinds.is_empty() || kinds.iter().any(|it| it == kind.name());
+            of_host.said.extend(all.filter(is_told));
+        }
         inner.revision += u64::from(of_host.is_attached);
         let before = inner.findings.clone();
         let kinds = &findings.kinds;
@@ -325,7 +348,7 @@ impl Board {
             let key = object.key();
             let is_known = inner.finders.contains_key(&key);
             let of_holder = inner.hosts.get(&*holder.host);
-            let has_said = of_holder.is_some_and(|it| it.has_said);
+            let has_said = of_holder.is_some_and(|it| it.said.contains(&Kind::AddressHolder));
             let is_full = of_holder.is_some_and(|it| it.found.len() >= OF_HOST);
             let is_own = version.is_own(&holder.vpc, host);
             if is_known || has_said || is_full || !is_own || !is_of(version, &holder.host, &object)
@@ -388,7 +411,7 @@ impl Board {
         let known = inner.hosts.get_mut(host);
         if let Some(of_host) = known.filter(|it| it.session == session) {
             of_host.is_attached = false;
-            of_host.has_said = false;
+            of_host.said.clear();
             if of_host.found.is_empty() {
                 inner.hosts.remove(host);
             }
@@ -524,6 +547,9 @@ mod tests {
     use super::*;
     use weft_proto::state::State;
     use weft_proto::v1::{Findings as Said, Objects};
+
+    use crate::learning::Learned;
+    use crate::node::{Capabilities, NodeState};
 
     const INTENT: &str = r#"
 hosts: [{id: h1, vteps: [192.0.2.1]}, {id: h2, vteps: [192.0.2.2]}]
@@ -802,7 +828,7 @@ load_balancers:
         board.enter("h2", 2, true);
         hear(&board, 1, &[holder(1, 1, 5)]);
         assert_eq!(held_by(&board), ["p1"]);
-        hear(&board, 2, &[holder(2, 2, 1)]);
+        hear(&board, 2, &[holder(2, 1, 6)]);
         assert_eq!(held_by(&board), ["p2"]);
         // The first one attaches again with what it knew, and says what is not its own.
         hear(&board, 1, &[holder(1, 1, 5)]);
@@ -811,7 +837,7 @@ load_balancers:
         hear(&board, 2, &[]);
         assert!(held_by(&board).is_empty());
         // What is told of other kinds takes nothing of this one.
-        hear(&board, 2, &[holder(2, 3, 1)]);
+        hear(&board, 2, &[holder(2, 2, 7)]);
         let of_health = Said {
             session: 2,
             whole: true,
@@ -832,6 +858,73 @@ load_balancers:
         assert!(again.hear_of_holders(&version, "h1", &known).is_empty());
         let strange = holder(1, 1, 1);
         assert!(again.hear_of_holders(&version, "h3", &[strange]).is_empty());
+    }
+
+    #[test]
+    fn hosts_of_a_peered_vpc_are_told_where_its_addresses_are_and_nothing_else() {
+        let version = version(|o| {
+            o.ports[0].allowed_pairs = vec![v1::AddressPair {
+                cidr: "10.0.0.99/32".into(),
+                mac: String::new(),
+            }];
+            let (mut red, mut subnet) = (o.vpcs[0].clone(), o.subnets[0].clone());
+            (red.id, red.vni) = ("red".into(), 2);
+            (subnet.id, subnet.vpc) = ("r".into(), "red".into());
+            subnet.cidrs = vec!["10.7.0.0/24".into()];
+            let mut port = o.ports[1].clone();
+            (port.id, port.vpc, port.subnet) = ("r1".into(), "red".into(), "r".into());
+            (port.host, port.addresses) = ("h3".into(), vec!["10.7.0.11".into()]);
+            let mut host = o.hosts[0].clone();
+            (host.id, host.vteps) = ("h3".into(), vec!["192.0.2.3".into()]);
+            o.vpcs.push(red);
+            o.subnets.push(subnet);
+            o.ports.push(port);
+            o.hosts.push(host);
+            o.peerings.push(v1::Peering {
+                id: "p".into(),
+                requester: "blue".into(),
+                accepter: "red".into(),
+                requester_state: "active".into(),
+                accepter_state: "active".into(),
+                ..v1::Peering::default()
+            });
+        });
+        let mut holder = AddressHolder {
+            vpc: "blue".into(),
+            address: "10.0.0.99".into(),
+            port: "p1".into(),
+            subnet: "s".into(),
+            host: "h1".into(),
+            mac: "02:00:00:00:00:01".into(),
+            moves: 1,
+            since_ms: 1,
+            ..AddressHolder::default()
+        };
+        holder.id = holder.own_id();
+        let found = [
+            Object::AddressHolder(holder),
+            Object::MulticastListener(MulticastListener::tells("blue", "h1")),
+        ];
+        let board = Board::default();
+        board.enter("h1", 1, true);
+        let said = Said {
+            session: 1,
+            whole: true,
+            found: Some(collect(found.into_iter())),
+            ..Said::default()
+        };
+        assert_eq!(board.hear(&version, "h1", 1, said).len(), 1);
+        let told = |host: &str| {
+            let besides = (&Learned::default(), &board.findings());
+            let who = (host, Capabilities::all());
+            let state = NodeState::compile_with(&version, who, besides, None).unwrap();
+            let objects = state.to_objects();
+            (
+                objects.address_holders.len(),
+                objects.multicast_listeners.len(),
+            )
+        };
+        assert_eq!((told("h2"), told("h3")), ((1, 1), (1, 0)));
     }
 
     #[test]

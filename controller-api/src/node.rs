@@ -196,12 +196,11 @@ impl NodeState {
         Some(next)
     }
 
-    /// Tells what was found in the host's own VPCs. `before`: an earlier state, of which this one still has what was told.
+    /// Tells what was found in the host's own VPCs, and who holds addresses in those that peerings join to them. `before`: an earlier state, of which this one still has what was told.
     fn tell_findings(&mut self, findings: &Findings, before: Option<&Self>) {
         if !self.capabilities.finds {
             return;
         }
-        let is_own = |state: &Self, vpc: &str| state.part(vpc).is_some_and(|part| part.is_own);
         let nothing = Self::default();
         let before = before.unwrap_or(&nothing);
         let [gone, come] = before.parts.difference(&self.parts);
@@ -210,9 +209,11 @@ impl NodeState {
         vpcs.extend(parts);
         let mut all_come = Vec::new();
         for vpc in vpcs {
-            let told = |state: &Self, findings: &Findings| match is_own(state, vpc) {
-                true => findings.told(vpc).clone(),
-                false => Layer::default(),
+            let told = |state: &Self, findings: &Findings| match state.part(vpc) {
+                Some(part) if part.is_own => findings.told(vpc).clone(),
+                // As of a peered VPC's ports: where its addresses are.
+                Some(part) if part.is_seen() => findings.told_holders(vpc),
+                _ => Layer::default(),
             };
             let [old, new] = [told(before, &before.findings), told(self, findings)];
             let [gone, come] = old.difference(&new);

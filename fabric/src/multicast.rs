@@ -5,6 +5,9 @@ use weft_dataplane::multicast::{Answer, Filter, Others};
 
 use crate::{Fabric, MemoryHost};
 
+/// What of a VPC, by subnet and group, ports of a host want.
+type Wanted = (String, String, u128, Filter);
+
 impl MemoryHost {
     fn asked(&mut self, answer: Answer) -> Vec<(String, Vec<u8>)> {
         if let Some(reason) = answer.refused {
@@ -49,8 +52,7 @@ impl Fabric {
         if !has_changed {
             return;
         }
-        // By host: VPC, subnet and group, and what of it is wanted.
-        let mut heard: Vec<(String, Vec<(String, String, u128, Filter)>)> = Vec::new();
+        let mut heard: Vec<(String, Vec<Wanted>)> = Vec::new();
         for host in self.hosts.values_mut() {
             let mut table = host.shared.listeners.copy();
             host.querier.update(&mut table);
@@ -79,7 +81,7 @@ impl Fabric {
                     others.tell(&vpc.id, id, true);
                 }
                 for (vpc, subnet, group, filter) in wanted {
-                    others.want((vpc, id, subnet), *group, Some(filter.clone()));
+                    others.want((vpc, id, subnet), *group, Some(filter));
                 }
             }
             let mut table = host.shared.listeners.copy();

@@ -6,9 +6,14 @@ use crate::address::{parse_mac, parse_prefix_or_address};
 use crate::v1::{AddressHolder, Port, Subnet};
 
 impl AddressHolder {
-    /// The id that its fields make. No id has its separator in it.
+    /// The id of that of an address in a VPC. No id has its separator in it.
+    pub fn id_of(vpc: &str, address: &str) -> String {
+        format!("{vpc}|{address}")
+    }
+
+    /// The id that its fields make.
     pub fn own_id(&self) -> String {
-        format!("{}|{}", self.vpc, self.address)
+        Self::id_of(&self.vpc, &self.address)
     }
 
     /// Whether its fields fit together, wherever it comes from.
@@ -21,7 +26,7 @@ impl AddressHolder {
 
     /// Whether it is newer than what else is known of the address.
     pub fn outdoes(&self, known: &Self) -> bool {
-        (self.moves, self.since_ms) > (known.moves, known.since_ms)
+        (self.since_ms, self.moves) > (known.since_ms, known.moves)
     }
 }
 
@@ -83,7 +88,7 @@ mod tests {
             since_ms,
             ..AddressHolder::default()
         };
-        assert!(holder(2, 0).outdoes(&holder(1, 9)) && holder(1, 9).outdoes(&holder(1, 8)));
-        assert!(!holder(1, 8).outdoes(&holder(1, 8)) && !holder(1, 99).outdoes(&holder(2, 1)));
+        assert!(holder(1, 9).outdoes(&holder(2, 0)) && holder(2, 8).outdoes(&holder(1, 8)));
+        assert!(!holder(1, 8).outdoes(&holder(1, 8)) && !holder(2, 1).outdoes(&holder(1, 99)));
     }
 }

@@ -191,16 +191,8 @@ fn two_that_announce_an_address_in_turn_are_limited_and_named() {
 #[test]
 fn what_is_held_outlives_restarts() {
     on_site(|site| {
+        let _keepalived = keepalived(site, "blue-1", 150)?;
         for address in ADDRESSES {
-            let prefix = if address.contains(':') { 64 } else { 24 };
-            // Nobody holds it: the address itself is enough.
-            let line = format!("address add {address}/{prefix} dev eth0");
-            namespace(site, "blue-1").ip(&line)?;
-        }
-        // The kernel announces none by itself, but asks with it.
-        for (address, neighbour) in ADDRESSES.into_iter().zip(["10.0.1.13", "fd00:1::13"]) {
-            let asks = ["ping", "-q", "-n", "-c", "3", "-I", address, neighbour];
-            namespace(site, "blue-1").run(&asks)?;
             follow(site, "blue-1", address)?;
         }
         if let Some(mut daemon) = site.hosts.get_mut("h1").unwrap().daemon.take() {

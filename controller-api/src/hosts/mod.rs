@@ -285,9 +285,14 @@ impl Hosts {
         self.wake_hosts_of(version, &changed);
     }
 
-    /// Wakes the sessions of the hosts that have ports of VPCs, or are gateways for them.
+    /// Wakes the sessions of the hosts that have ports of VPCs or of those that peerings join to them, or are gateways for them.
     fn wake_hosts_of(&self, version: &Version, vpcs: &BTreeSet<String>) {
-        let views = vpcs.iter().filter_map(|vpc| version.view(vpc));
+        let peered = vpcs.iter().flat_map(|vpc| {
+            let peerings = version.state.peerings_of(vpc);
+            peerings.filter_map(|peering| peering.other(vpc))
+        });
+        let all = vpcs.iter().map(String::as_str).chain(peered);
+        let views = all.filter_map(|vpc| version.view(vpc));
         let hosts = views.flat_map(|view| view.port_hosts.iter().chain(view.gateways.iter()));
         let hosts: BTreeSet<&str> = hosts.map(|host| &**host).collect();
         self.interest.wake(Some(&hosts));

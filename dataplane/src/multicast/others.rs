@@ -49,19 +49,19 @@ impl Others {
         &mut self,
         (vpc, host, subnet): (&str, &str, &str),
         group: u128,
-        filter: Option<Filter>,
+        filter: Option<&Filter>,
     ) {
         let key = (vpc.to_owned(), group);
         let of_group = self.wanted.entry(key.clone()).or_default();
         let by = (host.to_owned(), subnet.to_owned());
-        let before = match &filter {
+        let before = match filter {
             Some(filter) => of_group.insert(by, filter.clone()),
             None => of_group.remove(&by),
         };
         if of_group.is_empty() {
             self.wanted.remove(&key);
         }
-        if before != filter {
+        if before.as_ref() != filter {
             self.changed.insert(key);
         }
     }

@@ -128,11 +128,11 @@ pub fn arp(snapshot: &Snapshot, asker: Asker<'_>, frame: &mut [u8]) -> Result<Ar
             return Err(DropReason::SpoofedArp);
         }
     }
+    // In both forms (RFC 5944 §4.6). A question is answered, whatever address it comes from.
+    let is_announcement = operation == 2 || sender == target;
     if let Asker::Port(index, port) = asker
-        && announces(snapshot, (index, port), (sender, sender_mac), {
-            // In both forms (RFC 5944 §4.6).
-            operation == 2 || sender == target
-        })
+        && is_announcement
+        && announces(snapshot, (index, port), (sender, sender_mac), true)
     {
         return Ok(Arp::Announce);
     }
@@ -163,8 +163,8 @@ pub fn arp(snapshot: &Snapshot, asker: Asker<'_>, frame: &mut [u8]) -> Result<Ar
     Ok(Arp::Reply)
 }
 
-/// Whether a packet of a port makes it the holder of an address with a MAC: one of its pairs, within its subnet and not the port's own, that it announces, or uses
-/// while nobody holds it.
+/// Whether a packet of a port makes it the holder of an address with a MAC: one of its pairs, within its subnet and not the port's own, that it announces, or is
+/// about to use while nobody holds it.
 fn announces(
     snapshot: &Snapshot,
     (index, port): (u16, &Port),
@@ -201,9 +201,7 @@ pub fn announced(frame: &[u8]) -> Option<(u128, Mac)> {
         Inner::Ip(parsed) => {
             let address = target(frame, &parsed)?;
             if parsed.icmp >> 8 == 135 {
-                let source = parsed.flow.source;
-                let used = if source == 0 { address } else { source };
-                return Some((used, parsed.eth_src));
+                return Some((address, parsed.eth_src));
             }
             let options = frame.get(usize::from(parsed.l4) + 24..usize::from(parsed.end));
             let option = options.and_then(target_option);
@@ -293,13 +291,8 @@ pub fn neighbor(
             return Err(DropReason::SpoofedNeighbor);
         }
         let is_its_own = port.owns_address(target) || mac_of_link_local(target) == Some(port.mac);
-        // Whoever looks whether an address is free that nobody holds is about to use it (RFC 4862 §5.4), and whoever asks from one uses it.
-        let used = if detection {
-            target
-        } else {
-            parsed.flow.source
-        };
-        if announces(snapshot, (index, port), (used, parsed.eth_src), false) {
+        // Whoever looks whether an address is free that nobody holds is about to use it (RFC 4862 §5.4).
+        if detection && announces(snapshot, (index, port), (target, parsed.eth_src), false) {
             return Ok(Neighbor::Announce);
         }
         if detection && is_its_own && !is_on_wire {

@@ -1,6 +1,7 @@
 //! Which ports of this host hold virtual addresses (services, "Virtual addresses that move"): what ports announce that workers have left for it comes in, and other
 //! hosts are told by way of the controller (decision 020), which tells this one, too: packets go by the state in force alone.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -20,8 +21,14 @@ use crate::agent::{AgentHandle, now_ms};
 pub(super) const ANNOUNCEMENTS: usize = 1024;
 /// Announcements that are taken in before others are told, and get a turn.
 const BATCH: usize = 256;
-/// Addresses that ports of this host may hold.
+/// Addresses that ports of this host may hold, and one port: a port that takes one over from another is not held up by what others hold here.
 const HELD: usize = 4096;
+const OF_PORT: usize = 256;
+/// What a VPC's ports here may change at once of who holds what, and how long until one more may be: each change is work for every host of the VPC.
+const BURST: u32 = 128;
+const EACH: Duration = Duration::from_millis(500);
+/// What was told and has not come back is told again after so long.
+const AGAIN_MS: u64 = 1000;
 /// An address may move so often within this time. Where it is then it stays until the first of these moves is longer ago.
 const MOVES: usize = 6;
 const WITHIN: Duration = Duration::from_secs(60);
@@ -87,6 +94,8 @@ struct Holders {
     own: BTreeMap<String, AddressHolder>,
     /// Of addresses that have moved lately.
     moves: HashMap<String, Moves>,
+    /// Until when the changes of a VPC are paid for: each takes [`EACH`], up to [`BURST`] in advance.
+    paid: HashMap<String, Instant>,
 }
 
 /// When an address has moved.
@@ -136,8 +145,14 @@ impl Holders {
         let is_first = !std::mem::replace(&mut self.is_started, true);
         let mut has_news = is_first;
         for change in &changes {
-            if let Some(Object::AddressHolder(new)) = change.new {
-                has_news |= self.heed(new, is_first, now);
+            match (change.old, change.new) {
+                (_, Some(Object::AddressHolder(new))) => {
+                    has_news |= self.heed(new, is_first, now);
+                }
+                (Some(Object::AddressHolder(gone)), None) => {
+                    has_news |= self.miss(&gone.id);
+                }
+                _ => {}
             }
         }
         if is_first {
@@ -149,17 +164,39 @@ impl Holders {
             let own = own.filter(|it| is_right(state, &self.host, it));
             self.own = own.map(|it| (it.id.clone(), it.clone())).collect();
         }
-        let ports = changes.iter().filter_map(port_of);
-        let ports: HashSet<&str> = ports.collect();
-        let count = self.own.len();
-        if !ports.is_empty() {
-            let host = &self.host;
-            self.own.retain(|_, held| {
-                let is_past = ports.contains(&*held.port) && !is_right(state, host, held);
-                !is_past
-            });
-        }
+        let concerned: HashSet<Cow<'_, str>> = changes.iter().flat_map(names).collect();
+        let (host, count) = (&self.host, self.own.len());
+        self.own.retain(|id, held| {
+            let names = [&**id, &held.port, &held.subnet];
+            let is_concerned = names.iter().any(|name| concerned.contains(*name));
+            !is_concerned || is_right(state, host, held)
+        });
         has_news || self.own.len() != count
+    }
+
+    /// What was told of an address is told no more, for whatever reason: if it is held here it is said again, and given up if it may not be. Whether it is one
+    /// of these.
+    fn miss(&mut self, id: &str) -> bool {
+        let Some(own) = self.own.get_mut(id) else {
+            return false;
+        };
+        if is_right(&self.state, &self.host, own) {
+            own.since_ms = now_ms().max(own.since_ms + 1);
+        } else {
+            self.own.remove(id);
+        }
+        true
+    }
+
+    /// Whether a VPC may change once more who holds what.
+    fn pay(&mut self, vpc: &str, now: Instant) -> Result<(), DropReason> {
+        self.paid.retain(|_, until| *until > now);
+        let until = self.paid.get(vpc).copied().unwrap_or(now).max(now);
+        if until > now + EACH * BURST {
+            return Err(DropReason::AnnouncementLimit);
+        }
+        self.paid.insert(vpc.to_owned(), until + EACH);
+        Ok(())
     }
 
     /// Gives up an address that is somebody else's since; whether it had it. `is_first`: in the first state, of which nothing has moved.
@@ -250,19 +287,25 @@ impl Holders {
         if let Some(known) = known {
             let is_same =
                 (&known.port, &known.mac, &known.host) == (&new.port, &new.mac, &new.host);
-            if is_same {
+            let is_lost = told.is_none() && known.since_ms + AGAIN_MS < new.since_ms;
+            if is_same && !is_lost {
                 return Ok(false);
             }
-            if self.is_contested(&new.id, now) {
+            if !is_same && self.is_contested(&new.id, now) {
                 let known = known.port.clone();
                 self.say_contested(&known, &new, now);
                 return Err(DropReason::AddressContested);
             }
-            new.moves = known.moves.saturating_add(1);
+            new.moves = known.moves.saturating_add(u64::from(!is_same));
+            new.since_ms = new.since_ms.max(known.since_ms.saturating_add(1));
         }
-        if own.is_none() && self.own.len() >= HELD {
+        let is_known = known.is_some();
+        let of_port = self.own.values().filter(|it| it.port == new.port).count();
+        if own.is_none() && (of_port >= OF_PORT || !is_known && self.own.len() >= HELD) {
             return Err(DropReason::AnnouncementLimit);
         }
+        let vpc = new.vpc.clone();
+        self.pay(&vpc, now)?;
         if new.moves > 1 {
             self.note_move(&new.id, now);
         }
@@ -271,11 +314,21 @@ impl Holders {
     }
 }
 
-/// The port that a change is of.
-fn port_of<'s>(change: &Change<'s>) -> Option<&'s str> {
-    match change.old.or(change.new) {
-        Some(Object::Port(port)) => Some(&port.id),
-        _ => None,
+/// What of a change may end that an address is held: the ids of a port and a subnet, and of the holders of addresses that a port has for itself.
+fn names<'s>(change: &Change<'s>) -> Vec<Cow<'s, str>> {
+    match (change.old, change.new) {
+        (old, Some(Object::Port(new))) => {
+            let own = new.addresses.iter();
+            let own = own.map(|address| Cow::Owned(AddressHolder::id_of(&new.vpc, address)));
+            let port = Cow::Borrowed(old.map_or(&*new.id, Object::id));
+            std::iter::once(port).chain(own).collect()
+        }
+        (Some(Object::Port(_) | Object::Subnet(_)), _) => change
+            .old
+            .map(|it| Cow::Borrowed(it.id()))
+            .into_iter()
+            .collect(),
+        _ => Vec::new(),
     }
 }
 
@@ -323,7 +376,8 @@ ports:
             host: host.into(),
             mac: format!("02:00:00:00:00:0{port}"),
             moves,
-            since_ms: 1,
+            // Later than whatever the tests announce, or long ago.
+            since_ms: if moves > 2 { u64::MAX / 2 + moves } else { 1 },
         }
     }
 
@@ -397,6 +451,51 @@ ports:
             o.ports.remove(0);
         });
         assert_eq!(held_by(&started(&past)), None);
+    }
+
+    #[test]
+    fn what_is_told_no_more_is_said_again_or_given_up() {
+        let mut holders = started(&state(|_| {}));
+        let now = Instant::now();
+        announce(&mut holders, 1, now).unwrap();
+        let held = holders.own[ID].clone();
+        let told = state(|o| o.address_holders.push(held.clone()));
+        assert!(!holders.follow(&told, now));
+        // The controller had reasons that have passed since.
+        assert!(holders.follow(&state(|_| {}), now));
+        assert!(holders.own[ID].outdoes(&held));
+        // Another port has it for itself.
+        assert!(!holders.follow(&told, now));
+        let taken = state(|o| {
+            o.address_holders.push(held.clone());
+            o.ports[2].addresses = vec!["10.0.0.99".into()];
+        });
+        assert!(holders.follow(&taken, now));
+        assert_eq!(held_by(&holders), None);
+    }
+
+    #[test]
+    fn a_vpc_changes_only_so_much_so_often() {
+        let wide = state(|o| {
+            for port in &mut o.ports {
+                port.allowed_pairs[0].cidr = "10.0.0.0/8".into();
+            }
+        });
+        let mut holders = started(&wide);
+        let now = Instant::now();
+        let mut hear = |number: u32, now| {
+            let said = (
+                IpAddr::from([10, 0, 0, 100 + number as u8]),
+                "02:00:00:00:00:01".to_owned(),
+            );
+            holders.hear("p1", said, now)
+        };
+        let known = (0..=BURST)
+            .filter(|number| hear(*number, now).is_ok())
+            .count();
+        assert_eq!(known, BURST as usize + 1);
+        assert_eq!(hear(BURST + 1, now), Err(DropReason::AnnouncementLimit));
+        assert_eq!(hear(BURST + 1, now + EACH), Ok(true));
     }
 
     #[test]

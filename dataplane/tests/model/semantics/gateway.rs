@@ -177,7 +177,7 @@ pub fn arp(world: &World, port: &v1::Port, frame: &[u8]) -> Result<Answer, DropR
         return Err(DropReason::SpoofedArp);
     }
     let is_request = word(frame, 20) == 1 && sender != target;
-    if announces(world, port, (sender, sender_mac), !is_request) {
+    if !is_request && announces(world, port, (sender, sender_mac), true) {
         return Ok(Answer::Heard);
     }
     let answer = neighbour(world, port, target).filter(|_| is_request);
@@ -323,8 +323,7 @@ fn solicitation(
         return Err(DropReason::SpoofedNeighbor);
     }
     let is_its_own = owns_address(port, target) || link_local(mac(&port.mac)) == target;
-    let used = if detects { target } else { source };
-    if announces(world, port, (used, packet.src), false) {
+    if detects && announces(world, port, (target, packet.src), false) {
         return Ok(Discovery::Heard);
     }
     if detects && is_its_own {

@@ -125,7 +125,8 @@ impl Service {
             Ok(group) => {
                 let filter = holds.then(|| filter(told));
                 let place = (vpc, host, &*told.subnet);
-                self.others.want(place, address_word(group), filter);
+                self.others
+                    .want(place, address_word(group), filter.as_ref());
             }
             Err(_) => self.others.tell(vpc, host, holds),
         }

@@ -13,13 +13,17 @@ use weft_proto::v1::MulticastListener;
 /// What is told of a VPC at most, and of all together. Of a VPC with more nothing is told, and this host gets a copy of all that is sent in it.
 const OF_VPC: usize = 2048;
 const OF_HOST: usize = 8192;
-/// How long after a VPC is new here it is first told of, in milliseconds: until its ports have answered what they have joined.
-const FIRST: u64 = 1500;
+/// How long after a VPC is new here it is first told of, in milliseconds: until its ports have answered twice what they have joined.
+const FIRST: u64 = 2600;
 /// Changes of a VPC are told together that come within this time.
 const TOGETHER: u64 = 20;
 /// What changes of a VPC may be told at once, and how long until one more may be. Each is work for every host of the VPC.
 const BURST: u64 = 16;
 const EACH: u64 = 500;
+/// As much as so many listeners more or less counts as one change.
+const LISTENERS: usize = 32;
+/// Of a VPC of which too much had to be told it is not tried again before this has passed.
+const REST: u64 = 60_000;
 
 #[derive(Debug)]
 struct OfVpc {
@@ -61,18 +65,20 @@ impl OfVpc {
         self.due.get_or_insert(at);
     }
 
-    fn set(&mut self, group: u128, told: Vec<MulticastListener>, now: u64) {
+    fn set(&mut self, group: u128, told: &[MulticastListener], now: u64) {
         let before = match told.is_empty() {
             true => self.listeners.remove(&group),
-            false => self.listeners.insert(group, told.clone()),
+            false => self.listeners.insert(group, told.to_vec()),
         };
         if before.unwrap_or_default() != told {
             self.plan(now);
         }
     }
 
-    fn pay(&mut self, now: u64) {
-        self.paid_until = self.paid_until.max(now) + EACH;
+    /// Pays for telling so many listeners more or less.
+    fn pay(&mut self, listeners: usize, now: u64) {
+        let changes = 1 + listeners / LISTENERS;
+        self.paid_until = self.paid_until.max(now) + EACH * changes as u64;
     }
 }
 
@@ -100,6 +106,8 @@ impl Telling {
     pub(super) fn new(host: String) -> Self {
         Self {
             host,
+            // Whatever a weftd before this one told holds no more.
+            is_less: true,
             ..Self::default()
         }
     }
@@ -142,12 +150,15 @@ impl Telling {
                 listener(place, word_address(key.1), &filter)
             });
             let told: Vec<MulticastListener> = told.collect();
-            of_vpc.set(key.1, told, now);
+            of_vpc.set(key.1, &told, now);
         }
     }
 
     /// When something is told next.
     pub(super) fn next(&self) -> Option<u64> {
+        if self.is_less {
+            return Some(0);
+        }
         self.vpcs.values().filter_map(|of_vpc| of_vpc.due).min()
     }
 
@@ -174,9 +185,13 @@ impl Telling {
             }
             let next = fits.then(|| of_vpc.listeners.clone());
             if of_vpc.told != next {
+                let before = of_vpc.count();
                 of_vpc.told = next;
-                of_vpc.pay(now);
+                of_vpc.pay(before.abs_diff(of_vpc.count()), now);
                 has_changed = true;
+            }
+            if !fits {
+                of_vpc.paid_until = now + BURST * EACH + REST;
             }
             others += of_vpc.count();
         }
@@ -203,6 +218,11 @@ mod tests {
 
     fn telling() -> Telling {
         let mut telling = Telling::new("h1".into());
+        // Nothing is known of what ports have joined.
+        assert_eq!(
+            (telling.next(), telling.tick(0)),
+            (Some(0), Some(Vec::new()))
+        );
         telling.vpcs.insert(VNI, OfVpc::new("blue", 0));
         telling
     }
@@ -212,7 +232,8 @@ mod tests {
         let place = ("blue", "h1", "blue-a");
         let told = listener(place, word_address(0xff05 << 112 | group), &filter);
         let of_vpc = telling.vpcs.get_mut(&VNI).unwrap();
-        of_vpc.set(group, if joined { vec![told] } else { Vec::new() }, now);
+        let told = joined.then_some(told);
+        of_vpc.set(group, told.as_slice(), now);
     }
 
     #[test]
@@ -266,9 +287,13 @@ mod tests {
         }
         assert_eq!(telling.tick(FIRST), None);
         set(&mut telling, 0, false, 10_000);
-        let told = telling.tick(10_000 + TOGETHER).unwrap();
+        // Not at once: back and forth would be much for all.
+        let due = telling.next().unwrap();
+        assert_eq!(due, FIRST + REST);
+        let told = telling.tick(due).unwrap();
         assert_eq!(told.len(), OF_VPC + 1);
-        set(&mut telling, 0, true, 20_000);
-        assert_eq!(telling.tick(20_000 + TOGETHER).unwrap(), []);
+        set(&mut telling, 0, true, 200_000);
+        let due = telling.next().unwrap();
+        assert_eq!(telling.tick(due).unwrap(), []);
     }
 }
