@@ -62,6 +62,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         "SecurityRule",
         "Port",
         "AddressPair",
+        "Trunk",
         "Device",
         "Status",
         "WorkerStatus",

@@ -56,5 +56,8 @@ pub const ADDRESS_HOLDERS: &str = "address_holders";
 /// The capability of a controller that takes [`v1::Findings`] which are all of some kinds.
 pub const FINDINGS_BY_KIND: &str = "findings_by_kind";
 
+/// The capability of a host that takes subports ([`v1::Trunk`]). Others are told the ports with a device that they lack, so that these are down.
+pub const TRUNK_PORTS: &str = "trunk_ports";
+
 /// The capability of a controller that takes [`v1::PortReports`].
 pub const PORT_REPORTS: &str = "port_reports";

@@ -32,6 +32,8 @@ enum Claimed {
     /// By host and VPC, of the host that the port is on and of that which it left.
     HostVpc,
     Device,
+    /// By the parent of the subport.
+    Subport,
     Group,
     /// Of a VPC.
     Vni(u32),
@@ -78,6 +80,7 @@ fn key(object: &Object, what: Claimed, at: u32) -> ClaimKey<'_> {
         (Object::Port(o), Claimed::Device) => {
             (&*o.host, o.device.as_ref().map_or("", |it| &it.name))
         }
+        (Object::Port(o), Claimed::Subport) => (o.trunk.as_ref().map_or("", |it| &it.parent), ""),
         (Object::Port(o), Claimed::Group) => {
             let group = o.security_groups.get(i);
             (group.map_or("", String::as_str), &*o.vpc)
@@ -134,6 +137,9 @@ fn claims(object: &Object, claim: &mut impl FnMut(Claimed, usize)) {
             if !port.moved_from.is_empty() {
                 claim(Claimed::LeftHost, 0);
                 claim(Claimed::HostVpc, 1);
+            }
+            if port.trunk.is_some() {
+                claim(Claimed::Subport, 0);
             }
             for i in 0..port.security_groups.len() {
                 claim(Claimed::Group, i);
@@ -520,6 +526,11 @@ impl State {
         device: &'a str,
     ) -> impl Iterator<Item = &'a Port> {
         self.ports_having(Claimed::Device, host, device)
+    }
+
+    /// The subports of a port, in order of their ids.
+    pub fn subports_of<'a>(&'a self, parent: &'a str) -> impl Iterator<Item = &'a Port> {
+        ports(self.claims.in_place(Claimed::Subport, parent))
     }
 
     /// The ports in a security group that are in a VPC, in order of their ids.

@@ -29,6 +29,8 @@ pub const LIST_PREFIXES: usize = 262_144;
 pub const PORT_ADDRESSES: usize = 16;
 /// Allowed pairs of a port: each is compared on a session miss.
 pub const PORT_PAIRS: usize = 64;
+/// Subports of a port.
+pub const TRUNK_SUBPORTS: usize = 512;
 /// Security groups of a port.
 pub const PORT_GROUPS: usize = 16;
 /// DNS servers that a subnet tells its guests of, both families together.

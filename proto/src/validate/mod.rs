@@ -23,6 +23,7 @@ mod quota;
 mod route;
 #[cfg(test)]
 mod tests;
+mod trunk;
 mod wire;
 
 use std::collections::{BTreeSet, HashMap, HashSet};
@@ -117,11 +118,17 @@ fn validate_changes(
             let elastic_ips = elastic_ips_under_check((before, next), changes, &vpcs);
             let objects = vpcs.iter().flat_map(|vpc| next.of_vpc(vpc));
             let orphans = objects_that_name(next, &vpcs);
+            let subports = ends().flatten().flat_map(|object| match object {
+                Object::Port(port) => subports(next, port),
+                _ => Vec::new(),
+            });
+            let subports: Vec<&Object> = subports.collect();
             let new = changes.iter().filter_map(|change| change.new);
             let alone = new.filter(|object| object.vpc().is_none());
             let mut objects: Vec<&Object> = objects
                 .chain(elastic_ips)
                 .chain(orphans)
+                .chain(subports)
                 .chain(alone)
                 .collect();
             objects.sort_by_key(|object| (object.kind(), object.id()));
@@ -152,6 +159,14 @@ fn validate_changes(
     report.violations.extend(check_quotas(next, changes, scope));
     report.violations.truncate(limits::VIOLATIONS);
     report.violations
+}
+
+/// The subports of a port, and those of its parent if it is one, which may be in other VPCs.
+fn subports<'s>(next: &'s State, port: &'s v1::Port) -> Vec<&'s Object> {
+    let parent = port.trunk.as_ref().map(|trunk| &trunk.parent);
+    let parents = std::iter::once(&port.id).chain(parent);
+    let ids = parents.flat_map(|parent| next.subports_of(parent).map(|port| &port.id));
+    ids.filter_map(|id| next.find(Kind::Port, id)).collect()
 }
 
 /// The quotas that changes exceed.

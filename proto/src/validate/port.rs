@@ -6,7 +6,9 @@ use std::ops::RangeInclusive;
 
 use super::dhcp::is_label;
 use super::network::{prefixes_and_gateways, reserved};
-use super::{At, Index, Report, Scope, check_reference, dhcp_options, limits, policy_route, wire};
+use super::{
+    At, Index, Report, Scope, check_reference, dhcp_options, limits, policy_route, trunk, wire,
+};
 use crate::address::{
     DEFAULT_GATEWAY_MAC, parse_address, parse_mac, parse_prefix_or_address, special_use,
 };
@@ -61,6 +63,9 @@ pub(super) fn check(
     check_limits(at, port.limits.as_ref(), report);
     check_groups(at, port, index, report);
     check_place(at, port, index, scope, report);
+    if let Some(on) = &port.trunk {
+        trunk::check(at, port, on, index, scope, report);
+    }
     wire::check_port(at, port, index, report);
 }
 
@@ -239,7 +244,7 @@ fn check_place(
         Scope::Node { host } => port.host == host,
     };
     match &port.device {
-        None if needs_device => {
+        None if needs_device && port.trunk.is_none() => {
             let rule = "a port on a host that runs weftd needs a device, such as {kind: netdev, name: veth0}";
             report.add(at, "device", rule);
         }

@@ -106,7 +106,12 @@ impl<'s> PortChanges<'s> {
                 && !next.is_shared(new)
         });
         let is_gone = new.is_none() || old.as_ref().is_some_and(goes);
-        stays && fits && !self.is_named(port, (old, new), is_gone)
+        // A subport goes by what its parent is, in whatever VPC that may be.
+        let is_trunk = [old, new]
+            .into_iter()
+            .flatten()
+            .any(|port| port.trunk.is_some() || next.subports_of(&port.id).next().is_some());
+        stays && fits && !is_trunk && !self.is_named(port, (old, new), is_gone)
     }
 
     /// Whether a group has room for the addresses of its ports; of a host those of its own, the only ones that are known to be in it.

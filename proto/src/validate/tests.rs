@@ -9,6 +9,7 @@ mod peering;
 mod policy_routes;
 mod port_changes;
 mod tenants;
+mod trunk;
 mod wire;
 
 use std::time::{Duration, Instant};

@@ -82,6 +82,15 @@ fn random_port(numbers: &mut Numbers, scope: Scope<'_>) -> Port {
         made.device = None;
         made.security_groups.clear();
     }
+    if numbers.below(8) == 0 {
+        made.trunk = Some(crate::v1::Trunk {
+            parent: format!("p{}", 1 + numbers.below(6)),
+            vlan: 1 + numbers.below(2) as u32,
+        });
+        if numbers.below(8) != 0 {
+            made.device = None;
+        }
+    }
     made
 }
 
