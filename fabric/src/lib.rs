@@ -21,7 +21,7 @@ use weft_dataplane::pipeline::checks::Checks;
 use weft_dataplane::pipeline::counters::Traffic;
 use weft_dataplane::pipeline::trace::View;
 use weft_dataplane::pipeline::{
-    Destination, DeviceMtus, Io, Pipeline, Service, Settings, Shared, Source,
+    Destination, DeviceMtus, Io, Pipeline, Service, Settings, Shared, Source, gso, trunk,
 };
 use weft_dataplane::session::{Limits, SessionTable};
 use weft_dataplane::snapshot::compile::{Adjacency, Compiler, Context, ExternalLink, Underlay};
@@ -202,6 +202,26 @@ impl MemoryHost {
             let endpoint = vpc.wire.as_ref().and_then(|_| vpc.by_mac.get(&mac));
             endpoint.is_some_and(|endpoint| matches!(endpoint.place, Place::Here(_)))
         })
+    }
+
+    /// A packet to a subport as frames on its parent's device.
+    fn tagged(&mut self, packet: Packet, vlan: u16) -> Vec<Vec<u8>> {
+        let mut frames = Vec::new();
+        let mut put = |io: &mut MemoryIo, mut packet: Packet| {
+            if trunk::put_tag(io, &mut packet, vlan) {
+                frames.push(packet.bytes(io).to_vec());
+            }
+            io.free(packet.frame);
+        };
+        if trunk::is_split_first(&self.io, &packet) {
+            let apart = gso::take_apart(&mut self.io, packet, put);
+            if let Some((packet, _)) = apart.left {
+                self.io.free(packet.frame);
+            }
+        } else {
+            put(&mut self.io, packet);
+        }
+        frames
     }
 
     fn port_id(&self, index: u16) -> String {
@@ -596,6 +616,23 @@ impl Fabric {
             for host in self.hosts.values_mut() {
                 for (to, packet) in std::mem::take(&mut host.io.sent) {
                     host.sent += 1;
+                    let subport = match to {
+                        Destination::Port(index) => host.pipeline.snapshot().trunks.subport(index),
+                        _ => None,
+                    };
+                    if let Some(subport) = subport {
+                        let port = host.port_id(subport.parent);
+                        for frame in host.tagged(packet, subport.vlan) {
+                            let port = port.clone();
+                            let offload = Offload::default();
+                            delivered.push(Delivered {
+                                port,
+                                frame,
+                                offload,
+                            });
+                        }
+                        continue;
+                    }
                     let frame = packet.bytes(&host.io.memory).to_vec();
                     let offload = Offload::read(&host.io.memory, &packet.frame);
                     host.io.free(packet.frame);

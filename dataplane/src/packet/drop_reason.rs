@@ -31,6 +31,7 @@ macro_rules! drop_reasons {
 drop_reasons! {
     Truncated = "truncated": "the frame ends before its headers do",
     EtherType = "ether_type": "an inner frame that is neither IPv4, IPv6 nor ARP, or is tagged with a VLAN",
+    UnknownVlan = "unknown_vlan": "a frame with the tag of a VLAN that no subport of the port has",
     Ipv4Header = "ipv4_header": "an IPv4 header with a wrong version, header length or total length",
     Ipv4Checksum = "ipv4_checksum": "an IPv4 header whose checksum is wrong (RFC 1812 5.2.2)",
     Ipv4SourceRoute = "ipv4_source_route": "an IPv4 source route option (RFC 7126)",

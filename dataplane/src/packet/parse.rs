@@ -13,6 +13,8 @@ mod tests;
 
 /// Bytes of an Ethernet header.
 pub const ETHERNET: usize = 14;
+/// Bytes of the tag of a VLAN (IEEE 802.1Q §9.3).
+pub const VLAN_TAG: usize = 4;
 /// EtherType of IPv4.
 pub const ETHERTYPE_IPV4: u16 = 0x0800;
 /// EtherType of ARP.

@@ -41,6 +41,7 @@ pub mod trace;
 mod tracer;
 mod tracking;
 mod translate;
+pub mod trunk;
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -227,6 +228,8 @@ pub struct Pipeline {
     listeners: Arc<Listeners>,
     core: Core,
     scratch: Box<[fast_path::Entry; STAGE]>,
+    /// Room for what of a vector is of one VLAN; empty between vectors.
+    part: Vec<Packet>,
 }
 
 /// What a vector is judged by.
@@ -349,6 +352,7 @@ impl Pipeline {
             listeners: shared.listeners,
             core,
             scratch: Box::new([fast_path::Entry::default(); STAGE]),
+            part: Vec::with_capacity(VECTOR),
         }
     }
 
@@ -377,6 +381,23 @@ impl Pipeline {
 
     /// Takes all packets of a vector, which came from one place at the time `now` (milliseconds).
     pub fn process(
+        &mut self,
+        io: &mut impl Io,
+        source: Source,
+        packets: &mut Vec<Packet>,
+        now: u32,
+    ) {
+        match source {
+            Source::Port(index) if self.snapshot.trunks.is_parent(index) => {
+                self.process_trunk(io, index, packets, now);
+            }
+            _ => self.process_vector(io, source, packets, now),
+        }
+    }
+
+    /// The same for packets that are all of the place that they came from.
+    #[inline]
+    fn process_vector(
         &mut self,
         io: &mut impl Io,
         source: Source,

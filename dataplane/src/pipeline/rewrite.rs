@@ -27,11 +27,17 @@ pub fn both_macs(frame: &mut [u8], macs: MacPair) {
 #[inline]
 pub fn untag(memory: &mut impl FrameMemory, packet: &mut Packet) {
     if parse::is_priority_tagged(packet.bytes(memory)) {
-        // The MACs move up to where the EtherType is.
-        packet.bytes_mut(memory).copy_within(..12, 4);
-        packet.start += 4;
-        packet.len -= 4;
+        take_tag(memory, packet);
     }
+}
+
+/// Takes the tag off a frame that has one.
+#[inline]
+pub fn take_tag(memory: &mut impl FrameMemory, packet: &mut Packet) {
+    // The MACs move up to where the EtherType is.
+    packet.bytes_mut(memory).copy_within(..12, 4);
+    packet.start += 4;
+    packet.len -= 4;
 }
 
 /// Takes one from the TTL or hop limit. The caller has seen that it is above one.

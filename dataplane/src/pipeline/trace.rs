@@ -1,6 +1,7 @@
 //! The packet trace: what would happen to a packet, step by step. Resolves it as real packets are (`resolve`); sends nothing, makes no
 //! session, and spends no limit.
 
+use std::borrow::Cow;
 use std::fmt::Write;
 
 use super::egress::{self, Obstacle};
@@ -12,7 +13,7 @@ use super::{Entry, Service, Shared, Tables, external, flood, gateway, nat64, rew
 use crate::packet::parse::{self, Inner, word_address};
 use crate::packet::{DropReason, Mac, Parsed};
 use crate::session::table::{Action, Egress, Ingress};
-use crate::snapshot::Snapshot;
+use crate::snapshot::{Snapshot, Subport};
 
 /// Bytes of frame that any answer of the gateway fits in.
 const ANSWER: usize = 2048;
@@ -141,14 +142,23 @@ fn from_port(
     steps: &mut Steps,
 ) -> Result<Outcome, DropReason> {
     let snapshot = view.snapshot;
-    let port = snapshot.port(index).ok_or(DropReason::PortDown)?;
+    let mut port = snapshot.port(index).ok_or(DropReason::PortDown)?;
     steps.step("port", || {
         format!("{} in generation {}", port.id, snapshot.generation)
     });
+    let (mut index, mut frame) = (index, Cow::Borrowed(frame));
+    let vlan = external::segment::vlan_of(&frame);
+    if vlan != 0 && snapshot.trunks.is_parent(index) {
+        let subport = snapshot.trunks.port(index, vlan);
+        index = subport.ok_or(DropReason::UnknownVlan)?;
+        port = snapshot.port(index).ok_or(DropReason::PortDown)?;
+        steps.step("trunk", || format!("VLAN {vlan} is port {}", port.id));
+        frame.to_mut().drain(12..16);
+    }
     let asker = gateway::Asker::Port(index, port);
     inner(
         view,
-        frame,
+        &frame,
         (Ingress::Port(index), port.vpc, asker),
         None,
         steps,
@@ -448,9 +458,14 @@ fn describe(parsed: &Parsed) -> String {
 /// A port or a host, by its name.
 pub fn egress_text(snapshot: &Snapshot, egress: Egress) -> String {
     match egress {
-        Egress::Port(port) => {
-            let port = snapshot.port(port);
-            format!("port {}", port.map_or("gone", |port| port.id.as_str()))
+        Egress::Port(index) => {
+            let id = |index| snapshot.port(index).map_or("gone", |port| port.id.as_str());
+            match snapshot.trunks.subport(index) {
+                Some(Subport { parent, vlan }) => {
+                    format!("port {} (VLAN {vlan} of {})", id(index), id(parent))
+                }
+                None => format!("port {}", id(index)),
+            }
         }
         Egress::Peer(peer) => {
             let peer = snapshot.peer(peer);

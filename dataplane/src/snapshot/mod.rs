@@ -14,6 +14,7 @@ mod learned;
 mod limits;
 pub mod nat;
 mod translations;
+mod trunks;
 mod virtual_addresses;
 
 use std::collections::HashMap;
@@ -34,10 +35,11 @@ pub use self::guests::Guests;
 pub use self::learned::{Asked, Learned};
 pub use self::limits::{Limits, Rate, RateLimit};
 pub use self::translations::{StaticTranslation, Translations};
+pub use self::trunks::{Subport, Trunks};
 pub use self::virtual_addresses::VirtualAddresses;
 use crate::encap::{Encapsulation, Template};
 use crate::numbers::{Epoch, Vni, VpcIndex};
-use crate::packet::parse::word_family;
+use crate::packet::parse::{VLAN_TAG, word_family};
 use crate::packet::{Family, Mac};
 use crate::policy::{Acl, AddressSet, GroupRules};
 use crate::route::ecmp::Group;
@@ -65,6 +67,8 @@ pub struct Snapshot {
     pub ports: CowVec<Option<Port>>,
     /// Rate limits by port index, as far as the last port that has one: nothing at all where none has.
     pub limits: Arc<[Limits]>,
+    /// Those of the ports that have no device of their own.
+    pub trunks: Arc<Trunks>,
     /// Remote VTEP owners, by peer index; the index of a peer stays while it is known.
     pub peers: Arc<[Option<Peer>]>,
     /// Peer index by VTEP address.
@@ -291,6 +295,8 @@ pub struct Port {
     pub id: String,
     /// The device it is attached by.
     pub device: Option<v1::Device>,
+    /// What it has in place of a device if it is a subport.
+    pub trunk: Option<v1::Trunk>,
     /// Its VPC, by place in [`Snapshot::vpcs`].
     pub vpc: usize,
     /// Its subnet, by place in [`Snapshot::subnets`].
@@ -421,7 +427,7 @@ impl Snapshot {
         let tunnels = self.peers.iter().flatten().flat_map(|peer| &peer.tunnels);
         let all_take = tunnels.map(|tunnel| tunnel.inner_mtu).min();
         let all_take = all_take.unwrap_or(u16::MAX);
-        move |index| {
+        let told = move |index| {
             let port = self.port(index);
             let subnet = port.and_then(|port| self.subnets.get(port.subnet));
             let told = subnet.and_then(|subnet| subnet.guests.as_ref());
@@ -431,6 +437,12 @@ impl Snapshot {
                 Some(_) => told,
                 None => told.min(all_take),
             }
+        };
+        move |index| {
+            // Its subports' packets are on its device, too, and longer by a tag.
+            let subports = self.trunks.subports_of(index).iter();
+            let subports = subports.map(|subport| told(*subport).saturating_add(VLAN_TAG as u16));
+            told(index).max(subports.max().unwrap_or(0))
         }
     }
 

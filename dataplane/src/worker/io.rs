@@ -10,10 +10,12 @@ use super::inbox::{INBOX, Inbound, owner};
 use super::service::Desks;
 use super::steer;
 use super::waker::Waker;
+use crate::packet::parse::VLAN_TAG;
 use crate::packet::{DropReason, Frame, FrameMemory, Offload, Packet};
 use crate::pipeline::counters::{Counters, Traffic};
-use crate::pipeline::{Destination, Io, Service, Settings, Source, VECTOR, gso};
+use crate::pipeline::{Destination, Io, Service, Settings, Source, VECTOR, gso, trunk};
 use crate::port::{FrameCache, Queue};
+use crate::snapshot::Trunks;
 
 /// Packets that may wait for one queue within a round; a whole round of vectors fits, what is more is dropped.
 const PENDING: usize = 1024;
@@ -26,6 +28,51 @@ struct Slot {
     pending: Vec<Packet>,
     /// Of the first queue of a port that has several here: all of them.
     siblings: Box<[u16]>,
+    /// Which of the pending packets are of subports, in order.
+    tagged: Vec<Tagged>,
+}
+
+/// A pending packet with the tag of a subport.
+#[derive(Debug)]
+struct Tagged {
+    /// Its place among those that are pending.
+    at: usize,
+    /// The subport, by index.
+    port: u16,
+    /// Bytes of frame without the tag, as the subport's counters count.
+    len: u16,
+}
+
+/// What of a vector that was sent was subports'.
+#[derive(Debug, Default)]
+struct OfSubports {
+    /// Packets that were sent.
+    sent: u64,
+    /// Their bytes, with tags.
+    bytes: u64,
+    /// Packets that found no room.
+    left: usize,
+}
+
+impl OfSubports {
+    /// Enters the packets in the subports' books: the first of the vector, so many, were taken.
+    #[cold]
+    fn book(counters: &Counters, tagged: &mut Vec<Tagged>, taken: usize) -> Self {
+        let mut theirs = Self::default();
+        for Tagged { at, port, len } in tagged.drain(..) {
+            let traffic = counters.port(port);
+            if at < taken {
+                traffic.tx_packets.add(1);
+                traffic.tx_bytes.add(len.into());
+                theirs.sent += 1;
+                theirs.bytes += u64::from(len) + VLAN_TAG as u64;
+            } else {
+                traffic.drop(DropReason::RingFull);
+                theirs.left += 1;
+            }
+        }
+        theirs
+    }
 }
 
 /// What a worker reads from and writes to.
@@ -38,6 +85,8 @@ pub(super) struct WorkerIo {
     /// Slot of each port, where this worker has one.
     ports: Box<[Option<u16>]>,
     uplinks: Box<[Option<u16>]>,
+    /// By which device ports are reached that have none.
+    trunks: Arc<Trunks>,
     index: usize,
     inboxes: Vec<Inbound>,
     desks: Desks,
@@ -60,6 +109,7 @@ impl WorkerIo {
             read: 0,
             ports: vec![None; settings.ports].into(),
             uplinks: vec![None; settings.uplinks].into(),
+            trunks: Arc::default(),
             index,
             inboxes,
             desks,
@@ -67,6 +117,11 @@ impl WorkerIo {
             descriptors: Vec::new(),
             polled: Vec::new(),
         }
+    }
+
+    /// Sends to subports as of a snapshot.
+    pub(super) fn set_trunks(&mut self, trunks: &Arc<Trunks>) {
+        self.trunks = Arc::clone(trunks);
     }
 
     /// How many queues are read.
@@ -96,7 +151,7 @@ impl WorkerIo {
             count += 1;
             match self.slot_of(to) {
                 Some(slot) => self.push(slot, packet),
-                None => self.lose(to, packet, DropReason::PortDown),
+                None => self.send_tagged(to, packet),
             }
         }
         count
@@ -140,6 +195,66 @@ impl WorkerIo {
         self.traffic(to).generated.add(apart.generated);
         if let Some((packet, reason)) = apart.left {
             self.lose(to, packet, reason);
+        }
+    }
+
+    /// Sends a packet to a port that has no queue here, if it is a subport: by its parent's device.
+    #[inline(never)]
+    fn send_tagged(&mut self, to: Destination, packet: Packet) {
+        let Destination::Port(port) = to else {
+            return self.lose(to, packet, DropReason::PortDown);
+        };
+        let Some(subport) = self.trunks.subport(port) else {
+            return self.lose(to, packet, DropReason::PortDown);
+        };
+        let Some(slot) = self.slot_of(Destination::Port(subport.parent)) else {
+            let owner = owner(Source::Port(subport.parent), 0, self.inboxes.len());
+            return self.send_to_worker(owner, to, packet);
+        };
+        let slot = match self.slots[slot].siblings.is_empty() {
+            true => slot,
+            false => self.sibling(slot, &packet),
+        };
+        let subport = (port, subport.vlan);
+        if !trunk::is_split_first(self, &packet) {
+            return self.push_tagged(slot, subport, packet);
+        }
+        let apart = gso::take_apart(self, packet, |io, piece| {
+            io.push_tagged(slot, subport, piece);
+        });
+        self.account(to, apart);
+    }
+
+    fn push_tagged(&mut self, slot: usize, (port, vlan): (u16, u16), mut packet: Packet) {
+        let to = Destination::Port(port);
+        if packet.frame.is_large() && !self.slots[slot].queue.takes(&Offload::default()) {
+            return self.lose(to, packet, DropReason::TooBig);
+        }
+        let at = self.slots[slot].pending.len();
+        if at >= PENDING {
+            return self.lose(to, packet, DropReason::RingFull);
+        }
+        let len = packet.len;
+        if !trunk::put_tag(self, &mut packet, vlan) {
+            return self.lose(to, packet, DropReason::NoBuffer);
+        }
+        let Slot {
+            pending, tagged, ..
+        } = &mut self.slots[slot];
+        tagged.push(Tagged { at, port, len });
+        pending.push(packet);
+    }
+
+    /// Leaves a packet to the worker that has the queue for it.
+    #[inline]
+    fn send_to_worker(&mut self, owner: usize, to: Destination, packet: Packet) {
+        if owner == self.index {
+            return self.lose(to, packet, DropReason::PortDown);
+        }
+        let Inbound { queue, waker } = &self.inboxes[owner];
+        match queue.push((to, packet)) {
+            Ok(()) => waker.ring_if_asleep(),
+            Err((to, packet)) => self.lose(to, packet, DropReason::RingFull),
         }
     }
 
@@ -204,6 +319,7 @@ impl WorkerIo {
             place,
             queue,
             pending,
+            tagged,
             ..
         } in &mut self.slots
         {
@@ -218,16 +334,26 @@ impl WorkerIo {
                 Source::Uplink(index) => self.counters.uplink(index),
             };
             let before: u64 = pending.iter().map(|packet| u64::from(packet.len)).sum();
-            let sent = queue.send(&mut self.cache, pending);
+            let count = pending.len();
+            let sent = queue.send(&mut self.cache, pending) as u64;
             queue.kick();
+            let theirs = if tagged.is_empty() {
+                OfSubports::default()
+            } else {
+                let taken = count - pending.len();
+                OfSubports::book(&self.counters, tagged, taken)
+            };
             let mut left = 0;
-            for packet in pending.drain(..) {
+            for (n, packet) in pending.drain(..).enumerate() {
                 left += u64::from(packet.len);
-                traffic.drop(DropReason::RingFull);
+                // Which of them were whose has been booked: here only how many counts.
+                if n >= theirs.left {
+                    traffic.drop(DropReason::RingFull);
+                }
                 self.cache.free(packet.frame);
             }
-            traffic.tx_packets.add(sent as u64);
-            traffic.tx_bytes.add(before - left);
+            traffic.tx_packets.add(sent.saturating_sub(theirs.sent));
+            traffic.tx_bytes.add(before - left - theirs.bytes);
         }
     }
 
@@ -244,6 +370,10 @@ impl WorkerIo {
             queue,
             pending: Vec::with_capacity(PENDING),
             siblings: Box::default(),
+            tagged: Vec::with_capacity(match place {
+                Source::Port(_) => PENDING,
+                Source::Uplink(_) => 0,
+            }),
         });
         self.index_slots();
     }
@@ -261,11 +391,15 @@ impl WorkerIo {
                     place,
                     queue,
                     pending,
+                    tagged,
                     ..
                 } = self.slots.remove(at);
                 self.read -= usize::from(at < self.read);
-                for packet in pending {
-                    self.lose(destination(place), packet, DropReason::PortDown);
+                let mut tagged = tagged.iter().peekable();
+                for (n, packet) in pending.into_iter().enumerate() {
+                    let of_subport = tagged.next_if(|it| it.at == n);
+                    let to = of_subport.map_or(destination(place), |it| Destination::Port(it.port));
+                    self.lose(to, packet, DropReason::PortDown);
                 }
                 // Nobody to receive it: it is closed here.
                 let _ = to.send(queue);
@@ -377,18 +511,14 @@ impl Io for WorkerIo {
             return self.push(slot, packet);
         }
         let owner = match to {
+            Destination::Port(index) if self.trunks.subport(index).is_some() => {
+                return self.send_tagged(to, packet);
+            }
             Destination::Port(index) => owner(Source::Port(index), 0, self.inboxes.len()),
             Destination::Uplink(index) => owner(Source::Uplink(index), 0, self.inboxes.len()),
             Destination::Service(service, index) => return self.punt(service, index, packet),
         };
-        if owner == self.index {
-            return self.lose(to, packet, DropReason::PortDown);
-        }
-        let Inbound { queue, waker } = &self.inboxes[owner];
-        match queue.push((to, packet)) {
-            Ok(()) => waker.ring_if_asleep(),
-            Err((to, packet)) => self.lose(to, packet, DropReason::RingFull),
-        }
+        self.send_to_worker(owner, to, packet);
     }
 }
 

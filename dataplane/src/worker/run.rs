@@ -167,6 +167,7 @@ impl Worker {
         let snapshot = self.common.snapshot.load();
         if snapshot.generation != self.pipeline.snapshot().generation {
             self.pipeline.set_snapshot(Arc::clone(&snapshot));
+            self.io.set_trunks(&snapshot.trunks);
             self.gauge.taken.up(snapshot.generation);
             // Before those that come after them.
             self.pipeline.resume(&mut self.io, self.common.stamp(time));

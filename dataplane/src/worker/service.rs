@@ -141,14 +141,15 @@ impl Injector {
 
     /// Sends frames to a port, within the rate limit of what it may be sent. What finds no room is dropped.
     pub fn send(&self, port: u16, frames: &[Vec<u8>]) {
+        let snapshot = self.snapshot();
+        let device = Source::Port(snapshot.trunks.device(port));
         let Some(inbound) = self
             .inboxes
-            .get(owner(Source::Port(port), 0, self.inboxes.len()))
+            .get(owner(device, 0, self.inboxes.len()))
             .filter(|_| !frames.is_empty())
         else {
             return;
         };
-        let snapshot = self.snapshot();
         let limit = snapshot.ingress_limit(port);
         let mut cache = self.cache();
         let traffic = self.counters.port(port);

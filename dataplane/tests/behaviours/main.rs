@@ -41,6 +41,7 @@ mod topology;
 mod traces;
 mod translation;
 mod transport;
+mod trunk;
 mod vectors;
 mod virtual_addresses;
 mod wires;

@@ -9,12 +9,12 @@ use crate::topology::{ROUTER, fabric};
 
 const MSS: u16 = 1400;
 
-fn left(segments: Segments, size: u16) -> Offload {
+pub fn left(segments: Segments, size: u16) -> Offload {
     Offload { segments, size }
 }
 
 /// Opens a connection from `a1` and answers a segment of it, `payload` bytes long.
-fn connected(
+pub fn connected(
     fabric: &mut weft_fabric::Fabric,
     (name, to, mac): (&str, End, [u8; 6]),
     payload: usize,

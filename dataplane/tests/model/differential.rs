@@ -24,6 +24,7 @@ use crate::semantics::frame::{
 use crate::semantics::outside::interface;
 use crate::semantics::{Crossing, Member, Model, Outcome, Seen};
 use crate::traced::Traced;
+use crate::trunk;
 
 /// Wide enough that nothing gives way: limits are tested elsewhere.
 /// Ports of a host.
@@ -62,8 +63,9 @@ pub struct Outcomes {
 
 impl Outcomes {
     /// In the order in which it came.
-    fn add(&mut self, delivered: Vec<Delivered>, found: Outcome) {
-        let frames = delivered.into_iter().map(|out| (out.port, out.frame));
+    fn add(&mut self, objects: &Objects, delivered: Vec<Delivered>, found: Outcome) {
+        let frames = delivered.into_iter();
+        let frames = frames.map(|out| trunk::off_device(objects, out.port, out.frame));
         self.delivered.extend(frames);
         self.asked += found.asked.len() as u64;
         let reasons = found.dropped.into_iter().map(|(_, reason)| reason);
@@ -488,7 +490,7 @@ impl Differential {
             })?;
             self.check_choices()?;
             self.frames += 1;
-            outcomes.add(delivered, found);
+            outcomes.add(&self.objects, delivered, found);
             outcomes.wire.append(&mut self.wire);
         }
         Ok(outcomes)
@@ -501,9 +503,10 @@ impl Differential {
         frames: &[Vec<u8>],
         offload: Option<Offload>,
     ) -> Result<Outcomes, Disagreement> {
+        let (port, frames) = &trunk::on_device(&self.objects, port, frames);
         let segment = frames.first().zip(offload);
         // A packet changes what becomes of those behind it, and a segment that is left to the device is longer than its pieces.
-        let traced = match (frames, segment) {
+        let traced = match (&frames[..], segment) {
             ([frame], None) => Traced::from_port(&self.fabric, port, frame),
             _ => None,
         };
@@ -525,7 +528,7 @@ impl Differential {
         self.check_choices()?;
         self.frames += frames.len() as u64;
         let mut outcomes = Outcomes::default();
-        outcomes.add(delivered, found);
+        outcomes.add(&self.objects, delivered, found);
         outcomes.wire.append(&mut self.wire);
         Ok(outcomes)
     }

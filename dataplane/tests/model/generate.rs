@@ -55,6 +55,8 @@ pub struct FabricPlan {
     pub outside: OutsidePlan,
     /// The hosts learn the ports of their VPCs.
     pub learns: bool,
+    /// Ports that have a VLAN on the device of another, by bit.
+    pub trunks: u32,
 }
 
 /// A physical network with an external network on it.
@@ -441,6 +443,7 @@ pub enum Change {
         gre: bool,
     },
     Translations(Vec<TranslationPlan>),
+    Trunks(u32),
     Multicast {
         vpc: u8,
         subnet: u8,
@@ -573,7 +576,14 @@ pub fn fabric(rng: &mut Rng) -> FabricPlan {
         }),
         outside: outside(rng),
         learns: rng.percent(25),
+        trunks: trunks(rng),
     }
+}
+
+/// None in half of the fabrics.
+fn trunks(rng: &mut Rng) -> u32 {
+    let some = u32::from(rng.word()) << 16 | u32::from(rng.word());
+    if rng.coin() { some } else { 0 }
 }
 
 fn outside(rng: &mut Rng) -> OutsidePlan {
@@ -711,8 +721,9 @@ fn act(rng: &mut Rng) -> Act {
 }
 
 fn change(rng: &mut Rng) -> Change {
-    match rng.below(21) {
+    match rng.below(22) {
         0 => Change::Nothing,
+        21 => Change::Trunks(trunks(rng)),
         18 => Change::Policies {
             vpc: rng.byte(),
             subnet: rng.byte(),
@@ -873,6 +884,7 @@ impl FabricPlan {
                 };
             }
             Change::Host { host, gre } => pick(&mut self.hosts, *host).0 = *gre,
+            Change::Trunks(trunks) => self.trunks = *trunks,
             Change::Translations(plans) => self.translations.clone_from(plans),
             Change::Peerings(plans) => self.peerings.clone_from(plans),
             Change::Multicast {
@@ -956,6 +968,7 @@ impl FabricPlan {
             };
             vpc.add_to(&place, self.open, &mut objects);
         }
+        self.add_trunks(&mut objects);
         for (i, plan) in self.balancers.iter().enumerate() {
             plan.add_to(i, &mut objects);
         }
@@ -969,6 +982,22 @@ impl FabricPlan {
             }
         }
         objects
+    }
+
+    /// Makes some ports subports of the first port of their host that is none.
+    fn add_trunks(&self, objects: &mut Objects) {
+        let is_subport = |i: usize| self.trunks >> (i % 32) & 1 != 0;
+        let ports = objects.ports.clone();
+        for (i, port) in objects.ports.iter_mut().enumerate() {
+            let mut others = ports.iter().enumerate();
+            let parent = others.find(|(i, it)| it.host == port.host && !is_subport(*i));
+            if let Some((_, parent)) = parent.filter(|_| is_subport(i)) {
+                port.trunk = Some(v1::Trunk {
+                    parent: parent.id.clone(),
+                    vlan: 1 + i as u32,
+                });
+            }
+        }
     }
 
     /// What the devices of some ports of these objects take.

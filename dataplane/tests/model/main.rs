@@ -25,6 +25,7 @@ mod run;
 mod semantics;
 mod traced;
 mod traffic;
+mod trunk;
 mod wire;
 
 use std::path::Path;

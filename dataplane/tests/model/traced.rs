@@ -6,6 +6,7 @@ use weft_dataplane::pipeline::trace::{self, Outcome as Way, Trace};
 use weft_fabric::{Fabric, MemoryHost};
 
 use crate::semantics::Outcome;
+use crate::semantics::frame::word;
 
 /// What a trace said, before the packet was sent.
 pub struct Traced {
@@ -90,8 +91,14 @@ impl Traced {
         let snapshot = host.pipeline.snapshot();
         let least = if in_pieces { 2 } else { 1 };
         let delivered = ports.iter().all(|port| {
-            let id = snapshot.port(*port).map(|port| &port.id);
-            let to = found.delivered.iter().filter(|(to, _)| Some(to) == id);
+            let device = snapshot.trunks.device(*port);
+            let id = snapshot.port(device).map(|port| &port.id);
+            let vlan = snapshot.trunks.subport(*port).map(|it| it.vlan);
+            let is_of_vlan = |frame: &[u8]| {
+                vlan.is_none_or(|vlan| frame[12..14] == [0x81, 0] && word(frame, 14) == vlan)
+            };
+            let to = found.delivered.iter();
+            let to = to.filter(|(to, frame)| Some(to) == id && is_of_vlan(frame));
             to.count() >= least
         });
         let crossed = peers.iter().all(|peer| {

@@ -15,7 +15,7 @@ use crate::encap::VXLAN_PORT;
 use crate::numbers::Vni;
 use crate::packet::checksum;
 use crate::packet::parse::{self, ETHERNET, Family, IPV4_MAPPED, Inner, protocol, word_family};
-use crate::packet::{DropReason, Mac, Packet, Parsed};
+use crate::packet::{DropReason, FrameMemory, Mac, Packet, Parsed};
 use crate::pipeline::balancing;
 use crate::session::Key;
 use crate::session::table::{Ingress, Stamp};
@@ -776,12 +776,12 @@ fn enter(tables: Tables<'_>, index: u16, parsed: Parsed, from: Vni) -> Result<En
     })
 }
 
-/// Bytes of a VLAN's tag (IEEE 802.1Q §9.3).
-pub(in crate::pipeline) const TAG: usize = 4;
+/// Bytes of a VLAN's tag.
+pub(in crate::pipeline) const TAG: usize = parse::VLAN_TAG;
 
 /// Puts the tag of a VLAN on, if there is one.
 pub(in crate::pipeline) fn tag(
-    io: &mut impl Io,
+    io: &mut impl FrameMemory,
     packet: &mut Packet,
     vlan: u16,
 ) -> Result<(), DropReason> {

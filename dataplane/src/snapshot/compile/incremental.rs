@@ -17,7 +17,9 @@ use super::policy::{
 };
 use super::port_changes::{self, PortChanges};
 use super::routes::{Compiled, compile_table};
-use super::{Context, Done, Map, Report, balancers, holders, hosts, learned};
+use super::{
+    Context, Done, Map, Report, balancers, holders, hosts, learned, ports as compile_ports,
+};
 use crate::policy::{Acl, AddressSet, GroupRules};
 use crate::snapshot::index_allocator::IndexAllocator;
 
@@ -72,8 +74,12 @@ pub(super) fn compile(
         done.underlay = context.underlay.clone();
         done.snapshot.peers = hosts::renew(&done.snapshot.peers, state, context);
     }
+    let moves_trunks = ports.moves_trunks(&done.snapshot.trunks);
     ports.put(done, numbers);
     holders::renew(done, &with_holders, state);
+    if moves_trunks {
+        done.snapshot.trunks = compile_ports::trunks(done.snapshot.ports.iter(), &done.places);
+    }
     for edit in edits {
         put(done, edit);
     }

@@ -510,6 +510,7 @@ impl<'a> Draft<'a> {
             public: Arc::new(draft.public),
             ..draft.vpc
         });
+        let trunks = ports::trunks(self.ports.iter(), &self.places);
         let snapshot = Snapshot {
             generation: self.context.generation,
             revision: self.context.revision,
@@ -519,6 +520,7 @@ impl<'a> Draft<'a> {
             subnets: self.subnets.into_iter().collect(),
             ports: self.ports.into_iter().collect(),
             limits: self.limits.into(),
+            trunks,
             peers: self.peers.into(),
             peer_by_vtep: Arc::new(self.peer_by_vtep),
             acls: self.acls.into_iter().collect(),

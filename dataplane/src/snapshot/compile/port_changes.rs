@@ -14,7 +14,7 @@ use super::ports::{Parsed, compile_port, other_end_of_move};
 use super::{Done, Report};
 use crate::packet::Mac;
 use crate::snapshot::index_allocator::IndexAllocator;
-use crate::snapshot::{Endpoint, Place, Port, Snapshot};
+use crate::snapshot::{Endpoint, Place, Port, Snapshot, Trunks};
 
 /// What is taken out, then what is put in.
 #[derive(Debug, Default)]
@@ -137,6 +137,12 @@ impl PortChanges<'_> {
     /// Whether no port has changed.
     pub(super) fn is_empty(&self) -> bool {
         self.gone.is_empty() && self.come.is_empty()
+    }
+
+    /// Whether a subport of this host, or what may be the parent of one, is among them.
+    pub(super) fn moves_trunks(&self, trunks: &Trunks) -> bool {
+        let mut here = self.come.iter().filter(|it| it.compiled.is_some());
+        !self.is_empty() && !trunks.is_empty() || here.any(|it| it.port.trunk.is_some())
     }
 
     /// Whether no other port has a MAC or an address of those that come.

@@ -7,7 +7,7 @@ use ipnetwork::IpNetwork;
 use weft_proto::state::Kind;
 use weft_proto::{mtu, v1};
 
-use super::super::{Appliance, Endpoint, Guests, Map, Place, Port, Subnet};
+use super::super::{Appliance, Endpoint, Guests, Map, Place, Port, Subnet, Trunks};
 use super::policy::{GroupClassifiers, rules_of_port};
 use super::{Draft, Objects, Places, Report, dhcp_options, guests, put};
 use crate::packet::parse::{IPV4_MAPPED, address_word, word_family};
@@ -35,6 +35,19 @@ fn network_of<'o>(objects: &Objects<'o>, subnet: &v1::Subnet) -> Option<&'o v1::
     let by_id = |network: &&v1::ExternalNetwork| (*network.id).cmp(&subnet.external_network);
     let place = networks.binary_search_by(by_id);
     place.ok().map(|place| networks[place])
+}
+
+/// The subports of this host.
+pub(super) fn trunks<'p>(
+    ports: impl Iterator<Item = &'p Option<Port>>,
+    places: &Places,
+) -> Arc<Trunks> {
+    Arc::new(Trunks::of_ports(ports, |id| {
+        match places.endpoints.get(id)?.place {
+            Place::Here(index) => Some(index),
+            Place::There(_) => None,
+        }
+    }))
 }
 
 impl Draft<'_> {
@@ -318,6 +331,7 @@ pub(super) fn compile_port<'c>(
     Port {
         id: port.id.clone(),
         device: port.device.clone(),
+        trunk: port.trunk.clone(),
         vpc: parsed.vpc,
         subnet: parsed.subnet,
         mac: parsed.mac,

@@ -479,6 +479,7 @@ impl Model {
         if let Err(reason) = self.enter_from_segment(&world, host, frame, &mut outcome) {
             outcome.dropped.push((host.to_owned(), reason));
         }
+        super::trunk::on_devices(&world, &mut outcome);
         outcome.sorted()
     }
 

@@ -7,6 +7,8 @@
 //!
 //! `balancing` is about load balancers.
 //!
+//! `trunk` knows whose the frames of a VLAN are.
+//!
 //! `fragments` follows datagrams in pieces, `segment` splits what was left to be split, `outer` reads tunnel headers.
 //!
 //! Not in this version: limits and budgets; more than one gateway host of an external network, which tell each other of sessions.
@@ -24,6 +26,7 @@ mod policy_route;
 mod segment;
 pub mod services;
 pub mod session;
+mod trunk;
 mod world;
 
 use std::collections::BTreeMap;
@@ -342,14 +345,18 @@ impl Model {
     pub fn send(&mut self, port: &str, frames: &[Vec<u8>], guess: usize) -> Outcome {
         let world = self.begin(guess);
         let mut outcome = Outcome::default();
-        if let Some(port) = world.port(port) {
-            for frame in frames {
+        if let Some(device) = world.port(port) {
+            for (port, frame) in trunk::owners(&world, device, frames) {
                 let none = Offload::default();
-                if let Err(reason) = self.enter_from_port(&world, port, frame, none, &mut outcome) {
-                    outcome.dropped.push((port.host.clone(), reason));
+                let result = port.and_then(|port| {
+                    self.enter_from_port(&world, port, &frame, none, &mut outcome)
+                });
+                if let Err(reason) = result {
+                    outcome.dropped.push((device.host.clone(), reason));
                 }
             }
         }
+        trunk::on_devices(&world, &mut outcome);
         outcome.sorted()
     }
 
@@ -363,11 +370,17 @@ impl Model {
     ) -> Outcome {
         let world = self.begin(guess);
         let mut outcome = Outcome::default();
-        if let Some(port) = world.port(port)
-            && let Err(reason) = self.enter_from_port(&world, port, frame, offload, &mut outcome)
-        {
-            outcome.dropped.push((port.host.clone(), reason));
+        if let Some(device) = world.port(port) {
+            for (port, frame) in trunk::owners(&world, device, &[frame.to_vec()]) {
+                let result = port.and_then(|port| {
+                    self.enter_from_port(&world, port, &frame, offload, &mut outcome)
+                });
+                if let Err(reason) = result {
+                    outcome.dropped.push((device.host.clone(), reason));
+                }
+            }
         }
+        trunk::on_devices(&world, &mut outcome);
         outcome.sorted()
     }
 
@@ -378,6 +391,7 @@ impl Model {
         if let Err(reason) = self.enter_from_wire(&world, host, frame, &mut outcome) {
             outcome.dropped.push((host.to_owned(), reason));
         }
+        trunk::on_devices(&world, &mut outcome);
         outcome.sorted()
     }
 
@@ -1350,6 +1364,13 @@ impl Model {
                 let delivered = pieces.map(|piece| (port.id.clone(), piece));
                 outcome.delivered.extend(delivered);
             } else if let To::Port(port) = way.to {
+                // A segment is split before it is tagged.
+                if port.trunk.is_some() {
+                    let pieces = packet.split().into_iter().map(|piece| piece.bytes);
+                    let delivered = pieces.map(|piece| (port.id.clone(), piece));
+                    outcome.delivered.extend(delivered);
+                    return Ok(());
+                }
                 if let Some(Offload { segments, size }) = packet.segment {
                     outcome.whole.push((port.id.clone(), segments as u8, size));
                 }
