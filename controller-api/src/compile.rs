@@ -29,8 +29,8 @@ use weft_proto::labels::Labels;
 use weft_proto::peering::SideState;
 use weft_proto::state::{Entry, Kind, Layer, Object, State, Sum};
 use weft_proto::v1::{
-    NatGateway, Peering, Port, PortForward, PrefixList, RouteTable, SecurityGroup, SecurityRule,
-    Subnet, Vpc,
+    Device, NatGateway, Peering, Port, PortForward, PrefixList, RouteTable, SecurityGroup,
+    SecurityRule, Subnet, Vpc,
 };
 
 use crate::always::Always;
@@ -509,7 +509,12 @@ impl<'a> Told<'a> {
             let capabilities = self.recipient.capabilities;
             let takes_options = capabilities.dhcp_options || port.dhcp_options.is_empty();
             let takes_dscp = capabilities.marks || port.dscp.is_none();
-            if takes_options && takes_dscp && groups.all(|group| self.group_id(group) == *group) {
+            let takes_trunk = capabilities.trunks || port.trunk.is_none();
+            if takes_options
+                && takes_dscp
+                && takes_trunk
+                && groups.all(|group| self.group_id(group) == *group)
+            {
                 self.share(Kind::Port, &port.id);
                 continue;
             }
@@ -523,6 +528,11 @@ impl<'a> Told<'a> {
                     false => Vec::new(),
                 },
                 dscp: port.dscp.filter(|_| takes_dscp),
+                device: match takes_trunk {
+                    true => port.device.clone(),
+                    false => Some(lacking_device(&port.id)),
+                },
+                trunk: port.trunk.clone().filter(|_| takes_trunk),
                 ..port.clone()
             }));
         }
@@ -862,6 +872,19 @@ impl<'a> Told<'a> {
         Arc::make_mut(&mut self.part.networks).extend(own.map(Arc::from));
         let leading = self.state().networks_that_route_to(self.vpc);
         Arc::make_mut(&mut self.part.networks).extend(leading.map(|it| Arc::from(it.id())));
+    }
+}
+
+/// The device of a subport towards a host that takes none: by a name that no interface can have, so that the port is down. A name is one port's.
+fn lacking_device(port: &str) -> Device {
+    // FNV-1a.
+    let hash = port.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+    });
+    Device {
+        kind: "netdev".to_owned(),
+        name: format!("trunk:{:09x}", hash >> 28),
+        ..Device::default()
     }
 }
 

@@ -12,7 +12,7 @@ use weft_proto::state::{Entry, Key, Kind, Layer, Object, Sum, collect};
 use weft_proto::v1::{ExternalNetwork, ObjectKey, Objects};
 use weft_proto::{
     ADDRESS_HOLDERS, DHCP_OPTIONS, DSCP_MARKING, FINDINGS, LOAD_BALANCER, MULTICAST,
-    MULTICAST_LISTENERS, POLICY_ROUTES,
+    MULTICAST_LISTENERS, POLICY_ROUTES, TRUNK_PORTS,
 };
 
 use crate::compile::{Part, Recipient};
@@ -46,6 +46,8 @@ pub struct Capabilities {
     pub multicast_listeners: bool,
     /// Whether it takes which ports hold virtual addresses. Nobody reaches those from the ports of one that does not.
     pub address_holders: bool,
+    /// Whether it takes subports. Those of one that does not are down.
+    pub trunks: bool,
 }
 
 impl Capabilities {
@@ -71,6 +73,7 @@ impl Capabilities {
             multicast: true,
             multicast_listeners: true,
             address_holders: true,
+            trunks: true,
         }
     }
 
@@ -89,6 +92,7 @@ impl Capabilities {
             multicast: is_listed(MULTICAST),
             multicast_listeners: is_listed(MULTICAST_LISTENERS),
             address_holders: is_listed(ADDRESS_HOLDERS),
+            trunks: is_listed(TRUNK_PORTS),
         }
     }
 }

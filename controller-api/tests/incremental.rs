@@ -105,6 +105,10 @@ fn random_port(numbers: &mut Numbers) -> Port {
         _ => String::new(),
     };
     let name = id.replace(['/', 'v'], "");
+    let trunk = (numbers.below(6) == 0).then(|| weft_proto::v1::Trunk {
+        parent: format!("v{v}/p{}", numbers.below(12)),
+        vlan: 1 + n as u32,
+    });
     Port {
         vpc: format!("v{v}"),
         subnet: format!("v{v}/{subnet}"),
@@ -117,11 +121,12 @@ fn random_port(numbers: &mut Numbers) -> Port {
             moved_from
         },
         host,
-        device: Some(weft_proto::v1::Device {
+        device: trunk.is_none().then(|| weft_proto::v1::Device {
             kind: "netdev".into(),
             name: format!("d{name}"),
             ..Default::default()
         }),
+        trunk,
         id,
         unguarded: numbers.below(16) == 0,
         dscp: (numbers.below(4) == 0).then_some(46),
@@ -412,6 +417,7 @@ fn abilities(host: &str) -> Capabilities {
         multicast_listeners: host != "h2",
         address_holders: host != "h3",
         marks: host != "h2",
+        trunks: host != "h2",
         policy_routes: host != "h2",
     }
 }
