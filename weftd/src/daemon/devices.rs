@@ -4,7 +4,7 @@
 //! machine's device is open before its guest runs, and up when the guest is.
 
 use ipnetwork::IpNetwork;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -19,6 +19,7 @@ use weft_dataplane::port::{
     self, AllMulticast, Bond, Device, Interface, Netdev, Opening, PortError, Programs, Promiscuous,
     Queue, Role, Umem, check_mtu,
 };
+use weft_dataplane::snapshot::{Subport, Trunks};
 use weft_dataplane::worker::Workers;
 
 /// How many queues of ports, which are opened one after the other, wait to be read together: a packet that one has taken in finds the others open.
@@ -270,6 +271,10 @@ pub struct Devices {
     pub ports: BTreeMap<u16, PortDevice>,
     /// Why the others that should be open are not, by index.
     pub closed: BTreeMap<u16, String>,
+    /// Ports that have a VLAN on the device of another.
+    trunks: Arc<Trunks>,
+    /// Those of them that were up when they were last looked at, by index.
+    subports_up: BTreeSet<u16>,
 }
 
 impl Devices {
@@ -278,6 +283,10 @@ impl Devices {
     /// # Errors
     /// The reason, for reading.
     pub fn condition(&self, index: u16) -> Result<(), String> {
+        if let Some(Subport { parent, .. }) = self.trunks.subport(index) {
+            let of_parent = self.condition(parent);
+            return of_parent.map_err(|reason| format!("its parent is down: {reason}"));
+        }
         match (self.ports.get(&index), self.closed.get(&index)) {
             (Some(open), _) => open.condition(),
             (None, Some(reason)) => Err(reason.clone()),
@@ -334,6 +343,8 @@ impl Devices {
             uplinks,
             ports: BTreeMap::new(),
             closed: BTreeMap::new(),
+            trunks: Arc::default(),
+            subports_up: BTreeSet::new(),
         })
     }
 
@@ -431,11 +442,12 @@ impl Devices {
 
     /// Opens ports that should be open and are not, closes those that should not be, or whose device has gone or is another by now.
     /// `wanted` names the device of each port, `mtu` says how long its packets may be; what its device takes is noted
-    /// in `device_mtus`. Returns the ports that came up and those that went down.
+    /// in `device_mtus`; `trunks` are the ports without a device of their own. Returns the ports that came up and those that went down.
     pub fn settle(
         &mut self,
         wanted: &BTreeMap<u16, v1::Device>,
         (mtu, device_mtus): (impl Fn(u16) -> u16, &DeviceMtus),
+        trunks: &Arc<Trunks>,
         workers: &Workers,
     ) -> (Vec<u16>, Vec<u16>) {
         let (mut up, mut down) = (Vec::new(), Vec::new());
@@ -497,7 +509,9 @@ impl Devices {
         for (index, open) in &mut self.ports {
             open.device.mend();
             open.device.set_mtu(mtu(*index));
-            device_mtus.set(*index, open.device.takes());
+            for port in std::iter::once(index).chain(trunks.subports_of(*index)) {
+                device_mtus.set(*port, open.device.takes());
+            }
             let now = open.device.is_up();
             if now == open.up {
                 continue;
@@ -517,6 +531,14 @@ impl Devices {
                 down.push(*index);
             }
         }
+        self.trunks = Arc::clone(trunks);
+        let is_up = |parent: &u16| self.ports.get(parent).is_some_and(|open| open.up);
+        let parents = self.ports.keys().filter(|parent| is_up(parent));
+        let subports = parents.flat_map(|parent| trunks.subports_of(*parent));
+        let now: BTreeSet<u16> = subports.copied().collect();
+        up.extend(now.difference(&self.subports_up));
+        down.extend(self.subports_up.difference(&now));
+        self.subports_up = now;
         (up, down)
     }
 }

@@ -415,7 +415,7 @@ impl Host {
         } = &mut *inner;
         let snapshot = workers.common().snapshot.load();
         let mtus = (snapshot.mtus(), &*self.shared.device_mtus);
-        let (up, down) = devices.settle(wanted, mtus, workers);
+        let (up, down) = devices.settle(wanted, mtus, &snapshot.trunks, workers);
         let names = |indexes: Vec<u16>| {
             indexes
                 .into_iter()
@@ -429,10 +429,11 @@ impl Host {
     pub fn port_conditions(&self) -> Vec<(String, Result<(), String>)> {
         let inner = self.inner();
         let snapshot = inner.workers.common().snapshot.load();
-        let ports = inner.wanted.keys();
-        let ports = ports.filter_map(|index| {
-            let id = snapshot.port(*index)?.id.clone();
-            Some((id, inner.devices.condition(*index)))
+        let ports = (0u16..).zip(snapshot.ports.iter());
+        let ports = ports.filter_map(|(index, port)| {
+            let port = port.as_ref()?;
+            let is_open = port.device.is_some() || port.trunk.is_some();
+            is_open.then(|| (port.id.clone(), inner.devices.condition(index)))
         });
         ports.collect()
     }
@@ -523,7 +524,7 @@ impl Host {
             ..
         } = inner;
         let mtus = (snapshot.mtus(), &*self.shared.device_mtus);
-        devices.settle(wanted, mtus, workers);
+        devices.settle(wanted, mtus, &snapshot.trunks, workers);
         Ok(())
     }
 

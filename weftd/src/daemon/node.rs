@@ -127,17 +127,18 @@ impl Node for NodeService {
             })
             .collect();
         let port = |(index, port): (u16, &weft_dataplane::snapshot::Port)| {
-            let open = inner.devices.ports.get(&index);
+            let open = inner.devices.ports.get(&snapshot.trunks.device(index));
             let what = open.map(|open| open.device.describe());
             let condition = inner.devices.condition(index);
-            let has_device = port.device.is_some();
+            let has_device = port.device.is_some() || port.trunk.is_some();
+            let device = match (&port.trunk, &port.device) {
+                (Some(trunk), _) => format!("{}:{}", trunk.parent, trunk.vlan),
+                (None, Some(device)) => device.name.clone(),
+                (None, None) => String::new(),
+            };
             v1::PortStatus {
                 port: port.id.clone(),
-                device: port
-                    .device
-                    .as_ref()
-                    .map(|device| device.name.clone())
-                    .unwrap_or_default(),
+                device,
                 up: condition.is_ok(),
                 zero_copy: what.as_ref().is_some_and(|what| what.zero_copy),
                 mode: what.map(|what| what.mode).unwrap_or_default(),

@@ -27,7 +27,7 @@ use weft_dataplane::session::table::{PREPARE_EVERY, SessionTable};
 /// How often devices of ports are looked for.
 const SETTLE: Duration = Duration::from_millis(250);
 /// What this host offers to the controller.
-const CAPABILITIES: [&str; 17] = [
+const CAPABILITIES: [&str; 18] = [
     "vxlan",
     "gre",
     "netdev",
@@ -45,6 +45,7 @@ const CAPABILITIES: [&str; 17] = [
     weft_proto::MULTICAST,
     weft_proto::MULTICAST_LISTENERS,
     weft_proto::ADDRESS_HOLDERS,
+    weft_proto::TRUNK_PORTS,
 ];
 
 /// Runs the daemon until it is stopped.

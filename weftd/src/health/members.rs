@@ -172,7 +172,8 @@ impl Members {
                 _ => return None,
             },
         };
-        (port.host == self.host && port.device.is_some()).then_some(port)
+        let has_device = port.device.is_some() || port.trunk.is_some();
+        (port.host == self.host && has_device).then_some(port)
     }
 
     /// A member that others take for one that does not serve has to show that it does.
