@@ -328,6 +328,9 @@ pub(crate) struct Port {
     /// Queue pairs of a tap or vhost-user device, 1 to 16.
     #[arg(long, default_value_t = 0, hide_default_value = true)]
     queues: u32,
+    /// A subport: in place of a device, a VLAN (1 to 4094) on the device of this port.
+    #[arg(long, value_name = "PARENT:VLAN", value_parser = trunk, group = "device")]
+    trunk: Option<v1::Trunk>,
     /// Turn anti-spoofing off.
     #[arg(long)]
     unguarded: bool,
@@ -433,6 +436,7 @@ impl Flags for Port {
                 mode: if self.vhost_client { "client" } else { "" }.to_owned(),
                 queues: self.queues,
             }),
+            trunk: self.trunk,
             unguarded: self.unguarded,
             clamp_mss: self.clamp_mss,
             hostname: self.hostname,
@@ -442,6 +446,25 @@ impl Flags for Port {
             moved_from: String::new(),
             ..v1::Port::default()
         })
+    }
+}
+
+fn trunk(text: &str) -> Result<v1::Trunk, String> {
+    // An id has no colon.
+    let parts = text.split_once(':');
+    let found = parts.and_then(|(parent, vlan)| {
+        let (parent, vlan) = (parent.to_owned(), vlan.parse().ok()?);
+        Some(v1::Trunk { parent, vlan })
+    });
+    found.ok_or_else(|| "a port and a VLAN, such as vm-1:100".to_owned())
+}
+
+/// The name of a port's device, or the parent and the VLAN of a subport.
+pub(crate) fn device_text(port: &v1::Port) -> String {
+    match (&port.trunk, &port.device) {
+        (Some(trunk), _) => format!("{}:{}", trunk.parent, trunk.vlan),
+        (None, Some(device)) => device.name.clone(),
+        (None, None) => String::new(),
     }
 }
 
@@ -749,15 +772,18 @@ pub(crate) fn row(object: Object) -> Vec<String> {
         Object::MemberHealth(o) => vec![o.id, o.vpc, o.up.to_string()],
         Object::MulticastListener(o) => vec![o.id, o.vpc, o.host, o.subnet, o.group],
         Object::AddressHolder(o) => vec![o.id, o.vpc, o.address, o.port, o.mac],
-        Object::Port(o) => vec![
-            o.id,
-            o.vpc,
-            o.subnet,
-            o.mac,
-            or_dash(o.addresses.join(",")),
-            or_dash(o.security_groups.join(",")),
-            or_dash(o.host),
-            or_dash(o.device.map_or(String::new(), |device| device.name)),
-        ],
+        Object::Port(o) => {
+            let device = or_dash(device_text(&o));
+            vec![
+                o.id,
+                o.vpc,
+                o.subnet,
+                o.mac,
+                or_dash(o.addresses.join(",")),
+                or_dash(o.security_groups.join(",")),
+                or_dash(o.host),
+                device,
+            ]
+        }
     }
 }
