@@ -14,6 +14,7 @@ use std::{io, mem, ptr};
 use weft_ebpf_types::GUARD_MARK;
 
 use crate::packet::buffer::LARGE_SIZE;
+use crate::packet::parse::{ETHERTYPE_VLAN, VLAN_TAG};
 use crate::packet::{FrameMemory, Packet, Segments};
 use crate::port::virtio::header::{self, Header, feature};
 use crate::port::virtio::merge::MAX_SEGMENTS;
@@ -30,6 +31,8 @@ const SLOT: usize = 68 * 1024;
 const HEADER: usize = 10;
 /// The shortest Ethernet frame: its header.
 const MIN_FRAME: usize = 14;
+/// Bytes of its MACs, behind which a tag is.
+const MACS: usize = 12;
 /// Most bytes in flight to the other side.
 const SEND_BUFFER: libc::c_int = 8 << 20;
 /// What the kernel may leave to us, and we to it.
@@ -275,11 +278,13 @@ impl Ring {
         // SAFETY: the slot is filled, so the kernel has written its header and leaves it alone until it is released.
         let head: libc::tpacket2_hdr = unsafe { self.slot().cast::<libc::tpacket2_hdr>().read() };
         let (at, len) = (usize::from(head.tp_mac), head.tp_snaplen as usize);
-        // A tag that the kernel took out is no part of the bytes; no guest's port may send one.
+        let tag = tag(&head);
+        let tag: &[u8] = tag.as_ref().map_or(&[], |tag| tag);
+        let taken = len + tag.len();
         let whole = head.tp_snaplen == head.tp_len
-            && head.tp_status & libc::TP_STATUS_VLAN_VALID == 0
-            && (MIN_FRAME..=usize::from(u16::MAX)).contains(&len)
-            && len <= LARGE_SIZE - usize::from(DATA_OFFSET)
+            && len >= MIN_FRAME
+            && taken <= usize::from(u16::MAX)
+            && taken <= LARGE_SIZE - usize::from(DATA_OFFSET)
             && at >= mem::size_of::<libc::tpacket2_hdr>() + HEADER
             && at + len <= SLOT;
         if !whole {
@@ -295,7 +300,7 @@ impl Ring {
         };
         let offload = header::offload(&header, FEATURES);
         let small = cache.umem().frame_size() - usize::from(DATA_OFFSET);
-        let large = offload.segments != Segments::None || len > small;
+        let large = offload.segments != Segments::None || taken > small;
         let frame = if large {
             cache.alloc_large()
         } else {
@@ -304,14 +309,18 @@ impl Ring {
         let Some(mut frame) = frame else {
             return Read::NoFrame;
         };
-        cache.bytes_mut(&mut frame)[usize::from(DATA_OFFSET)..][..len].copy_from_slice(bytes);
+        let room = &mut cache.bytes_mut(&mut frame)[usize::from(DATA_OFFSET)..][..taken];
+        let (macs, rest) = bytes.split_at(MACS);
+        room[..MACS].copy_from_slice(macs);
+        room[MACS..][..tag.len()].copy_from_slice(tag);
+        room[MACS + tag.len()..].copy_from_slice(rest);
         if large {
             offload.write(cache, &mut frame);
         }
         Read::Packet(Packet {
             frame,
             start: DATA_OFFSET,
-            len: len as u16,
+            len: taken as u16,
         })
     }
 
@@ -321,6 +330,19 @@ impl Ring {
             .store(libc::TP_STATUS_KERNEL, Ordering::Release);
         self.next = (self.next + 1) % SLOTS;
     }
+}
+
+/// The tag that the kernel took out of a frame before it came here (IEEE 802.1Q §9.3), and that belongs behind the MACs; nothing where it took none.
+fn tag(head: &libc::tpacket2_hdr) -> Option<[u8; VLAN_TAG]> {
+    if head.tp_status & libc::TP_STATUS_VLAN_VALID == 0 {
+        return None;
+    }
+    let kind = match head.tp_status & libc::TP_STATUS_VLAN_TPID_VALID {
+        0 => ETHERTYPE_VLAN,
+        _ => head.tp_vlan_tpid,
+    };
+    let ([a, b], [c, d]) = (kind.to_be_bytes(), head.tp_vlan_tci.to_be_bytes());
+    Some([a, b, c, d])
 }
 
 impl Drop for Ring {
