@@ -25,6 +25,7 @@ pub mod stalled_queue;
 pub mod tap_end;
 mod topology;
 pub mod traffic;
+pub mod vlan;
 mod wait;
 pub mod xdp_detach;
 

@@ -51,6 +51,62 @@ impl RawSocket {
         Ok(socket)
     }
 
+    /// Opens a socket that says which tag frames had: the kernel takes it off before a socket sees them.
+    pub fn open_tagged(namespace: &Namespace, interface: &str) -> Result<Self, LabError> {
+        let socket = Self::open(namespace, interface)?;
+        let one: libc::c_int = 1;
+        let len = mem::size_of_val(&one) as libc::socklen_t;
+        // SAFETY: the option is read by the kernel in the length given.
+        let set = unsafe {
+            let value = (&raw const one).cast();
+            let (fd, level) = (socket.fd.as_raw_fd(), libc::SOL_PACKET);
+            libc::setsockopt(fd, level, libc::PACKET_AUXDATA, value, len)
+        };
+        if set != 0 {
+            return Err(LabError::io("tags of frames")(io::Error::last_os_error()));
+        }
+        Ok(socket)
+    }
+
+    /// The next frame of a socket that was opened with [`Self::open_tagged`], without its tag, and the tag's control information if it had one; none if none comes in
+    /// time.
+    pub fn receive_tagged(&self, within: Duration) -> Option<(Option<u16>, Vec<u8>)> {
+        if !is_readable(self.fd.as_raw_fd(), within) {
+            return None;
+        }
+        let mut buffer = vec![0u8; 65536];
+        let mut control = [0u64; 16];
+        let mut vector = libc::iovec {
+            iov_base: buffer.as_mut_ptr().cast(),
+            iov_len: buffer.len(),
+        };
+        // SAFETY: plain C structures, for which all zero is a value; the kernel writes into the two buffers in the lengths given, and what it says of the control
+        // data lies within them.
+        let (got, auxiliary) = unsafe {
+            let mut message: libc::msghdr = mem::zeroed();
+            message.msg_iov = &raw mut vector;
+            message.msg_iovlen = 1;
+            message.msg_control = control.as_mut_ptr().cast();
+            message.msg_controllen = mem::size_of_val(&control);
+            let fd = self.fd.as_raw_fd();
+            let got = libc::recvmsg(fd, &raw mut message, libc::MSG_DONTWAIT);
+            let header = libc::CMSG_FIRSTHDR(&raw const message);
+            let is_auxiliary = got >= 0
+                && !header.is_null()
+                && (*header).cmsg_level == libc::SOL_PACKET
+                && (*header).cmsg_type == libc::PACKET_AUXDATA;
+            let auxiliary = is_auxiliary.then(|| {
+                let data = libc::CMSG_DATA(header).cast::<libc::tpacket_auxdata>();
+                data.read_unaligned()
+            });
+            (got, auxiliary)
+        };
+        buffer.truncate(usize::try_from(got).ok()?);
+        let has_tag = |it: &libc::tpacket_auxdata| it.tp_status & libc::TP_STATUS_VLAN_VALID != 0;
+        let tag = auxiliary.filter(has_tag).map(|it| it.tp_vlan_tci);
+        Some((tag, buffer))
+    }
+
     /// The descriptor.
     pub fn descriptor(&self) -> RawFd {
         self.fd.as_raw_fd()

@@ -21,7 +21,7 @@ pub fn topology(yaml: &str) -> Result<Objects, LabError> {
         if port.security_groups.is_empty() {
             port.security_groups = vec![port.vpc.clone()];
         }
-        if port.device.is_none() && !foreign.contains(&port.host) {
+        if port.device.is_none() && port.trunk.is_none() && !foreign.contains(&port.host) {
             port.device = Some(Device {
                 kind: "netdev".into(),
                 name: format!("p-{}", port.id),
