@@ -1124,6 +1124,51 @@ ports:
         assert_eq!(without, with);
     }
 
+    #[test]
+    fn a_host_of_before_trunk_ports_is_told_a_subport_that_is_down_and_all_else() {
+        let mut objects: v1::Objects = serde_yaml_ng::from_str(TOPOLOGY).unwrap();
+        let host = objects.ports[0].host.clone();
+        let parent = objects.ports[0].id.clone();
+        for n in 1..3 {
+            let mut subport = objects.ports[0].clone();
+            subport.id = format!("sub-{n}");
+            subport.mac = format!("02:00:00:00:77:{n:02x}");
+            subport.addresses.clear();
+            subport.device = None;
+            let parent = parent.clone();
+            subport.trunk = Some(v1::Trunk { parent, vlan: n });
+            objects.ports.push(subport);
+        }
+        let version = Version::loaded(1, State::from_objects(objects).unwrap());
+        let told = |capabilities| {
+            let node = NodeState::compile(&version, &host, capabilities, None);
+            node.unwrap().to_objects()
+        };
+        let all = Capabilities::all();
+        let (with, mut without) = (
+            told(all),
+            told(Capabilities {
+                trunks: false,
+                ..all
+            }),
+        );
+        let subports = with.ports.iter().filter(|port| port.trunk.is_some());
+        assert_eq!(subports.count(), 2);
+        let mut names = std::collections::BTreeSet::new();
+        for (port, own) in without.ports.iter_mut().zip(&with.ports) {
+            assert_eq!(port.trunk, None);
+            if own.trunk.is_none() {
+                continue;
+            }
+            let device = port.device.take().unwrap();
+            // No interface has a colon in its name (dev_valid_name of Linux), nor more than 15 bytes.
+            assert!(device.name.starts_with("trunk:") && device.name.len() == 15);
+            assert!(names.insert(device.name), "a name is one port's");
+            port.trunk.clone_from(&own.trunk);
+        }
+        assert_eq!(without, with);
+    }
+
     fn ids<T>(list: &[T], id: impl Fn(&T) -> &String) -> Vec<&str> {
         list.iter().map(|o| id(o).as_str()).collect()
     }

@@ -105,10 +105,6 @@ fn random_port(numbers: &mut Numbers) -> Port {
         _ => String::new(),
     };
     let name = id.replace(['/', 'v'], "");
-    let trunk = (numbers.below(6) == 0).then(|| weft_proto::v1::Trunk {
-        parent: format!("v{v}/p{}", numbers.below(12)),
-        vlan: 1 + n as u32,
-    });
     Port {
         vpc: format!("v{v}"),
         subnet: format!("v{v}/{subnet}"),
@@ -121,12 +117,11 @@ fn random_port(numbers: &mut Numbers) -> Port {
             moved_from
         },
         host,
-        device: trunk.is_none().then(|| weft_proto::v1::Device {
+        device: Some(weft_proto::v1::Device {
             kind: "netdev".into(),
             name: format!("d{name}"),
             ..Default::default()
         }),
-        trunk,
         id,
         unguarded: numbers.below(16) == 0,
         dscp: (numbers.below(4) == 0).then_some(46),
