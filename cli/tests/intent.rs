@@ -494,6 +494,31 @@ async fn what_a_port_marks_with_is_set_and_taken_away() {
 }
 
 #[tokio::test]
+async fn a_subport_is_made_by_its_parent_and_vlan() {
+    let scene = Scene::with_topology().await;
+    let words = "port create sub --vpc blue --subnet blue-a --mac 02:00:00:00:00:77 --address 10.0.0.77 --host h1";
+    let made = async |trunk: &str| scene.run(&format!("{words} {trunk}")).await;
+    for (trunk, code, said) in [
+        ("--trunk b1", 2, "a port and a VLAN, such as vm-1:100"),
+        ("--trunk b1:x", 2, "a port and a VLAN"),
+        ("--trunk b1:7 --netdev v7", 2, "cannot be used with"),
+        ("--trunk b1:4095", 1, "4095 is outside 1 to 4094"),
+        ("--trunk x:7", 1, "there is no port 'x'"),
+    ] {
+        let refused = made(trunk).await.failed(code);
+        assert!(refused.contains(said), "{refused}");
+    }
+    made("--trunk b1:7").await.ok();
+    let listed = scene.run("port list").await.ok();
+    let line = listed.lines().find(|line| line.starts_with("sub "));
+    assert!(line.unwrap().contains("  b1:7  "), "{listed}");
+    let used = scene.run("port delete b1").await.failed(1);
+    let said = "port sub: trunk.parent: there is no port 'b1'";
+    assert!(used.contains(said), "{used}");
+    scene.run("port delete sub").await.ok();
+}
+
+#[tokio::test]
 async fn rules_of_groups_and_acls_are_added_and_deleted() {
     let scene = Scene::with_topology().await;
     let rule = "web --protocol tcp --port 8000-8999 --remote-prefix-list offices";
