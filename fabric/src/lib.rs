@@ -21,7 +21,7 @@ use weft_dataplane::pipeline::checks::Checks;
 use weft_dataplane::pipeline::counters::Traffic;
 use weft_dataplane::pipeline::trace::View;
 use weft_dataplane::pipeline::{
-    Destination, DeviceMtus, Io, Pipeline, Service, Settings, Shared, Source, gso, trunk,
+    Destination, DeviceMtus, Io, Pipeline, Service, Settings, Shared, Source, trunk,
 };
 use weft_dataplane::session::{Limits, SessionTable};
 use weft_dataplane::snapshot::compile::{Adjacency, Compiler, Context, ExternalLink, Underlay};
@@ -204,24 +204,18 @@ impl MemoryHost {
         })
     }
 
-    /// A packet to a subport as frames on its parent's device.
-    fn tagged(&mut self, packet: Packet, vlan: u16) -> Vec<Vec<u8>> {
-        let mut frames = Vec::new();
-        let mut put = |io: &mut MemoryIo, mut packet: Packet| {
-            if trunk::put_tag(io, &mut packet, vlan) {
-                frames.push(packet.bytes(io).to_vec());
-            }
-            io.free(packet.frame);
+    /// Where a packet goes: one to a subport to its parent's device, with its tag.
+    fn on_device(&mut self, to: Destination, packet: &mut Packet) -> Destination {
+        let trunks = &self.pipeline.snapshot().trunks;
+        let Destination::Port(index) = to else {
+            return to;
         };
-        if trunk::is_split_first(&self.io, &packet) {
-            let apart = gso::take_apart(&mut self.io, packet, put);
-            if let Some((packet, _)) = apart.left {
-                self.io.free(packet.frame);
+        match trunks.subport(index) {
+            Some(subport) if trunk::put_tag(&mut self.io, packet, subport.vlan) => {
+                Destination::Port(subport.parent)
             }
-        } else {
-            put(&mut self.io, packet);
+            _ => to,
         }
-        frames
     }
 
     fn port_id(&self, index: u16) -> String {
@@ -614,25 +608,9 @@ impl Fabric {
         loop {
             let (mut crossing, mut segment) = (Vec::new(), Vec::new());
             for host in self.hosts.values_mut() {
-                for (to, packet) in std::mem::take(&mut host.io.sent) {
+                for (to, mut packet) in std::mem::take(&mut host.io.sent) {
                     host.sent += 1;
-                    let subport = match to {
-                        Destination::Port(index) => host.pipeline.snapshot().trunks.subport(index),
-                        _ => None,
-                    };
-                    if let Some(subport) = subport {
-                        let port = host.port_id(subport.parent);
-                        for frame in host.tagged(packet, subport.vlan) {
-                            let port = port.clone();
-                            let offload = Offload::default();
-                            delivered.push(Delivered {
-                                port,
-                                frame,
-                                offload,
-                            });
-                        }
-                        continue;
-                    }
+                    let to = host.on_device(to, &mut packet);
                     let frame = packet.bytes(&host.io.memory).to_vec();
                     let offload = Offload::read(&host.io.memory, &packet.frame);
                     host.io.free(packet.frame);

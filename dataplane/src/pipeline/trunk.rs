@@ -5,7 +5,7 @@
 
 use super::external::segment;
 use super::{Io, Pipeline, Source, rewrite};
-use crate::packet::{DropReason, FrameMemory, Offload, Packet, Segments};
+use crate::packet::{DropReason, FrameMemory, Packet};
 
 impl Pipeline {
     /// Takes the packets of a vector from the device of a port that has subports.
@@ -56,10 +56,4 @@ impl Pipeline {
 #[must_use]
 pub fn put_tag(memory: &mut impl FrameMemory, packet: &mut Packet, vlan: u16) -> bool {
     segment::tag(memory, packet, vlan).is_ok()
-}
-
-/// Whether a packet to a subport is a segment that is still to be split, which is done before it is tagged: what devices say of segments that they take whole is said
-/// of frames without a tag.
-pub fn is_split_first(memory: &impl FrameMemory, packet: &Packet) -> bool {
-    packet.frame.is_large() && Offload::read(memory, &packet.frame).segments != Segments::None
 }

@@ -36,7 +36,7 @@ struct Slot {
 #[derive(Debug)]
 struct Tagged {
     /// Its place among those that are pending.
-    at: usize,
+    at: u16,
     /// The subport, by index.
     port: u16,
     /// Bytes of frame without the tag, as the subport's counters count.
@@ -61,7 +61,7 @@ impl OfSubports {
         let mut theirs = Self::default();
         for Tagged { at, port, len } in tagged.drain(..) {
             let traffic = counters.port(port);
-            if at < taken {
+            if usize::from(at) < taken {
                 traffic.tx_packets.add(1);
                 traffic.tx_bytes.add(len.into());
                 theirs.sent += 1;
@@ -216,7 +216,11 @@ impl WorkerIo {
             false => self.sibling(slot, &packet),
         };
         let subport = (port, subport.vlan);
-        if !trunk::is_split_first(self, &packet) {
+        let is_whole = !packet.frame.is_large() || {
+            let offload = Offload::read(self, &packet.frame);
+            self.slots[slot].queue.takes(&offload)
+        };
+        if is_whole {
             return self.push_tagged(slot, subport, packet);
         }
         let apart = gso::take_apart(self, packet, |io, piece| {
@@ -227,9 +231,6 @@ impl WorkerIo {
 
     fn push_tagged(&mut self, slot: usize, (port, vlan): (u16, u16), mut packet: Packet) {
         let to = Destination::Port(port);
-        if packet.frame.is_large() && !self.slots[slot].queue.takes(&Offload::default()) {
-            return self.lose(to, packet, DropReason::TooBig);
-        }
         let at = self.slots[slot].pending.len();
         if at >= PENDING {
             return self.lose(to, packet, DropReason::RingFull);
@@ -241,6 +242,11 @@ impl WorkerIo {
         let Slot {
             pending, tagged, ..
         } = &mut self.slots[slot];
+        if tagged.capacity() == 0 {
+            // Once: few ports have subports.
+            tagged.reserve_exact(PENDING);
+        }
+        let at = at as u16;
         tagged.push(Tagged { at, port, len });
         pending.push(packet);
     }
@@ -370,10 +376,7 @@ impl WorkerIo {
             queue,
             pending: Vec::with_capacity(PENDING),
             siblings: Box::default(),
-            tagged: Vec::with_capacity(match place {
-                Source::Port(_) => PENDING,
-                Source::Uplink(_) => 0,
-            }),
+            tagged: Vec::new(),
         });
         self.index_slots();
     }
@@ -397,7 +400,7 @@ impl WorkerIo {
                 self.read -= usize::from(at < self.read);
                 let mut tagged = tagged.iter().peekable();
                 for (n, packet) in pending.into_iter().enumerate() {
-                    let of_subport = tagged.next_if(|it| it.at == n);
+                    let of_subport = tagged.next_if(|it| usize::from(it.at) == n);
                     let to = of_subport.map_or(destination(place), |it| Destination::Port(it.port));
                     self.lose(to, packet, DropReason::PortDown);
                 }

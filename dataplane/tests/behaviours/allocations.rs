@@ -8,11 +8,12 @@ use std::cell::Cell;
 use weft_dataplane::packet::Packet;
 use weft_dataplane::pipeline::{Destination, Source};
 use weft_fabric::Fabric;
+use weft_proto::v1::Trunk;
 
 use crate::external::{FAR, twofold};
 use crate::frames::{A1, A2, A3, B1, End, udp};
 use crate::multicast;
-use crate::topology::{ROUTER, fabric};
+use crate::topology::{ROUTER, fabric, port};
 
 thread_local! {
     static COUNT: Cell<u64> = const { Cell::new(0) };
@@ -153,4 +154,17 @@ fn a_group_is_copied_to_those_who_have_joined_it_without_allocating() {
     };
     let frame = udp(A1, other, [1, 0, 0x5e, 9, 9, 9], (9, 9), b"none");
     copies(&mut fabric, &frame, 0);
+}
+
+#[test]
+fn the_vlans_of_a_vector_are_taken_apart_without_allocating() {
+    let mut fabric = fabric(|objects| {
+        port(objects, "a3").trunk = Some(Trunk {
+            parent: "a1".into(),
+            vlan: 7,
+        });
+    });
+    let mut frame = udp(A3, A2, A2.mac, (9, 9), b"x");
+    frame.splice(12..12, [0x81, 0, 0, 7]);
+    copies(&mut fabric, &frame, 1);
 }

@@ -1,5 +1,6 @@
 //! The header ahead of each packet of a virtio network device (virtio 1.2, §5.1.6), and the feature bits that shape it.
 
+use crate::packet::parse::{ETHERTYPE_VLAN, VLAN_TAG};
 use crate::packet::{Offload, Segments};
 
 /// Feature bits of virtio 1.2 (§5.1.3, §6) and of vhost-user.
@@ -150,6 +151,11 @@ fn describe(header: &mut Header, packet: &[u8], offload: &Offload) {
 
 /// Where the transport header of a segment begins. Not by the parser, which wants the packet whole: a merged one is not.
 fn transport_at(packet: &[u8]) -> Option<u16> {
+    if packet.get(12..14)? == ETHERTYPE_VLAN.to_be_bytes() {
+        // A subport's: everything comes later by the tag. Of the MACs before it nothing is read.
+        let untagged = packet.get(VLAN_TAG..)?;
+        return Some(transport_at(untagged)? + VLAN_TAG as u16);
+    }
     match packet.get(12..15)? {
         [0x08, 0x00, version] => Some(14 + u16::from(version & 15) * 4),
         // Extension headers before a segment that is left to be split are those of a few bytes that a guest sends; without them here.
@@ -158,5 +164,45 @@ fn transport_at(packet: &[u8]) -> Option<u16> {
             _ => Some(54),
         },
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Flags, kind, bytes of headers, size of pieces, where the checksum begins, and where in what it covers it is.
+    fn fields(packet: &[u8], segments: Segments) -> (u8, u8, [u16; 4]) {
+        let bytes = towards_guest(
+            packet,
+            &Offload {
+                segments,
+                size: 1400,
+            },
+            0,
+        )
+        .bytes();
+        let word = |at: usize| u16::from_le_bytes([bytes[at], bytes[at + 1]]);
+        (bytes[0], bytes[1], [word(2), word(4), word(6), word(8)])
+    }
+
+    #[test]
+    fn a_segment_with_a_tag_is_described_with_the_tag_ahead() {
+        let mut tcp4 = vec![0; 3000];
+        tcp4[12..15].copy_from_slice(&[0x08, 0, 0x46]);
+        tcp4[38 + 12] = 0x80;
+        let mut udp6 = vec![0; 3000];
+        udp6[12..15].copy_from_slice(&[0x86, 0xdd, 0x60]);
+        for (packet, segments, kind, wanted) in [
+            (tcp4, Segments::Tcp4, GSO_TCP4, [38 + 32, 1400, 38, 16]),
+            (udp6, Segments::Udp, GSO_UDP_L4, [54 + 8, 1400, 54, 6]),
+        ] {
+            assert_eq!(fields(&packet, segments), (NEEDS_CSUM, kind, wanted));
+            let mut tagged = packet;
+            tagged.splice(12..12, [0x81, 0, 0, 7]);
+            let [headers, size, start, place] = wanted;
+            let wanted = [headers + 4, size, start + 4, place];
+            assert_eq!(fields(&tagged, segments), (NEEDS_CSUM, kind, wanted));
+        }
     }
 }

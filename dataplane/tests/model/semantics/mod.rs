@@ -1364,13 +1364,6 @@ impl Model {
                 let delivered = pieces.map(|piece| (port.id.clone(), piece));
                 outcome.delivered.extend(delivered);
             } else if let To::Port(port) = way.to {
-                // A segment is split before it is tagged.
-                if port.trunk.is_some() {
-                    let pieces = packet.split().into_iter().map(|piece| piece.bytes);
-                    let delivered = pieces.map(|piece| (port.id.clone(), piece));
-                    outcome.delivered.extend(delivered);
-                    return Ok(());
-                }
                 if let Some(Offload { segments, size }) = packet.segment {
                     outcome.whole.push((port.id.clone(), segments as u8, size));
                 }

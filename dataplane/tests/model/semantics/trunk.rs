@@ -61,6 +61,11 @@ pub fn owners<'w>(
 
 /// What ports get, as it is on their devices.
 pub fn on_devices(world: &World, outcome: &mut Outcome) {
+    for (id, ..) in &mut outcome.whole {
+        if let Some(trunk) = world.port(id).and_then(|port| port.trunk.as_ref()) {
+            id.clone_from(&trunk.parent);
+        }
+    }
     for (id, frame) in &mut outcome.delivered {
         if let Some(trunk) = world.port(id).and_then(|port| port.trunk.as_ref()) {
             id.clone_from(&trunk.parent);
