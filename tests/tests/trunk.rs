@@ -11,7 +11,8 @@ use weft_proto::v1::{Objects, Port, Trunk};
 use weft_tests::traffic::tcp_exchange;
 use weft_tests::vlan::{Vlan, tagged};
 use weft_tests::{
-    Lab, LabError, Namespace, RawSocket, Site, SiteOptions, Workload, tenants, topology, wait_until,
+    GuestKind, Lab, LabError, Namespace, RawSocket, Site, SiteOptions, Workload, put_in_guests,
+    tenants, topology, wait_until,
 };
 
 const SOON: Duration = Duration::from_secs(10);
@@ -55,7 +56,12 @@ fn on_site(
 ) {
     let mut objects = objects();
     change(&mut objects);
-    let site = Site::start(Lab::new().unwrap(), &objects, &SiteOptions::default()).unwrap();
+    // Subports and their parent are of different workers.
+    let options = SiteOptions {
+        cores: vec![vec![0, 1], vec![0]],
+        ..SiteOptions::default()
+    };
+    let site = Site::start(Lab::new().unwrap(), &objects, &options).unwrap();
     let mut scene = Scene {
         site,
         vlans: BTreeMap::new(),
@@ -242,6 +248,16 @@ fn one_device_is_in_two_vpcs_and_nothing_crosses_between_them() {
                 holds("its own VPC hears it", hears(&receivers[n], SOON, said))?;
                 holds("the other does not", !hears(&receivers[1 - n], NEVER, said))?;
             }
+            let stats = scene.site.node_json("h1", &["stats"])?;
+            let rows = stats["ports"].as_array().unwrap();
+            for id in ["blue-1", "red-1", "blue-s"] {
+                let row = rows.iter().find(|row| row["port"] == id).unwrap();
+                for count in ["rx_packets", "tx_packets", "rx_bytes", "tx_bytes"] {
+                    let text = row[count].to_string();
+                    let some = text.trim_matches('"').parse().is_ok_and(|it: u64| it > 500);
+                    holds(&format!("{id}: {row}"), some || id == "blue-1")?;
+                }
+            }
             // A tag that is nobody's.
             let raw = RawSocket::open(&blue.0, "eth0")?;
             let before = scene.drops("unknown_vlan");
@@ -349,4 +365,68 @@ fn subports_stay_over_a_restart_and_go_before_their_parent() {
             Ok(())
         },
     );
+}
+
+/// Virtual machines with real VLAN devices, whose kernels leave segments to their cards to split, tag and all.
+fn machines(kind: GuestKind) {
+    let mut objects = objects();
+    objects.ports.retain(|port| port.id != "blue-s");
+    put_in_guests(&mut objects, kind, &["blue-1", "red-2"]);
+    let options = SiteOptions {
+        configure_guests: false,
+        ..SiteOptions::default()
+    };
+    let site = Site::start(Lab::new().unwrap(), &objects, &options).unwrap();
+    let body = || {
+        let (trunk, plain) = (&site.guests["blue-1"], &site.guests["red-2"]);
+        let up = "cd /proc/sys/net/ipv6/conf/all && echo 0 >accept_dad && cd ../default && echo 0 >accept_dad && ip link set eth0 mtu 1430 up";
+        trunk.succeed(up)?;
+        trunk.succeed(
+            "ip link add link eth0 name eth0.100 type vlan id 100 && ip link set eth0.100 up",
+        )?;
+        plain.succeed(up)?;
+        for (guest, interface, number) in [(trunk, "eth0.100", 11), (plain, "eth0", 12)] {
+            for address in [
+                format!("10.0.1.{number}/24"),
+                format!("fd00:1::{number}/64"),
+            ] {
+                guest.succeed(&format!("ip address add {address} dev {interface}"))?;
+            }
+        }
+        for (from, to, number) in [(trunk, plain, 12), (plain, trunk, 11)] {
+            let (v4, v6) = (format!("10.0.1.{number}"), format!("fd00:1::{number}"));
+            wait_until("a ping is answered", SOON, || {
+                from.pings(&v4, 2) && from.pings(&v6, 2)
+            })?;
+            // The largest packet of the VLAN is as long as that of the device.
+            for options in ["-M do -s 1402", "-s 5000"] {
+                from.succeed(&format!(
+                    "/tools/ping -q -n -i 0.02 -W 2 -c 3 {options} {v4}"
+                ))?;
+            }
+            from.fetch(to, &v4, 3_000_000)?;
+            from.fetch(to, &format!("[{v6}]"), 1_000_000)?;
+        }
+        // What it has sent: segments, or there would be a packet for each 1400 bytes.
+        let sent = trunk.succeed("cat /sys/class/net/eth0.100/statistics/tx_packets")?;
+        let sent: u64 = sent.trim().parse().unwrap_or(u64::MAX);
+        holds(&format!("{sent} packets"), sent < 4_000_000 / 1400)?;
+        let parent =
+            "ip address add 10.0.1.11/24 dev eth0 && /tools/ping -q -n -I eth0 -W 2 -c 1 10.0.1.12";
+        holds("blue-2 is the parent's", trunk.says(parent))?;
+        site.wait_for_frames()
+    };
+    if let Err(error) = body() {
+        panic!("{}", site.explain(error));
+    }
+}
+
+#[test]
+fn a_virtual_machine_has_a_vlan_device_on_vhost_user() {
+    machines(GuestKind::VhostServer);
+}
+
+#[test]
+fn a_virtual_machine_has_a_vlan_device_on_a_tap() {
+    machines(GuestKind::Tap);
 }

@@ -1,5 +1,5 @@
 #!/bin/busybox sh
-# The first and only service of a guest: loads virtio's modules, then runs the lines that come over the second serial port.
+# The first and only service of a guest: loads the modules of virtio and VLANs, then runs the lines that come over the second serial port.
 # A line is "NUMBER SECONDS COMMAND"; the answer is the command's output between two marked lines, the last of which carries its exit code.
 /bin/busybox mkdir -p /proc /sys /dev /tmp /run /etc /sbin /usr/bin /usr/sbin /var/run
 /bin/busybox --install -s /bin

@@ -13,8 +13,8 @@ use crate::run;
 
 const PACKAGE: &str = "linux-image-cloud-amd64";
 
-/// The modules that a guest loads, in this order: what virtio's network device over PCI needs.
-const MODULES: [&str; 8] = [
+/// The modules that a guest loads, in this order: what virtio's network device over PCI needs, and VLANs on it.
+const MODULES: [&str; 13] = [
     "drivers/virtio/virtio_ring.ko",
     "drivers/virtio/virtio.ko",
     "drivers/virtio/virtio_pci_legacy_dev.ko",
@@ -23,6 +23,11 @@ const MODULES: [&str; 8] = [
     "net/core/failover.ko",
     "drivers/net/net_failover.ko",
     "drivers/net/virtio_net.ko",
+    "net/llc/llc.ko",
+    "net/802/stp.ko",
+    "net/802/garp.ko",
+    "net/802/mrp.ko",
+    "net/8021q/8021q.ko",
 ];
 
 /// Makes `target/guest/vmlinuz` and `target/guest/modules/NN-NAME.ko`, numbered in the order of loading, if they are not there.
