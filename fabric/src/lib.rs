@@ -211,7 +211,7 @@ impl MemoryHost {
             return to;
         };
         match trunks.subport(index) {
-            Some(subport) if trunk::put_tag(&mut self.io, packet, subport.vlan) => {
+            Some(subport) if trunk::put_tag(&mut self.io, packet, subport.vlan).is_ok() => {
                 Destination::Port(subport.parent)
             }
             _ => to,

@@ -52,8 +52,47 @@ impl Pipeline {
     }
 }
 
-/// Puts the tag of a subport's VLAN on a frame. False where there is no room ahead of it.
-#[must_use]
-pub fn put_tag(memory: &mut impl FrameMemory, packet: &mut Packet, vlan: u16) -> bool {
-    segment::tag(memory, packet, vlan).is_ok()
+/// Bytes of the longest frame that a tag can be put on: the length of a frame has 16 bits.
+pub const LONGEST_UNTAGGED: u16 = u16::MAX - segment::TAG as u16;
+
+/// Puts the tag of a subport's VLAN on a frame.
+///
+/// # Errors
+/// The frame is longer than [`LONGEST_UNTAGGED`], or has no room ahead of it; it is as it was then.
+pub fn put_tag(
+    memory: &mut impl FrameMemory,
+    packet: &mut Packet,
+    vlan: u16,
+) -> Result<(), DropReason> {
+    segment::tag(memory, packet, vlan)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::packet::PlainMemory;
+
+    #[test]
+    fn a_frame_has_a_tag_up_to_the_longest_length_that_there_is() {
+        let mut memory = PlainMemory::new(0, 0).with_large(1);
+        let mut packet = Packet {
+            frame: memory.alloc_large().unwrap(),
+            start: 256,
+            len: LONGEST_UNTAGGED,
+        };
+        assert_eq!(put_tag(&mut memory, &mut packet, 7), Ok(()));
+        assert_eq!((packet.start, packet.len), (252, u16::MAX));
+        assert_eq!(packet.bytes(&memory)[12..16], [0x81, 0, 0, 7]);
+        for len in LONGEST_UNTAGGED + 1..=u16::MAX {
+            (packet.start, packet.len) = (256, len);
+            let before = packet.bytes(&memory).to_vec();
+            let refused = put_tag(&mut memory, &mut packet, 7);
+            assert_eq!(refused, Err(DropReason::TooBig));
+            assert_eq!((packet.start, packet.len), (256, len));
+            assert_eq!(packet.bytes(&memory), before);
+        }
+        (packet.start, packet.len) = (3, 60);
+        let refused = put_tag(&mut memory, &mut packet, 7);
+        assert_eq!(refused, Err(DropReason::NoBuffer));
+    }
 }

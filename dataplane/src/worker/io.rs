@@ -218,7 +218,7 @@ impl WorkerIo {
         let subport = (port, subport.vlan);
         let is_whole = !packet.frame.is_large() || {
             let offload = Offload::read(self, &packet.frame);
-            self.slots[slot].queue.takes(&offload)
+            packet.len <= trunk::LONGEST_UNTAGGED && self.slots[slot].queue.takes(&offload)
         };
         if is_whole {
             return self.push_tagged(slot, subport, packet);
@@ -236,8 +236,8 @@ impl WorkerIo {
             return self.lose(to, packet, DropReason::RingFull);
         }
         let len = packet.len;
-        if !trunk::put_tag(self, &mut packet, vlan) {
-            return self.lose(to, packet, DropReason::NoBuffer);
+        if let Err(reason) = trunk::put_tag(self, &mut packet, vlan) {
+            return self.lose(to, packet, reason);
         }
         let Slot {
             pending, tagged, ..

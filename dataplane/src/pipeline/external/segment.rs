@@ -780,6 +780,9 @@ fn enter(tables: Tables<'_>, index: u16, parsed: Parsed, from: Vni) -> Result<En
 pub(in crate::pipeline) const TAG: usize = parse::VLAN_TAG;
 
 /// Puts the tag of a VLAN on, if there is one.
+///
+/// # Errors
+/// The frame is too long for a tag, or has no room ahead of it; it is as it was then.
 pub(in crate::pipeline) fn tag(
     io: &mut impl FrameMemory,
     packet: &mut Packet,
@@ -789,11 +792,15 @@ pub(in crate::pipeline) fn tag(
         return Ok(());
     }
     let start = usize::from(packet.start);
+    let len = packet
+        .len
+        .checked_add(TAG as u16)
+        .ok_or(DropReason::TooBig)?;
     if !write_tag(io.bytes_mut(&mut packet.frame), start, vlan) {
         return Err(DropReason::NoBuffer);
     }
     packet.start -= TAG as u16;
-    packet.len += TAG as u16;
+    packet.len = len;
     Ok(())
 }
 
