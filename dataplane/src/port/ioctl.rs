@@ -209,10 +209,10 @@ pub(super) fn make_tap(name: &str, flags: libc::c_short) -> io::Result<()> {
     requests.call(Operation::KeepTap).map(drop)
 }
 
-/// A name as requests carry it; none if no device can have it.
+/// A name as requests carry it; none if no device can have it. What is ahead of a colon would be the device to the kernel, and the rest an alias of it.
 fn padded(name: &str) -> Option<[u8; NAME]> {
     let mut padded = [0; NAME];
-    let fits = !name.is_empty() && name.len() < NAME;
+    let fits = !name.is_empty() && name.len() < NAME && !name.contains(':');
     fits.then(|| padded[..name.len()].copy_from_slice(name.as_bytes()))?;
     Some(padded)
 }
@@ -245,5 +245,8 @@ mod tests {
         assert_eq!(padded("fifteen-bytes-x").unwrap()[15], 0);
         assert_eq!(error("sixteen-bytes-xx"), Some(libc::ENODEV));
         assert_eq!(error(""), Some(libc::ENODEV));
+        // An alias of the loopback device, to the kernel.
+        assert_eq!(error("lo:1"), Some(libc::ENODEV));
+        assert_eq!(error(":1"), Some(libc::ENODEV));
     }
 }
