@@ -39,7 +39,7 @@ pub use self::trunks::{Subport, Trunks};
 pub use self::virtual_addresses::VirtualAddresses;
 use crate::encap::{Encapsulation, Template};
 use crate::numbers::{Epoch, Vni, VpcIndex};
-use crate::packet::parse::{VLAN_TAG, word_family};
+use crate::packet::parse::word_family;
 use crate::packet::{Family, Mac};
 use crate::policy::{Acl, AddressSet, GroupRules};
 use crate::route::ecmp::Group;
@@ -422,7 +422,8 @@ impl Snapshot {
         self.ports.get(usize::from(index))?.as_ref()
     }
 
-    /// Bytes of IP packet that the guest of a port is told to send at most, by the port's index, or less if not all tunnels take as much.
+    /// Bytes of IP packet that the guest of a port is told to send at most, by the port's index, or less if not all tunnels take as much;
+    /// of a port with subports, the least among them.
     pub fn mtus(&self) -> impl Fn(u16) -> u16 {
         let tunnels = self.peers.iter().flatten().flat_map(|peer| &peer.tunnels);
         let all_take = tunnels.map(|tunnel| tunnel.inner_mtu).min();
@@ -439,10 +440,11 @@ impl Snapshot {
             }
         };
         move |index| {
-            // Its subports' packets are on its device, too, and longer by a tag.
+            // Its subports' packets are on its device, too. The least counts: the rings would lose the small segments of one that may send less than another, and what
+            // is longer takes a slower way.
             let subports = self.trunks.subports_of(index).iter();
-            let subports = subports.map(|subport| told(*subport).saturating_add(VLAN_TAG as u16));
-            told(index).max(subports.max().unwrap_or(0))
+            let subports = subports.map(|subport| told(*subport));
+            told(index).min(subports.min().unwrap_or(u16::MAX))
         }
     }
 

@@ -333,3 +333,19 @@ fn a_trace_names_the_subport_and_its_vlan() {
     let (_, outcome) = text("a1", &udp(A1, B1, ROUTER, (7, 8), b"x"));
     assert_eq!(outcome, "port b1 (VLAN 200 of a1)");
 }
+
+#[test]
+fn a_device_takes_on_its_rings_what_the_least_of_its_ports_may_send() {
+    for (subnet, is_less) in [("none", false), ("blue-b", true), ("blue-a", true)] {
+        let fabric = trunk(|o| {
+            let subnets = o.subnets.iter_mut();
+            let changed = subnets.filter(|it| it.id == subnet);
+            changed.for_each(|it| it.mtu = 1300);
+        });
+        let index = fabric.port_index("h1", "a1").unwrap();
+        let snapshot = fabric.hosts["h1"].pipeline.snapshot();
+        let mtu = snapshot.mtus()(index);
+        assert_eq!(mtu == 1300, is_less, "{subnet}: {mtu}");
+        assert!(mtu >= 1300, "{subnet}: {mtu}");
+    }
+}
