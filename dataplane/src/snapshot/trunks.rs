@@ -21,6 +21,8 @@ pub struct Trunks {
     by_vlan: Map<(u16, u16), u16>,
     /// The indices of its subports, by the parent's.
     of_parent: Map<u16, Vec<u16>>,
+    /// How many were left out.
+    unlinked: u32,
 }
 
 impl Trunks {
@@ -38,9 +40,11 @@ impl Trunks {
             let (Some(parent), Ok(vlan @ 1..=4094)) =
                 (parent(&trunk.parent), trunk.vlan.try_into())
             else {
+                found.unlinked += 1;
                 continue;
             };
             if found.by_vlan.contains_key(&(parent, vlan)) {
+                found.unlinked += 1;
                 continue;
             }
             found.subports.insert(index, Subport { parent, vlan });
@@ -50,9 +54,9 @@ impl Trunks {
         found
     }
 
-    /// Whether there are none.
+    /// Whether there are none, not even one that was left out.
     pub fn is_empty(&self) -> bool {
-        self.subports.is_empty()
+        self.subports.is_empty() && self.unlinked == 0
     }
 
     /// Whether a port has subports.

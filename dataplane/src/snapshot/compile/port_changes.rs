@@ -76,7 +76,8 @@ pub(super) fn between<'s, 'c>(
     }
     let new = found.come.iter().filter(|it| it.compiled.is_some());
     let new = new.filter(|it| numbers.find(&it.port.id).is_none());
-    (new.count() <= numbers.room() && found.is_unique(done)).then_some(found)
+    let is_unique = found.is_unique(done) && found.has_own_vlans(done);
+    (new.count() <= numbers.room() && is_unique).then_some(found)
 }
 
 /// What of a port is followed: nothing that others name, and nothing that is kept beside it.
@@ -167,6 +168,24 @@ impl PortChanges<'_> {
                 && macs.insert((vpc, mac))
                 && own.all(|address| is_free(address) && addresses.insert((vpc, *address)))
         })
+    }
+
+    /// Whether no other port has the VLAN of a subport that comes to this host.
+    fn has_own_vlans(&self, done: &Done) -> bool {
+        let come = self.come.iter().filter(|it| it.compiled.is_some());
+        let mut come = come.filter_map(|it| it.port.trunk.as_ref()).peekable();
+        if come.peek().is_none() {
+            return true;
+        }
+        let gone: HashSet<&str> = self.gone.iter().map(|it| it.port.id.as_str()).collect();
+        let stay = done.snapshot.ports.iter().flatten();
+        let stay = stay.filter(|port| !gone.contains(port.id.as_str()));
+        let of = |trunk: &'_ v1::Trunk| (trunk.parent.clone(), trunk.vlan);
+        let mut vlans: HashSet<(String, u32)> = stay
+            .filter_map(|port| port.trunk.as_ref())
+            .map(of)
+            .collect();
+        come.all(|trunk| vlans.insert(of(trunk)))
     }
 
     /// Puts them into the snapshot. Numbers of ports that have gone are given back after those of new ones are taken.

@@ -1,5 +1,6 @@
 //! Subnets and ports.
 
+use std::collections::HashSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -147,6 +148,7 @@ impl Draft<'_> {
 
     pub(super) fn fill_ports(&mut self, objects: &Objects<'_>) {
         let direct = direct_addresses(objects);
+        let mut vlans: HashSet<(&str, u32)> = HashSet::new();
         for port in &objects.ports {
             let Some(mut parsed) = Parsed::of(port, &self.places, &mut self.report) else {
                 continue;
@@ -161,6 +163,15 @@ impl Draft<'_> {
             let Some(place) = self.place(port, &parsed) else {
                 continue;
             };
+            if let (Place::Here(_), Some(trunk)) = (place, &port.trunk)
+                && !vlans.insert((trunk.parent.as_str(), trunk.vlan))
+            {
+                let rule = format!(
+                    "VLAN {} of '{}' is another port's",
+                    trunk.vlan, trunk.parent
+                );
+                self.report.add(Kind::Port, &port.id, "trunk.vlan", rule);
+            }
             let endpoint = parsed.endpoint(place);
             self.places.endpoints.insert(port.id.clone(), endpoint);
             let other = other_end_of_move(port, self.context.host, &self.places);

@@ -721,3 +721,72 @@ ports:
         );
     }
 }
+
+/// A subport `id` of `parent` on this host.
+fn subport(id: &str, last: u8, parent: &str, vlan: u32) -> Object {
+    Object::Port(v1::Port {
+        id: id.into(),
+        vpc: "red".into(),
+        subnet: "c".into(),
+        mac: format!("02:00:00:00:07:{last:02x}"),
+        addresses: vec![format!("10.0.1.{last}")],
+        host: "h1".into(),
+        trunk: Some(v1::Trunk {
+            parent: parent.into(),
+            vlan,
+        }),
+        ..v1::Port::default()
+    })
+}
+
+#[test]
+fn a_subport_is_linked_when_its_parent_comes_after_it() {
+    let objects: Wire = serde_yaml_ng::from_str(TOPOLOGY).unwrap();
+    let underlay = Underlay::default();
+    let mut compiler = Compiler::new(8, 8, 8);
+    let mut state = State::from_objects(objects).unwrap();
+    state.insert(subport("s", 77, "late", 5));
+    let before = compiler.compile(&state, &context(&underlay, 1)).unwrap();
+    assert!(!before.trunks.is_parent(0));
+    let Some(Object::Port(late)) = state.find(Kind::Port, "c1").cloned() else {
+        panic!("c1 is there");
+    };
+    state.insert(Object::Port(v1::Port {
+        id: "late".into(),
+        mac: "02:00:00:00:07:01".into(),
+        addresses: vec!["10.0.1.99".into()],
+        ..late
+    }));
+    let after = compiler.compile(&state, &context(&underlay, 2)).unwrap();
+    let index = |id: &str| {
+        let mut ports = (0u16..).zip(after.ports.iter());
+        let of = |port: &Option<Port>| port.as_ref().is_some_and(|port| port.id == id);
+        ports.find(|(_, port)| of(port)).unwrap().0
+    };
+    assert_eq!(after.trunks.port(index("late"), 5), Some(index("s")));
+}
+
+/// Whether all is compiled or only what has changed.
+#[test]
+fn a_vlan_of_a_parent_that_two_ports_have_is_refused() {
+    let objects: Wire = serde_yaml_ng::from_str(TOPOLOGY).unwrap();
+    let underlay = Underlay::default();
+    let mut compiler = Compiler::new(8, 8, 8);
+    let mut state = State::from_objects(objects).unwrap();
+    state.insert(subport("s1", 77, "a1", 5));
+    compiler.compile(&state, &context(&underlay, 1)).unwrap();
+    let mut both = state.clone();
+    both.insert(subport("s2", 78, "a1", 5));
+    for mut compiler in [compiler, Compiler::new(8, 8, 8)] {
+        let found = compiler.compile(&both, &context(&underlay, 2)).unwrap_err();
+        let found: Vec<String> = found.iter().map(weft_proto::validate::describe).collect();
+        assert_eq!(
+            found,
+            ["port s2: trunk.vlan: VLAN 5 of 'a1' is another port's"]
+        );
+        // The VLAN goes from one to the other.
+        let mut next = both.clone();
+        next.remove(&subport("s1", 77, "a1", 5).key());
+        compiler.compile(&next, &context(&underlay, 3)).unwrap();
+    }
+}
