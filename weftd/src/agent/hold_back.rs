@@ -91,6 +91,8 @@ pub(super) fn merged(
 struct Taken {
     vnis: HashSet<u32>,
     devices: HashSet<String>,
+    /// The parent and the VLAN of each subport.
+    vlans: HashSet<(String, u32)>,
     outside: HashSet<IpAddr>,
 }
 
@@ -99,6 +101,7 @@ impl Taken {
         let mut taken = Self {
             vnis: HashSet::new(),
             devices: HashSet::new(),
+            vlans: HashSet::new(),
             outside: HashSet::new(),
         };
         for object in state.iter() {
@@ -113,6 +116,9 @@ impl Taken {
             Object::Port(port) if port.host == host => {
                 self.devices
                     .extend(port.device.as_ref().map(|device| device.name.clone()));
+                let trunk = port.trunk.as_ref();
+                self.vlans
+                    .extend(trunk.map(|trunk| (trunk.parent.clone(), trunk.vlan)));
             }
             _ => self
                 .outside
@@ -125,8 +131,12 @@ impl Taken {
         match object {
             Object::Vpc(vpc) => !self.vnis.contains(&vpc.vni),
             Object::Port(port) => {
-                let device = port.device.as_ref();
+                let (device, trunk) = (port.device.as_ref(), port.trunk.as_ref());
                 device.is_none_or(|device| !self.devices.contains(&device.name))
+                    && trunk.is_none_or(|trunk| {
+                        let vlan = (trunk.parent.clone(), trunk.vlan);
+                        !self.vlans.contains(&vlan)
+                    })
             }
             _ => {
                 let mut addresses = object.outside_addresses();

@@ -345,6 +345,21 @@ async fn what_a_held_vpc_had_and_another_has_now_is_the_others() {
     );
     assert!(known.effective.find(Kind::Port, "b1").is_some());
 
+    // The VLAN of its subport.
+    let (_, force) = host();
+    let with = |red: &[u32], (id, vpc, last): (&str, &str, u8)| {
+        let mut text = two(red, RULE);
+        let net = if vpc == "red" { 2 } else { 1 };
+        writeln!(text, "  - {{id: {id}, vpc: {vpc}, subnet: {vpc}-a, mac: \"02:00:00:00:07:{last:02}\", addresses: [10.{net}.0.{last}], host: h1, trunk: {{parent: b1, vlan: 5}}}}").unwrap();
+        state(&text)
+    };
+    bring(&force, 1, &with(&[3], ("sr", "red", 77))).await;
+    let known = bring(&force, 2, &with(&[3, 4, 5], ("sb", "blue", 78))).await;
+    assert_eq!(held(&known), [("vpc red".to_owned(), 1)]);
+    assert!(known.effective.find(Kind::Port, "sr").is_none());
+    assert!(known.effective.find(Kind::Port, "sb").is_some());
+    assert!(known.effective.find(Kind::Port, "r1").is_some());
+
     // An id of its ports: what its routes name must not lead into another VPC.
     let (_, force) = host();
     bring(&force, 1, &state(&two(&[3], RULE))).await;
