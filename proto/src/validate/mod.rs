@@ -57,7 +57,7 @@ pub fn validate(state: &State, scope: Scope<'_>) -> Vec<v1::Violation> {
     for object in &index.objects {
         check(None, object, &index, scope, &mut report);
     }
-    check_together(&index, &mut report);
+    check_together(&index, scope, &mut report);
     if scope == Scope::Intent {
         external::check_room(&index, &mut report);
         quota::check_all(state, &mut report);
@@ -118,11 +118,11 @@ fn validate_changes(
             let elastic_ips = elastic_ips_under_check((before, next), changes, &vpcs);
             let objects = vpcs.iter().flat_map(|vpc| next.of_vpc(vpc));
             let orphans = objects_that_name(next, &vpcs);
-            let subports = ends().flatten().flat_map(|object| match object {
-                Object::Port(port) => subports(next, port),
-                _ => Vec::new(),
+            let ports = ends().flatten().filter_map(|object| match object {
+                Object::Port(port) => Some(port),
+                _ => None,
             });
-            let subports: Vec<&Object> = subports.collect();
+            let subports = subports(next, ports);
             let new = changes.iter().filter_map(|change| change.new);
             let alone = new.filter(|object| object.vpc().is_none());
             let mut objects: Vec<&Object> = objects
@@ -151,7 +151,7 @@ fn validate_changes(
         check(old, object, &index, scope, &mut report);
     }
     if together {
-        check_together(&index, &mut report);
+        check_together(&index, scope, &mut report);
         if scope == Scope::Intent {
             external::check_room(&index, &mut report);
         }
@@ -161,12 +161,19 @@ fn validate_changes(
     report.violations
 }
 
-/// The subports of a port, and those of its parent if it is one, which may be in other VPCs.
-fn subports<'s>(next: &'s State, port: &'s v1::Port) -> Vec<&'s Object> {
-    let parent = port.trunk.as_ref().map(|trunk| &trunk.parent);
-    let parents = std::iter::once(&port.id).chain(parent);
-    let ids = parents.flat_map(|parent| next.subports_of(parent).map(|port| &port.id));
-    ids.filter_map(|id| next.find(Kind::Port, id)).collect()
+/// The subports of ports, and those of their parents if they are some, which may be in other VPCs.
+fn subports<'s>(next: &'s State, ports: impl Iterator<Item = &'s v1::Port>) -> Vec<&'s Object> {
+    let parents = ports.flat_map(|port| {
+        let parent = port.trunk.as_ref().map(|trunk| trunk.parent.as_str());
+        std::iter::once(port.id.as_str()).chain(parent)
+    });
+    let parents: BTreeSet<&str> = parents.collect();
+    let ports = parents
+        .into_iter()
+        .flat_map(|parent| next.subports_of(parent));
+    ports
+        .filter_map(|port| next.find(Kind::Port, &port.id))
+        .collect()
 }
 
 /// The quotas that changes exceed.
@@ -381,7 +388,7 @@ fn check_labels(object: &Object, report: &mut Report) {
 }
 
 /// The rules that objects obey together.
-fn check_together(index: &Index<'_>, report: &mut Report) {
+fn check_together(index: &Index<'_>, scope: Scope<'_>, report: &mut Report) {
     external::check_together(index, report);
     wire::check_together(index, report);
     fabric::check_uniqueness(index, report);
@@ -391,6 +398,7 @@ fn check_together(index: &Index<'_>, report: &mut Report) {
     policy::check_memberships(index, report);
     port::check_uniqueness(index, report);
     port::check_gateways(index, report);
+    trunk::check_together(index, scope, report);
 }
 
 /// A violation in one line: object, field, rule.

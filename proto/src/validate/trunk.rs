@@ -1,6 +1,9 @@
 //! Subports: ports that have a VLAN on another port's device in place of a device of their own.
 
+use std::collections::{BTreeSet, HashMap};
+
 use super::{At, Index, Report, Scope, limits};
+use crate::state::{Kind, Object};
 use crate::v1;
 
 /// The last VLAN of IEEE 802.1Q; 4095 is reserved, and 0 says a priority alone.
@@ -52,24 +55,43 @@ pub(super) fn check(
         };
         report.add(at, "host", rule);
     }
-    // The first in order of their ids has it.
-    let before = index.state.subports_of(&parent.id);
-    let mut before = before.take_while(|other| other.id != port.id);
-    let same = |other: &&v1::Port| {
-        let other_trunk = other.trunk.as_ref();
-        other_trunk.is_some_and(|other| other.vlan == trunk.vlan)
-    };
-    if let Some(other) = before.find(same) {
-        let rule = format!(
-            "VLAN {} of '{}' is already that of port '{}'",
-            trunk.vlan, parent.id, other.id
-        );
-        report.add(at, "trunk.vlan", rule);
-    }
+}
+
+/// The rules of all subports of a parent: a VLAN is one's, and there are not too many. Each parent is looked at once.
+pub(super) fn check_together(index: &Index<'_>, scope: Scope<'_>, report: &mut Report) {
+    let ports = index.objects.iter().filter_map(|object| match object {
+        Object::Port(port) => Some(port),
+        _ => None,
+    });
+    let trunks = ports.filter_map(|port| port.trunk.as_ref());
+    let parents: BTreeSet<&str> = trunks.map(|trunk| trunk.parent.as_str()).collect();
     let most = limits::TRUNK_SUBPORTS;
-    let beyond = index.state.subports_of(&parent.id).nth(most);
-    if beyond.is_some_and(|beyond| beyond.id == port.id) {
-        let rule = format!("'{}' has more than {most} subports", parent.id);
-        report.add(at, "trunk.parent", rule);
+    for parent in parents.into_iter().filter_map(|parent| index.port(parent)) {
+        // Those of another tenant are refused anyway, and nobody learns of them here.
+        let is_visible = |port: &&v1::Port| {
+            scope != Scope::Intent || index.tenant_of(&parent.vpc) == index.tenant_of(&port.vpc)
+        };
+        let subports = index.state.subports_of(&parent.id).filter(is_visible);
+        // The first in order of their ids has a VLAN.
+        let mut first: HashMap<u32, &str> = HashMap::new();
+        for (n, port) in subports.enumerate() {
+            let Some(trunk) = &port.trunk else { continue };
+            let at = At {
+                kind: Kind::Port,
+                id: &port.id,
+            };
+            let other = *first.entry(trunk.vlan).or_insert(&port.id);
+            if other != port.id {
+                let rule = format!(
+                    "VLAN {} of '{}' is already that of port '{other}'",
+                    trunk.vlan, parent.id
+                );
+                report.add(at, "trunk.vlan", rule);
+            }
+            if n == most {
+                let rule = format!("'{}' has more than {most} subports", parent.id);
+                report.add(at, "trunk.parent", rule);
+            }
+        }
     }
 }
