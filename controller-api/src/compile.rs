@@ -876,6 +876,8 @@ impl<'a> Told<'a> {
 }
 
 /// The device of a subport towards a host that takes none: by a name that no interface can have, so that the port is down. A name is one port's.
+///
+/// The name begins with a colon: to an ioctl, what is ahead of a colon is the interface, and the rest an alias of it (netdevice(7)). Nothing is ahead of this one.
 fn lacking_device(port: &str) -> Device {
     // FNV-1a.
     let hash = port.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
@@ -883,7 +885,7 @@ fn lacking_device(port: &str) -> Device {
     });
     Device {
         kind: "netdev".to_owned(),
-        name: format!("trunk:{:09x}", hash >> 28),
+        name: format!(":{:014x}", hash >> 8),
         ..Device::default()
     }
 }
@@ -1162,7 +1164,7 @@ ports:
             }
             let device = port.device.take().unwrap();
             // No interface has a colon in its name (dev_valid_name of Linux), nor more than 15 bytes.
-            assert!(device.name.starts_with("trunk:") && device.name.len() == 15);
+            assert!(device.name.starts_with(':') && device.name.len() == 15);
             assert!(names.insert(device.name), "a name is one port's");
             port.trunk.clone_from(&own.trunk);
         }

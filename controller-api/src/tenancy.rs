@@ -234,6 +234,7 @@ pub(crate) fn check_written(caller: &Caller, before: &State, objects: &[Object])
                 for (field, is_same) in [
                     ("host", port.host == was.host),
                     ("device", port.device == was.device),
+                    ("trunk", port.trunk == was.trunk),
                     ("limits", port.limits == was.limits),
                 ] {
                     if !is_same {

@@ -215,6 +215,10 @@ ports: [{id: ann/lab-1, vpc: ann/lab, subnet: ann/lab-a, mac: "02:00:00:00:09:01
             "port ann/y: host: only the operator sets it",
         ),
         (
+            r#"ports: [{id: ann/y, vpc: blue, subnet: blue-a, mac: "02:00:00:00:00:09", trunk: {parent: blue-1, vlan: 7}}]"#,
+            "port ann/y: trunk: only the operator sets it",
+        ),
+        (
             "route_tables: [{id: ann/t, vpc: blue, routes: [{prefix: 0.0.0.0/0, host: h1}]}]",
             "route_table ann/t: routes: only the operator routes to hosts",
         ),
