@@ -25,6 +25,9 @@ pub(crate) struct Vpc {
     /// Route multicast between its subnets with snooping.
     #[arg(long)]
     multicast_routing: bool,
+    /// Answer DNS at the gateways of its subnets, with the names of its ports in this domain.
+    #[arg(long, value_name = "DOMAIN")]
+    dns_domain: Option<String>,
 }
 
 impl Flags for Vpc {
@@ -36,6 +39,7 @@ impl Flags for Vpc {
             vni: self.vni.unwrap_or_default(),
             tenant: self.tenant,
             multicast_routing: self.multicast_routing,
+            dns: self.dns_domain.map(|domain| v1::VpcDns { domain }),
             ..v1::Vpc::default()
         })
     }
@@ -663,6 +667,8 @@ pub(crate) fn headings(kind: Kind) -> &'static [&'static str] {
         Kind::MemberHealth => &["ID", "VPC", "UP"],
         Kind::MulticastListener => &["ID", "VPC", "HOST", "SUBNET", "GROUP"],
         Kind::AddressHolder => &["ID", "VPC", "ADDRESS", "PORT", "MAC"],
+        Kind::DnsZone => &["ID", "VPC", "DOMAIN", "RECORDS"],
+        Kind::PortName => &["ID", "VPC", "NAME", "ADDRESSES"],
         Kind::PrefixList => &["ID", "VPC", "PREFIXES", "TENANT"],
         Kind::Port => &[
             "ID",
@@ -772,6 +778,8 @@ pub(crate) fn row(object: Object) -> Vec<String> {
         Object::MemberHealth(o) => vec![o.id, o.vpc, o.up.to_string()],
         Object::MulticastListener(o) => vec![o.id, o.vpc, o.host, o.subnet, o.group],
         Object::AddressHolder(o) => vec![o.id, o.vpc, o.address, o.port, o.mac],
+        Object::DnsZone(o) => vec![o.id, o.vpc, o.domain, o.records.len().to_string()],
+        Object::PortName(o) => vec![o.id, o.vpc, o.name, o.addresses.join(",")],
         Object::Port(o) => {
             let device = or_dash(device_text(&o));
             vec![

@@ -5,6 +5,7 @@
 mod balancer;
 mod callers;
 mod client;
+mod dns;
 mod edit;
 mod external;
 mod found;
@@ -92,6 +93,9 @@ enum Command {
     /// Manage load balancers: addresses of a VPC behind which several ports serve.
     #[command(subcommand, visible_alias = "lb")]
     LoadBalancer(balancer::BalancerAction),
+    /// Manage DNS zones: names of a VPC besides those of its ports.
+    #[command(subcommand)]
+    DnsZone(dns::ZoneAction),
     /// Manage hosts: hypervisors that run weftd, and foreign equipment.
     #[command(subcommand)]
     Host(held_back::HostAction),
@@ -179,6 +183,7 @@ async fn run(arguments: Arguments) -> Result<()> {
         Command::ElasticIp(action) => action.run(&targets, output).await,
         Command::NatGateway(action) => action.run(&targets, output).await,
         Command::LoadBalancer(action) => action.run(&targets, output).await,
+        Command::DnsZone(action) => action.run(&targets, output).await,
         Command::Host(action) => action.run(&targets, output).await,
         Command::Hosts(hosts) => hosts.run(&targets, output).await,
         Command::History(history) => history.run(&targets, output).await,

@@ -66,6 +66,8 @@ async fn wrong_usage_is_2_and_an_unreachable_controller_is_1() {
         "nat-gateway create n --vpc blue --external-network inet",
         "nat-gateway create n --vpc blue --external-network inet --address 203.0.113.20 --forward tcp:80",
         "load-balancer create lb --vpc blue",
+        "dns-zone create z --vpc blue",
+        "dns-zone record add z www A",
         "lb listener add lb 80",
         "lb member add lb tcp:80",
         "lb member add lb tcp:80 b1:x",
@@ -549,6 +551,53 @@ async fn rules_of_groups_and_acls_are_added_and_deleted() {
     assert!(listed.contains("edge  blue  2"), "{listed}");
     scene.run("acl rule delete edge 100").await.ok();
     scene.run("acl rule delete edge 100").await.failed(1);
+}
+
+#[tokio::test]
+async fn records_of_a_zone_come_and_go() {
+    let scene = Scene::with_topology().await;
+    for words in [
+        "vpc create green --dns-domain green.example",
+        "dns-zone create apps --vpc blue --domain apps.example --label tier=front",
+        "dns-zone record add apps www cname web-1.blue.example",
+        "dns-zone record add apps @ A 10.0.0.5 10.0.0.6 --ttl 60",
+        "dns-zone record add apps db A 10.0.0.7",
+        "dns-zone record add apps DB A 10.0.0.8",
+        "dns-zone record remove apps www CNAME",
+    ] {
+        scene.run(words).await.ok();
+    }
+    let shown = scene.run("vpc show green").await.ok();
+    assert!(shown.contains("domain: green.example"), "{shown}");
+    for words in [
+        "dns-zone list",
+        "dns-zone list -l tier=front --field vpc=blue",
+    ] {
+        assert_eq!(
+            scene.run(words).await.ok(),
+            "ID    VPC   DOMAIN        RECORDS\n\
+             apps  blue  apps.example  2\n",
+            "{words}"
+        );
+    }
+    assert_eq!(
+        scene.run("dns-zone record list").await.ok(),
+        "ZONE  NAME  TYPE  TTL  DATA\n\
+         apps  @     A     60   10.0.0.5, 10.0.0.6\n\
+         apps  DB    A     300  10.0.0.8\n"
+    );
+    let gone = scene.run("dns-zone record remove apps www CNAME").await;
+    assert!(
+        gone.failed(1)
+            .contains("dns_zone apps has no record www CNAME")
+    );
+    let wrong = scene.run("dns-zone record add apps x A fd00::1").await;
+    let wrong = wrong.failed(1);
+    assert!(
+        wrong.contains("'fd00::1' is not an IPv4 address"),
+        "{wrong}"
+    );
+    scene.run("dns-zone delete apps").await.ok();
 }
 
 #[tokio::test]

@@ -8,6 +8,8 @@
 //! Of each of these VPCs also the elastic IPs and the NAT gateways, and the external networks that they and the routes name. A gateway host of an
 //! external network has the VPCs that send to it, as if it had ports there, with the route tables of all subnets: it finds the way out by them.
 //!
+//! Its zones and the names of its ports, where its gateways answer DNS, whether or not the host learns its ports (decision 021).
+//!
 //! And its load balancers, where the host takes them: clients are ports of the VPC itself, so that a host which knows it by a peering needs none.
 //!
 //! A tenant's groups and prefix lists are told as those of each VPC, with ids that say so: hosts know none that are of no VPC.
@@ -38,7 +40,7 @@ use crate::learning::{Addresses, Learned};
 use crate::members::{self, Members};
 use crate::node::{Capabilities, NodeState};
 use crate::version::{Small, Version};
-use crate::view::VpcView;
+use crate::view::{VpcView, has_dns};
 
 /// The state of a host that can do all that there is; nothing when the intent has no such host, or it runs no weftd.
 pub fn compile(version: &Version, host: &str) -> Option<State> {
@@ -87,6 +89,8 @@ pub(crate) struct Part {
     pub(crate) is_own: bool,
     /// Whether the host takes load balancers.
     balances: bool,
+    /// Whether the host's gateways answer DNS.
+    names: bool,
     /// The VPCs that peerings joined to this one.
     joined: Vec<Arc<str>>,
     /// What this host is told beyond that, and in place of that.
@@ -152,6 +156,7 @@ impl Part {
             learning,
             is_own,
             balances: recipient.capabilities.balances,
+            names: recipient.capabilities.names,
             joined: peerings
                 .iter()
                 .filter_map(|peering| peering.other(vpc).map(Arc::from))
@@ -183,17 +188,20 @@ impl Part {
         } else if part.view.is_none() {
             part.own.extend(view.places.get(Kind::Vpc, vpc));
         }
+        let mut told = Told {
+            part: &mut part,
+            before: before.map(|before| &before.own),
+            peerings: Vec::new(),
+            version,
+            vpc,
+            recipient,
+            view,
+        };
         if !recipient.capabilities.multicast {
-            Told {
-                part: &mut part,
-                before: before.map(|before| &before.own),
-                peerings: Vec::new(),
-                version,
-                vpc,
-                recipient,
-                view,
-            }
-            .without_multicast();
+            told.without_multicast();
+        }
+        if !recipient.capabilities.names {
+            told.without_dns();
         }
         part.hide();
         Some(part)
@@ -212,7 +220,10 @@ impl Part {
         let small = version.only_small_changes(revision, &vpcs, host)?;
         let (view, before) = (version.view(&self.vpc)?, self.view.as_ref()?);
         // What it is told of the VPC in place of what others are is made anew.
-        if !recipient.capabilities.multicast && is_multicast_routed(&version.state, &self.vpc) {
+        let capabilities = recipient.capabilities;
+        if !capabilities.multicast && is_multicast_routed(&version.state, &self.vpc)
+            || !capabilities.names && has_dns(&version.state, &self.vpc)
+        {
             return None;
         }
         let always = recipient.learns(view);
@@ -295,15 +306,17 @@ impl Part {
     }
 
     /// Everything that is told, and what of that is hidden by `own`, the last.
-    fn layers(&self) -> [&Layer; 5] {
+    fn layers(&self) -> [&Layer; 6] {
         let places = self.places().unwrap_or(&EMPTY);
         let own = self.view.as_ref().filter(|_| self.is_own);
         let way_out = own.map_or(&*EMPTY, |view| &view.way_out);
         let balancers = own.filter(|_| self.balances);
         let balancers = balancers.map_or(&*EMPTY, |view| &view.balancers);
+        let names = own.filter(|_| self.names);
+        let names = names.map_or(&*EMPTY, |view| &view.names);
         let learned = self.learning.as_ref();
         let learned = learned.map_or(&*EMPTY, |learning| &learning.told);
-        [places, way_out, balancers, learned, &self.own]
+        [places, way_out, balancers, names, learned, &self.own]
     }
 
     /// Where things are, as all hosts are told, or all that learn the VPC's ports.
@@ -324,6 +337,11 @@ impl Part {
             let view = self.view.as_ref();
             let view = view.filter(|_| self.is_own && self.balances)?;
             return view.balancers.get(kind, id);
+        }
+        if let Kind::DnsZone | Kind::PortName = kind {
+            let view = self.view.as_ref();
+            let view = view.filter(|_| self.is_own && self.names)?;
+            return view.names.get(kind, id);
         }
         let learned = || self.learning.as_ref()?.told.get(kind, id);
         self.places()?.get(kind, id).or_else(learned)
@@ -373,7 +391,7 @@ impl Part {
                     .unwrap_or(&EMPTY)
             })
         });
-        let [old, new] = ends.map(|part| part.map_or([&*EMPTY; 5], Self::layers));
+        let [old, new] = ends.map(|part| part.map_or([&*EMPTY; 6], Self::layers));
         let layers = old.into_iter().zip(new).map(|(old, new)| [old, new]);
         let layers = layers.chain(members);
         layers.flat_map(|[old, new]| old.difference(new).into_iter().flatten())
@@ -473,6 +491,21 @@ impl<'a> Told<'a> {
                 })),
                 _ => {}
             }
+        }
+    }
+
+    /// Tells of the VPC without what a host that answers no DNS does not know.
+    fn without_dns(&mut self) {
+        let told = self.part.own.get(Kind::Vpc, self.vpc);
+        let told = told.or_else(|| self.part.seen(Kind::Vpc, self.vpc));
+        if let Some(Object::Vpc(vpc)) = told.map(|entry| &entry.object)
+            && vpc.dns.is_some()
+        {
+            let vpc = Vpc {
+                dns: None,
+                ..vpc.clone()
+            };
+            self.put(Object::Vpc(vpc));
         }
     }
 

@@ -11,7 +11,7 @@ use weft_proto::persistent::PersistentSet;
 use weft_proto::state::{Entry, Key, Kind, Layer, Object, Sum, collect};
 use weft_proto::v1::{ExternalNetwork, ObjectKey, Objects};
 use weft_proto::{
-    ADDRESS_HOLDERS, DHCP_OPTIONS, DSCP_MARKING, FINDINGS, LOAD_BALANCER, MULTICAST,
+    ADDRESS_HOLDERS, DHCP_OPTIONS, DNS, DSCP_MARKING, FINDINGS, LOAD_BALANCER, MULTICAST,
     MULTICAST_LISTENERS, POLICY_ROUTES, TRUNK_PORTS,
 };
 
@@ -48,6 +48,8 @@ pub struct Capabilities {
     pub address_holders: bool,
     /// Whether it takes subports. Those of one that does not are down.
     pub trunks: bool,
+    /// Whether its gateways answer DNS. The guests of one that does not are told of other servers, or none.
+    pub names: bool,
 }
 
 impl Capabilities {
@@ -74,6 +76,7 @@ impl Capabilities {
             multicast_listeners: true,
             address_holders: true,
             trunks: true,
+            names: true,
         }
     }
 
@@ -93,6 +96,7 @@ impl Capabilities {
             multicast_listeners: is_listed(MULTICAST_LISTENERS),
             address_holders: is_listed(ADDRESS_HOLDERS),
             trunks: is_listed(TRUNK_PORTS),
+            names: is_listed(DNS),
         }
     }
 }

@@ -88,6 +88,7 @@ impl Field {
             (Self::Vpc, Object::Port(o)) => &o.vpc,
             (Self::Vpc, Object::NatGateway(o)) => &o.vpc,
             (Self::Vpc, Object::LoadBalancer(o)) => &o.vpc,
+            (Self::Vpc, Object::DnsZone(o)) => &o.vpc,
             (Self::Tenant, Object::Vpc(o)) => &o.tenant,
             (Self::Tenant, Object::Quota(o)) => &o.tenant,
             (Self::Tenant, Object::ExternalNetwork(o)) => &o.tenant,

@@ -5,9 +5,9 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use weft_proto::labels::Labels;
-use weft_proto::mtu;
 use weft_proto::state::{Change, Entry, Kind, Layer, Object, State};
-use weft_proto::v1::{NatGateway, Port, Subnet};
+use weft_proto::v1::{NatGateway, Port, PortName, Subnet};
+use weft_proto::{dns, mtu};
 
 use crate::always::Always;
 use crate::members::{self, Known, Members};
@@ -27,6 +27,8 @@ pub(crate) struct VpcView {
     pub(crate) way_out: Layer,
     /// Its load balancers, and their elastic IPs.
     pub(crate) balancers: Layer,
+    /// Where its gateways answer DNS, its zones and the names of its ports that live somewhere.
+    pub(crate) names: Layer,
     /// The hosts with ports of it.
     pub(crate) port_hosts: HostIds,
     /// The hosts that are gateways to external networks for it.
@@ -54,6 +56,7 @@ impl VpcView {
             always: None,
             way_out: Layer::default(),
             balancers: Layer::default(),
+            names: Layer::default(),
             port_hosts: HostIds::default(),
             gateways,
             route_hosts: HostIds::default(),
@@ -71,6 +74,9 @@ impl VpcView {
                 Object::LoadBalancer(it) => view.put_balancer(state, &it.id),
                 _ => {}
             }
+        }
+        if has_dns(state, id) {
+            view.put_names(state);
         }
         if is_learned {
             let always = Always::new(state, id, &view.places, &view.port_hosts);
@@ -92,6 +98,7 @@ impl VpcView {
             always: None,
             way_out: self.way_out.clone(),
             balancers: self.balancers.clone(),
+            names: self.names.clone(),
             port_hosts: Arc::clone(&self.port_hosts),
             gateways,
             route_hosts: Arc::clone(&self.route_hosts),
@@ -119,6 +126,7 @@ impl VpcView {
             }
             view.groups = groups.into();
         }
+        let names = [before, state].map(|state| has_dns(state, &self.id));
         let is_here = |object: &&Object| object.vpc() == Some(&*self.id);
         let mut hosts_move = view.gateways != self.gateways;
         for change in changes {
@@ -138,6 +146,9 @@ impl VpcView {
                 view.places.remove(old.kind(), old.id());
                 view.way_out.remove(old.kind(), old.id());
                 view.balancers.remove(old.kind(), old.id());
+            }
+            if names == [true; 2] {
+                view.settle_name(state, (old, new));
             }
             match new {
                 Some(Object::Vpc(vpc)) => view.places.extend(told(state, Kind::Vpc, &vpc.id)),
@@ -164,6 +175,11 @@ impl VpcView {
                 };
                 view.settle_elastic_ip(state, &elastic.id);
             }
+        }
+        match names {
+            [false, true] => view.put_names(state),
+            [true, false] => view.names = Layer::default(),
+            _ => {}
         }
         if hosts_move {
             view.find_hosts(state);
@@ -223,6 +239,41 @@ impl VpcView {
         for elastic in state.elastic_ips_of_port(&port.id) {
             let entry = told(state, Kind::ElasticIp, &elastic.id);
             self.way_out.extend(entry);
+        }
+    }
+
+    /// Tells the zones and the names of all ports.
+    fn put_names(&mut self, state: &State) {
+        let id = Arc::clone(&self.id);
+        for kind in [Kind::Port, Kind::DnsZone] {
+            for object in state.of_vpc_and_kind(&id, kind) {
+                self.settle_name(state, (None, Some(object)));
+            }
+        }
+    }
+
+    /// Tells a zone, or the name of a port, as it is now, where there are names.
+    fn settle_name(&mut self, state: &State, (old, new): (Option<&Object>, Option<&Object>)) {
+        let seen = match new {
+            Some(Object::Port(port)) => name_of(port).map(Object::PortName),
+            Some(Object::DnsZone(zone)) => {
+                self.names.extend(told(state, Kind::DnsZone, &zone.id));
+                return;
+            }
+            _ => None,
+        };
+        if let Some(seen) = seen {
+            // A port that is changed in something else keeps its name as it is.
+            let known = self.names.get(Kind::PortName, seen.id());
+            if known.is_none_or(|known| known.object != seen) {
+                self.names.insert(&Entry::new(seen));
+            }
+            return;
+        }
+        match new.or(old) {
+            Some(Object::Port(port)) => drop(self.names.remove(Kind::PortName, &port.id)),
+            Some(Object::DnsZone(zone)) => drop(self.names.remove(Kind::DnsZone, &zone.id)),
+            _ => {}
         }
     }
 
@@ -337,6 +388,22 @@ impl VpcView {
 /// An object of the intent as hosts are told of it.
 fn told<'s>(state: &'s State, kind: Kind, id: &str) -> Option<&'s Arc<Entry>> {
     state.entry(kind, id).map(Entry::told)
+}
+
+/// Whether the gateways of a VPC answer DNS.
+pub(crate) fn has_dns(state: &State, vpc: &str) -> bool {
+    matches!(state.find(Kind::Vpc, vpc), Some(Object::Vpc(vpc)) if vpc.dns.is_some())
+}
+
+/// What hosts are told of the name of a port that lives somewhere, if it has one.
+fn name_of(port: &Port) -> Option<PortName> {
+    let name = dns::label_of(port).filter(|_| !port.host.is_empty())?;
+    Some(PortName {
+        id: port.id.clone(),
+        vpc: port.vpc.clone(),
+        name,
+        addresses: port.addresses.clone(),
+    })
 }
 
 /// A port as other hosts need it: who it is and where it lives.

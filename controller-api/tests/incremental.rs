@@ -16,8 +16,8 @@ use weft_controller::store::Change;
 use weft_controller::version::{LearnedChange, Version};
 use weft_proto::state::{Kind, Object, State};
 use weft_proto::v1::{
-    ElasticIp, Listener, LoadBalancer, Member, NatGateway, Objects, Peering, Port, PortForward,
-    RoutedPrefix, SecurityGroup, SecurityRule,
+    DnsZone, ElasticIp, Listener, LoadBalancer, Member, NatGateway, Objects, Peering, Port,
+    PortForward, PortName, RoutedPrefix, SecurityGroup, SecurityRule, VpcDns,
 };
 use weft_proto::validate::{Scope, validate, validate_next};
 
@@ -123,6 +123,7 @@ fn random_port(numbers: &mut Numbers) -> Port {
             ..Default::default()
         }),
         id,
+        hostname: ["", "", "web", "Web-2"][numbers.below(4) as usize].into(),
         unguarded: numbers.below(16) == 0,
         dscp: (numbers.below(4) == 0).then_some(46),
         allowed_pairs: match numbers.below(16) {
@@ -218,7 +219,27 @@ fn edit(state: &mut State, numbers: &mut Numbers) {
         let at = numbers.below(state.len() as u64) as usize;
         state.iter().nth(at).unwrap().clone()
     };
-    match numbers.below(20) {
+    match numbers.below(22) {
+        20 | 21 => {
+            let id = format!("v{v}");
+            if let Some(Object::Vpc(vpc)) = state.find(Kind::Vpc, &id)
+                && numbers.below(3) == 0
+            {
+                let mut vpc = vpc.clone();
+                let dns = VpcDns {
+                    domain: format!("{id}.test"),
+                };
+                vpc.dns = vpc.dns.is_none().then_some(dns);
+                state.insert(Object::Vpc(vpc));
+            }
+            let zone = DnsZone {
+                id: format!("v{v}/z{}", numbers.below(2)),
+                domain: format!("z{}.test", numbers.below(4)),
+                vpc: id,
+                ..DnsZone::default()
+            };
+            state.insert(Object::DnsZone(zone));
+        }
         18 | 19 => {
             let made = random_load_balancer(numbers, v, state);
             state.insert(Object::LoadBalancer(made));
@@ -414,6 +435,7 @@ fn abilities(host: &str) -> Capabilities {
         marks: host != "h2",
         trunks: host != "h2",
         policy_routes: host != "h2",
+        names: host != "h1",
     }
 }
 
@@ -594,6 +616,56 @@ struct Host {
     asks: Learned,
 }
 
+/// A host is told the zones and the names of ports of those of its own VPCs whose gateways answer DNS, whether it learns their ports or not. How many names.
+fn check_names(version: &Version, host: &str, ours: &State) -> usize {
+    let mut wanted = State::default();
+    for object in version.state.of_kind(Kind::Vpc) {
+        let Object::Vpc(vpc) = object else {
+            unreachable!()
+        };
+        let is_told = vpc.dns.is_some() && abilities(host).names;
+        if let Some(Object::Vpc(told)) = ours.find(Kind::Vpc, &vpc.id) {
+            assert_eq!(told.dns, vpc.dns.clone().filter(|_| is_told), "{host}");
+        }
+        if !is_told || !version.is_own(&vpc.id, host) {
+            continue;
+        }
+        for object in version.state.of_vpc(&vpc.id) {
+            match object {
+                Object::Port(port) if !port_label(object).is_empty() => {
+                    wanted.insert(Object::PortName(PortName {
+                        id: port.id.clone(),
+                        vpc: port.vpc.clone(),
+                        name: port_label(object),
+                        addresses: port.addresses.clone(),
+                    }));
+                }
+                Object::DnsZone(_) => drop(wanted.insert(object.clone().without_labels())),
+                _ => {}
+            }
+        }
+    }
+    let mut told = State::default();
+    for object in ours.iter() {
+        if matches!(object, Object::PortName(_) | Object::DnsZone(_)) {
+            told.insert(object.clone());
+        }
+    }
+    assert_eq!(told.to_objects(), wanted.to_objects(), "{host}");
+    told.len()
+}
+
+/// The name of a port that lives somewhere.
+fn port_label(object: &Object) -> String {
+    match object {
+        Object::Port(port) if port.host.is_empty() => String::new(),
+        Object::Port(port) if !port.hostname.is_empty() => port.hostname.to_ascii_lowercase(),
+        // The others' ids have slashes.
+        Object::Port(port) if port.id == "wanderer" => port.id.clone(),
+        _ => String::new(),
+    }
+}
+
 /// How many addresses were told, and how often a VPC began to be learned or stopped.
 fn follow(seed: u64, learn_above: usize) -> (usize, usize) {
     let mut numbers = Numbers(seed);
@@ -612,7 +684,7 @@ fn follow(seed: u64, learn_above: usize) -> (usize, usize) {
         })
         .collect();
     let (mut changes, mut spared, mut answers, mut turns) = (0, 0, 0, 0);
-    let (mut balanced, mut public) = (0, 0);
+    let (mut balanced, mut public, mut named) = (0, 0, 0);
     for _ in 0..if learn_above == 0 { 600 } else { 200 } {
         let mut state = version.state.clone();
         let of_labels = numbers.below(5) == 0;
@@ -682,6 +754,7 @@ fn follow(seed: u64, learn_above: usize) -> (usize, usize) {
                         public += usize::from(wanted);
                     }
                 }
+                named += check_names(&next, name, &ours);
                 let labelled = ours.iter().find(|object| !object.labels().is_empty());
                 assert_eq!(labelled, None, "{name} is told of labels");
                 // By one that has another past a VPC may just be learned, or not any more.
@@ -741,5 +814,6 @@ fn follow(seed: u64, learn_above: usize) -> (usize, usize) {
     }
     assert!(changes > 100 && spared > 30, "{changes}, {spared}");
     assert!(balanced > 100 && public > 30, "{balanced}, {public}");
+    assert!(named > 500, "{named}");
     (answers, turns)
 }

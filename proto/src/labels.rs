@@ -34,11 +34,13 @@ macro_rules! labelled {
             Object::ElasticIp($it) => $found,
             Object::NatGateway($it) => $found,
             Object::LoadBalancer($it) => $found,
+            Object::DnsZone($it) => $found,
             Object::GroupMembers(_)
             | Object::LearnedAddress(_)
             | Object::MemberHealth(_)
             | Object::MulticastListener(_)
-            | Object::AddressHolder(_) => $none,
+            | Object::AddressHolder(_)
+            | Object::PortName(_) => $none,
         }
     };
 }

@@ -13,6 +13,7 @@ pub mod v1 {
 pub mod address;
 mod balancer;
 pub mod dhcp_option;
+pub mod dns;
 pub mod external;
 mod health;
 mod holder;
@@ -58,6 +59,9 @@ pub const FINDINGS_BY_KIND: &str = "findings_by_kind";
 
 /// The capability of a host that takes subports ([`v1::Trunk`]). Others are told the ports with a device that they lack, so that these are down.
 pub const TRUNK_PORTS: &str = "trunk_ports";
+
+/// The capability of a host whose gateways answer DNS. Others are told VPCs without [`v1::VpcDns`], and neither zones nor names.
+pub const DNS: &str = "dns";
 
 /// The capability of a controller that takes [`v1::PortReports`].
 pub const PORT_REPORTS: &str = "port_reports";

@@ -131,6 +131,8 @@ kinds! {
     MemberHealth: "member_health" in member_health;
     MulticastListener: "multicast_listener" in multicast_listeners;
     AddressHolder: "address_holder" in address_holders;
+    DnsZone: "dns_zone" in dns_zones;
+    PortName: "port_name" in port_names;
 }
 
 impl Kind {
@@ -162,6 +164,8 @@ impl Object {
             Self::MemberHealth(o) => Some(&o.vpc),
             Self::MulticastListener(o) => Some(&o.vpc),
             Self::AddressHolder(o) => Some(&o.vpc),
+            Self::DnsZone(o) => Some(&o.vpc),
+            Self::PortName(o) => Some(&o.vpc),
             Self::Vpc(o) => Some(&o.id),
             Self::Subnet(o) => Some(&o.vpc),
             Self::RouteTable(o) => Some(&o.vpc),

@@ -47,7 +47,7 @@ pub(super) struct Delta {
 }
 
 /// The kinds of objects by their field of `Objects`, which counts from 1.
-const KINDS: [&str; 19] = [
+const KINDS: [&str; 21] = [
     "host",
     "vpc",
     "subnet",
@@ -67,6 +67,8 @@ const KINDS: [&str; 19] = [
     "member_health",
     "multicast_listener",
     "address_holder",
+    "dns_zone",
+    "port_name",
 ];
 
 /// What a host has in force, as far as it keeps that.
@@ -264,6 +266,7 @@ mod tests {
             external_networks: ExternalNetwork, elastic_ips: ElasticIp, nat_gateways: NatGateway,
             group_members: GroupMembers, learned_addresses: LearnedAddress, load_balancers: LoadBalancer,
             member_health: MemberHealth, multicast_listeners: MulticastListener, address_holders: AddressHolder,
+            dns_zones: DnsZone, port_names: PortName,
         }
     }
 

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use super::{Entry, Kind, Object, State};
 use crate::address::parse_mac;
 use crate::persistent::PersistentSet;
-use crate::v1::{ElasticIp, LoadBalancer, Peering, Port};
+use crate::v1::{ElasticIp, LoadBalancer, Peering, Port, PortName};
 
 /// Something that an object has, and where.
 #[derive(Debug, Clone)]
@@ -58,6 +58,10 @@ enum Claimed {
     Balances,
     /// A load balancer, by an address that is a member.
     BalancesAddress(IpAddr),
+    /// A name of ports, by VPC and name.
+    Named,
+    /// A name of ports, by an address that it stands for.
+    NamesAddress(IpAddr),
 }
 
 /// What claims are ordered by: what, where, a name, and the object.
@@ -92,6 +96,8 @@ fn key(object: &Object, what: Claimed, at: u32) -> ClaimKey<'_> {
             let member = o.members().nth(i);
             (member.map_or("", |member| &member.port), "")
         }
+        (Object::PortName(o), Claimed::Named) => (&*o.vpc, &*o.name),
+        (Object::PortName(o), Claimed::NamesAddress(_)) => (&*o.vpc, ""),
         (Object::Vpc(o), Claimed::VpcOf) => (&*o.tenant, ""),
         (object, Claimed::WideOf) => (object.tenant_wide().unwrap_or_default(), ""),
         (Object::ElasticIp(o), Claimed::BoundTo) => (&*o.port, ""),
@@ -176,6 +182,12 @@ fn claims(object: &Object, claim: &mut impl FnMut(Claimed, usize)) {
                 } else if let Ok(address) = member.address.parse() {
                     claim(Claimed::BalancesAddress(address), i);
                 }
+            }
+        }
+        Object::PortName(name) => {
+            claim(Claimed::Named, 0);
+            for address in name.addresses.iter().filter_map(|it| it.parse().ok()) {
+                claim(Claimed::NamesAddress(address), 0);
             }
         }
         Object::Subnet(subnet) if !subnet.external_network.is_empty() => claim(Claimed::UserOf, 0),
@@ -381,6 +393,23 @@ impl Claims {
         let same = move |claim: &Claim| {
             let (of, at, ..) = claim.key();
             (of, at).cmp(&(what, place))
+        };
+        let first = move |claim: &Claim| same(claim).then(Ordering::Greater);
+        let from = self.claims.iter_from(first);
+        from.take_while(move |claim| same(claim).is_eq())
+            .map(|claim| &claim.of.object)
+    }
+
+    /// Every object that has such a thing of a name in a place.
+    fn in_place_and_name<'a>(
+        &'a self,
+        what: Claimed,
+        place: &'a str,
+        name: &'a str,
+    ) -> impl Iterator<Item = &'a Object> {
+        let same = move |claim: &Claim| {
+            let (of, at, named, ..) = claim.key();
+            (of, at, named).cmp(&(what, place, name))
         };
         let first = move |claim: &Claim| same(claim).then(Ordering::Greater);
         let from = self.claims.iter_from(first);
@@ -620,6 +649,24 @@ impl State {
         balancers(self.claims.in_place(Claimed::BalancesAddress(address), vpc))
     }
 
+    /// The ports of a VPC that have a name, which is in lower case.
+    pub fn ports_named<'a>(
+        &'a self,
+        vpc: &'a str,
+        name: &'a str,
+    ) -> impl Iterator<Item = &'a PortName> {
+        port_names(self.claims.in_place_and_name(Claimed::Named, vpc, name))
+    }
+
+    /// The names that an address of a VPC has.
+    pub fn names_of_address<'a>(
+        &'a self,
+        vpc: &'a str,
+        address: IpAddr,
+    ) -> impl Iterator<Item = &'a PortName> {
+        port_names(self.claims.in_place(Claimed::NamesAddress(address), vpc))
+    }
+
     /// What holds an address of an external network: more than one object is against the rules.
     pub fn holders_of(&self, address: IpAddr) -> impl Iterator<Item = &Object> {
         self.claims.in_place(Claimed::Outside(address), "")
@@ -657,6 +704,13 @@ fn balancers<'a>(
 ) -> impl Iterator<Item = &'a LoadBalancer> {
     objects.filter_map(|object| match object {
         Object::LoadBalancer(balancer) => Some(balancer),
+        _ => None,
+    })
+}
+
+fn port_names<'a>(objects: impl Iterator<Item = &'a Object>) -> impl Iterator<Item = &'a PortName> {
+    objects.filter_map(|object| match object {
+        Object::PortName(name) => Some(name),
         _ => None,
     })
 }

@@ -65,6 +65,12 @@ pub const BALANCER_LISTENERS: usize = 64;
 pub const BALANCER_MEMBERS: usize = 10_000;
 /// The highest weight of a member of a load balancer.
 pub const MEMBER_WEIGHT: u32 = 256;
+/// DNS zones of a VPC: each question is compared with all.
+pub const VPC_DNS_ZONES: usize = 64;
+/// Records of a DNS zone.
+pub const ZONE_RECORDS: usize = 1000;
+/// Data of a record of a DNS zone.
+pub const RECORD_DATA: usize = 32;
 /// VPCs of a tenant, where no quota says otherwise.
 pub const TENANT_VPCS: u32 = 16;
 /// Subnets of a tenant.
@@ -87,6 +93,8 @@ pub const TENANT_ELASTIC_IPS: u32 = 20;
 pub const TENANT_NAT_GATEWAYS: u32 = 20;
 /// Load balancers of a tenant.
 pub const TENANT_LOAD_BALANCERS: u32 = 20;
+/// DNS zones of a tenant.
+pub const TENANT_DNS_ZONES: u32 = 64;
 /// Most violations that are reported; of more, the first ones are.
 pub const VIOLATIONS: usize = 1000;
 

@@ -6,6 +6,7 @@
 mod balancer;
 mod dhcp;
 mod dhcp_options;
+mod dns;
 mod external;
 mod fabric;
 mod health;
@@ -290,7 +291,9 @@ impl Reach {
             | (_, Some(Object::MulticastListener(_)))
             | (Some(Object::MulticastListener(_)), None)
             | (_, Some(Object::AddressHolder(_)))
-            | (Some(Object::AddressHolder(_)), None) => Self::Object,
+            | (Some(Object::AddressHolder(_)), None)
+            | (_, Some(Object::DnsZone(_) | Object::PortName(_)))
+            | (Some(Object::DnsZone(_) | Object::PortName(_)), None) => Self::Object,
             (None, Some(Object::Host(_))) => Self::Vpc,
             (Some(old), _) if is_of_all(old) => Self::All,
             (_, Some(new)) if is_of_all(new) => Self::All,
@@ -320,6 +323,9 @@ fn check(
         Object::Host(host) => fabric::check_host(at, host, report),
         Object::Vpc(vpc) => {
             fabric::check_vpc(at, vpc, report);
+            if let Some(dns) = &vpc.dns {
+                dns::check_vpc(at, dns, report);
+            }
             if let Some(learning) = &vpc.learning {
                 learning::check_vpc(at, learning, index, scope, report);
             }
@@ -335,6 +341,8 @@ fn check(
         Object::MemberHealth(it) => health::check(at, it, index, scope, report),
         Object::MulticastListener(it) => multicast::check(at, it, index, scope, report),
         Object::AddressHolder(it) => holder::check(at, it, index, scope, report),
+        Object::DnsZone(zone) => dns::check_zone(at, zone, index, report),
+        Object::PortName(name) => dns::check_name(at, name, index, scope, report),
         Object::Subnet(subnet) => network::check(at, subnet, index, report),
         Object::RouteTable(table) => route::check(at, table, index, report),
         Object::NetworkAcl(acl) => policy::check_acl(at, acl, index, report),

@@ -7,7 +7,7 @@ use crate::state::{Change, Kind, Object, State};
 use crate::v1::Quota;
 
 /// Kinds that have a quota, and how many objects of each a tenant may have for whom there is none.
-pub const DEFAULTS: [(Kind, u32); 11] = [
+pub const DEFAULTS: [(Kind, u32); 12] = [
     (Kind::Vpc, limits::TENANT_VPCS),
     (Kind::Subnet, limits::TENANT_SUBNETS),
     (Kind::RouteTable, limits::TENANT_ROUTE_TABLES),
@@ -19,6 +19,7 @@ pub const DEFAULTS: [(Kind, u32); 11] = [
     (Kind::ElasticIp, limits::TENANT_ELASTIC_IPS),
     (Kind::NatGateway, limits::TENANT_NAT_GATEWAYS),
     (Kind::LoadBalancer, limits::TENANT_LOAD_BALANCERS),
+    (Kind::DnsZone, limits::TENANT_DNS_ZONES),
 ];
 
 pub(super) fn check(at: At<'_>, quota: &Quota, report: &mut Report) {

@@ -2,6 +2,7 @@
 
 mod balancer;
 mod dhcp;
+mod dns;
 mod external;
 mod learning;
 mod parts;

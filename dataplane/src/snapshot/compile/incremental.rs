@@ -63,7 +63,9 @@ pub(super) fn compile(
     let changed = learned::beyond_answers(done, &changes);
     let objects = changed.filter_map(|change| change.new.or(change.old));
     // Who listens to multicast is in a table of its own, and no session was judged by it.
-    let judged = objects.filter(|object| object.kind() != Kind::MulticastListener);
+    // No packet is judged by names, either.
+    let unjudged = [Kind::MulticastListener, Kind::DnsZone, Kind::PortName];
+    let judged = objects.filter(|object| !unjudged.contains(&object.kind()));
     let changed = judged.filter_map(Object::vpc);
     let mut changed: HashSet<&str> = changed.collect();
     add_joined(&mut changed, state);
@@ -109,6 +111,8 @@ fn is_contained(change: &Change<'_>) -> bool {
             Kind::MemberHealth,
             Kind::MulticastListener,
             Kind::AddressHolder,
+            Kind::DnsZone,
+            Kind::PortName,
         ];
         return object.is_some_and(|object| kinds.contains(&object.kind()));
     };
@@ -123,6 +127,8 @@ fn is_contained(change: &Change<'_>) -> bool {
         Kind::MemberHealth,
         Kind::MulticastListener,
         Kind::AddressHolder,
+        Kind::DnsZone,
+        Kind::PortName,
     ];
     old.vpc() == new.vpc() && kinds.contains(&new.kind())
 }

@@ -345,6 +345,8 @@ impl<'s> Objects<'s> {
                 Object::Peering(o) => objects.peerings.push(o),
                 // The controller's alone, and what the table of multicast listeners is made of.
                 Object::Quota(_) | Object::MulticastListener(_) => {}
+                // For what answers DNS, which reads the state.
+                Object::DnsZone(_) | Object::PortName(_) => {}
                 Object::Subnet(o) => objects.subnets.push(o),
                 Object::RouteTable(o) => objects.route_tables.push(o),
                 Object::NetworkAcl(o) => objects.network_acls.push(o),
