@@ -401,5 +401,11 @@ fn stats_text(stats: &v1::Stats, before: Option<&v1::Stats>, seconds: u64) -> St
             m.requests, m.backend_errors, m.connections, m.refused
         );
     }
+    if let Some(d) = &stats.dns {
+        text += &format!(
+            "dns: {} questions; {} forwarded, {} of them not answered; {} refused\n",
+            d.questions, d.forwarded, d.unanswered, d.refused
+        );
+    }
     text
 }

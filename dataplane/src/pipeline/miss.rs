@@ -179,6 +179,7 @@ impl Core {
                     Service::Health => &mut self.answers,
                     Service::Querier => &mut self.reports,
                     Service::Holders => &mut self.announcements,
+                    Service::Dns => &mut self.dns,
                 };
                 let is_within = limiter.take(index.into(), self.now);
                 is_within.then_some(()).ok_or_else(|| service.limited())

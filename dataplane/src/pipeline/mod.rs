@@ -9,6 +9,7 @@ mod balancing;
 pub mod checks;
 pub mod counters;
 mod device_mtus;
+pub mod dns;
 mod egress;
 pub mod external;
 mod fast_path;
@@ -115,6 +116,8 @@ pub enum Service {
     Querier,
     /// What finds out which ports hold virtual addresses.
     Holders,
+    /// What answers DNS at the addresses of gateways.
+    Dns,
 }
 
 impl Service {
@@ -125,6 +128,7 @@ impl Service {
             Self::Health => DropReason::HealthFull,
             Self::Querier => DropReason::MembershipLimit,
             Self::Holders => DropReason::AnnouncementLimit,
+            Self::Dns => DropReason::DnsFull,
         }
     }
 
@@ -135,6 +139,7 @@ impl Service {
             Self::Health => DropReason::HealthFull,
             Self::Querier => DropReason::MembershipLimit,
             Self::Holders => DropReason::AnnouncementLimit,
+            Self::Dns => DropReason::DnsLimit,
         }
     }
 }
@@ -162,6 +167,8 @@ pub struct Settings {
     pub broadcasts_per_second: u32,
     /// Packets to the metadata service that one port may send, a second.
     pub metadata_per_second: u32,
+    /// Packets to the DNS service that one port may send, a second.
+    pub dns_per_second: u32,
     /// Reports of IGMP and MLD that one port may send, a second.
     pub reports_per_second: u32,
     /// Flows that one port may open, a second: what a flood may take of a worker's time, and of the workers' behind the underlay.
@@ -182,6 +189,7 @@ impl Default for Settings {
             replies_per_second: 1000,
             broadcasts_per_second: 1000,
             metadata_per_second: 4000,
+            dns_per_second: 1000,
             reports_per_second: 32,
             flows_per_second: 50_000,
             vpc_flows_per_second: 100_000,
@@ -262,6 +270,8 @@ struct Core {
     broadcasts: Limiter,
     /// What ports send to the metadata service.
     metadata: Limiter,
+    /// What ports send to the DNS service.
+    dns: Limiter,
     /// Answers of ports to health checks.
     answers: Limiter,
     /// Reports of IGMP and MLD.
@@ -319,6 +329,7 @@ impl Pipeline {
             replies: limiter(settings.replies_per_second),
             broadcasts: limiter(settings.broadcasts_per_second),
             metadata: limiter(settings.metadata_per_second),
+            dns: limiter(settings.dns_per_second),
             answers: limiter(HEALTH_ANSWERS),
             reports: Limiter::new(
                 settings.reports_per_second,

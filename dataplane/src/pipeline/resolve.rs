@@ -12,8 +12,8 @@ use super::tracer::{Silent, Tracer};
 use super::tracking::{Follow, NextState, follow, opening};
 use super::translate::{self, Change, Choice, Decision};
 use super::{
-    Entry, Service, Tables, balancing, external, forwarding, gateway, guard, learning, membership,
-    metadata, nat64, services,
+    Entry, Service, Tables, balancing, dns, external, forwarding, gateway, guard, learning,
+    membership, metadata, nat64, services,
 };
 use crate::numbers::Vni;
 use crate::packet::parse::{self, Fragment, is_icmp_error};
@@ -170,6 +170,9 @@ fn at_port<'t>(
     }
     if metadata::is_question(snapshot, port, parsed) {
         return Ok(Some(Verdict::Punt(Service::Metadata)));
+    }
+    if dns::is_question(snapshot, port, parsed) {
+        return Ok(Some(Verdict::Punt(Service::Dns)));
     }
     if gateway::is_for_gateway(snapshot, port, parsed) {
         gateway::ping(area, parsed)?;

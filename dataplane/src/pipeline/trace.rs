@@ -84,6 +84,7 @@ impl Outcome {
             Self::Reply(name) => format!("{name} from the gateway"),
             Self::Service(Service::Metadata) => "the metadata service of this host".to_owned(),
             Self::Service(Service::Health) => "the health checks of this host".to_owned(),
+            Self::Service(Service::Dns) => "the DNS service of this host".to_owned(),
             Self::Service(Service::Querier) => "the multicast querier of this host".to_owned(),
             Self::Service(Service::Holders) => {
                 "this host, which finds out who holds the address".to_owned()

@@ -234,6 +234,8 @@ pub struct Subnet {
     pub guests: Option<Arc<Guests>>,
     /// Whether a multicast packet goes to those who have joined its group (`multicast`), and not to everybody.
     pub snoops: bool,
+    /// Whether its gateway answers DNS (`pipeline::dns`).
+    pub dns: bool,
     /// A hash of its id, the same on every host: what peers with listeners are told apart by.
     pub number: u64,
 }

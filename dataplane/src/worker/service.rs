@@ -29,6 +29,8 @@ pub struct Desks {
     pub querier: Arc<PuntQueue>,
     /// Announcements of virtual addresses.
     pub holders: Arc<PuntQueue>,
+    /// Those to the DNS service.
+    pub dns: Arc<PuntQueue>,
 }
 
 impl Desks {
@@ -38,6 +40,7 @@ impl Desks {
             Service::Health => &self.health,
             Service::Querier => &self.querier,
             Service::Holders => &self.holders,
+            Service::Dns => &self.dns,
         }
     }
 }

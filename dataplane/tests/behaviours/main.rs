@@ -12,6 +12,7 @@ mod connections;
 mod dhcp;
 mod dhcp6;
 mod direct;
+mod dns;
 mod dscp;
 mod epochs;
 mod external;

@@ -168,6 +168,7 @@ impl Differential {
             replies_per_second: UNLIMITED,
             broadcasts_per_second: UNLIMITED,
             metadata_per_second: UNLIMITED,
+            dns_per_second: UNLIMITED,
             reports_per_second: UNLIMITED,
             flows_per_second: UNLIMITED,
             vpc_flows_per_second: UNLIMITED,

@@ -167,6 +167,8 @@ pub struct PeeringPlan {
 #[derive(Debug, Clone)]
 pub struct VpcPlan {
     pub routes_multicast: bool,
+    /// Its gateways answer DNS.
+    pub has_dns: bool,
     pub subnets: Vec<SubnetPlan>,
     pub groups: Vec<GroupPlan>,
     pub list: Vec<u8>,
@@ -550,6 +552,7 @@ fn subnet(rng: &mut Rng) -> SubnetPlan {
 fn vpc(rng: &mut Rng) -> VpcPlan {
     VpcPlan {
         routes_multicast: rng.coin(),
+        has_dns: rng.coin(),
         subnets: rng.list(1..4, subnet),
         groups: rng.list(1..4, group),
         list: rng.list(0..3, Rng::byte),
@@ -1557,6 +1560,9 @@ impl VpcPlan {
             id: vpc.into(),
             vni,
             multicast_routing: self.routes_multicast,
+            dns: self.has_dns.then(|| v1::VpcDns {
+                domain: "names.test".into(),
+            }),
             ..v1::Vpc::default()
         });
         for (s, subnet) in self.subnets.iter().enumerate() {

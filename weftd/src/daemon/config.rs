@@ -2,6 +2,7 @@
 //! an error.
 
 use std::collections::HashSet;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -53,6 +54,9 @@ pub struct Config {
     pub limits: LimitSection,
     /// The metadata service; absent: there is none.
     pub metadata: Option<MetadataSection>,
+    /// DNS for guests.
+    #[serde(default)]
+    pub dns: DnsSection,
 }
 
 /// One address or a list of them.
@@ -77,6 +81,49 @@ impl Addresses {
 
 /// Controllers that are named at most.
 const MAX_CONTROLLERS: usize = 16;
+
+/// Resolvers that are named at most.
+const MAX_RESOLVERS: usize = 4;
+
+/// DNS for guests.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct DnsSection {
+    /// Who answers what is no name of a guest's own VPC, in order of preference: addresses, or ADDRESS:PORT, which this host reaches by its own network. None:
+    /// nobody does.
+    pub resolvers: Vec<Resolver>,
+}
+
+impl DnsSection {
+    /// The resolvers' sockets.
+    pub fn resolvers(&self) -> Vec<SocketAddr> {
+        self.resolvers.iter().map(|resolver| resolver.0).collect()
+    }
+}
+
+/// The address and port of a resolver.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub struct Resolver(pub SocketAddr);
+
+impl TryFrom<String> for Resolver {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        let alone = text.parse::<IpAddr>();
+        let alone =
+            alone.map(|address| SocketAddr::new(address, weft_dataplane::pipeline::dns::PORT));
+        let resolver = alone.or_else(|_| text.parse::<SocketAddr>());
+        match resolver {
+            Ok(resolver) if resolver.port() != 0 && !resolver.ip().is_unspecified() => {
+                Ok(Self(resolver))
+            }
+            _ => Err(format!(
+                "'{text}' is neither ADDRESS nor ADDRESS:PORT of a resolver"
+            )),
+        }
+    }
+}
 
 /// The metadata service.
 #[derive(Debug, Clone, Deserialize)]
@@ -305,6 +352,8 @@ pub struct LimitSection {
     pub broadcasts_per_second: u32,
     /// Packets to the metadata service that one port may send, a second.
     pub metadata_per_second: u32,
+    /// Packets to the DNS service of the gateway that one port may send, a second.
+    pub dns_per_second: u32,
     /// Flows that one port may open, a second.
     pub flows_per_second: u32,
     /// Flows that a VPC may open on this host, a second, those out of tunnels too.
@@ -320,6 +369,7 @@ impl Default for LimitSection {
             replies_per_second,
             broadcasts_per_second,
             metadata_per_second,
+            dns_per_second,
             flows_per_second,
             vpc_flows_per_second,
             fragment,
@@ -333,6 +383,7 @@ impl Default for LimitSection {
             replies_per_second,
             broadcasts_per_second,
             metadata_per_second,
+            dns_per_second,
             flows_per_second,
             vpc_flows_per_second,
             fragment,
@@ -465,6 +516,11 @@ impl Config {
                 "uplinks",
                 self.uplinks.len() <= 16,
                 "lists at most 16 interfaces",
+            ),
+            (
+                "dns.resolvers",
+                self.dns.resolvers.len() <= MAX_RESOLVERS,
+                "names at most 4 resolvers",
             ),
             (
                 "external",
@@ -635,6 +691,7 @@ impl Config {
             replies_per_second: self.limits.replies_per_second,
             broadcasts_per_second: self.limits.broadcasts_per_second,
             metadata_per_second: self.limits.metadata_per_second,
+            dns_per_second: self.limits.dns_per_second,
             reports_per_second: Settings::default().reports_per_second,
             flows_per_second: self.limits.flows_per_second,
             vpc_flows_per_second: self.limits.vpc_flows_per_second,

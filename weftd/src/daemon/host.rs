@@ -15,6 +15,7 @@ use super::devices::Devices;
 use super::resources::Resources;
 use super::{holders, multicast};
 use crate::agent::Apply;
+use crate::dns;
 use crate::health;
 use crate::metadata::{DESK, Service};
 use crate::underlay::{self, Adjacencies, LinksUp};
@@ -54,6 +55,8 @@ pub struct Host {
     pub metadata: Option<Arc<Service>>,
     /// What asks members of load balancers.
     pub health: Arc<health::Service>,
+    /// What answers guests that ask for names.
+    pub dns: Arc<dns::Service>,
     /// Sends this host's announcements to ports.
     pub injector: Arc<Injector>,
     /// Reports of multicast listeners that workers have left.
@@ -135,6 +138,7 @@ impl Host {
             health: Arc::new(PuntQueue::new(health::DESK)),
             querier: Arc::new(PuntQueue::new(multicast::REPORTS)),
             holders: Arc::new(PuntQueue::new(holders::ANNOUNCEMENTS)),
+            dns: Arc::new(PuntQueue::new(dns::DESK)),
         };
         let plan = Plan {
             cores: &cores,
@@ -164,6 +168,8 @@ impl Host {
             Arc::clone(&injector),
             Arc::clone(&shared.checks),
         );
+        let resolvers = config.dns.resolvers();
+        let dns = dns::Service::new(desks.dns, Arc::clone(&injector), resolvers);
         let devices = Devices::open(config, &umem, programs)?;
         let limits = &config.limits;
         let compiler = Compiler::new(limits.ports, limits.peers, limits.vpcs);
@@ -205,6 +211,7 @@ impl Host {
             physical_networks: config.physical_networks(),
             metadata,
             health: Arc::new(health),
+            dns: Arc::new(dns),
             injector,
             reports: desks.querier,
             announcements: desks.holders,

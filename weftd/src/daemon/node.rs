@@ -224,6 +224,14 @@ impl Node for NodeService {
                 backend_errors: read(&tally.backend_errors),
             }
         });
+        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let tally = self.host.dns.tally();
+        let dns = v1::DnsCounters {
+            questions: read(&tally.questions),
+            forwarded: read(&tally.forwarded),
+            unanswered: read(&tally.unanswered),
+            refused: read(&tally.refused),
+        };
         let in_force = self.agent.status().in_force;
         Ok(Response::new(v1::Stats {
             held_back: in_force.map_or(0, |known| known.held_back.len() as u32),
@@ -231,6 +239,7 @@ impl Node for NodeService {
             sessions: Some(sessions),
             frames: Some(frames),
             metadata,
+            dns: Some(dns),
         }))
     }
 

@@ -27,7 +27,7 @@ use weft_dataplane::session::table::{PREPARE_EVERY, SessionTable};
 /// How often devices of ports are looked for.
 const SETTLE: Duration = Duration::from_millis(250);
 /// What this host offers to the controller.
-const CAPABILITIES: [&str; 18] = [
+const CAPABILITIES: [&str; 19] = [
     "vxlan",
     "gre",
     "netdev",
@@ -46,6 +46,7 @@ const CAPABILITIES: [&str; 18] = [
     weft_proto::MULTICAST_LISTENERS,
     weft_proto::ADDRESS_HOLDERS,
     weft_proto::TRUNK_PORTS,
+    weft_proto::DNS,
 ];
 
 /// Runs the daemon until it is stopped.
@@ -109,8 +110,8 @@ fn agent_config(config: &Config) -> anyhow::Result<AgentConfig> {
 }
 
 /// Starts what runs beside the daemon's loop: the node service, the growth of the session table, the metadata service, the probes of
-/// gateway hosts, the health checks of load balancers' members, what packets ask the controller for, the multicast querier, and what finds
-/// out who holds virtual addresses.
+/// gateway hosts, the health checks of load balancers' members, what packets ask the controller for, the multicast querier, what finds
+/// out who holds virtual addresses, and DNS for guests.
 fn spawn_tasks(
     config: &Config,
     host: &Arc<Host>,
@@ -135,12 +136,14 @@ fn spawn_tasks(
     let health = Arc::clone(&host.health);
     let health = health.run(config.host.clone(), Arc::clone(agent));
     let health = tokio::spawn(health).abort_handle();
+    let dns = Arc::clone(&host.dns).run(Arc::clone(agent));
+    let dns = tokio::spawn(dns).abort_handle();
     let multicast = multicast::follow(Arc::clone(host), Arc::clone(agent));
     let multicast = tokio::spawn(multicast).abort_handle();
     let holders = holders::follow(Arc::clone(host), Arc::clone(agent));
     let holders = tokio::spawn(holders).abort_handle();
     let tasks = [
-        server, preparing, probing, learning, health, multicast, holders,
+        server, preparing, probing, learning, health, multicast, holders, dns,
     ];
     Ok(tasks.into_iter().chain(metadata).collect())
 }

@@ -1,34 +1,26 @@
 //! The metadata service: HTTP for guests at 169.254.169.254 and fd00:ec2::254, forwarded to a backend with the identity of the port.
 //!
-//! Workers put its packets (`pipeline::metadata`) into a bounded queue. Tenants' addresses overlap, so every active port has a TCP/IP stack
-//! of its own (`stack`) in a task of its own (`guest`), which ends when the port has been idle for a while. A stack's connections are
-//! served by an HTTP server, which forwards each request to the backend (`proxy`). Nothing here runs on a worker. Every queue is bounded,
-//! and every wait has a timeout.
+//! Workers put its packets (`pipeline::metadata`) into a bounded queue. Each port has a TCP/IP stack ([`crate::guest`]), whose connections are served by an HTTP
+//! server (`guest`), which forwards each request to the backend (`proxy`). Nothing here runs on a worker. Every queue is bounded, and every wait has a timeout.
 
 mod guest;
-mod identity;
 mod proxy;
-mod stack;
-mod stream;
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::Semaphore;
 
-pub use self::identity::Identity;
 pub use self::proxy::{Backend, Proxy};
-use weft_dataplane::packet::DropReason;
+use crate::guest::Guests;
+pub use crate::guest::Identity;
 use weft_dataplane::worker::service::{Injector, PuntQueue};
 
 /// Packets that may wait in the queue, for all ports together.
 pub const DESK: usize = 1024;
-/// Packets of one port that may wait for its stack.
-const WAITING: usize = 64;
 /// Packets that are handed on before others get a turn.
 const BATCH: usize = 64;
-/// Connections of all ports together, besides those that each port is sure of (`stack::OWN`).
+/// Connections of all ports together, besides those that each port is sure of (`guest::stack::OWN`).
 const SHARED: usize = 1024;
 
 /// What the service has done since it started.
@@ -80,8 +72,7 @@ impl Service {
 
     /// Serves until it is dropped.
     pub async fn run(self: Arc<Self>) {
-        // As many entries as there are port indexes, at most.
-        let mut guests = HashMap::new();
+        let mut guests = Guests::default();
         loop {
             self.queue.arrival().await;
             for _ in 0..BATCH {
@@ -89,35 +80,9 @@ impl Service {
                     break;
                 };
                 let frame = self.injector.read(packet);
-                self.hand_over(&mut guests, port, frame);
+                guests.hand_over(&self, port, frame);
             }
             tokio::task::yield_now().await;
-        }
-    }
-
-    /// Gives a frame to the task of its port; the first one starts it.
-    fn hand_over(
-        self: &Arc<Self>,
-        guests: &mut HashMap<u16, mpsc::Sender<Vec<u8>>>,
-        port: u16,
-        frame: Vec<u8>,
-    ) {
-        use mpsc::error::TrySendError::{Closed, Full};
-        let frame = match guests.get(&port) {
-            Some(guest) => match guest.try_send(frame) {
-                Ok(()) => return,
-                Err(Full(_)) => return self.injector.count_drop(port, DropReason::MetadataFull),
-                Err(Closed(frame)) => frame,
-            },
-            None => frame,
-        };
-        let Some(identity) = Identity::of(&self.injector.snapshot(), port) else {
-            return self.injector.count_drop(port, DropReason::PortDown);
-        };
-        let (guest, packets) = mpsc::channel(WAITING);
-        if guest.try_send(frame).is_ok() {
-            guests.insert(port, guest);
-            tokio::spawn(guest::run(Arc::clone(self), identity, packets));
         }
     }
 }

@@ -8,6 +8,7 @@ use weft_proto::v1;
 
 use super::super::{Guests, Subnet};
 use super::{Report, dhcp_options};
+use crate::packet::parse::word_address;
 use crate::packet::{Mac, metadata};
 
 /// What `lease_seconds` of 0 stands for.
@@ -15,18 +16,22 @@ const DEFAULT_LEASE: u32 = 86400;
 /// A lifetime without end.
 const FOREVER: [u8; 4] = [0xff; 4];
 
-/// What the guests of a subnet are told; none if it is to answer nothing. `host`: the MTU, and whether there is a metadata service.
+/// What the guests of a subnet are told; none if it is to answer nothing. `host`: the MTU, whether there is a metadata service, and the VPC's DNS
+/// where the gateway answers it.
 pub(super) fn compile(
     subnet: &v1::Subnet,
     compiled: &Subnet,
-    (mtu, metadata): (u32, bool),
+    (mtu, metadata, dns): (u32, bool, Option<&v1::VpcDns>),
     report: &mut Report,
 ) -> Option<Guests> {
-    let nothing = v1::Dhcp::default();
-    let dhcp = subnet.dhcp.as_ref().unwrap_or(&nothing);
+    let mut dhcp = subnet.dhcp.clone().unwrap_or_default();
     if dhcp.disabled {
         return None;
     }
+    if let Some(dns) = dns {
+        tell_of_dns(&mut dhcp, compiled, dns);
+    }
+    let dhcp = &dhcp;
     let servers: Vec<IpAddr> = dhcp
         .dns_servers
         .iter()
@@ -75,6 +80,18 @@ pub(super) fn compile(
     let owner = (Kind::Subnet, &*subnet.id, "dhcp.options");
     dhcp_options::give(&mut guests, &dhcp.options, owner, report);
     Some(guests)
+}
+
+/// Says what a subnet leaves open: the gateway answers DNS, and the VPC has a domain.
+fn tell_of_dns(dhcp: &mut v1::Dhcp, compiled: &Subnet, dns: &v1::VpcDns) {
+    if dhcp.dns_servers.is_empty() {
+        let gateways = [compiled.gateway_v4, compiled.gateway_v6];
+        let gateways = gateways.into_iter().flatten().map(word_address);
+        dhcp.dns_servers = gateways.map(|it| it.to_string()).collect();
+    }
+    if dhcp.domain.is_empty() {
+        dhcp.domain.clone_from(&dns.domain);
+    }
 }
 
 /// Appends an option with a code and a length of one byte each; one that does not fit is left out.

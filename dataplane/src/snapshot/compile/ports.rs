@@ -53,6 +53,10 @@ pub(super) fn trunks<'p>(
 
 impl Draft<'_> {
     pub(super) fn fill_subnets(&mut self, objects: &Objects<'_>) {
+        let vpcs = objects.vpcs.iter();
+        let answering: Map<&str, &v1::VpcDns> = vpcs
+            .filter_map(|vpc| Some((&*vpc.id, vpc.dns.as_ref()?)))
+            .collect();
         for subnet in &objects.subnets {
             let Some(vpc) = self.places.vpcs.get(&subnet.vpc).copied() else {
                 let rule = format!("'{}' does not exist", subnet.vpc);
@@ -77,12 +81,16 @@ impl Draft<'_> {
                     .add(Kind::Subnet, &subnet.id, "gateway_mac", rule);
                 Mac::ROUTER
             });
+            // On an external network the router is another's.
+            let dns = answering.get(&*subnet.vpc).copied();
+            let dns = dns.filter(|_| subnet.external_network.is_empty());
             let mut compiled = Subnet {
                 id: subnet.id.clone(),
                 vpc,
                 gateway_mac,
                 acl,
                 snoops: subnet.multicast == "snooping" && subnet.external_network.is_empty(),
+                dns: dns.is_some(),
                 number: Subnet::number_of(&subnet.id),
                 ..Subnet::default()
             };
@@ -96,7 +104,7 @@ impl Draft<'_> {
             let guests = guests::compile(
                 subnet,
                 &compiled,
-                (mtu, self.context.metadata),
+                (mtu, self.context.metadata, dns),
                 &mut self.report,
             );
             compiled.guests = guests.map(Arc::new);

@@ -7,8 +7,8 @@ use weft_dataplane::packet::DropReason;
 use weft_proto::v1;
 
 use super::frame::{
-    Detail, ICMP, ICMPV6, IP, Mac, Packet, UDP, is_group, is_group_mac, mac_at, octets, ones_sum,
-    pseudo_header, v4_at, v6_at, word,
+    Detail, ICMP, ICMPV6, IP, Mac, Packet, TCP, UDP, is_group, is_group_mac, mac_at, octets,
+    ones_sum, pseudo_header, v4_at, v6_at, word,
 };
 use super::world::{World, gateway_address, gateway_mac, has_address, mac, prefix_holds};
 
@@ -147,6 +147,12 @@ fn owner<'a>(world: &'a World, vpc: &'a str, address: IpAddr) -> Option<&'a v1::
         .ports
         .iter()
         .find(|port| port.vpc == vpc && link_local(mac(&port.mac)) == address && speaks(port))
+}
+
+/// A question of DNS that is whole.
+pub fn asks_for_names(packet: &Packet) -> bool {
+    let to_server = matches!(packet.flow.detail, Detail::Ports(_, 53));
+    to_server && [TCP, UDP].contains(&packet.flow.protocol) && packet.fragment.is_none()
 }
 
 /// What a port may be told of an address: of its own gateway, or of another port of its subnet.

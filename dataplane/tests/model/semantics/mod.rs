@@ -67,7 +67,7 @@ pub struct Outcome {
     pub delivered: Vec<(String, Vec<u8>)>,
     /// Ports that got a segment whole, and what is still to be made of it: kind and size.
     pub whole: Vec<(String, u8, u16)>,
-    /// Port, and what it sends to its host's metadata service.
+    /// Port, and what it sends to its host's metadata or DNS service.
     pub asked: Vec<(String, Vec<u8>)>,
     /// Port, and what it says that it has joined.
     pub reports: Vec<(String, Vec<u8>)>,
@@ -492,6 +492,11 @@ impl Model {
         let is_metadata = world.is_metadata(destination);
         let to_web = matches!(packet.flow.detail, frame::Detail::Ports(_, 80));
         if to_router && is_metadata && to_web && packet.flow.protocol == frame::TCP {
+            outcome.asked.push((port.id.clone(), packet.bytes));
+            return Ok(());
+        }
+        if to_router && world.is_name_server(port, destination) && gateway::asks_for_names(&packet)
+        {
             outcome.asked.push((port.id.clone(), packet.bytes));
             return Ok(());
         }

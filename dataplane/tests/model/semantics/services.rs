@@ -92,7 +92,16 @@ pub const GIVEN: [Given; 9] = [
 /// What a service makes of a packet; none where it is nobody's question.
 pub fn answer(world: &World, port: &v1::Port, packet: &Packet) -> Option<Answer> {
     let subnet = world.subnet(&port.subnet);
-    let told = subnet.dhcp.clone().unwrap_or_default();
+    let mut told = subnet.dhcp.clone().unwrap_or_default();
+    if let Some(dns) = world.dns(&port.vpc) {
+        if told.dns_servers.is_empty() {
+            let own = [true, false].map(|v4| gateway_address(subnet, v4));
+            told.dns_servers = own.into_iter().flatten().map(|it| it.to_string()).collect();
+        }
+        if told.domain.is_empty() {
+            told.domain.clone_from(&dns.domain);
+        }
+    }
     // A question in pieces is nobody's.
     if told.disabled || packet.fragment.is_some() {
         return None;

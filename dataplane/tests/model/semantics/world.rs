@@ -98,6 +98,20 @@ impl World {
         self.1 && ["169.254.169.254", "fd00:ec2::254"].contains(&address.to_string().as_str())
     }
 
+    /// How the gateways of a VPC answer DNS, if they do.
+    pub fn dns(&self, vpc: &str) -> Option<&v1::VpcDns> {
+        let vpc = self.0.vpcs.iter().find(|it| it.id == vpc)?;
+        vpc.dns.as_ref()
+    }
+
+    /// Whether an address is where a port finds names: its own subnet's gateway.
+    pub fn is_name_server(&self, port: &v1::Port, address: IpAddr) -> bool {
+        let subnet = self.subnet(&port.subnet);
+        let local = super::gateway::link_local(gateway_mac(subnet));
+        let of_family = gateway_address(subnet, address.is_ipv4());
+        self.dns(&port.vpc).is_some() && (address == local || of_family == Some(address))
+    }
+
     /// Bytes of IP packet that the device of a port takes, if that is known.
     pub fn device_mtu(&self, port: &str) -> Option<usize> {
         self.3.get(port).map(|mtu| usize::from(*mtu))

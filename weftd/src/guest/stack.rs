@@ -13,9 +13,8 @@ use smoltcp::socket::tcp::{self, State};
 use smoltcp::wire::{HardwareAddress, IpAddress, IpCidr};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use super::Identity;
+use super::{Endpoint, Identity};
 use crate::wire::{self, Wire};
-use weft_dataplane::packet::metadata;
 use weft_dataplane::packet::parse::{self, Inner, protocol, tcp_flags, word_address};
 use weft_dataplane::packet::{Family, Mac};
 
@@ -78,6 +77,8 @@ pub(super) struct Stack {
     shared: Arc<Semaphore>,
     macs: VecDeque<(IpAddress, Mac)>,
     identity: Identity,
+    /// The server's port.
+    port: u16,
     /// What happened since the last turn.
     news: Turn,
     started: Instant,
@@ -94,7 +95,7 @@ impl std::fmt::Debug for Stack {
 
 impl Stack {
     /// A stack for a port, without connections. `shared`: what connections beyond the port's own are taken from.
-    pub(super) fn new(identity: Identity, shared: Arc<Semaphore>) -> Self {
+    pub(super) fn new(identity: Identity, endpoint: &Endpoint, shared: Arc<Semaphore>) -> Self {
         let mut wire = Wire {
             mtu: identity.mtu.into(),
             ..Wire::default()
@@ -103,9 +104,10 @@ impl Stack {
         config.random_seed = rand::random();
         let mut interface = Interface::new(config, &mut wire, smoltcp::time::Instant::ZERO);
         interface.update_ip_addrs(|addresses| {
-            // Both fit. Whoever speaks is on the link.
-            let _ = addresses.push(IpCidr::new(metadata::IPV4.into(), 0));
-            let _ = addresses.push(IpCidr::new(metadata::IPV6.into(), 0));
+            // All of them fit. Whoever speaks is on the link.
+            for address in &endpoint.addresses {
+                let _ = addresses.push(IpCidr::new((*address).into(), 0));
+            }
         });
         Self {
             interface,
@@ -115,6 +117,7 @@ impl Stack {
             shared,
             macs: VecDeque::new(),
             identity,
+            port: endpoint.port,
             news: Turn::default(),
             started: Instant::now(),
         }
@@ -186,7 +189,7 @@ impl Stack {
         socket.set_timeout(Some(SILENCE));
         // A request and its answer are each written whole, as far as they go.
         socket.set_nagle_enabled(false);
-        if socket.listen(metadata::PORT).is_err() {
+        if socket.listen(self.port).is_err() {
             return false;
         }
         let handle = self.sockets.add(socket);
@@ -354,6 +357,8 @@ impl Stack {
 
 #[cfg(test)]
 mod tests {
+    use std::net::IpAddr;
+
     use etherparse::{PacketBuilder, SlicedPacket, TransportSlice};
     use proptest::prelude::*;
 
@@ -372,9 +377,14 @@ mod tests {
             ipv6: None,
             mac: Mac::from_bytes(GUEST),
             gateway_mac: Mac::from_bytes(ROUTER),
+            gateways: Vec::new(),
             mtu: 1400,
         };
-        Stack::new(identity, Arc::new(Semaphore::new(shared)))
+        let endpoint = Endpoint {
+            addresses: vec![IpAddr::from([169, 254, 169, 254])],
+            port: 80,
+        };
+        Stack::new(identity, &endpoint, Arc::new(Semaphore::new(shared)))
     }
 
     /// A segment of the guest: flags as letters of "SAFR", sequence and acknowledgement numbers.

@@ -34,7 +34,7 @@ impl Shared {
 
 /// The stream. The connection is closed when it goes.
 #[derive(Debug)]
-pub(super) struct Stream {
+pub(crate) struct Stream {
     shared: Arc<Shared>,
     handle: SocketHandle,
 }

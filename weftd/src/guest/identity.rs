@@ -1,13 +1,16 @@
-//! The identity of a port for the backend: its port, VPC, subnet and address.
+//! Who a port is: to what serves its guest, and to the metadata service's backend.
+
+use std::net::IpAddr;
 
 use weft_dataplane::packet::parse::word_address;
 use weft_dataplane::packet::{Family, Mac};
+use weft_dataplane::pipeline::guard::link_local;
 use weft_dataplane::snapshot::Snapshot;
 
 /// The longest IP packet that the service sends: what a packet buffer of any size holds.
 const LONGEST: u16 = 1500;
 
-/// A port's identity for the backend, and the parameters of its stack.
+/// Who a port is, and the parameters of its stack.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Identity {
     /// The port's index on this host.
@@ -26,6 +29,8 @@ pub struct Identity {
     pub mac: Mac,
     /// The MAC of its gateway, which is the service's source MAC.
     pub gateway_mac: Mac,
+    /// The addresses of its gateway: those of its subnet, and the link-local one.
+    pub gateways: Vec<IpAddr>,
     /// Bytes of IP packet that it is sent at most.
     pub mtu: u16,
 }
@@ -48,6 +53,12 @@ impl Identity {
             ipv6: first(Family::Ipv6),
             mac: port.mac,
             gateway_mac: subnet.gateway_mac,
+            gateways: [subnet.gateway_v4, subnet.gateway_v6]
+                .into_iter()
+                .flatten()
+                .chain([link_local(subnet.gateway_mac)])
+                .map(word_address)
+                .collect(),
             mtu: subnet
                 .guests
                 .as_ref()
