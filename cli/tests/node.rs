@@ -12,11 +12,11 @@ use tonic::{Request, Response, Status};
 use weft_process::services::node_server::{Node, NodeServer};
 use weft_process::transport::{self, Listener};
 use weft_proto::v1::{
-    self, DropCount, Drops, FrameCounters, GetDropsRequest, GetStateRequest, GetStatsRequest,
-    GetStatusRequest, ListMappingsRequest, ListNatGatewaysRequest, ListSessionsRequest, Mapping,
-    MappingList, MetadataCounters, NatGatewayList, NatGatewayStatus, NodeStateReply, PortCounters,
-    PortStatus, Session, SessionList, Stats, TableCounters, TraceReply, TraceRequest, TraceStep,
-    WorkerStatus,
+    self, DnsCounters, DropCount, Drops, FrameCounters, GetDropsRequest, GetStateRequest,
+    GetStatsRequest, GetStatusRequest, ListMappingsRequest, ListNatGatewaysRequest,
+    ListSessionsRequest, Mapping, MappingList, MetadataCounters, NatGatewayList, NatGatewayStatus,
+    NodeStateReply, PortCounters, PortStatus, Session, SessionList, Stats, TableCounters,
+    TraceReply, TraceRequest, TraceStep, WorkerStatus,
 };
 
 #[derive(Default)]
@@ -119,6 +119,11 @@ impl Node for Daemon {
                 ..MetadataCounters::default()
             }),
             held_back: 1,
+            dns: Some(DnsCounters {
+                questions: 9,
+                forwarded: 4,
+                ..DnsCounters::default()
+            }),
         }))
     }
 
@@ -283,6 +288,10 @@ async fn what_the_daemon_says_is_printed() {
     assert_eq!(stats["frames"]["held"], 0, "a counter at zero is told");
     assert_eq!(stats["metadata"]["requests"], 7);
     let stats = scene.run("stats").await.ok();
+    assert!(
+        stats.contains("dns: 9 questions; 4 forwarded, 0 of them not answered"),
+        "{stats}"
+    );
     assert!(
         stats.contains("metadata: 7 requests, 0 not answered"),
         "{stats}"

@@ -2,7 +2,7 @@
 //! resolvers that this host is configured with.
 //!
 //! Workers put the packets (`pipeline::dns`) into a bounded queue. A question by UDP is answered here and now from the state in force (`answer`, `names`), or in a
-//! task of its own that asks a resolver (`forward`), of which each port may have few. Questions by TCP come by the port's TCP/IP stack ([`crate::guest`]). Nothing
+//! task of its own that asks a resolver (`forward`), of which each port may have few. Questions by TCP come by the port's TCP/IP stack (`crate::guest`). Nothing
 //! here runs on a worker, and nothing that is learned for one guest is kept for another.
 
 mod answer;

@@ -1,6 +1,6 @@
 //! The metadata service: HTTP for guests at 169.254.169.254 and fd00:ec2::254, forwarded to a backend with the identity of the port.
 //!
-//! Workers put its packets (`pipeline::metadata`) into a bounded queue. Each port has a TCP/IP stack ([`crate::guest`]), whose connections are served by an HTTP
+//! Workers put its packets (`pipeline::metadata`) into a bounded queue. Each port has a TCP/IP stack (`crate::guest`), whose connections are served by an HTTP
 //! server (`guest`), which forwards each request to the backend (`proxy`). Nothing here runs on a worker. Every queue is bounded, and every wait has a timeout.
 
 mod guest;

@@ -60,29 +60,29 @@ fn zones_have_records_of_the_types_that_there_are() {
         ("vpc: there is no vpc 'none'", |it| it.vpc = "none".into()),
         ("vpc: a zone is in a VPC", |it| it.vpc.clear()),
         ("domain: '*.example' is not a domain name", |it| {
-            it.domain = "*.example".into()
+            it.domain = "*.example".into();
         }),
         ("domain: '' is not a domain name", |it| it.domain.clear()),
         ("records[0].name: 'a..b' is not a name in", |it| {
-            it.records[0].name = "a..b".into()
+            it.records[0].name = "a..b".into();
         }),
         ("records[0].name: 'a.' is not a name in", |it| {
-            it.records[0].name = "a.".into()
+            it.records[0].name = "a.".into();
         }),
         ("records[0].name: '", |it| {
-            it.records[0].name = "a".repeat(64)
+            it.records[0].name = "a".repeat(64);
         }),
         ("records[0].ttl: 604801 exceeds", |it| {
-            it.records[0].ttl = 604_801
+            it.records[0].ttl = 604_801;
         }),
         ("records[0].type: 'NS' is none of", |it| {
-            it.records[0].r#type = "NS".into()
+            it.records[0].r#type = "NS".into();
         }),
         ("records[0].data: a record needs at least one", |it| {
-            it.records[0].data.clear()
+            it.records[0].data.clear();
         }),
         ("records[0].data[1]: is given twice", |it| {
-            it.records[0].data[1] = "10.0.0.5".into()
+            it.records[0].data[1] = "10.0.0.5".into();
         }),
         (
             "records[0].data[0]: 'fd00::1' is not an IPv4 address",
