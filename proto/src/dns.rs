@@ -157,6 +157,19 @@ pub fn reversed(name: &str) -> Option<(IpAddr, bool)> {
     Some((Ipv6Addr::from_bits(bits).into(), labels.next().is_none()))
 }
 
+/// Whether a name is that of part of an address, below which those of addresses are: in-addr.arpa or ip6.arpa after fewer octets or nibbles than an address has.
+pub fn is_part_of_address(name: &str) -> bool {
+    let is_octet = |label: &str| label.parse::<u8>().is_ok_and(|n| n.to_string() == label);
+    let is_nibble = |label: &str| label.len() == 1 && label.bytes().all(|b| b.is_ascii_hexdigit());
+    if let Some(rest) = name.strip_suffix(".in-addr.arpa") {
+        rest.split('.').count() < 4 && rest.split('.').all(is_octet)
+    } else if let Some(rest) = name.strip_suffix(".ip6.arpa") {
+        rest.split('.').count() < 32 && rest.split('.').all(is_nibble)
+    } else {
+        matches!(name, "in-addr.arpa" | "ip6.arpa")
+    }
+}
+
 impl DnsZone {
     /// Its domain as it is compared; empty if it is not a name.
     pub fn origin(&self) -> String {
@@ -223,6 +236,32 @@ mod tests {
         let v6: IpAddr = "fd00::1".parse().unwrap();
         assert_eq!(reversed(&format!("{nibbles}.ip6.arpa")), Some((v6, true)));
         assert_eq!(reversed(&format!("{}.ip6.arpa", &nibbles[2..])), None);
+    }
+
+    #[test]
+    fn parts_of_addresses_are_fewer_octets_or_nibbles() {
+        for part in [
+            "in-addr.arpa",
+            "10.in-addr.arpa",
+            "2.0.10.in-addr.arpa",
+            "d.f.ip6.arpa",
+            "ip6.arpa",
+        ] {
+            assert!(is_part_of_address(part), "{part}");
+        }
+        for other in [
+            "arpa",
+            "home.arpa",
+            "10.home.arpa",
+            "x.10.in-addr.arpa",
+            "010.in-addr.arpa",
+            "7.2.0.10.in-addr.arpa",
+            "10.in-addr.arpa.example",
+            "df.ip6.arpa",
+            "xin-addr.arpa",
+        ] {
+            assert!(!is_part_of_address(other), "{other}");
+        }
     }
 
     #[test]

@@ -5,7 +5,7 @@ use super::tracer::Tracer;
 use super::translate::Decision;
 use super::{Core, Destination, Entry, Io, Service, Tables, balancing};
 use crate::numbers::{Vni, VpcIndex};
-use crate::packet::{DropReason, Offload, Packet};
+use crate::packet::{DropReason, Offload, Packet, Segments};
 use crate::session::table::{Ingress, NewSession, SessionRef, Stamp};
 use crate::session::{InsertError, State};
 use crate::snapshot::Asked;
@@ -93,6 +93,9 @@ impl Core {
             Ok(Verdict::Forward(decision, record)) => self
                 .record(tables, entry, &decision, record)
                 .map(|()| Verdict::Forward(decision, Record::Nothing)),
+            Ok(Verdict::Punt(Service::Dns)) if is_many_datagrams(io, &packet) => {
+                Err(DropReason::DnsMalformed)
+            }
             Ok(verdict) => self.admit(entry, &verdict).map(|()| verdict),
             Err(refusal) => {
                 let reason = self.refuse(tables, &refusal);
@@ -342,6 +345,11 @@ impl Core {
         }
         Ok(())
     }
+}
+
+/// Whether a packet is to be split into datagrams (USO): each of them would be a question, and the limit of its port counts packets. No resolver sends such.
+fn is_many_datagrams(io: &impl Io, packet: &Packet) -> bool {
+    packet.frame.is_large() && Offload::read(io, &packet.frame).segments == Segments::Udp
 }
 
 /// What no longer stands before the groups is forgotten, both ways. But a connection is remembered as denied for as long as its ends try:

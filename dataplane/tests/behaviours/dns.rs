@@ -2,7 +2,7 @@
 
 use dhcproto::v4::{DhcpOption, Message, MessageType, OptionCode};
 use dhcproto::{Decodable, Decoder};
-use weft_dataplane::packet::DropReason;
+use weft_dataplane::packet::{DropReason, Offload, Segments};
 use weft_dataplane::pipeline::{Settings, trace};
 use weft_fabric::Fabric;
 use weft_proto::state::State;
@@ -129,6 +129,31 @@ fn one_port_asks_no_more_than_its_rate() {
     assert_eq!(asked(&mut fabric).len(), 1, "others have their own");
     fabric.now += 1000;
     fabric.send("a1", &question(A1));
+    assert_eq!(asked(&mut fabric).len(), 1);
+    assert_eq!(fabric.missing_frames(), 0);
+}
+
+#[test]
+fn many_questions_are_not_sent_as_one_segment() {
+    let mut fabric = fabric(answering);
+    let payload = [0; 3000];
+    let offload = |segments| Offload { segments, size: 12 };
+    let of_udp = offload(Segments::Udp);
+    for segment in [
+        udp(A1, GATEWAY, ROUTER, (40_000, 53), &payload),
+        udp6(A1, GATEWAY, ROUTER, (40_000, 53), &payload),
+    ] {
+        assert!(fabric.send_segment("a1", &segment, of_udp).is_empty());
+    }
+    assert_eq!(fabric.drops("h1", DropReason::DnsMalformed), 2);
+    assert!(asked(&mut fabric).is_empty());
+    // By TCP the stack takes what its window has room for.
+    let segment = tcp(A1, GATEWAY, ROUTER, (40_000, 53), "A", (7, 1), 3000);
+    let of_tcp = Offload {
+        size: 1000,
+        ..offload(Segments::Tcp4)
+    };
+    assert!(fabric.send_segment("a1", &segment, of_tcp).is_empty());
     assert_eq!(asked(&mut fabric).len(), 1);
     assert_eq!(fabric.missing_frames(), 0);
 }

@@ -18,7 +18,13 @@ const MAX_LABEL: usize = 63;
 /// The modes that `ipv6_mode` names.
 const MODES: [&str; 3] = ["dhcpv6-stateful", "dhcpv6-stateless", "slaac"];
 
-pub(super) fn check(at: At<'_>, dhcp: &v1::Dhcp, prefixes: &[IpNetwork], report: &mut Report) {
+/// `dns`: what the gateway tells guests where the subnet does not.
+pub(super) fn check(
+    at: At<'_>,
+    (dhcp, dns): (&v1::Dhcp, Option<&v1::VpcDns>),
+    prefixes: &[IpNetwork],
+    report: &mut Report,
+) {
     check_servers(at, dhcp, report);
     if !dhcp.domain.is_empty() && !is_domain(&dhcp.domain) {
         let rule = format!(
@@ -34,7 +40,7 @@ pub(super) fn check(at: At<'_>, dhcp: &v1::Dhcp, prefixes: &[IpNetwork], report:
     }
     check_routes(at, dhcp, prefixes, report);
     check_mode(at, dhcp, prefixes, report);
-    dhcp_options::check_subnet(at, dhcp, report);
+    dhcp_options::check_subnet(at, dhcp, dns, report);
 }
 
 fn check_servers(at: At<'_>, dhcp: &v1::Dhcp, report: &mut Report) {

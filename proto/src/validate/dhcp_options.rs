@@ -4,27 +4,42 @@ use std::collections::BTreeMap;
 
 use ipnetwork::Ipv4Network;
 
-use super::{At, Report, limits};
+use super::{At, Index, Report, limits};
 use crate::dhcp_option::{Code, Parsed, parse};
+use crate::state::{Kind, Object};
 use crate::v1;
 
 /// Bytes ahead of the value of a DHCP option, and of a DHCPv6 option.
 const HEADER_V4: usize = 2;
 const HEADER_V6: usize = 4;
 
-pub(super) fn check_subnet(at: At<'_>, dhcp: &v1::Dhcp, report: &mut Report) {
+/// `dns`: what the gateway tells guests where the subnet does not ([`dns_of`]).
+pub(super) fn check_subnet(
+    at: At<'_>,
+    dhcp: &v1::Dhcp,
+    dns: Option<&v1::VpcDns>,
+    report: &mut Report,
+) {
     let field = "dhcp.options";
     if check_each(at, field, &dhcp.options, report)
-        && let Some(rule) = broken_by_size(dhcp, &[], "")
+        && let Some(rule) = broken_by_size((dhcp, dns), &[], "")
     {
         report.add(at, field, rule);
+    }
+}
+
+/// The DNS that guests of a subnet are told of where the subnet leaves it open.
+pub(super) fn dns_of<'a>(subnet: &v1::Subnet, index: &Index<'a>) -> Option<&'a v1::VpcDns> {
+    match index.find(Kind::Vpc, &subnet.vpc)? {
+        Object::Vpc(vpc) if subnet.external_network.is_empty() => vpc.dns.as_ref(),
+        _ => None,
     }
 }
 
 pub(super) fn check_port(
     at: At<'_>,
     port: &v1::Port,
-    subnet: Option<&v1::Subnet>,
+    (index, subnet): (&Index<'_>, Option<&v1::Subnet>),
     report: &mut Report,
 ) {
     let field = "dhcp_options";
@@ -34,11 +49,12 @@ pub(super) fn check_port(
     };
     let nothing = v1::Dhcp::default();
     let dhcp = subnet.dhcp.as_ref().unwrap_or(&nothing);
+    let told = (dhcp, dns_of(subnet, index));
     // Of a subnet that gives too much already, its own options are to blame.
     let subnet_gives_too_much =
-        || dhcp.options.len() > limits::DHCP_OPTIONS || broken_by_size(dhcp, &[], "").is_some();
+        || dhcp.options.len() > limits::DHCP_OPTIONS || broken_by_size(told, &[], "").is_some();
     if check_each(at, field, &port.dhcp_options, report)
-        && let Some(rule) = broken_by_size(dhcp, &port.dhcp_options, &port.hostname)
+        && let Some(rule) = broken_by_size(told, &port.dhcp_options, &port.hostname)
         && !subnet_gives_too_much()
     {
         report.add(at, field, rule);
@@ -72,12 +88,16 @@ fn check_each(at: At<'_>, field: &str, options: &[v1::DhcpOption], report: &mut 
 }
 
 /// The rule that all of what a guest is told breaks together; none if every answer has room for it, or no option is given.
-fn broken_by_size(dhcp: &v1::Dhcp, of_port: &[v1::DhcpOption], hostname: &str) -> Option<String> {
+fn broken_by_size(
+    (dhcp, dns): (&v1::Dhcp, Option<&v1::VpcDns>),
+    of_port: &[v1::DhcpOption],
+    hostname: &str,
+) -> Option<String> {
     if dhcp.options.is_empty() && of_port.is_empty() {
         return None;
     }
     let mut given: BTreeMap<Code, usize> = BTreeMap::new();
-    let mut all = own_lengths(dhcp);
+    let mut all = own_lengths(dhcp, dns);
     let options = dhcp.options.iter().take(limits::DHCP_OPTIONS);
     for option in options.chain(of_port) {
         // What is wrong by itself is told where it is.
@@ -110,9 +130,19 @@ fn broken_by_size(dhcp: &v1::Dhcp, of_port: &[v1::DhcpOption], hostname: &str) -
 }
 
 /// Lengths of the values of what guests are told without any option given.
-fn own_lengths(dhcp: &v1::Dhcp) -> BTreeMap<Code, usize> {
-    let servers = dhcp.dns_servers.iter();
-    let servers = servers.filter(|text| !text.contains(':')).count();
+fn own_lengths(dhcp: &v1::Dhcp, dns: Option<&v1::VpcDns>) -> BTreeMap<Code, usize> {
+    let servers = match dns {
+        // The gateway.
+        Some(_) if dhcp.dns_servers.is_empty() => 1,
+        _ => {
+            let servers = dhcp.dns_servers.iter();
+            servers.filter(|text| !text.contains(':')).count()
+        }
+    };
+    let domain = match dns {
+        Some(dns) if dhcp.domain.is_empty() => &dns.domain,
+        _ => &dhcp.domain,
+    };
     let routes = dhcp.routes.iter().take(limits::SUBNET_DHCP_ROUTES);
     let routes = routes.filter_map(|route| route.prefix.parse::<Ipv4Network>().ok());
     // The default route, and the one to the metadata service.
@@ -124,7 +154,7 @@ fn own_lengths(dhcp: &v1::Dhcp) -> BTreeMap<Code, usize> {
     BTreeMap::from([
         (Code::V4(3), 4),
         (Code::V4(6), 4 * servers),
-        (Code::V4(15), dhcp.domain.len()),
+        (Code::V4(15), domain.len()),
         (Code::V4(26), 2),
         (Code::V4(121), routes),
     ])

@@ -68,9 +68,10 @@ pub(super) fn check_zone(at: At<'_>, zone: &DnsZone, index: &Index<'_>, report: 
         return;
     };
     let others = zones_of(index, vpc).filter(|other| other.id != at.id);
-    let mut count = 1;
+    let (mut count, mut data) = (1, data_of(zone));
     for other in others {
         count += 1;
+        data += data_of(other);
         if other.origin() == domain {
             let rule = format!(
                 "'{domain}' is already the domain of dns_zone '{}'",
@@ -85,6 +86,12 @@ pub(super) fn check_zone(at: At<'_>, zone: &DnsZone, index: &Index<'_>, report: 
         count,
         ("a VPC has", limits::VPC_DNS_ZONES, "DNS zones"),
     );
+    let most = (
+        "the zones of a VPC have",
+        limits::VPC_DNS_DATA,
+        "data together",
+    );
+    report.within(at, "records", data, most);
     let most = ("a zone has", limits::ZONE_RECORDS, "records");
     if !report.within(at, "records", zone.records.len(), most) {
         return;
@@ -119,7 +126,7 @@ pub(super) fn check_zone(at: At<'_>, zone: &DnsZone, index: &Index<'_>, report: 
     for (i, rule) in beside {
         report.add(at, format!("records[{i}].type"), rule);
     }
-    check_chains(at, (zone, &domain), index, report);
+    check_chains(at, (zone, &domain), report);
 }
 
 /// Answers the record's whole name.
@@ -173,33 +180,28 @@ fn check_record(
     whole
 }
 
-/// No name of the zone stands for itself in the end, nor by more CNAMEs than are followed.
-fn check_chains(
-    at: At<'_>,
-    (zone, domain): (&DnsZone, &str),
-    index: &Index<'_>,
-    report: &mut Report,
-) {
-    let mut targets: HashMap<String, String> = HashMap::new();
-    for known in zones_of(index, &zone.vpc).chain([zone]) {
-        let origin = known.origin();
-        for record in known.records.iter().filter(|it| it.r#type == "CNAME") {
-            let target = record.data.first().and_then(|it| name(it));
-            if let Some((whole, target)) = name_in(&record.name, &origin).zip(target) {
-                targets.insert(whole, target);
-            }
-        }
-    }
-    for (i, record) in zone.records.iter().enumerate() {
-        let Some(first) = name_in(&record.name, domain).filter(|_| record.r#type == "CNAME") else {
-            continue;
-        };
-        let mut at_name = &first;
+/// No name of the zone stands for itself in the end, nor by more CNAMEs than are followed, within the zone. What leads from zone to zone is not looked at: a change
+/// of one would make another wrong, and whoever answers stops after [`MAX_CHAIN`] anyway.
+fn check_chains(at: At<'_>, (zone, domain): (&DnsZone, &str), report: &mut Report) {
+    let aliases = zone.records.iter().enumerate();
+    let aliases = aliases.filter(|(_, record)| record.r#type == "CNAME");
+    let aliases: Vec<(usize, String, String)> = aliases
+        .filter_map(|(i, record)| {
+            let target = name(record.data.first()?)?;
+            Some((i, name_in(&record.name, domain)?, target))
+        })
+        .collect();
+    let targets: HashMap<&str, &str> = aliases
+        .iter()
+        .map(|(_, whole, target)| (&**whole, &**target))
+        .collect();
+    for (i, first, target) in &aliases {
+        let mut next = Some(&**target);
         let mut followed = 0;
-        while let Some(next) = targets.get(at_name) {
+        while let Some(at_name) = next {
             followed += 1;
-            if *next == first || followed > MAX_CHAIN {
-                let rule = if *next == first {
+            if at_name == first || followed > MAX_CHAIN {
+                let rule = if at_name == first {
                     format!("'{first}' stands for itself in the end")
                 } else {
                     format!("'{first}' leads to another CNAME more than {MAX_CHAIN} times")
@@ -207,7 +209,7 @@ fn check_chains(
                 report.add(at, format!("records[{i}].data[0]"), rule);
                 break;
             }
-            at_name = next;
+            next = targets.get(at_name).copied();
         }
     }
 }
@@ -218,4 +220,8 @@ fn zones_of<'a>(index: &Index<'a>, vpc: &'a str) -> impl Iterator<Item = &'a Dns
         Object::DnsZone(zone) => Some(zone),
         _ => None,
     })
+}
+
+fn data_of(zone: &DnsZone) -> usize {
+    zone.records.iter().map(|record| record.data.len()).sum()
 }

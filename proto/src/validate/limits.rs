@@ -67,6 +67,8 @@ pub const BALANCER_MEMBERS: usize = 10_000;
 pub const MEMBER_WEIGHT: u32 = 256;
 /// DNS zones of a VPC: each question is compared with all.
 pub const VPC_DNS_ZONES: usize = 64;
+/// Data of all records of a VPC's DNS zones: each host with ports of the VPC keeps them as they are answered.
+pub const VPC_DNS_DATA: usize = 65_536;
 /// Records of a DNS zone.
 pub const ZONE_RECORDS: usize = 1000;
 /// Data of a record of a DNS zone.

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
 
-use super::{At, Index, Report, check_reference, dhcp, wire};
+use super::{At, Index, Report, check_reference, dhcp, dhcp_options, wire};
 use crate::address::{first_address, parse_address, parse_mac, parse_prefix, special_use};
 use crate::state::{Kind, Object};
 use crate::v1;
@@ -45,7 +45,8 @@ pub(super) fn check(at: At<'_>, subnet: &v1::Subnet, index: &Index<'_>, report: 
         );
     }
     if let Some(dhcp) = &subnet.dhcp {
-        dhcp::check(at, dhcp, &prefixes, report);
+        let dns = dhcp_options::dns_of(subnet, index);
+        dhcp::check(at, (dhcp, dns), &prefixes, report);
     }
     check_multicast(at, subnet, report);
     if !subnet.external_network.is_empty() {

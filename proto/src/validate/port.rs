@@ -56,7 +56,7 @@ pub(super) fn check(
         );
         report.add(at, "hostname", rule);
     }
-    dhcp_options::check_port(at, port, subnet, report);
+    dhcp_options::check_port(at, port, (index, subnet), report);
     if let Some(dscp) = port.dscp {
         policy_route::check_dscp(at, "dscp", dscp, report);
     }

@@ -1,9 +1,9 @@
 //! DNS for guests, at the addresses of their gateway (decision 021): names of the VPC's ports and records of its zones, and for everything else the answers of the
 //! resolvers that this host is configured with.
 //!
-//! Workers put the packets (`pipeline::dns`) into a bounded queue. A question by UDP is answered here and now from the state in force (`answer`, `names`), or in a
-//! task of its own that asks a resolver (`forward`), of which each port may have few. Questions by TCP come by the port's TCP/IP stack (`crate::guest`). Nothing
-//! here runs on a worker, and nothing that is learned for one guest is kept for another.
+//! Workers put the packets (`pipeline::dns`) into a bounded queue, from which ports take turns (`turns`). A question by UDP is answered here and now from the state
+//! in force (`answer`, `names`), or in a task of its own that asks a resolver (`forward`), of which each port may have few. Questions by TCP come by the port's
+//! TCP/IP stack (`crate::guest`). Nothing here runs on a worker, and nothing that is learned for one guest is kept for another.
 
 mod answer;
 mod datagram;
@@ -12,13 +12,16 @@ mod names;
 mod tcp;
 #[cfg(test)]
 mod tests;
+mod turns;
 
 use std::collections::HashMap;
+use std::hash::Hash;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::task::spawn_blocking;
 use weft_dataplane::packet::DropReason;
 use weft_dataplane::packet::parse::{self, Inner, Parsed, protocol};
 use weft_dataplane::worker::service::{Injector, PuntQueue};
@@ -29,13 +32,15 @@ use crate::agent::AgentHandle;
 use crate::guest::{Guests, Identity};
 use answer::{Pending, Transport, Verdict};
 use names::{Names, Zones};
+use turns::Turns;
 
-/// Packets that may wait in the queue, for all ports together.
+/// Packets that may wait in the queue, and as many of those that were taken out of it, for all ports together.
 pub const DESK: usize = 1024;
 /// Packets that are handled before others get a turn.
 const BATCH: usize = 64;
-/// Questions that resolvers are asked at a time, of all ports together and of one.
+/// Questions that resolvers are asked at a time, of all ports together, of those of one VPC, and of one.
 const FORWARDED: usize = 1024;
+const OF_VPC: usize = 256;
 const OF_PORT: usize = 32;
 /// Connections of all ports together, besides those that each port is sure of (`guest::stack::OWN`).
 const SHARED: usize = 1024;
@@ -64,10 +69,10 @@ pub struct Service {
     injector: Arc<Injector>,
     /// In order of preference.
     resolvers: Vec<SocketAddr>,
-    known: Mutex<Known>,
+    known: Mutex<Arc<Known>>,
     forwarding: Arc<Semaphore>,
-    /// By port.
-    forwarding_of: Mutex<HashMap<u16, Arc<Semaphore>>>,
+    forwarding_of_vpc: Asking<String>,
+    forwarding_of_port: Asking<u16>,
     /// Connections.
     shared: Arc<Semaphore>,
     tally: Tally,
@@ -77,33 +82,45 @@ pub struct Service {
 #[derive(Debug, Default)]
 struct Known {
     state: Arc<State>,
-    /// By VPC; of those that were asked for, each with whether it is of this very state.
-    zones: HashMap<String, (Arc<Zones>, bool)>,
+    /// By VPC; of those whose gateways answer.
+    zones: HashMap<String, Arc<Zones>>,
 }
 
 impl Known {
-    fn follow(&mut self, state: &Arc<State>) {
-        if Arc::ptr_eq(&self.state, state) {
-            return;
-        }
-        self.state = Arc::clone(state);
-        self.zones.retain(|vpc, (_, is_current)| {
-            *is_current = false;
-            state.find(Kind::Vpc, vpc).is_some()
+    /// Reads a state. Takes as long as what is not the same as before is large.
+    fn of(state: &Arc<State>, before: &Self) -> Self {
+        let vpcs = state.of_kind(Kind::Vpc).filter_map(|object| match object {
+            Object::Vpc(vpc) if vpc.dns.is_some() => Some(&vpc.id),
+            _ => None,
         });
+        let zones = vpcs.map(|vpc| (vpc.clone(), Zones::of(state, vpc, before.zones.get(vpc))));
+        Self {
+            zones: zones.collect(),
+            state: Arc::clone(state),
+        }
+    }
+}
+
+/// Questions that resolvers are being asked, by who has asked.
+#[derive(Debug)]
+struct Asking<K>(Mutex<HashMap<K, Arc<Semaphore>>>);
+
+impl<K: Eq + Hash> Asking<K> {
+    fn new() -> Self {
+        Self(Mutex::new(HashMap::new()))
     }
 
-    fn zones(&mut self, vpc: &str) -> Arc<Zones> {
-        if let Some((zones, is_current)) = self.zones.get_mut(vpc) {
-            *is_current |= zones.are_of(&self.state, vpc);
-            if *is_current {
-                return Arc::clone(zones);
-            }
+    /// Leave for one more of at most so many.
+    fn turn(&self, of: K, most: usize) -> Option<OwnedSemaphorePermit> {
+        let mut all = lock(&self.0);
+        // Those that nobody uses any more.
+        if all.len() > FORWARDED {
+            all.retain(|_, it| it.available_permits() < most);
         }
-        let zones = Arc::new(Zones::of(&self.state, vpc));
-        let entry = (Arc::clone(&zones), true);
-        self.zones.insert(vpc.to_owned(), entry);
-        zones
+        let own = all
+            .entry(of)
+            .or_insert_with(|| Arc::new(Semaphore::new(most)));
+        Arc::clone(own).try_acquire_owned().ok()
     }
 }
 
@@ -116,7 +133,8 @@ impl Service {
             resolvers,
             known: Mutex::default(),
             forwarding: Arc::new(Semaphore::new(FORWARDED)),
-            forwarding_of: Mutex::default(),
+            forwarding_of_vpc: Asking::new(),
+            forwarding_of_port: Asking::new(),
             shared: Arc::new(Semaphore::new(SHARED)),
             tally: Tally::default(),
         }
@@ -132,13 +150,25 @@ impl Service {
         tokio::join!(self.read(), self.follow(&agent));
     }
 
-    /// Follows the state in force.
+    fn known(&self) -> Arc<Known> {
+        Arc::clone(&lock(&self.known))
+    }
+
+    /// Follows the state in force. What is large in it is read on a thread that may be kept busy; until then the one before is answered from.
     async fn follow(&self, agent: &AgentHandle) {
         let mut states = agent.watch();
         loop {
             let in_force = states.borrow_and_update().in_force.clone();
             if let Some(in_force) = in_force {
-                lock(&self.known).follow(&in_force.effective);
+                let state = Arc::clone(&in_force.effective);
+                let before = self.known();
+                if !Arc::ptr_eq(&before.state, &state) {
+                    let read = spawn_blocking(move || Known::of(&state, &before));
+                    match read.await {
+                        Ok(known) => *lock(&self.known) = Arc::new(known),
+                        Err(error) => tracing::error!(%error, "DNS zones were not read"),
+                    }
+                }
             }
             if states.changed().await.is_err() {
                 return;
@@ -148,13 +178,16 @@ impl Service {
 
     async fn read(self: &Arc<Self>) {
         let mut guests = Guests::default();
+        let mut turns = Turns::default();
         loop {
-            self.queue.arrival().await;
+            if turns.is_empty() {
+                self.queue.arrival().await;
+            }
+            self.sort(&mut turns);
             for _ in 0..BATCH {
-                let Some((port, packet)) = self.queue.take() else {
+                let Some((port, frame)) = turns.next() else {
                     break;
                 };
-                let frame = self.injector.read(packet);
                 match parse::inner(&frame) {
                     Ok(Inner::Ip(parsed)) if parsed.flow.protocol == protocol::UDP => {
                         self.datagram(port, &frame, parsed);
@@ -164,6 +197,19 @@ impl Service {
                 }
             }
             tokio::task::yield_now().await;
+        }
+    }
+
+    /// Lets packets of the queue wait by port, as many as there is room for.
+    fn sort(&self, turns: &mut Turns<Vec<u8>>) {
+        for _ in turns.len()..DESK {
+            let Some((port, packet)) = self.queue.take() else {
+                break;
+            };
+            let frame = self.injector.read(packet);
+            if turns.put(port, frame).is_err() {
+                self.injector.count_drop(port, DropReason::DnsLimit);
+            }
         }
     }
 
@@ -180,8 +226,8 @@ impl Service {
             Verdict::Silence => self.injector.count_drop(port, DropReason::DnsMalformed),
             Verdict::Answer(answer) => self.reply(&identity, &parsed, &answer),
             Verdict::Forward(pending) => {
-                let Some(turn) = self.turn(port) else {
-                    return self.injector.count_drop(port, DropReason::DnsFull);
+                let Some(turn) = self.turn(&identity) else {
+                    return self.reply(&identity, &parsed, &pending.answer(None));
                 };
                 let service = Arc::clone(self);
                 tokio::spawn(async move {
@@ -204,46 +250,42 @@ impl Service {
     /// What becomes of a question of a port.
     fn judge(&self, identity: &Identity, question: &[u8], transport: Transport) -> Verdict {
         add(&self.tally.questions);
-        let (state, zones) = {
-            let mut known = lock(&self.known);
-            (Arc::clone(&known.state), known.zones(&identity.vpc))
-        };
-        let vpc = match state.find(Kind::Vpc, &identity.vpc) {
+        let known = self.known();
+        let vpc = match known.state.find(Kind::Vpc, &identity.vpc) {
             Some(Object::Vpc(vpc)) => Some(vpc),
             _ => None,
         };
         let domain = vpc.and_then(|vpc| dns::name(&vpc.dns.as_ref()?.domain));
-        let names = vpc.zip(domain.as_deref()).map(|(vpc, domain)| Names {
-            state: &state,
+        let names = vpc
+            .zip(domain.as_deref())
+            .zip(known.zones.get(&identity.vpc));
+        let names = names.map(|((vpc, domain), zones)| Names {
+            state: &known.state,
             vpc,
             domain,
-            zones: &zones,
+            zones,
         });
         let recurses = !self.resolvers.is_empty();
         answer::answer(names.as_ref(), question, transport, recurses)
     }
 
     /// Leave to ask a resolver for a port; none if as many are being asked as may be.
-    fn turn(&self, port: u16) -> Option<[OwnedSemaphorePermit; 2]> {
-        let of_port = {
-            let mut all = lock(&self.forwarding_of);
-            // Those that nobody uses any more.
-            if all.len() > FORWARDED {
-                all.retain(|_, it| Arc::strong_count(it) > 1);
-            }
-            let own = all.entry(port);
-            Arc::clone(own.or_insert_with(|| Arc::new(Semaphore::new(OF_PORT))))
+    fn turn(&self, of: &Identity) -> Option<[OwnedSemaphorePermit; 3]> {
+        let turn = || {
+            let of_port = self.forwarding_of_port.turn(of.index, OF_PORT)?;
+            let of_vpc = self.forwarding_of_vpc.turn(of.vpc.clone(), OF_VPC)?;
+            let of_all = Arc::clone(&self.forwarding).try_acquire_owned().ok()?;
+            Some([of_port, of_vpc, of_all])
         };
-        let turn = of_port.try_acquire_owned().ok();
-        let turn = turn.zip(Arc::clone(&self.forwarding).try_acquire_owned().ok());
+        let turn = turn();
         if turn.is_none() {
             add(&self.tally.refused);
         }
-        turn.map(|(of_port, of_all)| [of_port, of_all])
+        turn
     }
 
     /// The guest's answer, after resolvers were asked.
-    async fn forward(&self, pending: Pending, turn: [OwnedSemaphorePermit; 2]) -> Vec<u8> {
+    async fn forward(&self, pending: Pending, turn: [OwnedSemaphorePermit; 3]) -> Vec<u8> {
         add(&self.tally.forwarded);
         let answer = forward::ask(&self.resolvers, &pending).await;
         drop(turn);

@@ -1,6 +1,6 @@
 //! The names of one VPC, as its guests are answered: of zones, of ports, and of the addresses of both.
 //!
-//! Zones are read once for each change of them ([`Zones`]); ports' names are looked up in the state, which has an index of them.
+//! A zone is read once for each change of it ([`Zones`]); ports' names are looked up in the state, which has an index of them.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::IpAddr;
@@ -38,32 +38,47 @@ struct Zone {
 /// The zones of a VPC by their domains.
 #[derive(Debug, Default)]
 pub(super) struct Zones {
-    by_origin: BTreeMap<String, Zone>,
-    /// What they were read from.
-    entries: Vec<Arc<Entry>>,
+    by_origin: BTreeMap<String, Arc<Zone>>,
+    /// What they were read from, in the state's order.
+    entries: Vec<(Arc<Entry>, Arc<Zone>)>,
 }
 
 impl Zones {
-    /// The zones of a VPC in a state.
-    pub(super) fn of(state: &State, vpc: &str) -> Self {
-        let mut zones = Self {
-            entries: entries(state, vpc).cloned().collect(),
-            ..Self::default()
-        };
-        for entry in &zones.entries {
-            if let Object::DnsZone(zone) = &entry.object {
-                zones.by_origin.insert(zone.origin(), Zone::of(zone));
-            }
+    /// The zones of a VPC in a state; what was read of the very same zones before is not read again.
+    pub(super) fn of(state: &State, vpc: &str, before: Option<&Arc<Self>>) -> Arc<Self> {
+        if let Some(before) = before.filter(|before| before.are_of(state, vpc)) {
+            return Arc::clone(before);
         }
-        zones
+        let known = before.map_or(&[][..], |before| &before.entries);
+        let mut zones = Self::default();
+        for entry in entries(state, vpc) {
+            let Object::DnsZone(zone) = &entry.object else {
+                continue;
+            };
+            let mut known = known.iter();
+            let read = match known.find(|(known, _)| Arc::ptr_eq(known, entry)) {
+                Some((_, read)) => Arc::clone(read),
+                None => Arc::new(Zone::of(zone)),
+            };
+            zones.by_origin.insert(zone.origin(), Arc::clone(&read));
+            zones.entries.push((Arc::clone(entry), read));
+        }
+        Arc::new(zones)
+    }
+
+    /// Whether a zone was read once for both.
+    #[cfg(test)]
+    pub(super) fn shares(&self, other: &Self, origin: &str) -> bool {
+        let zones = [self, other].map(|zones| zones.by_origin.get(origin));
+        matches!(zones, [Some(one), Some(another)] if Arc::ptr_eq(one, another))
     }
 
     /// Whether a state has the very same zones.
-    pub(super) fn are_of(&self, state: &State, vpc: &str) -> bool {
+    fn are_of(&self, state: &State, vpc: &str) -> bool {
         let mut known = self.entries.iter();
         let is_same = entries(state, vpc).all(|entry| {
             let known = known.next();
-            known.is_some_and(|known| Arc::ptr_eq(known, entry))
+            known.is_some_and(|(known, _)| Arc::ptr_eq(known, entry))
         });
         is_same && known.next().is_none()
     }
@@ -166,9 +181,7 @@ pub(super) struct Names<'s> {
 impl Names<'_> {
     /// What a name has, as [`text`] writes it; none if the VPC does not answer for it.
     pub(super) fn at(&self, name: &str) -> Option<At> {
-        let domains = self.zones.by_origin.keys().map(String::as_str);
-        let domains = domains.chain([self.domain]);
-        let matching = domains.filter(|domain| dns::is_in(name, domain));
+        let matching = self.domains().filter(|domain| dns::is_in(name, domain));
         let origin = matching.max_by_key(|domain| domain.len());
         let reversed = dns::reversed(name);
         let Some(origin) = origin else {
@@ -185,14 +198,26 @@ impl Names<'_> {
         {
             sets.extend(self.pointers(address));
         }
-        // Below a part of an address there may be those of ports.
-        let is_part = reversed.is_none() && name.ends_with(".arpa");
-        let is_above = zone.is_some_and(|zone| zone.above.contains(name));
+        let is_above = zone.is_some_and(|zone| zone.above.contains(name))
+            || self.is_above_domain(name)
+            // Below a part of an address there may be those of ports.
+            || dns::is_part_of_address(name);
         Some(At {
-            exists: !sets.is_empty() || is_above || is_part || name == origin,
+            exists: !sets.is_empty() || is_above || name == origin,
             origin: origin.to_owned(),
             sets,
         })
+    }
+
+    fn domains(&self) -> impl Iterator<Item = &str> {
+        let zones = self.zones.by_origin.keys().map(String::as_str);
+        zones.chain([self.domain])
+    }
+
+    /// Whether a domain of the VPC lies below a name.
+    fn is_above_domain(&self, name: &str) -> bool {
+        self.domains()
+            .any(|domain| domain != name && dns::is_in(domain, name))
     }
 
     /// The name of an address of the VPC's subnets, or one below it: whether somebody has the address is nobody else's business.
@@ -220,7 +245,7 @@ impl Names<'_> {
             .collect();
         Some(At {
             origin,
-            exists: !sets.is_empty(),
+            exists: !sets.is_empty() || self.is_above_domain(name),
             sets,
         })
     }

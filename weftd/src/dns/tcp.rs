@@ -66,7 +66,7 @@ impl Service {
             let answer = match self.judge(identity, &question, Transport::Tcp) {
                 Verdict::Silence => return Err(io::ErrorKind::InvalidData.into()),
                 Verdict::Answer(answer) => answer,
-                Verdict::Forward(pending) => match self.turn(identity.index) {
+                Verdict::Forward(pending) => match self.turn(identity) {
                     Some(turn) => self.forward(*pending, turn).await,
                     None => pending.answer(None),
                 },

@@ -1,12 +1,16 @@
 //! Questions and answers, without packets.
 
+use std::sync::Arc;
+
 use hickory_proto::op::{Edns, Message, MessageType, OpCode, Query, ResponseCode};
 use hickory_proto::rr::{DNSClass, Name, RData, RecordType};
 use proptest::prelude::*;
 use weft_proto::dns;
 use weft_proto::state::{Kind, Object, State};
-use weft_proto::v1::Objects;
+use weft_proto::v1::{DnsRecord, DnsZone, Objects, Violation};
+use weft_proto::validate::{Scope, validate};
 
+use super::Asking;
 use super::answer::{Pending, Transport, Verdict, answer};
 use super::names::{Names, Zones};
 
@@ -52,14 +56,17 @@ fn state() -> State {
 }
 
 fn ask_with(bytes: &[u8], transport: Transport, recurses: bool) -> Verdict {
-    let state = state();
-    let zones = Zones::of(&state, "blue");
+    ask_of(&state(), bytes, transport, recurses)
+}
+
+fn ask_of(state: &State, bytes: &[u8], transport: Transport, recurses: bool) -> Verdict {
+    let zones = Zones::of(state, "blue", None);
     let Some(Object::Vpc(vpc)) = state.find(Kind::Vpc, "blue") else {
         panic!("there is a blue");
     };
     let domain = dns::name(&vpc.dns.as_ref().unwrap().domain).unwrap();
     let names = Names {
-        state: &state,
+        state,
         vpc,
         domain: &domain,
         zones: &zones,
@@ -383,18 +390,122 @@ fn without_names_nothing_is_said_or_forwarded() {
 #[test]
 fn zones_are_read_anew_when_one_changes() {
     let mut state = state();
-    let zones = Zones::of(&state, "blue");
-    assert!(zones.are_of(&state, "blue"));
+    let zones = Zones::of(&state, "blue", None);
+    let is_same = |state: &State, zones| Arc::ptr_eq(zones, &Zones::of(state, "blue", Some(zones)));
+    assert!(is_same(&state, &zones));
     let mut changed = match state.find(Kind::DnsZone, "own") {
         Some(Object::DnsZone(zone)) => zone.clone(),
         _ => panic!("there is one"),
     };
     changed.records.clear();
     state.insert(Object::DnsZone(changed.clone()));
-    assert!(!zones.are_of(&state, "blue"));
-    let zones = Zones::of(&state, "blue");
+    assert!(!is_same(&state, &zones));
+    let next = Zones::of(&state, "blue", Some(&zones));
+    let read_again = |origin: &str| !zones.shares(&next, origin);
+    assert!(read_again("blue.example"));
+    assert!(!read_again("apps.example") && !read_again("2.0.10.in-addr.arpa"));
     state.remove(&Object::DnsZone(changed).key());
-    assert!(!zones.are_of(&state, "blue"));
+    assert!(!is_same(&state, &next));
+}
+
+/// A state with these zones in blue: domains, and names with what they stand for.
+fn with_zones(zones: &[(&str, &[(&str, &str)])]) -> State {
+    let mut objects: Objects = serde_yaml_ng::from_str(OBJECTS).unwrap();
+    objects.dns_zones = zones
+        .iter()
+        .map(|(domain, aliases)| DnsZone {
+            id: domain.replace('.', "-"),
+            vpc: "blue".into(),
+            domain: (*domain).into(),
+            records: aliases
+                .iter()
+                .map(|(name, target)| DnsRecord {
+                    name: (*name).into(),
+                    r#type: "CNAME".into(),
+                    data: vec![(*target).into()],
+                    ..DnsRecord::default()
+                })
+                .collect(),
+            ..DnsZone::default()
+        })
+        .collect();
+    let state = State::from_objects(objects).unwrap();
+    let found = validate(&state, Scope::Intent);
+    let of_zone = |it: &&Violation| it.object.as_ref().is_some_and(|it| it.kind == "dns_zone");
+    assert_eq!(found.iter().find(of_zone), None);
+    state
+}
+
+#[track_caller]
+fn code_of(state: &State, name: &str) -> ResponseCode {
+    let bytes = question(name, RecordType::A).to_vec().unwrap();
+    match ask_of(state, &bytes, UDP, true) {
+        Verdict::Answer(bytes) => Message::from_vec(&bytes).unwrap().metadata.response_code,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn cnames_from_zone_to_zone_are_followed_so_far() {
+    let state = with_zones(&[
+        ("one.example", &[("loop", "loop.two.example")]),
+        ("two.example", &[("loop", "loop.one.example")]),
+    ]);
+    assert_eq!(code_of(&state, "loop.one.example."), ResponseCode::ServFail);
+    // n0 of one, n0 of two, n1 of one and so on, to a port in the end.
+    let chain = |links: usize| {
+        let names: Vec<String> = (0..links).map(|n| format!("n{}", n / 2)).collect();
+        let target = |n: usize| match names.get(n + 1) {
+            Some(name) if n.is_multiple_of(2) => format!("{name}.two.example"),
+            Some(name) => format!("{name}.one.example"),
+            None => "web-1.blue.example".into(),
+        };
+        let targets: Vec<String> = (0..links).map(target).collect();
+        let of = |parity: usize| -> Vec<(&str, &str)> {
+            let all = (0..links).filter(|n| n % 2 == parity);
+            all.map(|n| (&*names[n], &*targets[n])).collect()
+        };
+        with_zones(&[("one.example", &of(0)), ("two.example", &of(1))])
+    };
+    assert_eq!(code_of(&chain(8), "n0.one.example."), NoError);
+    assert_eq!(
+        code_of(&chain(9), "n0.one.example."),
+        ResponseCode::ServFail
+    );
+}
+
+#[test]
+fn what_lies_above_a_domain_of_the_vpc_exists() {
+    let state = with_zones(&[
+        ("example", &[]),
+        ("a.b.example", &[]),
+        ("home.arpa", &[]),
+        ("10.in-addr.arpa", &[]),
+    ]);
+    for (name, code) in [
+        ("b.example.", NoError),
+        ("c.example.", NXDomain),
+        ("bb.example.", NXDomain),
+        ("home.arpa.", NoError),
+        ("x.home.arpa.", NXDomain),
+        ("0.10.in-addr.arpa.", NoError),
+        ("x.10.in-addr.arpa.", NXDomain),
+        ("9.9.9.10.in-addr.arpa.", NXDomain),
+    ] {
+        assert_eq!(code_of(&state, name), code, "{name}");
+    }
+}
+
+#[test]
+fn a_vpc_asks_resolvers_no_more_than_its_share() {
+    let asking: Asking<&str> = Asking::new();
+    let first = asking.turn("blue", 2);
+    let second = asking.turn("blue", 2);
+    assert!(first.is_some() && second.is_some());
+    assert!(asking.turn("blue", 2).is_none());
+    assert!(asking.turn("red", 2).is_some());
+    drop(first);
+    assert!(asking.turn("blue", 2).is_some());
 }
 
 proptest! {

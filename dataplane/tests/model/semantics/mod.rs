@@ -497,6 +497,9 @@ impl Model {
         }
         if to_router && world.is_name_server(port, destination) && gateway::asks_for_names(&packet)
         {
+            if packet.segment.is_some() && packet.flow.protocol == frame::UDP {
+                return Err(DropReason::DnsMalformed);
+            }
             outcome.asked.push((port.id.clone(), packet.bytes));
             return Ok(());
         }

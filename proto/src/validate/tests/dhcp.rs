@@ -1,7 +1,7 @@
 //! DHCP settings of subnets.
 
-use super::{accepted, refused};
-use crate::v1::{Dhcp, DhcpOption, DhcpRoute};
+use super::{Objects, accepted, refused};
+use crate::v1::{Dhcp, DhcpOption, DhcpRoute, VpcDns};
 
 /// Refused is what this makes of the first subnet's DHCP.
 #[track_caller]
@@ -224,6 +224,31 @@ fn answers_have_room_for_all_options() {
     });
     dhcp_refused("options: with the network's own", |dhcp| {
         dhcp.options = filling(205);
+    });
+    // The gateway answers DNS: its address takes 6 bytes, the domain 2 more than it is long.
+    let answering = |o: &mut Objects| {
+        o.vpcs[0].dns = Some(VpcDns {
+            domain: "blue.example".into(),
+        });
+    };
+    accepted(|o| {
+        answering(o);
+        o.ports[0].dhcp_options = filling(204 - 20);
+    });
+    refused("port p1 dhcp_options: with the network's own", |o| {
+        answering(o);
+        o.ports[0].dhcp_options = filling(204 - 19);
+    });
+    refused("subnet front dhcp.options: with the network's own", |o| {
+        answering(o);
+        o.subnets[0].dhcp.get_or_insert_default().options = filling(204 - 19);
+    });
+    accepted(|o| {
+        answering(o);
+        let dhcp = o.subnets[0].dhcp.get_or_insert_default();
+        dhcp.domain = "b".into();
+        dhcp.dns_servers = vec!["fd00::1".into()];
+        o.ports[0].dhcp_options = filling(204 - 3);
     });
     // What a subnet gives counts for its ports, but for what they replace.
     refused("port p1 dhcp_options: with the network's own", |o| {
