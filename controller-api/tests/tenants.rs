@@ -382,7 +382,7 @@ async fn a_quota_bounds_what_a_tenant_has() {
     for (text, expected) in [
         (
             "quotas: [{id: ann/cow, tenant: ann, kind: cow, limit: 2}]",
-            "quota ann/cow: kind: 'cow' is none of vpc, subnet, route_table, network_acl, prefix_list, security_group, port, peering, elastic_ip, nat_gateway, load_balancer",
+            "quota ann/cow: kind: 'cow' is none of vpc, subnet, route_table, network_acl, prefix_list, security_group, port, peering, elastic_ip, nat_gateway, load_balancer, dns_zone",
         ),
         (
             "quotas: [{id: x, tenant: ann, kind: port, limit: 2}]",
