@@ -267,7 +267,7 @@ impl Differential {
         let vips = vips.flat_map(|it| &it.addresses);
         let vips = vips.chain(public.map(|it| &it.address));
         let vips: Vec<IpAddr> = vips.filter_map(|text| text.parse().ok()).collect();
-        let is_for_one = |frame: &Vec<u8>| match decode(frame) {
+        let is_for_one = |frame: &Vec<u8>| match decode(&trunk::untagged(frame)) {
             Ok(Decoded::Ip(packet)) => vips.contains(&packet.flow.destination),
             _ => false,
         };

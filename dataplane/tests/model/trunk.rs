@@ -43,3 +43,12 @@ pub fn off_device(objects: &Objects, device: String, mut frame: Vec<u8>) -> (Str
         None => (device, frame),
     }
 }
+
+/// A frame without its tag, if it has one.
+pub fn untagged(frame: &[u8]) -> Vec<u8> {
+    let mut frame = frame.to_vec();
+    if frame.get(12..14) == Some(&[0x81, 0]) && frame.len() >= 16 {
+        frame.drain(12..16);
+    }
+    frame
+}
