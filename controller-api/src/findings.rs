@@ -198,7 +198,7 @@ impl Board {
                 let said = it
                     .found
                     .values()
-                    .filter(|it2| it.said.contains(&it2.kind()));
+                    .filter(|object| it.said.contains(&object.kind()));
                 FoundByHost {
                     host: host.to_string(),
                     found: Some(collect(said.filter_map(as_told))),

@@ -174,14 +174,14 @@ impl Holders {
         has_news || self.own.len() != count
     }
 
-    /// What was told of an address is told no more, for whatever reason: if it is held here it is said again, and given up if it may not be. Whether it is one
-    /// of these.
+    /// What was told of an address is told no more, for whatever reason: if it is held here it is said again, or given up if it may not be. Whether it was held
+    /// here.
     fn miss(&mut self, id: &str) -> bool {
         let Some(own) = self.own.get_mut(id) else {
             return false;
         };
         if is_right(&self.state, &self.host, own) {
-            own.since_ms = now_ms().max(own.since_ms + 1);
+            own.since_ms = now_ms().max(own.since_ms.saturating_add(1));
         } else {
             self.own.remove(id);
         }
@@ -287,7 +287,7 @@ impl Holders {
         if let Some(known) = known {
             let is_same =
                 (&known.port, &known.mac, &known.host) == (&new.port, &new.mac, &new.host);
-            let is_lost = told.is_none() && known.since_ms + AGAIN_MS < new.since_ms;
+            let is_lost = told.is_none() && known.since_ms.saturating_add(AGAIN_MS) < new.since_ms;
             if is_same && !is_lost {
                 return Ok(false);
             }
