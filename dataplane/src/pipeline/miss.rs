@@ -317,8 +317,8 @@ impl Core {
                 }
             }
             Record::Open(opened) => {
-                if let Some(session) = opened.over {
-                    tables.sessions.remove(&session);
+                for session in opened.over.iter().flatten() {
+                    tables.sessions.remove(session);
                 }
                 let new = NewSession {
                     state: opened.state,

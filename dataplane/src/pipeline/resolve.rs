@@ -73,8 +73,8 @@ pub(super) struct Opened<'t> {
     pub tcp: (Side, Side),
     /// Port that it is charged to.
     pub port: u16,
-    /// The session of a connection that is over, whose place it takes.
-    pub over: Option<SessionRef<'t>>,
+    /// The sessions of connections that are over, whose place it takes: one has the packet's key, the other what the packet becomes.
+    pub over: [Option<SessionRef<'t>>; 2],
     /// Its second key, if its packets are translated, or go from one VPC into another.
     pub second: Option<Translation>,
     /// The mapping of a NAT gateway that it uses.
@@ -285,12 +285,16 @@ pub(super) fn flow<'t>(
             && session.translation().is_none()
             && !translate::is_elsewhere(snapshot, entry, &session)
         {
-            return Err(DropReason::TranslationClash.into());
-        }
-        match follow(&session, parsed, frame) {
-            Follow::Pass(standings) => known = Some((session, standings)),
-            Follow::Reopen => over = Some(session),
-            Follow::Drop(reason) => return Err(reason.into()),
+            if !opening(parsed, frame)?.takes_place_of(&session) {
+                return Err(DropReason::TranslationClash.into());
+            }
+            over = Some(session);
+        } else {
+            match follow(&session, parsed, frame) {
+                Follow::Pass(standings) => known = Some((session, standings)),
+                Follow::Reopen => over = Some(session),
+                Follow::Drop(reason) => return Err(reason.into()),
+            }
         }
     }
     let Some((session, standings)) = known else {
@@ -390,8 +394,12 @@ fn open<'t>(
             joined.map(|vpc| Translation::new(flow, flow, snapshot.vpcs[vpc].vni))
         }
     };
-    if let Some(second) = &second {
-        check_second_key(tables, entry, second, over.as_ref())?;
+    let alike = match &second {
+        Some(second) => alike(tables, entry, second, over.as_ref())?,
+        None => None,
+    };
+    if alike.is_some_and(|alike| !opening.takes_place_of(&alike)) {
+        return Err(DropReason::TranslationClash);
     }
     let egress = decision.action.egress();
     let one_sided = may_be_one_sided(snapshot, ingress, egress);
@@ -407,31 +415,27 @@ fn open<'t>(
         state,
         tcp,
         port,
-        over,
+        over: [over, alike],
         second,
         mapping,
     };
     Ok((decision, opened))
 }
 
-/// No two sessions share what their packets look like, on either side: a translated flow is refused where another has what it would become.
-fn check_second_key(
-    tables: Tables<'_>,
+/// Another session that has what a translated flow would become: no two share what their packets look like, on either side.
+fn alike<'t>(
+    tables: Tables<'t>,
     entry: &Entry,
     translation: &Translation,
     over: Option<&SessionRef<'_>>,
-) -> Result<(), DropReason> {
+) -> Result<Option<SessionRef<'t>>, DropReason> {
     let key = Key::new(tables.sessions.seeds(), &translation.flow, translation.vni);
     // A port that reaches itself with equal ports, or none: its answers would look like its questions.
     if key.words == entry.key.words {
         return Err(DropReason::TranslationClash);
     }
-    match tables.sessions.find(&key) {
-        Some(other) if !over.is_some_and(|over| over.is_same(&other)) => {
-            Err(DropReason::TranslationClash)
-        }
-        _ => Ok(()),
-    }
+    let other = tables.sessions.find(&key);
+    Ok(other.filter(|other| !over.is_some_and(|over| over.is_same(other))))
 }
 
 /// An ICMP error passes if it quotes a packet of a session and goes to that packet's sender. Answers how it is translated, and the other VPC of a

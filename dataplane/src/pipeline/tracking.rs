@@ -153,6 +153,13 @@ impl Opening {
             }
         }
     }
+
+    /// Whether it is a SYN and the session's connection is over: a port that has been used may be used again (RFC 9293 §3.10.7.4), also by a connection whose
+    /// packets look like those of the old one only on one side.
+    pub(super) fn takes_place_of(&self, session: &SessionRef<'_>) -> bool {
+        let is_over = matches!(session.state(), State::TcpTimeWait | State::TcpClosed);
+        is_over && matches!(self.begin(false), Some((State::TcpSynSent, _)))
+    }
 }
 
 /// What a packet opens that belongs to no session.

@@ -482,6 +482,36 @@ fn policy_sees_the_addresses_that_its_port_knows() {
     dropped(&mut fabric, "a3", &question, DropReason::GroupDenied);
 }
 
+/// A client's system gives a port to another connection as soon as the first is over, for it sees two destinations.
+#[test]
+fn a_connection_that_is_over_gives_its_place_to_one_that_looks_like_it() {
+    let mut fabric = translating();
+    for (first, second, port) in [(B2_OUTSIDE, B2, 7), (B2, B2_OUTSIDE, 9)] {
+        let to =
+            |end: End, flags: &str, numbers| tcp(A1, end, ROUTER, (port, 53), flags, numbers, 0);
+        let answers = |flags: &str, numbers| tcp(B2, A1, ROUTER, (53, port), flags, numbers, 0);
+        let again = to(second, "S", (9000, 0));
+        only(&mut fabric, "a1", &to(first, "S", (100, 0)));
+        dropped(&mut fabric, "a1", &again, DropReason::TranslationClash);
+        only(&mut fabric, "b2", &answers("SA", (500, 101)));
+        only(&mut fabric, "a1", &to(first, "A", (101, 501)));
+        only(&mut fabric, "b2", &answers("FA", (501, 101)));
+        dropped(&mut fabric, "a1", &again, DropReason::TranslationClash);
+        only(&mut fabric, "a1", &to(first, "FA", (101, 502)));
+        only(&mut fabric, "b2", &answers("A", (502, 102)));
+        // In mid-stream nothing takes a place.
+        let middle = to(second, "A", (9001, 600));
+        dropped(&mut fabric, "a1", &middle, DropReason::TranslationClash);
+        let (port, seen, _) = only(&mut fabric, "a1", &again);
+        assert_eq!((port.as_str(), seen.destination), ("b2", B2.v4.into()));
+        let (port, seen, _) = only(&mut fabric, "b2", &answers("SA", (700, 9001)));
+        assert_eq!((port.as_str(), seen.source), ("a1", second.v4.into()));
+        // The old one's late segment is nobody's.
+        let late = to(first, "A", (102, 502));
+        dropped(&mut fabric, "a1", &late, DropReason::TranslationClash);
+    }
+}
+
 #[test]
 fn a_flow_that_would_look_like_another_is_refused() {
     let mut fabric = translating();

@@ -817,10 +817,20 @@ impl Model {
         let mut known = find(sessions, vni, &packet.flow);
         let becomes = known.and_then(|(_, stands)| stands.becomes);
         let becomes = becomes.map(|(flow, _)| flow);
-        if known.is_some_and(|(_, stands)| stands.was.is_some()) {
-            return Err(DropReason::TranslationClash);
-        }
         let (mut followed, mut over) = (None, None);
+        // The port of a connection that is over may be used again, on either side of its translation.
+        let is_over = |session: &Session| {
+            matches!(session.stage, Stage::TimeWait | Stage::Closed)
+                && matches!(open(packet, false), Ok((Stage::SynSent, _)))
+        };
+        if let Some((i, stands)) = known
+            && stands.was.is_some()
+        {
+            if !is_over(&sessions[i]) {
+                return Err(DropReason::TranslationClash);
+            }
+            (known, over) = (None, Some(i));
+        }
         // A SYN that may begin a connection anew opens a flow, and the SYN-ACK that accepts it answers one, whatever the session was.
         let (mut unlike, mut turned) = (None, false);
         if let Some((i, stands)) = known {
@@ -910,18 +920,19 @@ impl Model {
                 let after = way.becomes.map(|(after, _)| after);
                 // No two sessions share what a packet looks like on either side, nor two sides of one.
                 let beyond = way.beyond;
-                let clashes = |after: Flow| {
+                let is_own_answer = |after: &Flow| {
                     let answerable = !matches!(after.detail, frame::Detail::Message(..));
-                    find(sessions, beyond, &after).is_some()
-                        || (answerable && beyond == vni && after == packet.flow.reversed())
+                    answerable && beyond == vni && *after == packet.flow.reversed()
                 };
-                if after.is_some_and(clashes) {
-                    return Err(clash(sessions));
-                }
                 let joined = way.joined.map(|other| world.vni(other));
-                let is_taken = |other| find(sessions, other, &packet.flow).is_some();
-                if joined.is_some_and(is_taken) {
-                    return Err(clash(sessions));
+                let across = joined.map(|other| (other, packet.flow));
+                let seen = after.map(|after| (beyond, after)).or(across);
+                let alike = seen.and_then(|(vni, flow)| find(sessions, vni, &flow));
+                match alike {
+                    _ if after.as_ref().is_some_and(is_own_answer) => return Err(clash(sessions)),
+                    Some((i, _)) if is_over(&sessions[i]) => drop(sessions.remove(i)),
+                    Some(_) => return Err(clash(sessions)),
+                    None => {}
                 }
                 sessions.push(Session {
                     vni,
