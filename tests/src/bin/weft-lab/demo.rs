@@ -7,6 +7,7 @@ use weft_tests::{GuestKind, Lab, Site, SiteOptions, guest::NicFeatures, put_in_g
 
 use crate::balancer;
 use crate::guest_steps;
+use crate::inside;
 use crate::outside;
 use crate::steps::{self, Line};
 use crate::topology::{MATRIX, topology};
@@ -30,7 +31,14 @@ fn options() -> SiteOptions {
 pub(crate) fn demo(json: bool, keep: bool, guests: bool) -> anyhow::Result<bool> {
     let begun = Instant::now();
     let mut objects = topology()?;
-    let mut steps = [steps::STEPS, balancer::STEPS, outside::STEPS, steps::LAST].concat();
+    let mut steps = [
+        steps::STEPS,
+        balancer::STEPS,
+        inside::STEPS,
+        outside::STEPS,
+        steps::LAST,
+    ]
+    .concat();
     if guests {
         let ports = ["blue", "red"]
             .map(|tenant| MATRIX.map(|port| format!("{tenant}-{port}")))

@@ -5,6 +5,7 @@
 mod balancer;
 mod demo;
 mod guest_steps;
+mod inside;
 mod outside;
 mod steps;
 mod topology;

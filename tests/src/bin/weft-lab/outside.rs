@@ -301,7 +301,7 @@ fn longest_silence(
 }
 
 /// What was done, and the longest silence meanwhile.
-fn silent_during<T>(
+pub(crate) fn silent_during<T>(
     from: &Namespace,
     to: &str,
     work: impl FnOnce() -> anyhow::Result<T>,

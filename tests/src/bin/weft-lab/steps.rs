@@ -230,7 +230,7 @@ impl Probe {
     }
 }
 
-fn group<'o>(
+pub(crate) fn group<'o>(
     objects: &'o mut Objects,
     id: &str,
 ) -> anyhow::Result<&'o mut weft_proto::v1::SecurityGroup> {
@@ -546,22 +546,24 @@ fn small_packets(site: &mut Site) -> anyhow::Result<Vec<Line>> {
     )])
 }
 
+/// Packets and bytes that have left by h1's uplink.
+pub(crate) fn uplink(site: &Site) -> anyhow::Result<(f64, f64)> {
+    let stats = site.node_json("h1", &["stats"])?;
+    let ports = stats["ports"].as_array().context("no counters")?;
+    let uplink = ports
+        .iter()
+        .find(|port| port["port"] == "uplink:u0")
+        .context("no uplink")?;
+    let count = |what: &str| uplink[what].as_f64().context("no such counter");
+    Ok((count("tx_packets")?, count("tx_bytes")?))
+}
+
 /// Bytes that the tunnel adds to a packet, from the uplink's counters.
 fn overhead(site: &Site) -> anyhow::Result<f64> {
     const FRAMES: u32 = 4000;
-    let uplink = || -> anyhow::Result<(f64, f64)> {
-        let stats = site.node_json("h1", &["stats"])?;
-        let ports = stats["ports"].as_array().context("no counters")?;
-        let uplink = ports
-            .iter()
-            .find(|port| port["port"] == "uplink:u0")
-            .context("no uplink")?;
-        let count = |what: &str| uplink[what].as_f64().context("no such counter");
-        Ok((count("tx_packets")?, count("tx_bytes")?))
-    };
     let sender = RawSocket::open(&site.workloads["blue-a1"].namespace, "eth0")?;
     let frame = load::udp((A2.0, A1.0), (A1.1, A2.1), (3000, 9), 400);
-    let before = uplink()?;
+    let before = uplink(site)?;
     for number in 0..FRAMES {
         sender.send(&frame)?;
         if number % 64 == 63 {
@@ -571,7 +573,7 @@ fn overhead(site: &Site) -> anyhow::Result<f64> {
     }
     let mut after = before;
     wait_until("the frames have left", Duration::from_secs(5), || {
-        after = uplink().unwrap_or(before);
+        after = uplink(site).unwrap_or(before);
         after.0 - before.0 >= f64::from(FRAMES)
     })?;
     // A few other packets are among them, such as probes of gateway hosts; their share of the mean is small.
