@@ -123,6 +123,12 @@ impl Namespace {
         Daemon::start(command, &self.name)
     }
 
+    /// The same of a program that opens as many files as it may: by default that is far fewer.
+    pub fn spawn_with_many_files(&self, program: &str, args: &[&str]) -> Result<Daemon, LabError> {
+        let raise = r#"ulimit -n "$(ulimit -Hn)"; exec "$0" "$@""#;
+        self.spawn("sh", &[&["-c", raise, program], args].concat())
+    }
+
     /// Runs `work` on a thread that is in the namespace: sockets which it opens belong there, wherever they are used later.
     pub fn enter<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Result<T, LabError> {
         let path = format!("/run/netns/{}", self.name);

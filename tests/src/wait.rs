@@ -27,3 +27,14 @@ pub fn wait_until(
         thread::sleep(Duration::from_millis(10));
     }
 }
+
+/// An error that names `what`, if the condition does not hold.
+pub fn holds(what: &str, condition: bool) -> Result<(), LabError> {
+    if condition {
+        return Ok(());
+    }
+    Err(LabError::Io {
+        what: what.to_owned(),
+        source: std::io::Error::other("does not hold"),
+    })
+}

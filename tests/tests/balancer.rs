@@ -3,7 +3,6 @@
 #![allow(clippy::unwrap_used)]
 
 use std::collections::BTreeMap;
-use std::fmt::Write as _;
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
 use std::sync::Arc;
@@ -12,7 +11,9 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use weft_proto::v1::{Objects, Port, SecurityGroup};
-use weft_tests::{Daemon, Lab, LabError, Site, SiteOptions, tenants, topology, wait_until};
+use weft_tests::{
+    Daemon, Lab, LabError, Site, SiteOptions, holds, nginx, tenants, topology, wait_until,
+};
 
 const SOON: Duration = Duration::from_secs(10);
 /// How long a client waits for what does not come.
@@ -53,53 +54,13 @@ struct Scene {
 fn on_site(body: impl FnOnce(&mut Scene) -> Result<(), LabError>) {
     let site = Site::start(Lab::new().unwrap(), &objects(), &SiteOptions::default()).unwrap();
     let servers = MEMBERS.iter().chain(&["red-2"]);
-    let servers = servers.map(|port| serve(&site, port).unwrap()).collect();
+    let servers = servers
+        .map(|port| nginx::serve(&site, port).unwrap())
+        .collect();
     let mut scene = Scene { site, servers };
     if let Err(error) = body(&mut scene).and_then(|()| scene.site.wait_for_frames()) {
         panic!("{}", scene.site.explain(error));
     }
-}
-
-/// nginx at a port: each answer has the port's id, the client's address as it is seen, and the number of the port that was asked.
-fn serve(site: &Site, id: &str) -> Result<Daemon, LabError> {
-    let directory = site.directory().join(format!("nginx-{id}"));
-    std::fs::create_dir_all(&directory).map_err(LabError::io("making nginx's directory"))?;
-    let at = directory.display();
-    let mut paths = String::new();
-    for kind in ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"] {
-        let _ = write!(paths, "{kind}_temp_path {at}/{kind}; ");
-    }
-    let listens = [80, 8000, 8001].map(|port| format!("listen {port}; listen [::]:{port};"));
-    let text = format!(
-        "daemon off; master_process off; pid {at}/pid; error_log {at}/error.log;\n\
-         events {{ worker_connections 8192; }}\n\
-         http {{ access_log off; {paths} keepalive_timeout 600s; keepalive_requests 1000000;\n\
-         server {{ {} location / {{ return 200 \"{id} $remote_addr $server_port\\n\"; }} }} }}\n",
-        listens.concat()
-    );
-    let file = directory.join("nginx.conf");
-    std::fs::write(&file, text).map_err(LabError::io("writing nginx's configuration"))?;
-    let namespace = &site.workloads[id].namespace;
-    let file = file.display().to_string();
-    let daemon = namespace.spawn(
-        "nginx",
-        &["-e", "stderr", "-p", &at.to_string(), "-c", &file],
-    )?;
-    let url = format!("http://{}/", site.service(id, false, 80)?);
-    wait_until(&format!("nginx of {id} serves"), SOON, || {
-        namespace.run(&["curl", "-sf", "-m", "1", &url]).is_ok()
-    })?;
-    Ok(daemon)
-}
-
-fn holds(what: &str, condition: bool) -> Result<(), LabError> {
-    if condition {
-        return Ok(());
-    }
-    Err(LabError::Io {
-        what: what.to_owned(),
-        source: std::io::Error::other("does not hold"),
-    })
 }
 
 /// An answer: who, whom it has seen as the client, and at which port it was asked.
@@ -582,7 +543,7 @@ fn where_ports_are_learned_hosts_choose_alike() {
         ..SiteOptions::default()
     };
     let site = Site::start(Lab::new().unwrap(), &objects, &options).unwrap();
-    let servers = MEMBERS.map(|port| serve(&site, port).unwrap());
+    let servers = MEMBERS.map(|port| nginx::serve(&site, port).unwrap());
     let scene = Scene {
         site,
         servers: servers.into(),
@@ -706,7 +667,7 @@ fn a_member_whose_server_dies_is_found_out_and_one_that_comes_back_too() {
         holds("both its addresses", down.len() == 2)?;
         let refused = |(_, last): &&(bool, String)| last.contains("refused");
         holds("why", down.iter().all(refused))?;
-        let server = serve(&scene.site, "blue-2")?;
+        let server = nginx::serve(&scene.site, "blue-2")?;
         scene.servers.push(server);
         wait_until("it serves again", SOON, || all_serve(scene))?;
         wait_until("it has flows again", SOON, || {

@@ -11,7 +11,7 @@ use weft_proto::v1::{ExternalNetwork, Objects, SecurityRule};
 use weft_tests::site::SEGMENT;
 use weft_tests::traffic::{tcp_connects, tcp_exchange, udp_translated};
 use weft_tests::{
-    Capture, Lab, LabError, LinkOptions, Namespace, RawSocket, Site, SiteOptions, tenants,
+    Capture, Lab, LabError, LinkOptions, Namespace, RawSocket, Site, SiteOptions, holds, tenants,
     wait_until,
 };
 
@@ -91,16 +91,6 @@ fn route(site: &mut Site, router: &Namespace, end: &str) -> Result<Namespace, La
         namespace.ip(line)?;
     }
     Ok(far)
-}
-
-fn holds(what: &str, condition: bool) -> Result<(), LabError> {
-    if condition {
-        return Ok(());
-    }
-    Err(LabError::Io {
-        what: what.to_owned(),
-        source: std::io::Error::other("does not hold"),
-    })
 }
 
 fn failed(what: &'static str) -> impl FnOnce(std::io::Error) -> LabError {

@@ -17,7 +17,7 @@ use weft_proto::v1::Objects;
 use weft_tests::site::SEGMENT;
 use weft_tests::traffic::Pinger;
 use weft_tests::{
-    Lab, LabError, LinkOptions, Namespace, RawSocket, Site, SiteOptions, tenants, topology,
+    Lab, LabError, LinkOptions, Namespace, RawSocket, Site, SiteOptions, holds, tenants, topology,
     wait_until,
 };
 
@@ -321,16 +321,6 @@ fn has_the_address(router: &Namespace, site: &Site, host: &str) -> bool {
     let mac = mac.map(|byte| format!("{byte:02x}")).join(":");
     let known = router.ip("neigh show 203.0.113.100").unwrap_or_default();
     known.contains(&mac)
-}
-
-fn holds(what: &str, is_so: bool) -> Result<(), LabError> {
-    if is_so {
-        return Ok(());
-    }
-    Err(LabError::Deadline {
-        what: what.to_owned(),
-        within: Duration::ZERO,
-    })
 }
 
 /// What one fault did.

@@ -5,7 +5,7 @@
 use std::time::Duration;
 
 use weft_proto::v1::Objects;
-use weft_tests::{Lab, LabError, Site, SiteOptions, tenants, wait_until};
+use weft_tests::{Lab, LabError, Site, SiteOptions, holds, tenants, wait_until};
 
 const SOON: Duration = Duration::from_secs(10);
 
@@ -22,17 +22,6 @@ fn on_site(objects: &Objects, body: impl FnOnce(&mut Site) -> Result<(), LabErro
     let mut site = Site::start(Lab::new().unwrap(), objects, &options()).unwrap();
     if let Err(error) = body(&mut site).and_then(|()| site.wait_for_frames()) {
         panic!("{}", site.explain(error));
-    }
-}
-
-fn holds(what: &str, condition: bool) -> Result<(), LabError> {
-    if condition {
-        Ok(())
-    } else {
-        Err(LabError::Io {
-            what: what.to_owned(),
-            source: std::io::Error::other("does not hold"),
-        })
     }
 }
 

@@ -15,14 +15,17 @@ use std::time::{Duration, Instant};
 
 use socket2::{Domain, Socket, Type};
 use weft_proto::v1::Objects;
+use weft_tests::figures::leave_worst;
 use weft_tests::{
-    Capture, Lab, LabError, Namespace, RawSocket, Site, SiteOptions, tenants, topology, wait_until,
+    Capture, Lab, LabError, Namespace, RawSocket, Site, SiteOptions, holds, tenants, topology,
+    wait_until,
 };
 
 const SOON: Duration = Duration::from_secs(10);
 /// A join or a leave takes effect within this.
 const EFFECT: Duration = Duration::from_millis(200);
 const PORT: u16 = 15_999;
+const FIGURES: &str = "WEFT_SERVICES_REPORT";
 /// Any source, of each family.
 const GROUPS: [&str; 2] = ["239.9.9.9", "ff05::9:9"];
 /// One source.
@@ -49,16 +52,6 @@ fn on_site(body: impl FnOnce(&mut Site) -> Result<(), LabError>) {
     if let Err(error) = body(&mut site).and_then(|()| site.wait_for_frames()) {
         panic!("{}", site.explain(error));
     }
-}
-
-fn holds(what: &str, condition: bool) -> Result<(), LabError> {
-    if condition {
-        return Ok(());
-    }
-    Err(LabError::Io {
-        what: what.to_owned(),
-        source: std::io::Error::other("does not hold"),
-    })
 }
 
 fn ip(text: &str) -> IpAddr {
@@ -307,13 +300,14 @@ impl Drop for Stream {
 #[test]
 fn three_listeners_on_two_hosts_get_a_stream_that_crosses_once_to_one_host() {
     on_site(|site| {
+        let (mut joins, mut leaves) = (Vec::new(), Vec::new());
         for group in GROUPS {
             let listeners = ["near", "blue-2", "far"];
             let listeners = listeners.map(|port| Listener::open(site, port, group, None).unwrap());
             let stranger = Listener::open(site, "blue-3", group, None)?;
             let stream = Stream::start(site, "blue-1", group)?;
             for listener in &listeners {
-                listener.join_under_way()?;
+                joins.push(listener.join_under_way()?);
             }
             // A host is told of later than its ports' first seconds.
             wait_until("hosts know of each other's listeners", SOON, || {
@@ -362,10 +356,12 @@ fn three_listeners_on_two_hosts_get_a_stream_that_crosses_once_to_one_host() {
             holds("none to the other one of the subnet", to("192.0.2.3") == 0)?;
             let stream = Stream::start(site, "blue-1", group)?;
             for listener in &listeners {
-                listener.leave_under_way()?;
+                leaves.push(listener.leave_under_way()?);
             }
             stream.end();
         }
+        leave_worst(FIGURES, "multicast_first_datagram_after_join", &joins)?;
+        leave_worst(FIGURES, "multicast_last_datagram_after_leave", &leaves)?;
         let status = site.node("h1", &["drops"])?;
         holds(&status, !status.contains("membership_"))
     });

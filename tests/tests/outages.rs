@@ -9,36 +9,25 @@ use std::{
     io::{Read, Write},
     net::{TcpListener, TcpStream},
     os::unix::net::UnixListener,
-    path::PathBuf,
     sync::atomic::{AtomicBool, AtomicU32, Ordering},
     time::{Duration, Instant},
 };
 
 use weft_proto::v1::{Objects, SecurityRule};
+use weft_tests::figures::leave_worst;
 use weft_tests::{
     HaltedThread, Lab, LabError, Namespace, Site, SiteOptions, SmallDisk, site::DATABASE, tenants,
     wait_until,
 };
 
 const SOON: Duration = Duration::from_secs(10);
+const FIGURES: &str = "WEFT_OUTAGE_REPORT";
 /// Within this both ends know that the network between agent and controller is cut, and within this it is made up for.
 const NOTICED: Duration = Duration::from_secs(15);
 
 fn rounds() -> u32 {
     let given = std::env::var("WEFT_FAULT_ROUNDS").ok();
     given.map_or(1, |text| text.parse::<u32>().unwrap().div_ceil(10))
-}
-
-/// Leaves a figure: the worst of some times, in milliseconds.
-fn report(name: &str, times: &[Duration]) {
-    let worst = times.iter().max().copied().unwrap_or_default();
-    let figure = serde_json::json!({"times": times.len(), "worst_ms": worst.as_millis() as u64});
-    println!("{name}: {figure}");
-    if let Ok(directory) = std::env::var("WEFT_OUTAGE_REPORT") {
-        fs::create_dir_all(&directory).unwrap();
-        let line = serde_json::json!({ name: figure }).to_string();
-        fs::write(PathBuf::from(directory).join(format!("{name}.json")), line).unwrap();
-    }
 }
 
 fn site(hosts: usize, options: &SiteOptions) -> Site {
@@ -201,9 +190,9 @@ fn the_network_to_the_controller_is_cut_and_comes_back() {
         assert_eq!((tally.lost(), tally.twice), (0, 0), "{tally:?}");
         Ok(())
     });
-    report("controller_cut_noticed_by_host", &noticed);
-    report("controller_cut_noticed_by_controller", &dropped);
-    report("controller_back_change_in_force", &made_up);
+    leave_worst(FIGURES, "controller_cut_noticed_by_host", &noticed).unwrap();
+    leave_worst(FIGURES, "controller_cut_noticed_by_controller", &dropped).unwrap();
+    leave_worst(FIGURES, "controller_back_change_in_force", &made_up).unwrap();
 }
 
 #[test]
@@ -244,7 +233,7 @@ fn the_underlay_is_cut_and_comes_back() {
         assert!(site.pings("red-1", "red-2") && site.pings("blue-3", "blue-1"));
         site.wait_for_frames()
     });
-    report("underlay_back", &back);
+    leave_worst(FIGURES, "underlay_back", &back).unwrap();
 }
 
 #[test]
@@ -301,8 +290,8 @@ fn an_uplink_goes_down_and_goes_and_is_made_again() {
         assert!(site.pings("red-1", "red-2"));
         site.wait_for_frames()
     });
-    report("uplink_up_again", &up_again);
-    report("uplink_made_again", &made_again);
+    leave_worst(FIGURES, "uplink_up_again", &up_again).unwrap();
+    leave_worst(FIGURES, "uplink_made_again", &made_again).unwrap();
 }
 
 /// Makes a prefix list, of about 200 kilobytes; what the controller said.
@@ -517,7 +506,7 @@ fn processes_that_stood_still_go_on() {
         assert!(stream.end().received > 0 && site.pings("red-1", "red-2"));
         site.wait_for_frames()
     });
-    report("process_continued", &back);
+    leave_worst(FIGURES, "process_continued", &back).unwrap();
 }
 
 #[test]
@@ -655,5 +644,5 @@ fn what_stands_in_the_controllers_place_and_is_none_is_not_obeyed() {
         assert_eq!((tally.lost(), tally.twice), (0, 0), "{tally:?}");
         Ok(())
     });
-    report("good_controller_taken", &back);
+    leave_worst(FIGURES, "good_controller_taken", &back).unwrap();
 }

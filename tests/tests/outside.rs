@@ -16,7 +16,7 @@ use weft_proto::v1::{ElasticIp, Listener, LoadBalancer, Member, Objects};
 use weft_tests::site::SEGMENT;
 use weft_tests::traffic::{Pinger, tcp_connects, tcp_translated, udp_translated};
 use weft_tests::{
-    Capture, GuestKind, Lab, LabError, LinkOptions, Namespace, RawSocket, Site, SiteOptions,
+    Capture, GuestKind, Lab, LabError, LinkOptions, Namespace, RawSocket, Site, SiteOptions, holds,
     put_in_guests, tenants, topology, wait_until,
 };
 
@@ -144,16 +144,6 @@ fn on_site_with(
     if let Err(error) = body(&mut site, &outside).and_then(|()| site.wait_for_frames()) {
         panic!("{}", site.explain(error));
     }
-}
-
-fn holds(what: &str, condition: bool) -> Result<(), LabError> {
-    if condition {
-        return Ok(());
-    }
-    Err(LabError::Io {
-        what: what.to_owned(),
-        source: std::io::Error::other("does not hold"),
-    })
 }
 
 fn failed(what: &'static str) -> impl FnOnce(std::io::Error) -> LabError {

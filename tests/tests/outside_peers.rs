@@ -14,8 +14,8 @@ use std::time::Duration;
 use weft_proto::v1::Objects;
 use weft_tests::traffic::{tcp_translated, udp_translated};
 use weft_tests::{
-    Daemon, Lab, LabError, LinkOptions, Namespace, Site, SiteOptions, load, tenants, topology,
-    wait_until,
+    Daemon, Lab, LabError, LinkOptions, Namespace, Site, SiteOptions, holds, load, tenants,
+    topology, wait_until,
 };
 
 const SOON: Duration = Duration::from_secs(10);
@@ -149,15 +149,6 @@ fn on_site(body: impl FnOnce(&mut Site, &Outside) -> Result<(), LabError>) {
     if let Err(error) = result {
         panic!("{}", site.explain(error));
     }
-}
-
-fn holds(what: &str, is_so: bool) -> Result<(), LabError> {
-    if is_so {
-        return Ok(());
-    }
-    Err(LabError::io(what.to_owned())(std::io::Error::other(
-        "does not hold",
-    )))
 }
 
 fn inside(site: &Site, port: &str) -> Namespace {

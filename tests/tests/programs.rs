@@ -44,7 +44,7 @@ const ALWAYS: [(&str, &str); 3] = [
 const SITE: &str = r#"
 hosts: [{id: h1, vteps: [192.0.2.1]}, {id: h2, vteps: [192.0.2.2]}]
 vpcs: [{id: blue, vni: 100}]
-subnets: [{id: blue-a, vpc: blue, cidrs: [10.0.1.0/24, "fd00:1::/64"]}]
+subnets: [{id: blue-a, vpc: blue, cidrs: [10.0.1.0/24, "fd00:1::/64"], multicast: snooping}]
 security_groups: [{id: blue, vpc: blue, rules: [{direction: ingress}]}]
 ports:
   - {id: client, vpc: blue, subnet: blue-a, mac: "02:00:00:00:01:01", addresses: [10.0.1.11, "fd00:1::11"], host: h1}

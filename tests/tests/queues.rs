@@ -4,14 +4,11 @@
 
 #![allow(clippy::unwrap_used)]
 
-use std::{
-    fs,
-    path::PathBuf,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use weft_dataplane::port::{Attachment, PortError, Programs, Role};
 use weft_proto::v1::Device;
+use weft_tests::figures::leave_worst;
 use weft_tests::{
     Lab, LabError, RawSocket, Relay, Site, SiteOptions, TapEnd, stalled_queue, tenants,
     traffic::NumberedStream,
@@ -20,6 +17,7 @@ use weft_tests::{
 };
 
 const SOON: Duration = Duration::from_secs(10);
+const FIGURES: &str = "WEFT_OUTAGE_REPORT";
 /// For how long a queue stands still.
 const STILL: Duration = Duration::from_secs(3);
 /// How soon traffic goes on when a queue does.
@@ -37,17 +35,6 @@ fn site(hosts: usize, cores: Vec<Vec<usize>>) -> Site {
 fn explained(site: &mut Site, body: impl FnOnce(&mut Site) -> Result<(), LabError>) {
     if let Err(error) = body(site) {
         panic!("{}", site.explain(error));
-    }
-}
-
-/// Leaves a figure.
-fn report(name: &str, time: Duration) {
-    let figure = serde_json::json!({"times": 1, "worst_ms": time.as_millis() as u64});
-    println!("{name}: {figure}");
-    if let Ok(directory) = std::env::var("WEFT_OUTAGE_REPORT") {
-        fs::create_dir_all(&directory).unwrap();
-        let line = serde_json::json!({ name: figure }).to_string();
-        fs::write(PathBuf::from(directory).join(format!("{name}.json")), line).unwrap();
     }
 }
 
@@ -168,7 +155,7 @@ fn an_uplinks_queue_stops_and_goes_on() {
         assert!(site.pings("red-3", "red-1") && site.pings("blue-2", "blue-3"));
         site.wait_for_frames()
     });
-    report("uplink_queue_moves_again", back);
+    leave_worst(FIGURES, "uplink_queue_moves_again", &[back]).unwrap();
 }
 
 #[test]
@@ -212,7 +199,7 @@ fn a_ports_queue_stops_and_goes_on() {
         assert!(site.pings("blue-2", "blue-1"));
         site.wait_for_frames()
     });
-    report("port_queue_moves_again", back);
+    leave_worst(FIGURES, "port_queue_moves_again", &[back]).unwrap();
 }
 
 #[test]
@@ -302,7 +289,7 @@ fn one_queue_of_two_of_an_uplink_is_left_unread() {
         assert!(site.pings("blue-1", "blue-2") && site.pings("red-2", "red-1"));
         site.wait_for_frames()
     });
-    report("unread_queue_is_read_again", back);
+    leave_worst(FIGURES, "unread_queue_is_read_again", &[back]).unwrap();
 }
 
 #[test]
@@ -389,6 +376,6 @@ fn a_program_that_somebody_takes_off_is_attached_again() {
         assert!(site.pings("red-1", "red-2"));
         site.wait_for_frames()
     });
-    report("uplink_program_attached_again", uplink);
-    report("port_program_attached_again", port);
+    leave_worst(FIGURES, "uplink_program_attached_again", &[uplink]).unwrap();
+    leave_worst(FIGURES, "port_program_attached_again", &[port]).unwrap();
 }

@@ -11,8 +11,8 @@ use weft_proto::v1::{Objects, Port, Trunk};
 use weft_tests::traffic::tcp_exchange;
 use weft_tests::vlan::{Vlan, tagged};
 use weft_tests::{
-    GuestKind, Lab, LabError, Namespace, RawSocket, Site, SiteOptions, Workload, put_in_guests,
-    tenants, topology, wait_until,
+    GuestKind, Lab, LabError, Namespace, RawSocket, Site, SiteOptions, Workload, holds,
+    put_in_guests, tenants, topology, wait_until,
 };
 
 const SOON: Duration = Duration::from_secs(10);
@@ -188,16 +188,6 @@ fn igmp(from: &Port, kind: u8) -> Vec<u8> {
     frame.extend(mac);
     frame.extend([8, 0]);
     [frame, ip, message].concat()
-}
-
-fn holds(what: &str, condition: bool) -> Result<(), LabError> {
-    if condition {
-        return Ok(());
-    }
-    Err(LabError::Io {
-        what: what.to_owned(),
-        source: std::io::Error::other("does not hold"),
-    })
 }
 
 fn bound(namespace: &Namespace, address: IpAddr) -> Result<UdpSocket, LabError> {

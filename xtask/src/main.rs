@@ -122,6 +122,13 @@ enum Only {
         #[arg(long, default_value_t = 20)]
         rounds: u64,
     },
+    /// Kill members of a load balancer under 1,000 requests a second and holders of virtual addresses, change members under 10,000 connections, and run
+    /// multicast; the last line is JSON
+    Services {
+        /// How often members and holders are killed
+        #[arg(long, default_value_t = 20)]
+        rounds: u64,
+    },
     /// Measure what a tenant's flood costs another tenant; the last line is JSON
     Overload {
         /// Seconds for each flood
@@ -182,6 +189,9 @@ fn main() -> ExitCode {
         Command::Test {
             only: Some(Only::Gateways { rounds }),
         } => trials::gateways(rounds),
+        Command::Test {
+            only: Some(Only::Services { rounds }),
+        } => trials::services(rounds),
         Command::Demo { args } => binaries::lab("demo", &args),
         Command::Bench { args } => binaries::bench(&args),
         Command::Lab { args } => binaries::lab("lab", &args),

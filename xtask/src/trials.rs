@@ -1,4 +1,4 @@
-//! `cargo xtask test faults`, `overload` and `programs`: end-to-end tests of adjustable length that write figures. `machines`: those that
+//! `cargo xtask test faults`, `overload`, `services` and `programs`: end-to-end tests of adjustable length that write figures. `machines`: those that
 //! take too long for every run.
 
 use std::{fmt::Display, fs, path::Path};
@@ -29,22 +29,26 @@ pub(crate) fn machines() -> Result<()> {
 
 /// Runs a file of the end-to-end suite with a setting; it leaves figures where the variable `report` says.
 fn run(test: &str, setting: (&str, &dyn Display), report: (&str, &Path)) -> Result<()> {
-    run::step(
+    run_with(test, &[setting], report)
+}
+
+/// The same with several settings.
+fn run_with(test: &str, settings: &[(&str, &dyn Display)], report: (&str, &Path)) -> Result<()> {
+    let mut cargo = run::cargo();
+    cargo.args([
+        "test",
+        "--release",
+        "--package",
+        "weft-tests",
+        "--test",
         test,
-        run::cargo()
-            .args([
-                "test",
-                "--release",
-                "--package",
-                "weft-tests",
-                "--test",
-                test,
-                "--",
-                "--test-threads=1",
-            ])
-            .env(setting.0, setting.1.to_string())
-            .env(report.0, report.1),
-    )
+        "--",
+        "--test-threads=1",
+    ]);
+    for (name, value) in settings {
+        cargo.env(name, value.to_string());
+    }
+    run::step(test, cargo.env(report.0, report.1))
 }
 
 /// A JSON object's members, as they stand in a file.
@@ -58,6 +62,16 @@ fn members(file: &Path) -> Result<String> {
     members
         .map(str::to_owned)
         .with_context(|| format!("{} is not a JSON object", file.display()))
+}
+
+/// Those of all files in a directory.
+fn members_of_all(directory: &Path) -> Result<Vec<String>> {
+    let mut files: Vec<_> = fs::read_dir(directory)
+        .with_context(|| format!("there are no figures in {}", directory.display()))?
+        .map(|entry| entry.map(|entry| entry.path()))
+        .collect::<Result<_, _>>()?;
+    files.sort();
+    files.iter().map(|file| members(file)).collect()
 }
 
 fn remove(path: &Path) -> Result<()> {
@@ -86,14 +100,39 @@ pub(crate) fn faults(rounds: u64) -> Result<()> {
     run("outages", setting, ("WEFT_OUTAGE_REPORT", &outages))?;
     run("queues", setting, ("WEFT_OUTAGE_REPORT", &outages))?;
     let mut all = vec![members(&kills)?];
-    let mut files: Vec<_> = fs::read_dir(&outages)
-        .with_context(|| format!("there are no figures in {}", outages.display()))?
-        .map(|entry| entry.map(|entry| entry.path()))
-        .collect::<Result<_, _>>()?;
-    files.sort();
-    for file in files {
-        all.push(members(&file)?);
+    all.extend(members_of_all(&outages)?);
+    println!("{{{}}}", all.join(","));
+    Ok(())
+}
+
+/// What guests expect of a VPC: a load balancer whose members die and come and go, addresses that keepalived moves, multicast, and programs that speak by
+/// it. Members and holders of addresses are killed so often. Prints the figures as one line of JSON.
+pub(crate) fn services(rounds: u64) -> Result<()> {
+    /// By multicast.
+    const PROGRAMS: &str = "keepalived mdns multicast ospf2 ospf3 rip2 ripng";
+    setup::setup()?;
+    binaries::build(&[])?;
+    let (figures, programs) = (
+        run::target().join("services"),
+        run::target().join("programs.json"),
+    );
+    remove(&figures)?;
+    remove(&programs)?;
+    let settings: [(&str, &dyn Display); 4] = [
+        ("WEFT_SERVICES_ROUNDS", &rounds),
+        ("WEFT_SERVICES_RATE", &1000),
+        ("WEFT_SERVICES_CONNECTIONS", &10_000),
+        ("WEFT_SERVICES_SECONDS", &30),
+    ];
+    let report = ("WEFT_SERVICES_REPORT", figures.as_path());
+    for test in ["balancer_load", "virtual_addresses", "multicast"] {
+        run_with(test, &settings, report)?;
     }
+    let only: [(&str, &dyn Display); 2] =
+        [("WEFT_PROGRAMS", &"all"), ("WEFT_PROGRAMS_ONLY", &PROGRAMS)];
+    run_with("programs", &only, ("WEFT_PROGRAMS_REPORT", &programs))?;
+    let mut all = members_of_all(&figures)?;
+    all.push(members(&programs)?);
     println!("{{{}}}", all.join(","));
     Ok(())
 }
