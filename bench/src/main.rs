@@ -13,6 +13,7 @@ mod fragments;
 mod gateway;
 mod lpm;
 mod memory;
+mod multicast;
 mod parts;
 mod plot;
 mod region;

@@ -1,5 +1,5 @@
 //! Services without sockets, beside plain packets in the same run: hits and misses of load balancers, and what one member more or less costs at a host;
-//! hits that are marked with a DSCP; misses that policy routes are asked about.
+//! hits that are marked with a DSCP; misses that policy routes are asked about; copies of multicast packets.
 
 use weft_dataplane::pipeline::Source;
 use weft_fabric::Fabric;
@@ -13,6 +13,7 @@ use weft_tests::load;
 use crate::Row;
 use crate::gateway::at_host;
 use crate::memory::beside;
+use crate::multicast;
 use crate::scenario::{self, A1, B2, PACKETS, ROUTER, fabric_of, measure};
 
 /// The load balancer's address.
@@ -321,5 +322,6 @@ pub(crate) fn rows() -> anyhow::Result<Vec<Row>> {
     marked(&mut rows)?;
     policies(&mut rows)?;
     changes(&mut rows)?;
+    rows.extend(multicast::rows()?);
     Ok(rows)
 }
