@@ -21,7 +21,7 @@ use weft_tests::{
 const FIGURES: &str = "WEFT_SERVICES_REPORT";
 const SOON: Duration = Duration::from_secs(10);
 /// A request that is not answered within this has failed.
-const PATIENCE: Duration = Duration::from_secs(1);
+const PATIENCE: Duration = Duration::from_secs(5);
 /// A member that is dead is found out within this, on however slow a machine; the figure says how fast it was.
 const FOUND_OUT: Duration = Duration::from_secs(4);
 /// Threads of a client that sends requests at a rate.
