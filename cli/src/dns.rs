@@ -67,6 +67,9 @@ pub(crate) enum RecordAction {
         /// Seconds that answers may be kept, at most 604800 [default: 300].
         #[arg(long, default_value_t = 0, hide_default_value = true)]
         ttl: u32,
+        /// Leave out addresses of load balancers none of whose members serves, and of members that are found not to (A and AAAA).
+        #[arg(long)]
+        serving_only: bool,
     },
     /// Remove a record.
     #[command(visible_alias = "delete")]
@@ -108,7 +111,12 @@ impl ZoneAction {
         };
         let reply = match action {
             RecordAction::List { zone } => return list(targets, format, zone).await,
-            RecordAction::Add { at, data, ttl } => {
+            RecordAction::Add {
+                at,
+                data,
+                ttl,
+                serving_only,
+            } => {
                 let key = at.key();
                 edit(targets, Kind::DnsZone, &at.zone, |object| {
                     if let Object::DnsZone(o) = object {
@@ -118,6 +126,7 @@ impl ZoneAction {
                             r#type: key.1.clone(),
                             ttl,
                             data: data.clone(),
+                            serving_only,
                         });
                     }
                     Ok(())
@@ -146,7 +155,7 @@ impl ZoneAction {
 async fn list(targets: &Targets, format: Format, zone: Option<String>) -> Result<()> {
     let objects = one_or_all(targets, Kind::DnsZone, zone).await?;
     show(format, &brief(&objects)?, || {
-        let mut rows = Table::new(&["ZONE", "NAME", "TYPE", "TTL", "DATA"]);
+        let mut rows = Table::new(&["ZONE", "NAME", "TYPE", "TTL", "SERVING ONLY", "DATA"]);
         for zone in &objects.dns_zones {
             for record in &zone.records {
                 let name = if record.name.is_empty() {
@@ -159,6 +168,7 @@ async fn list(targets: &Targets, format: Format, zone: Option<String>) -> Result
                     name.to_owned(),
                     record.r#type.clone(),
                     record.seconds().to_string(),
+                    if record.serving_only { "yes" } else { "no" }.to_owned(),
                     record.data.join(", "),
                 ]);
             }

@@ -582,9 +582,9 @@ async fn records_of_a_zone_come_and_go() {
     }
     assert_eq!(
         scene.run("dns-zone record list").await.ok(),
-        "ZONE  NAME  TYPE  TTL  DATA\n\
-         apps  @     A     60   10.0.0.5, 10.0.0.6\n\
-         apps  DB    A     300  10.0.0.8\n"
+        "ZONE  NAME  TYPE  TTL  SERVING ONLY  DATA\n\
+         apps  @     A     60   no            10.0.0.5, 10.0.0.6\n\
+         apps  DB    A     300  no            10.0.0.8\n"
     );
     let gone = scene.run("dns-zone record remove apps www CNAME").await;
     assert!(

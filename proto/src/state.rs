@@ -458,6 +458,20 @@ impl State {
         self.objects.iter_from(kind, id)
     }
 
+    /// What was found of the members of a load balancer.
+    pub fn health_of<'a>(
+        &'a self,
+        balancer: &'a str,
+    ) -> impl Iterator<Item = &'a v1::MemberHealth> {
+        // Ids begin with that of the load balancer, and those of some others with the same.
+        let from = self.entries_from(Kind::MemberHealth, balancer);
+        let all = from.map_while(move |entry| match &entry.object {
+            Object::MemberHealth(health) if health.id.starts_with(balancer) => Some(health),
+            _ => None,
+        });
+        all.filter(move |health| health.load_balancer == balancer)
+    }
+
     /// Every object of a kind, in order of their ids.
     pub fn of_kind(&self, kind: Kind) -> impl Iterator<Item = &Object> {
         self.objects.of_kind(kind)

@@ -148,6 +148,10 @@ fn check_record(
         report.add(at, field("type"), rule);
         return None;
     }
+    if record.serving_only && !matches!(kind, "A" | "AAAA") {
+        let rule = format!("is for A and AAAA: data of {kind} are never left out");
+        report.add(at, field("serving_only"), rule);
+    }
     let most = if kind == "CNAME" {
         1
     } else {

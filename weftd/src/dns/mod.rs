@@ -9,6 +9,7 @@ mod answer;
 mod datagram;
 mod forward;
 mod names;
+mod serving;
 mod tcp;
 #[cfg(test)]
 mod tests;

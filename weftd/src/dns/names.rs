@@ -13,6 +13,8 @@ use weft_proto::dns::{self, Data};
 use weft_proto::state::{Entry, Kind, Object, State};
 use weft_proto::v1::{DnsZone, Vpc};
 
+use super::serving;
+
 /// Seconds for which names of ports, and what is not there, may be kept: ports come and go.
 pub(super) const PORT_TTL: u32 = 30;
 /// Addresses of ports of one name that are answered.
@@ -25,6 +27,8 @@ pub(super) struct Set {
     /// Seconds.
     pub(super) ttl: u32,
     pub(super) data: Vec<RData>,
+    /// Whether addresses that do not serve are left out.
+    pub(super) serving_only: bool,
 }
 
 /// A zone by the names in it.
@@ -105,6 +109,7 @@ impl Zone {
                 kind: first.record_type(),
                 ttl: record.seconds(),
                 data,
+                serving_only: record.serving_only,
             };
             let mut above = name.split_once('.').map(|(_, rest)| rest);
             while let Some(name) = above.filter(|name| *name != origin) {
@@ -190,6 +195,8 @@ impl Names<'_> {
         let zone = self.zones.by_origin.get(origin);
         let of_zone = zone.and_then(|zone| zone.sets.get(name));
         let mut sets = of_zone.cloned().unwrap_or_default();
+        let checked = sets.iter_mut().filter(|set| set.serving_only);
+        checked.for_each(|set| serving::keep(self.state, &self.vpc.id, &mut set.data));
         if sets.is_empty() && origin == self.domain {
             sets = self.port(name);
         }
@@ -276,6 +283,7 @@ impl Names<'_> {
             kind,
             ttl: PORT_TTL,
             data,
+            serving_only: false,
         })
         .collect()
     }
@@ -289,6 +297,7 @@ impl Names<'_> {
             kind: RecordType::PTR,
             ttl: PORT_TTL,
             data,
+            serving_only: false,
         })
     }
 }

@@ -7,7 +7,7 @@ use hickory_proto::rr::{DNSClass, Name, RData, RecordType};
 use proptest::prelude::*;
 use weft_proto::dns;
 use weft_proto::state::{Kind, Object, State};
-use weft_proto::v1::{DnsRecord, DnsZone, Objects, Violation};
+use weft_proto::v1::{DnsRecord, DnsZone, MemberHealth, Objects, Violation};
 use weft_proto::validate::{Scope, validate};
 
 use super::Asking;
@@ -472,6 +472,76 @@ fn cnames_from_zone_to_zone_are_followed_so_far() {
         code_of(&chain(9), "n0.one.example."),
         ResponseCode::ServFail
     );
+}
+
+/// A load balancer with two members, a port and an address; one more port that is a member of none.
+const SERVED: &str = r#"
+vpcs: [{id: blue, vni: 1, dns: {domain: blue.example}}]
+ports:
+  - {id: p1, vpc: blue, addresses: [10.0.1.11, "fd00:1::11"]}
+port_names:
+  - {id: p1, vpc: blue, name: web-1, addresses: [10.0.1.11, "fd00:1::11"]}
+load_balancers:
+  - id: lb
+    vpc: blue
+    addresses: [10.0.1.200, "fd00:1::200"]
+    listeners:
+      - {protocol: tcp, port_min: 80, health: {protocol: tcp}, members: [{port: p1, to_port_min: 8080}, {address: 10.0.1.12, to_port_min: 8080}]}
+dns_zones:
+  - id: apps
+    vpc: blue
+    domain: apps.example
+    records:
+      - {name: www, type: A, serving_only: true, data: [10.0.1.200, 192.0.2.1]}
+      - {name: www, type: AAAA, serving_only: true, data: ["fd00:1::200", "2001:db8::1"]}
+      - {name: members, type: A, serving_only: true, data: [10.0.1.11, 10.0.1.12, 10.0.1.13]}
+      - {name: one, type: A, serving_only: true, data: [10.0.1.200]}
+      - {name: always, type: A, data: [10.0.1.200, 10.0.1.11]}
+"#;
+
+#[test]
+fn addresses_that_do_not_serve_are_left_out_where_the_record_says_so() {
+    let said = |down: &[&str], name: &str, kind: RecordType| {
+        let mut objects: Objects = serde_yaml_ng::from_str(SERVED).unwrap();
+        let balancer = &objects.load_balancers[0];
+        let health = down.iter().map(|address| {
+            let at = (address.parse().unwrap(), 8080);
+            MemberHealth::of(balancer, &balancer.listeners[0], at)
+        });
+        objects.member_health = health.collect();
+        let state = State::from_objects(objects).unwrap();
+        let bytes = question(name, kind).to_vec().unwrap();
+        let Verdict::Answer(bytes) = ask_of(&state, &bytes, UDP, true) else {
+            panic!("{name} is answered");
+        };
+        let message = Message::from_vec(&bytes).unwrap();
+        let data = message.answers.iter().map(|it| it.data.to_string());
+        // Answers come in any order.
+        let mut data: Vec<String> = data.collect();
+        data.sort();
+        data.join(" ")
+    };
+    let (a, aaaa) = (RecordType::A, RecordType::AAAA);
+    let (www, members) = ("www.apps.example", "members.apps.example");
+    assert_eq!(said(&[], www, a), "10.0.1.200 192.0.2.1");
+    assert_eq!(said(&[], members, a), "10.0.1.11 10.0.1.12 10.0.1.13");
+    // One of two members serves on; the other one is known by its own address, too.
+    let one = ["10.0.1.11"];
+    assert_eq!(said(&one, www, a), "10.0.1.200 192.0.2.1");
+    assert_eq!(said(&one, members, a), "10.0.1.12 10.0.1.13");
+    let both = ["10.0.1.11", "10.0.1.12"];
+    assert_eq!(said(&both, www, a), "192.0.2.1");
+    assert_eq!(said(&both, members, a), "10.0.1.13");
+    assert_eq!(
+        said(&both, "always.apps.example", a),
+        "10.0.1.11 10.0.1.200"
+    );
+    // Nothing else is left.
+    assert_eq!(said(&both, "one.apps.example", a), "10.0.1.200");
+    // The one member by IPv6.
+    assert_eq!(said(&both, www, aaaa), "2001:db8::1 fd00:1::200");
+    assert_eq!(said(&["fd00:1::11"], www, aaaa), "2001:db8::1");
+    assert_eq!(said(&["fd00:1::11"], www, a), "10.0.1.200 192.0.2.1");
 }
 
 #[test]

@@ -33,13 +33,7 @@ impl<'s> Down<'s> {
 
     /// What was found of the members of a load balancer in a state.
     fn of(state: &'s State, id: &'s str) -> Self {
-        // Ids begin with that of the load balancer, and those of some others with the same.
-        let from = state.entries_from(Kind::MemberHealth, id);
-        let all = from.map_while(move |entry| match &entry.object {
-            Object::MemberHealth(health) if health.id.starts_with(id) => Some(health),
-            _ => None,
-        });
-        Self::new(all.filter(|health| health.load_balancer == id))
+        Self::new(state.health_of(id))
     }
 
     fn has(&self, listener: &v1::Listener, member: Member) -> bool {

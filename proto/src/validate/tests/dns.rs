@@ -8,6 +8,7 @@ fn record(name: &str, kind: &str, data: &[&str]) -> DnsRecord {
         name: name.into(),
         r#type: kind.into(),
         ttl: 0,
+        serving_only: false,
         data: data.iter().map(|it| (*it).to_owned()).collect(),
     }
 }
@@ -56,7 +57,15 @@ fn zones_have_records_of_the_types_that_there_are() {
         zone.records = vec![record("5", "PTR", &["a.db.example"])];
     }));
     type Change = fn(&mut DnsZone);
-    let cases: [(&str, Change); 17] = [
+    accepted(with(|zone| {
+        zone.records = vec![record("five", "A", &["10.0.0.5"])];
+        zone.records[0].serving_only = true;
+    }));
+    let cases: [(&str, Change); 18] = [
+        ("records[0].serving_only: is for A and AAAA", |it| {
+            it.records = vec![record("a", "CNAME", &["b.example"])];
+            it.records[0].serving_only = true;
+        }),
         ("vpc: there is no vpc 'none'", |it| it.vpc = "none".into()),
         ("vpc: a zone is in a VPC", |it| it.vpc.clear()),
         ("domain: '*.example' is not a domain name", |it| {
