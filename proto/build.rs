@@ -80,6 +80,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         "FrameCounters",
         "MetadataCounters",
         "DnsCounters",
+        "MemberCounters",
         "SessionList",
         "Session",
         "TranslatedFlow",

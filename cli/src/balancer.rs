@@ -75,7 +75,7 @@ pub(crate) enum ListenerAction {
         /// Member, a port of the VPC or an address of one, with the port that the listener's first one becomes; repeat for several.
         #[arg(long = "to", value_name = "PORT|ADDRESS[:PORT]")]
         members: Vec<Target>,
-        /// How members are chosen: maglev (by a hash of the flow, every host alike) or round-robin [default: maglev].
+        /// How members are chosen: maglev (by a hash of the flow, every host alike), round-robin, or least-connections (who has the fewest sessions) [default: maglev].
         #[arg(long, default_value = "", hide_default_value = true)]
         algorithm: String,
         /// What the hash is of: five-tuple, or source (all flows of a client go to one member) [default: five-tuple].
@@ -575,7 +575,7 @@ async fn list_listeners(targets: &Targets, format: Format, id: Option<String>) -
         for balancer in &all.load_balancers {
             for listener in &balancer.listeners {
                 let affinity = match &*listener.algorithm {
-                    "round-robin" => "-",
+                    "round-robin" | "least-connections" => "-",
                     _ => "five-tuple",
                 };
                 rows.row([

@@ -389,6 +389,16 @@ fn stats_text(stats: &v1::Stats, before: Option<&v1::Stats>, seconds: u64) -> St
             s.live, s.capacity, s.installed, s.expired, s.evicted, s.refused
         );
     }
+    if let Some(m) = stats
+        .members
+        .as_ref()
+        .filter(|m| m.counted > 0 || m.refused > 0)
+    {
+        text += &format!(
+            "counted members of load balancers: {} of {}, refused {}\n",
+            m.counted, m.capacity, m.refused
+        );
+    }
     if let Some(f) = &stats.frames {
         text += &format!(
             "frames: {} = {} free + {} fill + {} transmit + {} held\n",

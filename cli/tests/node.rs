@@ -14,9 +14,9 @@ use weft_process::transport::{self, Listener};
 use weft_proto::v1::{
     self, DnsCounters, DropCount, Drops, FrameCounters, GetDropsRequest, GetStateRequest,
     GetStatsRequest, GetStatusRequest, ListMappingsRequest, ListNatGatewaysRequest,
-    ListSessionsRequest, Mapping, MappingList, MetadataCounters, NatGatewayList, NatGatewayStatus,
-    NodeStateReply, PortCounters, PortStatus, Session, SessionList, Stats, TableCounters,
-    TraceReply, TraceRequest, TraceStep, WorkerStatus,
+    ListSessionsRequest, Mapping, MappingList, MemberCounters, MetadataCounters, NatGatewayList,
+    NatGatewayStatus, NodeStateReply, PortCounters, PortStatus, Session, SessionList, Stats,
+    TableCounters, TraceReply, TraceRequest, TraceStep, WorkerStatus,
 };
 
 #[derive(Default)]
@@ -123,6 +123,11 @@ impl Node for Daemon {
                 questions: 9,
                 forwarded: 4,
                 ..DnsCounters::default()
+            }),
+            members: Some(MemberCounters {
+                counted: 3,
+                capacity: 99,
+                refused: 1,
             }),
         }))
     }
@@ -288,6 +293,10 @@ async fn what_the_daemon_says_is_printed() {
     assert_eq!(stats["frames"]["held"], 0, "a counter at zero is told");
     assert_eq!(stats["metadata"]["requests"], 7);
     let stats = scene.run("stats").await.ok();
+    assert!(
+        stats.contains("counted members of load balancers: 3 of 99, refused 1"),
+        "{stats}"
+    );
     assert!(
         stats.contains("dns: 9 questions; 4 forwarded, 0 of them not answered"),
         "{stats}"

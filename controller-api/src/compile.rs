@@ -874,16 +874,25 @@ impl<'a> Told<'a> {
 
     /// Load balancers in another form than to others: without what an older host does not know.
     fn load_balancers(&mut self) {
-        if self.recipient.capabilities.finds || !self.part.balances {
+        let capabilities = self.recipient.capabilities;
+        let takes_all = capabilities.finds && capabilities.least_connections;
+        if takes_all || !self.part.balances {
             return;
         }
         for object in self.view.balancers.of_kind(Kind::LoadBalancer) {
             let Object::LoadBalancer(balancer) = object else {
                 continue;
             };
-            if balancer.listeners.iter().any(|it| it.health.is_some()) {
-                let mut told = balancer.clone();
-                told.listeners.iter_mut().for_each(|it| it.health = None);
+            let mut told = balancer.clone();
+            for listener in &mut told.listeners {
+                if !capabilities.finds {
+                    listener.health = None;
+                }
+                if !capabilities.least_connections && listener.algorithm == "least-connections" {
+                    listener.algorithm = "maglev".to_owned();
+                }
+            }
+            if told != *balancer {
                 self.put(Object::LoadBalancer(told));
             }
         }

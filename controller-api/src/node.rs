@@ -11,8 +11,8 @@ use weft_proto::persistent::PersistentSet;
 use weft_proto::state::{Entry, Key, Kind, Layer, Object, Sum, collect};
 use weft_proto::v1::{ExternalNetwork, ObjectKey, Objects};
 use weft_proto::{
-    ADDRESS_HOLDERS, DHCP_OPTIONS, DNS, DSCP_MARKING, FINDINGS, LOAD_BALANCER, MULTICAST,
-    MULTICAST_LISTENERS, POLICY_ROUTES, TRUNK_PORTS,
+    ADDRESS_HOLDERS, DHCP_OPTIONS, DNS, DSCP_MARKING, FINDINGS, LEAST_CONNECTIONS, LOAD_BALANCER,
+    MULTICAST, MULTICAST_LISTENERS, POLICY_ROUTES, TRUNK_PORTS,
 };
 
 use crate::compile::{Part, Recipient};
@@ -32,6 +32,8 @@ pub struct Capabilities {
     pub learns: bool,
     /// Whether it takes load balancers. One that does not lacks them: what its ports send to their addresses reaches nobody.
     pub balances: bool,
+    /// Whether it chooses members by least connections. One that does not chooses by a hash.
+    pub least_connections: bool,
     /// Whether it takes DHCP options of subnets and ports. The guests of one that does not get none of them.
     pub dhcp_options: bool,
     /// Whether it finds things out that others have to know, and takes what those found. One that does not checks no members' health, and heeds nobody's.
@@ -68,6 +70,7 @@ impl Capabilities {
             members_in_one: Some(MEMBERS_IN_ONE),
             learns: true,
             balances: true,
+            least_connections: true,
             dhcp_options: true,
             finds: true,
             marks: true,
@@ -88,6 +91,7 @@ impl Capabilities {
             members_in_one: all.members_in_one.filter(|_| is_listed("group_members")),
             learns: is_listed("learning"),
             balances: is_listed(LOAD_BALANCER),
+            least_connections: is_listed(LEAST_CONNECTIONS),
             dhcp_options: is_listed(DHCP_OPTIONS),
             finds: is_listed(FINDINGS),
             marks: is_listed(DSCP_MARKING),

@@ -8,10 +8,10 @@ use support::{Controller, FakeHost, key, list, topology, yaml};
 use tonic::transport::Channel;
 use weft_controller::intent::Settings;
 use weft_process::services::intent_client::IntentClient;
-use weft_proto::LOAD_BALANCER;
 use weft_proto::state::{Kind, Object};
 use weft_proto::v1::{ApplyRequest, DeleteRequest, Hello, LoadBalancer, Objects};
 use weft_proto::validate::{Scope, validate};
+use weft_proto::{LEAST_CONNECTIONS, LOAD_BALANCER};
 
 const BALANCER: &str = r#"
 load_balancers:
@@ -100,6 +100,18 @@ async fn hosts_with_ports_of_the_vpc_that_take_load_balancers_are_told() {
     assert_eq!(balancer(&old), None, "it would refuse them");
     assert_eq!(balancer(&far), None, "it knows blue by a peering");
     assert!(!ports(&far).is_empty());
+
+    // What an algorithm that it does not know has to be is told in one that it does.
+    let mut changed = yaml(BALANCER);
+    changed.load_balancers[0].listeners[0].algorithm = "least-connections".into();
+    apply(&mut client, changed).await;
+    take(&mut able, "h1").await;
+    assert_eq!(balancer(&able).unwrap().listeners[0].algorithm, "maglev");
+    let counts = hello("h2", &[LOAD_BALANCER, LEAST_CONNECTIONS]);
+    let mut counting = FakeHost::attach_as(address, counts).await;
+    take(&mut counting, "h2").await;
+    let algorithm = &balancer(&counting).unwrap().listeners[0].algorithm;
+    assert_eq!(algorithm, "least-connections");
 
     // A change is told, and then that it is gone.
     let mut changed = yaml(BALANCER);

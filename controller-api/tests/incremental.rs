@@ -205,6 +205,7 @@ fn random_load_balancer(numbers: &mut Numbers, v: u64, state: &State) -> LoadBal
         listeners: vec![Listener {
             protocol: "tcp".into(),
             port_min: 80,
+            algorithm: ["", "least-connections"][numbers.below(2) as usize].into(),
             members,
             ..Listener::default()
         }],
@@ -427,6 +428,7 @@ fn abilities(host: &str) -> Capabilities {
         members_in_one: (host != "h1").then_some(2),
         learns: host != "h2",
         balances: host != "h3",
+        least_connections: host != "h4",
         dhcp_options: host != "h2",
         finds: host != "h1",
         multicast: host != "h3",
@@ -744,7 +746,14 @@ fn follow(seed: u64, learn_above: usize) -> (usize, usize) {
                     let is_own = next.is_own(object.vpc().unwrap(), name);
                     let wanted = is_own && abilities(name).balances;
                     let told = ours.get(&object.key());
-                    let plain = object.clone().without_labels();
+                    let mut plain = object.clone().without_labels();
+                    if let Object::LoadBalancer(balancer) = &mut plain
+                        && !abilities(name).least_connections
+                    {
+                        let listeners = balancer.listeners.iter_mut();
+                        let counting = listeners.filter(|it| it.algorithm == "least-connections");
+                        counting.for_each(|it| it.algorithm = "maglev".into());
+                    }
                     assert_eq!(told, Some(&plain).filter(|_| wanted), "{name}");
                     balanced += usize::from(wanted);
                     // And their elastic IPs with them.

@@ -300,13 +300,15 @@ impl Fabric {
                 listeners: Arc::default(),
                 device_mtus: Arc::new(DeviceMtus::new(settings.ports)),
             };
+            let compiler = Compiler::new(settings.ports as u16, 1024, limits.vpcs as u32)
+                .counting(shared.sessions.member_counts());
             let host = MemoryHost {
                 id: host.id.clone(),
                 pipeline: Pipeline::new(shared.clone(), settings),
                 mates: Vec::new(),
                 io: MemoryIo::new(FRAMES, FRAME_SIZE),
                 shared,
-                compiler: Compiler::new(settings.ports as u16, 1024, limits.vpcs as u32),
+                compiler,
                 heard: State::default(),
                 learned: BTreeSet::new(),
                 generation: 0,

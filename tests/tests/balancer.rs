@@ -16,6 +16,8 @@ use weft_tests::{
 };
 
 const SOON: Duration = Duration::from_secs(10);
+/// Longer than a connection that is closed is remembered (`tcp_closed`), until a sweep finds it.
+const FORGOTTEN: Duration = Duration::from_secs(60);
 /// How long a client waits for what does not come.
 const SILENCE: Duration = Duration::from_millis(1500);
 const MEMBERS: [&str; 3] = ["blue-1", "blue-2", "blue-b"];
@@ -259,6 +261,8 @@ fn members_are_chosen_as_the_listener_says() {
         }
         holds("each has one", chosen.len() == 2)?;
 
+        least_connections(scene)?;
+
         // A range of ports becomes that of the member.
         scene.lb("listener add web tcp:9000-9001 --to blue-1:8000 --to blue-2:8000")?;
         for (port, becomes) in [(9000, 8000), (9001, 8001)] {
@@ -272,6 +276,57 @@ fn members_are_chosen_as_the_listener_says() {
         holds("9002 is nobody's", refused.is_err())?;
         holds("which is counted", scene.drops("h1", "no_listener"))
     });
+}
+
+/// Of connections that stay open each member has as many; who has lost its own gets the next ones.
+fn least_connections(scene: &Scene) -> Result<(), LabError> {
+    scene.lb("listener add web tcp:84 --algorithm least-connections --to blue-1:80 --to blue-2:80 --to 10.0.2.20:80")?;
+    let at = (VIRTUAL[0], 84);
+    let open = |count: usize| -> Result<Vec<(String, Connection)>, LabError> {
+        let opened = (0..count).map(|_| {
+            let mut kept = scene.connect("client-1", at)?;
+            let answer = kept.ask();
+            holds("a new connection is answered", answer.is_ok())?;
+            Ok((answer.unwrap().member, kept))
+        });
+        opened.collect()
+    };
+    let counts = |kept: &[(String, Connection)]| {
+        let mut counts: BTreeMap<String, u32> = BTreeMap::new();
+        for (member, _) in kept {
+            *counts.entry(member.clone()).or_default() += 1;
+        }
+        counts
+    };
+    let mut kept = open(9)?;
+    println!("by connections: {:?}", counts(&kept));
+    holds("three each", counts(&kept).values().eq([&3, &3, &3]))?;
+    let lost = kept[0].0.clone();
+    kept.retain(|(member, _)| *member != lost);
+    // A connection that is closed is remembered for half a minute.
+    let words = [
+        "trace", "--port", "client-1", "--dst", at.0, "--proto", "tcp", "--dport", "84",
+    ];
+    wait_until("those that are closed count no more", FORGOTTEN, || {
+        let trace = scene.site.node("h1", &words).unwrap_or_default();
+        trace.contains("with 0 sessions here")
+    })?;
+    let next = open(3)?;
+    println!("after all of {lost} are closed: {:?}", counts(&next));
+    holds(
+        "the next go there",
+        next.iter().all(|(member, _)| *member == lost),
+    )?;
+    let mut after = open(3)?;
+    holds("and then to each", counts(&after).values().eq([&1, &1, &1]))?;
+    for (member, connection) in kept.iter_mut().chain(&mut after) {
+        let answer = connection.ask();
+        holds(
+            "others are where they were",
+            answer.is_ok_and(|it| it.member == *member),
+        )?;
+    }
+    Ok(())
 }
 
 #[test]

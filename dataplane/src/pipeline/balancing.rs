@@ -72,11 +72,17 @@ pub(super) fn choose(
         match (listener, chosen.flatten()) {
             (None, _) => format!("{id} has no listener for the flow"),
             (Some(_), None) => format!("no member of {id} takes flows"),
-            (Some(listener), Some((address, port))) => format!(
-                "{id}: {} port {port}, one of {} members",
-                word_address(address),
-                listener.members.len()
-            ),
+            (Some(listener), Some((address, port))) => {
+                let counter = listener.counter(flow.destination_port, (address, port));
+                let counted = counter.map_or_else(String::new, |counter| {
+                    format!(", with {} sessions here", listener.sessions(counter))
+                });
+                format!(
+                    "{id}: {} port {port}, one of {} members{counted}",
+                    word_address(address),
+                    listener.members.len()
+                )
+            }
         }
     });
     chosen
@@ -95,6 +101,17 @@ pub(super) fn keeps(vpc: &Vpc, before: &Flow, after: &Flow) -> Option<bool> {
     let to = (after.destination, after.destination_port);
     let is_served = balancer.keeps((before.protocol, before.destination_port), to);
     Some(is_served && is_source && after.source_port == before.source_port)
+}
+
+/// The counter in which a session counts that makes `after` of `before`, where a load balancer has chosen its member by the sessions that members have.
+pub(super) fn counter(vpc: &Vpc, before: &Flow, after: &Flow) -> Option<u32> {
+    if vpc.balancers.is_empty() || before.destination == after.destination {
+        return None;
+    }
+    let listener =
+        at(vpc, before.destination)?.listener(before.protocol, before.destination_port)?;
+    let to = (after.destination, after.destination_port);
+    listener.counter(before.destination_port, to)
 }
 
 /// The network and the elastic IP by which a packet leaves as the answer of a load balancer's member to who came from outside. On the gateway host its session

@@ -11,7 +11,7 @@
 use std::sync::Arc;
 
 use super::probes::{self, FRAME};
-use super::{Core, Destination, Io, Tables, ip_fragment, nat64};
+use super::{Core, Destination, Io, Tables, balancing, ip_fragment, nat64};
 use crate::encap::decap;
 use crate::numbers::Vni;
 use crate::packet::{DropReason, Family, Flow, Packet};
@@ -258,6 +258,10 @@ impl Core {
         } else {
             None
         };
+        // Only to what comes from outside has a gateway host chosen a member.
+        let member = (first.0 == Vni::OUTSIDE)
+            .then(|| balancing::counter(&tables.snapshot.vpcs[vpc], &first.1, &second.1))
+            .flatten();
         let mut new = NewSession {
             state: told.state,
             port: u16::MAX,
@@ -267,6 +271,7 @@ impl Core {
             action: None,
             translation: Some(Translation::new(&first.1, &second.1, second.0)),
             mapping,
+            member,
         };
         if let Some(own) = own {
             (new.port, new.tcp) = (own.port(), own.whole_tcp());

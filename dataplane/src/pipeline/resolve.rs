@@ -79,6 +79,8 @@ pub(super) struct Opened<'t> {
     pub second: Option<Translation>,
     /// The mapping of a NAT gateway that it uses.
     pub mapping: Option<u32>,
+    /// The counter of a load balancer's member that it counts in.
+    pub member: Option<u32>,
 }
 
 /// Why a packet is dropped.
@@ -411,6 +413,9 @@ fn open<'t>(
         _ if second.is_some() => NO_PORT,
         _ => return Err(DropReason::HairpinTunnel),
     };
+    let member = second
+        .as_ref()
+        .and_then(|second| balancing::counter(&snapshot.vpcs[entry.vpc], flow, &second.flow));
     let opened = Opened {
         state,
         tcp,
@@ -418,6 +423,7 @@ fn open<'t>(
         over: [over, alike],
         second,
         mapping,
+        member,
     };
     Ok((decision, opened))
 }

@@ -10,6 +10,7 @@ mod index;
 pub mod key;
 mod mapping_owners;
 pub mod mappings;
+pub mod member_counts;
 mod second_actions;
 pub mod slot;
 pub mod table;

@@ -5,7 +5,7 @@
 //! and 16 to 32 of index. A session with two keys costs 64 bytes more, and another 16 to 32 of index.
 
 use std::collections::{HashSet, VecDeque};
-use std::sync::PoisonError;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use super::arena::Arena;
@@ -13,6 +13,7 @@ use super::held::Held;
 use super::index::{Index, MOST_SLOTS, Place, Room};
 use super::key::{Direction, Key, Seeds};
 use super::mappings::Mappings;
+use super::member_counts::{self, MemberCounts};
 use super::second_actions::{Owner, SecondActions};
 pub use super::slot::{Action, Egress, Ingress, MacPair, Stamp};
 use super::slot::{FlowEntry, Slot};
@@ -139,6 +140,8 @@ pub struct SessionTable {
     translates: AtomicBool,
     /// The mappings of NAT gateways that sessions use.
     mappings: Mappings,
+    /// How many sessions members of load balancers have.
+    member_counts: Arc<MemberCounts>,
 }
 
 /// Where a session probably lies.
@@ -185,6 +188,8 @@ pub struct NewSession {
     pub translation: Option<Translation>,
     /// The mapping of a NAT gateway that it uses, if it has a second key.
     pub mapping: Option<u32>,
+    /// The counter of a load balancer's member that it counts in, if it has a second key.
+    pub member: Option<u32>,
 }
 
 /// A session as shown to people.
@@ -197,6 +202,8 @@ pub struct SessionView {
     pub translated: Option<(Vni, Flow)>,
     /// The mapping of a NAT gateway that it uses, by number.
     pub mapping: Option<u32>,
+    /// The counter of a load balancer's member that it counts in, by number.
+    pub member: Option<u32>,
     pub state: State,
     pub epoch: Epoch,
     pub idle_ms: u32,
@@ -234,6 +241,7 @@ impl SessionTable {
             per_vpc: (0..limits.vpcs).map(|_| AtomicU32::new(0)).collect(),
             translates: AtomicBool::new(false),
             mappings: Mappings::new(limits.capacity.min(MOST_MAPPINGS)),
+            member_counts: Arc::new(MemberCounts::new(member_counts::MOST)),
         }
     }
 
@@ -266,6 +274,11 @@ impl SessionTable {
     /// The mappings of NAT gateways that sessions use.
     pub fn mappings(&self) -> &Mappings {
         &self.mappings
+    }
+
+    /// How many sessions members of load balancers have: for who compiles listeners.
+    pub fn member_counts(&self) -> &Arc<MemberCounts> {
+        &self.member_counts
     }
 
     /// The seeds for keys of this table.
@@ -458,9 +471,12 @@ impl SessionTable {
         slot.vpc.store(new.vpc.get(), Ordering::Relaxed);
         if let Some((second, translation)) = &second {
             let line = &shard.lines[number as usize];
-            line.set(key, second, translation, new.mapping);
+            line.set(key, second, translation, (new.mapping, new.member));
             if let Some(mapping) = new.mapping {
                 self.mappings.retain(mapping);
+            }
+            if let Some(member) = new.member {
+                self.member_counts.retain(member);
             }
             self.translates.store(true, Ordering::Relaxed);
         }
@@ -644,6 +660,9 @@ impl SessionTable {
                 let line = shard.lines[number as usize].read();
                 if let Some(mapping) = line.mapping {
                     self.mappings.release(mapping);
+                }
+                if let Some(member) = line.member {
+                    self.member_counts.release(member);
                 }
                 let flipped = line.flipped;
                 let place = Place::second(home, number, flipped);
@@ -885,7 +904,7 @@ impl Shard {
         let translated = slot.is_translated().then(|| {
             let line = self.lines[number as usize].read();
             let (flow, vni) = Key::flow(&line.words, line.across(opener));
-            ((vni, flow), line.mapping)
+            ((vni, flow), line.mapping, line.member)
         });
         let (out, back) = (
             &slot.entries[opener as usize],
@@ -897,6 +916,7 @@ impl Shard {
             flow,
             translated: translated.map(|it| it.0),
             mapping: translated.and_then(|it| it.1),
+            member: translated.and_then(|it| it.2),
             state,
             epoch: decided_out.map_or(Epoch::default(), |(epoch, _)| epoch),
             idle_ms: now.wrapping_sub(slot.last_seen.load(Ordering::Relaxed)),

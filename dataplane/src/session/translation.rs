@@ -80,6 +80,8 @@ pub struct Line {
     /// The delta of the IP header below, of the transport header above: of packets that come with the first key.
     deltas: AtomicU32,
     flags: AtomicU32,
+    /// The counter of the load balancer's member that the session counts in, plus one.
+    member: AtomicU32,
 }
 
 #[cfg(not(feature = "loom"))]
@@ -98,6 +100,8 @@ pub(super) struct Content {
     pub joined: bool,
     /// The mapping of a NAT gateway that the session uses, by number.
     pub mapping: Option<u32>,
+    /// The counter of a load balancer's member that the session counts in, by number.
+    pub member: Option<u32>,
     deltas: u32,
 }
 
@@ -108,7 +112,7 @@ impl Line {
         first: &Key,
         second: &Key,
         translation: &Translation,
-        mapping: Option<u32>,
+        (mapping, member): (Option<u32>, Option<u32>),
     ) {
         for (word, value) in self.key.iter().zip(second.words) {
             word.store(value, Ordering::Relaxed);
@@ -136,6 +140,8 @@ impl Line {
         let mapping = mapping.map_or(0, |mapping| (mapping + 1) << MAPPING_AT);
         let flags = flipped | down | joined | mapping;
         self.flags.store(flags, Ordering::Relaxed);
+        let member = member.map_or(0, |member| member + 1);
+        self.member.store(member, Ordering::Relaxed);
     }
 
     /// What it says. The caller knows by the slot's version whether that is of its session.
@@ -152,6 +158,7 @@ impl Line {
             },
             joined: flags & JOINED != 0,
             mapping: (flags >> MAPPING_AT).checked_sub(1),
+            member: self.member.load(Ordering::Relaxed).checked_sub(1),
             deltas: self.deltas.load(Ordering::Relaxed),
         }
     }
@@ -234,7 +241,7 @@ mod tests {
             let seeds = Seeds::random();
             let keys = [Key::new(&seeds, &first, 1), Key::new(&seeds, &second, 2)];
             let line = Line::default();
-            line.set(&keys[0], &keys[1], &Translation::new(&first, &second, 2), None);
+            line.set(&keys[0], &keys[1], &Translation::new(&first, &second, 2), (None, None));
             let content = line.read();
             prop_assert_eq!(content.first, keys[0].direction);
             let cases = [

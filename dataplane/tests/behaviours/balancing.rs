@@ -14,13 +14,13 @@ use crate::topology::{ROUTER, change, fabric, group, ingress, port};
 use crate::translation::{dropped, only, unreachable};
 
 /// The load balancer's addresses in subnet blue-a.
-const VIP: End = End {
+pub const VIP: End = End {
     mac: ROUTER,
     v4: [10, 0, 1, 100],
     v6: [0xfd, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0],
 };
 
-fn member(port: &str, to: u32) -> v1::Member {
+pub fn member(port: &str, to: u32) -> v1::Member {
     v1::Member {
         port: port.into(),
         to_port_min: to,
@@ -28,7 +28,7 @@ fn member(port: &str, to: u32) -> v1::Member {
     }
 }
 
-fn listener(protocol: &str, port: u32, members: Vec<v1::Member>) -> v1::Listener {
+pub fn listener(protocol: &str, port: u32, members: Vec<v1::Member>) -> v1::Listener {
     v1::Listener {
         protocol: protocol.into(),
         port_min: port,
@@ -46,7 +46,7 @@ fn balancing() -> Fabric {
     ])
 }
 
-fn of(listeners: Vec<v1::Listener>) -> Fabric {
+pub fn of(listeners: Vec<v1::Listener>) -> Fabric {
     fabric(|objects| {
         objects.load_balancers.push(v1::LoadBalancer {
             id: "web".into(),
@@ -65,7 +65,7 @@ fn members(fabric: &mut Fabric, to: impl FnOnce(&mut Vec<v1::Member>)) {
     });
 }
 
-fn by_name(name: &str) -> End {
+pub fn by_name(name: &str) -> End {
     match name {
         "a1" => A1,
         "a2" => A2,
@@ -77,7 +77,7 @@ fn by_name(name: &str) -> End {
 }
 
 /// Where the flow of a client from a source port goes.
-fn goes_to(fabric: &mut Fabric, client: (End, &str), source_port: u16) -> String {
+pub fn goes_to(fabric: &mut Fabric, client: (End, &str), source_port: u16) -> String {
     let frame = udp(client.0, VIP, ROUTER, (source_port, 80), b"q");
     only(fabric, client.1, &frame).0
 }
@@ -303,7 +303,7 @@ fn pings_are_answered_while_a_member_takes_flows() {
 }
 
 /// Opens a connection and answers it; the name of its member.
-fn connect(fabric: &mut Fabric, source_port: u16) -> String {
+pub fn connect(fabric: &mut Fabric, source_port: u16) -> String {
     let ports = (source_port, 80);
     let (to, ..) = only(fabric, "a1", &tcp(A1, VIP, ROUTER, ports, "S", (100, 0), 0));
     let (member, back) = (by_name(&to), if to == "a2" { A1.mac } else { ROUTER });

@@ -9,6 +9,7 @@ use crate::external::{
     network, outside, refused, send, station, texts, twofold, v4,
 };
 use crate::frames::{A1, A2, A3, B1, B2, End, echo, icmp6, read, tcp, udp, udp6};
+use crate::least_connections::{counted, is_exact};
 use crate::topology::{ROUTER, change, group, ingress, port};
 use crate::translation::{dropped, only, unreachable};
 
@@ -227,12 +228,12 @@ fn pings_are_answered_where_the_network_answers_them_and_a_member_takes_flows() 
 }
 
 /// A member on h2, one on the second gateway host itself.
-fn two_hosts() -> Fabric {
+fn two_hosts(algorithm: &str) -> Fabric {
     let mut fabric = twofold();
     change(&mut fabric, |objects| {
         public(objects);
         for listener in &mut objects.load_balancers[0].listeners {
-            listener.algorithm = "round-robin".into();
+            listener.algorithm = algorithm.into();
             listener.members[1].port = "a3".into();
         }
     });
@@ -244,7 +245,7 @@ fn two_hosts() -> Fabric {
 
 #[test]
 fn connections_outlive_their_gateway_host() {
-    let mut fabric = two_hosts();
+    let mut fabric = two_hosts("round-robin");
     let mut connections = Vec::new();
     for source_port in 9000..9012 {
         let syn = tcp(FAR, held(8), H1, (source_port, 80), "S", (100, 0), 0);
@@ -307,6 +308,48 @@ fn connections_outlive_their_gateway_host() {
 }
 
 #[test]
+fn the_next_gateway_host_knows_how_many_connections_members_have() {
+    let mut fabric = two_hosts("least-connections");
+    let open = |fabric: &mut Fabric, gateway: End, source_port| {
+        let syn = tcp(
+            FAR,
+            held(8),
+            gateway.mac,
+            (source_port, 80),
+            "S",
+            (100, 0),
+            0,
+        );
+        let host = if gateway.mac == H1 { "h1" } else { "h3" };
+        let out = fabric.send_from_uplink(host, 1, &syn);
+        assert_eq!(out.len(), 1, "{:?}", fabric.all_drops());
+        out[0].port.clone()
+    };
+    let h1 = at(GATEWAY, H1);
+    for source_port in 9000..9009 {
+        open(&mut fabric, h1, source_port);
+    }
+    fabric.live(300).unwrap();
+    let address = held(8).v4;
+    let at_h1 = counted(&fabric, "h1", address, 6);
+    assert_eq!(at_h1.values().copied().collect::<Vec<_>>(), [3, 3, 3]);
+    assert_eq!(counted(&fabric, "h3", address, 6), at_h1);
+    is_exact(&fabric);
+    fabric.dead.insert("h1".into());
+    for _ in 0..6 {
+        fabric.live(100).unwrap();
+        answer(&mut fabric);
+    }
+    // The next host goes on from there: each gets one of three.
+    let h3 = at(GATEWAY, H3);
+    let next: std::collections::BTreeSet<_> = (9100..9103)
+        .map(|source_port| open(&mut fabric, h3, source_port))
+        .collect();
+    assert_eq!(next.len(), 3, "{next:?}");
+    is_exact(&fabric);
+}
+
+#[test]
 fn an_address_that_is_unbound_ends_what_came_by_it() {
     let mut fabric = outside(public);
     let question = udp(FAR, held(8), H1, (7, 80), b"q");
@@ -357,7 +400,7 @@ fn what_came_by_an_address_that_is_another_load_balancers_now_ends() {
 /// A session of a member's own host knows nothing of the elastic IP: with the host taken off the list of gateway hosts, it goes on.
 #[test]
 fn connections_of_a_member_on_a_host_that_is_no_gateway_host_any_more_go_on() {
-    let mut fabric = two_hosts();
+    let mut fabric = two_hosts("round-robin");
     let mut found = None;
     for source_port in 9000..9006 {
         let syn = tcp(FAR, held(8), H1, (source_port, 80), "S", (100, 0), 0);

@@ -22,6 +22,7 @@ mod fragments;
 mod frames;
 mod lanes;
 mod learning;
+mod least_connections;
 mod metadata;
 mod moves;
 mod mtu;

@@ -18,6 +18,7 @@ use weft_proto::state::State;
 use weft_proto::v1::{Objects, Port};
 
 use crate::case::{Case, Event, Translation, hex};
+use crate::counts::Counts;
 use crate::semantics::frame::{
     Decoded, Flow, IP, decode, is_group_mac, ones_sum, v4_at, v6_at, word,
 };
@@ -87,6 +88,8 @@ pub struct Differential {
     wire: Vec<(String, Vec<u8>)>,
     /// Mappings of NAT gateways by host, when they were looked at last.
     mappings: BTreeMap<String, u32>,
+    /// What was counted of members of load balancers.
+    counts: Counts,
     /// Frames compared so far.
     pub frames: u64,
 }
@@ -190,6 +193,7 @@ impl Differential {
             entropy: HashMap::new(),
             wire: Vec::new(),
             mappings: BTreeMap::new(),
+            counts: Counts::default(),
             frames: 0,
         };
         differential.know_devices();
@@ -295,15 +299,30 @@ impl Differential {
         self.model.members = members.into();
     }
 
-    /// What a NAT gateway chose against the rules.
-    fn check_choices(&self) -> Result<(), Disagreement> {
-        match &self.model.complaint {
-            None => Ok(()),
-            Some(text) => Err(Disagreement {
+    /// What a NAT gateway or a load balancer chose against the rules, `frames` of them at a time.
+    fn check_choices(&mut self, frames: usize) -> Result<(), Disagreement> {
+        let complaint = match &self.model.complaint {
+            None if self.is_counting() => {
+                let counts = self.counts.check(&self.fabric, self.model.world(), frames);
+                counts.err()
+            }
+            complaint => complaint.clone(),
+        };
+        complaint.map_or(Ok(()), |text| {
+            Err(Disagreement {
                 kind: "choice".to_owned(),
-                text: text.clone(),
-            }),
-        }
+                text,
+            })
+        })
+    }
+
+    fn is_counting(&self) -> bool {
+        let listeners = self
+            .objects
+            .load_balancers
+            .iter()
+            .flat_map(|it| &it.listeners);
+        self.counts.is_any() || { listeners }.any(|it| it.algorithm == "least-connections")
     }
 
     /// Ports get the devices that they have, wherever they are now.
@@ -408,6 +427,7 @@ impl Differential {
                 self.drops = self.count_drops();
             }
         }
+        self.check_choices(0)?;
         Ok(Outcomes::default())
     }
 
@@ -489,7 +509,7 @@ impl Differential {
                 Wire::Underlay => model.receive(host, frame),
                 Wire::Segment => model.arrive(host, frame, guess),
             })?;
-            self.check_choices()?;
+            self.check_choices(1)?;
             self.frames += 1;
             outcomes.add(&self.objects, delivered, found);
             outcomes.wire.append(&mut self.wire);
@@ -526,7 +546,7 @@ impl Differential {
             Some((frame, offload)) => model.send_segment(port, frame, offload, guess),
             None => model.send(port, frames, guess),
         })?;
-        self.check_choices()?;
+        self.check_choices(if segment.is_none() { frames.len() } else { 0 })?;
         self.frames += frames.len() as u64;
         let mut outcomes = Outcomes::default();
         outcomes.add(&self.objects, delivered, found);

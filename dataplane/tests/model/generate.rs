@@ -641,7 +641,7 @@ fn balancer(rng: &mut Rng) -> BalancerPlan {
         listeners: rng.list(1..4, |rng| ListenerPlan {
             udp: rng.coin(),
             range: rng.byte(),
-            choice: rng.below(6),
+            choice: rng.below(8),
             drop_lost: rng.percent(30),
             members: members(rng),
         }),
@@ -1430,8 +1430,10 @@ impl ListenerPlan {
             protocol: if self.udp { "udp" } else { "tcp" }.into(),
             port_min: first,
             port_max: if first == last { 0 } else { last },
-            algorithm: ["", "maglev", "round-robin"][usize::from(self.choice % 3)].into(),
-            affinity: if self.choice == 3 { "source" } else { "" }.into(),
+            algorithm: ["", "maglev", "round-robin", "least-connections"]
+                [usize::from(self.choice % 4)]
+            .into(),
+            affinity: if self.choice == 4 { "source" } else { "" }.into(),
             members,
             drop_lost: self.drop_lost,
             health: Some(v1::HealthCheck {

@@ -13,6 +13,7 @@
 mod campaign;
 mod case;
 mod connection;
+mod counts;
 mod craft;
 mod differential;
 mod generate;

@@ -89,15 +89,23 @@ fn check_listener(at: At<'_>, i: usize, listener: &Listener, report: &mut Report
         let rule = format!("'{}' is neither tcp nor udp", listener.protocol);
         report.add(at, field("protocol"), rule);
     }
-    if !matches!(listener.algorithm.as_str(), "" | "maglev" | "round-robin") {
-        let rule = format!("'{}' is neither maglev nor round-robin", listener.algorithm);
+    let algorithm = listener.algorithm.as_str();
+    if !matches!(
+        algorithm,
+        "" | "maglev" | "round-robin" | "least-connections"
+    ) {
+        let rule = format!("'{algorithm}' is neither maglev, round-robin nor least-connections");
         report.add(at, field("algorithm"), rule);
     }
     match listener.affinity.as_str() {
         "" | "five-tuple" => {}
-        "source" if listener.algorithm == "round-robin" => {
+        "source" if algorithm == "round-robin" => {
             let rule =
                 "round-robin takes members in turn, whoever asks: affinity source goes with maglev";
+            report.add(at, field("affinity"), rule);
+        }
+        "source" if algorithm == "least-connections" => {
+            let rule = "least-connections goes by what members have, whoever asks: affinity source goes with maglev";
             report.add(at, field("affinity"), rule);
         }
         "source" => {}

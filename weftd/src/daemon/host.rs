@@ -172,7 +172,8 @@ impl Host {
         let dns = dns::Service::new(desks.dns, Arc::clone(&injector), resolvers);
         let devices = Devices::open(config, &umem, programs)?;
         let limits = &config.limits;
-        let compiler = Compiler::new(limits.ports, limits.peers, limits.vpcs);
+        let compiler = Compiler::new(limits.ports, limits.peers, limits.vpcs)
+            .counting(shared.sessions.member_counts());
         let inner = Inner {
             workers,
             devices,

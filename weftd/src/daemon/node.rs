@@ -232,6 +232,7 @@ impl Node for NodeService {
             unanswered: read(&tally.unanswered),
             refused: read(&tally.refused),
         };
+        let members = self.host.shared.sessions.member_counts();
         let in_force = self.agent.status().in_force;
         Ok(Response::new(v1::Stats {
             held_back: in_force.map_or(0, |known| known.held_back.len() as u32),
@@ -240,6 +241,11 @@ impl Node for NodeService {
             frames: Some(frames),
             metadata,
             dns: Some(dns),
+            members: Some(v1::MemberCounters {
+                counted: members.used(),
+                capacity: members.capacity(),
+                refused: members.refused(),
+            }),
         }))
     }
 

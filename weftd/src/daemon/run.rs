@@ -27,7 +27,7 @@ use weft_dataplane::session::table::{PREPARE_EVERY, SessionTable};
 /// How often devices of ports are looked for.
 const SETTLE: Duration = Duration::from_millis(250);
 /// What this host offers to the controller.
-const CAPABILITIES: [&str; 19] = [
+const CAPABILITIES: [&str; 20] = [
     "vxlan",
     "gre",
     "netdev",
@@ -38,6 +38,7 @@ const CAPABILITIES: [&str; 19] = [
     "group_members",
     "learning",
     weft_proto::LOAD_BALANCER,
+    weft_proto::LEAST_CONNECTIONS,
     weft_proto::DHCP_OPTIONS,
     weft_proto::FINDINGS,
     weft_proto::DSCP_MARKING,

@@ -33,6 +33,7 @@ fn new(state: State, now: u32) -> NewSession {
         action: None,
         translation: None,
         mapping: None,
+        member: None,
     }
 }
 
@@ -593,6 +594,7 @@ fn translated(
     let new = NewSession {
         translation: Some(Translation::new(&outside, &inside, 6)),
         mapping: None,
+        member: None,
         ..new(State::OneWay, now)
     };
     let keys = [
@@ -700,6 +702,7 @@ fn no_two_sessions_share_a_key() {
     let other = NewSession {
         translation: Some(Translation::new(&outside, &flow(77), 6)),
         mapping: None,
+        member: None,
         ..translated
     };
     assert_eq!(
@@ -709,6 +712,7 @@ fn no_two_sessions_share_a_key() {
     let itself = NewSession {
         translation: Some(Translation::new(&flow(3), &flow(3), 5)),
         mapping: None,
+        member: None,
         ..translated
     };
     let clash = table.insert(&plain(&flow(3), 5), &itself).map(|_| ());

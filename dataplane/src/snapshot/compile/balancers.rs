@@ -13,7 +13,10 @@ use crate::packet::Family;
 use crate::packet::parse::{protocol, word_family};
 use crate::route::ecmp;
 use crate::route::maglev::{self, Turn};
-use crate::snapshot::balancer::{Balancer, Balancers, Choice, Listener, Member, Plan};
+use crate::session::member_counts::{ListenerName, MemberCounts};
+use crate::snapshot::balancer::{
+    Algorithm, Balancer, Balancers, Choice, Listener, Member, Plan, Taker,
+};
 
 /// A load balancer at an address.
 type At = (u128, Arc<Balancer>);
@@ -52,26 +55,36 @@ impl<'s> Down<'s> {
 }
 
 /// What it is at each of its addresses; listeners that stay as they are in `before` are taken from there, tables and all. `seed`: where turns begin that are
-/// taken one after the other.
+/// taken one after the other. `counts`: of the sessions of members.
 fn compile<'s>(
     balancer: &v1::LoadBalancer,
     port: impl Fn(&str) -> Option<&'s v1::Port>,
     down: &Down<'_>,
     (before, seed): (Option<&Balancers>, u32),
+    counts: &Arc<MemberCounts>,
 ) -> Vec<At> {
     let addresses = balancer.addresses.iter();
     let addresses = addresses.filter_map(|text| parse_address(text));
     let at = addresses.map(|address| {
         let family = word_family(address);
         let before = before.and_then(|before| before.get(&address));
+        // What another has counted is not its own.
+        let before = before.filter(|before| before.id == balancer.id);
         let known = || before.into_iter().flat_map(|before| &before.listeners);
         let plans = balancer.listeners.iter();
         let plans = plans.filter_map(|it| plan(it, family, &port, down));
         let mut plans: Vec<Plan> = plans.collect();
         plans.sort_by_key(|plan| (plan.protocol, plan.ports));
         let listeners = plans.into_iter().map(|plan| {
-            let same = known().find(|known| known.plan == plan);
-            same.map_or_else(|| Arc::new(listener(plan, seed)), Arc::clone)
+            let same = known().find(|known| known.plan == plan && known.is_as_planned());
+            let name = ListenerName {
+                vpc: balancer.vpc.clone(),
+                balancer: balancer.id.clone(),
+                protocol: plan.protocol,
+                port: plan.ports.0,
+            };
+            let anew = || Arc::new(listener(plan, seed, (counts, name)));
+            same.map_or_else(anew, Arc::clone)
         });
         let compiled = Balancer {
             id: balancer.id.clone(),
@@ -120,13 +133,17 @@ fn plan<'s>(
         protocol,
         ports,
         shares: shares.into_iter().collect(),
-        in_turn: listener.algorithm == "round-robin",
+        algorithm: match listener.algorithm.as_str() {
+            "round-robin" => Algorithm::RoundRobin,
+            "least-connections" => Algorithm::LeastConnections,
+            _ => Algorithm::Maglev,
+        },
         by_source: listener.affinity == "source",
         resets: !listener.drop_lost,
     })
 }
 
-fn listener(plan: Plan, seed: u32) -> Listener {
+fn listener(plan: Plan, seed: u32, (counts, name): (&Arc<MemberCounts>, ListenerName)) -> Listener {
     let members: Box<[Member]> = plan.shares.iter().map(|(member, _)| *member).collect();
     let turns = plan
         .shares
@@ -143,16 +160,33 @@ fn listener(plan: Plan, seed: u32) -> Listener {
             })
         });
     let turns: Vec<Turn> = turns.collect();
-    let choice = if plan.in_turn {
-        Choice::RoundRobin {
+    let held = (plan.algorithm == Algorithm::LeastConnections).then(|| {
+        let names: Vec<_> = members.iter().map(|it| (it.address, it.first)).collect();
+        counts.hold(&Arc::new(name), &names)
+    });
+    let choice = match (plan.algorithm, held.flatten()) {
+        (Algorithm::RoundRobin, _) => Choice::RoundRobin {
             order: in_turn(&turns),
             next: AtomicU32::new(seed),
+        },
+        (Algorithm::LeastConnections, Some(held)) => {
+            let takers = turns.iter().filter_map(|turn| {
+                Some(Taker {
+                    place: turn.member,
+                    weight: turn.weight,
+                    number: held.number(turn.member.into())?,
+                })
+            });
+            Choice::LeastConnections {
+                takers: takers.collect(),
+                held,
+                next: AtomicU32::new(seed),
+            }
         }
-    } else {
-        Choice::Maglev {
+        (Algorithm::Maglev | Algorithm::LeastConnections, _) => Choice::Maglev {
             table: maglev::Table::new(members.len(), &turns),
             by_source: plan.by_source,
-        }
+        },
     };
     Listener {
         plan,
@@ -197,7 +231,7 @@ impl Draft<'_> {
             let health = objects.member_health.get(&*balancer.id);
             let down = Down::new(health.into_iter().flatten().copied());
             let besides = (before, self.context.generation);
-            let at = compile(balancer, port, &down, besides);
+            let at = compile(balancer, port, &down, besides, &self.member_counts);
             let of_vpc = &mut self.vpcs[place].balancers;
             for (i, (address, compiled)) in at.into_iter().enumerate() {
                 if of_vpc.insert(address, compiled).is_some() {
@@ -224,6 +258,7 @@ pub(super) fn edits(
     state: &State,
     changes: &[Change<'_>],
     seed: u32,
+    counts: &Arc<MemberCounts>,
 ) -> Option<Edits> {
     let mut ids: BTreeSet<&str> = BTreeSet::new();
     for change in changes {
@@ -269,8 +304,8 @@ pub(super) fn edits(
         if let Some(Object::LoadBalancer(new)) = state.find(Kind::LoadBalancer, id) {
             let place = *done.places.vpcs.get(&new.vpc)?;
             let before = done.snapshot.vpcs.get(place).map(|vpc| &*vpc.balancers);
-            let at = compile(new, port, &Down::of(state, id), (before, seed)).into_iter();
-            edits.come.extend(at.map(|at| (place, at)));
+            let at = compile(new, port, &Down::of(state, id), (before, seed), counts);
+            edits.come.extend(at.into_iter().map(|at| (place, at)));
         }
     }
     edits.are_free(done).then_some(edits)

@@ -21,6 +21,7 @@ use super::{
     Context, Done, Map, Report, balancers, holders, hosts, learned, ports as compile_ports,
 };
 use crate::policy::{Acl, AddressSet, GroupRules};
+use crate::session::member_counts::MemberCounts;
 use crate::snapshot::index_allocator::IndexAllocator;
 
 /// What is put into the snapshot.
@@ -39,7 +40,7 @@ enum Edit<'s> {
 pub(super) fn compile(
     done: &mut Arc<Done>,
     numbers: &mut IndexAllocator,
-    state: &State,
+    (state, counts): (&State, &Arc<MemberCounts>),
     context: &Context<'_>,
 ) -> Option<Result<crate::snapshot::Snapshot, Vec<v1::Violation>>> {
     let before = done.state.clone();
@@ -49,7 +50,7 @@ pub(super) fn compile(
     }
     let mut report = Report::default();
     let (edits, ports) = edits(done, numbers, state, &changes, &mut report)?;
-    let balancers = balancers::edits(done, state, &changes, context.generation)?;
+    let balancers = balancers::edits(done, state, &changes, context.generation, counts)?;
     let learned = learned::edits(done, &changes, &mut report)?;
     let with_holders = holders::vpcs(done, &changes, state);
     if !report.violations.is_empty() {

@@ -43,6 +43,7 @@ use crate::numbers::Vni;
 use crate::packet::Mac;
 use crate::policy::{Acl, AddressSet};
 use crate::session::mappings::POOLS;
+use crate::session::member_counts::MemberCounts;
 
 /// The numbers that stay from one snapshot to the next.
 #[derive(Debug, Clone)]
@@ -142,6 +143,8 @@ pub struct ExternalLink {
 #[derive(Debug, Clone)]
 pub struct Compiler {
     indices: Indices,
+    /// Of the sessions of load balancers' members.
+    member_counts: Arc<MemberCounts>,
     done: Option<Arc<Done>>,
 }
 
@@ -197,7 +200,18 @@ impl Compiler {
     pub fn new(ports: u16, peers: u16, vpcs: u32) -> Self {
         Self {
             indices: Indices::new(ports, peers, vpcs),
+            member_counts: Arc::new(MemberCounts::new(0)),
             done: None,
+        }
+    }
+
+    /// For workers that have a session table with these counters
+    /// ([`SessionTable::member_counts`](crate::session::SessionTable::member_counts)): listeners can choose by least connections, which they do not without.
+    #[must_use]
+    pub fn counting(self, member_counts: &Arc<MemberCounts>) -> Self {
+        Self {
+            member_counts: Arc::clone(member_counts),
+            ..self
         }
     }
 
@@ -238,6 +252,7 @@ impl Compiler {
         state: &State,
         context: &Context<'_>,
     ) -> Result<Snapshot, Vec<v1::Violation>> {
+        let besides = (state, &self.member_counts);
         let done = self.done.as_mut();
         let mut done = done.filter(|done| done.is_for(context));
         if let Some(done) = &mut done
@@ -245,11 +260,12 @@ impl Compiler {
             && done.externals == context.externals
             && done.silent == *context.silent
             && let Some(snapshot) =
-                incremental::compile(done, &mut self.indices.ports, state, context)
+                incremental::compile(done, &mut self.indices.ports, besides, context)
         {
             return snapshot;
         }
-        let mut draft = Draft::new(context, self.indices.clone());
+        let numbers = self.indices.clone();
+        let mut draft = Draft::new(context, numbers, Arc::clone(&self.member_counts));
         if let Some(done) = &self.done {
             draft.limits_before = Arc::clone(&done.snapshot.limits);
             draft.outside_before = Arc::clone(&done.snapshot.outside);
@@ -405,6 +421,8 @@ struct Draft<'a> {
     outside_before: Arc<Outside>,
     /// Of the snapshot before, by the id of the VPC: tables that stay need not be made again.
     balancers_before: Map<String, Arc<Balancers>>,
+    /// Of the sessions of load balancers' members.
+    member_counts: Arc<MemberCounts>,
     peers: Vec<Option<Peer>>,
     peer_by_vtep: Map<u128, u16>,
     acls: Vec<Acl>,
@@ -412,7 +430,7 @@ struct Draft<'a> {
 }
 
 impl<'a> Draft<'a> {
-    fn new(context: &'a Context<'a>, numbers: Indices) -> Self {
+    fn new(context: &'a Context<'a>, numbers: Indices, member_counts: Arc<MemberCounts>) -> Self {
         Self {
             context,
             numbers,
@@ -427,6 +445,7 @@ impl<'a> Draft<'a> {
             limits_before: Arc::default(),
             outside_before: Arc::default(),
             balancers_before: Map::default(),
+            member_counts,
             peers: Vec::new(),
             peer_by_vtep: Map::default(),
             acls: Vec::new(),

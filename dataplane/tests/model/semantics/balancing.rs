@@ -14,7 +14,7 @@ use crate::craft::{self, Ends, Header};
 use crate::traffic;
 
 /// Who serves: an address and the port that the listener's first one becomes.
-type Target = (IpAddr, u16);
+pub type Target = (IpAddr, u16);
 
 /// A member that a flow was seen to go to. Equal listeners have equal members only where these have equal addresses.
 #[derive(Debug, Clone, PartialEq)]
@@ -141,6 +141,39 @@ impl World {
         found
     }
 
+    /// The load balancer and the listener of a flow that goes to a member, and which member that is.
+    pub fn counted(
+        &self,
+        vpc: &str,
+        protocol: u8,
+        at: (IpAddr, u16),
+        to: (IpAddr, u16),
+    ) -> Option<(String, &Listener, Target)> {
+        let balancer = self.balancer(vpc, at.0)?;
+        let listener = listener(balancer, protocol, at.1)?;
+        let first = to.1.wrapping_sub(at.1 - listener.port_min as u16);
+        Some((balancer.id.clone(), listener, (to.0, first)))
+    }
+
+    /// The members of a listener that take flows, each with its weight.
+    pub fn takers(&self, id: &str, listener: &Listener, v4: bool) -> Vec<(Target, u64)> {
+        let mut balancers = self.0.load_balancers.iter();
+        let balancer = balancers.find(|it| it.id == id).unwrap();
+        let weight = |target: &Target| {
+            let named = listener.members.iter().filter(|member| {
+                let only = Listener {
+                    members: vec![(*member).clone()],
+                    ..listener.clone()
+                };
+                let found = self.targets(balancer, &only, v4, true);
+                found.contains(target)
+            });
+            named.map(|it| u64::from(it.weight.max(1))).max().unwrap()
+        };
+        let targets = self.targets(balancer, listener, v4, true);
+        targets.into_iter().map(|it| (it, weight(&it))).collect()
+    }
+
     /// Whether a flow to a load balancer may still become another; none if it is not for one.
     pub fn may_be_balanced(&self, vpc: &str, before: &Flow, after: &Flow) -> Option<bool> {
         if before.destination == after.destination {
@@ -256,7 +289,7 @@ impl Model {
             return Err(DropReason::NoMember);
         }
         let by_source = listener.affinity == "source";
-        let is_hashed = listener.algorithm != "round-robin";
+        let is_hashed = matches!(&*listener.algorithm, "" | "maglev");
         let is_alike = |seen: &&Balanced| {
             let key = |flow: &Flow| match by_source {
                 true => (flow.source, flow.destination, None),

@@ -13,7 +13,7 @@
 //!
 //! Not in this version: limits and budgets; more than one gateway host of an external network, which tell each other of sessions.
 
-mod balancing;
+pub mod balancing;
 mod fragments;
 pub mod frame;
 mod gateway;
@@ -27,7 +27,7 @@ mod segment;
 pub mod services;
 pub mod session;
 mod trunk;
-mod world;
+pub mod world;
 
 use std::collections::BTreeMap;
 use std::rc::Rc;
@@ -323,6 +323,11 @@ impl Model {
     pub fn station(&self, host: &str, address: std::net::IpAddr) -> Option<Mac> {
         let held = self.world.held(host, address).is_some();
         (!held).then(|| self.world.station(address))
+    }
+
+    /// What is configured.
+    pub fn world(&self) -> &World {
+        &self.world
     }
 
     /// What each host tracks, for people.

@@ -85,6 +85,10 @@ fn a_load_balancer_of_a_vpc_is_accepted() {
         it.listeners[1].algorithm = "maglev".into();
         it.listeners[1].affinity = "source".into();
     }));
+    accepted(with(|it| {
+        it.listeners[0].algorithm = "least-connections".into();
+        it.listeners[0].affinity = "five-tuple".into();
+    }));
     // The same port at another of the member's.
     accepted(with(|it| {
         let mut other = by_port("p1");
@@ -167,7 +171,7 @@ fn listeners_have_known_words_and_ranges_of_their_own() {
         with(|it| it.listeners[0].protocol = "sctp".into()),
     );
     refused(
-        "load_balancer lb listeners[0].algorithm: 'random' is neither maglev nor round-robin",
+        "load_balancer lb listeners[0].algorithm: 'random' is neither maglev, round-robin nor least-connections",
         with(|it| it.listeners[0].algorithm = "random".into()),
     );
     refused(
@@ -178,6 +182,13 @@ fn listeners_have_known_words_and_ranges_of_their_own() {
         "load_balancer lb listeners[0].affinity: round-robin takes members in turn",
         with(|it| {
             it.listeners[0].algorithm = "round-robin".into();
+            it.listeners[0].affinity = "source".into();
+        }),
+    );
+    refused(
+        "load_balancer lb listeners[0].affinity: least-connections goes by what members have",
+        with(|it| {
+            it.listeners[0].algorithm = "least-connections".into();
             it.listeners[0].affinity = "source".into();
         }),
     );
