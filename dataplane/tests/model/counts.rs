@@ -5,8 +5,16 @@ use std::collections::BTreeMap;
 use weft_dataplane::packet::parse::{address_word, word_address};
 use weft_fabric::Fabric;
 
+use weft_proto::v1::{Member, Objects};
+
+use crate::case::{Case, Event};
+use crate::craft::{self, Ends, Header};
+use crate::differential::Differential;
+use crate::rng::Rng;
 use crate::semantics::balancing::Target;
+use crate::semantics::frame::UDP;
 use crate::semantics::world::World;
+use crate::traffic::ROUTER;
 
 /// A session that counts: its host, VNI and flow, and the counter, which is another if it goes to another member.
 type Counting = (String, u32, [u128; 2], [u16; 2], u8, u32);
@@ -116,5 +124,71 @@ impl Counts {
             }
         }
         Ok(())
+    }
+}
+
+const OBJECTS: &str = r#"
+hosts: [{id: h1, vteps: [192.0.2.1]}, {id: h2, vteps: [192.0.2.2]}]
+vpcs: [{id: blue, vni: 100}]
+subnets: [{id: a, vpc: blue, cidrs: [10.0.1.0/24]}]
+security_groups: [{id: open, vpc: blue, rules: [{direction: ingress}]}]
+ports:
+  - {id: p1, vpc: blue, subnet: a, mac: "02:00:00:00:01:01", addresses: [10.0.1.11], security_groups: [open], host: h1}
+  - {id: p2, vpc: blue, subnet: a, mac: "02:00:00:00:01:02", addresses: [10.0.1.12], security_groups: [open], host: h2}
+  - {id: p3, vpc: blue, subnet: a, mac: "02:00:00:00:01:03", addresses: [10.0.1.13], security_groups: [open], host: h1}
+  - {id: p4, vpc: blue, subnet: a, mac: "02:00:00:00:01:04", addresses: [10.0.1.14], security_groups: [open], host: h2}
+load_balancers:
+  - {id: lb, vpc: blue, addresses: [10.0.1.100], listeners: [{protocol: udp, port_min: 80, algorithm: least-connections, members: []}]}
+"#;
+
+/// Flows of few clients to a listener whose members change all the time: random configurations seldom have many flows to one listener.
+#[test]
+fn whoever_is_chosen_has_the_fewest_sessions() {
+    for seed in 1..=4 {
+        let mut rng = Rng::new(seed, 0);
+        let mut objects: Objects = serde_yaml_ng::from_str(OBJECTS).unwrap();
+        let case = Case {
+            metadata: false,
+            learns: false,
+            translations: Vec::new(),
+            device_mtus: BTreeMap::new(),
+            objects: objects.clone(),
+            events: Vec::new(),
+        };
+        let mut differential = Differential::new(&case).unwrap();
+        for _ in 0..600 {
+            let event = match rng.below(40) {
+                0 => Event::Wait(61_000),
+                1..=3 => {
+                    let member = |port: u8, rng: &mut Rng| Member {
+                        port: format!("p{port}"),
+                        weight: u32::from(rng.below(4)),
+                        draining: rng.percent(20),
+                        ..Member::default()
+                    };
+                    let members = (1..=4).filter(|_| !rng.percent(20)).collect::<Vec<u8>>();
+                    let members = members.into_iter().map(|port| member(port, &mut rng));
+                    objects.load_balancers[0].listeners[0].members = members.collect();
+                    Event::Configure(Box::new(objects.clone()))
+                }
+                _ => {
+                    let number = 1 + rng.below(4);
+                    let ends = Ends {
+                        dst: ROUTER,
+                        src: [2, 0, 0, 0, 1, number],
+                        source: [10, 0, 1, 10 + number].into(),
+                        destination: [10, 0, 1, 100].into(),
+                    };
+                    let datagram = craft::udp(ends, (1000 + u16::from(rng.byte()), 80), b"q");
+                    Event::Send {
+                        port: format!("p{number}"),
+                        worker: 0,
+                        frames: vec![craft::ip(ends, &Header::default(), UDP, &datagram)],
+                    }
+                }
+            };
+            let taken = differential.take(&event);
+            assert!(taken.is_ok(), "seed {seed}: {}", taken.unwrap_err().text);
+        }
     }
 }

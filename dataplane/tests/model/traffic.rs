@@ -13,7 +13,7 @@ use crate::semantics::frame::{
     Decoded, Detail, IP, Mac, Packet, SYN, TCP, UDP, decode, octets, word,
 };
 
-const ROUTER: Mac = [0x02, 0x77, 0x65, 0x66, 0x74, 0x01];
+pub const ROUTER: Mac = [0x02, 0x77, 0x65, 0x66, 0x74, 0x01];
 
 /// Addresses that no port has.
 const ELSEWHERE: [&str; 24] = [
