@@ -55,11 +55,12 @@ fn egress_of(endpoint: &Endpoint) -> Egress {
 }
 
 /// Where a packet from a port goes: within the subnet by its MAC, through the gateway by the route for the destination of `flow`, which is the packet's own
-/// but for a translated destination.
+/// but for a translated destination. `about`: the flow by which one of several next hops is chosen, of an ICMP error the one that it is about.
 pub(super) fn from_port(
     tables: Tables<'_>,
     sender: (u16, &Port),
     (parsed, flow, standing): (&Parsed, &Flow, Standing),
+    about: &Flow,
     trace: &mut impl Tracer,
 ) -> Result<Way, DropReason> {
     let (snapshot, (index, port)) = (tables.snapshot, sender);
@@ -70,7 +71,7 @@ pub(super) fn from_port(
         return Ok(Way::new(egress, None));
     }
     let way = if parsed.eth_dst == subnet.gateway_mac {
-        route(tables, port, (parsed, flow, standing), trace)?
+        route(tables, port, (parsed, flow, standing), about, trace)?
     } else {
         let endpoint = vpc.in_subnet(parsed.eth_dst, port.subnet);
         let Some(endpoint) = endpoint else {
@@ -132,6 +133,7 @@ fn route(
     tables: Tables<'_>,
     port: &Port,
     (parsed, flow, standing): (&Parsed, &Flow, Standing),
+    about: &Flow,
     trace: &mut impl Tracer,
 ) -> Result<Way, DropReason> {
     let snapshot = tables.snapshot;
@@ -213,7 +215,7 @@ fn route(
         }
         Target::Hop(hop) => *hop,
         Target::Ecmp(group) => {
-            let chosen = group.choose(ecmp::flow_hash(flow));
+            let chosen = group.choose(ecmp::flow_hash(about));
             trace.step("ecmp", || {
                 format!("one of {} next hops", group.members().len())
             });

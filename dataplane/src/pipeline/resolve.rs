@@ -266,9 +266,10 @@ pub(super) fn flow<'t>(
 ) -> Result<(Decision, Record<'t>), Refusal<'t>> {
     let (snapshot, parsed) = (tables.snapshot, &entry.parsed);
     if is_icmp_error(parsed) {
-        let (choice, quoted_joined) = check_quote(tables, entry, frame)?;
+        let (choice, quoted, quoted_joined) = check_quote(tables, entry, frame)?;
         tracer.step("session", || "of the packet that is quoted".to_owned());
-        let judged = judge(tables, entry, (Standing::Related, choice), tracer)?;
+        let related = (Standing::Related, choice);
+        let judged = judge_about(tables, entry, related, Some(quoted), tracer)?;
         // Into another VPC goes only what is about a packet that came from there.
         let joined = judged.joined.map(|vpc| snapshot.vpcs[vpc].vni);
         if joined.is_some() && joined != quoted_joined {
@@ -444,13 +445,13 @@ fn alike<'t>(
     Ok(other.filter(|other| !over.is_some_and(|over| over.is_same(other))))
 }
 
-/// An ICMP error passes if it quotes a packet of a session and goes to that packet's sender. Answers how it is translated, and the other VPC of a
-/// session that goes from one into another.
+/// An ICMP error passes if it quotes a packet of a session and goes to that packet's sender. Answers how it is translated, the flow of that packet, and the
+/// other VPC of a session that goes from one into another.
 fn check_quote(
     tables: Tables<'_>,
     entry: &Entry,
     frame: &[u8],
-) -> Result<(Choice, Option<Vni>), DropReason> {
+) -> Result<(Choice, Flow, Option<Vni>), DropReason> {
     let parsed = &entry.parsed;
     let quote = frame
         .get(usize::from(parsed.l4) + 8..usize::from(parsed.end))
@@ -461,7 +462,7 @@ fn check_quote(
             let key = Key::new(tables.sessions.seeds(), &quoted, entry.vni);
             let session = tables.sessions.find(&key)?;
             let choice = translate::of_error(tables.snapshot, entry, &session, &quoted);
-            Some((choice, session.joined()))
+            Some((choice, quoted, session.joined()))
         })
         .ok_or(DropReason::IcmpUnrelated)
 }
@@ -477,7 +478,18 @@ struct Judged {
 fn judge(
     tables: Tables<'_>,
     entry: &Entry,
+    judged_as: (Standing, Choice),
+    tracer: &mut impl Tracer,
+) -> Result<Judged, DropReason> {
+    judge_about(tables, entry, judged_as, None, tracer)
+}
+
+/// The same, of an ICMP error with the flow that it quotes: of several next hops it takes that of the flow, since one that keeps state knows no other.
+fn judge_about(
+    tables: Tables<'_>,
+    entry: &Entry,
     (standing, choice): (Standing, Choice),
+    quoted: Option<Flow>,
     tracer: &mut impl Tracer,
 ) -> Result<Judged, DropReason> {
     let snapshot = tables.snapshot;
@@ -499,12 +511,11 @@ fn judge(
                     let subnet = &snapshot.subnets[port.subnet];
                     external::leave_balanced(tables, vpc, subnet, &routed, public, tracer)?
                 }
-                (None, None) => forwarding::from_port(
-                    tables,
-                    (index, port),
-                    (parsed, &routed, standing),
-                    tracer,
-                )?,
+                (None, None) => {
+                    let about = about(routed, quoted, &choice);
+                    let what = (parsed, &routed, standing);
+                    forwarding::from_port(tables, (index, port), what, &about, tracer)?
+                }
             };
             (routed, way, is_routed)
         }
@@ -608,6 +619,20 @@ fn judge(
         joined: way.joined,
         mapping,
     })
+}
+
+/// The flow that a port's packet is of, as routes know the packets of that port: with its own address, and with that which its destination becomes. Of an error,
+/// that of the packet which it quotes, the other way.
+fn about(routed: Flow, quoted: Option<Flow>, choice: &Choice) -> Flow {
+    match (quoted, choice) {
+        (None, _) => routed,
+        (Some(quoted), Choice::Error(_, sent)) => Flow {
+            source: sent.flow.source,
+            source_port: sent.flow.source_port,
+            ..quoted
+        },
+        (Some(quoted), _) => quoted,
+    }
 }
 
 fn policy(

@@ -38,6 +38,7 @@ mod rate_limits;
 mod router;
 mod router_advertisement;
 mod segments;
+mod service_chains;
 mod services_hostile;
 mod topology;
 mod traces;

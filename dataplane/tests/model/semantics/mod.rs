@@ -38,7 +38,7 @@ use weft_proto::v1::{self, Objects};
 use crate::case::{Case, Translation};
 pub use balancing::Member;
 use fragments::{Datagram, Datagrams, First, Later};
-use frame::{Decoded, Flow, Mac, Packet, SYN, decode, is_group, is_group_mac};
+use frame::{Decoded, Detail, Flow, Mac, Packet, SYN, decode, is_group, is_group_mac};
 use gateway::{Discovery, Problem, stays_on_link};
 use leave::Mapping;
 pub use leave::Seen;
@@ -180,6 +180,24 @@ enum To<'a> {
     ThisHost,
 }
 
+/// By which flow a port's packet takes one of several next hops: an error goes the way of what it is about.
+fn about(packet: &Packet, flow: Flow, standing: Standing, choice: Becoming) -> Flow {
+    if standing != Standing::Related {
+        return flow;
+    }
+    let Some(mut quoted) = packet.quoted() else {
+        return flow;
+    };
+    if let Becoming::Error(_, was, _) = choice {
+        quoted.source = was.source;
+        if let (Detail::Ports(source, _), Detail::Ports(own, _)) = (&mut quoted.detail, was.detail)
+        {
+            *source = own;
+        }
+    }
+    quoted
+}
+
 /// A next hop of an ECMP route.
 #[derive(Debug, Clone, PartialEq)]
 struct Hop(v1::NextHop);
@@ -187,6 +205,7 @@ struct Hop(v1::NextHop);
 /// A next hop that a flow was seen to take, and those among which it was.
 #[derive(Debug, Clone, PartialEq)]
 struct Choice {
+    /// In either direction.
     flow: Flow,
     among: Vec<Hop>,
     taken: Hop,
@@ -1059,7 +1078,10 @@ impl Model {
                         To::Host(&target.host),
                         Some((ROUTER, gateway_mac(world.subnet(&port.subnet)))),
                     ),
-                    None => self.way_from_port(world, port, (packet, &flow, standing))?,
+                    None => {
+                        let about = about(packet, flow, standing, choice);
+                        self.way_from_port(world, port, (packet, &flow, standing), &about)?
+                    }
                 }
             }
             Ingress::Tunnel(from, _) => {
@@ -1140,10 +1162,11 @@ impl Model {
         world: &'a World,
         port: &v1::Port,
         (packet, flow, standing): (&Packet, &Flow, Standing),
+        about: &Flow,
     ) -> Result<Way<'a>, DropReason> {
         let subnet = world.subnet(&port.subnet);
         let way = if packet.dst == gateway_mac(subnet) {
-            self.route(world, port, (packet, flow, standing))?
+            self.route(world, port, (packet, flow, standing), about)?
         } else {
             let target = world.port_by_mac(&port.vpc, packet.dst);
             let target = target.filter(|target| target.subnet == port.subnet);
@@ -1163,6 +1186,7 @@ impl Model {
         world: &'a World,
         port: &v1::Port,
         (packet, flow, standing): (&Packet, &Flow, Standing),
+        about: &Flow,
     ) -> Result<Way<'a>, DropReason> {
         if stays_on_link(flow.source) || stays_on_link(flow.destination) {
             return Err(DropReason::Martian);
@@ -1253,7 +1277,7 @@ impl Model {
         if hops.is_empty() {
             return Err(DropReason::NextHopGone);
         }
-        let Hop(hop) = self.choose(flow, &hops);
+        let Hop(hop) = self.choose(about, &hops);
         if let Some(target) = world.port(&hop.port) {
             return Ok(through(target));
         }
@@ -1267,11 +1291,15 @@ impl Model {
         Ok(Way::new(to, Some((next_mac, gateway_mac(subnet)))))
     }
 
-    /// One of the members: for the same flow the same, whichever host asks; a change of members moves a flow only if its own is gone, and
-    /// only to one that is new otherwise (b029).
+    /// One of the members: for the same flow the same, whichever host asks and in whichever direction; a change of members moves a flow only if its own is
+    /// gone, and only to one that is new otherwise (b029).
     fn choose(&mut self, flow: &Flow, among: &[Hop]) -> Hop {
         let may_be = |hop: &&Hop| {
-            let mut seen = self.choices.iter().filter(|choice| choice.flow == *flow);
+            let (there, back) = (*flow, flow.reversed());
+            let mut seen = self
+                .choices
+                .iter()
+                .filter(|choice| choice.flow == there || choice.flow == back);
             seen.all(|choice| {
                 let stays = choice.taken == **hop;
                 let gone = !among.contains(&choice.taken);
