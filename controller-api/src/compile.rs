@@ -1250,7 +1250,7 @@ ports:
         assert_eq!(b1.addresses, ["10.0.1.12"]);
         assert_eq!(b1.host, "h2");
         assert!(b1.device.is_none() && b1.security_groups.is_empty());
-        assert!(b1.allowed_pairs.is_empty() && !b1.clamp_mss);
+        assert!(b1.allowed_pairs.len() == 1 && !b1.clamp_mss);
     }
 
     #[test]

@@ -406,7 +406,7 @@ fn name_of(port: &Port) -> Option<PortName> {
     })
 }
 
-/// A port as other hosts need it: who it is and where it lives.
+/// A port as other hosts need it: who it is, where it lives, and for whom else it may send.
 fn seen_from_afar(port: &Port) -> Port {
     Port {
         id: port.id.clone(),
@@ -414,6 +414,8 @@ fn seen_from_afar(port: &Port) -> Port {
         subnet: port.subnet.clone(),
         mac: port.mac.clone(),
         addresses: port.addresses.clone(),
+        allowed_pairs: port.allowed_pairs.clone(),
+        unguarded: port.unguarded,
         host: port.host.clone(),
         ..Port::default()
     }
