@@ -40,6 +40,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         "Member",
         "HealthCheck",
         "MemberHealth",
+        "PortHealth",
         "MulticastListener",
         "AddressHolder",
         "VpcDns",
@@ -115,6 +116,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             "#[derive(serde::Serialize, serde::Deserialize)] #[serde(default, deny_unknown_fields)]",
         );
     }
+    // Few ports have one, and it is as long as all else.
+    builder = builder.boxed(".weft.v1.Port.health");
     builder.compile_fds_with_config(descriptors, config)?;
     Ok(())
 }

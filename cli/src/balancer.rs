@@ -112,10 +112,10 @@ pub(crate) enum ListenerAction {
 /// How it is found out whether members serve.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct HealthFlags {
-    /// Ask members whether they serve, by a connection (tcp), a GET (http), an echo (icmp) or a datagram (udp).
+    /// Ask members, or the appliance at a port, whether they serve: by a connection (tcp), a GET (http), an echo (icmp) or a datagram (udp).
     #[arg(long = "check", value_name = "tcp|http|icmp|udp")]
     protocol: Option<String>,
-    /// Port to ask at [default: the one that the listener's first port becomes].
+    /// Port to ask at [default for members: the one that the listener's first port becomes].
     #[arg(
         long = "check-port",
         value_name = "PORT",
@@ -177,7 +177,7 @@ pub(crate) struct HealthFlags {
         default_value = "",
         hide_default_value = true
     )]
-    host: String,
+    check_host: String,
     /// HTTP codes that are right, such as 200,301-308 [default: 200-399]; by udp, what the answer begins with [default: whatever there is, or nothing].
     #[arg(
         long = "check-expect",
@@ -200,7 +200,7 @@ pub(crate) struct HealthFlags {
 
 impl HealthFlags {
     /// None if there is to be no health check.
-    fn health(&self) -> Option<v1::HealthCheck> {
+    pub(crate) fn health(&self) -> Option<v1::HealthCheck> {
         Some(v1::HealthCheck {
             protocol: self.protocol.clone()?,
             port: self.port,
@@ -209,7 +209,7 @@ impl HealthFlags {
             rise: self.rise,
             fall: self.fall,
             path: self.path.clone(),
-            host: self.host.clone(),
+            host: self.check_host.clone(),
             expected: self.expected.clone(),
             payload: self.payload.clone(),
         })
@@ -644,6 +644,7 @@ async fn list_health(targets: &Targets, format: Format, id: Option<String>) -> R
     }
     let reply = v1::MemberHealthReply {
         member_health: all.into_values().collect(),
+        port_health: Vec::new(),
     };
     show(format, &reply, || {
         let mut rows = Table::new(&[
@@ -673,7 +674,7 @@ async fn list_health(targets: &Targets, format: Format, id: Option<String>) -> R
     })
 }
 
-fn or_ok(reason: &str) -> String {
+pub(crate) fn or_ok(reason: &str) -> String {
     if reason.is_empty() { "ok" } else { reason }.to_owned()
 }
 

@@ -4,6 +4,7 @@ use clap::Args;
 use weft_proto::state::{Kind, Object};
 use weft_proto::v1;
 
+use crate::balancer::HealthFlags;
 use crate::output::Table;
 
 /// The flags of a kind, and the object that they describe.
@@ -348,6 +349,8 @@ pub(crate) struct Port {
     #[arg(long)]
     dscp: Option<u32>,
     #[command(flatten)]
+    check: HealthFlags,
+    #[command(flatten)]
     dhcp_options: DhcpOptions,
     #[command(flatten)]
     limits: Limits,
@@ -445,6 +448,7 @@ impl Flags for Port {
             clamp_mss: self.clamp_mss,
             hostname: self.hostname,
             dscp: self.dscp,
+            health: self.check.health().map(Box::new),
             dhcp_options: self.dhcp_options.message(),
             limits: self.limits.message(),
             moved_from: String::new(),
@@ -664,7 +668,7 @@ pub(crate) fn headings(kind: Kind) -> &'static [&'static str] {
         Kind::SecurityGroup => &["ID", "VPC", "RULES", "TENANT"],
         Kind::GroupMembers => &["ID", "VPC", "MEMBERS"],
         Kind::LearnedAddress => &["ID", "VPC", "ADDRESS"],
-        Kind::MemberHealth => &["ID", "VPC", "UP"],
+        Kind::MemberHealth | Kind::PortHealth => &["ID", "VPC", "UP"],
         Kind::MulticastListener => &["ID", "VPC", "HOST", "SUBNET", "GROUP"],
         Kind::AddressHolder => &["ID", "VPC", "ADDRESS", "PORT", "MAC"],
         Kind::DnsZone => &["ID", "VPC", "DOMAIN", "RECORDS"],
@@ -776,6 +780,7 @@ pub(crate) fn row(object: Object) -> Vec<String> {
         Object::GroupMembers(o) => vec![o.id, o.vpc, o.members.len().to_string()],
         Object::LearnedAddress(o) => vec![o.id, o.vpc, o.address],
         Object::MemberHealth(o) => vec![o.id, o.vpc, o.up.to_string()],
+        Object::PortHealth(o) => vec![o.id, o.vpc, o.up.to_string()],
         Object::MulticastListener(o) => vec![o.id, o.vpc, o.host, o.subnet, o.group],
         Object::AddressHolder(o) => vec![o.id, o.vpc, o.address, o.port, o.mac],
         Object::DnsZone(o) => vec![o.id, o.vpc, o.domain, o.records.len().to_string()],

@@ -10,13 +10,17 @@ use tonic::{Code, Status, Streaming};
 use weft_process::controllers::Controllers;
 use weft_process::services::intent_client::IntentClient;
 use weft_proto::state::{Kind, Object};
-use weft_proto::v1::{PortCondition, PortConditions, PortConditionsRequest};
+use weft_proto::v1::{
+    ListMemberHealthRequest, MemberHealthReply, PortCondition, PortConditions,
+    PortConditionsRequest, PortHealth,
+};
 
+use crate::balancer::{HealthFlags, or_ok};
 use crate::client::Targets;
 use crate::edit::edit;
 use crate::history::time;
 use crate::kinds;
-use crate::objects::{Action, Which, list_ports, say_change};
+use crate::objects::{Action, Which, get, key, list_ports, say_change};
 use crate::output::{Format, Table, print, show};
 
 /// How long to wait before a watch that was cut off is begun again.
@@ -33,8 +37,31 @@ pub(crate) enum PortAction {
     Status(PortStatus),
     /// Wait until packets pass ports, or do not. Fails when the time is up.
     Wait(Wait),
+    /// Say how it is found out whether the appliance at a port lives, or that it is not.
+    Check(Check),
+    /// Show which appliances live, as was found by health checks.
+    Health {
+        /// Id of the port [default: all].
+        id: Option<String>,
+    },
     /// Mark what a port's guest sends with a DSCP, or leave it as it is.
     Dscp(Dscp),
+}
+
+/// Flags of `port check`.
+#[derive(Debug, Args)]
+pub(crate) struct Check {
+    /// Id of the port.
+    id: String,
+    #[command(flatten)]
+    check: HealthFlags,
+    /// Do not find out: routes take it to live.
+    #[arg(
+        long,
+        conflicts_with = "protocol",
+        required_unless_present = "protocol"
+    )]
+    none: bool,
 }
 
 /// Flags of `port dscp`.
@@ -113,6 +140,16 @@ impl PortAction {
             Self::Any(action) => action.run(targets, format).await,
             Self::Status(status) => status.run(targets, format).await,
             Self::Wait(wait) => wait.run(targets).await,
+            Self::Check(Check { id, check, none: _ }) => {
+                let reply = edit(targets, Kind::Port, &id, |object| {
+                    if let Object::Port(port) = object {
+                        port.health = check.health().map(Box::new);
+                    }
+                    Ok(())
+                });
+                say_change(format, &reply.await?)
+            }
+            Self::Health { id } => list_health(targets, format, id.as_deref()).await,
             Self::Dscp(Dscp { id, dscp }) => {
                 let reply = edit(targets, Kind::Port, &id, |object| {
                     if let Object::Port(port) = object {
@@ -124,6 +161,49 @@ impl PortAction {
             }
         }
     }
+}
+
+/// What is known by the controllers of an appliance, or of all.
+async fn list_health(targets: &Targets, format: Format, id: Option<&str>) -> Result<()> {
+    if let Some(id) = id {
+        // That there is none is said as for any other question.
+        get(&mut targets.intent().await?, key(Kind::Port, id)).await?;
+    }
+    let mut all: BTreeMap<String, PortHealth> = BTreeMap::new();
+    for mut client in targets.each().await? {
+        let request = ListMemberHealthRequest::default();
+        let reply = match client.list_member_health(request).await {
+            Ok(reply) => reply.into_inner(),
+            Err(status) if matches!(status.code(), Code::Unimplemented | Code::Unavailable) => {
+                continue;
+            }
+            Err(status) => return Err(status.into()),
+        };
+        let wanted = reply.port_health.into_iter();
+        for health in wanted.filter(|it| id.is_none_or(|id| it.id == id)) {
+            let known = all.get(&health.id);
+            if known.is_none_or(|known| known.since_ms < health.since_ms) {
+                all.insert(health.id.clone(), health);
+            }
+        }
+    }
+    let reply = MemberHealthReply {
+        member_health: Vec::new(),
+        port_health: all.into_values().collect(),
+    };
+    show(format, &reply, || {
+        let mut rows = Table::new(&["PORT", "VPC", "LIVES", "SINCE", "LAST"]);
+        for it in &reply.port_health {
+            rows.row([
+                it.id.clone(),
+                it.vpc.clone(),
+                if it.up { "yes" } else { "no" }.to_owned(),
+                time(it.since_ms),
+                or_ok(&it.reason),
+            ]);
+        }
+        rows.text()
+    })
 }
 
 fn request(id: String, which: Which) -> PortConditionsRequest {

@@ -385,6 +385,51 @@ ports:
 }
 
 #[tokio::test]
+async fn the_examples_of_service_chains_work_as_they_are_documented() {
+    let scene = Scene::empty().await;
+    let blue = r#"
+hosts: [{id: h1, vteps: [192.0.2.1]}]
+vpcs: [{id: blue, vni: 1}]
+subnets:
+  - {id: blue-a, vpc: blue, cidrs: [10.0.1.0/24], route_table: blue-main}
+  - {id: blue-b, vpc: blue, cidrs: [10.0.2.0/24], route_table: blue-servers}
+  - {id: blue-fw, vpc: blue, cidrs: [10.0.3.0/24]}
+route_tables: [{id: blue-main, vpc: blue}, {id: blue-servers, vpc: blue}]
+ports:
+  - {id: fw-1, vpc: blue, subnet: blue-fw, mac: "02:00:00:00:00:01", addresses: [10.0.3.11], host: h1, device: {kind: netdev, name: w1}}
+  - {id: fw-2, vpc: blue, subnet: blue-fw, mac: "02:00:00:00:00:02", addresses: [10.0.3.12], host: h1, device: {kind: netdev, name: w2}}
+"#;
+    scene.run_with("apply -f -", blue).await.ok();
+    for (language, text) in examples("Service chains") {
+        assert_eq!(language, "");
+        for line in text.lines() {
+            scene.run(line.strip_prefix("weftctl ").unwrap()).await.ok();
+        }
+    }
+    assert_eq!(
+        scene.run("route list").await.ok(),
+        "TABLE         VPC   PREFIX       TARGET\n\
+         blue-main     blue  10.0.2.0/24  port:fw-1@1, port:fw-2@1\n\
+         blue-servers  blue  10.0.1.0/24  port:fw-1@1, port:fw-2@1\n"
+    );
+    let shown = scene.run("port show fw-2").await.ok();
+    assert!(shown.contains("protocol: tcp"), "{shown}");
+    scene.run("port health fw-1").await.ok();
+    scene.run("port health fw-9").await.failed(1);
+    scene.run("port check fw-1 --none").await.ok();
+    let shown = scene.run("port show fw-1").await.ok();
+    assert!(!shown.contains("health"), "{shown}");
+    let refused = scene.run("port check fw-1 --check tcp").await.failed(1);
+    assert!(
+        refused.contains("port fw-1: health.port: give the port that is asked by tcp"),
+        "{refused}"
+    );
+    let named = scene.run("port delete fw-1").await.failed(1);
+    let said = "route_table blue-main: routes[0].ecmp[0].port: there is no port 'fw-1'";
+    assert!(named.contains(said), "{named}");
+}
+
+#[tokio::test]
 async fn routes_are_added_replaced_listed_and_deleted() {
     let scene = Scene::with_topology().await;
     scene

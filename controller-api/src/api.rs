@@ -376,8 +376,18 @@ impl intent_server::Intent for Api {
         let found = vpcs.iter().flat_map(|vpc| findings.health(vpc));
         let found = found.filter(|it| wanted.is_empty() || it.load_balancer == wanted);
         let found = found.filter(|it| may_read(&it.load_balancer).is_some());
+        let may_read_port = |id: &str| {
+            let key = Key {
+                kind: Kind::Port,
+                id: id.to_owned(),
+            };
+            caller.find(Role::Read, &version.state, &key).is_some()
+        };
+        let of_ports = vpcs.iter().flat_map(|vpc| findings.port_health(vpc));
+        let of_ports = of_ports.filter(|it| wanted.is_empty() && may_read_port(&it.id));
         Ok(Response::new(MemberHealthReply {
             member_health: found.cloned().collect(),
+            port_health: of_ports.cloned().collect(),
         }))
     }
 

@@ -543,8 +543,10 @@ impl<'a> Told<'a> {
             let takes_options = capabilities.dhcp_options || port.dhcp_options.is_empty();
             let takes_dscp = capabilities.marks || port.dscp.is_none();
             let takes_trunk = capabilities.trunks || port.trunk.is_none();
+            let takes_health = capabilities.port_health || port.health.is_none();
             if takes_options
                 && takes_dscp
+                && takes_health
                 && takes_trunk
                 && groups.all(|group| self.group_id(group) == *group)
             {
@@ -561,6 +563,7 @@ impl<'a> Told<'a> {
                     false => Vec::new(),
                 },
                 dscp: port.dscp.filter(|_| takes_dscp),
+                health: port.health.clone().filter(|_| takes_health),
                 device: match takes_trunk {
                     true => port.device.clone(),
                     false => Some(lacking_device(&port.id)),
@@ -1164,6 +1167,35 @@ ports:
         for (table, own) in without.route_tables.iter_mut().zip(&with.route_tables) {
             assert_eq!(table.policies, []);
             table.policies.clone_from(&own.policies);
+        }
+        assert_eq!(without, with);
+    }
+
+    #[test]
+    fn a_host_of_before_port_health_is_told_ports_without_it_and_of_all_else() {
+        let mut objects: v1::Objects = serde_yaml_ng::from_str(TOPOLOGY).unwrap();
+        for port in &mut objects.ports {
+            port.health = Some(Box::new(v1::HealthCheck {
+                protocol: "icmp".into(),
+                ..v1::HealthCheck::default()
+            }));
+        }
+        let version = Version::loaded(1, State::from_objects(objects).unwrap());
+        let told = |capabilities| {
+            let node = NodeState::compile(&version, "h2", capabilities, None);
+            node.unwrap().to_objects()
+        };
+        let all = Capabilities::all();
+        let with = told(all);
+        let mut without = told(Capabilities {
+            port_health: false,
+            ..all
+        });
+        let checked = with.ports.iter().filter(|port| port.health.is_some());
+        assert_eq!(checked.count(), 2, "other hosts check theirs");
+        for (port, own) in without.ports.iter_mut().zip(&with.ports) {
+            assert_eq!(port.health, None);
+            port.health.clone_from(&own.health);
         }
         assert_eq!(without, with);
     }

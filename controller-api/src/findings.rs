@@ -1,4 +1,4 @@
-//! What hosts find out about their own ports and others have to know (decision 020): whether members of load balancers serve, what ports have joined of
+//! What hosts find out about their own ports and others have to know (decision 020): whether members of load balancers serve, whether appliances live, what ports have joined of
 //! multicast groups, and which port holds a virtual address.
 //!
 //! No part of the intent: nothing of it is stored. A host says all of it when it attaches, and then what changes; it stays known until the host says
@@ -15,7 +15,7 @@ use weft_proto::persistent::PersistentSet;
 use weft_proto::state::{Entry, Key, Kind, Layer, Object, collect, explode};
 use weft_proto::v1::{
     self, AddressHolder, FoundByHost, FoundByHosts, Listener, Member, MemberHealth,
-    MulticastListener,
+    MulticastListener, PortHealth,
 };
 
 use crate::version::Version;
@@ -73,6 +73,16 @@ impl Findings {
         all.of_kind(Kind::MemberHealth)
             .map_while(|object| match object {
                 Object::MemberHealth(health) => Some(health),
+                _ => None,
+            })
+    }
+
+    /// What was found in a VPC of its appliances.
+    pub(crate) fn port_health(&self, vpc: &str) -> impl Iterator<Item = &PortHealth> {
+        let all = self.of(vpc).map_or(&*NOTHING, |it| &it.found);
+        all.of_kind(Kind::PortHealth)
+            .filter_map(|object| match object {
+                Object::PortHealth(health) => Some(health),
                 _ => None,
             })
     }
@@ -468,6 +478,7 @@ impl Inner {
 fn as_told(object: &Object) -> Option<Object> {
     match object {
         Object::MemberHealth(health) => health.told().map(Object::MemberHealth),
+        Object::PortHealth(health) => health.told().map(Object::PortHealth),
         Object::MulticastListener(_) | Object::AddressHolder(_) => Some(object.clone()),
         _ => None,
     }
@@ -480,6 +491,7 @@ fn is_of(version: &Version, host: &str, object: &Object) -> bool {
     }
     match object {
         Object::MemberHealth(health) => is_of_member(version, host, health),
+        Object::PortHealth(health) => is_of_appliance(version, host, health),
         Object::MulticastListener(listener) => is_of_ports(version, host, listener),
         Object::AddressHolder(holder) => is_of_holder(version, host, holder),
         _ => false,
@@ -516,6 +528,16 @@ fn is_of_holder(version: &Version, host: &str, holder: &AddressHolder) -> bool {
         && port.host == host
         && port.may_hold(subnet, address, &holder.mac)
         && state.port_with_address(&holder.vpc, address).is_none()
+}
+
+/// Of one of its ports, of which it is found out whether an appliance there lives.
+fn is_of_appliance(version: &Version, host: &str, health: &PortHealth) -> bool {
+    match version.state.find(Kind::Port, &health.id) {
+        Some(Object::Port(port)) => {
+            port.host == host && port.vpc == health.vpc && port.health.is_some()
+        }
+        _ => false,
+    }
 }
 
 /// Of a member at one of its ports, of which it is found out whether it serves.
@@ -668,6 +690,67 @@ load_balancers:
         strange.push(long);
         board.hear(&version, "h1", 7, said(true, &strange, &[]));
         assert!(board.findings().vpcs.is_empty());
+    }
+
+    #[test]
+    fn hosts_are_told_of_appliances_that_do_not_live_by_the_host_that_checks_them() {
+        let checked = |o: &mut Objects| {
+            o.ports[0].health = Some(Box::new(v1::HealthCheck {
+                protocol: "icmp".into(),
+                ..v1::HealthCheck::default()
+            }));
+        };
+        let with = version(checked);
+        let health = |id: &str, up| PortHealth {
+            id: id.into(),
+            vpc: "blue".into(),
+            up,
+            reason: "no answer".into(),
+            since_ms: 5,
+        };
+        let said = |session, health: PortHealth| Said {
+            session,
+            found: Some(collect(std::iter::once(Object::PortHealth(health)))),
+            ..Said::default()
+        };
+        let told = |board: &Board| {
+            let findings = board.findings();
+            let told = findings.told("blue").of_kind(Kind::PortHealth);
+            told.cloned().collect::<Vec<_>>()
+        };
+        let board = Board::default();
+        board.enter("h1", 1, true);
+        board.enter("h2", 2, true);
+        // Another's, and one that is not checked.
+        board.hear(&with, "h2", 2, said(2, health("p1", false)));
+        board.hear(&with, "h2", 2, said(2, health("p2", false)));
+        assert_eq!(told(&board), []);
+        board.hear(&with, "h1", 1, said(1, health("p1", false)));
+        let down = PortHealth {
+            reason: String::new(),
+            since_ms: 0,
+            ..health("p1", false)
+        };
+        assert_eq!(told(&board), [Object::PortHealth(down)]);
+        let takes = |capabilities| {
+            let nothing = Learned::default();
+            let found = (&nothing, &board.findings());
+            let state = NodeState::compile_with(&with, ("h2", capabilities), found, None);
+            state.unwrap().to_objects().port_health.len()
+        };
+        let all = Capabilities::all();
+        let old = Capabilities {
+            port_health: false,
+            ..all
+        };
+        assert_eq!((takes(all), takes(old)), (1, 0));
+        board.hear(&with, "h1", 1, said(1, health("p1", true)));
+        assert_eq!(told(&board), []);
+        assert_eq!(board.findings().port_health("blue").count(), 1);
+        // Nobody checks it any more.
+        board.hear(&with, "h1", 1, said(1, health("p1", false)));
+        board.forget_past(&version(|_| {}));
+        assert_eq!(told(&board), []);
     }
 
     #[test]

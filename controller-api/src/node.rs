@@ -12,7 +12,7 @@ use weft_proto::state::{Entry, Key, Kind, Layer, Object, Sum, collect};
 use weft_proto::v1::{ExternalNetwork, ObjectKey, Objects};
 use weft_proto::{
     ADDRESS_HOLDERS, DHCP_OPTIONS, DNS, DSCP_MARKING, FINDINGS, LEAST_CONNECTIONS, LOAD_BALANCER,
-    MULTICAST, MULTICAST_LISTENERS, POLICY_ROUTES, TRUNK_PORTS,
+    MULTICAST, MULTICAST_LISTENERS, POLICY_ROUTES, PORT_HEALTH, TRUNK_PORTS,
 };
 
 use crate::compile::{Part, Recipient};
@@ -50,6 +50,8 @@ pub struct Capabilities {
     pub address_holders: bool,
     /// Whether it takes subports. Those of one that does not are down.
     pub trunks: bool,
+    /// Whether it checks appliances at its ports, and passes over those of others that do not live. One that does not spreads flows over all.
+    pub port_health: bool,
     /// Whether its gateways answer DNS. The guests of one that does not are told of other servers, or none.
     pub names: bool,
 }
@@ -60,6 +62,7 @@ impl Capabilities {
         match kind {
             Kind::MulticastListener => self.finds && self.multicast_listeners,
             Kind::AddressHolder => self.finds && self.address_holders,
+            Kind::PortHealth => self.finds && self.port_health,
             _ => self.finds,
         }
     }
@@ -78,6 +81,7 @@ impl Capabilities {
             multicast: true,
             multicast_listeners: true,
             address_holders: true,
+            port_health: true,
             trunks: true,
             names: true,
         }
@@ -99,6 +103,7 @@ impl Capabilities {
             multicast: is_listed(MULTICAST),
             multicast_listeners: is_listed(MULTICAST_LISTENERS),
             address_holders: is_listed(ADDRESS_HOLDERS),
+            port_health: is_listed(PORT_HEALTH),
             trunks: is_listed(TRUNK_PORTS),
             names: is_listed(DNS),
         }

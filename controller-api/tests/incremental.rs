@@ -434,6 +434,7 @@ fn abilities(host: &str) -> Capabilities {
         multicast: host != "h3",
         multicast_listeners: host != "h2",
         address_holders: host != "h3",
+        port_health: host != "h2",
         marks: host != "h2",
         trunks: host != "h2",
         policy_routes: host != "h2",

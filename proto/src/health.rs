@@ -1,10 +1,10 @@
-//! Health checks of load balancer members: their defaults, and what is found by them.
+//! Health checks of load balancer members and of appliances: their defaults, and what is found by them.
 
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
-use crate::v1::{HealthCheck, Listener, LoadBalancer, MemberHealth};
+use crate::v1::{HealthCheck, Listener, LoadBalancer, MemberHealth, PortHealth};
 
 /// What an interval is where none is given, in milliseconds.
 const INTERVAL_MS: u32 = 5000;
@@ -109,6 +109,17 @@ impl MemberHealth {
     }
 
     /// What hosts are told: of a member that serves nothing.
+    pub fn told(&self) -> Option<Self> {
+        (!self.up).then(|| Self {
+            reason: String::new(),
+            since_ms: 0,
+            ..self.clone()
+        })
+    }
+}
+
+impl PortHealth {
+    /// What hosts are told: of an appliance that does not live.
     pub fn told(&self) -> Option<Self> {
         (!self.up).then(|| Self {
             reason: String::new(),

@@ -38,6 +38,7 @@ macro_rules! labelled {
             Object::GroupMembers(_)
             | Object::LearnedAddress(_)
             | Object::MemberHealth(_)
+            | Object::PortHealth(_)
             | Object::MulticastListener(_)
             | Object::AddressHolder(_)
             | Object::PortName(_) => $none,

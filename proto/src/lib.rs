@@ -57,6 +57,10 @@ pub const MULTICAST_LISTENERS: &str = "multicast_listeners";
 /// The capability of a host that takes which ports hold virtual addresses ([`v1::AddressHolder`]).
 pub const ADDRESS_HOLDERS: &str = "address_holders";
 
+/// The capability of a host that checks whether appliances at its ports live, and takes which of others do not ([`v1::PortHealth`]). Others are told the ports
+/// without [`v1::Port::health`].
+pub const PORT_HEALTH: &str = "port_health";
+
 /// The capability of a controller that takes [`v1::Findings`] which are all of some kinds.
 pub const FINDINGS_BY_KIND: &str = "findings_by_kind";
 

@@ -133,6 +133,7 @@ kinds! {
     AddressHolder: "address_holder" in address_holders;
     DnsZone: "dns_zone" in dns_zones;
     PortName: "port_name" in port_names;
+    PortHealth: "port_health" in port_health;
 }
 
 impl Kind {
@@ -166,6 +167,7 @@ impl Object {
             Self::AddressHolder(o) => Some(&o.vpc),
             Self::DnsZone(o) => Some(&o.vpc),
             Self::PortName(o) => Some(&o.vpc),
+            Self::PortHealth(o) => Some(&o.vpc),
             Self::Vpc(o) => Some(&o.id),
             Self::Subnet(o) => Some(&o.vpc),
             Self::RouteTable(o) => Some(&o.vpc),

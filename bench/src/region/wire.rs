@@ -47,7 +47,7 @@ pub(super) struct Delta {
 }
 
 /// The kinds of objects by their field of `Objects`, which counts from 1.
-const KINDS: [&str; 21] = [
+const KINDS: [&str; 22] = [
     "host",
     "vpc",
     "subnet",
@@ -69,6 +69,7 @@ const KINDS: [&str; 21] = [
     "address_holder",
     "dns_zone",
     "port_name",
+    "port_health",
 ];
 
 /// What a host has in force, as far as it keeps that.
@@ -266,7 +267,7 @@ mod tests {
             external_networks: ExternalNetwork, elastic_ips: ElasticIp, nat_gateways: NatGateway,
             group_members: GroupMembers, learned_addresses: LearnedAddress, load_balancers: LoadBalancer,
             member_health: MemberHealth, multicast_listeners: MulticastListener, address_holders: AddressHolder,
-            dns_zones: DnsZone, port_names: PortName,
+            dns_zones: DnsZone, port_names: PortName, port_health: PortHealth,
         }
     }
 

@@ -1,7 +1,8 @@
-//! Health checks of load balancer members: which packets of a port answer a question of this host (services, "Load balancer").
+//! Health checks of load balancer members and of appliances: which packets of a port answer a question of this host (services, "Load balancer").
 //!
-//! Each question has a number of its own: the port that it comes from, or the identifier of an echo. What a port sends to a load balancer's address and such
-//! a number is looked up by it, and goes to the agent past groups and ACLs. Asked on the miss path alone, and only of what is for a load balancer.
+//! Each question has a number of its own: the port that it comes from, or the identifier of an echo. What a port sends to a load balancer's address, or to its
+//! gateway's, and such a number is looked up by it, and goes to the agent past groups and ACLs. Asked on the miss path alone, and only of what is for a load
+//! balancer or the gateway.
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
@@ -93,6 +94,10 @@ impl Checks {
                 (parsed.family, flow.protocol),
                 (Family::Ipv4, protocol::ICMP) | (Family::Ipv6, protocol::ICMPV6)
             );
+            // The gateway and load balancers answer pings themselves.
+            if is_icmp && parse::is_query(parsed.family, (parsed.icmp >> 8) as u8) {
+                return None;
+            }
             let to = if is_icmp { 0 } else { flow.source_port };
             (flow.destination_port, flow.protocol, to)
         };

@@ -177,6 +177,9 @@ fn at_port<'t>(
         return Ok(Some(Verdict::Punt(Service::Dns)));
     }
     if gateway::is_for_gateway(snapshot, port, parsed) {
+        if tables.checks.answered(index, parsed, area).is_some() {
+            return Ok(Some(Verdict::Punt(Service::Health)));
+        }
         gateway::ping(area, parsed)?;
         return reply(None, "echo reply");
     }

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use weft_dataplane::packet::DropReason;
+use weft_dataplane::pipeline::checks::Asked;
 use weft_dataplane::pipeline::trace;
 use weft_fabric::Fabric;
 use weft_proto::v1::{self, AddressPair, NextHop, Objects, PolicyRoute, Route};
@@ -300,6 +301,105 @@ fn an_appliance_that_leaves_moves_its_own_flows_both_ways_and_no_others() {
     for ([question, answer], before) in exchanges.iter().zip(&ways) {
         assert_eq!(way(&mut fabric, "a1", question).0, *before);
         assert_eq!(way(&mut fabric, "b2", answer).0, *before);
+    }
+}
+
+/// What was found of appliances: that these do not live.
+fn down(fabric: &mut Fabric, ports: &[&str]) {
+    change(fabric, |objects| {
+        let health = |id: &&str| v1::PortHealth {
+            id: (*id).into(),
+            vpc: "blue".into(),
+            ..v1::PortHealth::default()
+        };
+        objects.port_health = ports.iter().map(health).collect();
+    });
+}
+
+#[test]
+fn an_appliance_that_does_not_live_takes_no_flows_until_it_does_again() {
+    let mut fabric = through_one_of(&["f1", "f2", "f3"]);
+    let exchanges: Vec<[Vec<u8>; 2]> = (0..60).map(|number| exchange(number, (A1, B2))).collect();
+    let mut ways = Vec::new();
+    for [question, answer] in &exchanges {
+        let (there, _) = way(&mut fabric, "a1", question);
+        assert_eq!(way(&mut fabric, "b2", answer).0, there);
+        ways.push(there);
+    }
+    for gone in ["f1", "f2"] {
+        down(&mut fabric, &[gone]);
+        let mut moved = 0;
+        for ([question, answer], before) in exchanges.iter().zip(&ways) {
+            let (there, _) = way(&mut fabric, "a1", question);
+            assert_eq!(way(&mut fabric, "b2", answer).0, there);
+            assert_ne!(there, [gone]);
+            assert!(there == *before || *before == [gone]);
+            moved += usize::from(there != *before);
+        }
+        assert!(moved > 5, "{moved}");
+    }
+    down(&mut fabric, &[]);
+    for ([question, _], before) in exchanges.iter().zip(&ways) {
+        assert_eq!(way(&mut fabric, "a1", question).0, *before);
+    }
+    // Of none that lives there is no way.
+    down(&mut fabric, &["f1", "f2", "f3"]);
+    assert_eq!(fabric.send("a1", &exchanges[0][0]), []);
+    assert_eq!(fabric.drops("h1", DropReason::NextHopGone), 1);
+    // A route to one port alone leads there, whatever was found of it.
+    change(&mut fabric, |objects| {
+        for table in &mut objects.route_tables {
+            for route in &mut table.routes {
+                route.ecmp.clear();
+                route.port = "f1".into();
+            }
+        }
+    });
+    assert_eq!(way(&mut fabric, "a1", &exchanges[0][0]).0, ["f1"]);
+}
+
+#[test]
+fn what_answers_a_question_of_the_gateway_goes_to_who_asked_past_all_rules() {
+    let mut fabric = fabric(|objects| {
+        with_appliances(objects);
+        port(objects, "f1").security_groups.clear();
+    });
+    let gateway = End {
+        v4: [10, 0, 3, 1],
+        ..B1
+    };
+    let f1 = FIRST[0].1;
+    let checks = fabric.checks("h1");
+    let index = fabric.port_index("h1", "f1").unwrap();
+    let asked = |protocol, to| Asked {
+        port: index,
+        protocol,
+        to,
+    };
+    let (tcp_number, ping) = (
+        checks.begin(asked(6, 80)).unwrap(),
+        checks.begin(asked(1, 0)).unwrap(),
+    );
+    let drops = |fabric: &Fabric| fabric.drops("h1", DropReason::GatewayUnserved);
+    for frame in [
+        tcp(f1, gateway, ROUTER, (80, tcp_number), "SA", (9, 2), 0),
+        echo_reply(f1, gateway, ROUTER, ping, b"x"),
+    ] {
+        assert_eq!(fabric.send("f1", &frame), []);
+    }
+    assert_eq!(drops(&fabric), 0);
+    // Nobody asked, or somebody else.
+    for frame in [
+        tcp(f1, gateway, ROUTER, (81, tcp_number), "SA", (9, 2), 0),
+        echo_reply(f1, gateway, ROUTER, ping + 7, b"x"),
+    ] {
+        assert_eq!(fabric.send("f1", &frame), []);
+    }
+    assert_eq!(drops(&fabric), 2);
+    // The guest's own ping of the gateway is answered, whatever its number.
+    for id in [ping, ping.wrapping_sub(0x0801)] {
+        let out = fabric.send("f1", &echo(f1, gateway, ROUTER, id, b"x"));
+        assert_eq!((out.len(), &*out[0].port), (1, "f1"));
     }
 }
 

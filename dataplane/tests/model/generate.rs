@@ -251,6 +251,8 @@ pub struct PortPlan {
     /// DHCP options that it gives, two bits each.
     pub options: u32,
     pub dscp: u8,
+    /// An appliance there does not live: in one of so many cases.
+    pub down: u8,
 }
 
 /// One step of a run.
@@ -533,6 +535,7 @@ fn port(rng: &mut Rng) -> PortPlan {
         left: rng.below(20),
         options: options(rng),
         dscp: rng.below(10),
+        down: rng.below(8),
     }
 }
 
@@ -902,6 +905,8 @@ impl FabricPlan {
             }
             Change::Balancers(plans) => self.balancers.clone_from(plans),
             Change::Health(which, down) => {
+                let vpc = pick(&mut self.vpcs, *which);
+                pick(&mut vpc.ports, which >> 3).down = down & 1;
                 if !self.balancers.is_empty() {
                     pick(&mut self.balancers, *which).down = *down;
                 }
@@ -1608,6 +1613,7 @@ impl VpcPlan {
         for (p, port) in self.ports.iter().enumerate() {
             if !port.absent {
                 let plan_holds = port.pairs == 3;
+                let is_down = port.down == 0;
                 let mut port = self.port(p, port, (vpc, first));
                 let first = format!("{vpc}-g0");
                 if open && !port.security_groups.contains(&first) {
@@ -1615,6 +1621,13 @@ impl VpcPlan {
                 }
                 if plan_holds {
                     hold(objects, &port);
+                }
+                if is_down {
+                    objects.port_health.push(v1::PortHealth {
+                        id: port.id.clone(),
+                        vpc: vpc.into(),
+                        ..v1::PortHealth::default()
+                    });
                 }
                 objects.ports.push(port);
             }

@@ -1,9 +1,9 @@
-//! Health checks of load balancer members, and what hosts find by them.
+//! Health checks of load balancer members and of appliances, and what hosts find by them.
 
 use super::{At, Index, Report, Scope, check_reference, is_domain};
 use crate::address::parse_address;
 use crate::state::Kind;
-use crate::v1::{HealthCheck, Listener, MemberHealth};
+use crate::v1::{HealthCheck, Listener, MemberHealth, Port, PortHealth};
 
 const MAX_PORT: u32 = 65535;
 /// The times between two questions, in milliseconds.
@@ -19,11 +19,29 @@ const TEXT: usize = 256;
 
 /// The health check of a listener.
 pub(super) fn check_listener(at: At<'_>, i: usize, listener: &Listener, report: &mut Report) {
-    let Some(health) = &listener.health else {
+    if let Some(health) = &listener.health {
+        check_question(at, &format!("listeners[{i}].health"), health, report);
+    }
+}
+
+/// The health check of a port. Unlike a listener it has no port number of its own.
+pub(super) fn check_port(at: At<'_>, port: &Port, report: &mut Report) {
+    let Some(health) = &port.health else {
         return;
     };
+    check_question(at, "health", health, report);
+    if matches!(&*health.protocol, "tcp" | "http" | "udp") && health.port == 0 {
+        let rule = format!("give the port that is asked by {}", health.protocol);
+        report.add(at, "health.port", rule);
+    }
+    if port.addresses.is_empty() {
+        report.add(at, "health", "a port that is asked has an address");
+    }
+}
+
+fn check_question(at: At<'_>, field: &str, health: &HealthCheck, report: &mut Report) {
     let mut refuse = |name: &str, rule: String| {
-        report.add(at, format!("listeners[{i}].health.{name}"), rule);
+        report.add(at, format!("{field}.{name}"), rule);
     };
     let protocol = health.protocol.as_str();
     if !matches!(protocol, "tcp" | "http" | "icmp" | "udp") {
@@ -132,4 +150,20 @@ pub(super) fn check(
             report.add(at, field, format!("{port} is outside 1 to {MAX_PORT}"));
         }
     }
+}
+
+/// What a host found of an appliance. Of a port that is not there any more it says nothing.
+pub(super) fn check_port_health(
+    at: At<'_>,
+    health: &PortHealth,
+    index: &Index<'_>,
+    scope: Scope<'_>,
+    report: &mut Report,
+) {
+    if scope == Scope::Intent {
+        report.add(at, "id", "hosts find out whether appliances live");
+        return;
+    }
+    let vpc = &*health.vpc;
+    check_reference(index, (Kind::Vpc, vpc), vpc, (at, "vpc"), report);
 }

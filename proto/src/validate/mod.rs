@@ -288,6 +288,8 @@ impl Reach {
             | (Some(Object::LearnedAddress(_)), None)
             | (_, Some(Object::MemberHealth(_)))
             | (Some(Object::MemberHealth(_)), None)
+            | (_, Some(Object::PortHealth(_)))
+            | (Some(Object::PortHealth(_)), None)
             | (_, Some(Object::MulticastListener(_)))
             | (Some(Object::MulticastListener(_)), None)
             | (_, Some(Object::AddressHolder(_)))
@@ -339,6 +341,7 @@ fn check(
         Object::NatGateway(nat) => external::check_nat_gateway(at, nat, index, report),
         Object::LoadBalancer(it) => balancer::check(at, it, index, scope, report),
         Object::MemberHealth(it) => health::check(at, it, index, scope, report),
+        Object::PortHealth(it) => health::check_port_health(at, it, index, scope, report),
         Object::MulticastListener(it) => multicast::check(at, it, index, scope, report),
         Object::AddressHolder(it) => holder::check(at, it, index, scope, report),
         Object::DnsZone(zone) => dns::check_zone(at, zone, index, report),

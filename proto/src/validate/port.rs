@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use std::ops::RangeInclusive;
 
 use super::dhcp::is_label;
+use super::health;
 use super::network::{prefixes_and_gateways, reserved};
 use super::{
     At, Index, Report, Scope, check_reference, dhcp_options, limits, policy_route, trunk, wire,
@@ -60,6 +61,7 @@ pub(super) fn check(
     if let Some(dscp) = port.dscp {
         policy_route::check_dscp(at, "dscp", dscp, report);
     }
+    health::check_port(at, port, report);
     check_limits(at, port.limits.as_ref(), report);
     check_groups(at, port, index, report);
     check_place(at, port, index, scope, report);

@@ -1,10 +1,12 @@
-//! What is known of one member: it serves until it has failed so often in a row, and then not until it has answered so often.
+//! What is known of one member or appliance: it serves until it has failed so often in a row, and then not until it has answered so often.
 
+use std::net::IpAddr;
 use std::time::Duration;
 
 use weft_proto::v1::HealthCheck;
 
 use super::question::{Ends, Failure, Kind};
+use crate::guest::Identity;
 
 /// Whom to ask, what, and how often.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -12,7 +14,10 @@ pub(super) struct Plan {
     /// The id of the port that the member is at.
     pub(super) port: String,
     pub(super) kind: Kind,
-    pub(super) ends: Ends,
+    /// Who asks; none: the gateway of the port's subnet.
+    pub(super) from: Option<IpAddr>,
+    /// Where it is asked: an address, and a port unless it is an echo.
+    pub(super) to: (IpAddr, u16),
     pub(super) interval: Duration,
     pub(super) timeout: Duration,
     pub(super) rise: u32,
@@ -21,15 +26,36 @@ pub(super) struct Plan {
 
 impl Plan {
     /// None if what is asked is unknown.
-    pub(super) fn new(check: &HealthCheck, port: &str, ends: Ends) -> Option<Self> {
+    pub(super) fn new(
+        check: &HealthCheck,
+        port: &str,
+        from: Option<IpAddr>,
+        to: (IpAddr, u16),
+    ) -> Option<Self> {
         Some(Self {
             port: port.to_owned(),
-            kind: Kind::of(check, ends.to)?,
-            ends,
+            kind: Kind::of(check, to.0)?,
+            from,
+            to,
             interval: check.interval(),
             timeout: check.timeout(),
             rise: check.rise_or_default(),
             fall: check.fall_or_default(),
+        })
+    }
+
+    /// From whom the question comes, and whom it goes to; none if the port has no gateway of the address's family.
+    pub(super) fn ends(&self, port: &Identity) -> Option<Ends> {
+        let (to, number) = self.to;
+        let gateway = || {
+            let all = port.gateways.iter();
+            // The first is the subnet's; the link-local one comes last.
+            all.copied().find(|it| it.is_ipv4() == to.is_ipv4())
+        };
+        Some(Ends {
+            from: self.from.or_else(gateway)?,
+            to,
+            port: number,
         })
     }
 }
@@ -82,18 +108,15 @@ mod tests {
 
     #[test]
     fn it_takes_several_answers_in_a_row_to_change() {
-        let ends = Ends {
-            from: [10, 0, 0, 200].into(),
-            to: [10, 0, 0, 11].into(),
-            port: 80,
-        };
+        let from = Some([10, 0, 0, 200].into());
+        let to = ([10, 0, 0, 11].into(), 80);
         let check = HealthCheck {
             protocol: "tcp".into(),
             rise: 3,
             fall: 2,
             ..HealthCheck::default()
         };
-        let plan = Plan::new(&check, "p1", ends).unwrap();
+        let plan = Plan::new(&check, "p1", from, to).unwrap();
         let mut standing = Standing::new(true);
         let mut take = |answers: &str| {
             let answer = |it| (it == '+').then_some(()).ok_or_else(|| "no".to_owned());

@@ -1,24 +1,24 @@
-//! Which members are at this host's ports, and the tasks that ask them.
+//! Which members and appliances are at this host's ports, and the tasks that ask them.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use tokio::task::AbortHandle;
-use weft_proto::state::{Kind, Object, State};
-use weft_proto::v1::{Listener, LoadBalancer, Member, MemberHealth, Port};
+use weft_proto::state::{Key, Kind, Object, State};
+use weft_proto::v1::{Listener, LoadBalancer, Member, MemberHealth, Port, PortHealth};
 
-use super::Service;
 use super::member::{Plan, Standing};
-use super::question::Ends;
-use crate::agent::now_ms;
+use super::{Service, Subject};
 
-/// The members of the load balancers of a state.
+/// The members of the load balancers of a state, and its appliances.
 pub(super) struct Members {
     service: Arc<Service>,
     host: String,
     state: State,
     /// By load balancer, and by the id of what is found.
-    tasks: HashMap<String, BTreeMap<String, Task>>,
+    tasks: HashMap<String, BTreeMap<Key, Task>>,
+    /// Those that ask appliances, by port.
+    appliances: HashMap<String, Task>,
     /// Load balancers that have members by address, by VPC.
     by_address: HashMap<String, BTreeSet<String>>,
     has_begun: bool,
@@ -45,16 +45,18 @@ impl Members {
             host,
             state: State::default(),
             tasks: HashMap::new(),
+            appliances: HashMap::new(),
             by_address: HashMap::new(),
             has_begun: false,
             started: 0,
         }
     }
 
-    /// Asks the members of a state from now on, in place of those of the one before. Takes as long as the two differ.
+    /// Asks the members and the appliances of a state from now on, in place of those of the one before. Takes as long as the two differ.
     pub(super) fn follow(&mut self, state: &State) {
         let before = std::mem::replace(&mut self.state, state.clone());
         let mut ids: BTreeSet<String> = BTreeSet::new();
+        let mut ports: BTreeSet<String> = BTreeSet::new();
         for change in before.changes_to(state) {
             for object in [change.old, change.new].into_iter().flatten() {
                 match object {
@@ -62,6 +64,7 @@ impl Members {
                         ids.insert(balancer.id.clone());
                     }
                     Object::Port(port) => {
+                        ports.insert(port.id.clone());
                         let named = state.balancers_of_port(&port.id);
                         ids.extend(named.map(|it| it.id.clone()));
                         let by_address = self.by_address.get(&port.vpc);
@@ -73,6 +76,9 @@ impl Members {
         }
         for id in ids {
             self.renew(state, &id);
+        }
+        for id in ports {
+            self.renew_appliance(state, &id);
         }
         if !std::mem::replace(&mut self.has_begun, true) {
             // Whatever was told before by another process of this host holds no more.
@@ -101,19 +107,42 @@ impl Members {
         let mut tasks = BTreeMap::new();
         let plans = balancer.map_or_else(Vec::new, |it| self.plans(state, it));
         for (health, plan) in plans {
-            let id = health.id.clone();
-            let known = before.remove(&id);
+            let subject = Subject::Member(health);
+            let key = subject.key();
+            let known = before.remove(&key);
             let task = match known {
                 Some(task) if task.plan == plan => task,
-                _ => self.start(state, health, plan),
+                _ => self.start(state, subject, plan),
             };
-            tasks.insert(id, task);
+            tasks.insert(key, task);
         }
-        for id in before.into_keys() {
-            self.service.forget(&id);
+        for key in before.into_keys() {
+            self.service.forget(&key);
         }
         if !tasks.is_empty() {
             self.tasks.insert(id.to_owned(), tasks);
+        }
+    }
+
+    fn renew_appliance(&mut self, state: &State, id: &str) {
+        let before = self.appliances.remove(id);
+        let port = match state.find(Kind::Port, id) {
+            Some(Object::Port(port)) if self.is_here(port) => Some(port),
+            _ => None,
+        };
+        match (port.and_then(plan_of_appliance), before) {
+            (Some((_, plan)), Some(task)) if task.plan == plan => {
+                self.appliances.insert(id.to_owned(), task);
+            }
+            (Some((health, plan)), _) => {
+                let task = self.start(state, Subject::Appliance(health), plan);
+                self.appliances.insert(id.to_owned(), task);
+            }
+            (None, Some(_)) => self.service.forget(&Key {
+                kind: Kind::PortHealth,
+                id: id.to_owned(),
+            }),
+            (None, None) => {}
         }
     }
 
@@ -149,13 +178,9 @@ impl Members {
             (_, 0) => serves_at,
             (_, given) => given,
         };
-        let ends = Ends {
-            from,
-            to,
-            port: asked_at.try_into().ok()?,
-        };
+        let at = (to, asked_at.try_into().ok()?);
         let health = MemberHealth::of(balancer, listener, (to, serves_at));
-        Some((health, Plan::new(check, &port.id, ends)?))
+        Some((health, Plan::new(check, &port.id, Some(from), at)?))
     }
 
     /// The port of this host that a member is at.
@@ -172,29 +197,42 @@ impl Members {
                 _ => return None,
             },
         };
-        let has_device = port.device.is_some() || port.trunk.is_some();
-        (port.host == self.host && has_device).then_some(port)
+        self.is_here(port).then_some(port)
     }
 
-    /// A member that others take for one that does not serve has to show that it does.
-    fn start(&mut self, state: &State, health: MemberHealth, plan: Plan) -> Task {
+    fn is_here(&self, port: &Port) -> bool {
+        port.host == self.host && (port.device.is_some() || port.trunk.is_some())
+    }
+
+    /// A member that others take for one that does not serve has to show that it does; an appliance likewise.
+    fn start(&mut self, state: &State, subject: Subject, plan: Plan) -> Task {
         self.started += 1;
-        self.service.register(&health.id, self.started);
-        let is_down = state.find(Kind::MemberHealth, &health.id).is_some();
+        let key = subject.key();
+        self.service.register(&key, self.started);
+        let is_down = state.find(key.kind, &key.id).is_some();
         if is_down {
-            let known = MemberHealth {
-                reason: "not asked again yet".to_owned(),
-                since_ms: now_ms(),
-                ..health.clone()
-            };
+            let known = subject.found(false, "not asked again yet");
             self.service.note(self.started, known);
         }
         let standing = Standing::new(!is_down);
         let watching = Arc::clone(&self.service);
-        let watching = watching.watch((self.started, health), plan.clone(), standing);
+        let watching = watching.watch((self.started, subject), plan.clone(), standing);
         Task {
             plan,
             handle: tokio::spawn(watching).abort_handle(),
         }
     }
+}
+
+/// What is to be asked of the appliance at a port, if anything.
+fn plan_of_appliance(port: &Port) -> Option<(PortHealth, Plan)> {
+    let check = port.health.as_ref()?;
+    let to = port.addresses.first()?.parse().ok()?;
+    let at = (to, check.port.try_into().ok()?);
+    let health = PortHealth {
+        id: port.id.clone(),
+        vpc: port.vpc.clone(),
+        ..PortHealth::default()
+    };
+    Some((health, Plan::new(check, &port.id, None, at)?))
 }

@@ -1,5 +1,6 @@
 //! Health checks (services, "Load balancer"): this host asks the members of load balancers that are at its own ports whether they serve, from the load
-//! balancer's address, past security groups and ACLs, and tells the controller what it finds (decision 020).
+//! balancer's address, past security groups and ACLs, and tells the controller what it finds (decision 020). Appliances at its ports, which routes spread
+//! flows over, are asked in the same way, from the gateway's address.
 //!
 //! Each member has a task that asks it at its interval (`member`), one question at a time (`question`). Questions go to the port as if from its gateway;
 //! workers know the answers by the question's number (`weft_dataplane::pipeline::checks`) and leave them in a bounded queue. Nothing here runs on a worker.
@@ -18,8 +19,8 @@ use weft_dataplane::packet::DropReason;
 use weft_dataplane::packet::parse::{self, Inner};
 use weft_dataplane::pipeline::checks::{Asked, Checks};
 use weft_dataplane::worker::service::{Injector, PuntQueue};
-use weft_proto::state::{Kind, Object};
-use weft_proto::v1::MemberHealth;
+use weft_proto::state::{Key, Kind, Object};
+use weft_proto::v1::{MemberHealth, PortHealth};
 
 use crate::agent::AgentHandle;
 use crate::metadata::Identity;
@@ -59,9 +60,58 @@ pub struct Service {
     asking: Semaphore,
     /// By VPC.
     asking_in: Mutex<HashMap<String, Arc<Semaphore>>>,
-    /// By the id of what is found: the task that asks, and what it has found.
-    found: Mutex<BTreeMap<String, (u64, Option<MemberHealth>)>>,
+    /// By the key of what is found: the task that asks, and what it has found.
+    found: Mutex<BTreeMap<Key, (u64, Option<Object>)>>,
     news: Notify,
+}
+
+/// Who is asked, as what is found is told.
+#[derive(Debug, Clone)]
+enum Subject {
+    /// A member of a load balancer.
+    Member(MemberHealth),
+    /// An appliance at a port.
+    Appliance(PortHealth),
+}
+
+impl Subject {
+    /// The key of what is found.
+    fn key(&self) -> Key {
+        let (kind, id) = match self {
+            Self::Member(health) => (Kind::MemberHealth, &health.id),
+            Self::Appliance(health) => (Kind::PortHealth, &health.id),
+        };
+        Key {
+            kind,
+            id: id.clone(),
+        }
+    }
+
+    fn vpc(&self) -> &str {
+        match self {
+            Self::Member(health) => &health.vpc,
+            Self::Appliance(health) => &health.vpc,
+        }
+    }
+
+    /// What is found now.
+    fn found(&self, up: bool, reason: &str) -> Object {
+        let (reason, since_ms) = (reason.to_owned(), crate::agent::now_ms());
+        match self.clone() {
+            Self::Member(health) => Object::MemberHealth(MemberHealth {
+                up,
+                reason,
+                since_ms,
+                ..health
+            }),
+            Self::Appliance(health) => Object::PortHealth(PortHealth {
+                up,
+                reason,
+                since_ms,
+                ..health
+            }),
+        }
+    }
 }
 
 impl Service {
@@ -104,32 +154,35 @@ impl Service {
         loop {
             self.news.notified().await;
             tokio::time::sleep(TOGETHER).await;
-            let found: Vec<MemberHealth> = {
+            let found: Vec<Object> = {
                 let found = lock(&self.found);
                 found.values().filter_map(|(_, it)| it.clone()).collect()
             };
-            let found = found.into_iter().map(Object::MemberHealth);
-            agent.set_findings(Kind::MemberHealth, found);
+            let (members, appliances): (Vec<_>, Vec<_>) = found
+                .into_iter()
+                .partition(|it| it.kind() == Kind::MemberHealth);
+            agent.set_findings(Kind::MemberHealth, members.into_iter());
+            agent.set_findings(Kind::PortHealth, appliances.into_iter());
         }
     }
 
-    /// Notes that a task asks a member from now on, in place of any other.
-    fn register(&self, id: &str, task: u64) {
-        lock(&self.found).insert(id.to_owned(), (task, None));
+    /// Notes that a task asks from now on, in place of any other.
+    fn register(&self, key: &Key, task: u64) {
+        lock(&self.found).insert(key.clone(), (task, None));
     }
 
     /// Notes what a task has found, if it is still the one that asks.
-    fn note(&self, task: u64, health: MemberHealth) {
-        if let Some((asking, found)) = lock(&self.found).get_mut(&health.id)
+    fn note(&self, task: u64, object: Object) {
+        if let Some((asking, found)) = lock(&self.found).get_mut(&object.key())
             && *asking == task
         {
-            *found = Some(health);
+            *found = Some(object);
         }
         self.news.notify_one();
     }
 
-    fn forget(&self, id: &str) {
-        lock(&self.found).remove(id);
+    fn forget(&self, key: &Key) {
+        lock(&self.found).remove(key);
         self.news.notify_one();
     }
 
@@ -161,14 +214,14 @@ impl Service {
         question.is_none_or(|question| question.try_send(frame).is_ok())
     }
 
-    /// Asks a member at its interval, until it is dropped.
+    /// Asks a member or an appliance at its interval, until it is dropped.
     async fn watch(
         self: Arc<Self>,
-        (task, health): (u64, MemberHealth),
+        (task, subject): (u64, Subject),
         plan: Plan,
         mut standing: Standing,
     ) {
-        let in_vpc = self.semaphore_of(&health.vpc);
+        let in_vpc = self.semaphore_of(subject.vpc());
         let mut stands_until = Instant::now();
         let most = plan.interval.min(SPREAD);
         let mut next = Instant::now() + most.mul_f64(rand::random_range(0.0..1.0));
@@ -181,20 +234,16 @@ impl Service {
             let answer = self.ask(&plan, &mut index).await;
             drop(in_turn);
             if answer.is_some_and(|answer| standing.take(&plan, answer)) {
+                let key = subject.key();
                 tracing::info!(
-                    load_balancer = health.load_balancer,
-                    member = health.address,
-                    port = health.member_port,
+                    of = %plan.to.0,
+                    kind = key.kind.name(),
+                    id = key.id,
                     up = standing.up,
                     reason = standing.reason,
                     "what a health check found"
                 );
-                let found = MemberHealth {
-                    up: standing.up,
-                    reason: standing.reason.clone(),
-                    since_ms: crate::agent::now_ms(),
-                    ..health.clone()
-                };
+                let found = subject.found(standing.up, &standing.reason);
                 sleep_until(stands_until).await;
                 stands_until = Instant::now() + HOLD;
                 self.note(task, found);
@@ -207,10 +256,11 @@ impl Service {
     /// Asks a member once; nothing if that is not possible now, which says nothing of the member. `index`: that of its port, as it was last.
     async fn ask(&self, plan: &Plan, index: &mut Option<u16>) -> Option<Result<(), Failure>> {
         let port = self.port(plan, index)?;
+        let ends = plan.ends(&port)?;
         let asked = Asked {
             port: port.index,
-            protocol: plan.kind.protocol(plan.ends.to.is_ipv4()),
-            to: plan.ends.port,
+            protocol: plan.kind.protocol(ends.to.is_ipv4()),
+            to: ends.port,
         };
         let (sender, mut answers) = mpsc::channel(WAITING);
         let number = loop {
@@ -225,7 +275,7 @@ impl Service {
             service: self,
             number,
         };
-        let question = Question::new(plan.kind.clone(), plan.ends, number, port.mtu);
+        let question = Question::new(plan.kind.clone(), ends, number, port.mtu);
         let mut question = match question {
             Ok(question) => question,
             Err(failure) => return Some(Err(failure)),

@@ -110,6 +110,7 @@ fn is_contained(change: &Change<'_>) -> bool {
             Kind::LearnedAddress,
             Kind::LoadBalancer,
             Kind::MemberHealth,
+            Kind::PortHealth,
             Kind::MulticastListener,
             Kind::AddressHolder,
             Kind::DnsZone,
@@ -126,6 +127,7 @@ fn is_contained(change: &Change<'_>) -> bool {
         Kind::GroupMembers,
         Kind::LoadBalancer,
         Kind::MemberHealth,
+        Kind::PortHealth,
         Kind::MulticastListener,
         Kind::AddressHolder,
         Kind::DnsZone,
@@ -146,10 +148,17 @@ fn edits<'s>(
     let mut edits = Vec::new();
     let mut classifiers: Map<&str, GroupClassifiers> = Map::default();
     let mut members: Map<&str, Vec<[Texts<'_>; 2]>> = Map::default();
+    let is_down = |port: &str| is_down(state, port);
+    for table in with_appliances(state, changes) {
+        if places.users.contains_key(&table.id) {
+            let compiled = compile_table(table, (places, &is_down), report);
+            edits.push(Edit::Routes(table, compiled));
+        }
+    }
     for change in changes {
         match (change.old, change.new) {
             (_, Some(Object::RouteTable(new))) if places.users.contains_key(&new.id) => {
-                let table = compile_table(new, places, report);
+                let table = compile_table(new, (places, &is_down), report);
                 edits.push(Edit::Routes(new, table));
             }
             (_, Some(Object::NetworkAcl(new))) => {
@@ -223,6 +232,36 @@ fn edits<'s>(
     let renewed = classifiers.into_iter();
     edits.extend(renewed.map(|(id, compiled)| Edit::Classifiers(id, compiled)));
     Some((edits, changed_ports))
+}
+
+/// Whether the appliance at a port does not live.
+fn is_down(state: &State, port: &str) -> bool {
+    matches!(state.find(Kind::PortHealth, port), Some(Object::PortHealth(health)) if !health.up)
+}
+
+/// The route tables that stay and spread flows over an appliance of which something else was found.
+fn with_appliances<'s>(
+    state: &'s State,
+    changes: &[Change<'_>],
+) -> impl Iterator<Item = &'s v1::RouteTable> {
+    let (mut found, mut changed) = (HashSet::new(), HashSet::new());
+    for object in changes.iter().filter_map(|it| it.new.or(it.old)) {
+        match object {
+            Object::PortHealth(health) => drop(found.insert(health.id.clone())),
+            Object::RouteTable(table) => drop(changed.insert(table.id.clone())),
+            _ => {}
+        }
+    }
+    let is_any = !found.is_empty();
+    let all = is_any.then(|| state.of_kind(Kind::RouteTable));
+    all.into_iter().flatten().filter_map(move |object| {
+        let Object::RouteTable(table) = object else {
+            return None;
+        };
+        let mut hops = table.targets().flat_map(|route| &route.ecmp);
+        let is_named = hops.any(|hop| found.contains(&hop.port));
+        (is_named && !changed.contains(&table.id)).then_some(table)
+    })
 }
 
 /// The members of a group in a state, its own and those of its parts.

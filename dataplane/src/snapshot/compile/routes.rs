@@ -42,7 +42,10 @@ impl Draft<'_> {
             users.push(place);
             let compiled = match users[..] {
                 [first, _, ..] => Compiled::of(&self.subnets[first]),
-                _ => compile_table(table, &self.places, &mut self.report),
+                _ => {
+                    let is_down = |port: &str| objects.down_ports.contains(port);
+                    compile_table(table, (&self.places, &is_down), &mut self.report)
+                }
             };
             compiled.put(&mut self.subnets[place]);
         }
@@ -71,14 +74,17 @@ impl Compiled {
     }
 }
 
+/// Where next hops are, and whether the appliance at a port does not live.
+type Hops<'a> = (&'a Places, &'a dyn Fn(&str) -> bool);
+
 pub(super) fn compile_table(
     table: &v1::RouteTable,
-    places: &Places,
+    hops: Hops<'_>,
     report: &mut Report,
 ) -> Compiled {
     let mut builder = TableBuilder::default();
     for (i, route) in table.routes.iter().enumerate() {
-        let target = target_of(&table.vpc, route, places);
+        let target = target_of(&table.vpc, route, hops);
         match (route.prefix.parse::<IpNetwork>(), target) {
             (Ok(network), Ok(target)) => {
                 if let Err(error) = builder.insert(network.into(), target) {
@@ -99,19 +105,19 @@ pub(super) fn compile_table(
     builder.compact();
     Compiled {
         routes: builder.table().clone(),
-        policies: compile_policies(table, places, report),
+        policies: compile_policies(table, hops, report),
     }
 }
 
 fn compile_policies(
     table: &v1::RouteTable,
-    places: &Places,
+    hops: Hops<'_>,
     report: &mut Report,
 ) -> Policies<Target> {
     let mut policies = Vec::with_capacity(table.policies.len());
     for (i, policy) in table.policies.iter().enumerate() {
         let target = policy.to.as_ref();
-        let target = target.map(|route| target_of(&table.vpc, route, places));
+        let target = target.map(|route| target_of(&table.vpc, route, hops));
         match (matches(policy), target.transpose()) {
             (Ok(matches), Ok(target)) => policies.push(Policy {
                 // What lies beyond was refused.
@@ -175,7 +181,7 @@ fn next_hop(port: &str, host: &str, mac: &str, places: &Places) -> Result<NextHo
         .map_or(NextHop::Gone, |peer| NextHop::Peer(*peer, mac)))
 }
 
-fn target_of(vpc: &str, route: &v1::Route, places: &Places) -> Result<Target, String> {
+fn target_of(vpc: &str, route: &v1::Route, (places, is_down): Hops<'_>) -> Result<Target, String> {
     let given = [
         route.blackhole,
         route.local,
@@ -216,7 +222,7 @@ fn target_of(vpc: &str, route: &v1::Route, places: &Places) -> Result<Target, St
     let mut members = Vec::with_capacity(route.ecmp.len());
     for hop in &route.ecmp {
         let target = next_hop(&hop.port, &hop.host, &hop.next_hop_mac, places)?;
-        if target != NextHop::Gone {
+        if target != NextHop::Gone && !is_down(&hop.port) {
             let identity = ecmp::identity(
                 format!("{}|{}|{}", hop.port, hop.host, hop.next_hop_mac).as_bytes(),
             );

@@ -1268,12 +1268,17 @@ impl Model {
                 ..v1::NextHop::default()
             });
         }
-        // A host is no next hop to itself.
+        // An appliance that does not live is passed over where there are others. A host is no next hop to itself.
+        let lives = |hop: &v1::NextHop| {
+            let mut found = world.0.port_health.iter();
+            route.ecmp.is_empty() || !found.any(|it| it.id == hop.port && !it.up)
+        };
         let is_there = |hop: &v1::NextHop| {
             world.port(&hop.port).is_some()
                 || (hop.host != port.host && world.0.hosts.iter().any(|h| h.id == hop.host))
         };
-        let hops: Vec<Hop> = hops.into_iter().filter(is_there).map(Hop).collect();
+        let hops = hops.into_iter().filter(is_there).filter(lives);
+        let hops: Vec<Hop> = hops.map(Hop).collect();
         if hops.is_empty() {
             return Err(DropReason::NextHopGone);
         }

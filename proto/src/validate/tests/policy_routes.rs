@@ -1,7 +1,7 @@
 //! Policy routes of route tables, and the DSCP that ports mark with.
 
 use super::*;
-use crate::v1::{NatGateway, PolicyRoute};
+use crate::v1::{HealthCheck, NatGateway, PolicyRoute, PortHealth};
 
 /// One that is right.
 fn policy(priority: u32) -> PolicyRoute {
@@ -216,4 +216,69 @@ fn a_port_marks_with_six_bits() {
     refused("port p1 dscp: 64 is outside 0 to 63", |o| {
         o.ports[0].dscp = Some(64);
     });
+}
+
+#[test]
+fn an_appliance_is_asked_at_an_address_and_a_port() {
+    type Change = fn(&mut HealthCheck);
+    let checked = |change: Change| {
+        move |o: &mut Objects| {
+            let mut health = HealthCheck {
+                protocol: "tcp".into(),
+                port: 22,
+                ..HealthCheck::default()
+            };
+            change(&mut health);
+            o.ports[0].health = Some(Box::new(health));
+        }
+    };
+    accepted(checked(|_| {}));
+    accepted(checked(|it| (it.protocol, it.port) = ("icmp".into(), 0)));
+    let cases: [(&str, Change); 4] = [
+        ("port: give the port that is asked by tcp", |it| it.port = 0),
+        ("protocol: 'arp' is none of", |it| {
+            it.protocol = "arp".into();
+        }),
+        ("interval_ms: 100 is outside 200 to 300000", |it| {
+            it.interval_ms = 100;
+        }),
+        ("path: is for http alone", |it| it.path = "/".into()),
+    ];
+    for (rule, bad) in cases {
+        refused(&format!("port p1 health.{rule}"), checked(bad));
+    }
+    refused("port p1 health: a port that is asked has an address", |o| {
+        checked(|_| {})(o);
+        o.ports[0].addresses.clear();
+    });
+}
+
+#[test]
+fn whether_an_appliance_lives_is_not_of_the_intent() {
+    let health = || PortHealth {
+        id: "p1".into(),
+        vpc: good().vpcs[0].id.clone(),
+        ..PortHealth::default()
+    };
+    let rule = "port_health p1 id: hosts find out whether appliances live";
+    refused(rule, move |o| o.port_health.push(health()));
+    let found = |health: PortHealth| {
+        let objects = Objects {
+            vpcs: good().vpcs,
+            port_health: vec![health],
+            ..Objects::default()
+        };
+        let state = State::from_objects(objects).unwrap();
+        validate(&state, Scope::Node { host: "h1" }).len()
+    };
+    assert_eq!(
+        found(health()),
+        0,
+        "of a port that it does not know any more"
+    );
+    let strange = PortHealth {
+        vpc: "nowhere".into(),
+        ..health()
+    };
+    assert_eq!(found(strange), 1);
 }
