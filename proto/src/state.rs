@@ -465,7 +465,7 @@ impl State {
         &'a self,
         balancer: &'a str,
     ) -> impl Iterator<Item = &'a v1::MemberHealth> {
-        // Ids begin with that of the load balancer, and those of some others with the same.
+        // Their ids begin with that of the load balancer, and those of some others with the same text.
         let from = self.entries_from(Kind::MemberHealth, balancer);
         let all = from.map_while(move |entry| match &entry.object {
             Object::MemberHealth(health) if health.id.starts_with(balancer) => Some(health),

@@ -15,9 +15,9 @@ mod tcp;
 mod tests;
 mod turns;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::hash::Hash;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -84,7 +84,14 @@ pub struct Service {
 struct Known {
     state: Arc<State>,
     /// By VPC; of those whose gateways answer.
-    zones: HashMap<String, Arc<Zones>>,
+    vpcs: HashMap<String, OfVpc>,
+}
+
+#[derive(Debug)]
+struct OfVpc {
+    zones: Arc<Zones>,
+    /// Addresses that do not serve, where records are answered while they do.
+    idle: HashSet<IpAddr>,
 }
 
 impl Known {
@@ -94,9 +101,14 @@ impl Known {
             Object::Vpc(vpc) if vpc.dns.is_some() => Some(&vpc.id),
             _ => None,
         });
-        let zones = vpcs.map(|vpc| (vpc.clone(), Zones::of(state, vpc, before.zones.get(vpc))));
+        let vpcs = vpcs.map(|vpc| {
+            let before = before.vpcs.get(vpc).map(|it| &it.zones);
+            let zones = Zones::of(state, vpc, before);
+            let idle = serving::idle(state, vpc, zones.checked());
+            (vpc.clone(), OfVpc { zones, idle })
+        });
         Self {
-            zones: zones.collect(),
+            vpcs: vpcs.collect(),
             state: Arc::clone(state),
         }
     }
@@ -259,12 +271,13 @@ impl Service {
         let domain = vpc.and_then(|vpc| dns::name(&vpc.dns.as_ref()?.domain));
         let names = vpc
             .zip(domain.as_deref())
-            .zip(known.zones.get(&identity.vpc));
-        let names = names.map(|((vpc, domain), zones)| Names {
+            .zip(known.vpcs.get(&identity.vpc));
+        let names = names.map(|((vpc, domain), of_vpc)| Names {
             state: &known.state,
             vpc,
             domain,
-            zones,
+            zones: &of_vpc.zones,
+            idle: &of_vpc.idle,
         });
         let recurses = !self.resolvers.is_empty();
         answer::answer(names.as_ref(), question, transport, recurses)

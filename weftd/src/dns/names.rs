@@ -13,8 +13,6 @@ use weft_proto::dns::{self, Data};
 use weft_proto::state::{Entry, Kind, Object, State};
 use weft_proto::v1::{DnsZone, Vpc};
 
-use super::serving;
-
 /// Seconds for which names of ports, and what is not there, may be kept: ports come and go.
 pub(super) const PORT_TTL: u32 = 30;
 /// Addresses of ports of one name that are answered.
@@ -37,6 +35,8 @@ struct Zone {
     sets: HashMap<String, Vec<Set>>,
     /// Names that only have names below them (RFC 4592 §2.2.2).
     above: HashSet<String>,
+    /// The addresses of records that are answered while they serve.
+    checked: Vec<IpAddr>,
 }
 
 /// The zones of a VPC by their domains.
@@ -68,6 +68,12 @@ impl Zones {
             zones.entries.push((Arc::clone(entry), read));
         }
         Arc::new(zones)
+    }
+
+    /// The addresses of records that are answered while they serve.
+    pub(super) fn checked(&self) -> impl Iterator<Item = IpAddr> {
+        let zones = self.by_origin.values();
+        zones.flat_map(|zone| zone.checked.iter().copied())
     }
 
     /// Whether a zone was read once for both.
@@ -111,6 +117,9 @@ impl Zone {
                 data,
                 serving_only: record.serving_only,
             };
+            if set.serving_only {
+                read.checked.extend(set.data.iter().filter_map(address));
+            }
             let mut above = name.split_once('.').map(|(_, rest)| rest);
             while let Some(name) = above.filter(|name| *name != origin) {
                 read.above.insert(name.to_owned());
@@ -134,6 +143,14 @@ fn rdata(data: Data) -> Option<RData> {
         }
         Data::Txt(text) => RData::TXT(TXT::new(vec![text])),
     })
+}
+
+fn address(data: &RData) -> Option<IpAddr> {
+    match data {
+        RData::A(address) => Some(address.0.into()),
+        RData::AAAA(address) => Some(address.0.into()),
+        _ => None,
+    }
 }
 
 /// A name of ours as it is sent.
@@ -181,6 +198,8 @@ pub(super) struct Names<'s> {
     /// The domain of its ports, as it is compared.
     pub(super) domain: &'s str,
     pub(super) zones: &'s Zones,
+    /// Addresses that do not serve.
+    pub(super) idle: &'s HashSet<IpAddr>,
 }
 
 impl Names<'_> {
@@ -196,7 +215,7 @@ impl Names<'_> {
         let of_zone = zone.and_then(|zone| zone.sets.get(name));
         let mut sets = of_zone.cloned().unwrap_or_default();
         let checked = sets.iter_mut().filter(|set| set.serving_only);
-        checked.for_each(|set| serving::keep(self.state, &self.vpc.id, &mut set.data));
+        checked.for_each(|set| self.leave_out(&mut set.data));
         if sets.is_empty() && origin == self.domain {
             sets = self.port(name);
         }
@@ -214,6 +233,14 @@ impl Names<'_> {
             origin: origin.to_owned(),
             sets,
         })
+    }
+
+    /// Leaves out the addresses that do not serve; none, if none would be left: what is known of all at once may be wrong, and an answer is worth a try.
+    fn leave_out(&self, data: &mut Vec<RData>) {
+        let serves = |data: &RData| !address(data).is_some_and(|it| self.idle.contains(&it));
+        if data.iter().any(serves) {
+            data.retain(serves);
+        }
     }
 
     fn domains(&self) -> impl Iterator<Item = &str> {

@@ -13,6 +13,7 @@ use weft_proto::validate::{Scope, validate};
 use super::Asking;
 use super::answer::{Pending, Transport, Verdict, answer};
 use super::names::{Names, Zones};
+use super::serving::idle;
 
 const OBJECTS: &str = r#"
 vpcs:
@@ -70,6 +71,7 @@ fn ask_of(state: &State, bytes: &[u8], transport: Transport, recurses: bool) -> 
         vpc,
         domain: &domain,
         zones: &zones,
+        idle: &idle(state, "blue", zones.checked()),
     };
     answer(Some(&names), bytes, transport, recurses)
 }
@@ -538,6 +540,26 @@ fn addresses_that_do_not_serve_are_left_out_where_the_record_says_so() {
     );
     // Nothing else is left.
     assert_eq!(said(&both, "one.apps.example", a), "10.0.1.200");
+    // The one that is left takes no flows.
+    let objects: Objects = serde_yaml_ng::from_str(SERVED).unwrap();
+    let drains = |change: fn(&mut Objects)| {
+        let mut objects = objects.clone();
+        change(&mut objects);
+        let state = State::from_objects(objects).unwrap();
+        idle(&state, "blue", ["10.0.1.200".parse().unwrap()].into_iter()).len()
+    };
+    assert_eq!(drains(|_| {}), 0);
+    assert_eq!(
+        drains(|o| o.load_balancers[0].listeners[0].members[0].draining = true),
+        0
+    );
+    assert_eq!(
+        drains(|o| {
+            let members = o.load_balancers[0].listeners[0].members.iter_mut();
+            members.for_each(|member| member.draining = true);
+        }),
+        1
+    );
     // The one member by IPv6.
     assert_eq!(said(&both, www, aaaa), "2001:db8::1 fd00:1::200");
     assert_eq!(said(&["fd00:1::11"], www, aaaa), "2001:db8::1");
