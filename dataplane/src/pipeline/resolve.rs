@@ -291,7 +291,8 @@ pub(super) fn flow<'t>(
             && session.translation().is_none()
             && !translate::is_elsewhere(snapshot, entry, &session)
         {
-            if !opening(parsed, frame)?.takes_place_of(&session) {
+            let opening = opening(parsed, frame);
+            if !opening.is_ok_and(|opening| opening.takes_place_of(&session)) {
                 return Err(DropReason::TranslationClash.into());
             }
             over = Some(session);
