@@ -11,6 +11,7 @@ mod hygiene;
 mod model;
 mod mutants;
 mod names;
+mod openstack;
 mod run;
 mod setup;
 mod test;
@@ -50,11 +51,24 @@ enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<OsString>,
     },
+    /// OpenStack's Neutron driving weft: `setup` installs it, `test` also tries it
+    Openstack {
+        #[command(subcommand)]
+        what: Openstack,
+    },
     /// Start or stop a lab to try things in: `up`, `down`; `vms` runs hosts as virtual machines
     Lab {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<OsString>,
     },
+}
+
+#[derive(Subcommand)]
+enum Openstack {
+    /// Install Neutron and weft's driver for it into target/openstack/venv
+    Setup,
+    /// Run the driver's unit tests, and a real Neutron with hosts in namespaces
+    Test,
 }
 
 #[derive(Subcommand)]
@@ -192,6 +206,12 @@ fn main() -> ExitCode {
         Command::Test {
             only: Some(Only::Services { rounds }),
         } => trials::services(rounds),
+        Command::Openstack {
+            what: Openstack::Setup,
+        } => openstack::install(),
+        Command::Openstack {
+            what: Openstack::Test,
+        } => openstack::test(),
         Command::Demo { args } => binaries::lab("demo", &args),
         Command::Bench { args } => binaries::bench(&args),
         Command::Lab { args } => binaries::lab("lab", &args),

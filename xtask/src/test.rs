@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use anyhow::Result;
 
-use crate::{binaries, coverage, fuzz, hygiene, run, setup, threads};
+use crate::{binaries, coverage, fuzz, hygiene, openstack, run, setup, threads};
 
 /// Of each target: enough to play the seeds, and to see that the targets work.
 const SECONDS_OF_FUZZING: u64 = 4;
@@ -89,6 +89,7 @@ pub(crate) fn test() -> Result<()> {
     run::step("tests of the rest", &mut rest)?;
     threads::threads(None, SECONDS_OF_A_MODEL)?;
     fuzz::fuzz(SECONDS_OF_FUZZING, false, &[])?;
+    openstack::unit_tests()?;
     // The end-to-end tests share the machine's network and cores: one at a time.
     run::step(
         "end-to-end tests",

@@ -126,7 +126,8 @@ fn check_gateways(at: At<'_>, subnet: &v1::Subnet, prefixes: &[IpNetwork], repor
                 report.add(at, field, format!("{prefix} already has a gateway"));
             }
             Some(prefix) => {
-                if let Some(what) = reserved(*prefix, gateway) {
+                // Every IPv6 router has the network address, too (RFC 4291 §2.6.1): OpenStack names it as the gateway where nobody says otherwise.
+                if let Some(what) = reserved(*prefix, gateway).filter(|_| gateway.is_ipv4()) {
                     let rule = format!("{gateway} is the {what} address of {prefix}");
                     report.add(at, field, rule);
                 }

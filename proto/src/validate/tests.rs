@@ -463,6 +463,12 @@ fn gateways_are_one_per_prefix_and_inside_it() {
         }
     };
     accepted(set(&["10.0.0.254", "fd00::ff"]));
+    // Every IPv6 router has it (RFC 4291 §2.6.1).
+    accepted(set(&["10.0.0.254", "fd00::"]));
+    refused(
+        "subnet front gateways[0]: 10.0.0.0 is the network address",
+        set(&["10.0.0.0", "fd00::1"]),
+    );
     refused(
         "subnet front gateways: set none, or one",
         set(&["10.0.0.1"]),

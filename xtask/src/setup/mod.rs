@@ -5,6 +5,7 @@
 mod apt;
 mod ebpf;
 mod guest;
+pub(crate) mod openstack;
 mod toolchain;
 pub(crate) mod tools;
 

@@ -1,0 +1,1 @@
+"""OpenStack Neutron drives weft: the ML2 mechanism driver, the router plugin, and what keeps the controller in step with Neutron."""

@@ -1,0 +1,105 @@
+"""What goes on beside the API: repair, the state of ports and hosts. Runs in `neutron-periodic-workers`; several do no harm."""
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+from neutron.db import provisioning_blocks
+from neutron_lib import constants, worker
+from neutron_lib import context as neutron_context
+from neutron_lib.callbacks import resources
+from neutron_lib.plugins import directory
+from oslo_config import cfg
+from oslo_log import log as logging
+
+from networking_weft import agents, config
+from networking_weft.client import ControllerError
+from networking_weft.sync import Sync
+
+LOG = logging.getLogger(__name__)
+
+# As in the mechanism driver.
+ENTITY = "weft"
+# Seconds after which a watch that ended begins anew.
+PAUSE = 1.0
+# Seconds that who made a change has to push it.
+SETTLE = 1.0
+
+
+class WeftWorker(worker.BaseWorker):
+    """Threads, each with one task, until the process ends."""
+
+    def __init__(self) -> None:
+        super().__init__(worker_process_count=1, desc="weft")
+        self._stopping = threading.Event()
+        self._threads: list[threading.Thread] = []
+
+    def start(self, name: str = "neutron-server", desc: str | None = None) -> None:
+        super().start(name=name, desc=desc or "weft worker")
+        config.register()
+        self.sync = Sync()
+        conf = cfg.CONF.weft
+        tasks: list[tuple[Callable[[Any], None], float]] = [
+            (self._repair, conf.repair_interval),
+            (self._report, conf.report_interval),
+            (self._resync, conf.resync_interval),
+            (self._follow_ports, PAUSE),
+        ]
+        for task, interval in tasks:
+            thread = threading.Thread(
+                target=self._again_and_again, args=(task, interval), name=task.__name__, daemon=True
+            )
+            thread.start()
+            self._threads.append(thread)
+
+    def stop(self) -> None:
+        self._stopping.set()
+
+    def wait(self) -> None:
+        for thread in self._threads:
+            thread.join(timeout=1)
+
+    @staticmethod
+    def reset() -> None:
+        config.register()
+
+    def _again_and_again(self, task: Callable[[Any], None], interval: float) -> None:
+        while not self._stopping.is_set():
+            try:
+                task(neutron_context.get_admin_context())
+            except ControllerError as error:
+                LOG.warning("%s: %s", task.__name__.strip("_"), error)
+            except Exception:
+                LOG.exception("%s", task.__name__.strip("_"))
+            self._stopping.wait(interval)
+
+    def _repair(self, context: Any) -> None:
+        count = self.sync.drain(context, SETTLE)
+        if count:
+            LOG.info("%d changes brought to the controller that it had not got", count)
+
+    def _report(self, context: Any) -> None:
+        agents.report(context, self.sync.controller)
+
+    def _resync(self, context: Any) -> None:
+        begun = time.monotonic()
+        count = self.sync.resync(context)
+        LOG.info("%d objects differed at the controller, in %.1f s", count, time.monotonic() - begun)
+
+    def _follow_ports(self, context: Any) -> None:
+        """Ports are ACTIVE when packets pass, and DOWN when they do not."""
+        for conditions in self.sync.controller.watch_ports():
+            if self._stopping.is_set():
+                return
+            for condition in conditions.ports:
+                set_status(neutron_context.get_admin_context(), condition)
+
+
+def set_status(context: Any, condition: Any) -> None:
+    """Takes over a port's state from its host."""
+    if condition.state == "up":
+        provisioning_blocks.provisioning_complete(context, condition.port, resources.PORT, ENTITY)
+    elif condition.state == "down":
+        plugin = directory.get_plugin()
+        plugin.update_port_status(context, condition.port, constants.PORT_STATUS_DOWN, condition.host)
