@@ -36,6 +36,8 @@ pub struct Plan {
     pub ports: (u16, u16),
     /// The members in order, each with its weight if it takes flows.
     pub shares: Vec<(Member, Option<u16>)>,
+    /// Those that do not serve now, in order: their counters are kept for them.
+    pub down: Vec<Member>,
     /// How one is chosen.
     pub algorithm: Algorithm,
     /// Whether all flows of a client go to one member.
@@ -85,7 +87,7 @@ pub enum Choice {
     LeastConnections {
         /// Those who take flows.
         takers: Box<[Taker]>,
-        /// The counters of all members, by their places.
+        /// The counters of all members, by their places, and of those that are down.
         held: Held,
         /// Whose turn it is of those who have as few.
         next: AtomicU32,
@@ -253,7 +255,8 @@ mod tests {
     use crate::session::member_counts::{ListenerName, MemberCounts};
 
     fn counting(weights: &[u16]) -> (Arc<MemberCounts>, Listener) {
-        let counts = Arc::new(MemberCounts::new(weights.len() as u32));
+        // All of them are of one VPC.
+        let counts = Arc::new(MemberCounts::new(weights.len() as u32 * 4));
         let name = ListenerName {
             vpc: "blue".into(),
             balancer: "web".into(),
@@ -280,6 +283,7 @@ mod tests {
             protocol: 17,
             ports: (80, 80),
             shares: Vec::new(),
+            down: Vec::new(),
             algorithm: Algorithm::LeastConnections,
             by_source: false,
             resets: true,
@@ -333,6 +337,54 @@ mod tests {
             assert!(
                 *least + 3 >= mean && *most <= mean + 2,
                 "{members}: {least} to {most}, {mean} on average"
+            );
+        }
+    }
+
+    #[test]
+    fn of_very_many_members_each_is_compared_as_often_and_first_as_often() {
+        const MEMBERS: usize = 200;
+        const FLOWS: u32 = 100_000;
+        let (counts, listener) = counting(&[1; MEMBERS]);
+        let numbers = listener.members.iter();
+        let numbers = numbers.map(|it| listener.counter(80, (it.address, it.first)).unwrap());
+        let numbers: Vec<u32> = numbers.collect();
+        let to = |source: u32| {
+            let flow = Flow {
+                source: u128::from(source / 50_000),
+                source_port: (source % 50_000) as u16,
+                destination_port: 80,
+                ..Flow::default()
+            };
+            listener.choose(&flow, true).unwrap().0 as usize - 1
+        };
+        // Of alike ones the first is taken.
+        let mut first = [0u32; MEMBERS];
+        (0..FLOWS).for_each(|source| first[to(source)] += 1);
+        let mean = FLOWS / MEMBERS as u32;
+        assert!(
+            first.iter().all(|it| it.abs_diff(mean) < mean / 4),
+            "{first:?}"
+        );
+        // One with fewer sessions is taken whenever it is compared.
+        for number in &numbers {
+            (0..9).for_each(|_| counts.retain(*number));
+        }
+        for (place, number) in numbers
+            .iter()
+            .enumerate()
+            .step_by(7)
+            .chain([(199, &numbers[199])])
+        {
+            counts.release(*number);
+            let compared = (0..FLOWS / 10)
+                .filter(|source| to(*source) == place)
+                .count();
+            counts.retain(*number);
+            let share = FLOWS as usize / 10 * COMPARED / MEMBERS;
+            assert!(
+                compared.abs_diff(share) < share / 10,
+                "{place}: {compared}, {share}"
             );
         }
     }

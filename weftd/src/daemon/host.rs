@@ -402,9 +402,12 @@ impl Host {
         networks.filter_map(link).collect()
     }
 
-    /// Looks whether devices of uplinks and ports have come or gone. Returns the ids of ports that came up and that went down.
+    /// Looks whether devices of uplinks and ports have come or gone, and whether there is room now for a load balancer's counters. Returns the ids of ports that came up and that went down.
     pub fn settle_devices(&self) -> (Vec<String>, Vec<String>) {
         let mut inner = self.inner();
+        if inner.compiler.may_count_more() {
+            self.compile_again(&mut inner);
+        }
         let Inner {
             workers, devices, ..
         } = &mut *inner;

@@ -158,6 +158,7 @@ struct Done {
     translations: Vec<StaticTranslation>,
     externals: Vec<ExternalLink>,
     silent: BTreeSet<String>,
+    uncounted: balancers::Uncounted,
     snapshot: Snapshot,
 }
 
@@ -215,6 +216,14 @@ impl Compiler {
         }
     }
 
+    /// Whether a listener that found no room to count its members' sessions would find it now, if the same were compiled again.
+    pub fn may_count_more(&self) -> bool {
+        self.member_counts.begin();
+        let uncounted = self.done.iter().map(|done| &done.uncounted);
+        let mut with_room = uncounted.flat_map(|it| it.with_room(&self.member_counts));
+        with_room.next().is_some()
+    }
+
     /// Compiles a state.
     ///
     /// # Errors
@@ -252,6 +261,7 @@ impl Compiler {
         state: &State,
         context: &Context<'_>,
     ) -> Result<Snapshot, Vec<v1::Violation>> {
+        self.member_counts.begin();
         let besides = (state, &self.member_counts);
         let done = self.done.as_mut();
         let mut done = done.filter(|done| done.is_for(context));
@@ -292,6 +302,7 @@ impl Compiler {
             draft.keep_epochs(done, &Changed::between(&done.state, state));
         }
         self.indices = std::mem::replace(&mut draft.numbers, Indices::new(0, 0, 0));
+        let uncounted = std::mem::take(&mut draft.uncounted);
         let (places, snapshot) = draft.finish();
         self.done = Some(Arc::new(Done {
             host: context.host.to_owned(),
@@ -301,6 +312,7 @@ impl Compiler {
             translations: context.translations.to_vec(),
             externals: context.externals.to_vec(),
             silent: context.silent.clone(),
+            uncounted,
             snapshot: snapshot.clone(),
         }));
         Ok(snapshot)
@@ -426,6 +438,8 @@ struct Draft<'a> {
     balancers_before: Map<String, Arc<Balancers>>,
     /// Of the sessions of load balancers' members.
     member_counts: Arc<MemberCounts>,
+    /// Load balancers without room for them.
+    uncounted: balancers::Uncounted,
     peers: Vec<Option<Peer>>,
     peer_by_vtep: Map<u128, u16>,
     acls: Vec<Acl>,
@@ -449,6 +463,7 @@ impl<'a> Draft<'a> {
             outside_before: Arc::default(),
             balancers_before: Map::default(),
             member_counts,
+            uncounted: balancers::Uncounted::default(),
             peers: Vec::new(),
             peer_by_vtep: Map::default(),
             acls: Vec::new(),
