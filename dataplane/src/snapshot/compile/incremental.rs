@@ -4,7 +4,7 @@
 //! Such a change moves no other object to another place in the snapshot, so that each can be compiled by itself and put where it was. Takes as long as the changed
 //! objects are large, whatever else there is.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use weft_proto::state::{Change, Kind, Object, State};
@@ -49,7 +49,8 @@ pub(super) fn compile(
         return None;
     }
     let mut report = Report::default();
-    let (edits, ports) = edits(done, numbers, state, &changes, &mut report)?;
+    let appliances = Appliances::of(done, state, &changes);
+    let (edits, ports) = edits(done, numbers, state, (&changes, &appliances), &mut report)?;
     let balancers = balancers::edits(done, state, &changes, context.generation, counts)?;
     let learned = learned::edits(done, &changes, &mut report)?;
     let with_holders = holders::vpcs(done, &changes, state);
@@ -66,7 +67,11 @@ pub(super) fn compile(
     // Who listens to multicast is in a table of its own, and no session was judged by it.
     // No packet is judged by names, either.
     let unjudged = [Kind::MulticastListener, Kind::DnsZone, Kind::PortName];
-    let judged = objects.filter(|object| !unjudged.contains(&object.kind()));
+    let judged = objects.filter(|object| {
+        let is_passed_over =
+            object.kind() == Kind::PortHealth && !appliances.ids.contains(object.id());
+        !is_passed_over && !unjudged.contains(&object.kind())
+    });
     let changed = judged.filter_map(Object::vpc);
     let mut changed: HashSet<&str> = changed.collect();
     add_joined(&mut changed, state);
@@ -141,25 +146,24 @@ fn edits<'s>(
     done: &Done,
     numbers: &IndexAllocator,
     state: &'s State,
-    changes: &[Change<'s>],
+    (changes, appliances): (&[Change<'s>], &Appliances<'s>),
     report: &mut Report,
 ) -> Option<(Vec<Edit<'s>>, PortChanges<'s>)> {
     let places = &done.places;
     let mut edits = Vec::new();
     let mut classifiers: Map<&str, GroupClassifiers> = Map::default();
     let mut members: Map<&str, Vec<[Texts<'_>; 2]>> = Map::default();
-    let is_down = |port: &str| is_down(state, port);
-    for table in with_appliances(state, changes) {
-        if places.users.contains_key(&table.id) {
-            let compiled = compile_table(table, (places, &is_down), report);
-            edits.push(Edit::Routes(table, compiled));
-        }
+    let compile_routes = |table: &'s v1::RouteTable, report: &mut Report| {
+        let is_down = |port: &str| is_down(state, (&table.vpc, port));
+        Edit::Routes(table, compile_table(table, (places, &is_down), report))
+    };
+    for table in &appliances.tables {
+        edits.push(compile_routes(table, report));
     }
     for change in changes {
         match (change.old, change.new) {
             (_, Some(Object::RouteTable(new))) if places.users.contains_key(&new.id) => {
-                let table = compile_table(new, (places, &is_down), report);
-                edits.push(Edit::Routes(new, table));
+                edits.push(compile_routes(new, report));
             }
             (_, Some(Object::NetworkAcl(new))) => {
                 if let Some(place) = places.acls.get(&new.id) {
@@ -234,34 +238,58 @@ fn edits<'s>(
     Some((edits, changed_ports))
 }
 
-/// Whether the appliance at a port does not live.
-fn is_down(state: &State, port: &str) -> bool {
-    matches!(state.find(Kind::PortHealth, port), Some(Object::PortHealth(health)) if !health.up)
+/// Whether the appliance at a port of a VPC does not live.
+fn is_down(state: &State, (vpc, port): (&str, &str)) -> bool {
+    matches!(state.find(Kind::PortHealth, port), Some(Object::PortHealth(health)) if !health.up && health.vpc == vpc)
 }
 
-/// The route tables that stay and spread flows over an appliance of which something else was found.
-fn with_appliances<'s>(
-    state: &'s State,
-    changes: &[Change<'_>],
-) -> impl Iterator<Item = &'s v1::RouteTable> {
-    let (mut found, mut changed) = (HashSet::new(), HashSet::new());
-    for object in changes.iter().filter_map(|it| it.new.or(it.old)) {
-        match object {
-            Object::PortHealth(health) => drop(found.insert(health.id.clone())),
-            Object::RouteTable(table) => drop(changed.insert(table.id.clone())),
-            _ => {}
+/// What of what was found of appliances matters to routes: what was found of others is no matter of any packet.
+#[derive(Default)]
+struct Appliances<'s> {
+    /// The ports of those that live now and did not before, or the other way round, and that flows are spread over.
+    ids: HashSet<&'s str>,
+    /// The route tables that do that and are not changed themselves.
+    tables: Vec<&'s v1::RouteTable>,
+}
+
+impl<'s> Appliances<'s> {
+    fn of(done: &Done, state: &'s State, changes: &[Change<'s>]) -> Self {
+        // By VPC: its own tables alone name them.
+        let mut found: HashMap<&str, HashSet<&str>> = HashMap::new();
+        let mut changed: HashSet<&str> = HashSet::new();
+        for change in changes {
+            let is_down = |object: Option<&Object>| matches!(object, Some(Object::PortHealth(health)) if !health.up);
+            match change.new.or(change.old) {
+                Some(Object::PortHealth(health))
+                    if is_down(change.old) != is_down(change.new)
+                        && done.places.named_ports.contains(&health.id) =>
+                {
+                    found.entry(&health.vpc).or_default().insert(&health.id);
+                }
+                Some(Object::RouteTable(table)) => drop(changed.insert(&table.id)),
+                _ => {}
+            }
         }
+        let mut all = Self::default();
+        for (vpc, found) in found {
+            for object in state.of_vpc_and_kind(vpc, Kind::RouteTable) {
+                let Object::RouteTable(table) = object else {
+                    continue;
+                };
+                if !done.places.users.contains_key(&table.id) {
+                    continue;
+                }
+                let hops = table.targets().flat_map(|route| &route.ecmp);
+                let named = hops.filter_map(|hop| found.get(&*hop.port).copied());
+                let named: HashSet<&str> = named.collect();
+                if !named.is_empty() && !changed.contains(&*table.id) {
+                    all.tables.push(table);
+                }
+                all.ids.extend(named);
+            }
+        }
+        all
     }
-    let is_any = !found.is_empty();
-    let all = is_any.then(|| state.of_kind(Kind::RouteTable));
-    all.into_iter().flatten().filter_map(move |object| {
-        let Object::RouteTable(table) = object else {
-            return None;
-        };
-        let mut hops = table.targets().flat_map(|route| &route.ecmp);
-        let is_named = hops.any(|hop| found.contains(&hop.port));
-        (is_named && !changed.contains(&table.id)).then_some(table)
-    })
 }
 
 /// The members of a group in a state, its own and those of its parts.

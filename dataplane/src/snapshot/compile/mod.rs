@@ -26,7 +26,7 @@ mod routes;
 mod tests;
 mod translations;
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
 use weft_proto::state::{Key, Kind, Object, State};
@@ -359,8 +359,8 @@ struct Objects<'s> {
     elastic_ips: Vec<&'s v1::ElasticIp>,
     nat_gateways: Vec<&'s v1::NatGateway>,
     load_balancers: Vec<&'s v1::LoadBalancer>,
-    /// Ports whose appliances do not live.
-    down_ports: HashSet<&'s str>,
+    /// Ports whose appliances do not live, and their VPCs.
+    down_ports: HashMap<&'s str, &'s str>,
     /// Of members that do not serve, by the load balancer.
     member_health: Map<&'s str, Vec<&'s v1::MemberHealth>>,
 }
@@ -392,7 +392,8 @@ impl<'s> Objects<'s> {
                 Object::ElasticIp(o) => objects.elastic_ips.push(o),
                 Object::NatGateway(o) => objects.nat_gateways.push(o),
                 Object::LoadBalancer(o) => objects.load_balancers.push(o),
-                Object::PortHealth(o) => drop((!o.up).then(|| objects.down_ports.insert(&o.id))),
+                Object::PortHealth(o) if o.up => {}
+                Object::PortHealth(o) => drop(objects.down_ports.insert(&o.id, &o.vpc)),
                 Object::MemberHealth(o) => {
                     let known = objects.member_health.entry(&o.load_balancer);
                     known.or_default().push(o);

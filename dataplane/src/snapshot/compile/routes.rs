@@ -43,7 +43,10 @@ impl Draft<'_> {
             let compiled = match users[..] {
                 [first, _, ..] => Compiled::of(&self.subnets[first]),
                 _ => {
-                    let is_down = |port: &str| objects.down_ports.contains(port);
+                    let is_down = |port: &str| {
+                        let found_in = objects.down_ports.get(port);
+                        found_in.is_some_and(|vpc| **vpc == *table.vpc)
+                    };
                     compile_table(table, (&self.places, &is_down), &mut self.report)
                 }
             };

@@ -126,6 +126,8 @@ enum Edit {
     Ports(Vec<(u8, u16)>),
     /// Virtual addresses are held by ports, some of which are not there or may not hold them, or are by nobody any more.
     Holders(Vec<(u8, u8)>),
+    /// Appliances at ports live or do not, or nobody says any more; some as if in another VPC.
+    Health(Vec<u8>),
     /// A host that comes or goes.
     Host,
     /// A VPC that comes or goes, with a port; it is the last, so that no other moves to another place.
@@ -149,6 +151,7 @@ fn edits() -> impl Strategy<Value = Edit> {
         proptest::collection::vec((any::<u8>(), any::<u16>()), 1..6).prop_map(Edit::Ports),
         proptest::collection::vec((any::<u8>(), any::<u16>()), 1..6).prop_map(Edit::Ports),
         proptest::collection::vec((any::<u8>(), any::<u8>()), 1..6).prop_map(Edit::Holders),
+        proptest::collection::vec(any::<u8>(), 0..4).prop_map(Edit::Health),
         Just(Edit::Host),
         Just(Edit::Vpc),
         (0u8..3).prop_map(Edit::Ways),
@@ -169,9 +172,14 @@ fn apply(objects: &mut Wire, edit: &Edit) {
                 }
                 .into(),
                 host: if byte % 4 == 2 { "h4" } else { "" }.into(),
-                ecmp: ["h2", "h3"]
-                    .map(|host| NextHop {
+                ecmp: [("h2", "b1"), ("h3", "p1")]
+                    .map(|(host, port)| match byte % 8 {
+                        3 => (host, ""),
+                        _ => ("", port),
+                    })
+                    .map(|(host, port)| NextHop {
                         host: host.into(),
+                        port: port.into(),
                         weight: u32::from(*byte),
                         ..NextHop::default()
                     })
@@ -194,6 +202,16 @@ fn apply(objects: &mut Wire, edit: &Edit) {
             };
             let policies = bytes.iter().enumerate().filter(|(i, _)| i % 2 == 0);
             objects.route_tables[0].policies = policies.map(policy).collect();
+        }
+        Edit::Health(bytes) => {
+            let found = bytes.iter().map(|byte| v1::PortHealth {
+                id: ["b1", "p1", "a1", "p2"][usize::from(byte % 4)].into(),
+                vpc: if byte / 4 % 4 == 0 { "red" } else { "blue" }.into(),
+                up: byte / 16 % 3 == 0,
+                ..v1::PortHealth::default()
+            });
+            let by_id: BTreeMap<_, _> = found.map(|it| (it.id.clone(), it)).collect();
+            objects.port_health = by_id.into_values().collect();
         }
         Edit::Members(bytes) => {
             objects.security_groups[0].members = members(bytes);
@@ -490,8 +508,8 @@ proptest! {
                             Some(before) if before.0 == now.0 => prop_assert_eq!(before, now),
                             _ => prop_assert_eq!(now.0, generation),
                         }
-                        // And what is not of the VPC does not end it.
-                        if id == "red" && !matches!(edit, Edit::Move(_)) {
+                        // And what is not of the VPC does not end it; what is found may go from one to another.
+                        if id == "red" && !matches!(edit, Edit::Move(_) | Edit::Health(_)) {
                             prop_assert_eq!(before[id].0, now.0);
                         }
                     }
@@ -594,6 +612,64 @@ fn a_port_is_followed_and_shares_the_rest() {
         assert_eq!(red(&before).epoch, red(&after).epoch);
         assert_eq!(after.vpcs[0].epoch, generation);
         before = after;
+    }
+}
+
+#[test]
+fn what_is_found_of_a_port_that_no_route_spreads_flows_over_ends_no_epoch() {
+    let underlay = Underlay::default();
+    let mut objects: Wire = serde_yaml_ng::from_str(TOPOLOGY).unwrap();
+    let to = |port: &str, ecmp: &[&str]| Route {
+        prefix: format!("10.{}.0.0/16", 50 + ecmp.len()),
+        port: port.into(),
+        ecmp: ecmp.iter().map(|port| hop(port)).collect(),
+        ..Route::default()
+    };
+    fn hop(port: &str) -> NextHop {
+        NextHop {
+            port: port.into(),
+            ..NextHop::default()
+        }
+    }
+    // One is in a table of no subnet.
+    objects.route_tables[0].routes = vec![to("a2", &[]), to("", &["b1"])];
+    objects.route_tables[1].routes = vec![to("", &["a1", "a2"])];
+    let mut compiler = Compiler::new(8, 8, 8);
+    let mut compile = |objects: &Wire, generation| {
+        let state = State::from_objects(objects.clone()).unwrap();
+        let snapshot = compiler.compile(&state, &context(&underlay, generation));
+        let snapshot = snapshot.unwrap();
+        let epochs = snapshot.vpcs.iter().map(|vpc| vpc.epoch.get());
+        let members = snapshot.subnets.iter().map(|subnet| {
+            let route = subnet.routes.lookup(address_word([10, 51, 0, 1].into()));
+            match route {
+                Some((_, crate::snapshot::Target::Ecmp(group))) => group.members().len(),
+                _ => 0,
+            }
+        });
+        (epochs.collect::<Vec<_>>(), members.max().unwrap())
+    };
+    assert_eq!(compile(&objects, 1), (vec![1, 1], 1));
+    let steps = [
+        ("a1", "blue", false, [1, 1], 1),
+        ("a2", "blue", false, [1, 1], 1),
+        ("c1", "red", false, [1, 1], 1),
+        // It says nothing of a port of another VPC.
+        ("b1", "red", false, [1, 1], 1),
+        ("b1", "blue", true, [6, 6], 1),
+        ("b1", "blue", false, [7, 6], 0),
+    ];
+    for (generation, (id, vpc, up, epochs, members)) in (2..).zip(steps) {
+        objects.port_health.retain(|it| it.id != id);
+        objects.port_health.push(v1::PortHealth {
+            id: id.into(),
+            vpc: vpc.into(),
+            up,
+            ..v1::PortHealth::default()
+        });
+        objects.port_health.sort_by(|a, b| a.id.cmp(&b.id));
+        let found = compile(&objects, generation);
+        assert_eq!(found, (epochs.to_vec(), members), "{id} {vpc}");
     }
 }
 
