@@ -9,7 +9,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 use weft_process::services::intent_server;
 use weft_process::tls::Role;
-use weft_proto::state::{Key, Kind, Object, collect, count};
+use weft_proto::state::{Key, Kind, collect, count};
 use weft_proto::v1::{
     AddressHoldersReply, ApplyRequest, CallersReply, ChangePeeringRequest, ChangeReply,
     CreateRequest, DeleteRequest, GetRequest, HistoryReply, HistoryRequest, HostStatusReply,
@@ -361,30 +361,26 @@ impl intent_server::Intent for Api {
         let wanted = request.into_inner().load_balancer;
         let version = self.newest().await;
         let findings = self.hosts.board.findings();
-        let may_read = |id: &str| {
+        let vpc_of = |kind: Kind, id: &str| {
             let key = Key {
-                kind: Kind::LoadBalancer,
+                kind,
                 id: id.to_owned(),
             };
-            caller.find(Role::Read, &version.state, &key)
+            let found = caller.find(Role::Read, &version.state, &key)?;
+            found.vpc().map(str::to_owned)
         };
-        let vpc_of = |object: &Object| object.vpc().map(str::to_owned);
         let vpcs: BTreeSet<String> = match wanted.as_str() {
             "" => findings.vpcs().map(str::to_owned).collect(),
-            id => may_read(id).and_then(vpc_of).into_iter().collect(),
+            id => vpc_of(Kind::LoadBalancer, id).into_iter().collect(),
         };
+        // One of the same name may be in another VPC by now, and another tenant's.
+        let may_read = |kind: Kind, id: &str, vpc: &String| vpc_of(kind, id).as_ref() == Some(vpc);
         let found = vpcs.iter().flat_map(|vpc| findings.health(vpc));
         let found = found.filter(|it| wanted.is_empty() || it.load_balancer == wanted);
-        let found = found.filter(|it| may_read(&it.load_balancer).is_some());
-        let may_read_port = |id: &str| {
-            let key = Key {
-                kind: Kind::Port,
-                id: id.to_owned(),
-            };
-            caller.find(Role::Read, &version.state, &key).is_some()
-        };
+        let found = found.filter(|it| may_read(Kind::LoadBalancer, &it.load_balancer, &it.vpc));
         let of_ports = vpcs.iter().flat_map(|vpc| findings.port_health(vpc));
-        let of_ports = of_ports.filter(|it| wanted.is_empty() && may_read_port(&it.id));
+        let of_ports =
+            of_ports.filter(|it| wanted.is_empty() && may_read(Kind::Port, &it.id, &it.vpc));
         Ok(Response::new(MemberHealthReply {
             member_health: found.cloned().collect(),
             port_health: of_ports.cloned().collect(),
@@ -538,7 +534,10 @@ mod tests {
     use super::*;
     use crate::admission;
     use crate::store::Embedded;
+    use crate::version::Version;
     use weft_process::services::intent_server::Intent as _;
+    use weft_proto::state::{Object, State};
+    use weft_proto::v1::{Findings, MemberHealth, PortHealth};
 
     #[tokio::test]
     async fn an_undo_that_waits_for_its_change_holds_up_no_reader() {
@@ -589,6 +588,71 @@ mod tests {
         for undo in undos {
             assert_eq!(undo.await.unwrap().unwrap().into_inner().deleted, 1);
         }
+    }
+
+    /// One load balancer and one port, with what is found of them, in a VPC.
+    fn checked_in(vpc: &str) -> (weft_proto::v1::Objects, Version, Vec<Object>) {
+        let text = r#"
+hosts: [{id: h1, vteps: [192.0.2.1]}]
+vpcs: [{id: VPC, vni: 1}]
+subnets: [{id: s, vpc: VPC, cidrs: [10.0.0.0/24]}]
+ports: [{id: p1, vpc: VPC, subnet: s, mac: "02:00:00:00:00:01", addresses: [10.0.0.11], host: h1, device: {kind: netdev, name: p1}, health: {protocol: icmp}}]
+load_balancers: [{id: lb, vpc: VPC, addresses: [10.0.0.200], listeners: [{protocol: tcp, port_min: 80, members: [{port: p1}], health: {protocol: tcp}}]}]
+"#;
+        let objects: weft_proto::v1::Objects =
+            serde_yaml_ng::from_str(&text.replace("VPC", vpc)).unwrap();
+        let balancer = &objects.load_balancers[0];
+        let at = ("10.0.0.11".parse().unwrap(), 80);
+        let of_member = MemberHealth::of(balancer, &balancer.listeners[0], at);
+        let of_port = PortHealth {
+            id: "p1".into(),
+            vpc: vpc.into(),
+            ..PortHealth::default()
+        };
+        let state = State::from_objects(objects.clone()).unwrap();
+        let found = [Object::MemberHealth(of_member), Object::PortHealth(of_port)];
+        (objects, Version::loaded(1, state), found.to_vec())
+    }
+
+    #[tokio::test]
+    async fn what_was_found_in_another_vpc_is_nobodys_health() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = Embedded::open(&directory.path().join("intent.redb")).unwrap();
+        let intent = Arc::new(Intent::load(Box::new(store)).unwrap());
+        let caller = Caller::certified("ann");
+        intent.create(&caller, checked_in("red").0).unwrap();
+        let admission = Arc::new(Admission::new(&Default::default()));
+        let hosts = Arc::new(Hosts::new(&intent));
+        let (_stop, stopping) = watch::channel(false);
+        let api = Api::new(intent, Arc::clone(&hosts), Arc::clone(&admission), stopping);
+        let (mut counts, mut session) = (Vec::new(), 0);
+        for vpc in ["blue", "red"] {
+            let (_, version, found) = checked_in(vpc);
+            session += 1;
+            hosts.board.enter("h1", session, |_| true);
+            let said = Findings {
+                session,
+                whole: true,
+                found: Some(collect(found.into_iter())),
+                ..Findings::default()
+            };
+            hosts.board.hear(&version, "h1", session, said);
+            for wanted in ["", "lb"] {
+                let mut request = Request::new(ListMemberHealthRequest {
+                    load_balancer: wanted.into(),
+                });
+                let account = caller.account();
+                let kind = admission::Kind::Read;
+                let permit = admission.admit(&account, kind, Instant::now()).unwrap();
+                let caller = caller.clone();
+                let admitted = Arc::new(Admitted { caller, permit });
+                request.extensions_mut().insert(admitted);
+                let reply = api.list_member_health(request).await.unwrap();
+                let reply = reply.into_inner();
+                counts.push((reply.member_health.len(), reply.port_health.len()));
+            }
+        }
+        assert_eq!(counts, [(0, 0), (0, 0), (1, 1), (1, 0)]);
     }
 
     #[test]

@@ -7,14 +7,14 @@
 //!
 //! Where two hosts say something of the same, as when a port has moved, the one that said it last is right, and the other one has never said it.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
 
 use weft_proto::persistent::PersistentSet;
-use weft_proto::state::{Entry, Key, Kind, Layer, Object, collect, explode};
+use weft_proto::state::{Entry, Key, Kind, Layer, Object, State, collect, explode};
 use weft_proto::v1::{
-    self, AddressHolder, FoundByHost, FoundByHosts, Listener, Member, MemberHealth,
+    self, AddressHolder, FoundByHost, FoundByHosts, Listener, LoadBalancer, MemberHealth,
     MulticastListener, PortHealth,
 };
 
@@ -24,6 +24,13 @@ use crate::version::Version;
 const OF_HOST: usize = 16_384;
 /// Bytes of one.
 const LARGEST: usize = 1024;
+/// The kinds of what is found.
+const KINDS: [Kind; 4] = [
+    Kind::MemberHealth,
+    Kind::PortHealth,
+    Kind::MulticastListener,
+    Kind::AddressHolder,
+];
 
 static NOTHING: LazyLock<Layer> = LazyLock::new(Layer::default);
 
@@ -172,23 +179,35 @@ impl Board {
         self.lock().findings.clone()
     }
 
-    /// Notes that a host's session begins. `finds`: whether it will say what it has found; else what it once found holds no more.
-    pub(crate) fn enter(&self, host: &str, session: u64, finds: bool) {
+    /// Notes that a host's session begins; the VPCs of which hosts are told otherwise since. `finds`: the kinds of which it will say what it has found; what it
+    /// once found of others holds no more.
+    pub(crate) fn enter(
+        &self,
+        host: &str,
+        session: u64,
+        finds: impl Fn(Kind) -> bool,
+    ) -> BTreeSet<String> {
         let mut inner = self.lock();
         let name = Arc::<str>::from(host);
-        if !finds {
-            let known = inner.hosts.get_mut(host);
-            let found = known.map(|it| std::mem::take(&mut it.found));
-            for (key, object) in found.into_iter().flatten() {
-                inner.take_out(&name, &key, &object);
-            }
+        let unsaid = KINDS.into_iter().filter(|kind| !finds(*kind));
+        let unsaid: BTreeSet<Kind> = unsaid.collect();
+        let before = inner.findings.clone();
+        let of_host = inner.hosts.entry(Arc::clone(&name)).or_default();
+        let gone = of_host
+            .found
+            .extract_if(.., |key, _| unsaid.contains(&key.kind));
+        for (key, object) in gone.collect::<Vec<_>>() {
+            inner.take_out(&name, &key, &object);
         }
         let of_host = inner.hosts.entry(name).or_default();
         of_host.session = session;
         of_host.is_attached = true;
-        of_host.said.clear();
+        // Of these it has said all: nothing. Other controllers take that up, too.
+        of_host.said = unsaid;
         of_host.is_said = false;
         inner.revision += 1;
+        let changed = before.changes_to(&inner.findings).into_iter();
+        changed.map(str::to_owned).collect()
     }
 
     /// A number that rises with whatever is told to other controllers.
@@ -248,7 +267,8 @@ impl Board {
             };
             // It was looked at there. Where this controller has not come as far it is soon forgotten, and has to be heard again.
             let mut objects = explode(whole.found.clone().unwrap_or_default());
-            if !objects.all(|object| is_of(version, &host, &object)) {
+            let mut checked = Checked::default();
+            if !objects.all(|object| is_of(version, &host, &object, &mut checked)) {
                 is_all = false;
                 self.lock().fits = None;
             }
@@ -265,8 +285,9 @@ impl Board {
         session: u64,
         findings: v1::Findings,
     ) -> BTreeSet<String> {
+        let mut checked = Checked::default();
         self.take((host, session), findings, |object| {
-            is_of(version, host, object)
+            is_of(version, host, object, &mut checked)
         })
     }
 
@@ -274,7 +295,7 @@ impl Board {
         &self,
         (host, session): (&str, u64),
         findings: v1::Findings,
-        may_find: impl Fn(&Object) -> bool,
+        mut may_find: impl FnMut(&Object) -> bool,
     ) -> BTreeSet<String> {
         let mut inner = self.lock();
         let Some((name, mut of_host)) = inner.hosts.remove_entry(host) else {
@@ -353,6 +374,7 @@ impl Board {
     ) -> BTreeSet<String> {
         let mut inner = self.lock();
         let before = inner.findings.clone();
+        let mut checked = Checked::default();
         for holder in holders.iter().take(OF_HOST) {
             let object = Object::AddressHolder(holder.clone());
             let key = object.key();
@@ -361,8 +383,8 @@ impl Board {
             let has_said = of_holder.is_some_and(|it| it.said.contains(&Kind::AddressHolder));
             let is_full = of_holder.is_some_and(|it| it.found.len() >= OF_HOST);
             let is_own = version.is_own(&holder.vpc, host);
-            if is_known || has_said || is_full || !is_own || !is_of(version, &holder.host, &object)
-            {
+            let mut is_of = || is_of(version, &holder.host, &object, &mut checked);
+            if is_known || has_said || is_full || !is_own || !is_of() {
                 continue;
             }
             let name = Arc::<str>::from(&*holder.host);
@@ -374,8 +396,8 @@ impl Board {
         changed.map(str::to_owned).collect()
     }
 
-    /// Forgets what hosts found that are not in the intent any more, and what hosts are told that no longer fits the intent; the VPCs of which hosts are told
-    /// otherwise since. Takes as long as they are told much of VPCs that have changed since it was called last.
+    /// Forgets what hosts found that are not in the intent any more, and what was found that no longer fits the intent; the VPCs of which hosts are told
+    /// otherwise since. Takes as long as much was found in VPCs that have changed since it was called last.
     pub(crate) fn forget_past(&self, version: &Version) -> BTreeSet<String> {
         let mut inner = self.lock();
         let fitted = inner.fits.replace(version.revision);
@@ -396,11 +418,13 @@ impl Board {
         }
         let may_have_changed =
             |of_vpc: &&Arc<OfVpc>| touched.as_ref().is_none_or(|it| it.contains(&*of_vpc.vpc));
+        let mut checked = Checked::default();
         for of_vpc in before.vpcs.iter().filter(may_have_changed) {
-            for entry in of_vpc.told.iter() {
+            for entry in of_vpc.found.iter() {
                 let key = entry.object.key();
                 let finder = inner.finders.get(&key);
-                if let Some(finder) = finder.filter(|it| !is_of(version, it, &entry.object)) {
+                let mut fits = |host| is_of(version, host, &entry.object, &mut checked);
+                if let Some(finder) = finder.filter(|it| !fits(it)) {
                     past.push((Arc::clone(finder), key));
                 }
             }
@@ -484,13 +508,45 @@ fn as_told(object: &Object) -> Option<Object> {
     }
 }
 
+/// The members of load balancers of which it is found out whether they serve, by load balancer: the place of the listener, and where they serve. Made once for each
+/// that is asked for.
+#[derive(Debug, Default)]
+struct Checked(HashMap<String, HashSet<(usize, IpAddr, u32)>>);
+
+impl Checked {
+    fn has(
+        &mut self,
+        state: &State,
+        balancer: &LoadBalancer,
+        member: (usize, IpAddr, u32),
+    ) -> bool {
+        if !self.0.contains_key(&balancer.id) {
+            let checked = (0..).zip(&balancer.listeners);
+            let checked = checked.filter(|(_, listener)| listener.health.is_some());
+            let members = checked.flat_map(|(place, listener)| {
+                let members = listener.members.iter();
+                members.flat_map(move |member| {
+                    let address = |is_ipv4| member.address_in(state, is_ipv4);
+                    let both = [true, false].into_iter().filter_map(address);
+                    let at = listener.first_port_at(member);
+                    both.map(move |address| (place, address, at))
+                        .collect::<Vec<_>>()
+                })
+            });
+            self.0.insert(balancer.id.clone(), members.collect());
+        }
+        let known = self.0.get(&balancer.id);
+        known.is_some_and(|members| members.contains(&member))
+    }
+}
+
 /// Whether a host may have found it.
-fn is_of(version: &Version, host: &str, object: &Object) -> bool {
+fn is_of(version: &Version, host: &str, object: &Object, checked: &mut Checked) -> bool {
     if object.encoded_len() > LARGEST {
         return false;
     }
     match object {
-        Object::MemberHealth(health) => is_of_member(version, host, health),
+        Object::MemberHealth(health) => is_of_member(version, host, health, checked),
         Object::PortHealth(health) => is_of_appliance(version, host, health),
         Object::MulticastListener(listener) => is_of_ports(version, host, listener),
         Object::AddressHolder(holder) => is_of_holder(version, host, holder),
@@ -541,7 +597,12 @@ fn is_of_appliance(version: &Version, host: &str, health: &PortHealth) -> bool {
 }
 
 /// Of a member at one of its ports, of which it is found out whether it serves.
-fn is_of_member(version: &Version, host: &str, health: &MemberHealth) -> bool {
+fn is_of_member(
+    version: &Version,
+    host: &str,
+    health: &MemberHealth,
+    checked: &mut Checked,
+) -> bool {
     let state = &version.state;
     let balancer = match state.find(Kind::LoadBalancer, &health.load_balancer) {
         Some(Object::LoadBalancer(balancer)) if balancer.vpc == health.vpc => balancer,
@@ -550,24 +611,19 @@ fn is_of_member(version: &Version, host: &str, health: &MemberHealth) -> bool {
     let Ok(address) = health.address.parse::<IpAddr>() else {
         return false;
     };
+    let is_named_so = health.id == health.own_id() && health.address == address.to_string();
     let port = state.port_with_address(&health.vpc, address);
-    let mut listeners = balancer.listeners.iter().filter(|it| it.health.is_some());
-    let is_it = |listener: &Listener| {
-        let of = MemberHealth::of(balancer, listener, (address, health.member_port));
-        let mut members = listener.members.iter();
-        let is_member = |member: &Member| {
-            let serves_at = listener.first_port_at(member) == health.member_port;
-            serves_at && member.address_in(state, address.is_ipv4()) == Some(address)
-        };
-        of.id == health.id && of.own_id() == health.own_id() && members.any(is_member)
+    let mut listeners = (0..).zip(&balancer.listeners);
+    let mut is_it = |(place, listener): (usize, &Listener)| {
+        let is_for = (&listener.protocol, listener.port_min) == (&health.protocol, health.port);
+        is_for && checked.has(state, balancer, (place, address, health.member_port))
     };
-    port.is_some_and(|port| port.host == host) && listeners.any(is_it)
+    is_named_so && port.is_some_and(|port| port.host == host) && listeners.any(&mut is_it)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use weft_proto::state::State;
     use weft_proto::v1::{Findings as Said, Objects};
 
     use crate::learning::Learned;
@@ -630,7 +686,7 @@ load_balancers:
     fn hosts_are_told_of_members_that_do_not_serve() {
         let version = version(|_| {});
         let board = Board::default();
-        board.enter("h1", 7, true);
+        board.enter("h1", 7, |_| true);
         let (up, is_down) = (health("10.0.0.11", true), health("10.0.0.11", false));
         let changed = board.hear(
             &version,
@@ -650,7 +706,7 @@ load_balancers:
         );
         assert_eq!(down(&board), ["lb/tcp/80/10.0.0.11/80"]);
         // Not by a session that is over.
-        board.enter("h1", 8, true);
+        board.enter("h1", 8, |_| true);
         board.hear(
             &version,
             "h1",
@@ -675,7 +731,7 @@ load_balancers:
     fn a_host_is_heard_of_its_own_ports_alone() {
         let version = version(|_| {});
         let board = Board::default();
-        board.enter("h1", 7, true);
+        board.enter("h1", 7, |_| true);
         let mut strange = vec![health("10.0.0.12", false), health("10.0.0.99", false)];
         strange.push(MemberHealth {
             id: "lb/tcp/80".into(),
@@ -719,8 +775,8 @@ load_balancers:
             told.cloned().collect::<Vec<_>>()
         };
         let board = Board::default();
-        board.enter("h1", 1, true);
-        board.enter("h2", 2, true);
+        board.enter("h1", 1, |_| true);
+        board.enter("h2", 2, |_| true);
         // Another's, and one that is not checked.
         board.hear(&with, "h2", 2, said(2, health("p1", false)));
         board.hear(&with, "h2", 2, said(2, health("p2", false)));
@@ -747,17 +803,72 @@ load_balancers:
         board.hear(&with, "h1", 1, said(1, health("p1", true)));
         assert_eq!(told(&board), []);
         assert_eq!(board.findings().port_health("blue").count(), 1);
-        // Nobody checks it any more.
-        board.hear(&with, "h1", 1, said(1, health("p1", false)));
-        board.forget_past(&version(|_| {}));
-        assert_eq!(told(&board), []);
+        // Nobody checks it any more, whatever was found.
+        for (revision, up) in [(2, false), (3, true)] {
+            board.hear(&with, "h1", 1, said(1, health("p1", up)));
+            let mut without = version(|_| {});
+            without.revision = revision;
+            board.forget_past(&without);
+            assert_eq!(told(&board), []);
+            assert_eq!(board.findings().port_health("blue").count(), 0, "{up}");
+        }
+    }
+
+    #[test]
+    fn what_a_host_can_no_longer_say_is_taken_out_everywhere() {
+        let with = version(|o| {
+            o.ports[0].health = Some(Box::new(v1::HealthCheck {
+                protocol: "icmp".into(),
+                ..v1::HealthCheck::default()
+            }));
+        });
+        let of_port = PortHealth {
+            id: "p1".into(),
+            vpc: "blue".into(),
+            ..PortHealth::default()
+        };
+        let found = [
+            Object::PortHealth(of_port),
+            Object::MemberHealth(health("10.0.0.11", false)),
+        ];
+        let all = Said {
+            session: 1,
+            whole: true,
+            found: Some(collect(found.into_iter())),
+            ..Said::default()
+        };
+        let kinds = |board: &Board| {
+            let findings = board.findings();
+            let told = findings.told("blue").iter();
+            told.map(|it| it.object.kind()).collect::<Vec<_>>()
+        };
+        let (here, there) = (Board::default(), Board::default());
+        assert!(here.enter("h1", 1, |_| true).is_empty());
+        here.hear(&with, "h1", 1, all);
+        there.hear_from_other(&with, here.of_attached());
+        for board in [&here, &there] {
+            assert_eq!(kinds(board), [Kind::MemberHealth, Kind::PortHealth]);
+        }
+        // It comes back as a host of an earlier release, and has not said anything yet.
+        let changed = here.enter("h1", 2, |kind| kind != Kind::PortHealth);
+        assert_eq!(changed, BTreeSet::from(["blue".to_owned()]));
+        let (changed, _) = there.hear_from_other(&with, here.of_attached());
+        assert_eq!(changed, BTreeSet::from(["blue".to_owned()]));
+        for board in [&here, &there] {
+            assert_eq!(kinds(board), [Kind::MemberHealth]);
+        }
+        assert_eq!(here.enter("h1", 3, |_| false).len(), 1);
+        there.hear_from_other(&with, here.of_attached());
+        for board in [&here, &there] {
+            assert!(board.findings().vpcs.is_empty());
+        }
     }
 
     #[test]
     fn another_controller_is_heard_of_hosts_that_are_attached_to_it() {
         let version = version(|_| {});
         let (here, there) = (Board::default(), Board::default());
-        here.enter("h1", 1, true);
+        here.enter("h1", 1, |_| true);
         assert!(
             here.of_attached().hosts.is_empty(),
             "it has said nothing yet"
@@ -807,7 +918,7 @@ load_balancers:
         assert_eq!(down(&late).len(), 1);
         // It comes over: what it says itself counts, whatever the other still tells.
         let late = here.of_attached();
-        there.enter("h1", 9, true);
+        there.enter("h1", 9, |_| true);
         there.hear(
             &version,
             "h1",
@@ -823,7 +934,7 @@ load_balancers:
     #[test]
     fn what_ports_have_joined_is_told_until_the_host_has_none_in_the_vpc() {
         let (version, board) = (version(|_| {}), Board::default());
-        board.enter("h1", 1, true);
+        board.enter("h1", 1, |_| true);
         let group: IpAddr = "239.1.1.1".parse().unwrap();
         let listener =
             |vpc, host, subnet| MulticastListener::of((vpc, host, subnet), group, (true, &[]));
@@ -907,8 +1018,8 @@ load_balancers:
             ports
         };
         let board = Board::default();
-        board.enter("h1", 1, true);
-        board.enter("h2", 2, true);
+        board.enter("h1", 1, |_| true);
+        board.enter("h2", 2, |_| true);
         hear(&board, 1, &[holder(1, 1, 5)]);
         assert_eq!(held_by(&board), ["p1"]);
         hear(&board, 2, &[holder(2, 1, 6)]);
@@ -931,11 +1042,11 @@ load_balancers:
         assert_eq!(held_by(&board), ["p2"]);
         // A controller that starts again hears of it from another host, until its own host says otherwise.
         let again = Board::default();
-        again.enter("h1", 1, true);
+        again.enter("h1", 1, |_| true);
         let known = [holder(2, 3, 1)];
         assert_eq!(again.hear_of_holders(&version, "h1", &known).len(), 1);
         assert_eq!(held_by(&again), ["p2"]);
-        again.enter("h2", 2, true);
+        again.enter("h2", 2, |_| true);
         hear(&again, 2, &[]);
         assert!(held_by(&again).is_empty());
         assert!(again.hear_of_holders(&version, "h1", &known).is_empty());
@@ -989,7 +1100,7 @@ load_balancers:
             Object::MulticastListener(MulticastListener::tells("blue", "h1")),
         ];
         let board = Board::default();
-        board.enter("h1", 1, true);
+        board.enter("h1", 1, |_| true);
         let said = Said {
             session: 1,
             whole: true,
@@ -1014,7 +1125,7 @@ load_balancers:
     fn of_a_port_that_has_moved_the_host_is_right_that_says_it_last() {
         let board = Board::default();
         for (host, session) in [("h1", 1), ("h2", 2)] {
-            board.enter(host, session, true);
+            board.enter(host, session, |_| true);
         }
         let is_down = health("10.0.0.11", false);
         board.hear(

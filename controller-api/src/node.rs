@@ -57,8 +57,8 @@ pub struct Capabilities {
 }
 
 impl Capabilities {
-    /// Whether it takes what was found that is of a kind.
-    fn takes(&self, kind: Kind) -> bool {
+    /// Whether it takes what was found that is of a kind, and says what it finds itself.
+    pub(crate) fn takes(&self, kind: Kind) -> bool {
         match kind {
             Kind::MulticastListener => self.finds && self.multicast_listeners,
             Kind::AddressHolder => self.finds && self.address_holders,

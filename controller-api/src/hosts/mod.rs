@@ -221,6 +221,7 @@ impl Hosts {
         &self,
         hello: &Hello,
         session: u64,
+        version: &Version,
     ) -> (oneshot::Receiver<()>, Arc<Notify>, Option<Told>) {
         let (lease, taken) = oneshot::channel();
         let mut entries = self.lock();
@@ -231,11 +232,14 @@ impl Hosts {
         entry.set_held_back(&hello.host, hello.held_back.clone());
         // In the order in which sessions take each other's place.
         self.ports.enter(&hello.host, session);
-        let finds = Capabilities::of(&hello.capabilities).finds;
-        self.board.enter(&hello.host, session, finds);
-        let learns = Capabilities::of(&hello.capabilities).learns;
-        let waker = self.interest.waker(&hello.host, learns);
-        (taken, waker, entry.acknowledged.clone())
+        let capabilities = Capabilities::of(&hello.capabilities);
+        let finds = |kind| capabilities.takes(kind);
+        let changed = self.board.enter(&hello.host, session, finds);
+        let waker = self.interest.waker(&hello.host, capabilities.learns);
+        let acknowledged = entry.acknowledged.clone();
+        drop(entries);
+        self.wake_hosts_of(version, &changed);
+        (taken, waker, acknowledged)
     }
 
     /// Ends a session, unless a newer one has taken its place.

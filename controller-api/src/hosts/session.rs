@@ -108,7 +108,7 @@ impl Session {
     ) -> Self {
         let mut asked = Asked::default();
         asked.add(&hello.host, &hello.learned, version);
-        let (taken, waker, remembered) = hosts.attach(hello, id);
+        let (taken, waker, remembered) = hosts.attach(hello, id, version);
         hosts.hear_of_holders(version, &hello.host, &hello.holders);
         let same =
             |known: &Told| known.revision == hello.revision && known.digest[..] == hello.digest[..];
