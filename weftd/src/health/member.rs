@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
-use weft_proto::v1::HealthCheck;
+use weft_proto::v1::{HealthCheck, Port};
 
 use super::question::{Ends, Failure, Kind};
 use crate::guest::Identity;
@@ -11,6 +11,8 @@ use crate::guest::Identity;
 /// Whom to ask, what, and how often.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Plan {
+    /// The id of the VPC of the port: what was found in one says nothing of another.
+    pub(super) vpc: String,
     /// The id of the port that the member is at.
     pub(super) port: String,
     pub(super) kind: Kind,
@@ -28,12 +30,13 @@ impl Plan {
     /// None if what is asked is unknown.
     pub(super) fn new(
         check: &HealthCheck,
-        port: &str,
+        port: &Port,
         from: Option<IpAddr>,
         to: (IpAddr, u16),
     ) -> Option<Self> {
         Some(Self {
-            port: port.to_owned(),
+            vpc: port.vpc.clone(),
+            port: port.id.clone(),
             kind: Kind::of(check, to.0)?,
             from,
             to,
@@ -116,7 +119,7 @@ mod tests {
             fall: 2,
             ..HealthCheck::default()
         };
-        let plan = Plan::new(&check, "p1", from, to).unwrap();
+        let plan = Plan::new(&check, &Port::default(), from, to).unwrap();
         let mut standing = Standing::new(true);
         let mut take = |answers: &str| {
             let answer = |it| (it == '+').then_some(()).ok_or_else(|| "no".to_owned());

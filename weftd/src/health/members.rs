@@ -180,7 +180,7 @@ impl Members {
         };
         let at = (to, asked_at.try_into().ok()?);
         let health = MemberHealth::of(balancer, listener, (to, serves_at));
-        Some((health, Plan::new(check, &port.id, Some(from), at)?))
+        Some((health, Plan::new(check, port, Some(from), at)?))
     }
 
     /// The port of this host that a member is at.
@@ -204,12 +204,14 @@ impl Members {
         port.host == self.host && (port.device.is_some() || port.trunk.is_some())
     }
 
-    /// A member that others take for one that does not serve has to show that it does; an appliance likewise.
+    /// A member that others take for one that does not serve has to show that it does; an appliance likewise. What a task found that asked of the same id before
+    /// holds no more.
     fn start(&mut self, state: &State, subject: Subject, plan: Plan) -> Task {
         self.started += 1;
         let key = subject.key();
         self.service.register(&key, self.started);
-        let is_down = state.find(key.kind, &key.id).is_some();
+        let known = state.find(key.kind, &key.id);
+        let is_down = known.is_some_and(|known| known.vpc() == Some(&plan.vpc));
         if is_down {
             let known = subject.found(false, "not asked again yet");
             self.service.note(self.started, known);
@@ -234,5 +236,27 @@ fn plan_of_appliance(port: &Port) -> Option<(PortHealth, Plan)> {
         vpc: port.vpc.clone(),
         ..PortHealth::default()
     };
-    Some((health, Plan::new(check, &port.id, None, at)?))
+    Some((health, Plan::new(check, port, None, at)?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_asked_is_another_with_another_vpc_or_address() {
+        let port: Port = serde_yaml_ng::from_str(
+            r#"{id: p1, vpc: blue, subnet: s, addresses: [10.0.0.11], host: h1, health: {protocol: icmp}}"#,
+        )
+        .unwrap();
+        let plan = |change: fn(&mut Port)| {
+            let mut port = port.clone();
+            change(&mut port);
+            plan_of_appliance(&port).unwrap().1
+        };
+        let known = plan(|_| {});
+        assert_eq!(known, plan(|port| port.subnet = "t".into()));
+        assert_ne!(known, plan(|port| port.vpc = "red".into()));
+        assert_ne!(known, plan(|port| port.addresses[0] = "10.0.0.12".into()));
+    }
 }

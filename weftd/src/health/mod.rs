@@ -168,7 +168,10 @@ impl Service {
 
     /// Notes that a task asks from now on, in place of any other.
     fn register(&self, key: &Key, task: u64) {
-        lock(&self.found).insert(key.clone(), (task, None));
+        let before = lock(&self.found).insert(key.clone(), (task, None));
+        if before.is_some() {
+            self.news.notify_one();
+        }
     }
 
     /// Notes what a task has found, if it is still the one that asks.
@@ -308,7 +311,11 @@ impl Service {
     /// The port that a member is at, as it is now.
     fn port(&self, plan: &Plan, index: &mut Option<u16>) -> Option<Identity> {
         let snapshot = self.injector.snapshot();
-        let is_it = |index: u16| snapshot.port(index).is_some_and(|it| it.id == plan.port);
+        let is_it = |index: u16| {
+            let port = snapshot.port(index).filter(|it| it.id == plan.port);
+            let vpc = port.and_then(|it| snapshot.vpcs.get(it.vpc));
+            vpc.is_some_and(|vpc| vpc.id == plan.vpc)
+        };
         let find = || (0..u16::MAX).find(|index| is_it(*index));
         let known = index.filter(|index| is_it(*index));
         *index = known.or_else(find);
