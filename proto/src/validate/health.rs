@@ -1,6 +1,6 @@
 //! Health checks of load balancer members and of appliances, and what hosts find by them.
 
-use super::{At, Index, Report, Scope, check_reference, is_domain};
+use super::{At, Index, Report, Scope, check_reference, is_domain, wire};
 use crate::address::parse_address;
 use crate::state::Kind;
 use crate::v1::{HealthCheck, Listener, MemberHealth, Port, PortHealth};
@@ -24,11 +24,23 @@ pub(super) fn check_listener(at: At<'_>, i: usize, listener: &Listener, report: 
     }
 }
 
-/// The health check of a port. Unlike a listener it has no port number of its own.
-pub(super) fn check_port(at: At<'_>, port: &Port, report: &mut Report) {
+/// The health check of a port. Unlike a listener it has no port number of its own. The port's host asks, from the gateway's address: a weftd, and a gateway of weft's.
+pub(super) fn check_port(
+    at: At<'_>,
+    port: &Port,
+    (index, scope): (&Index<'_>, Scope<'_>),
+    report: &mut Report,
+) {
     let Some(health) = &port.health else {
         return;
     };
+    if scope == Scope::Intent {
+        wire::check_tunnelled(at, ("health", &port.vpc), index, report);
+        if index.host(&port.host).is_some_and(|host| host.foreign) {
+            let rule = format!("host '{}' is foreign: no weftd there asks", port.host);
+            report.add(at, "health", rule);
+        }
+    }
     check_question(at, "health", health, report);
     if matches!(&*health.protocol, "tcp" | "http" | "udp") && health.port == 0 {
         let rule = format!("give the port that is asked by {}", health.protocol);

@@ -61,7 +61,7 @@ pub(super) fn check(
     if let Some(dscp) = port.dscp {
         policy_route::check_dscp(at, "dscp", dscp, report);
     }
-    health::check_port(at, port, report);
+    health::check_port(at, port, (index, scope), report);
     check_limits(at, port.limits.as_ref(), report);
     check_groups(at, port, index, report);
     check_place(at, port, index, scope, report);

@@ -251,6 +251,20 @@ fn an_appliance_is_asked_at_an_address_and_a_port() {
         checked(|_| {})(o);
         o.ports[0].addresses.clear();
     });
+    // It is asked from where it is: nowhere yet, or by a weftd.
+    accepted(|o| {
+        checked(|_| {})(o);
+        o.route_tables[0].routes.clear();
+        o.ports[0].host.clear();
+    });
+    let host = good().ports[0].host.clone();
+    let rule = format!("port p1 health: host '{host}' is foreign: no weftd there asks");
+    refused(&rule, |o| {
+        checked(|_| {})(o);
+        let mut hosts = o.hosts.iter_mut();
+        hosts.find(|it| it.id == host).unwrap().foreign = true;
+        o.ports[0].device = None;
+    });
 }
 
 #[test]

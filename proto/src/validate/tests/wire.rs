@@ -1,7 +1,7 @@
 //! Rules on subnets on external networks, and on what is not offered there.
 
 use super::*;
-use crate::v1::{ElasticIp, ExternalNetwork, NatGateway, Peering, RoutedPrefix};
+use crate::v1::{ElasticIp, ExternalNetwork, HealthCheck, NatGateway, Peering, RoutedPrefix};
 
 /// Red's subnet is on a network that both hosts are on; red's port lives there.
 fn on_wire(change: impl FnOnce(&mut Objects)) -> impl FnOnce(&mut Objects) {
@@ -202,6 +202,19 @@ fn what_needs_a_router_of_wefts_is_refused_there_by_name() {
                 port: port.id.clone(),
                 ..ElasticIp::default()
             });
+        }),
+    );
+    let red_port = good().ports.into_iter().find(|port| port.vpc == "red");
+    let red_port = red_port.unwrap().id;
+    refused(
+        &format!("port {red_port} health: {red}"),
+        on_wire(|o| {
+            let mut ports = o.ports.iter_mut();
+            let port = ports.find(|port| port.vpc == "red").unwrap();
+            port.health = Some(Box::new(HealthCheck {
+                protocol: "icmp".into(),
+                ..HealthCheck::default()
+            }));
         }),
     );
     refused(
