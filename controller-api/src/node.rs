@@ -12,7 +12,7 @@ use weft_proto::state::{Entry, Key, Kind, Layer, Object, Sum, collect};
 use weft_proto::v1::{ExternalNetwork, ObjectKey, Objects};
 use weft_proto::{
     ADDRESS_HOLDERS, DHCP_OPTIONS, DNS, DSCP_MARKING, FINDINGS, LEAST_CONNECTIONS, LOAD_BALANCER,
-    MULTICAST, MULTICAST_LISTENERS, POLICY_ROUTES, PORT_HEALTH, TRUNK_PORTS,
+    MULTICAST, MULTICAST_LISTENERS, POLICY_ROUTES, PORT_HEALTH, STATE_PARTS, TRUNK_PORTS,
 };
 
 use crate::compile::{Part, Recipient};
@@ -52,6 +52,8 @@ pub struct Capabilities {
     pub trunks: bool,
     /// Whether it checks appliances at its ports, and passes over those of others that do not live. One that does not spreads flows over all.
     pub port_health: bool,
+    /// Whether it takes a state in several messages. One that does not is sent all of it in one, which it does not take if that is very large.
+    pub state_parts: bool,
     /// Whether its gateways answer DNS. The guests of one that does not are told of other servers, or none.
     pub names: bool,
 }
@@ -83,6 +85,7 @@ impl Capabilities {
             address_holders: true,
             port_health: true,
             trunks: true,
+            state_parts: true,
             names: true,
         }
     }
@@ -105,6 +108,7 @@ impl Capabilities {
             address_holders: is_listed(ADDRESS_HOLDERS),
             port_health: is_listed(PORT_HEALTH),
             trunks: is_listed(TRUNK_PORTS),
+            state_parts: is_listed(STATE_PARTS),
             names: is_listed(DNS),
         }
     }

@@ -11,7 +11,8 @@ use tonic::Code;
 use tonic::transport::Channel;
 use weft_process::services::intent_client::IntentClient;
 use weft_proto::v1::{
-    ApplyRequest, DeleteRequest, HostStatus, ListHostStatusRequest, Objects, to_host,
+    AddressPair, ApplyRequest, DeleteRequest, Device, Hello, HostStatus, ListHostStatusRequest,
+    Objects, Port, Subnet, to_host,
 };
 
 async fn apply(client: &mut IntentClient<Channel>, objects: Objects) -> u64 {
@@ -107,6 +108,65 @@ async fn a_host_gets_its_full_state_and_then_deltas() {
     assert_eq!(upserts.security_groups.len(), 1);
     assert_eq!(upserts.ports.len(), 0, "only what changed");
     acknowledged(&scene.client, "h1", 2).await;
+    scene.controller.stop().await;
+}
+
+#[tokio::test]
+async fn a_large_state_is_told_in_parts_to_a_host_that_takes_them() {
+    let mut scene = scene().await;
+    let hello = |capability: &str| Hello {
+        host: "h1".into(),
+        capabilities: vec![capability.into()],
+        ..Hello::default()
+    };
+    let address = scene.controller.address.clone();
+    let mut host = FakeHost::attach_as(&address, hello(weft_proto::STATE_PARTS)).await;
+    host.take_and_acknowledge().await;
+    assert_eq!(host.parts, 0);
+    // Very many of what other hosts' ports may send for: 5 MiB.
+    let pairs = (0..64).map(|number| AddressPair {
+        cidr: format!("2001:db8:1111:2222:3333:4444:{number:04x}:0/128"),
+        mac: format!("02:00:00:00:01:{number:02x}"),
+    });
+    let pairs: Vec<AddressPair> = pairs.collect();
+    let ports = (0..1300).map(|number| Port {
+        id: format!("many-{number}"),
+        vpc: "blue".into(),
+        subnet: "blue-b".into(),
+        mac: format!("02:00:00:01:{:02x}:{:02x}", number / 256, number % 256),
+        addresses: vec![format!("10.1.{}.{}", number / 256, number % 256)],
+        allowed_pairs: pairs.clone(),
+        host: "h2".into(),
+        device: Some(Device {
+            kind: "netdev".into(),
+            name: format!("m{number}"),
+            ..Device::default()
+        }),
+        ..Port::default()
+    });
+    let mut objects = Objects::default();
+    objects.subnets.push(Subnet {
+        id: "blue-b".into(),
+        vpc: "blue".into(),
+        cidrs: vec!["10.1.0.0/16".into()],
+        gateways: vec!["10.1.255.254".into()],
+        ..Subnet::default()
+    });
+    // Neither of the network's own addresses.
+    objects.ports = ports.skip(1).collect();
+    apply(&mut scene.client, objects).await;
+    let delta = host.take_and_acknowledge().await;
+    assert!(matches!(delta, to_host::Message::Delta(_)));
+    assert_eq!(host.parts, 2, "and the rest is in the last");
+    let known = host.state.digest();
+    drop(host);
+    // All of it anew, and in one message to a host of an earlier release.
+    for (capability, parts) in [(weft_proto::STATE_PARTS, 2), ("vxlan", 0)] {
+        let mut host = FakeHost::attach_as(&address, hello(capability)).await;
+        let full = host.take_and_acknowledge().await;
+        assert!(matches!(full, to_host::Message::Full(_)));
+        assert_eq!((host.parts, host.state.digest()), (parts, known));
+    }
     scene.controller.stop().await;
 }
 

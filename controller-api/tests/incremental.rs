@@ -438,6 +438,7 @@ fn abilities(host: &str) -> Capabilities {
         marks: host != "h2",
         trunks: host != "h2",
         policy_routes: host != "h2",
+        state_parts: host != "h1",
         names: host != "h1",
     }
 }

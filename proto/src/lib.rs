@@ -61,6 +61,9 @@ pub const ADDRESS_HOLDERS: &str = "address_holders";
 /// without [`v1::Port::health`].
 pub const PORT_HEALTH: &str = "port_health";
 
+/// The capability of a host that takes a state in several messages ([`v1::Part`]).
+pub const STATE_PARTS: &str = "state_parts";
+
 /// The capability of a controller that takes [`v1::Findings`] which are all of some kinds.
 pub const FINDINGS_BY_KIND: &str = "findings_by_kind";
 

@@ -28,7 +28,28 @@ macro_rules! kinds {
             $($kind,)*
         }
 
-        impl Kind {
+        /// A list as several, in order, each of at most so many bytes but for one object that is larger; one at least.
+pub fn split(objects: Objects, most: usize) -> Vec<Objects> {
+    /// Bytes of a field's tag and length.
+    const HEAD: usize = 8;
+    if objects.encoded_len() <= most {
+        return vec![objects];
+    }
+    let (mut all, mut part, mut bytes) = (Vec::new(), Vec::new(), 0);
+    for object in explode(objects) {
+        let own = object.encoded_len() + HEAD;
+        if bytes + own > most && !part.is_empty() {
+            all.push(collect(std::mem::take(&mut part).into_iter()));
+            bytes = 0;
+        }
+        bytes += own;
+        part.push(object);
+    }
+    all.push(collect(part.into_iter()));
+    all
+}
+
+impl Kind {
             /// Every kind, in order.
             pub const ALL: [Self; [$($name),*].len()] = [$(Self::$kind),*];
 
@@ -567,6 +588,26 @@ mod tests {
             ..Objects::default()
         })
         .unwrap()
+    }
+
+    #[test]
+    fn a_list_is_split_by_bytes_and_loses_nothing() {
+        let long = "x".repeat(500);
+        let vpcs = (0..20).map(|n| vpc(&format!("v{n:02}"), n));
+        let vpcs: Vec<_> = vpcs.chain([vpc(&long, 99), vpc("z", 100)]).collect();
+        let objects = Objects {
+            vpcs,
+            ..Objects::default()
+        };
+        for most in [1, 100, 300, 1 << 20] {
+            let parts = split(objects.clone(), most);
+            let is_small = |part: &Objects| part.encoded_len() <= most || count(part) == 1;
+            assert!(parts.iter().all(is_small), "{most}");
+            assert_eq!(parts.len() == 1, most == 1 << 20);
+            let all = collect(parts.into_iter().flat_map(explode));
+            assert_eq!(all, objects);
+        }
+        assert_eq!(split(Objects::default(), 1), [Objects::default()]);
     }
 
     #[test]

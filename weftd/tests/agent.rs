@@ -15,8 +15,8 @@ use weft_process::services::host_control_server::{HostControl, HostControlServer
 use weft_process::transport::{self, Listener};
 use weft_proto::state::State;
 use weft_proto::v1::{
-    Delta, Event, FromHost, FullState, Hello, HostLimits, Objects, ToHost, Violation, Vpc, Welcome,
-    from_host, to_host,
+    Delta, Event, FromHost, FullState, Hello, HostLimits, Objects, Part, ToHost, Violation, Vpc,
+    Welcome, from_host, to_host,
 };
 use weftd::agent::{
     self, AgentConfig, AgentError, AgentHandle, AgentStatus, Apply, Connection, Source,
@@ -398,6 +398,44 @@ async fn what_is_held_back_is_acknowledged_with_the_rest_and_told_again() {
     };
     assert_eq!(ack.held_back, []);
     assert_eq!(*agent.status().in_force.unwrap().effective, better);
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn a_state_in_parts_is_brought_into_force_when_all_of_it_has_come() {
+    let scene = Scene::new();
+    let mut server = Server::start(&scene.address()).await;
+    let agent = scene.agent().await;
+    let mut peer = server.peer().await;
+    let part = |state: &State| {
+        to_host::Message::Part(Part {
+            objects: Some(state.to_objects()),
+        })
+    };
+    let (one, two, three) = (state(&[("a", 1)]), state(&[("b", 2)]), state(&[("c", 3)]));
+    let all = state(&[("a", 1), ("b", 2), ("c", 3)]);
+    peer.send(part(&one)).await;
+    peer.send(part(&two)).await;
+    peer.send(to_host::Message::Full(FullState {
+        revision: 1,
+        digest: all.digest().to_vec(),
+        state: Some(three.to_objects()),
+    }))
+    .await;
+    peer.acknowledged(1, &all).await;
+    // Of a delta, and nothing of what came before is left.
+    peer.send(part(&state(&[("d", 4)]))).await;
+    let more = state(&[("a", 1), ("b", 2), ("d", 4), ("e", 5)]);
+    peer.send(to_host::Message::Delta(Delta {
+        from_revision: 1,
+        revision: 2,
+        digest: more.digest().to_vec(),
+        upserts: Some(state(&[("e", 5)]).to_objects()),
+        deletes: all.delta_to(&state(&[("a", 1), ("b", 2)])).1,
+    }))
+    .await;
+    peer.acknowledged(2, &more).await;
+    assert_eq!(scene.recorder.revisions(), [1, 2]);
     agent.stop().await;
 }
 

@@ -19,6 +19,9 @@ use crate::store::StoreError;
 /// How long to wait for a stream's Hello.
 const HELLO_DEADLINE: Duration = Duration::from_secs(10);
 
+/// The messages of one state that may wait for its host, far more than any state has.
+const PARTS: usize = 1 << 16;
+
 pub(crate) struct Control {
     pub(crate) intent: Arc<Intent>,
     pub(crate) hosts: Arc<Hosts>,
@@ -36,8 +39,9 @@ impl HostControl for Control {
     ) -> Result<Response<Self::AttachStream>, Status> {
         let caller = Caller::of(request.extensions())?;
         let mut inbound = request.into_inner();
-        // One state is outstanding at a time, so that more than Welcome, one state and a final status never wait.
-        let (sender, receiver) = mpsc::channel(3);
+        // One state is outstanding at a time, so that more than Welcome, one state and a final status never wait. The state's parts are there anyway: if sending
+        // them waited for the host while nobody hears what it says, both could wait for each other.
+        let (sender, receiver) = mpsc::channel(PARTS + 2);
         let intent = self.intent.clone();
         let hosts = self.hosts.clone();
         let mut stopping = self.stopping.clone();

@@ -10,8 +10,9 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{Notify, mpsc, oneshot};
 use tonic::{Status, Streaming};
+use weft_proto::state::split;
 use weft_proto::v1::{
-    Ack, Delta, FromHost, FullState, Hello, Learn, Refusal, ToHost, VpcAddresses, from_host,
+    Ack, Delta, FromHost, FullState, Hello, Learn, Part, Refusal, ToHost, VpcAddresses, from_host,
     to_host,
 };
 
@@ -23,6 +24,10 @@ use crate::version::Version;
 
 /// A state is large that differs by so many objects from what the host has.
 const LARGE: usize = 4096;
+
+/// Bytes of objects in one message, at most on average: a host takes no message that is much larger, and there is no bound on all that a state has. An object that
+/// is larger has a message of its own.
+const PART: usize = 2 << 20;
 
 /// How long a host may take for a large state before others no longer wait for it.
 const LARGE_DEADLINE: Duration = Duration::from_secs(10);
@@ -244,34 +249,50 @@ impl Session {
         if next.state.is_far_from(known.map(|known| &**known), LARGE) {
             self.large = self.large_permit().await;
         }
-        let message = match &self.acknowledged {
-            Some(known) => {
-                let (upserts, deletes) = known.state.delta_to(&next.state);
-                to_host::Message::Delta(Delta {
-                    from_revision: known.revision,
-                    revision: next.revision,
-                    digest: next.digest.to_vec(),
-                    upserts: Some(upserts),
-                    deletes,
-                })
-            }
+        let known = self.acknowledged.as_ref();
+        let (objects, deletes) = match known {
+            Some(known) => known.state.delta_to(&next.state),
+            None => (next.state.to_objects(), Vec::new()),
+        };
+        let mut parts = match self.capabilities.state_parts {
+            true => split(objects, PART),
+            false => vec![objects],
+        };
+        let rest = parts.pop();
+        let (revision, digest) = (next.revision, next.digest.to_vec());
+        let last = match known {
+            Some(known) => to_host::Message::Delta(Delta {
+                from_revision: known.revision,
+                revision,
+                digest,
+                upserts: rest,
+                deletes,
+            }),
             None => to_host::Message::Full(FullState {
-                revision: next.revision,
-                digest: next.digest.to_vec(),
-                state: Some(next.state.to_objects()),
+                revision,
+                digest,
+                state: rest,
             }),
         };
         self.hosts.update(&self.host, self.id, |entry| {
             entry.sent_revision = next.revision;
         });
         self.outstanding = Some(next);
-        let message = ToHost {
-            message: Some(message),
+        let part = |objects| {
+            to_host::Message::Part(Part {
+                objects: Some(objects),
+            })
         };
-        self.sender
-            .send(Ok(message))
-            .await
-            .map_err(|_| Status::cancelled("the host has disconnected"))
+        for message in parts.into_iter().map(part).chain([last]) {
+            let message = ToHost {
+                message: Some(message),
+            };
+            self.sender
+                .send(Ok(message))
+                .await
+                .map_err(|_| Status::cancelled("the host has disconnected"))?;
+        }
+        Ok(())
     }
 
     fn hear(&mut self, message: FromHost, intent: &Intent) -> Result<(), Status> {

@@ -27,11 +27,12 @@ use weft_controller::store::{Embedded, Etcd, Store};
 use weft_process::services::host_control_client::HostControlClient;
 use weft_process::services::intent_client::IntentClient;
 use weft_process::tls::{ServerTls, TlsFiles};
-use weft_process::transport::{Listener, connect};
-use weft_proto::state::State;
+use weft_process::transport::{Listener, MAX_MESSAGE, connect};
+use weft_proto::state::{State, collect, explode};
 use weft_proto::v1::{
-    Ack, Findings, FromHost, HeldBack, Hello, ListReply, ListRequest, MemberHealth, ObjectKey,
-    Objects, PortReport, PortReports, Refusal, ToHost, Violation, from_host, to_host,
+    Ack, Delta, Findings, FromHost, FullState as Full, HeldBack, Hello, ListReply, ListRequest,
+    MemberHealth, ObjectKey, Objects, PortReport, PortReports, Refusal, ToHost, Violation,
+    from_host, to_host,
 };
 
 /// For how long a port that moved is sent on.
@@ -229,6 +230,8 @@ pub struct FakeHost {
     pub sender: tokio::sync::mpsc::Sender<FromHost>,
     pub state: State,
     pub revision: u64,
+    /// How many messages came ahead of the last state.
+    pub parts: usize,
 }
 
 impl FakeHost {
@@ -262,10 +265,9 @@ impl FakeHost {
         });
         send(&sender, hello).await;
         let outbound = tokio_stream::wrappers::ReceiverStream::new(receiver);
-        let mut stream = within(HostControlClient::new(channel).attach(outbound))
-            .await
-            .unwrap()
-            .into_inner();
+        let client = HostControlClient::new(channel);
+        let mut client = client.max_decoding_message_size(MAX_MESSAGE);
+        let mut stream = within(client.attach(outbound)).await.unwrap().into_inner();
         let first = within(stream.message()).await.unwrap().unwrap();
         let Some(to_host::Message::Welcome(welcome)) = first.message else {
             panic!("{first:?}")
@@ -276,6 +278,7 @@ impl FakeHost {
             sender,
             state: State::default(),
             revision,
+            parts: 0,
         }
     }
 
@@ -286,7 +289,19 @@ impl FakeHost {
 
     /// Applies the next message, whatever it is, and checks the digest that it promises.
     pub async fn take(&mut self) -> to_host::Message {
-        let message = self.receive().await;
+        let mut message = self.receive().await;
+        let mut parts = Vec::new();
+        while let to_host::Message::Part(part) = message {
+            parts.extend(part.objects);
+            message = self.receive().await;
+        }
+        self.parts = parts.len();
+        if let to_host::Message::Full(Full { state: list, .. })
+        | to_host::Message::Delta(Delta { upserts: list, .. }) = &mut message
+        {
+            let all = parts.into_iter().chain(list.take());
+            *list = Some(collect(all.flat_map(explode)));
+        }
         let (state, revision, digest) = match message.clone() {
             to_host::Message::Full(full) => {
                 let state = State::from_objects(full.state.unwrap()).unwrap();
@@ -298,7 +313,7 @@ impl FakeHost {
                 let state = self.state.patched(upserts, &delta.deletes).unwrap();
                 (state, delta.revision, delta.digest)
             }
-            to_host::Message::Welcome(_) => panic!("a second Welcome"),
+            other => panic!("{other:?}"),
         };
         assert_eq!(state.digest()[..], digest[..]);
         self.state = state;

@@ -81,6 +81,7 @@ impl Runner {
                 ports: self.ports.clone(),
                 found: self.found.clone(),
                 taken: false,
+                parts: Vec::new(),
             };
             let end = tokio::select! {
                 end = attachment.run(start) => end,

@@ -9,10 +9,10 @@ use tonic::{Status, Streaming};
 use weft_process::services::host_control_client::HostControlClient;
 use weft_process::tls::TlsFiles;
 use weft_process::transport::{MAX_MESSAGE, TransportError, connect};
-use weft_proto::state::{Kind, Object, State};
+use weft_proto::state::{Kind, Object, State, collect, explode};
 use weft_proto::v1::{
-    Ack, AddressHolder, Event, FromHost, Hello, Learn, Refusal, ToHost, Violation, VpcAddresses,
-    Welcome, from_host, to_host,
+    Ack, AddressHolder, Event, FromHost, Hello, Learn, Objects, Refusal, ToHost, Violation,
+    VpcAddresses, Welcome, from_host, to_host,
 };
 use weft_proto::{FINDINGS, FINDINGS_BY_KIND, HOST_PROTOCOL, PORT_REPORTS};
 
@@ -65,6 +65,8 @@ pub(super) enum Reason {
 enum Received {
     Next(InForce),
     Refused(u64, Vec<Violation>),
+    /// The rest follows.
+    Part,
 }
 
 pub(super) struct Attachment<'a> {
@@ -79,6 +81,8 @@ pub(super) struct Attachment<'a> {
     pub(super) found: watch::Receiver<Found>,
     /// Whether a state of this attachment came into force.
     pub(super) taken: bool,
+    /// Objects of the next state that have come ahead of it.
+    pub(super) parts: Vec<Objects>,
 }
 
 impl Attachment<'_> {
@@ -170,8 +174,9 @@ impl Attachment<'_> {
             tokio::select! {
                 message = inbound.message() => {
                     let message = message?.ok_or(Reason::Ended)?;
-                    let answer = self.take(message, session).await?;
-                    say(sender, answer).await?;
+                    if let Some(answer) = self.take(message, session).await? {
+                        say(sender, answer).await?;
+                    }
                 }
                 Some(event) = self.events.recv() => {
                     let event = Event { session, ..event };
@@ -200,9 +205,15 @@ impl Attachment<'_> {
     }
 
     /// Brings into effect what a message leads to; the answer to it.
-    async fn take(&mut self, message: ToHost, session: u64) -> Result<from_host::Message, Reason> {
+    /// Brings a state into force; the answer, when all of it has come.
+    async fn take(
+        &mut self,
+        message: ToHost,
+        session: u64,
+    ) -> Result<Option<from_host::Message>, Reason> {
         let received = Instant::now();
         let (revision, violations) = match self.understand(message)? {
+            Received::Part => return Ok(None),
             Received::Refused(revision, violations) => {
                 tracing::warn!(revision, ?violations, "refused");
                 self.force.note_refusal(violations.clone());
@@ -214,31 +225,46 @@ impl Attachment<'_> {
                     self.taken = true;
                     self.keep().await;
                     let in_force = self.force.status().in_force;
-                    return Ok(from_host::Message::Ack(Ack {
+                    return Ok(Some(from_host::Message::Ack(Ack {
                         session,
                         revision: next.revision,
                         digest: next.digest.to_vec(),
                         effect_microseconds: u64::try_from(effect.as_micros()).unwrap_or(u64::MAX),
                         held_back: in_force.map_or(Vec::new(), |known| known.held_back.to_vec()),
-                    }));
+                    })));
                 }
                 Err(violations) => (next.revision, violations),
             },
         };
-        Ok(from_host::Message::Refusal(Refusal {
+        Ok(Some(from_host::Message::Refusal(Refusal {
             session,
             revision,
             violations,
-        }))
+        })))
     }
 
-    fn understand(&self, message: ToHost) -> Result<Received, Reason> {
+    /// The objects of a state: those that came ahead of its last message, and its own.
+    fn all_of(&mut self, last: Option<Objects>) -> Objects {
+        let last = last.unwrap_or_default();
+        if self.parts.is_empty() {
+            return last;
+        }
+        let parts = std::mem::take(&mut self.parts).into_iter();
+        collect(parts.chain([last]).flat_map(explode))
+    }
+
+    fn understand(&mut self, message: ToHost) -> Result<Received, Reason> {
         match message.message {
+            Some(to_host::Message::Part(part)) => {
+                self.parts.extend(part.objects);
+                Ok(Received::Part)
+            }
             Some(to_host::Message::Full(full)) => {
+                let objects = self.all_of(full.state);
                 if let Err(violations) = self.in_order(full.revision, false) {
                     return Ok(Received::Refused(full.revision, violations));
                 }
-                let state = match State::from_objects(full.state.unwrap_or_default()) {
+                let state = match State::from_objects(objects) {
                     Ok(state) => state,
                     Err(error) => {
                         let violations = vec![whole(error.to_string())];
@@ -254,6 +280,7 @@ impl Attachment<'_> {
                 Ok(Received::Refused(full.revision, vec![whole(rule)]))
             }
             Some(to_host::Message::Delta(delta)) => {
+                let upserts = self.all_of(delta.upserts);
                 let known = self.force.status().in_force.ok_or(Reason::Delta)?;
                 if known.revision != delta.from_revision {
                     return Err(Reason::Delta);
@@ -261,7 +288,6 @@ impl Attachment<'_> {
                 if let Err(violations) = self.in_order(delta.revision, true) {
                     return Ok(Received::Refused(delta.revision, violations));
                 }
-                let upserts = delta.upserts.unwrap_or_default();
                 let state = known
                     .state
                     .patched(upserts, &delta.deletes)

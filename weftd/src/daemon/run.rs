@@ -27,7 +27,7 @@ use weft_dataplane::session::table::{PREPARE_EVERY, SessionTable};
 /// How often devices of ports are looked for.
 const SETTLE: Duration = Duration::from_millis(250);
 /// What this host offers to the controller.
-const CAPABILITIES: [&str; 21] = [
+const CAPABILITIES: [&str; 22] = [
     "vxlan",
     "gre",
     "netdev",
@@ -49,6 +49,7 @@ const CAPABILITIES: [&str; 21] = [
     weft_proto::TRUNK_PORTS,
     weft_proto::DNS,
     weft_proto::PORT_HEALTH,
+    weft_proto::STATE_PARTS,
 ];
 
 /// Runs the daemon until it is stopped.
