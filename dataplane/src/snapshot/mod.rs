@@ -13,6 +13,7 @@ pub mod index_allocator;
 mod learned;
 mod limits;
 pub mod nat;
+mod senders;
 mod translations;
 mod trunks;
 mod virtual_addresses;
@@ -34,6 +35,7 @@ pub use self::external::{
 pub use self::guests::Guests;
 pub use self::learned::{Asked, Learned};
 pub use self::limits::{Limits, Rate, RateLimit};
+pub use self::senders::{Allowed, Senders};
 pub use self::translations::{StaticTranslation, Translations};
 pub use self::trunks::{Subport, Trunks};
 pub use self::virtual_addresses::VirtualAddresses;
@@ -110,7 +112,7 @@ pub struct Vpc {
     /// that it went to.
     pub moves: Arc<Map<Mac, u16>>,
     /// Ports behind peers that may send with addresses, or MACs, of others.
-    pub appliances: Arc<[Appliance]>,
+    pub senders: Arc<Senders>,
     /// Address sets that the rules of its groups refer to.
     pub sets: Arc<[AddressSet]>,
     /// Addresses that stand for others.
@@ -160,25 +162,11 @@ pub struct Peering {
     pub passes: bool,
 }
 
-/// What a port behind a peer may send with besides its own addresses.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Appliance {
-    /// The peer that it is behind.
-    pub peer: u16,
-    /// The addresses and the MAC; none where it may send with any.
-    pub pair: Option<(Prefix, Mac)>,
-}
-
 impl Vpc {
     /// Whether a peer has a port that may send from an address: with that MAC, or by way of its router, which leaves its own.
     pub fn may_come_from(&self, peer: u16, address: u128, mac: Mac) -> bool {
         let routed = mac == Mac::ROUTER || self.gateway_macs.contains(&mac);
-        let mut behind = self.appliances.iter().filter(|port| port.peer == peer);
-        behind.any(|port| {
-            port.pair.is_none_or(|(prefix, pair_mac)| {
-                prefix.contains(address) && (routed || pair_mac == mac)
-            })
-        })
+        self.senders.may_send(peer, address, mac, routed)
     }
 }
 

@@ -36,7 +36,7 @@ use self::epochs::Changed;
 use self::policy::GroupClassifiers;
 use super::index_allocator::IndexAllocator;
 use super::{
-    Appliance, Balancers, CowMap, ElasticIp, Endpoint, Learned, Limits, Map, Outside, Peer, Port,
+    Allowed, Balancers, CowMap, ElasticIp, Endpoint, Learned, Limits, Map, Outside, Peer, Port,
     PublicBalancers, Snapshot, StaticTranslation, Subnet, Vpc,
 };
 use crate::numbers::Vni;
@@ -412,7 +412,8 @@ struct VpcDraft {
     by_mac: Map<Mac, Endpoint>,
     gateways: Map<u128, usize>,
     moves: Map<Mac, u16>,
-    appliances: Vec<Appliance>,
+    /// By peer.
+    allowed: Vec<(u16, Allowed)>,
     sets: Vec<AddressSet>,
     elastic_ips: CowMap<u128, ElasticIp>,
     balancers: Balancers,
@@ -543,7 +544,7 @@ impl<'a> Draft<'a> {
             by_mac: Arc::new(draft.by_mac.into_iter().collect()),
             gateways: Arc::new(draft.gateways),
             moves: Arc::new(draft.moves),
-            appliances: draft.appliances.into(),
+            senders: Arc::new(draft.allowed.into_iter().collect()),
             sets: draft.sets.into(),
             elastic_ips: Arc::new(draft.elastic_ips),
             balancers: Arc::new(draft.balancers),

@@ -1,7 +1,7 @@
 //! Ports that come, go or change, put into the snapshot before. Takes as long as there are such ports, however many others the VPC has.
 //!
-//! What other objects say of a port is not followed: a port that a route, a port forward or an elastic IP names is compiled with everything else, and so is one that
-//! may send for others from behind a peer, or has rate limits.
+//! What other objects say of a port is not followed: a port that a route, a port forward or an elastic IP names is compiled with everything else, and so is one
+//! of this host that has rate limits.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -10,11 +10,11 @@ use weft_proto::state::{Change, Kind, Object};
 use weft_proto::v1;
 
 use super::policy::GroupClassifiers;
-use super::ports::{Parsed, compile_port, other_end_of_move};
+use super::ports::{Parsed, allowed, compile_port, other_end_of_move};
 use super::{Done, Report};
 use crate::packet::Mac;
 use crate::snapshot::index_allocator::IndexAllocator;
-use crate::snapshot::{Endpoint, Place, Port, Snapshot, Trunks};
+use crate::snapshot::{Allowed, Endpoint, Map, Place, Port, Snapshot, Trunks};
 
 /// What is taken out, then what is put in.
 #[derive(Debug, Default)]
@@ -30,6 +30,8 @@ struct Gone<'s> {
     endpoint: Endpoint,
     vpc: usize,
     addresses: Vec<u128>,
+    /// What it might send with besides, from behind a peer.
+    allowed: Vec<Allowed>,
 }
 
 /// A port as it is.
@@ -43,6 +45,8 @@ struct Come<'s> {
     peer: Option<u16>,
     /// Where it came from or went to, if it has moved.
     other_end: Option<u16>,
+    /// What it may send with besides, from behind a peer.
+    allowed: Vec<Allowed>,
 }
 
 /// The ports of a change; none if there is one that can't be put into the snapshot by itself, or that breaks a rule.
@@ -82,10 +86,8 @@ pub(super) fn between<'s, 'c>(
 
 /// What of a port is followed: nothing that others name, and nothing that is kept beside it.
 fn is_plain(done: &Done, port: &v1::Port, host: &str) -> bool {
-    let is_here = port.host == host;
-    let is_appliance = !is_here && (port.unguarded || !port.allowed_pairs.is_empty());
-    let is_limited = is_here && port.limits.is_some();
-    !is_appliance && !is_limited && !done.places.named_ports.contains(&port.id)
+    let is_limited = port.host == host && port.limits.is_some();
+    !is_limited && !done.places.named_ports.contains(&port.id)
 }
 
 fn parsed(done: &Done, port: &v1::Port) -> Option<Parsed> {
@@ -100,11 +102,18 @@ fn parsed(done: &Done, port: &v1::Port) -> Option<Parsed> {
 fn gone<'s>(done: &Done, port: &'s v1::Port) -> Option<Gone<'s>> {
     let Parsed { vpc, addresses, .. } = parsed(done, port)?;
     let endpoint = *done.places.endpoints.get(&port.id)?;
-    is_plain(done, port, &done.host).then_some(Gone {
+    let mut report = Report::default();
+    let allowed = match endpoint.place {
+        Place::Here(_) => Vec::new(),
+        Place::There(_) => allowed(port, endpoint.mac, &mut report).collect(),
+    };
+    let is_plain = report.violations.is_empty() && is_plain(done, port, &done.host);
+    is_plain.then_some(Gone {
         port,
         endpoint,
         vpc,
         addresses,
+        allowed,
     })
 }
 
@@ -116,13 +125,15 @@ fn come<'s, 'c>(
     let host = &done.host;
     let parsed = parsed(done, port)?;
     let mut report = Report::default();
-    let (compiled, peer) = if port.host == *host {
+    let (compiled, peer, allowed) = if port.host == *host {
         let subnet = done.snapshot.subnets.get(parsed.subnet)?;
         let told = subnet.guests.as_deref();
         let compiled = compile_port(port, &parsed, (classifiers, told), &mut report);
-        (Some(Box::new(compiled)), None)
+        (Some(Box::new(compiled)), None, Vec::new())
     } else {
-        (None, Some(*done.places.peers.get(&port.host)?))
+        let allowed = allowed(port, parsed.mac, &mut report).collect();
+        let peer = *done.places.peers.get(&port.host)?;
+        (None, Some(peer), allowed)
     };
     let is_plain = report.violations.is_empty() && is_plain(done, port, host);
     is_plain.then(|| Come {
@@ -131,6 +142,7 @@ fn come<'s, 'c>(
         parsed,
         compiled,
         peer,
+        allowed,
     })
 }
 
@@ -188,8 +200,33 @@ impl PortChanges<'_> {
         come.all(|trunk| vlans.insert(of(trunk)))
     }
 
+    /// Of each VPC at once, since ports of one peer are often many.
+    fn change_senders(&self, snapshot: &mut Snapshot) {
+        let mut by_vpc: Map<usize, Sending> = Map::default();
+        for it in &self.gone {
+            if let Place::There(peer) = it.endpoint.place {
+                let [gone, _] = by_vpc.entry(it.vpc).or_default();
+                gone.extend(it.allowed.iter().map(|pair| (peer, *pair)));
+            }
+        }
+        for it in &self.come {
+            if let Some(peer) = it.peer {
+                let [_, come] = by_vpc.entry(it.parsed.vpc).or_default();
+                come.extend(it.allowed.iter().map(|pair| (peer, *pair)));
+            }
+        }
+        for (vpc, [gone, come]) in by_vpc {
+            if let Some(vpc) = snapshot.vpcs.get_mut(vpc)
+                && (!gone.is_empty() || !come.is_empty())
+            {
+                Arc::make_mut(&mut vpc.senders).change(gone, come);
+            }
+        }
+    }
+
     /// Puts them into the snapshot. Numbers of ports that have gone are given back after those of new ones are taken.
     pub(super) fn put(self, done: &mut Done, numbers: &mut IndexAllocator) {
+        self.change_senders(&mut done.snapshot);
         for gone in &self.gone {
             gone.take_out(done);
         }
@@ -211,6 +248,9 @@ impl PortChanges<'_> {
         numbers.release(gone.filter(|id| !stays.contains(id)));
     }
 }
+
+/// What ports that go, and those that come, may send with from behind their peers.
+type Sending = [Vec<(u16, Allowed)>; 2];
 
 /// Whether the ports of a VPC are learned. Who gets its broadcasts does not go by the ports, then.
 fn is_learned(snapshot: &Snapshot, vpc: usize) -> bool {

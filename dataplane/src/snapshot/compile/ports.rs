@@ -8,7 +8,7 @@ use ipnetwork::IpNetwork;
 use weft_proto::state::Kind;
 use weft_proto::{mtu, v1};
 
-use super::super::{Appliance, Endpoint, Guests, Map, Place, Port, Subnet, Trunks};
+use super::super::{Allowed, Endpoint, Guests, Map, Place, Port, Subnet, Trunks};
 use super::policy::{GroupClassifiers, rules_of_port};
 use super::{Draft, Objects, Places, Report, dhcp_options, guests, put};
 use crate::packet::parse::{IPV4_MAPPED, address_word, word_family};
@@ -185,10 +185,9 @@ impl Draft<'_> {
             let other = other_end_of_move(port, self.context.host, &self.places);
             let Parsed { mac, addresses, .. } = parsed;
             if let Place::There(peer) = place {
-                let pairs = pairs(port, mac, &mut self.report).into_iter().map(Some);
-                let pairs = pairs.chain(port.unguarded.then_some(None));
-                let appliances = pairs.map(|pair| Appliance { peer, pair });
-                self.vpcs[vpc].appliances.extend(appliances);
+                let allowed = allowed(port, mac, &mut self.report);
+                let allowed = allowed.map(|pair| (peer, pair));
+                self.vpcs[vpc].allowed.extend(allowed);
             }
             let table = &mut self.vpcs[vpc];
             table.moves.extend(other.map(|peer| (mac, peer)));
@@ -333,6 +332,16 @@ fn pairs(port: &v1::Port, mac: Mac, report: &mut Report) -> Vec<(Prefix, Mac)> {
         }
     }
     pairs
+}
+
+/// What a port of this MAC behind a peer may send with besides its own.
+pub(super) fn allowed(
+    port: &v1::Port,
+    mac: Mac,
+    report: &mut Report,
+) -> impl Iterator<Item = Allowed> + use<> {
+    let pairs = pairs(port, mac, report).into_iter().map(Some);
+    pairs.chain(port.unguarded.then_some(None))
 }
 
 /// A port of this host; `told`: what its subnet tells guests.

@@ -68,7 +68,7 @@ fn dump_vpc(snapshot: &Snapshot, place: usize) -> String {
     let elastic_ips: BTreeMap<_, _> = vpc.elastic_ips.iter().collect();
     writeln!(text, "{names:?} {by_address:?} {by_mac:?} {gateways:?}").unwrap();
     writeln!(text, "{elastic_ips:?} {:?}", vpc.virtuals).unwrap();
-    writeln!(text, "{:?} {moves:?} {:?}", sorted(subnets), vpc.appliances).unwrap();
+    writeln!(text, "{:?} {moves:?} {:?}", sorted(subnets), vpc.senders).unwrap();
     for set in vpc.sets.iter() {
         let mut prefixes = Vec::new();
         set.prefixes
@@ -431,6 +431,7 @@ fn change_port(objects: &mut Wire, id: &str, bits: u16) {
             pair("10.0.0.0/16", ""),
         ];
     }
+    port.unguarded = bit(14) && bit(15);
     if bit(10) && bit(11) {
         let packets = v1::RateLimit {
             packets_per_second: 1000,
@@ -592,7 +593,11 @@ fn a_port_is_followed_and_shares_the_rest() {
         ("p2", 1 << 14, false),
         ("p3", 1 << 14, false),
         ("p4", 1 << 14, false),
-        ("p0", 1 << 8 | 1 << 9, false),
+        // Behind h2 with allowed pairs; with another address; without pairs, but unguarded; gone.
+        ("p0", 1 << 8 | 1 << 9, true),
+        ("p0", 1 << 3 | 1 << 8 | 1 << 9, true),
+        ("p0", 1 << 14 | 1 << 15, true),
+        ("p0", 1, true),
         ("p5", 1 << 4 | 1 << 10 | 1 << 11, false),
     ];
     for (generation, (id, bits, is_followed)) in (2..).zip(steps) {
@@ -612,6 +617,54 @@ fn a_port_is_followed_and_shares_the_rest() {
         assert_eq!(red(&before).epoch, red(&after).epoch);
         assert_eq!(after.vpcs[0].epoch, generation);
         before = after;
+    }
+}
+
+/// A port on another host with allowed pairs is followed as any other, and what it may send with stays with another port that has it, too.
+#[test]
+fn what_a_remote_port_may_send_with_is_followed() {
+    let underlay = Underlay::default();
+    let mut objects: Wire = serde_yaml_ng::from_str(TOPOLOGY).unwrap();
+    let mut compiler = Compiler::new(8, 8, 8);
+    let mut state = State::from_objects(objects.clone()).unwrap();
+    let first = compiler.compile(&state, &context(&underlay, 1)).unwrap();
+    let peer = (0u16..).zip(first.peers.iter());
+    let peer = peer.filter_map(|(index, peer)| Some((index, peer.as_ref()?)));
+    let [h2, h3] = ["h2", "h3"].map(|id| peer.clone().find(|it| it.1.host == id).unwrap().0);
+    let virtual_mac: Mac = "00:00:5e:00:01:07".parse().unwrap();
+    let [inside, outside] = ["10.0.77.1", "10.1.0.1"].map(|it| address_word(it.parse().unwrap()));
+    let pairs = 1 << 8 | 1 << 9;
+    let steps = [
+        ("p0", pairs, true),
+        ("p5", pairs, true),
+        ("p0", 1, true),
+        ("p5", 1 << 14, false),
+        ("p5", pairs, true),
+        // It moves here: no peer's any more.
+        ("p5", pairs | 1 << 4, false),
+    ];
+    for (generation, (id, bits, wanted)) in (2..).zip(steps) {
+        change_port(&mut objects, id, bits);
+        let (upserts, deletes) = state.delta_to(&State::from_objects(objects.clone()).unwrap());
+        state = state.patched(upserts, &deletes).unwrap();
+        let after = compiler
+            .compile(&state, &context(&underlay, generation))
+            .unwrap();
+        assert!(Arc::ptr_eq(&first.outside, &after.outside), "{generation}");
+        let blue = &after.vpcs[0];
+        for (peer, address, wanted) in [
+            (h2, inside, wanted),
+            (h3, inside, false),
+            (h2, outside, false),
+        ] {
+            for mac in [virtual_mac, Mac::ROUTER] {
+                assert_eq!(
+                    blue.may_come_from(peer, address, mac),
+                    wanted,
+                    "{generation}: {peer} {mac}"
+                );
+            }
+        }
     }
 }
 
