@@ -226,26 +226,32 @@ impl Core {
         let (first, second) = (&told.first, &told.second);
         let [key, second_key] =
             [first, second].map(|(vni, flow)| Key::new(tables.sessions.seeds(), flow, *vni));
-        let known = tables.sessions.find(&key);
-        let known = known.or_else(|| tables.sessions.find(&second_key));
-        // A port of this host has a session with one key, which sends by the other gateway host of a NAT gateway: it gets its outside.
-        let stands_by = outside.stands_by_for(held);
-        let own = known.filter(|session| stands_by && !session.is_translated());
-        if known.is_some() && outside.owner(held).is_some() {
+        let found = [&key, &second_key].map(|key| tables.sessions.find(key));
+        if found.iter().any(Option::is_some) && outside.owner(held).is_some() {
             // What is seen here is newer than what is told.
             return None;
         }
-        if let Some(session) = known
-            && own.is_none()
+        let [by_first, by_second] = found;
+        if let (Some(session), Some(other)) = (by_first, by_second)
+            && session.is_same(&other)
+            && session.is_on_first_side()
+            && session.translation().is_some()
         {
-            if !session.is_on_first_side() {
-                return None;
-            }
             if session.state() != told.state {
                 session.set_state(told.state);
             }
             session.touch(self.now);
             return Some(());
+        }
+        // A port of this host has a session with one key, which sends by the other gateway host of a NAT gateway: it gets its outside.
+        let stands_by = outside.stands_by_for(held);
+        let mut others = found.into_iter().flatten();
+        let own = others.find(|session| stands_by && !session.is_translated());
+        // The host in use has the told one in place of what has either of its keys here: of a connection that is over, or one that goes to another member now.
+        for session in found.into_iter().flatten() {
+            if session.is_translated() {
+                tables.sessions.remove(&session);
+            }
         }
         let mapping = if told.is_mapped {
             let (gateway, pool) = outside.pools.get(&held)?;
@@ -278,7 +284,10 @@ impl Core {
             if own.from_origin() {
                 new.state = own.state();
             }
-            tables.sessions.remove(&own);
+        }
+        // One with one key is a port's own, and stays where nothing can take its place.
+        for session in found.into_iter().flatten() {
+            tables.sessions.remove(&session);
         }
         tables.sessions.insert(&key, &new).ok().map(|_| ())
     }

@@ -1,6 +1,7 @@
 //! Load balancers that are reached from outside by an elastic IP: the gateway host chooses the member, and its answers leave by the address.
 
 use weft_dataplane::packet::DropReason;
+use weft_dataplane::session::table::SessionView;
 use weft_fabric::Fabric;
 use weft_proto::v1::{ElasticIp, Listener, LoadBalancer, Member, Objects};
 
@@ -305,6 +306,79 @@ fn connections_outlive_their_gateway_host() {
     for host in fabric.hosts.values() {
         assert_eq!(host.unaccounted(), 0, "{}", host.id);
     }
+}
+
+/// A connection of one client's port to a port of the load balancer, by h1; answers its member.
+fn connect(fabric: &mut Fabric, to: u16, number: u32) -> String {
+    let ports = (9000, to);
+    let syn = tcp(FAR, held(8), H1, ports, "S", (number, 0), 0);
+    let (port, _) = arrive(fabric, &syn);
+    let member = if port == "a3" { A3 } else { by_name(&port) };
+    let ack = number + 1;
+    let reply = tcp(member, FAR, ROUTER, (8080, 9000), "SA", (500, ack), 0);
+    assert_eq!(leaves_by(fabric, &port, &reply).0, "h1");
+    let ack = tcp(FAR, held(8), H1, ports, "A", (ack, 501), 0);
+    assert_eq!(arrive(fabric, &ack).0, port);
+    fabric.live(300).unwrap();
+    port
+}
+
+/// The client's reset.
+fn reset(fabric: &mut Fabric, to: u16, number: u32) {
+    let reset = tcp(FAR, held(8), H1, (9000, to), "R", (number + 1, 0), 0);
+    arrive(fabric, &reset);
+    fabric.live(300).unwrap();
+}
+
+/// Where the client's next data arrive when h3 has taken over from h1, and that they are answered.
+fn goes_on_at_the_next(fabric: &mut Fabric, to: u16, number: u32) -> String {
+    let sessions = fabric.hosts["h3"].shared.sessions.list(99, 0, |_| true);
+    let client = |view: &&SessionView| view.flow.source_port == 9000;
+    let of_client: Vec<_> = sessions.iter().filter(client).collect();
+    assert_eq!(of_client.len(), 1, "one connection: {of_client:?}");
+    fabric.dead.insert("h1".into());
+    for _ in 0..6 {
+        fabric.live(100).unwrap();
+        answer(fabric);
+    }
+    let (ports, numbers) = ((9000, to), (number + 1, 501));
+    let data = tcp(at(FAR, GATEWAY.mac), held(8), H3, ports, "A", numbers, 9);
+    let out = fabric.send_from_uplink("h3", 1, &data);
+    assert_eq!(out.len(), 1, "{:?}", fabric.all_drops());
+    let port = out[0].port.clone();
+    let member = if port == "a3" { A3 } else { by_name(&port) };
+    let numbers = (501, number + 10);
+    let reply = tcp(member, FAR, ROUTER, (8080, 9000), "A", numbers, 5);
+    let (host, seen) = leaves_by(fabric, &port, &reply);
+    assert_eq!((host.as_str(), seen.source_port), ("h3", to));
+    port
+}
+
+#[test]
+fn the_next_gateway_host_knows_the_member_of_a_connection_that_was_opened_anew() {
+    let mut fabric = two_hosts("round-robin");
+    let first = connect(&mut fabric, 80, 100);
+    reset(&mut fabric, 80, 100);
+    let second = connect(&mut fabric, 80, 100_000);
+    assert_ne!(first, second);
+    assert_eq!(goes_on_at_the_next(&mut fabric, 80, 100_000), second);
+}
+
+#[test]
+fn the_next_gateway_host_knows_a_connection_that_took_the_place_of_another_at_its_member() {
+    let mut fabric = two_hosts("maglev");
+    change(&mut fabric, |objects| {
+        let listeners = &mut objects.load_balancers[0].listeners;
+        listeners[0].members.retain(|member| member.port == "a2");
+        let mut other = listeners[0].clone();
+        other.port_min = 81;
+        listeners.push(other);
+    });
+    connect(&mut fabric, 80, 100);
+    reset(&mut fabric, 80, 100);
+    // The same client and port, the same member and port: of two sessions the member could not tell apart what they send.
+    connect(&mut fabric, 81, 100_000);
+    assert_eq!(goes_on_at_the_next(&mut fabric, 81, 100_000), "a2");
 }
 
 #[test]
