@@ -161,6 +161,7 @@ pub(crate) fn fill(count: u32) -> anyhow::Result<(SessionTable, Vec<f64>)> {
         action: None,
         translation: None,
         mapping: None,
+        chosen: None,
         member: None,
     };
     let mut install = Vec::new();

@@ -81,6 +81,9 @@ pub(crate) enum ListenerAction {
         /// What the hash is of: five-tuple, or source (all flows of a client go to one member) [default: five-tuple].
         #[arg(long, default_value = "", hide_default_value = true)]
         affinity: String,
+        /// How members get what is sent to them: nat (with their own address and port), or dsr (as the client sent it; they have the load balancer's address besides their own, and answer with it) [default: nat].
+        #[arg(long, default_value = "", hide_default_value = true)]
+        mode: String,
         /// Drop what is for a member that is there no more, in place of a TCP reset to the client.
         #[arg(long)]
         drop_lost: bool,
@@ -443,6 +446,7 @@ impl ListenerAction {
                 members,
                 algorithm,
                 affinity,
+                mode,
                 drop_lost,
                 check,
             } => {
@@ -456,6 +460,7 @@ impl ListenerAction {
                     members: members.iter().map(|target| target.member(0)).collect(),
                     drop_lost,
                     health: check.health(),
+                    mode,
                 };
                 edit_balancer(targets, &balancer, |it| {
                     if listener.place(it).is_some() {
@@ -564,6 +569,7 @@ async fn list_listeners(targets: &Targets, format: Format, id: Option<String>) -
         let mut rows = Table::new(&[
             "LOAD-BALANCER",
             "LISTENER",
+            "MODE",
             "ALGORITHM",
             "AFFINITY",
             "LOST",
@@ -581,6 +587,7 @@ async fn list_listeners(targets: &Targets, format: Format, id: Option<String>) -
                 rows.row([
                     balancer.id.clone(),
                     ListenerName::of(listener).to_string(),
+                    or(&listener.mode, "nat"),
                     or(&listener.algorithm, "maglev"),
                     or(&listener.affinity, affinity),
                     if listener.drop_lost { "drop" } else { "reset" }.to_owned(),

@@ -652,7 +652,7 @@ async fn listeners_and_members_of_a_load_balancer_come_and_go() {
         "load-balancer create web --vpc blue --address 10.0.0.200 --address fd00::200 --label tier=front",
         "lb listener add web tcp:80 --to b1:8080 --to b2:8080",
         "lb listener add web udp:5000-5099 --algorithm round-robin --drop-lost",
-        "lb listener add web tcp:443 --affinity source",
+        "lb listener add web tcp:443 --affinity source --mode dsr",
         "lb listener add web tcp:81 --algorithm least-connections",
         "lb member add web tcp:443 10.0.0.12",
         "lb member add web udp:5000-5099 b1 --weight 3",
@@ -675,11 +675,11 @@ async fn listeners_and_members_of_a_load_balancer_come_and_go() {
     assert!(!scene.run("lb list --vpc red").await.ok().contains("web"));
     assert_eq!(
         scene.run("lb listener list").await.ok(),
-        "LOAD-BALANCER  LISTENER       ALGORITHM          AFFINITY    LOST   CHECK  MEMBERS\n\
-         web            tcp:80         maglev             five-tuple  reset  -      2\n\
-         web            udp:5000-5099  round-robin        -           drop   -      1\n\
-         web            tcp:443        maglev             source      reset  -      1\n\
-         web            tcp:81         least-connections  -           reset  -      0\n"
+        "LOAD-BALANCER  LISTENER       MODE  ALGORITHM          AFFINITY    LOST   CHECK  MEMBERS\n\
+         web            tcp:80         nat   maglev             five-tuple  reset  -      2\n\
+         web            udp:5000-5099  nat   round-robin        -           drop   -      1\n\
+         web            tcp:443        dsr   maglev             source      reset  -      1\n\
+         web            tcp:81         nat   least-connections  -           reset  -      0\n"
     );
     let check = "lb listener check web tcp:443 --check http --check-path /up --check-fall 3";
     scene.run(check).await.ok();

@@ -878,7 +878,7 @@ impl<'a> Told<'a> {
     /// Load balancers in another form than to others: without what an older host does not know.
     fn load_balancers(&mut self) {
         let capabilities = self.recipient.capabilities;
-        let takes_all = capabilities.finds && capabilities.least_connections;
+        let takes_all = capabilities.finds && capabilities.least_connections && capabilities.dsr;
         if takes_all || !self.part.balances {
             return;
         }
@@ -887,9 +887,15 @@ impl<'a> Told<'a> {
                 continue;
             };
             let mut told = balancer.clone();
+            if !capabilities.dsr {
+                told.listeners.retain(|listener| !listener.is_dsr());
+            }
             for listener in &mut told.listeners {
                 if !capabilities.finds {
                     listener.health = None;
+                }
+                if !capabilities.dsr {
+                    listener.mode.clear();
                 }
                 if !capabilities.least_connections && listener.algorithm == "least-connections" {
                     listener.algorithm = "maglev".to_owned();

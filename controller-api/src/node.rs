@@ -11,8 +11,9 @@ use weft_proto::persistent::PersistentSet;
 use weft_proto::state::{Entry, Key, Kind, Layer, Object, Sum, collect};
 use weft_proto::v1::{ExternalNetwork, ObjectKey, Objects};
 use weft_proto::{
-    ADDRESS_HOLDERS, DHCP_OPTIONS, DNS, DSCP_MARKING, FINDINGS, LEAST_CONNECTIONS, LOAD_BALANCER,
-    MULTICAST, MULTICAST_LISTENERS, POLICY_ROUTES, PORT_HEALTH, STATE_PARTS, TRUNK_PORTS,
+    ADDRESS_HOLDERS, DHCP_OPTIONS, DNS, DSCP_MARKING, DSR, FINDINGS, LEAST_CONNECTIONS,
+    LOAD_BALANCER, MULTICAST, MULTICAST_LISTENERS, POLICY_ROUTES, PORT_HEALTH, STATE_PARTS,
+    TRUNK_PORTS,
 };
 
 use crate::compile::{Part, Recipient};
@@ -34,6 +35,8 @@ pub struct Capabilities {
     pub balances: bool,
     /// Whether it chooses members by least connections. One that does not chooses by a hash.
     pub least_connections: bool,
+    /// Whether it takes listeners whose members answer by themselves. One that does not lacks them.
+    pub dsr: bool,
     /// Whether it takes DHCP options of subnets and ports. The guests of one that does not get none of them.
     pub dhcp_options: bool,
     /// Whether it finds things out that others have to know, and takes what those found. One that does not checks no members' health, and heeds nobody's.
@@ -76,6 +79,7 @@ impl Capabilities {
             learns: true,
             balances: true,
             least_connections: true,
+            dsr: true,
             dhcp_options: true,
             finds: true,
             marks: true,
@@ -99,6 +103,7 @@ impl Capabilities {
             learns: is_listed("learning"),
             balances: is_listed(LOAD_BALANCER),
             least_connections: is_listed(LEAST_CONNECTIONS),
+            dsr: is_listed(DSR),
             dhcp_options: is_listed(DHCP_OPTIONS),
             finds: is_listed(FINDINGS),
             marks: is_listed(DSCP_MARKING),

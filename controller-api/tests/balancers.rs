@@ -11,7 +11,7 @@ use weft_process::services::intent_client::IntentClient;
 use weft_proto::state::{Kind, Object};
 use weft_proto::v1::{ApplyRequest, DeleteRequest, Hello, LoadBalancer, Objects};
 use weft_proto::validate::{Scope, validate};
-use weft_proto::{LEAST_CONNECTIONS, LOAD_BALANCER};
+use weft_proto::{DSR, LEAST_CONNECTIONS, LOAD_BALANCER};
 
 const BALANCER: &str = r#"
 load_balancers:
@@ -112,6 +112,25 @@ async fn hosts_with_ports_of_the_vpc_that_take_load_balancers_are_told() {
     take(&mut counting, "h2").await;
     let algorithm = &balancer(&counting).unwrap().listeners[0].algorithm;
     assert_eq!(algorithm, "least-connections");
+
+    // A listener whose members answer by themselves is told to who knows what that is.
+    let mut changed = yaml(BALANCER);
+    changed.load_balancers[0].listeners[0].mode = "dsr".into();
+    apply(&mut client, changed).await;
+    take(&mut able, "h1").await;
+    assert_eq!(balancer(&able).unwrap().listeners, []);
+    take(&mut counting, "h2").await;
+    assert_eq!(balancer(&counting).unwrap().listeners, []);
+    let direct = hello("h2", &[LOAD_BALANCER, DSR]);
+    let mut direct = FakeHost::attach_as(address, direct).await;
+    take(&mut direct, "h2").await;
+    assert_eq!(balancer(&direct).unwrap().listeners[0].mode, "dsr");
+    let mut changed = yaml(BALANCER);
+    changed.load_balancers[0].listeners[0].mode = "nat".into();
+    apply(&mut client, changed).await;
+    take(&mut able, "h1").await;
+    let told = balancer(&able).unwrap();
+    assert_eq!((told.listeners.len(), &*told.listeners[0].mode), (1, ""));
 
     // A change is told, and then that it is gone.
     let mut changed = yaml(BALANCER);

@@ -206,6 +206,7 @@ fn random_load_balancer(numbers: &mut Numbers, v: u64, state: &State) -> LoadBal
             protocol: "tcp".into(),
             port_min: 80,
             algorithm: ["", "least-connections"][numbers.below(2) as usize].into(),
+            mode: ["", "nat", "dsr"][numbers.below(3) as usize].into(),
             members,
             ..Listener::default()
         }],
@@ -429,6 +430,7 @@ fn abilities(host: &str) -> Capabilities {
         learns: host != "h2",
         balances: host != "h3",
         least_connections: host != "h4",
+        dsr: host != "h2",
         dhcp_options: host != "h2",
         finds: host != "h1",
         multicast: host != "h3",
@@ -749,6 +751,12 @@ fn follow(seed: u64, learn_above: usize) -> (usize, usize) {
                     let wanted = is_own && abilities(name).balances;
                     let told = ours.get(&object.key());
                     let mut plain = object.clone().without_labels();
+                    if let Object::LoadBalancer(balancer) = &mut plain
+                        && !abilities(name).dsr
+                    {
+                        balancer.listeners.retain(|it| it.mode != "dsr");
+                        balancer.listeners.iter_mut().for_each(|it| it.mode.clear());
+                    }
                     if let Object::LoadBalancer(balancer) = &mut plain
                         && !abilities(name).least_connections
                     {

@@ -11,6 +11,11 @@ impl LoadBalancer {
         self.listeners.iter().flat_map(|listener| &listener.members)
     }
 
+    /// Whether any of its listeners is of mode dsr.
+    pub fn has_dsr(&self) -> bool {
+        self.listeners.iter().any(Listener::is_dsr)
+    }
+
     /// The ports that its members name, as often as they do.
     pub fn member_ports(&self) -> impl Iterator<Item = &str> {
         let named = self.members().map(|member| &*member.port);
@@ -19,6 +24,11 @@ impl LoadBalancer {
 }
 
 impl Listener {
+    /// Whether members get what is for the load balancer's address as it is, and answer with that address (direct server return).
+    pub fn is_dsr(&self) -> bool {
+        self.mode == "dsr"
+    }
+
     /// The first and the last port that it takes.
     pub fn ports(&self) -> (u32, u32) {
         let last = match self.port_max {

@@ -36,6 +36,9 @@ pub const LOAD_BALANCER: &str = "load_balancer";
 /// The capability of a host that chooses members of load balancers by least connections. Others are told listeners that do to choose by a hash.
 pub const LEAST_CONNECTIONS: &str = "least_connections";
 
+/// The capability of a host that takes listeners of mode dsr ([`v1::Listener::mode`]). Others are told load balancers without them.
+pub const DSR: &str = "dsr";
+
 /// The capability of a host that takes DHCP options of subnets and ports. Others are told the subnets and ports without them.
 pub const DHCP_OPTIONS: &str = "dhcp_options";
 

@@ -732,6 +732,88 @@ fn a_member_whose_server_dies_is_found_out_and_one_that_comes_back_too() {
     });
 }
 
+/// Has a member take what is for the load balancer's addresses, and ask for neighbours with its own.
+fn take_virtual(site: &Site, member: &str) -> Result<(), LabError> {
+    let namespace = &site.workloads[member].namespace;
+    namespace.run(&["sysctl", "-qw", "net.ipv4.conf.all.arp_announce=2"])?;
+    namespace.run(&["ip", "link", "set", "lo", "up"])?;
+    for address in VIRTUAL {
+        namespace.run(&["ip", "address", "add", address, "dev", "lo"])?;
+    }
+    Ok(())
+}
+
+/// Members of mode dsr: their kernels have the load balancer's addresses, and answer with them.
+#[test]
+fn members_answer_with_an_address_that_their_kernels_have() {
+    on_site(|scene| {
+        for member in MEMBERS {
+            take_virtual(&scene.site, member)?;
+        }
+        scene.lb("listener remove web tcp:80")?;
+        scene.lb("listener add web tcp:80 --mode dsr --to blue-1 --to blue-2 --to blue-b --check tcp --check-interval 300")?;
+        let are_up = |scene: &Scene, wanted: usize| {
+            let found = health(&scene.site, "tcp:80");
+            found.len() == 6 && found.values().filter(|(up, _)| *up).count() == wanted
+        };
+        wait_until("all members are found to serve", SOON, || are_up(scene, 6))?;
+        for from in ["client-1", "client-2"] {
+            for to in VIRTUAL {
+                let answers = scene.requests(from, (to, 80), 60)?;
+                let counts = by_member(&answers);
+                println!("{from} to {to}: {counts:?}");
+                holds("all members have served", counts.len() == MEMBERS.len())?;
+                let own = scene.own_address(from, to);
+                let is_right = |it: &Answer| it.client == own && it.port == 80;
+                holds("members see the client", answers.iter().all(is_right))?;
+                // The kernel of its member has the connection at the address that the client has it with.
+                let mut kept = scene.connect(from, (to, 80))?;
+                let member = kept.ask().unwrap().member;
+                let namespace = &scene.site.workloads[member.as_str()].namespace;
+                let said = namespace.run(&["ss", "-Htn", "state", "established"])?;
+                let mut words = said.split_whitespace();
+                let local = SocketAddr::new(ip(to), 80).to_string();
+                holds(&said, words.any(|word| word == local))?;
+            }
+        }
+        // A member reaches the address, and so itself, without anybody's help.
+        for to in VIRTUAL {
+            let answers = scene.requests("blue-1", (to, 80), 5)?;
+            holds("itself", by_member(&answers).keys().eq(["blue-1"].iter()))?;
+        }
+        // What is sent with the address without a question goes nowhere.
+        let namespace = &scene.site.workloads["blue-1"].namespace;
+        let to = scene.own_address("client-2", VIRTUAL[0]);
+        let ping = namespace.run(&["ping", "-c", "1", "-W", "1", "-I", VIRTUAL[0], &to]);
+        holds("no ping from there is answered", ping.is_err())?;
+        holds("it is dropped", scene.drops("h1", "spoofed_address"))?;
+
+        // A connection outlives a change of the members, and ends with its own.
+        let mut kept = scene.connect("client-1", (VIRTUAL[0], 80))?;
+        let member = kept.ask().unwrap().member;
+        scene.lb(&format!("member drain web tcp:80 {member}"))?;
+        let asked = kept.ask();
+        holds("it goes on", asked.is_ok_and(|it| it.member == member))?;
+        let answers = scene.requests("client-1", (VIRTUAL[0], 80), 40)?;
+        let drains = !by_member(&answers).contains_key(member.as_str());
+        holds("new ones go to the others", drains)?;
+        scene.lb(&format!("member remove web tcp:80 {member}"))?;
+        holds("it is reset", kept.ask() == Err(ErrorKind::ConnectionReset))?;
+
+        // Its server dies, and it is found out.
+        scene.lb(&format!("member add web tcp:80 {member}"))?;
+        wait_until("it serves again", SOON, || are_up(scene, 6))?;
+        let at = MEMBERS.iter().position(|it| *it == "blue-2").unwrap();
+        drop(scene.servers.remove(at));
+        wait_until("both its addresses are down", SOON, || are_up(scene, 4))?;
+        let others = || {
+            let answers = scene.requests("client-1", (VIRTUAL[1], 80), 40);
+            answers.is_ok_and(|answers| !by_member(&answers).contains_key("blue-2"))
+        };
+        wait_until("the others serve", SOON, others)
+    });
+}
+
 #[test]
 fn members_are_asked_in_all_four_ways_past_their_groups() {
     on_site(|scene| {

@@ -4,16 +4,17 @@
 //! The client's own host chooses; for who comes from outside to an elastic IP of a load balancer, the gateway host that holds it (`external`). What comes from
 //! anywhere else to a load balancer's address is for nobody.
 
+use super::forwarding::{self, Way};
 use super::policy_eval::Standing;
 use super::tracer::Tracer;
 use super::translate::Choice;
-use super::{Entry, gateway};
+use super::{Entry, gateway, learning};
 use crate::packet::checksum;
 use crate::packet::parse::{self, ETHERNET, Family, Parsed, protocol, tcp_flags, word_address};
 use crate::packet::{DropReason, Flow};
-use crate::session::table::Ingress;
+use crate::session::table::{Ingress, SessionRef};
 use crate::session::tcp::Segment;
-use crate::snapshot::{Balancer, Snapshot, Target, Vpc};
+use crate::snapshot::{Balancer, Place, Port, Snapshot, Target, Vpc};
 
 /// The load balancer that a packet of a port is for, if it is sent to the virtual router.
 #[inline]
@@ -77,8 +78,9 @@ pub(super) fn choose(
                 let counted = counter.map_or_else(String::new, |counter| {
                     format!(", with {} sessions here", listener.sessions(counter))
                 });
+                let as_it_is = if listener.plan.dsr { ", as it is" } else { "" };
                 format!(
-                    "{id}: {} port {port}, one of {} members{counted}",
+                    "{id}: {} port {port}, one of {} members{counted}{as_it_is}",
                     word_address(address),
                     listener.members.len()
                 )
@@ -90,6 +92,98 @@ pub(super) fn choose(
         .ok_or(DropReason::NoMember)
 }
 
+/// Whether a packet of a port is for a load balancer whose members get it as it is.
+pub(super) fn is_dsr(snapshot: &Snapshot, entry: &Entry) -> bool {
+    let flow = &entry.parsed.flow;
+    let listener =
+        of(snapshot, entry).and_then(|it| it.listener(flow.protocol, flow.destination_port));
+    listener.is_some_and(|listener| listener.plan.dsr)
+}
+
+/// Whether a member may still get the packets of a flow as they are.
+pub(super) fn keeps_member(vpc: &Vpc, flow: &Flow, member: u128) -> bool {
+    let of = (flow.protocol, flow.destination_port);
+    at(vpc, flow.destination).is_some_and(|balancer| balancer.is_answered_by(member, Some(of)))
+}
+
+/// The way of a packet to a member that gets it as it is: straight to its port, whatever routes say, since whoever stood between could not tell which member it is for.
+///
+/// # Errors
+/// No port has the member's address, or the client is the member.
+pub(super) fn straight(
+    snapshot: &Snapshot,
+    entry: &Entry,
+    member: u128,
+    tracer: &mut impl Tracer,
+) -> Result<Way, DropReason> {
+    let vpc = &snapshot.vpcs[entry.vpc];
+    let Some(endpoint) = vpc.by_address.get(&member) else {
+        learning::check_address(snapshot, entry.vpc, member, tracer)?;
+        return Err(DropReason::NoPort);
+    };
+    if let (Place::Here(port), Ingress::Port(client)) = (endpoint.place, entry.ingress)
+        && port == client
+    {
+        // It has the load balancer's address itself.
+        return Err(DropReason::UnknownMac);
+    }
+    tracer.step("route", || {
+        format!("straight to the member {}", word_address(member))
+    });
+    Ok(forwarding::to_endpoint(snapshot, endpoint))
+}
+
+/// Whether a port may send a packet with a load balancer's address that is not its own: it is a member that gets packets as they are, and the packet answers a
+/// client, or a question of this host. That there is a question is looked at where its session is known ([`is_asked`]).
+pub(super) fn may_answer(snapshot: &Snapshot, port: &Port, parsed: &Parsed) -> bool {
+    let vpc = &snapshot.vpcs[port.vpc];
+    if vpc.balancers.is_empty() || parsed.eth_src != port.mac || parsed.eth_dst.is_group() {
+        return false;
+    }
+    let Some(balancer) = at(vpc, parsed.flow.source) else {
+        return false;
+    };
+    let flow = &parsed.flow;
+    let is_icmp = matches!(
+        (parsed.family, flow.protocol),
+        (Family::Ipv4, protocol::ICMP) | (Family::Ipv6, protocol::ICMPV6)
+    );
+    // A later fragment has no ports, and goes with the first; errors are of any listener, and so are answers to this host's pings.
+    let of = match flow.protocol {
+        _ if is_icmp || parsed.is_later_fragment() => None,
+        protocol => Some((protocol, flow.source_port)),
+    };
+    let mut own = port.addresses.iter();
+    own.any(|address| balancer.is_answered_by(*address, of))
+}
+
+/// Whether a packet of a port has a load balancer's address that is not its own, as answers of members have.
+pub(super) fn is_answer(snapshot: &Snapshot, entry: &Entry) -> bool {
+    let Ingress::Port(index) = entry.ingress else {
+        return false;
+    };
+    let (vpc, parsed) = (&snapshot.vpcs[entry.vpc], &entry.parsed);
+    !vpc.balancers.is_empty()
+        && at(vpc, parsed.flow.source).is_some()
+        && snapshot
+            .port(index)
+            .is_some_and(|port| port.guarded && !port.owns(parsed.flow.source, parsed.eth_src))
+}
+
+/// Whether a client of a session waits for the answer of the port that a packet comes from, and of no other member. The session is charged to the member, or, on the
+/// client's own host, knows who was chosen.
+pub(super) fn is_asked(snapshot: &Snapshot, entry: &Entry, session: &SessionRef<'_>) -> bool {
+    let Ingress::Port(index) = entry.ingress else {
+        return false;
+    };
+    let port = snapshot.port(index);
+    let is_member = match session.chosen() {
+        Some(member) => port.is_some_and(|port| port.addresses.contains(&member)),
+        None => session.port() == index,
+    };
+    is_member && !session.from_origin()
+}
+
 /// Whether a session may go on that makes `after` of `before`: its member is still there. None if `before` is for no load balancer, or goes to it unchanged.
 pub(super) fn keeps(vpc: &Vpc, before: &Flow, after: &Flow) -> Option<bool> {
     if vpc.balancers.is_empty() || before.destination == after.destination {
@@ -99,7 +193,8 @@ pub(super) fn keeps(vpc: &Vpc, before: &Flow, after: &Flow) -> Option<bool> {
     // A member that reaches itself has the load balancer's address.
     let is_source = [before.source, before.destination].contains(&after.source);
     let to = (after.destination, after.destination_port);
-    let is_served = balancer.keeps((before.protocol, before.destination_port), to);
+    let listener = balancer.listener(before.protocol, before.destination_port);
+    let is_served = listener.is_some_and(|it| !it.plan.dsr && it.has(before.destination_port, to));
     Some(is_served && is_source && after.source_port == before.source_port)
 }
 
@@ -108,10 +203,13 @@ pub(super) fn counter(vpc: &Vpc, before: &Flow, after: &Flow) -> Option<u32> {
     if vpc.balancers.is_empty() || before.destination == after.destination {
         return None;
     }
-    let listener =
-        at(vpc, before.destination)?.listener(before.protocol, before.destination_port)?;
-    let to = (after.destination, after.destination_port);
-    listener.counter(before.destination_port, to)
+    counter_of(vpc, before, (after.destination, after.destination_port))
+}
+
+/// The same of a flow that goes to a member at an address and port.
+pub(super) fn counter_of(vpc: &Vpc, flow: &Flow, to: (u128, u16)) -> Option<u32> {
+    let listener = at(vpc, flow.destination)?.listener(flow.protocol, flow.destination_port)?;
+    listener.counter(flow.destination_port, to)
 }
 
 /// The network and the elastic IP by which a packet leaves as the answer of a load balancer's member to who came from outside. On the gateway host its session
@@ -142,7 +240,7 @@ pub(super) fn public(
         }
     }
     match choice {
-        Choice::Anew => None,
+        Choice::Anew | Choice::Member(_) => None,
         Choice::Kept(translation) | Choice::Error(translation, _) => {
             let address = translation.flow.source;
             let is_answer = translation.vni != vpc.vni && address != flow.source;

@@ -277,6 +277,7 @@ impl Core {
             action: None,
             translation: Some(Translation::new(&first.1, &second.1, second.0)),
             mapping,
+            chosen: None,
             member,
         };
         if let Some(own) = own {

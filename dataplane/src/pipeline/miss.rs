@@ -329,6 +329,7 @@ impl Core {
                     action: Some((stamp, decision.action)),
                     translation: opened.second,
                     mapping: opened.mapping,
+                    chosen: opened.chosen,
                     member: opened.member,
                 };
                 let session = tables.sessions.insert(&entry.key, &new);

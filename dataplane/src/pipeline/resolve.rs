@@ -79,6 +79,8 @@ pub(super) struct Opened<'t> {
     pub second: Option<Translation>,
     /// The mapping of a NAT gateway that it uses.
     pub mapping: Option<u32>,
+    /// The member of a load balancer that gets its packets as they are.
+    pub chosen: Option<u128>,
     /// The counter of a load balancer's member that it counts in.
     pub member: Option<u32>,
 }
@@ -161,7 +163,22 @@ fn at_port<'t>(
     if let Some(verdict) = discovery(snapshot, Asker::Port(index, port), entry, area)? {
         return Ok(Some(verdict));
     }
-    guard::check(snapshot, port, parsed)?;
+    if let Err(reason) = guard::check(snapshot, port, parsed) {
+        if !balancing::may_answer(snapshot, port, parsed) {
+            return Err(reason);
+        }
+        tracer.step("guard", || {
+            "a member answers with its load balancer's address".to_owned()
+        });
+        if gateway::is_for_gateway(snapshot, port, parsed) {
+            let answered = tables.checks.answered(index, parsed, area);
+            return match answered {
+                Some(_) => Ok(Some(Verdict::Punt(Service::Health))),
+                None => Err(reason),
+            };
+        }
+        return Ok(None);
+    }
     tracer.step("guard", || "source belongs to the port".to_owned());
     if gateway::is_router_solicitation(parsed) {
         return Err(DropReason::GatewayUnserved);
@@ -286,6 +303,11 @@ pub(super) fn flow<'t>(
         })
     });
     let (mut known, mut over) = (None, None);
+    let answers = balancing::is_answer(snapshot, entry);
+    let is_asked = |session: &SessionRef<'_>| balancing::is_asked(snapshot, entry, session);
+    if answers && !session.is_some_and(|session| is_asked(&session)) {
+        return Err(DropReason::SpoofedAddress.into());
+    }
     if let Some(session) = session {
         if session.is_translated()
             && session.translation().is_none()
@@ -305,6 +327,9 @@ pub(super) fn flow<'t>(
         }
     }
     let Some((session, standings)) = known else {
+        if answers {
+            return Err(DropReason::SpoofedAddress.into());
+        }
         return opens(tables, entry, frame, over, tracer);
     };
     let standing = match standings.standing() {
@@ -392,6 +417,7 @@ fn open<'t>(
         decision,
         joined,
         mapping,
+        member: chosen,
     } = judge(tables, entry, OPENING, tracer)?;
     let flow = &entry.parsed.flow;
     let second = match decision.change {
@@ -418,9 +444,12 @@ fn open<'t>(
         _ if second.is_some() => NO_PORT,
         _ => return Err(DropReason::HairpinTunnel),
     };
-    let member = second
-        .as_ref()
-        .and_then(|second| balancing::counter(&snapshot.vpcs[entry.vpc], flow, &second.flow));
+    let vpc = &snapshot.vpcs[entry.vpc];
+    let member = match (&second, chosen) {
+        (Some(second), _) => balancing::counter(vpc, flow, &second.flow),
+        (None, Some(address)) => balancing::counter_of(vpc, flow, (address, flow.destination_port)),
+        (None, None) => None,
+    };
     let opened = Opened {
         state,
         tcp,
@@ -428,6 +457,7 @@ fn open<'t>(
         over: [over, alike],
         second,
         mapping,
+        chosen,
         member,
     };
     Ok((decision, opened))
@@ -476,6 +506,8 @@ struct Judged {
     decision: Decision,
     joined: Option<usize>,
     mapping: Option<u32>,
+    /// The member of a load balancer that gets the packet as it is.
+    member: Option<u128>,
 }
 
 /// Policy, translation and route. ACLs and groups of the sender's port come before the route, those of the receiver's after it.
@@ -499,23 +531,28 @@ fn judge_about(
     let snapshot = tables.snapshot;
     let (parsed, vpc) = (&entry.parsed, &snapshot.vpcs[entry.vpc]);
     let flow = &parsed.flow;
+    let mut member = None;
     let (routed, way, is_routed) = match entry.ingress {
         Ingress::Port(index) => {
             let port = snapshot.port(index).ok_or(DropReason::PortDown)?;
             policy(snapshot, port, (parsed, standing), false, tracer)?;
             let is_routed = parsed.eth_dst == snapshot.subnets[port.subnet].gateway_mac;
             let routed = choice.destination(tables, entry, is_routed, tracer)?;
+            member = choice
+                .member(snapshot, entry, &routed)
+                .filter(|_| is_routed);
             let answers = matches!(choice, Choice::Untranslated) && standing != Standing::Forward;
             let translator = (answers && is_routed)
                 .then(|| forwarding::to_translator(snapshot, port, flow.destination, tracer));
             let public = balancing::public(snapshot, entry, standing, &choice);
-            let way = match (translator.flatten(), public.filter(|_| is_routed)) {
-                (Some(way), _) => way,
-                (None, Some(public)) => {
+            let way = match (member, translator.flatten(), public.filter(|_| is_routed)) {
+                (Some(member), ..) => balancing::straight(snapshot, entry, member, tracer)?,
+                (None, Some(way), _) => way,
+                (None, None, Some(public)) => {
                     let subnet = &snapshot.subnets[port.subnet];
                     external::leave_balanced(tables, vpc, subnet, &routed, public, tracer)?
                 }
-                (None, None) => {
+                (None, None, None) => {
                     let about = about(routed, quoted, &choice);
                     let what = (parsed, &routed, standing);
                     forwarding::from_port(tables, (index, port), what, &about, tracer)?
@@ -541,7 +578,9 @@ fn judge_about(
                 // It has come from another VPC of this host, to an address that a port has as it is.
                 Choice::Untranslated if entry.vni == vpc.vni => *flow,
                 // Nothing else passes from the outside within one VNI.
-                Choice::Untranslated => return Err(DropReason::TranslationGone),
+                Choice::Untranslated | Choice::Member(_) => {
+                    return Err(DropReason::TranslationGone);
+                }
                 Choice::Anew => {
                     let (address, port) = external::enter(tables, entry.vpc, flow, tracer)?;
                     if word_family(address) == flow.family() {
@@ -578,7 +617,10 @@ fn judge_about(
         None => choice,
     };
     let translated = (is_routed, way.exit);
-    let (after, mapping) = choice.source(tables, entry, routed, translated, tracer)?;
+    let (after, mapping) = match member {
+        Some(_) => (*flow, None),
+        None => choice.source(tables, entry, routed, translated, tracer)?,
+    };
     // A packet leaves this VPC for another if it comes from a port; one that comes from a tunnel has done so on its sender's host.
     let into = match entry.ingress {
         Ingress::Port(_) => way.joined,
@@ -622,6 +664,7 @@ fn judge_about(
         },
         joined: way.joined,
         mapping,
+        member,
     })
 }
 

@@ -65,6 +65,8 @@ pub(super) enum Choice {
     Untranslated,
     /// What its session has kept.
     Kept(Translation),
+    /// Nothing else, and it goes to this member of the load balancer that it is for.
+    Member(u128),
     /// An ICMP error: its header, and the packet that it quotes.
     Error(Translation, Translation),
 }
@@ -79,7 +81,16 @@ impl Choice {
     fn kept(&self) -> Option<Flow> {
         match self {
             Self::Kept(translation) | Self::Error(translation, _) => Some(translation.flow),
-            Self::Anew | Self::Untranslated => None,
+            Self::Anew | Self::Untranslated | Self::Member(_) => None,
+        }
+    }
+
+    /// The member that gets the packet as it is, of a load balancer that it is for. `routed`: its flow at the route.
+    pub(super) fn member(&self, snapshot: &Snapshot, entry: &Entry, routed: &Flow) -> Option<u128> {
+        match self {
+            Self::Member(address) => Some(*address),
+            Self::Anew if balancing::is_dsr(snapshot, entry) => Some(routed.destination),
+            _ => None,
         }
     }
 
@@ -241,7 +252,7 @@ impl Choice {
     fn say(&self, tracer: &mut impl Tracer, stage: &'static str, before: u128, after: u128) {
         let why = match self {
             Self::Anew => "as configured",
-            Self::Untranslated | Self::Kept(_) => "kept by the session",
+            Self::Untranslated | Self::Kept(_) | Self::Member(_) => "kept by the session",
             Self::Error(..) => "as the packet that is quoted",
         };
         tracer.step(stage, || {
@@ -254,6 +265,7 @@ impl Choice {
         match self {
             Self::Kept(translation) => Change::Flow(*translation),
             Self::Error(outer, quoted) => Change::Error(*outer, *quoted),
+            Self::Member(_) => Change::None,
             Self::Anew | Self::Untranslated if stays && flow == after => Change::None,
             Self::Anew | Self::Untranslated => Change::Flow(Translation::new(flow, after, vni)),
         }
@@ -329,6 +341,15 @@ pub(super) fn kept(
     session: &SessionRef<'_>,
 ) -> Result<Choice, DropReason> {
     let (vpc, flow) = (&snapshot.vpcs[entry.vpc], &entry.parsed.flow);
+    if let Some(member) = session.chosen()
+        && session.from_origin()
+    {
+        return if balancing::keeps_member(vpc, flow, member) {
+            Ok(Choice::Member(member))
+        } else {
+            Err(DropReason::MemberGone)
+        };
+    }
     if !session.is_translated()
         || session.joined().is_some()
         || is_elsewhere(snapshot, entry, session)
@@ -401,7 +422,9 @@ pub(super) fn of_error(
     quoted: &Flow,
 ) -> Choice {
     let Some(origin) = session.origin() else {
-        return Choice::Untranslated;
+        // About an answer of a member, to the member.
+        let member = session.chosen().filter(|_| !session.from_origin());
+        return member.map_or(Choice::Untranslated, Choice::Member);
     };
     if is_elsewhere(snapshot, entry, session) {
         return Choice::Untranslated;

@@ -359,6 +359,7 @@ impl FlowEntry {
 }
 
 const TWO_KEYS: u32 = 1 << 16;
+const CHOSEN: u32 = 1 << 17;
 
 /// Key and state: a cache line; then a line per direction.
 #[repr(C, align(64))]
@@ -401,10 +402,18 @@ impl Slot {
         self.port.load(Ordering::Relaxed) & TWO_KEYS != 0
     }
 
-    /// Writes both.
-    pub fn set_port(&self, port: u16, translated: bool) {
-        let flag = if translated { TWO_KEYS } else { 0 };
-        self.port.store(u32::from(port) | flag, Ordering::Relaxed);
+    /// Whether the session has one key, and a member of a load balancer was chosen for it.
+    #[inline]
+    pub fn is_chosen(&self) -> bool {
+        self.port.load(Ordering::Relaxed) & CHOSEN != 0
+    }
+
+    /// Writes all three; at most one of the last two is true.
+    pub fn set_port(&self, port: u16, translated: bool, chosen: bool) {
+        let two_keys = if translated { TWO_KEYS } else { 0 };
+        let chosen = if chosen { CHOSEN } else { 0 };
+        let word = u32::from(port) | two_keys | chosen;
+        self.port.store(word, Ordering::Relaxed);
     }
 
     /// Writes the key's words.

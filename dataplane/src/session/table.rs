@@ -188,7 +188,9 @@ pub struct NewSession {
     pub translation: Option<Translation>,
     /// The mapping of a NAT gateway that it uses, if it has a second key.
     pub mapping: Option<u32>,
-    /// The counter of a load balancer's member that it counts in, if it has a second key.
+    /// The address of the load balancer's member that gets its packets as they are, if it has no second key.
+    pub chosen: Option<u128>,
+    /// The counter of a load balancer's member that it counts in, if it has a second key or a member was chosen.
     pub member: Option<u32>,
 }
 
@@ -202,6 +204,8 @@ pub struct SessionView {
     pub translated: Option<(Vni, Flow)>,
     /// The mapping of a NAT gateway that it uses, by number.
     pub mapping: Option<u32>,
+    /// The address of the load balancer's member that gets its packets as they are.
+    pub chosen: Option<u128>,
     /// The counter of a load balancer's member that it counts in, by number.
     pub member: Option<u32>,
     pub state: State,
@@ -467,7 +471,8 @@ impl SessionTable {
         slot.set_state(new.state, key.direction);
         slot.last_seen.store(new.now, Ordering::Relaxed);
         slot.created.store(new.now, Ordering::Relaxed);
-        slot.set_port(new.port, second.is_some());
+        let chosen = new.chosen.filter(|_| second.is_none());
+        slot.set_port(new.port, second.is_some(), chosen.is_some());
         slot.vpc.store(new.vpc.get(), Ordering::Relaxed);
         if let Some((second, translation)) = &second {
             let line = &shard.lines[number as usize];
@@ -475,6 +480,12 @@ impl SessionTable {
             if let Some(mapping) = new.mapping {
                 self.mappings.retain(mapping);
             }
+            if let Some(member) = new.member {
+                self.member_counts.retain(member);
+            }
+            self.translates.store(true, Ordering::Relaxed);
+        } else if let Some(address) = chosen {
+            shard.lines[number as usize].set_chosen(address, new.member);
             if let Some(member) = new.member {
                 self.member_counts.retain(member);
             }
@@ -654,7 +665,14 @@ impl SessionTable {
         writer.counts.live -= 1;
         let hash = Key::hash_of(&self.seeds, &slot.words());
         match second {
-            None => shard.index.take(hash, Place::plain(number)),
+            None => {
+                shard.index.take(hash, Place::plain(number));
+                if slot.is_chosen()
+                    && let Some(member) = shard.lines[number as usize].read().member
+                {
+                    self.member_counts.release(member);
+                }
+            }
             Some(words) => {
                 shard.index.take(hash, Place::first(number));
                 let line = shard.lines[number as usize].read();
@@ -906,6 +924,10 @@ impl Shard {
             let (flow, vni) = Key::flow(&line.words, line.across(opener));
             ((vni, flow), line.mapping, line.member)
         });
+        let chosen = slot.is_chosen().then(|| {
+            let line = &self.lines[number as usize];
+            (line.chosen(), line.read().member)
+        });
         let (out, back) = (
             &slot.entries[opener as usize],
             &slot.entries[opener.opposite() as usize],
@@ -916,7 +938,10 @@ impl Shard {
             flow,
             translated: translated.map(|it| it.0),
             mapping: translated.and_then(|it| it.1),
-            member: translated.and_then(|it| it.2),
+            chosen: chosen.map(|it| it.0),
+            member: translated
+                .and_then(|it| it.2)
+                .or(chosen.and_then(|it| it.1)),
             state,
             epoch: decided_out.map_or(Epoch::default(), |(epoch, _)| epoch),
             idle_ms: now.wrapping_sub(slot.last_seen.load(Ordering::Relaxed)),
@@ -1005,6 +1030,17 @@ impl SessionRef<'_> {
 
     fn second_words(&self) -> Option<[u64; 5]> {
         self.shard.second_words(self.number)
+    }
+
+    /// The address of the load balancer's member that gets the packets of its opener as they are.
+    pub fn chosen(&self) -> Option<u128> {
+        if !self.slot.is_chosen() {
+            return None;
+        }
+        let address = self.shard.lines.get(self.number as usize)?.chosen();
+        fence(Ordering::Acquire);
+        let is_live = self.slot.version.load(Ordering::Relaxed) == self.version;
+        is_live.then_some(address)
     }
 
     /// What a packet of this side becomes on the other: its session's other key. None: the session has one key; or the packet is on the wrong side for

@@ -72,7 +72,8 @@ const MAPPING_AT: u32 = 3;
 /// Where the VNI is in the last word of a key.
 const VNI: u64 = 0xff_ffff << 8;
 
-/// What a translated session owns besides its slot. All zeroes where none was.
+/// What a translated session owns besides its slot, and one for which a member of a load balancer was chosen that gets its packets as they are. All zeroes where
+/// none was.
 #[repr(C, align(64))]
 #[derive(Debug, Default)]
 pub struct Line {
@@ -142,6 +143,20 @@ impl Line {
         self.flags.store(flags, Ordering::Relaxed);
         let member = member.map_or(0, |member| member + 1);
         self.member.store(member, Ordering::Relaxed);
+    }
+
+    /// Writes who was chosen for a session with one key: the member's address, and the counter that the session counts in.
+    pub(super) fn set_chosen(&self, address: u128, member: Option<u32>) {
+        self.key[0].store((address >> 64) as u64, Ordering::Relaxed);
+        self.key[1].store(address as u64, Ordering::Relaxed);
+        let member = member.map_or(0, |member| member + 1);
+        self.member.store(member, Ordering::Relaxed);
+    }
+
+    /// Who was chosen.
+    pub(super) fn chosen(&self) -> u128 {
+        let [high, low] = [0, 1].map(|at: usize| self.key[at].load(Ordering::Relaxed));
+        u128::from(high) << 64 | u128::from(low)
     }
 
     /// What it says. The caller knows by the slot's version whether that is of its session.

@@ -44,6 +44,8 @@ pub struct Plan {
     pub by_source: bool,
     /// Whether clients are told of connections that are lost.
     pub resets: bool,
+    /// Whether members get what is for the load balancer's address as it is, and answer with that address.
+    pub dsr: bool,
 }
 
 /// How members are chosen, as it is configured.
@@ -125,10 +127,16 @@ impl Balancer {
         self.listeners.iter().any(|listener| listener.serves())
     }
 
-    /// Whether a flow to the load balancer's address and this port may go on to this address and port.
-    pub fn keeps(&self, (protocol, port): (u8, u16), to: (u128, u16)) -> bool {
-        self.listener(protocol, port)
-            .is_some_and(|listener| listener.has(port, to))
+    /// Whether a member at this address gets what is for the load balancer's address as it is: of a protocol and a port, or of any.
+    pub fn is_answered_by(&self, address: u128, of: Option<(u8, u16)>) -> bool {
+        let has = |listener: &Listener| {
+            let first = listener.plan.ports.0;
+            listener.plan.dsr && listener.has(first, (address, first))
+        };
+        match of {
+            Some((protocol, port)) => self.listener(protocol, port).is_some_and(has),
+            None => self.listeners.iter().any(|listener| has(listener)),
+        }
     }
 }
 
@@ -192,7 +200,7 @@ impl Listener {
     }
 
     /// Whether a member serves a port of the listener at an address and port, whether it takes new flows or not.
-    fn has(&self, port: u16, to: (u128, u16)) -> bool {
+    pub fn has(&self, port: u16, to: (u128, u16)) -> bool {
         self.place(port, to).is_some()
     }
 
@@ -287,6 +295,7 @@ mod tests {
             algorithm: Algorithm::LeastConnections,
             by_source: false,
             resets: true,
+            dsr: false,
         };
         (
             counts,

@@ -217,6 +217,7 @@ fn a_session_that_goes_counts_no_more() {
         action: None,
         translation: None,
         mapping: None,
+        chosen: None,
         member: None,
     };
     let flood = |fabric: &Fabric, from: u32| {

@@ -14,6 +14,7 @@ mod dhcp6;
 mod direct;
 mod dns;
 mod dscp;
+mod dsr;
 mod epochs;
 mod external;
 mod failover;

@@ -60,7 +60,7 @@ impl Guest {
 pub struct Connection {
     pub vpc: String,
     guests: [Guest; 2],
-    ports: [u16; 2],
+    pub ports: [u16; 2],
 }
 
 /// A segment that a guest is to send.

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use weft_dataplane::packet::Flow;
 use weft_dataplane::packet::parse::{address_word, word_address};
 use weft_fabric::Fabric;
 
@@ -43,7 +44,12 @@ impl Counts {
             let mut new = Vec::new();
             let snapshot = its.pipeline.snapshot();
             its.shared.sessions.each(fabric.now, |session| {
-                let (Some(number), Some((_, after))) = (session.member, session.translated) else {
+                let chosen = session.chosen.map(|destination| Flow {
+                    destination,
+                    ..session.flow
+                });
+                let after = session.translated.map(|(_, after)| after).or(chosen);
+                let (Some(number), Some(after)) = (session.member, after) else {
                     return;
                 };
                 *by_counter.entry(number).or_default() += 1;

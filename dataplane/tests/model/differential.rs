@@ -281,8 +281,10 @@ impl Differential {
         let mut members = Vec::new();
         for (id, host) in &self.fabric.hosts {
             host.shared.sessions.each(self.fabric.now, |session| {
-                let Some((_, after)) = session.translated else {
-                    return;
+                let taken = match (session.translated, session.chosen) {
+                    (Some((_, after)), _) => (after.destination, after.destination_port),
+                    (None, Some(member)) => (member, session.flow.destination_port),
+                    (None, None) => return,
                 };
                 let before = word_address(session.flow.destination);
                 if vips.contains(&before) {
@@ -291,7 +293,7 @@ impl Differential {
                         client: (word_address(session.flow.source), session.flow.source_port),
                         at: (before, session.flow.destination_port),
                         protocol: session.flow.protocol,
-                        taken: (word_address(after.destination), after.destination_port),
+                        taken: (word_address(taken.0), taken.1),
                     });
                 }
             });

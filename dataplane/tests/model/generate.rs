@@ -142,6 +142,7 @@ pub struct ListenerPlan {
     pub udp: bool,
     pub range: u8,
     pub choice: u8,
+    pub dsr: bool,
     pub drop_lost: bool,
     pub members: Vec<MemberPlan>,
 }
@@ -645,6 +646,7 @@ fn balancer(rng: &mut Rng) -> BalancerPlan {
             udp: rng.coin(),
             range: rng.byte(),
             choice: rng.below(8),
+            dsr: rng.percent(20),
             drop_lost: rng.percent(30),
             members: members(rng),
         }),
@@ -1373,6 +1375,12 @@ impl BalancerPlan {
 
 impl BalancerPlan {
     fn bind(&self, number: usize, objects: &mut Objects) {
+        // Members answer clients outside by their hosts with nat alone.
+        let id = format!("lb{number}");
+        let own = objects.load_balancers.iter().find(|it| it.id == id);
+        if own.is_some_and(|it| it.listeners.iter().any(|it| it.mode == "dsr")) {
+            return;
+        }
         let place = usize::from(self.subnet) % objects.subnets.len();
         let cidrs = objects.subnets[place].cidrs.clone();
         // Those of a VPC are on one network.
@@ -1417,7 +1425,10 @@ impl ListenerPlan {
                     String::new()
                 },
                 address: address.map_or(String::new(), |address| address.to_string()),
-                to_port_min: [0, 0, 0, 80, 8080][usize::from(plan.to)],
+                to_port_min: match self.dsr {
+                    true => 0,
+                    false => [0, 0, 0, 80, 8080][usize::from(plan.to)],
+                },
                 weight: plan.weight.into(),
                 draining: plan.draining,
             };
@@ -1441,6 +1452,7 @@ impl ListenerPlan {
             affinity: if self.choice == 4 { "source" } else { "" }.into(),
             members,
             drop_lost: self.drop_lost,
+            mode: if self.dsr { "dsr" } else { "" }.into(),
             health: Some(v1::HealthCheck {
                 protocol: "tcp".into(),
                 ..v1::HealthCheck::default()

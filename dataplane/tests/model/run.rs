@@ -140,11 +140,25 @@ impl Run {
             {
                 let ends = ((a.id.as_str(), *client), (b.id.as_str(), *server));
                 let mut connection = Connection::new(number, &a.vpc, ends.0, ends.1);
+                let balancer = self.balancer_of(b, &a.vpc, v4);
+                let as_it_is = balancer.filter(|address| {
+                    let to = u32::from(connection.ports[1]);
+                    let mut balancers = self.objects.load_balancers.iter();
+                    let text = address.to_string();
+                    let own = balancers.find(|it| it.vpc == a.vpc && it.addresses.contains(&text));
+                    let mut listeners = own.into_iter().flat_map(|it| &it.listeners);
+                    listeners.any(|it| {
+                        let (first, last) = it.ports();
+                        it.mode == "dsr" && it.protocol == "tcp" && (first..=last).contains(&to)
+                    })
+                });
                 if number != 0
                     && let Some(server) = outside(&b.vpc, *server)
                 {
                     connection.translate(outside(&a.vpc, *client), server);
-                } else if let Some(balancer) = self.balancer_of(b, &a.vpc, v4) {
+                } else if let Some(balancer) = as_it_is {
+                    connection = Connection::new(number, &a.vpc, ends.0, (&b.id, balancer));
+                } else if let Some(balancer) = balancer {
                     // It may go to another member, and is not heard then.
                     connection.translate(None, balancer);
                 }

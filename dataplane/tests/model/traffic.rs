@@ -52,12 +52,13 @@ pub fn mac(text: &str) -> Mac {
     std::array::from_fn(|_| bytes.next().unwrap())
 }
 
+pub fn addresses(port: &v1::Port) -> impl Iterator<Item = IpAddr> {
+    let all = port.addresses.iter();
+    all.map(|text| text.parse::<IpAddr>().unwrap())
+}
+
 pub fn address(port: &v1::Port, v4: bool) -> Option<IpAddr> {
-    let mut all = port
-        .addresses
-        .iter()
-        .map(|text| text.parse::<IpAddr>().unwrap());
-    all.find(|address| address.is_ipv4() == v4)
+    addresses(port).find(|address| address.is_ipv4() == v4)
 }
 
 pub fn gateway_mac(objects: &Objects, port: &v1::Port) -> Mac {

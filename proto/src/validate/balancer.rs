@@ -97,6 +97,11 @@ fn check_listener(at: At<'_>, i: usize, listener: &Listener, report: &mut Report
         let rule = format!("'{algorithm}' is neither maglev, round-robin nor least-connections");
         report.add(at, field("algorithm"), rule);
     }
+    let mode = listener.mode.as_str();
+    if !matches!(mode, "" | "nat" | "dsr") {
+        let rule = format!("'{mode}' is neither nat nor dsr");
+        report.add(at, field("mode"), rule);
+    }
     match listener.affinity.as_str() {
         "" | "five-tuple" => {}
         "source" if algorithm == "round-robin" => {
@@ -209,6 +214,10 @@ fn check_members(
         let to = member.to_port_min;
         if last >= first && to > MAX_PORT.saturating_sub(last - first) {
             let rule = format!("{to} and the next {} ports exceed {MAX_PORT}", last - first);
+            report.add(at, field("to_port_min"), rule);
+        }
+        if listener.is_dsr() && to != 0 && to != first {
+            let rule = format!("{to} is not {first}: with dsr a member gets what the client sent");
             report.add(at, field("to_port_min"), rule);
         }
         if member.weight > limits::MEMBER_WEIGHT {

@@ -11,7 +11,7 @@ use crate::address::{parse_address, parse_prefix, special_use};
 use crate::nat::GATEWAY_HOST_ADDRESSES;
 use crate::nat::{LONGEST_TIMEOUT, MOST_MAPPINGS};
 use crate::state::{Change, Kind, Object};
-use crate::v1::{self, ElasticIp, ExternalNetwork, NatGateway};
+use crate::v1::{self, ElasticIp, ExternalNetwork, Listener, NatGateway};
 
 /// The first and the last port of a port forward, and which one it is.
 type Range = (u32, u32, usize);
@@ -356,6 +356,13 @@ fn check_balanced(
             let rule = format!("load balancer '{}' has no {family} address", balancer.id);
             report.add(at, field, rule);
         }
+    }
+    if let Some(i) = balancer.listeners.iter().position(Listener::is_dsr) {
+        let rule = format!(
+            "load balancer '{}' has listeners[{i}] of mode dsr, whose members answer ports of its vpc alone",
+            balancer.id
+        );
+        report.add(at, field, rule);
     }
     if let Some(address) = address
         && let Some(subnet) = index.subnet_with(&balancer.vpc, address)

@@ -268,9 +268,11 @@ impl Reach {
             {
                 Self::Object
             }
-            // Elastic IPs may be bound to one that goes, or that has an address less.
+            // Elastic IPs may be bound to one that goes, that has an address less, or whose members come to answer by themselves.
             (Some(Object::LoadBalancer(old)), Some(Object::LoadBalancer(new)))
-                if old.vpc == new.vpc && old.addresses == new.addresses =>
+                if old.vpc == new.vpc
+                    && old.addresses == new.addresses
+                    && (old.has_dsr() || !new.has_dsr()) =>
             {
                 Self::Object
             }

@@ -438,13 +438,24 @@ fn session(snapshot: &Snapshot, view: &SessionView) -> v1::Session {
         protocol::ICMP | protocol::ICMPV6 => flow.opening_icmp(),
         _ => flow.destination_port,
     };
-    let translated = view.translated.map(|(vni, flow)| v1::TranslatedFlow {
-        vpc: vpc(vni),
-        source: text(flow.source),
-        source_port: flow.source_port.into(),
-        destination: text(flow.destination),
-        destination_port: destination_port(&flow).into(),
+    // A member that gets packets as they are is shown as if it got them at its own address.
+    let chosen = view.chosen.map(|destination| {
+        let flow = Flow {
+            destination,
+            ..view.flow
+        };
+        (view.vni, flow)
     });
+    let translated = view
+        .translated
+        .or(chosen)
+        .map(|(vni, flow)| v1::TranslatedFlow {
+            vpc: vpc(vni),
+            source: text(flow.source),
+            source_port: flow.source_port.into(),
+            destination: text(flow.destination),
+            destination_port: destination_port(&flow).into(),
+        });
     v1::Session {
         vpc: vpc(view.vni),
         protocol: view.flow.protocol.into(),

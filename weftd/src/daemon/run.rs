@@ -27,7 +27,7 @@ use weft_dataplane::session::table::{PREPARE_EVERY, SessionTable};
 /// How often devices of ports are looked for.
 const SETTLE: Duration = Duration::from_millis(250);
 /// What this host offers to the controller.
-const CAPABILITIES: [&str; 22] = [
+const CAPABILITIES: [&str; 23] = [
     "vxlan",
     "gre",
     "netdev",
@@ -39,6 +39,7 @@ const CAPABILITIES: [&str; 22] = [
     "learning",
     weft_proto::LOAD_BALANCER,
     weft_proto::LEAST_CONNECTIONS,
+    weft_proto::DSR,
     weft_proto::DHCP_OPTIONS,
     weft_proto::FINDINGS,
     weft_proto::DSCP_MARKING,

@@ -178,9 +178,15 @@ impl Members {
             (_, 0) => serves_at,
             (_, given) => given,
         };
-        let at = (to, asked_at.try_into().ok()?);
+        let asked_at = asked_at.try_into().ok()?;
         let health = MemberHealth::of(balancer, listener, (to, serves_at));
-        Some((health, Plan::new(check, port, Some(from), at)?))
+        // A member that has the load balancer's address takes nothing from there, and serves at it: it is asked at that address, from the gateway's.
+        let (from, at) = if listener.is_dsr() {
+            (None, (from, asked_at))
+        } else {
+            (Some(from), (to, asked_at))
+        };
+        Some((health, Plan::new(check, port, from, at)?))
     }
 
     /// The port of this host that a member is at.

@@ -33,6 +33,7 @@ fn new(state: State, now: u32) -> NewSession {
         action: None,
         translation: None,
         mapping: None,
+        chosen: None,
         member: None,
     }
 }
@@ -594,6 +595,7 @@ fn translated(
     let new = NewSession {
         translation: Some(Translation::new(&outside, &inside, 6)),
         mapping: None,
+        chosen: None,
         member: None,
         ..new(State::OneWay, now)
     };
@@ -702,6 +704,7 @@ fn no_two_sessions_share_a_key() {
     let other = NewSession {
         translation: Some(Translation::new(&outside, &flow(77), 6)),
         mapping: None,
+        chosen: None,
         member: None,
         ..translated
     };
@@ -712,6 +715,7 @@ fn no_two_sessions_share_a_key() {
     let itself = NewSession {
         translation: Some(Translation::new(&flow(3), &flow(3), 5)),
         mapping: None,
+        chosen: None,
         member: None,
         ..translated
     };
@@ -800,4 +804,29 @@ fn sessions_go_with_an_address_of_either_side() {
             assert_eq!(table.find(&there).is_none(), goes);
         }
     }
+}
+
+/// Who was chosen for a session with one key goes with it, and the slot's next session knows nothing of that.
+#[test]
+fn a_session_with_one_key_keeps_the_member_that_was_chosen() {
+    let table = table(1000);
+    let member = 0xfd00 << 112 | 7;
+    let key = Key::new(table.seeds(), &flow(1), 5);
+    let back = Key::new(table.seeds(), &flow(1).reversed(), 5);
+    let chosen = NewSession {
+        chosen: Some(member),
+        ..new(State::OneWay, 0)
+    };
+    table.insert(&key, &chosen).unwrap();
+    for key in [&key, &back] {
+        let found = table.find(key).unwrap();
+        assert_eq!(found.chosen(), Some(member));
+        assert!(!found.is_translated() && found.translation().is_none());
+    }
+    assert_eq!(table.list(9, 0, |_| true)[0].chosen, Some(member));
+    let gone = table.find(&key).unwrap();
+    table.remove(&gone);
+    assert_eq!(gone.chosen(), None);
+    table.insert(&key, &new(State::OneWay, 0)).unwrap();
+    assert_eq!(table.find(&key).unwrap().chosen(), None);
 }

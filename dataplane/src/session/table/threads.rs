@@ -52,6 +52,7 @@ fn new(state: State, action: Option<(Stamp, Action)>) -> NewSession {
         action,
         translation: None,
         mapping: None,
+        chosen: None,
         member: None,
     }
 }
@@ -287,6 +288,7 @@ fn crossing(table: &SessionTable) -> [(Key, NewSession, Key); 2] {
         let new = NewSession {
             translation: Some(Translation::new(&before, &after, 7)),
             mapping: None,
+            chosen: None,
             member: None,
             ..new(State::OneWay, Some((STAMP(1), action(10).translated())))
         };

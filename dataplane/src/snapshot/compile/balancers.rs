@@ -204,6 +204,7 @@ fn plan<'s>(
         },
         by_source: listener.affinity == "source",
         resets: !listener.drop_lost,
+        dsr: listener.is_dsr(),
     })
 }
 

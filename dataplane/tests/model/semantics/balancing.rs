@@ -7,8 +7,8 @@ use std::net::IpAddr;
 use weft_dataplane::packet::DropReason;
 use weft_proto::v1::{self, Listener, LoadBalancer};
 
-use super::frame::{ACK, Detail, Flow, ICMP, ICMPV6, Packet, RST, TCP, UDP};
-use super::world::{World, gateway_mac, prefix_holds};
+use super::frame::{ACK, Detail, Flow, ICMP, ICMPV6, Packet, RST, TCP, UDP, is_group_mac};
+use super::world::{World, gateway_mac, mac, prefix_holds};
 use super::{Model, gateway};
 use crate::craft::{self, Ends, Header};
 use crate::traffic;
@@ -174,6 +174,37 @@ impl World {
         targets.into_iter().map(|it| (it, weight(&it))).collect()
     }
 
+    /// Whether a port with this address is a member of a load balancer of mode dsr: of the listener for a protocol and a port, or of any.
+    fn is_answered_by(
+        &self,
+        balancer: &LoadBalancer,
+        address: IpAddr,
+        of: Option<(u8, u16)>,
+    ) -> bool {
+        let mut listeners = balancer.listeners.iter().filter(|it| it.mode == "dsr");
+        let has = |it: &Listener| {
+            let targets = self.targets(balancer, it, address.is_ipv4(), false);
+            targets.iter().any(|(member, _)| *member == address)
+        };
+        match of {
+            Some((protocol, port)) => {
+                let found = listener(balancer, protocol, port);
+                found.is_some_and(|it| it.mode == "dsr" && has(it))
+            }
+            None => listeners.any(has),
+        }
+    }
+
+    /// Whether a member may still get what is for its load balancer's address as it is.
+    pub fn keeps_member(&self, vpc: &str, flow: &Flow, member: IpAddr) -> bool {
+        let Detail::Ports(_, to) = flow.detail else {
+            return false;
+        };
+        let balancer = self.balancer(vpc, flow.destination);
+        let of = Some((flow.protocol, to));
+        balancer.is_some_and(|it| self.is_answered_by(it, member, of))
+    }
+
     /// Whether a flow to a load balancer may still become another; none if it is not for one.
     pub fn may_be_balanced(&self, vpc: &str, before: &Flow, after: &Flow) -> Option<bool> {
         if before.destination == after.destination {
@@ -191,7 +222,8 @@ impl World {
             let first = at.wrapping_sub(to - listener.port_min as u16);
             targets.contains(&(after.destination, first))
         };
-        let is_served = listener(balancer, before.protocol, to).is_some_and(serves);
+        let found = listener(balancer, before.protocol, to).filter(|it| it.mode != "dsr");
+        let is_served = found.is_some_and(serves);
         Some(is_served && is_source && from == after_from)
     }
 }
@@ -206,6 +238,38 @@ fn listener(balancer: &LoadBalancer, protocol: u8, port: u16) -> Option<&Listene
         };
         of_protocol && (listener.port_min..=last).contains(&port.into())
     })
+}
+
+/// Whether members get a flow to a load balancer as it is.
+pub fn is_dsr(balancer: &LoadBalancer, flow: &Flow) -> bool {
+    let Detail::Ports(_, to) = flow.detail else {
+        return false;
+    };
+    listener(balancer, flow.protocol, to).is_some_and(|it| it.mode == "dsr")
+}
+
+/// Whether a port may send a packet with a load balancer's address because it may be an answer.
+pub fn may_answer(world: &World, port: &v1::Port, packet: &Packet) -> bool {
+    let Some(balancer) = world.balancer(&port.vpc, packet.flow.source) else {
+        return false;
+    };
+    if packet.src != mac(&port.mac) || is_group_mac(packet.dst) {
+        return false;
+    }
+    let is_later = packet.fragment.is_some_and(|piece| !piece.is_first());
+    let is_icmp = packet.flow.protocol == if packet.is_v4() { ICMP } else { ICMPV6 };
+    let of = match packet.flow.detail {
+        _ if is_later || is_icmp => None,
+        Detail::Ports(from, _) => Some((packet.flow.protocol, from)),
+        _ => return false,
+    };
+    traffic::addresses(port).any(|address| world.is_answered_by(balancer, address, of))
+}
+
+/// Whether a packet of a port has a load balancer's address that is not its own.
+pub fn is_answer(world: &World, port: &v1::Port, packet: &Packet) -> bool {
+    world.balancer(&port.vpc, packet.flow.source).is_some()
+        && gateway::guard(world, port, packet).is_err()
 }
 
 /// Whether any member takes flows.

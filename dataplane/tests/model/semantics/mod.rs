@@ -135,6 +135,8 @@ struct Way<'a> {
     /// The VNI that it is known by from here on, and the mapping that it uses.
     beyond: u32,
     mapping: Option<u32>,
+    /// The member of a load balancer that gets it as it is.
+    member: Option<std::net::IpAddr>,
 }
 
 /// How this host translates what leaves for an external network.
@@ -155,6 +157,7 @@ impl<'a> Way<'a> {
             exit: None,
             beyond: OUTSIDE,
             mapping: None,
+            member: None,
         }
     }
 }
@@ -166,6 +169,8 @@ enum Becoming {
     Anew,
     /// By its session, if anything.
     Kept(Option<(Flow, u32)>),
+    /// Nothing else: it goes to this member of the load balancer that it is for.
+    Member(std::net::IpAddr),
     /// An error: by the packet that it quotes. The VNI is that of where it goes.
     Error(Flow, Flow, u32),
 }
@@ -489,7 +494,20 @@ impl Model {
             }
             return Ok(());
         }
-        gateway::guard(world, port, &packet)?;
+        let to_router = packet.dst == gateway_mac(world.subnet(&port.subnet));
+        let destination = packet.flow.destination;
+        let is_local = destination == gateway::link_local(packet.dst);
+        let is_metadata = world.is_metadata(destination);
+        let is_gateway = world.gateway(&port.vpc, destination).is_some();
+        let to_gateway = to_router && (is_local || is_metadata || is_gateway);
+        if let Err(reason) = gateway::guard(world, port, &packet) {
+            // A member answers a client with its load balancer's address; no question of the host's own is in the model.
+            if to_gateway || !balancing::may_answer(world, port, &packet) {
+                return Err(reason);
+            }
+            let (ingress, place) = (Ingress::Port(port), (&*port.host, &*port.vpc));
+            return self.onward(world, place, ingress, packet, outcome);
+        }
         // Nobody answers IPv4's solicitations of routers (RFC 1256).
         if packet.is_v4()
             && packet.flow.protocol == frame::ICMP
@@ -510,10 +528,6 @@ impl Model {
                 Said::Other => {}
             }
         }
-        let to_router = packet.dst == gateway_mac(world.subnet(&port.subnet));
-        let destination = packet.flow.destination;
-        let is_local = destination == gateway::link_local(packet.dst);
-        let is_metadata = world.is_metadata(destination);
         let to_web = matches!(packet.flow.detail, frame::Detail::Ports(_, 80));
         if to_router && is_metadata && to_web && packet.flow.protocol == frame::TCP {
             outcome.asked.push((port.id.clone(), packet.bytes));
@@ -527,8 +541,7 @@ impl Model {
             outcome.asked.push((port.id.clone(), packet.bytes));
             return Ok(());
         }
-        let is_gateway = world.gateway(&port.vpc, destination).is_some();
-        if to_router && (is_local || is_metadata || is_gateway) {
+        if to_gateway {
             answer(gateway::ping(&packet)?);
             return Ok(());
         }
@@ -753,6 +766,15 @@ impl Model {
         stands: Place,
     ) -> Result<Becoming, DropReason> {
         let host = place.0;
+        let known = &self.sessions[host][session];
+        if let Some(member) = known.member
+            && stands.from_opener
+        {
+            return match world.keeps_member(place.1, &known.flow, member) {
+                true => Ok(Becoming::Member(member)),
+                false => Err(DropReason::MemberGone),
+            };
+        }
         let Some([before, after]) = self.sessions[host][session].translated else {
             return Ok(Becoming::Kept(None));
         };
@@ -819,7 +841,9 @@ impl Model {
                 .and_then(|quoted| Some((quoted, find(sessions, vni, &quoted)?)))
                 .ok_or(DropReason::IcmpUnrelated)?;
             // It was translated before it got there.
-            let choice = stands.was.map_or(Becoming::Kept(None), |(was, there)| {
+            let member = sessions[session].member.filter(|_| !stands.from_opener);
+            let as_it_is = member.map_or(Becoming::Kept(None), Becoming::Member);
+            let choice = stands.was.map_or(as_it_is, |(was, there)| {
                 let mut flow = packet.flow;
                 flow.destination = was.source;
                 if flow.source == quoted.destination {
@@ -839,6 +863,20 @@ impl Model {
         }
         let is_outside = matches!(ingress, Ingress::Outside(..));
         let mut known = find(sessions, vni, &packet.flow);
+        let answering = match ingress {
+            Ingress::Port(port) if balancing::is_answer(world, port, packet) => Some(port),
+            _ => None,
+        };
+        if let Some(port) = answering {
+            let asks = known.filter(|(_, stands)| !stands.from_opener);
+            let is_asked = asks.is_some_and(|(i, _)| match sessions[i].member {
+                Some(member) => crate::traffic::addresses(port).any(|address| address == member),
+                None => sessions[i].charged.as_ref() == Some(&port.id),
+            });
+            if !is_asked {
+                return Err(DropReason::SpoofedAddress);
+            }
+        }
         let becomes = known.and_then(|(_, stands)| stands.becomes);
         let becomes = becomes.map(|(flow, _)| flow);
         let (mut followed, mut over) = (None, None);
@@ -874,6 +912,9 @@ impl Model {
                 }
                 Follow::Drop(reason) => return Err(reason),
             }
+        }
+        if known.is_none() && answering.is_some() {
+            return Err(DropReason::SpoofedAddress);
         }
         if let Some((i, stands)) = known
             && stands.from_opener
@@ -964,6 +1005,11 @@ impl Model {
                     translated: after.map(|after| [packet.flow, after]),
                     sides: [vni, beyond],
                     mapping: way.mapping,
+                    member: way.member,
+                    charged: match (ingress, way.to) {
+                        (Ingress::Port(port), _) | (_, To::Port(port)) => Some(port.id.clone()),
+                        _ => None,
+                    },
                     joined,
                     stage,
                     ends,
@@ -1013,6 +1059,13 @@ impl Model {
         if let Some(balancer) = balancer {
             self.balance(world, (host, balancer), &mut flow)?;
         }
+        let member = match choice {
+            Becoming::Member(member) => Some(member).filter(|_| routed),
+            _ if balancer.is_some_and(|it| balancing::is_dsr(it, &packet.flow)) => {
+                Some(flow.destination)
+            }
+            _ => None,
+        };
         match (choice, ingress) {
             _ if balancer.is_some() => {}
             // Nothing passes from the outside in one VNI, but what comes from another VPC of the host to an address that a port has itself.
@@ -1070,6 +1123,15 @@ impl Model {
                     network.map(|network| (network, packet.flow.source))
                 });
                 match elsewhere {
+                    _ if let Some(member) = member => {
+                        let target = world.port_by_address(vpc, member);
+                        let target = target.ok_or(DropReason::NoPort)?;
+                        if target.id == port.id {
+                            return Err(DropReason::UnknownMac);
+                        }
+                        let macs = (mac(&target.mac), gateway_mac(world.subnet(&target.subnet)));
+                        Way::new(to_port(port, target), Some(macs))
+                    }
                     None if let Some(public) = public.filter(|_| routed) => {
                         let subnet = world.subnet(&port.subnet);
                         leave::leave_balanced(world, host, subnet, &flow, public)?
@@ -1098,7 +1160,9 @@ impl Model {
                 Way::new(to, Some(macs))
             }
         };
+        way.member = member.filter(|_| matches!(ingress, Ingress::Port(_)));
         match choice {
+            _ if way.member.is_some() => flow = packet.flow,
             _ if let (Some(_), Ingress::Port(port)) = (balancer, ingress) => {
                 flow.source = balancing::source(world, port, &flow, &packet.flow);
             }

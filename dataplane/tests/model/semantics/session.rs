@@ -99,6 +99,10 @@ pub struct Session {
     pub sides: [u32; 2],
     /// The mapping of a NAT gateway that it uses.
     pub mapping: Option<u32>,
+    /// The member of a load balancer that gets what its opener sends as it is.
+    pub member: Option<IpAddr>,
+    /// The port that it is charged to.
+    pub charged: Option<String>,
     /// The other VPC's, of a flow that goes from one VPC into another.
     pub joined: Option<u32>,
     pub stage: Stage,

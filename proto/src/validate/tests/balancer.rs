@@ -192,6 +192,13 @@ fn listeners_have_known_words_and_ranges_of_their_own() {
             it.listeners[0].affinity = "source".into();
         }),
     );
+    for mode in ["", "nat", "dsr"] {
+        accepted(with(move |it| it.listeners[0].mode = mode.into()));
+    }
+    refused(
+        "load_balancer lb listeners[0].mode: 'tunnel' is neither nat nor dsr",
+        with(|it| it.listeners[0].mode = "tunnel".into()),
+    );
     for (ports, rule) in [
         ((0, 0), "port_min: 0 is outside 1 to 65535"),
         ((65536, 0), "port_min: 65536 is outside 1 to 65535"),
@@ -339,6 +346,16 @@ fn ports_of_a_member_and_weights_are_bounded() {
     ] {
         refused(&format!("{at}.to_port_min: {rule}"), to(ports, first));
     }
+    // What a member gets as it was sent is for the port that it was sent to.
+    let direct = |to_port_min| {
+        with(move |it: &mut LoadBalancer| {
+            it.listeners[0].mode = "dsr".into();
+            it.listeners[0].members[1].to_port_min = to_port_min;
+        })
+    };
+    accepted(direct(0));
+    accepted(direct(80));
+    refused(&format!("{at}.to_port_min: 8080 is not 80"), direct(8080));
     refused(
         &format!("{at}.weight: 257 exceeds 256"),
         with(|it| it.listeners[0].members[1].weight = 257),
@@ -738,6 +755,14 @@ fn an_elastic_ip_is_bound_to_a_load_balancer_of_its_family_and_tenant() {
         "load balancer 'lb' belongs to the operator",
     );
     refused(&tenant, with(|it| it.tenant = "ann".into()));
+    let dsr = at(
+        "load_balancer",
+        "load balancer 'lb' has listeners[0] of mode dsr",
+    );
+    refused(&dsr, |o| {
+        add_public(o);
+        o.load_balancers[0].listeners[0].mode = "dsr".into();
+    });
 }
 
 #[test]
@@ -764,6 +789,10 @@ fn what_an_elastic_ip_needs_of_its_load_balancer_does_not_go() {
         |o| {
             drop(o.load_balancers[0].addresses.remove(0));
         },
+    );
+    refused_next(
+        "elastic_ip public: load_balancer: load balancer 'lb' has listeners[1] of mode dsr",
+        |o| o.load_balancers[0].listeners[1].mode = "dsr".into(),
     );
     refused_next(
         "elastic_ip public: external_network: external network 'inet'",
