@@ -8,10 +8,11 @@ use super::forwarding::{self, Way};
 use super::policy_eval::Standing;
 use super::tracer::Tracer;
 use super::translate::Choice;
-use super::{Entry, gateway, learning};
+use super::{Entry, Tables, gateway, learning};
 use crate::packet::checksum;
 use crate::packet::parse::{self, ETHERNET, Family, Parsed, protocol, tcp_flags, word_address};
 use crate::packet::{DropReason, Flow};
+use crate::session::Key;
 use crate::session::table::{Ingress, SessionRef};
 use crate::session::tcp::Segment;
 use crate::snapshot::{Balancer, Place, Port, Snapshot, Target, Vpc};
@@ -136,11 +137,10 @@ pub(super) fn straight(
 /// Whether a port may send a packet with a load balancer's address that is not its own: it is a member that gets packets as they are, and the packet answers a
 /// client, or a question of this host. That there is a question is looked at where its session is known ([`is_asked`]).
 pub(super) fn may_answer(snapshot: &Snapshot, port: &Port, parsed: &Parsed) -> bool {
-    let vpc = &snapshot.vpcs[port.vpc];
-    if vpc.balancers.is_empty() || parsed.eth_src != port.mac || parsed.eth_dst.is_group() {
+    if !has_balancers_address(snapshot, port, parsed) {
         return false;
     }
-    let Some(balancer) = at(vpc, parsed.flow.source) else {
+    let Some(balancer) = at(&snapshot.vpcs[port.vpc], parsed.flow.source) else {
         return false;
     };
     let flow = &parsed.flow;
@@ -157,6 +157,37 @@ pub(super) fn may_answer(snapshot: &Snapshot, port: &Port, parsed: &Parsed) -> b
     own.any(|address| balancer.is_answered_by(*address, of))
 }
 
+/// Whether a packet from a port's own MAC has the address of a load balancer of its VPC as its source.
+pub(super) fn has_balancers_address(snapshot: &Snapshot, port: &Port, parsed: &Parsed) -> bool {
+    let vpc = &snapshot.vpcs[port.vpc];
+    !vpc.balancers.is_empty()
+        && parsed.eth_src == port.mac
+        && !parsed.eth_dst.is_group()
+        && at(vpc, parsed.flow.source).is_some()
+}
+
+/// Whether an ICMP error with a load balancer's address is about a packet that its sender got as a member: one to that address, of a session that asks it.
+pub(super) fn is_asked_about(tables: Tables<'_>, entry: &Entry, quoted: &Flow) -> bool {
+    let Ingress::Port(index) = entry.ingress else {
+        return false;
+    };
+    let key = Key::new(tables.sessions.seeds(), quoted, entry.vni);
+    let session = tables.sessions.find(&key);
+    quoted.destination == entry.parsed.flow.source
+        && session.is_some_and(|session| is_of_member(tables.snapshot, index, &session))
+}
+
+/// Whether a port is the member that a session goes to. The session is charged to the member, or, on the client's own host, knows who was chosen.
+fn is_of_member(snapshot: &Snapshot, index: u16, session: &SessionRef<'_>) -> bool {
+    match session.chosen() {
+        Some(member) => {
+            let port = snapshot.port(index);
+            port.is_some_and(|port| port.addresses.contains(&member))
+        }
+        None => session.port() == index,
+    }
+}
+
 /// Whether a packet of a port has a load balancer's address that is not its own, as answers of members have.
 pub(super) fn is_answer(snapshot: &Snapshot, entry: &Entry) -> bool {
     let Ingress::Port(index) = entry.ingress else {
@@ -170,18 +201,12 @@ pub(super) fn is_answer(snapshot: &Snapshot, entry: &Entry) -> bool {
             .is_some_and(|port| port.guarded && !port.owns(parsed.flow.source, parsed.eth_src))
 }
 
-/// Whether a client of a session waits for the answer of the port that a packet comes from, and of no other member. The session is charged to the member, or, on the
-/// client's own host, knows who was chosen.
+/// Whether a client of a session waits for the answer of the port that a packet comes from, and of no other member.
 pub(super) fn is_asked(snapshot: &Snapshot, entry: &Entry, session: &SessionRef<'_>) -> bool {
     let Ingress::Port(index) = entry.ingress else {
         return false;
     };
-    let port = snapshot.port(index);
-    let is_member = match session.chosen() {
-        Some(member) => port.is_some_and(|port| port.addresses.contains(&member)),
-        None => session.port() == index,
-    };
-    is_member && !session.from_origin()
+    is_of_member(snapshot, index, session) && !session.from_origin()
 }
 
 /// Whether a session may go on that makes `after` of `before`: its member is still there. None if `before` is for no load balancer, or goes to it unchanged.

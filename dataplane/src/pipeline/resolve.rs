@@ -164,19 +164,22 @@ fn at_port<'t>(
         return Ok(Some(verdict));
     }
     if let Err(reason) = guard::check(snapshot, port, parsed) {
+        if gateway::is_for_gateway(snapshot, port, parsed) {
+            // Who does not serve is asked, too, and at any port: that there is a question is enough.
+            let is_answer = balancing::has_balancers_address(snapshot, port, parsed)
+                && tables.checks.answered(index, parsed, area).is_some();
+            return if is_answer {
+                Ok(Some(Verdict::Punt(Service::Health)))
+            } else {
+                Err(reason)
+            };
+        }
         if !balancing::may_answer(snapshot, port, parsed) {
             return Err(reason);
         }
         tracer.step("guard", || {
             "a member answers with its load balancer's address".to_owned()
         });
-        if gateway::is_for_gateway(snapshot, port, parsed) {
-            let answered = tables.checks.answered(index, parsed, area);
-            return match answered {
-                Some(_) => Ok(Some(Verdict::Punt(Service::Health))),
-                None => Err(reason),
-            };
-        }
         return Ok(None);
     }
     tracer.step("guard", || "source belongs to the port".to_owned());
@@ -287,6 +290,11 @@ pub(super) fn flow<'t>(
     let (snapshot, parsed) = (tables.snapshot, &entry.parsed);
     if is_icmp_error(parsed) {
         let (choice, quoted, quoted_joined) = check_quote(tables, entry, frame)?;
+        if balancing::is_answer(snapshot, entry)
+            && !balancing::is_asked_about(tables, entry, &quoted)
+        {
+            return Err(DropReason::SpoofedAddress.into());
+        }
         tracer.step("session", || "of the packet that is quoted".to_owned());
         let related = (Standing::Related, choice);
         let judged = judge_about(tables, entry, related, Some(quoted), tracer)?;
@@ -337,6 +345,10 @@ pub(super) fn flow<'t>(
         None if session.from_origin() => Standing::Forward,
         None => Standing::Backward,
     };
+    if answers && standing == Standing::Forward {
+        // A member opens nothing with that address, not even where a client waits for its answer.
+        return Err(DropReason::SpoofedAddress.into());
+    }
     let choice = translate::kept(snapshot, entry, &session);
     if matches!(choice, Err(DropReason::MemberGone))
         && session.from_origin()

@@ -433,7 +433,11 @@ impl SessionTable {
         let other = second.map_or(home, |(second, _)| Self::place(second.hash));
         let mut held = Held::of(&*self.shards, home, other);
         if let Some(found) = self.find(key) {
-            if found.side != Side::First || found.second_words() != second.map(|it| it.0.words) {
+            let chosen = new.chosen.filter(|_| second.is_none());
+            if found.side != Side::First
+                || found.second_words() != second.map(|it| it.0.words)
+                || found.chosen() != chosen
+            {
                 return Err(InsertError::Clash);
             }
             if let Some((stamp, action)) = &new.action {

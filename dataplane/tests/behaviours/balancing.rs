@@ -561,7 +561,7 @@ fn tables_of_listeners_that_stay_are_not_made_again() {
 }
 
 /// Says that these members do not serve, by their addresses.
-fn down(fabric: &mut Fabric, listener: usize, addresses: &[&str]) {
+pub fn down(fabric: &mut Fabric, listener: usize, addresses: &[&str]) {
     change(fabric, |objects| {
         let balancer = &mut objects.load_balancers[0];
         balancer.listeners[listener].health = Some(v1::HealthCheck {

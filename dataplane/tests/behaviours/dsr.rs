@@ -355,6 +355,87 @@ fn health_checks_are_answered_from_the_address() {
 }
 
 #[test]
+fn a_member_that_did_not_serve_is_heard_when_it_does_again_and_at_any_port() {
+    let mut fabric = served_by(&["a2"]);
+    change(&mut fabric, |objects| {
+        let balancer = &mut objects.load_balancers[0];
+        for listener in &mut balancer.listeners {
+            listener.health = Some(v1::HealthCheck {
+                protocol: "tcp".into(),
+                port: 8081,
+                ..v1::HealthCheck::default()
+            });
+        }
+        let balancer = &objects.load_balancers[0];
+        let found = balancer.listeners.iter().map(|listener| {
+            let at = (by_name("a2").v4.into(), 80);
+            v1::MemberHealth::of(balancer, listener, at)
+        });
+        objects.member_health = found.collect();
+    });
+    let index = fabric.port_index("h2", "a2").unwrap();
+    let checks = fabric.checks("h2");
+    let number = checks
+        .begin(Asked {
+            port: index,
+            protocol: 6,
+            to: 8081,
+        })
+        .unwrap();
+    let gateway = End {
+        v4: [10, 0, 1, 1],
+        ..VIP
+    };
+    let answer = tcp(
+        as_vip("a2"),
+        gateway,
+        ROUTER,
+        (8081, number),
+        "SA",
+        (5, 6),
+        0,
+    );
+    assert!(fabric.send("a2", &answer).is_empty());
+    assert_eq!(fabric.asked.len(), 1, "{:?}", fabric.all_drops());
+    // From another port, and with another MAC, it is nobody's answer.
+    let other = tcp(
+        as_vip("a2"),
+        gateway,
+        ROUTER,
+        (8082, number),
+        "SA",
+        (5, 6),
+        0,
+    );
+    dropped(&mut fabric, "a2", &other, DropReason::SpoofedAddress);
+    let mac = End { mac: B1.mac, ..VIP };
+    let other = tcp(mac, gateway, ROUTER, (8081, number), "SA", (5, 6), 0);
+    dropped(&mut fabric, "a2", &other, DropReason::SpoofedBoth);
+    assert_eq!(fabric.asked.len(), 1);
+}
+
+#[test]
+fn errors_and_questions_with_the_address_are_of_the_flows_that_ask_the_member() {
+    let mut fabric = served_by(&["a2", "a3"]);
+    let mut ask = |source_port| {
+        let question = udp(A1, VIP, ROUTER, (source_port, 80), b"question");
+        let (to, _, got) = only(&mut fabric, "a1", &question);
+        (to == "a2").then_some(got)
+    };
+    let got = (1000..1100).find_map(&mut ask).unwrap();
+    // The other member is on the client's host, which knows the flow.
+    let of = |name: &str| unreachable(as_vip(name), A1, next(by_name(name), A1), &got[14..]);
+    dropped(&mut fabric, "a3", &of("a3"), DropReason::SpoofedAddress);
+    assert_eq!(only(&mut fabric, "a2", &of("a2")).0, "a1");
+    // A member opens nothing, even where a client has a connection.
+    let name = connect(&mut fabric, 1000);
+    let opens = reply(&name, 1000, "S", (9000, 0), 0);
+    dropped(&mut fabric, &name, &opens, DropReason::SpoofedAddress);
+    let data = tcp(A1, VIP, ROUTER, (1000, 80), "A", (101, 901), 9);
+    assert_eq!(only(&mut fabric, "a1", &data).0, name);
+}
+
+#[test]
 fn a_trace_says_that_the_member_gets_it_as_it_is() {
     let fabric = served_by(&["b2"]);
     let index = fabric.port_index("h1", "a1").unwrap();

@@ -82,6 +82,7 @@ impl Runner {
                 found: self.found.clone(),
                 taken: false,
                 parts: Vec::new(),
+                parts_bytes: 0,
             };
             let end = tokio::select! {
                 end = attachment.run(start) => end,

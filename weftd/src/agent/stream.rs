@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use prost::Message;
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Status, Streaming};
@@ -24,6 +25,8 @@ use super::{Connection, InForce};
 
 /// How long the controller may take to answer the call and to say Welcome.
 const WELCOME_DEADLINE: Duration = Duration::from_secs(10);
+/// Bytes of a state that may come ahead of its last message: four times what one message may have.
+const MOST_IN_PARTS: usize = 4 * MAX_MESSAGE;
 
 /// The state that the host reports.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -83,6 +86,8 @@ pub(super) struct Attachment<'a> {
     pub(super) taken: bool,
     /// Objects of the next state that have come ahead of it.
     pub(super) parts: Vec<Objects>,
+    /// How large they are together, as they were sent.
+    pub(super) parts_bytes: usize,
 }
 
 impl Attachment<'_> {
@@ -249,6 +254,7 @@ impl Attachment<'_> {
         if self.parts.is_empty() {
             return last;
         }
+        self.parts_bytes = 0;
         let parts = std::mem::take(&mut self.parts).into_iter();
         collect(parts.chain([last]).flat_map(explode))
     }
@@ -256,6 +262,10 @@ impl Attachment<'_> {
     fn understand(&mut self, message: ToHost) -> Result<Received, Reason> {
         match message.message {
             Some(to_host::Message::Part(part)) => {
+                self.parts_bytes += part.encoded_len();
+                if self.parts_bytes > MOST_IN_PARTS {
+                    return Err(Reason::Broken("a state without an end"));
+                }
                 self.parts.extend(part.objects);
                 Ok(Received::Part)
             }

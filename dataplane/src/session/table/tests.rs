@@ -818,6 +818,14 @@ fn a_session_with_one_key_keeps_the_member_that_was_chosen() {
         ..new(State::OneWay, 0)
     };
     table.insert(&key, &chosen).unwrap();
+    // Another worker that has chosen another one finds that out, and what the session says stays.
+    let other = NewSession {
+        chosen: Some(8),
+        ..chosen
+    };
+    let clash = table.insert(&key, &other).map(drop);
+    assert_eq!(clash, Err(InsertError::Clash));
+    assert!(table.insert(&key, &chosen).is_ok());
     for key in [&key, &back] {
         let found = table.find(key).unwrap();
         assert_eq!(found.chosen(), Some(member));
