@@ -821,7 +821,7 @@ ports:
             _ => {}
         }
     }
-    assert_eq!(tried, 13);
+    assert_eq!(tried, 15);
 }
 
 #[tokio::test]

@@ -122,6 +122,18 @@ impl Cloud {
         serde_json::from_str(&answer).unwrap()
     }
 
+    /// What differs between Neutron and the controller, and is not repaired.
+    fn resync(&self) -> String {
+        let resync = root().join("target/openstack/venv/bin/neutron-weft-resync");
+        let config = self.site.directory().join("neutron/neutron.conf");
+        let line = [
+            resync.to_str().unwrap(),
+            "--config-file",
+            config.to_str().unwrap(),
+        ];
+        self.site.controller_namespace.run(&line).unwrap()
+    }
+
     fn does(&self, words: &[&str]) {
         let _: serde_json::Value = self.step(words);
     }
@@ -274,6 +286,21 @@ fn neutron_drives_networks_groups_routers_and_the_way_out() {
     let floating: Named = cloud.step(&["floating", "public", "c"]);
     let is_there = || connects(&outside, &floating.address);
     wait_until("the floating IP answers", SOON, is_there).unwrap();
+
+    // A port of another project in this one's network: it reaches what is open to all, and its own group admits nobody of this project.
+    let s = cloud.port("s", "h1", &["strange_port", "blue", "s", "h1"], &gateways);
+    cloud.does(&["wait_active", "s"]);
+    let from_s = || connects(&cloud.workloads["s"], v4_of(&web));
+    wait_until("port 80 is open to s", SOON, from_s).unwrap();
+    assert!(!cloud.workloads["a"].pings(v4_of(&s), 1));
+
+    // While the controller is away, the API goes on; what changed is brought to it afterwards.
+    cloud.site.controller = None;
+    let e = cloud.port("e", "h1", &["port", "blue", "e", "h1"], &gateways);
+    cloud.site.start_controller().unwrap();
+    cloud.does(&["wait_active", "e"]);
+    cloud.reaches("b", v4_of(&e));
+    assert_eq!(cloud.resync(), "0 differences\n");
 
     // What weft cannot do is refused by name.
     let refused: Vec<String> = cloud.step(&["refused"]);

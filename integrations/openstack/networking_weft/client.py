@@ -39,6 +39,8 @@ TRANSIENT = {
     grpc.StatusCode.INTERNAL,
     grpc.StatusCode.UNKNOWN,
 }
+# Another controller may answer.
+AWAY = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED}
 OPTIONS = [
     ("grpc.max_receive_message_length", -1),
     ("grpc.max_send_message_length", -1),
@@ -51,10 +53,13 @@ OPTIONS = [
 class ControllerError(Exception):
     """The controller did not do what it was asked for; `transient`: it may the next time."""
 
-    def __init__(self, error: grpc.RpcError) -> None:
-        self.code: grpc.StatusCode = error.code()
+    def __init__(self, error: Exception) -> None:
+        # A call by a channel that another thread has closed is a ValueError to gRPC.
+        is_answer = isinstance(error, grpc.RpcError)
+        self.code: grpc.StatusCode = error.code() if is_answer else grpc.StatusCode.UNAVAILABLE
         self.transient = self.code in TRANSIENT
-        super().__init__(f"weft-controller: {error.details()} ({self.code.name})")
+        details = error.details() if is_answer else error
+        super().__init__(f"weft-controller: {details} ({self.code.name})")
 
 
 class Changed(Exception):
@@ -129,22 +134,24 @@ class Controller:
                 self._stub = intent_pb2_grpc.IntentStub(self._channel)
             return self._stub
 
-    def _failed(self, error: grpc.RpcError) -> ControllerError:
+    def _failed(self, error: Exception, stub: intent_pb2_grpc.IntentStub) -> ControllerError:
         """The next call goes to the next controller, if this one does not answer."""
         failure = ControllerError(error)
-        if failure.code == grpc.StatusCode.UNAVAILABLE and "," in self._conf.controller:
+        if failure.code in AWAY and "," in self._conf.controller:
             with self._lock:
-                self._stub = None
-                if self._channel is not None:
+                # Another thread may have found out the same before.
+                if self._stub is stub:
+                    self._stub = None
                     self._channel.close()
         return failure
 
     def _call(self, method: str, request: object, timeout: float | None = None) -> object:
         limit = self._conf.push_timeout if timeout is None else timeout
+        stub = self._connected()
         try:
-            return getattr(self._connected(), method)(request, timeout=limit)
-        except grpc.RpcError as error:
-            raise self._failed(error) from error
+            return getattr(stub, method)(request, timeout=limit)
+        except (grpc.RpcError, ValueError) as error:
+            raise self._failed(error, stub) from error
 
     def get(self, key: Key) -> tuple[object, int] | None:
         """An object and the revision at which it last changed; none if there is none."""
@@ -171,22 +178,23 @@ class Controller:
                 raise Changed from error
             raise
 
-    def delete(self, key: Key) -> None:
-        """Deletes an object, if it is there."""
+    def delete(self, *keys: Key) -> None:
+        """Deletes objects together, if they are there: of several that are not all there, none."""
         try:
-            self._call("Delete", intent_pb2.DeleteRequest(objects=[key.message()]))
+            self._call("Delete", intent_pb2.DeleteRequest(objects=[key.message() for key in keys]))
         except ControllerError as error:
             if error.code != grpc.StatusCode.NOT_FOUND:
                 raise
 
-    def objects(self, kind: str, selector: str = "", timeout: float = 60.0) -> list[object]:
-        """All objects of a kind, or those with labels."""
-        request = intent_pb2.ListRequest(kind=kind, label_selector=selector)
+    def objects(self, kind: str, selector: str = "", vpc: str = "", timeout: float = 60.0) -> list[object]:
+        """All objects of a kind, or those with labels, or of a VPC."""
+        request = intent_pb2.ListRequest(kind=kind, label_selector=selector, vpc=vpc)
+        stub = self._connected()
         try:
-            replies = self._connected().List(request, timeout=timeout)
+            replies = stub.List(request, timeout=timeout)
             return [item for reply in replies for item in apart(reply.objects)]
-        except grpc.RpcError as error:
-            raise self._failed(error) from error
+        except (grpc.RpcError, ValueError) as error:
+            raise self._failed(error, stub) from error
 
     def accept(self, peering: str) -> None:
         """The other side of a peering says yes."""
@@ -198,9 +206,20 @@ class Controller:
         reply = self._call("ListHostStatus", intent_pb2.ListHostStatusRequest(), timeout=10)
         return list(reply.hosts)
 
-    def watch_ports(self) -> Iterator[intent_pb2.PortConditions]:
-        """Whether packets pass ports: of all of them, and then each change, until the connection ends."""
+    def watch_ports(self, selector: str) -> Iterator[intent_pb2.PortConditions]:
+        """Whether packets pass ports with labels: of all of them, and then each change, until the connection ends."""
+        return self._ports("WatchPortConditions", selector, None)
+
+    def port_conditions(self, selector: str) -> Iterator[intent_pb2.PortConditions]:
+        """The same as of now."""
+        return self._ports("ListPortConditions", selector, 60.0)
+
+    def _ports(
+        self, method: str, selector: str, timeout: float | None
+    ) -> Iterator[intent_pb2.PortConditions]:
+        request = intent_pb2.PortConditionsRequest(label_selector=selector)
+        stub = self._connected()
         try:
-            yield from self._connected().WatchPortConditions(intent_pb2.PortConditionsRequest())
-        except grpc.RpcError as error:
-            raise self._failed(error) from error
+            yield from getattr(stub, method)(request, timeout=timeout)
+        except (grpc.RpcError, ValueError) as error:
+            raise self._failed(error, stub) from error

@@ -32,6 +32,7 @@ from neutron_lib.plugins import directory
 from neutron_lib.services import base
 from oslo_log import log as logging
 
+from networking_weft import config
 from networking_weft.db import segments
 from networking_weft.sync import Sync
 from networking_weft.units import FLOATING_IP, ROUTER, ROUTES, SEGMENT, Unit
@@ -67,6 +68,7 @@ class WeftL3Plugin(
     @resource_registry.tracked_resources(router=l3_models.Router, floatingip=l3_models.FloatingIP)
     def __init__(self) -> None:
         super().__init__()
+        self._sync: Sync | None = None
         for resource in (resources.ROUTER, resources.ROUTER_GATEWAY, resources.FLOATING_IP):
             for event in (events.PRECOMMIT_CREATE, events.PRECOMMIT_UPDATE, events.PRECOMMIT_DELETE):
                 registry.subscribe(self._changes, resource, event)
@@ -91,7 +93,16 @@ class WeftL3Plugin(
 
     @property
     def sync(self) -> Sync:
-        return directory.get_plugin().mechanism_manager.mech_drivers["weft"].obj.sync
+        """The mechanism driver's, so that what one marks the other pushes."""
+        if self._sync is None:
+            manager = getattr(directory.get_plugin(), "mechanism_manager", None)
+            if manager is None or "weft" not in manager.mech_drivers:
+                LOG.warning("the mechanism driver 'weft' is not loaded: its networks are unknown to weft")
+                config.register()
+                self._sync = Sync()
+            else:
+                self._sync = manager.mech_drivers["weft"].obj.sync
+        return self._sync
 
     def _changes(self, resource: str, event: str, trigger: Any, payload: Any) -> None:
         context, identifier = payload.context, payload.resource_id
@@ -104,13 +115,15 @@ class WeftL3Plugin(
     def _around(self, context: Any, router: str) -> list[Unit]:
         """What a router's own settings change."""
         units = [Unit(ROUTER, router)]
+        floating = self.get_floatingips(context.elevated(), {"router_id": [router]}, fields=["id"])
+        units += [Unit(FLOATING_IP, one["id"]) for one in floating]
         for interface in self.sync.units.interfaces(context.elevated(), router=router):
             for segment in segments.segments_of_network(context, interface.network):
                 units += [Unit(ROUTES, segment), Unit(SEGMENT, segment)]
         return units
 
     def _changed(self, resource: str, event: str, trigger: Any, payload: Any) -> None:
-        self.sync.push_marked()
+        self.sync.push_marked(payload.context)
         if resource == resources.FLOATING_IP and event != events.AFTER_DELETE:
             self._set_floating_ip_status(payload)
 

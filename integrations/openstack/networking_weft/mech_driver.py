@@ -16,7 +16,18 @@ from networking_weft import config, qos, translate, trunk
 from networking_weft.agents import AGENT_TYPE
 from networking_weft.db import segments
 from networking_weft.sync import Sync
-from networking_weft.units import ADDRESS_GROUP, GROUP, LINK, NETWORK, PORT, ROUTER, ROUTES, SEGMENT, Unit
+from networking_weft.units import (
+    ADDRESS_GROUP,
+    GROUP,
+    LINK,
+    NETWORK,
+    PORT,
+    ROUTER,
+    ROUTER_PORTS,
+    ROUTES,
+    SEGMENT,
+    Unit,
+)
 from networking_weft.worker import WeftWorker
 
 LOG = logging.getLogger(__name__)
@@ -86,6 +97,7 @@ class WeftMechanismDriver(api.MechanismDriver):
 
     def create_subnet_precommit(self, context: api.SubnetContext) -> None:
         subnet = context.current
+        translate.check_subnet(subnet)
         segment = segments.join(
             context.plugin_context, subnet["network_id"], subnet["id"], subnet["ip_version"]
         )
@@ -93,6 +105,7 @@ class WeftMechanismDriver(api.MechanismDriver):
 
     def update_subnet_precommit(self, context: api.SubnetContext) -> None:
         subnet = context.current
+        translate.check_subnet(subnet)
         segment = segments.segment_of(context.plugin_context, subnet["id"])
         units = [Unit(NETWORK, subnet["network_id"])]
         if segment is not None:
@@ -124,6 +137,8 @@ class WeftMechanismDriver(api.MechanismDriver):
     def _check_port(self, context: api.PortContext) -> None:
         port = context.current
         if port["device_owner"] in constants.ROUTER_INTERFACE_OWNERS:
+            if not translate.is_tunnel(context.network.current):
+                raise translate.refuse("a router's interfaces are on networks of the types vxlan and gre")
             return
         places = set()
         for fixed in port["fixed_ips"]:
@@ -133,24 +148,25 @@ class WeftMechanismDriver(api.MechanismDriver):
                 "a port has addresses of at most one IPv4 and one IPv6 subnet that go together:"
                 " the first of each family of a network, the second of each, and so on"
             )
-        # What weft would refuse is refused now.
-        translate.dhcp_options(port.get("extra_dhcp_opts"))
+        translate.check_port(port)
 
     def _port_changes(self, context: api.PortContext) -> None:
-        port = context.current
-        if port["device_owner"] in constants.ROUTER_INTERFACE_OWNERS:
-            return self._mark(context, *self._around_router(context))
-        if port["device_owner"] in (constants.DEVICE_OWNER_ROUTER_GW, constants.DEVICE_OWNER_FLOATINGIP):
-            return None
-        units = [Unit(PORT, port["id"])]
-        network = context.network.current
-        if network["project_id"] != port["project_id"]:
-            units += [Unit(GROUP, group) for group in port["security_groups"]]
-        return self._mark(context, *units)
+        """A port that becomes a router's, or no longer is one, is both."""
+        both = [context.original, context.current] if context.original else [context.current]
+        units: list[Unit] = []
+        for port in both:
+            if port["device_owner"] in constants.ROUTER_INTERFACE_OWNERS:
+                units += self._around_router(context, port)
+        if any(port["device_owner"] not in ROUTER_PORTS for port in both):
+            units.append(Unit(PORT, context.current["id"]))
+            groups = {group for port in both for group in port["security_groups"]}
+            network = context.network.current
+            units += self.sync.units.copied(context.plugin_context, context.current, network, groups)
+        self._mark(context, *units)
 
-    def _around_router(self, context: api.PortContext) -> list[Unit]:
+    def _around_router(self, context: api.PortContext, port: dict[str, Any]) -> list[Unit]:
         """What a router's interface changes: links between its network and the router's others, and the routes of all of them."""
-        port, session = context.current, context.plugin_context
+        session = context.plugin_context.elevated()
         units = [Unit(ROUTER, port["device_id"])]
         own = Unit(NETWORK, port["network_id"])
         networks = {own.id}
@@ -205,6 +221,8 @@ class WeftMechanismDriver(api.MechanismDriver):
             rule = payload.latest_state if event == events.PRECOMMIT_CREATE else None
             if rule:
                 translate.security_rule(rule)
+                if self.sync.units.remote_is_strange(context, rule):
+                    raise translate.refuse("a rule that names a group of another project is not supported")
             group = (payload.metadata or {}).get("security_group_id") or (rule or {}).get("security_group_id")
             if group:
                 self.sync.mark(context, Unit(GROUP, group))
@@ -220,7 +238,7 @@ class WeftMechanismDriver(api.MechanismDriver):
         self.sync.mark(context, *units)
 
     def _changed(self, resource: str, event: str, trigger: Any, payload: Any) -> None:
-        self.sync.push_marked()
+        self.sync.push_marked(payload.context)
 
     def _address_group_changed(self, resource: str, event: str, trigger: Any, payload: Any) -> None:
         self.sync.mark_alone(payload.context, Unit(ADDRESS_GROUP, payload.resource_id))
@@ -234,9 +252,7 @@ class WeftMechanismDriver(api.MechanismDriver):
         why = None
         if not self._is_ours(context):
             why = f"the vnic type {port[portbindings.VNIC_TYPE]} is not supported"
-        elif translate.is_external(context.network.current) and not translate.is_tunnel(
-            context.network.current
-        ):
+        elif not translate.has_vpc(context.network.current):
             why = "networks that routers lead into have no guests"
         else:
             agents = context.host_agents(AGENT_TYPE)

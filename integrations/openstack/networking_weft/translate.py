@@ -1,6 +1,7 @@
 """Neutron's objects in weft's words. Pure functions of dictionaries as Neutron's API has them; what weft cannot do is refused with [`Unsupported`]."""
 
 import ipaddress
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -16,6 +17,12 @@ COPY_OF = "openstack.org/group"
 # Types of networks whose packets go through tunnels, and those that are on a wire.
 TUNNELS = ("vxlan", "gre")
 WIRES = ("flat", "vlan")
+# vif types of ports that this driver binds.
+VIF_TYPES = ("vhostuser", "tap")
+# Security groups of a port, at most.
+PORT_GROUPS = 16
+# Gateway hosts of a network, at most.
+GATEWAY_HOSTS = 16
 # Devices as the driver's configuration and a binding's profile name them.
 PROFILE_DEVICE = "weft_device"
 # An IP protocol that nobody uses (IANA: reserved). As the only egress rule it admits nothing: without one, weft admits everything.
@@ -23,6 +30,8 @@ NO_PROTOCOL = "255"
 METADATA = "169.254.169.254"
 # Where a limit of zero would mean none at weft.
 LEAST_BITS = 8000
+# DHCP options that weft makes of other settings.
+OWN_OPTIONS = {"0", "1", "3", "12", *map(str, range(50, 60)), "61", "77", "80", "81", "82", "255"}
 # Names by which Neutron's users know options that weft calls otherwise, or by number.
 OPTION_NAMES = {
     "router": "3",
@@ -45,8 +54,13 @@ def refuse(text: str) -> Unsupported:
     return Unsupported(error_message=text)
 
 
-def labels(revision: int) -> dict[str, str]:
-    return {REVISION: str(revision)}
+def revision(item: Item) -> int:
+    """How often an object changed: without Neutron's plugin `revisions`, nobody counts."""
+    return item.get("revision_number", 0)
+
+
+def labels(number: int) -> dict[str, str]:
+    return {REVISION: str(number)}
 
 
 def is_tunnel(network: Item) -> bool:
@@ -55,6 +69,11 @@ def is_tunnel(network: Item) -> bool:
 
 def is_external(network: Item) -> bool:
     return bool(network.get("router:external"))
+
+
+def has_vpc(network: Item) -> bool:
+    """Whether ports can be in a network: one on a wire that routers lead into is an external network alone."""
+    return is_tunnel(network) or not is_external(network)
 
 
 def check_network(network: Item) -> None:
@@ -71,6 +90,31 @@ def check_network(network: Item) -> None:
         raise refuse("vlan_qinq is not supported")
 
 
+def check_subnet(subnet: Item) -> None:
+    """Raises if weft has no such subnets."""
+    prefix = ipaddress.ip_network(subnet["cidr"])
+    if prefix.num_addresses < 4:
+        raise refuse(f"{prefix} is too small: a subnet has a gateway and a port at least")
+    gateway = subnet["gateway_ip"]
+    if gateway and ipaddress.ip_address(gateway) not in prefix:
+        raise refuse(f"the gateway {gateway} is not in {prefix}")
+    for route in subnet["host_routes"]:
+        if ipaddress.ip_address(route["nexthop"]) not in prefix:
+            raise refuse(f"the next hop {route['nexthop']} of {route['destination']} is not in {prefix}")
+
+
+def check_port(port: Item) -> None:
+    """Raises if weft has no such ports."""
+    if len(port.get("security_groups") or ()) > PORT_GROUPS:
+        raise refuse(f"a port is in at most {PORT_GROUPS} security groups")
+    for option in port.get("extra_dhcp_opts") or ():
+        name = str(option["opt_name"]).removeprefix("option:").removeprefix("option6:")
+        if not re.fullmatch(r"[a-z0-9+-]+", OPTION_NAMES.get(name, name)):
+            raise refuse(f"the DHCP option '{option['opt_name']}' is not supported")
+        if OPTION_NAMES.get(name, name) in OWN_OPTIONS:
+            raise refuse(f"the DHCP option '{option['opt_name']}' is the subnet's: set it there")
+
+
 def vpc(network: Item) -> weft.Vpc:
     """A network's VPC. That of a network on a wire has a number that the controller chooses: no tunnel carries it."""
     vni = network["provider:segmentation_id"] if is_tunnel(network) else 0
@@ -78,7 +122,7 @@ def vpc(network: Item) -> weft.Vpc:
         id=network["id"],
         vni=vni,
         tenant=network["project_id"],
-        labels=labels(network["revision_number"]),
+        labels=labels(revision(network)),
     )
 
 
@@ -89,7 +133,7 @@ def open_group(network: Item) -> weft.SecurityGroup:
         id=open_group_id(network["id"]),
         vpc=network["id"],
         rules=[anything],
-        labels=labels(network["revision_number"]),
+        labels=labels(revision(network)),
     )
 
 
@@ -100,7 +144,7 @@ def closed_group(network: Item) -> weft.SecurityGroup:
         id=closed_group_id(network["id"]),
         vpc=network["id"],
         rules=[nothing],
-        labels=labels(network["revision_number"]),
+        labels=labels(revision(network)),
     )
 
 
@@ -119,7 +163,7 @@ def external_network(network: Item, subnets: Iterable[Item], hosts: list[str]) -
         physical_network=network["provider:physical_network"],
         vlan=network["provider:segmentation_id"] or 0,
         mtu=network["mtu"] or 0,
-        labels=labels(network["revision_number"]),
+        labels=labels(revision(network)),
     )
     if is_external(network):
         external.gateway_hosts.extend(hosts)
@@ -155,7 +199,7 @@ def segment(segment_id: str, network: Item, subnets: list[Item], routes: bool) -
         id=segment_id,
         vpc=network["id"],
         mtu=network["mtu"] or 0,
-        labels=labels(network["revision_number"]),
+        labels=labels(revision(network)),
     )
     if is_tunnel(network):
         made.route_table = segment_id if routes else ""
@@ -197,7 +241,7 @@ def security_group(group: Item, group_id: str, vpc_id: str | None, remote: Any) 
         id=group_id,
         vpc=vpc_id or "",
         tenant="" if vpc_id else group["project_id"],
-        labels=labels(group["revision_number"]) | {COPY_OF: group["id"]},
+        labels=labels(revision(group)) | {COPY_OF: group["id"]},
     )
     rules = sorted(group["security_group_rules"], key=lambda rule: rule["id"])
     made.rules.extend(security_rule(rule, remote) for rule in rules)
@@ -267,7 +311,7 @@ def prefix_list(group: Item, list_id: str, vpc_id: str | None) -> weft.PrefixLis
         vpc=vpc_id or "",
         tenant="" if vpc_id else group["project_id"],
         prefixes=sorted(prefixes),
-        labels=labels(group["revision_number"]) | {COPY_OF: group["id"]},
+        labels=labels(revision(group)) | {COPY_OF: group["id"]},
     )
 
 
@@ -353,7 +397,7 @@ def port(
         mac=item["mac_address"],
         addresses=[fixed["ip_address"] for fixed in item["fixed_ips"]],
         dhcp_options=dhcp_options(item.get("extra_dhcp_opts")),
-        labels=labels(item["revision_number"]),
+        labels=labels(revision(item)),
     )
     for pair in item.get("allowed_address_pairs") or []:
         prefix = ipaddress.ip_network(pair["ip_address"], strict=False)
@@ -364,7 +408,9 @@ def port(
     else:
         made.unguarded = True
         made.security_groups.append(open_group_id(network["id"]))
-    if item.get("binding:host_id") and item.get("admin_state_up", True):
+    # Before Neutron has bound it, and where another driver or nobody has, nothing is attached.
+    is_ours = item.get("binding:vif_type") in VIF_TYPES
+    if item.get("binding:host_id") and item.get("admin_state_up", True) and is_ours:
         made.host = item["binding:host_id"]
         made.device.CopyFrom(device(item, conf))
     name = (item.get("dns_name") or "").rstrip(".")
@@ -385,7 +431,7 @@ def link_id(one: str, other: str) -> str:
     return f"{first}.{second}"
 
 
-def link(one: str, other: str, revision: int) -> weft.Peering:
+def link(one: str, other: str) -> weft.Peering:
     first, second = sorted((one, other))
     peering = link_id(one, other)
-    return weft.Peering(id=peering, requester=first, accepter=second, labels=labels(revision))
+    return weft.Peering(id=peering, requester=first, accepter=second, labels=labels(0))

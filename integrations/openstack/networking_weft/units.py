@@ -20,7 +20,7 @@ from neutron_lib.plugins import directory
 from weft.v1 import objects_pb2 as weft
 
 from networking_weft import translate, trunk
-from networking_weft.client import Controller, Key, key_of
+from networking_weft.client import Changed, Controller, Key, key_of
 from networking_weft.db import segments
 
 NETWORK, SEGMENT, PORT = "network", "segment", "port"
@@ -64,6 +64,7 @@ class Interface(NamedTuple):
     router: str
     network: str
     subnets: tuple[str, ...]
+    addresses: tuple[str, ...]
 
 
 class Units:
@@ -82,8 +83,26 @@ class Units:
         """The objects that a unit is now."""
         try:
             return getattr(self, "_" + unit.kind)(context, unit.id)
-        except lib_exceptions.NotFound:
+        except lib_exceptions.NotFound as error:
+            if self._exists(context, unit):
+                raise Changed(f"it changed while it was read: {error}") from error
             return []
+
+    def _exists(self, context: Any, unit: Unit) -> bool:
+        """Whether what a unit is of is there; what is computed of several is gone with any of them."""
+        read = {
+            NETWORK: self.plugin.get_network,
+            PORT: self.plugin.get_port,
+            GROUP: self.plugin.get_security_group,
+            ADDRESS_GROUP: self.plugin.get_address_group,
+        }.get(unit.kind)
+        if read is None:
+            return False
+        try:
+            read(context, unit.id)
+        except lib_exceptions.NotFound:
+            return False
+        return True
 
     def keys(self, unit: Unit) -> list[Key]:
         """The objects that a unit may have been, those that others rest on last."""
@@ -132,9 +151,31 @@ class Units:
             place = segments.network_of(context, unit.id)
             if place is not None:
                 found[Unit(NETWORK, place[0])] = None
+                self._rests_on(context, Unit(ROUTES, unit.id), found)
+                found[Unit(ROUTES, unit.id)] = None
                 found[unit] = None
-        elif unit.kind == GROUP:
-            self._groups_together(context, unit.id, found)
+        elif unit.kind in (GROUP, ADDRESS_GROUP):
+            if unit.kind == GROUP:
+                self._groups_together(context, unit.id, found)
+            groups = {one.id for one in found if one.kind == GROUP}
+            found.update(dict.fromkeys(Unit(NETWORK, one) for one in self._strange_networks(context, groups)))
+        elif unit.kind == ROUTES:
+            place = segments.network_of(context, unit.id)
+            if place is not None:
+                found[Unit(NETWORK, place[0])] = None
+                for interface in self.interfaces(context, network=place[0]):
+                    found[Unit(ROUTER, interface.router)] = None
+                    self._rests_on(context, Unit(ROUTER, interface.router), found)
+                    for other in self.interfaces(context, router=interface.router):
+                        if other.network != place[0]:
+                            found[Unit(NETWORK, other.network)] = None
+                            found[Unit(LINK, translate.link_id(place[0], other.network))] = None
+        elif unit.kind == ROUTER:
+            for interface in self.interfaces(context, router=unit.id):
+                found[Unit(NETWORK, interface.network)] = None
+            gateway = (self._router_item(context, unit.id) or {}).get("external_gateway_info")
+            if gateway:
+                found[Unit(NETWORK, gateway["network_id"])] = None
         elif unit.kind == FLOATING_IP:
             item = directory.get_plugin(plugin_constants.L3).get_floatingip(context, unit.id)
             found[Unit(NETWORK, item["floating_network_id"])] = None
@@ -159,20 +200,27 @@ class Units:
         """Every unit of Neutron's that can be listed, with its revision there."""
         found: dict[Unit, int] = {}
         for network in self.plugin.get_networks(context):
-            found[Unit(NETWORK, network["id"])] = network["revision_number"]
+            found[Unit(NETWORK, network["id"])] = translate.revision(network)
             for segment in segments.segments_of_network(context, network["id"]):
-                found[Unit(SEGMENT, segment)] = network["revision_number"]
+                found[Unit(SEGMENT, segment)] = translate.revision(network)
         for item in self.plugin.get_ports(context):
             if self._is_guest(item):
-                found[Unit(PORT, item["id"])] = item["revision_number"]
+                found[Unit(PORT, item["id"])] = translate.revision(item)
         for group in self.plugin.get_security_groups(context):
-            found[Unit(GROUP, group["id"])] = group["revision_number"]
+            found[Unit(GROUP, group["id"])] = translate.revision(group)
         for group in self.plugin.get_address_groups(context):
-            found[Unit(ADDRESS_GROUP, group["id"])] = group["revision_number"]
+            found[Unit(ADDRESS_GROUP, group["id"])] = translate.revision(group)
+        for interface in self.interfaces(context):
+            found[Unit(ROUTER, interface.router)] = 0
+            for other in self.interfaces(context, router=interface.router):
+                if other.network != interface.network:
+                    found[Unit(LINK, translate.link_id(interface.network, other.network))] = 0
+            for segment in segments.segments_of_network(context, interface.network):
+                found[Unit(ROUTES, segment)] = 0
         routers = directory.get_plugin(plugin_constants.L3)
         if routers is not None:
             for item in routers.get_floatingips(context):
-                found[Unit(FLOATING_IP, item["id"])] = item["revision_number"]
+                found[Unit(FLOATING_IP, item["id"])] = translate.revision(item)
         return found
 
     # What each kind is.
@@ -183,7 +231,7 @@ class Units:
         if not translate.is_tunnel(network):
             hosts = self._gateway_hosts(network["provider:physical_network"])
             made.append(translate.external_network(network, self._subnets(context, network_id), hosts))
-            if translate.is_external(network):
+            if not translate.has_vpc(network):
                 return made
         made.append(translate.vpc(network))
         made.append(translate.open_group(network))
@@ -201,7 +249,7 @@ class Units:
         if place is None:
             return []
         network = self.plugin.get_network(context, place[0])
-        if translate.is_external(network) and not translate.is_tunnel(network):
+        if not translate.has_vpc(network):
             return []
         subnets = [self.plugin.get_subnet(context, subnet) for subnet in place[1]]
         has_routes = bool(self._routes(context, segment_id))
@@ -210,6 +258,9 @@ class Units:
     def _security_group(self, context: Any, group_id: str) -> list[object]:
         """A group is its project's, and its project's networks know it; each network of another project with ports in it has a copy."""
         group = self.plugin.get_security_group(context, group_id)
+        # One that weft refuses would keep the others from changing: what names another project's group admits nothing.
+        rules = group["security_group_rules"]
+        group["security_group_rules"] = [rule for rule in rules if not self.remote_is_strange(context, rule)]
         made: list[object] = [translate.security_group(group, group_id, None, str)]
         for network in self._strange_networks(context, {group_id}):
             name = functools.partial(translate.copy_id, network=network)
@@ -227,6 +278,37 @@ class Units:
             made.append(translate.prefix_list(group, translate.copy_id(group_id, network=network), network))
         return made
 
+    def remote_is_strange(self, context: Any, rule: dict[str, Any]) -> bool:
+        """Whether a rule's remote is a group of another project."""
+        context = context.elevated()
+        project = self.plugin.get_security_group(context, rule["security_group_id"], ["project_id"])[
+            "project_id"
+        ]
+        if rule.get("remote_group_id"):
+            remote = self.plugin.get_security_group(context, rule["remote_group_id"], ["project_id"])
+        elif rule.get("remote_address_group_id"):
+            remote = self.plugin.get_address_group(context, rule["remote_address_group_id"], ["project_id"])
+        else:
+            return False
+        return remote["project_id"] != project
+
+    def copied(
+        self, context: Any, port: dict[str, Any], network: dict[str, Any], groups: set[str]
+    ) -> list[Unit]:
+        """Groups of other projects than a network's, and the address groups that they name: what the network has copies of."""
+        group, rule = group_models.SecurityGroup, group_models.SecurityGroupRule
+        if not groups:
+            return []
+        with db_api.CONTEXT_READER.using(context):
+            query = context.session.query(group.id).filter(group.id.in_(groups))
+            strange = [row.id for row in query.filter(group.project_id != network["project_id"])]
+            query = context.session.query(rule.remote_address_group_id, rule.remote_group_id)
+            rows = query.filter(rule.security_group_id.in_(strange)).all() if strange else []
+        named = {row.remote_address_group_id for row in rows} - {None}
+        also = {row.remote_group_id for row in rows} - {None}
+        units = [Unit(ADDRESS_GROUP, one) for one in sorted(named)]
+        return units + [Unit(GROUP, one) for one in sorted({*strange, *also})]
+
     def _strange_networks(self, context: Any, groups: set[str]) -> list[str]:
         """Networks of other projects with ports in one of the groups, or in one that names one of them."""
         rule, port = group_models.SecurityGroupRule, models_v2.Port
@@ -243,14 +325,16 @@ class Units:
                 found |= {row.network_id for row in query}
                 query = context.session.query(rule.security_group_id).filter(rule.remote_group_id.in_(groups))
                 groups = {row.security_group_id for row in query} - known
-        return sorted(found)
+        # One that routers lead into has no VPC.
+        networks = (self.plugin.get_network(context, one) for one in sorted(found))
+        return [one["id"] for one in networks if translate.has_vpc(one)]
 
     def _port(self, context: Any, port_id: str) -> list[object]:
         item = self.plugin.get_port(context, port_id)
         if not self._is_guest(item):
             return []
         network = self.plugin.get_network(context, item["network_id"])
-        if translate.is_external(network) and not translate.is_tunnel(network):
+        if not translate.has_vpc(network):
             return []
         places = {segments.segment_of(context, fixed["subnet_id"]) for fixed in item["fixed_ips"]}
         places.discard(None)
@@ -283,28 +367,38 @@ class Units:
         routers &= {interface.router for interface in self.interfaces(context, network=other)}
         if not routers:
             return []
-        return [translate.link(one, other, 0)]
+        return [translate.link(one, other)]
 
     def _routes(self, context: Any, segment_id: str) -> list[object]:
         place = segments.network_of(context, segment_id)
         if place is None:
             return []
         network_id, own = place
+        subnets = {one: self.plugin.get_subnet(context, one) for one in own}
+        gateways = {subnet["gateway_ip"] for subnet in subnets.values()}
+        found: dict[str, weft.Route] = {}
+        # Where several routers have interfaces, the one that guests send to comes first.
+        ordered = sorted(
+            self.interfaces(context, network=network_id),
+            key=lambda one: (not set(one.addresses) & gateways, one),
+        )
+        for interface in ordered:
+            families = {subnets[one]["ip_version"] for one in interface.subnets if one in subnets}
+            for route in self._routes_of(context, interface.router, network_id, families):
+                found.setdefault(route.prefix, route)
+        if not found:
+            return []
         table = weft.RouteTable(id=segment_id, vpc=network_id, labels=translate.labels(0))
-        for interface in self.interfaces(context, network=network_id):
-            if set(interface.subnets) & set(own):
-                families = {
-                    self.plugin.get_subnet(context, one)["ip_version"]
-                    for one in interface.subnets
-                    if one in own
-                }
-                table.routes.extend(self._routes_of(context, interface.router, network_id, families))
-        return [table] if table.routes else []
+        table.routes.extend(found[prefix] for prefix in sorted(found))
+        return [table]
 
     def _routes_of(
         self, context: Any, router_id: str, network_id: str, families: set[int]
     ) -> list[weft.Route]:
         """Where a router leads from one of its networks."""
+        router = self._router_item(context, router_id)
+        if router is None or not router["admin_state_up"]:
+            return []
         made = []
         for other in self.interfaces(context, router=router_id):
             if other.network == network_id:
@@ -314,11 +408,10 @@ class Units:
                 if subnet["ip_version"] in families:
                     peering = translate.link_id(network_id, other.network)
                     made.append(weft.Route(prefix=subnet["cidr"], peering=peering))
-        router = self._router_item(context, router_id)
-        gateway = (router or {}).get("external_gateway_info")
+        gateway = router.get("external_gateway_info")
         if gateway and 4 in families:
             route = weft.Route(prefix="0.0.0.0/0")
-            if gateway["enable_snat"] and self._snat_network(context, router_id) == network_id:
+            if self._router(context, router_id) and self._snat_network(context, router_id) == network_id:
                 route.nat = router_id
             else:
                 route.external = gateway["network_id"]
@@ -329,7 +422,7 @@ class Units:
         router = self._router_item(context, router_id)
         gateway = (router or {}).get("external_gateway_info")
         network_id = self._snat_network(context, router_id)
-        if not gateway or not gateway["enable_snat"] or network_id is None:
+        if not gateway or not gateway["enable_snat"] or network_id is None or not router["admin_state_up"]:
             return []
         addresses = [
             fixed["ip_address"] for fixed in gateway["external_fixed_ips"] if ":" not in fixed["ip_address"]
@@ -341,7 +434,7 @@ class Units:
             vpc=network_id,
             external_network=gateway["network_id"],
             addresses=addresses[:1],
-            labels=translate.labels(router["revision_number"]),
+            labels=translate.labels(translate.revision(router)),
         )
         return [nat]
 
@@ -365,6 +458,9 @@ class Units:
         item = directory.get_plugin(plugin_constants.L3).get_floatingip(context, floating_id)
         if not item["port_id"]:
             return []
+        router = self._router_item(context, item["router_id"]) if item["router_id"] else None
+        if router is None or not router["admin_state_up"]:
+            return []
         port = self.plugin.get_port(context, item["port_id"])
         network = self.plugin.get_network(context, port["network_id"])
         elastic = weft.ElasticIp(
@@ -374,7 +470,7 @@ class Units:
             address=item["floating_ip_address"],
             port=item["port_id"],
             private_address=item["fixed_ip_address"],
-            labels=translate.labels(item["revision_number"]),
+            labels=translate.labels(translate.revision(item)),
         )
         return [elastic]
 
@@ -389,11 +485,16 @@ class Units:
             filters["device_id"] = [router]
         if network is not None:
             filters["network_id"] = [network]
-        found: dict[tuple[str, str], list[str]] = collections.defaultdict(list)
+        found: dict[tuple[str, str], set[tuple[str, str]]] = collections.defaultdict(set)
         for item in self.plugin.get_ports(context, filters):
-            subnets = [fixed["subnet_id"] for fixed in item["fixed_ips"]]
-            found[item["device_id"], item["network_id"]].extend(subnets)
-        return [Interface(one, net, tuple(sorted(subnets))) for (one, net), subnets in sorted(found.items())]
+            places = {(fixed["subnet_id"], fixed["ip_address"]) for fixed in item["fixed_ips"]}
+            found[item["device_id"], item["network_id"]] |= places
+        return [
+            Interface(
+                one, net, tuple(sorted({place[0] for place in places})), tuple(sorted(p[1] for p in places))
+            )
+            for (one, net), places in sorted(found.items())
+        ]
 
     def _subnets(self, context: Any, network: str) -> list[dict[str, Any]]:
         subnets = self.plugin.get_subnets(context, {"network_id": [network]})
@@ -407,7 +508,8 @@ class Units:
         if time.monotonic() - when > HOSTS_KEPT:
             hosts = self._controller.objects("host")
             self._hosts = (time.monotonic(), hosts)
-        return sorted(host.id for host in hosts if physical_network in host.physical_networks)
+        known = sorted(host.id for host in hosts if physical_network in host.physical_networks)
+        return known[: translate.GATEWAY_HOSTS]
 
     def rules_naming(self, context: Any, group: str) -> list[str]:
         """Groups whose rules name a group."""

@@ -8,12 +8,13 @@ from typing import Any
 from neutron.db import provisioning_blocks
 from neutron_lib import constants, worker
 from neutron_lib import context as neutron_context
+from neutron_lib.api.definitions import portbindings
 from neutron_lib.callbacks import resources
 from neutron_lib.plugins import directory
 from oslo_config import cfg
 from oslo_log import log as logging
 
-from networking_weft import agents, config
+from networking_weft import agents, config, translate
 from networking_weft.client import ControllerError
 from networking_weft.sync import Sync
 
@@ -23,6 +24,8 @@ LOG = logging.getLogger(__name__)
 ENTITY = "weft"
 # Seconds after which a watch that ended begins anew.
 PAUSE = 1.0
+# Seconds between looks for ports that are DOWN at Neutron though packets pass: they were bound again, and nothing changed on their host.
+LOOK = 5.0
 # Seconds that who made a change has to push it.
 SETTLE = 1.0
 
@@ -45,6 +48,7 @@ class WeftWorker(worker.BaseWorker):
             (self._report, conf.report_interval),
             (self._resync, conf.resync_interval),
             (self._follow_ports, PAUSE),
+            (self._look_at_ports, LOOK),
         ]
         for task, interval in tasks:
             thread = threading.Thread(
@@ -89,17 +93,35 @@ class WeftWorker(worker.BaseWorker):
 
     def _follow_ports(self, context: Any) -> None:
         """Ports are ACTIVE when packets pass, and DOWN when they do not."""
-        for conditions in self.sync.controller.watch_ports():
+        for conditions in self.sync.controller.watch_ports(translate.REVISION):
             if self._stopping.is_set():
                 return
             for condition in conditions.ports:
-                set_status(neutron_context.get_admin_context(), condition)
+                self._take_over(condition)
+
+    def _look_at_ports(self, context: Any) -> None:
+        filters = {"status": [constants.PORT_STATUS_DOWN], "admin_state_up": [True]}
+        ports = directory.get_plugin().get_ports(context, filters)
+        down = {port["id"] for port in ports if port.get(portbindings.VIF_TYPE) in translate.VIF_TYPES}
+        if not down:
+            return
+        for conditions in self.sync.controller.port_conditions(translate.REVISION):
+            for condition in conditions.ports:
+                if condition.port in down and condition.state == "up":
+                    self._take_over(condition)
+
+    def _take_over(self, condition: Any) -> None:
+        try:
+            set_status(neutron_context.get_admin_context(), condition)
+        except Exception:
+            LOG.exception("port %s is %s, and Neutron was not told", condition.port, condition.state)
 
 
 def set_status(context: Any, condition: Any) -> None:
-    """Takes over a port's state from its host."""
+    """Takes over a port's state from the host that Neutron has it on."""
+    plugin = directory.get_plugin()
     if condition.state == "up":
-        provisioning_blocks.provisioning_complete(context, condition.port, resources.PORT, ENTITY)
-    elif condition.state == "down":
-        plugin = directory.get_plugin()
+        if plugin.port_bound_to_host(context, condition.port, condition.host):
+            provisioning_blocks.provisioning_complete(context, condition.port, resources.PORT, ENTITY)
+    elif condition.state in ("down", "unbound"):
         plugin.update_port_status(context, condition.port, constants.PORT_STATUS_DOWN, condition.host)

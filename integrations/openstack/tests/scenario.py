@@ -73,6 +73,11 @@ def port(
     return describe(made)
 
 
+def strange_port(cloud: Any, network_name: str, name: str, host: str) -> dict[str, Any]:
+    """A port of another project, in that project's default group."""
+    return port(cloud, network_name, name, host, project=OTHER_PROJECT)
+
+
 def group(cloud: Any, name: str, protocol: str, port_number: str = "") -> dict[str, str]:
     """A group that admits a protocol from everywhere."""
     made = cloud.create_security_group(name=name, project_id=PROJECT)
@@ -209,6 +214,7 @@ def delete_all(cloud: Any) -> dict[str, int]:
 STEPS = (
     network,
     port,
+    strange_port,
     group,
     wait_active,
     wait_down,

@@ -1,7 +1,7 @@
 """The list of what changed and may not have reached the controller.
 
 Rows are only ever added in the transaction of a change, so that two changes of one object wait for each other no longer than Neutron makes them. Who pushes an
-object notes the newest row first, then reads the object, and afterwards takes out the rows up to that one: a change in between leaves its own.
+object notes its rows first, then reads the object, and afterwards takes out these rows: a change in between leaves its own.
 """
 
 import time
@@ -22,32 +22,32 @@ def mark(context: object, kind: str, object_id: str, delay: float = 0.0) -> None
     context.session.add(row)
 
 
-def newest(context: object, kind: str, object_id: str) -> int | None:
-    """The number of an object's newest row; none if nothing is due."""
-    with db_api.CONTEXT_READER.using(context):
-        query = context.session.query(sa.func.max(Change.number))
-        return query.filter_by(kind=kind, object=object_id).scalar()
-
-
-def clear(context: object, kind: str, object_id: str, number: int) -> None:
-    """The controller has an object as it was at a row."""
+def rows(context: object, kind: str, object_id: str) -> list[int]:
+    """The numbers of an object's rows. Not only the newest: what is committed later may have a lower number."""
     with db_api.CONTEXT_READER.using(context):
         query = context.session.query(Change.number).filter_by(kind=kind, object=object_id)
-        numbers = [row.number for row in query.filter(Change.number <= number)]
-    # By their keys: a range would lock the gap where others add theirs.
-    with db_api.CONTEXT_WRITER.using(context):
-        for one in numbers:
-            context.session.query(Change).filter_by(number=one).delete()
+        return sorted(row.number for row in query)
 
 
 @db_api.retry_db_errors
-def postpone(context: object, kind: str, object_id: str, number: int) -> None:
+def clear(context: object, numbers: list[int]) -> None:
+    """The controller has an object as it was after these changes."""
+    # By their keys: a range would lock the gap where others add theirs.
+    with db_api.CONTEXT_WRITER.using(context):
+        for number in numbers:
+            context.session.query(Change).filter_by(number=number).delete()
+
+
+@db_api.retry_db_errors
+def postpone(context: object, numbers: list[int]) -> None:
     """An object could not be pushed: later, and ever later."""
     with db_api.CONTEXT_WRITER.using(context):
-        row = context.session.get(Change, number)
-        if row is not None:
-            pause = min(FIRST_PAUSE * 2.0 ** min(row.attempts, 16), LONGEST_PAUSE)
-            row.attempts += 1
+        found = [context.session.get(Change, number) for number in numbers]
+        known = [row for row in found if row is not None]
+        attempts = max((row.attempts for row in known), default=0)
+        pause = min(FIRST_PAUSE * 2.0 ** min(attempts, 16), LONGEST_PAUSE)
+        for row in known:
+            row.attempts = attempts + 1
             row.due = time.time() + pause
 
 

@@ -18,7 +18,7 @@ class Change(model_base.BASEV2):
     kind = sa.Column(sa.String(32), nullable=False)
     object = sa.Column(sa.String(80), nullable=False)
     # Seconds since 1970, by this server's clock: not to be tried before.
-    due = sa.Column(sa.Float, nullable=False, index=True)
+    due = sa.Column(sa.Double, nullable=False, index=True)
     attempts = sa.Column(sa.Integer, nullable=False, default=0)
 
 

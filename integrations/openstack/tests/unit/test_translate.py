@@ -66,6 +66,7 @@ def port(**more):
         "fixed_ips": [{"subnet_id": "s", "ip_address": "10.0.0.5"}],
         "revision_number": 7,
         "binding:host_id": "h1",
+        "binding:vif_type": "vhostuser",
         "binding:profile": {},
     } | more
 
@@ -212,6 +213,43 @@ def test_a_port_on_a_host_has_a_device_there():
     assert not made(port(**{"binding:host_id": ""})).HasField("device")
 
 
+@pytest.mark.parametrize("kind", ["unbound", "binding_failed", "hw_veb"])
+def test_a_port_that_is_not_bound_by_this_driver_is_on_no_host(kind):
+    other = made(port(**{"binding:vif_type": kind}), ["g"])
+    assert other.host == "" and not other.HasField("device")
+    assert list(other.security_groups) == ["g"]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "text"),
+    [
+        ({"gateway_ip": "10.0.1.1"}, "the gateway 10.0.1.1 is not in 10.0.0.0/24"),
+        ({"host_routes": [{"destination": "10.9.0.0/16", "nexthop": "10.1.0.9"}]}, "the next hop 10.1.0.9"),
+        ({"cidr": "10.0.0.0/31", "gateway_ip": None}, "too small"),
+    ],
+)
+def test_subnets_that_weft_has_not_are_refused_by_name(wrong, text):
+    with pytest.raises(translate.Unsupported, match=text):
+        translate.check_subnet(subnet(**wrong))
+    assert translate.check_subnet(subnet()) is None
+
+
+@pytest.mark.parametrize("name", ["tag:ipxe,bootfile-name", "router", "option:3", "51"])
+def test_dhcp_options_that_weft_has_not_are_refused_by_name(name):
+    with pytest.raises(translate.Unsupported, match="DHCP option"):
+        translate.check_port(port(extra_dhcp_opts=[{"opt_name": name, "opt_value": "x"}]))
+
+
+def test_ports_with_usual_options_and_groups_are_not_refused():
+    options = [
+        {"opt_name": name, "opt_value": "x"} for name in ("bootfile-name", "150", "option6:dns-server")
+    ]
+    usual = port(extra_dhcp_opts=options, security_groups=["g"] * 16)
+    assert translate.check_port(usual) is None
+    with pytest.raises(translate.Unsupported, match="16 security groups"):
+        translate.check_port(port(security_groups=["g"] * 17))
+
+
 def test_a_port_that_is_administratively_down_is_on_no_host():
     down = made(port(admin_state_up=False))
     assert down.host == "" and not down.HasField("device")
@@ -278,6 +316,14 @@ def test_an_older_state_does_not_take_the_place_of_a_newer_one():
     assert is_newer(newer, older)
     assert not is_newer(older, newer)
     assert not is_newer(newer, newer)
+
+
+def test_a_peering_that_is_over_is_put_again():
+    live, over = translate.link("a", "b"), translate.link("b", "a")
+    over.requester_state = over.accepter_state = "active"
+    assert not is_newer(live, over)
+    over.requester_state = over.accepter_state = "deleted"
+    assert is_newer(live, over)
 
 
 def test_what_the_controller_writes_itself_makes_no_difference():

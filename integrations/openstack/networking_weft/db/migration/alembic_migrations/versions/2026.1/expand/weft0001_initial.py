@@ -18,7 +18,7 @@ def upgrade() -> None:
         sa.Column("number", sa.BigInteger, primary_key=True, autoincrement=True),
         sa.Column("kind", sa.String(32), nullable=False),
         sa.Column("object", sa.String(80), nullable=False),
-        sa.Column("due", sa.Float, nullable=False, index=True),
+        sa.Column("due", sa.Double, nullable=False, index=True),
         sa.Column("attempts", sa.Integer, nullable=False),
         sa.Index("ix_weft_changes_object", "kind", "object"),
     )
