@@ -832,6 +832,10 @@ impl Model {
         let (host, vpc) = place;
         let (vni, now) = (vni_of(world, vpc, ingress), self.now);
         let sessions = self.sessions.entry(host.to_owned()).or_default();
+        let answering = match ingress {
+            Ingress::Port(port) if balancing::is_answer(world, port, packet) => Some(port),
+            _ => None,
+        };
         if packet.is_icmp_error() {
             // An error passes to the sender of a tracked packet (b022).
             let quoted = packet
@@ -840,6 +844,13 @@ impl Model {
             let (quoted, (session, stands)) = quoted
                 .and_then(|quoted| Some((quoted, find(sessions, vni, &quoted)?)))
                 .ok_or(DropReason::IcmpUnrelated)?;
+            // With a load balancer's address, a member speaks of what it got itself.
+            let is_own = |port| {
+                is_of_member(&sessions[session], port) && quoted.destination == packet.flow.source
+            };
+            if answering.is_some_and(|port| !is_own(port)) {
+                return Err(DropReason::SpoofedAddress);
+            }
             // It was translated before it got there.
             let member = sessions[session].member.filter(|_| !stands.from_opener);
             let as_it_is = member.map_or(Becoming::Kept(None), Becoming::Member);
@@ -863,17 +874,9 @@ impl Model {
         }
         let is_outside = matches!(ingress, Ingress::Outside(..));
         let mut known = find(sessions, vni, &packet.flow);
-        let answering = match ingress {
-            Ingress::Port(port) if balancing::is_answer(world, port, packet) => Some(port),
-            _ => None,
-        };
         if let Some(port) = answering {
             let asks = known.filter(|(_, stands)| !stands.from_opener);
-            let is_asked = asks.is_some_and(|(i, _)| match sessions[i].member {
-                Some(member) => crate::traffic::addresses(port).any(|address| address == member),
-                None => sessions[i].charged.as_ref() == Some(&port.id),
-            });
-            if !is_asked {
+            if !asks.is_some_and(|(i, _)| is_of_member(&sessions[i], port)) {
                 return Err(DropReason::SpoofedAddress);
             }
         }
@@ -931,6 +934,10 @@ impl Model {
             Some((_, stands)) if !stands.from_opener => unlike.unwrap_or(Standing::Backward),
             _ => unlike.unwrap_or(Standing::Forward),
         };
+        if answering.is_some() && matches!(standing, Standing::Forward) {
+            // A member opens nothing with a load balancer's address.
+            return Err(DropReason::SpoofedAddress);
+        }
         if known.is_none() && open(packet, false).is_err() {
             // Only where a connection may be seen one way.
             open(packet, true)?;
@@ -1935,4 +1942,12 @@ fn may_pass_on(world: &World, (host, vpc): (&str, &str), packet: &Packet) -> boo
                     && (routed || gateway::pair_mac(port, pair) == packet.src)
             })
     })
+}
+
+/// Whether a port is the member that a session goes to.
+fn is_of_member(session: &Session, port: &v1::Port) -> bool {
+    match session.member {
+        Some(member) => crate::traffic::addresses(port).any(|address| address == member),
+        None => session.charged.as_ref() == Some(&port.id),
+    }
 }
