@@ -28,12 +28,10 @@ from networking_weft.units import (
     SEGMENT,
     Unit,
 )
-from networking_weft.worker import WeftWorker
+from networking_weft.worker import ENTITY, WeftWorker
 
 LOG = logging.getLogger(__name__)
 
-# Who it is that a port waits for before it is ACTIVE.
-ENTITY = "weft"
 VNIC_TYPES = (portbindings.VNIC_NORMAL,)
 # vif types that devices are to Nova.
 VIF_TYPES = {
@@ -51,10 +49,8 @@ class WeftMechanismDriver(api.MechanismDriver):
         self.sync = Sync()
         self.qos = qos.WeftQosDriver.create(self)
         self.trunk = trunk.WeftTrunkDriver.create(self)
-        # Group, what is told before the commit, what after it.
         for resource in (resources.SECURITY_GROUP, resources.SECURITY_GROUP_RULE):
-            before = [events.PRECOMMIT_CREATE, events.PRECOMMIT_UPDATE, events.PRECOMMIT_DELETE]
-            for event in before:
+            for event in (events.PRECOMMIT_CREATE, events.PRECOMMIT_UPDATE, events.PRECOMMIT_DELETE):
                 registry.subscribe(self._group_changes, resource, event)
             for event in (events.AFTER_CREATE, events.AFTER_UPDATE, events.AFTER_DELETE):
                 registry.subscribe(self._changed, resource, event)
@@ -161,7 +157,7 @@ class WeftMechanismDriver(api.MechanismDriver):
             units.append(Unit(PORT, context.current["id"]))
             groups = {group for port in both for group in port["security_groups"]}
             network = context.network.current
-            units += self.sync.units.copied(context.plugin_context, context.current, network, groups)
+            units += self.sync.units.copied(context.plugin_context, network, groups)
         self._mark(context, *units)
 
     def _around_router(self, context: api.PortContext, port: dict[str, Any]) -> list[Unit]:

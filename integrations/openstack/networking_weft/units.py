@@ -292,9 +292,7 @@ class Units:
             return False
         return remote["project_id"] != project
 
-    def copied(
-        self, context: Any, port: dict[str, Any], network: dict[str, Any], groups: set[str]
-    ) -> list[Unit]:
+    def copied(self, context: Any, network: dict[str, Any], groups: set[str]) -> list[Unit]:
         """Groups of other projects than a network's, and the address groups that they name: what the network has copies of."""
         group, rule = group_models.SecurityGroup, group_models.SecurityGroupRule
         if not groups:

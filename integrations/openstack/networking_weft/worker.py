@@ -20,7 +20,7 @@ from networking_weft.sync import Sync
 
 LOG = logging.getLogger(__name__)
 
-# As in the mechanism driver.
+# Who it is that a port waits for before it is ACTIVE.
 ENTITY = "weft"
 # Seconds after which a watch that ended begins anew.
 PAUSE = 1.0

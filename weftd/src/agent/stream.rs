@@ -209,7 +209,6 @@ impl Attachment<'_> {
         }
     }
 
-    /// Brings into effect what a message leads to; the answer to it.
     /// Brings a state into force; the answer, when all of it has come.
     async fn take(
         &mut self,
